@@ -1,0 +1,191 @@
+"""Adds adapters to a model and takes their weights out and in. Knows no optimizer.
+
+`add_lora`, then training; `lora_state` is exact, for resuming; lora_files.py writes what clients load.
+"""
+
+import re
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sdxl_lora.lora_keys import canonical
+from sdxl_lora.lora_math import Adapter
+
+ADAPTER = "default"
+TARGETS = ("attention", "attention+ff", "all-linear", "all-linear+conv")
+# Clients disagree about these, and some drop them without a word (token and size embeddings, first and last layer).
+NEVER = re.compile(r"(^|\.)(conv_in|conv_out|time_embedding|add_embedding|text_projection)(\.|$)")
+ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
+FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
+ADAPTER_TENSOR = re.compile(rf"\.(lora_|hada_|lokr_)\w+\.{ADAPTER}(\.weight)?$")
+
+
+def target_modules(model: nn.Module, targets: str) -> list[str]:
+    """Full names of the modules that `targets` means, in the model's order.
+
+    Args:
+        targets: one of TARGETS, or a regular expression searched in the names of linear and convolution layers.
+    Raises:
+        ValueError: not a regular expression, nothing matched, or it matched a layer that must stay as it is.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    chosen = {
+        "attention": lambda name: ATTENTION.search(name),
+        "attention+ff": lambda name: ATTENTION.search(name) or FEED_FORWARD.search(name),
+        "all-linear": lambda name: isinstance(layers[name], nn.Linear),
+        "all-linear+conv": lambda name: True,
+    }
+    if targets in chosen:
+        return [name for name in layers if chosen[targets](name) and not NEVER.search(name)]
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ValueError(
+            f"targets {targets!r} is none of {', '.join(TARGETS)} and not a regular expression ({error})."
+        ) from None
+    names = [name for name in layers if pattern.search(name)]
+    example = next((name for name in layers if ATTENTION.search(name)), "")
+    if not names:
+        raise ValueError(
+            f"targets {targets!r} matches no linear or convolution layer of {type(model).__name__}: "
+            f"use one of {', '.join(TARGETS)}, or an expression over names such as {example}."
+        )
+    if never := [name for name in names if NEVER.search(name)]:
+        raise ValueError(
+            f"targets {targets!r} matches {', '.join(never)}: LoRA files with these layers fail in clients. "
+            f"Make the expression narrower, for example by starting it with ^(down|mid|up)_block."
+        )
+    return names
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: str = "attention",
+    seed: int = 0,
+    *,
+    init: bool | str = True,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    rank_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, float] | None = None,
+) -> list[nn.Parameter]:
+    """Freezes `model` (UNet2DConditionModel or a CLIP text model) and adds a LoRA to its `targets`.
+
+    Args:
+        rank, alpha: strength is alpha / rank, with `use_rslora` alpha / sqrt(rank) (arXiv:2312.03732).
+        dropout: of the adapter's input, in [0, 1).
+        targets: one of TARGETS, or a regular expression over module names (see `target_modules`).
+        seed: of the adapter's start values; the caller's random state is left as it was.
+        init: True (Kaiming-uniform down, zero up), "gaussian" or "orthogonal" (PEFT's `init_lora_weights`).
+        rank_pattern, alpha_pattern: other values for modules whose name ends in a key (a regular expression).
+    Returns:
+        The trainable parameters, all float32 whatever the base's dtype, in the model's order.
+    Raises:
+        ValueError: a value is out of range, `targets` matches nothing or a forbidden layer, or an adapter is there.
+    """
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}: need rank >= 1, alpha > 0, 0 <= dropout < 1.")
+    if init not in (True, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"init {init!r} changes the base's weights, which a LoRA file cannot say: use True or gaussian."
+        )
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} has an adapter already: load the base model anew.")
+    names = target_modules(model, targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=names,
+        init_lora_weights=init,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        rank_pattern=rank_pattern or {},
+        alpha_pattern=alpha_pattern or {},
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws start values on the CPU
+        torch.manual_seed(seed)
+        model.add_adapter(config, adapter_name=ADAPTER)
+    parameters = adapter_parameters(model)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()  # PEFT gives them the base's dtype; bf16 loses small updates
+        parameter.requires_grad_(True)
+    wrapped = sum(isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer") for module in model.modules())
+    assert wrapped == len(names), f"PEFT wrapped {wrapped} of {len(names)} layers"
+    return list(parameters.values())
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by PEFT's name without the adapter's (`….to_q.lora_A.weight`), in the model's order."""
+    return {
+        name.replace(f".{ADAPTER}", ""): parameter
+        for name, parameter in model.named_parameters()
+        if ADAPTER_TENSOR.search(name)
+    }
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the adapter's tensors on the CPU, float32, alpha not multiplied in: exactly what training holds."""
+    return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in adapter_parameters(model).items()}
+
+
+def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts back what `lora_state` gave; the model's adapter must have the same modules and ranks.
+
+    Raises:
+        ValueError: names are missing, left over, or of another shape. Nothing is changed then.
+    """
+    parameters = adapter_parameters(model)
+    wrong = [f"missing {name}" for name in parameters if name not in state]
+    wrong += [f"unexpected {name}" for name in state if name not in parameters]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, the model needs {tuple(p.shape)}"
+        for name, p in parameters.items()
+        if name in state and state[name].shape != p.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"the saved LoRA does not fit this model: {'; '.join(wrong[:5])}{more}. "
+            "Use the same targets, rank and base as when it was saved."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+
+def model_adapters(model: nn.Module, component: str) -> dict[str, Adapter]:
+    """The model's adapter by canonical module name (lora_keys.py), alpha included, as float32 copies on the CPU.
+
+    Raises:
+        ValueError: the model has no adapter, or one on a module that no LoRA file can name.
+    """
+    adapters = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and ADAPTER in module.r:
+            adapters[canonical(component, name)] = module_adapter(module)
+    if not adapters:
+        raise ValueError(f"the {component} has no adapter to save: call add_lora first.")
+    return adapters
+
+
+def module_adapter(module: BaseTunerLayer) -> Adapter:
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", torch.float32, copy=True)
+
+    # PEFT's scaling is alpha / r, or alpha / sqrt(r) with rsLoRA: alpha = scaling * r is right for both.
+    alpha = module.scaling[ADAPTER] * module.r[ADAPTER]
+    if not isinstance(module, LoraLayer):
+        raise ValueError(f"cannot save a {type(module).__name__} adapter.")
+    tensors = {"lora_down": copy(module.lora_A[ADAPTER].weight), "lora_up": copy(module.lora_B[ADAPTER].weight)}
+    if ADAPTER in module.lora_magnitude_vector:
+        magnitude = copy(module.lora_magnitude_vector[ADAPTER].weight)
+        tensors["dora_scale"] = magnitude.reshape(-1, *[1] * (tensors["lora_down"].dim() - 1))
+    return Adapter(tensors, alpha)

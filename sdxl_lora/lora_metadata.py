@@ -1,0 +1,105 @@
+"""What a LoRA file says about itself, and the lines that tell a person how to use it. Strings only.
+
+Keys: kohya's `ss_*` (A1111, Forge and ComfyUI's managers show them) and the Model Spec's `modelspec.*`
+(https://github.com/Stability-AI/ModelSpec). Nothing private is written: no paths, user names or tokens.
+"""
+
+import base64
+import json
+from datetime import datetime
+from pathlib import PurePath
+
+IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # the Model Spec's value for SDXL in sgm names
+
+
+def lora_metadata(
+    title: str,
+    *,
+    started_at: datetime | None = None,
+    finished_at: datetime | None = None,
+    trigger_phrase: str = "",
+    resolution: tuple[int, int] = (1024, 1024),
+    rank: int | None = None,
+    alpha: float | None = None,
+    base_model: str = "",
+    base_model_sha256: str = "",
+    epochs: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    learning_rate: float | None = None,
+    images: int | None = None,
+    tag_frequency: dict[str, int] | None = None,
+    thumbnail_jpeg: bytes = b"",
+    prediction_type: str = "epsilon",
+) -> dict[str, str]:
+    """The metadata of one LoRA file; `write_lora_files` adds what it knows from the tensors.
+
+    Args:
+        title: the output name.
+        resolution: (width, height) in pixels.
+        base_model: a Hub id, or a name; of a path only the last part is kept.
+        base_model_sha256: hex digest of the base's file, where there is one.
+        tag_frequency: how many captions hold each tag; stored as one data set called "images".
+        thumbnail_jpeg: a small JPEG, at most 1 MB; stored as a data URL.
+        prediction_type: "epsilon" or "v_prediction".
+    Raises:
+        ValueError: the thumbnail is no JPEG or too large, or the prediction type is unknown.
+    """
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction_type {prediction_type!r} must be epsilon or v_prediction.")
+    if thumbnail_jpeg and (thumbnail_jpeg[:2] != b"\xff\xd8" or len(thumbnail_jpeg) > 1_000_000):
+        raise ValueError(
+            f"the thumbnail ({len(thumbnail_jpeg)} bytes) must be a JPEG of at most 1 MB: make it smaller."
+        )
+    width, height = resolution
+    values = {
+        "ss_output_name": title,
+        "ss_training_started_at": started_at and started_at.timestamp(),
+        "ss_training_finished_at": finished_at and finished_at.timestamp(),
+        "ss_resolution": f"({width}, {height})",
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_sd_model_name": public_name(base_model),
+        "ss_new_sd_model_hash": base_model_sha256,
+        "ss_num_epochs": epochs,
+        "ss_epoch": epochs,
+        "ss_steps": steps,
+        "ss_max_train_steps": steps,
+        "ss_seed": seed,
+        "ss_learning_rate": learning_rate,
+        "ss_num_train_images": images,
+        # Clients require {folder: {tag: count}} and raise on other shapes.
+        "ss_tag_frequency": tag_frequency and json.dumps({"images": tag_frequency}, ensure_ascii=False),
+        "ss_dataset_dirs": images and json.dumps({"images": {"n_repeats": 1, "img_count": images}}),
+        "modelspec.title": title,
+        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.date": finished_at and finished_at.isoformat(timespec="seconds"),
+        "modelspec.trigger_phrase": trigger_phrase,
+        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "modelspec.thumbnail": thumbnail_jpeg
+        and "data:image/jpeg;base64," + base64.b64encode(thumbnail_jpeg).decode("ascii"),
+    }
+    return {key: str(value) for key, value in values.items() if value not in (None, "", b"", {}, 0) or key == "ss_seed"}
+
+
+def public_name(base_model: str) -> str:
+    """A Hub id (`owner/name`) as it is; of a path only its last part, which tells nothing of the machine."""
+    base_model = base_model.replace("\\", "/").rstrip("/")
+    parts = PurePath(base_model).parts
+    if len(parts) == 2 and not base_model.startswith((".", "/", "~")) and ":" not in base_model:
+        return base_model
+    return parts[-1] if parts else ""
+
+
+def usage_lines(name: str, trigger_word: str = "", prompt: str = "") -> tuple[str, str]:
+    """(a line of Python for diffusers, a prompt for ComfyUI with a LoRA-tag node, A1111 and Forge), ready to paste.
+
+    Args:
+        name: of the file without `.safetensors`.
+        prompt: what to draw; the trigger word is put in front unless it is there.
+    """
+    prompt = prompt or "a photo"
+    if trigger_word and trigger_word.lower() not in prompt.lower():
+        prompt = f"{trigger_word}, {prompt}"
+    python = f'pipe.load_lora_weights("{name}.safetensors"); image = pipe({prompt!r}).images[0]'
+    return python, f"{prompt} <lora:{name}:1>"

@@ -1,0 +1,173 @@
+"""Reads and writes .safetensors one tensor at a time, so that memory stays at one tensor, not one file.
+
+The `safetensors` package maps or holds whole files; a 7 GB base to be rewritten must not cost twice that.
+Format: 8 bytes header length, JSON header {name: {dtype, shape, data_offsets}}, then the data without gaps
+(https://github.com/huggingface/safetensors#format).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+class TensorFile:
+    """An open .safetensors: `shapes`, `dtypes`, `metadata`, and `read(name)` of one tensor.
+
+    Raises:
+        ValueError: not a .safetensors, or cut short; the message says what it looks like instead.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.file = None
+        if not self.path.is_file():
+            raise ValueError(
+                f"{path} is {'a folder' if self.path.is_dir() else 'not there'}: give a .safetensors file."
+            )
+        self.file = self.path.open("rb")
+        try:
+            header = self._header()
+        except ValueError:
+            self.close()
+            raise
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        self.dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
+        self.offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
+
+    def _header(self) -> dict:
+        size = self.path.stat().st_size
+        start = self.file.read(8)
+        if start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
+            raise ValueError(
+                f"{self.path} is a pickle (.ckpt, .pt, .bin), which can run code: convert it elsewhere first."
+            )
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
+        if length > min(MAX_HEADER_BYTES, max(size - 8, 0)):
+            raise ValueError(f"{self.path} is not a .safetensors file ({size} bytes), or it was cut short.")
+        try:
+            header = json.loads(self.file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            unknown = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} - set(DTYPES)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(f"{self.path} is not a .safetensors file: its header is not valid.") from None
+        if unknown:
+            raise ValueError(
+                f"{self.path} holds tensors of type {', '.join(sorted(unknown))}, which are not supported."
+            )
+        self.data_start = 8 + length
+        if size != self.data_start + max(ends, default=0):
+            raise ValueError(
+                f"{self.path} has {size} bytes, its header says {self.data_start + max(ends, default=0)}: "
+                "it was cut short or damaged; copy or download it again."
+            )
+        return header
+
+    def read(self, name: str) -> Tensor:
+        begin, end = self.offsets[name]
+        if begin == end:
+            return torch.empty(self.shapes[name], dtype=self.dtypes[name])
+        buffer = bytearray(end - begin)
+        self.file.seek(self.data_start + begin)
+        self.file.readinto(buffer)
+        return torch.frombuffer(buffer, dtype=self.dtypes[name]).reshape(self.shapes[name])
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def data_sha256(layout: dict[str, tuple[torch.dtype, tuple]], tensor_of: Callable[[str], Tensor]) -> str:
+    """SHA-256 of the bytes behind the header, as `write_tensors` will write them (kohya's `sshs_model_hash`)."""
+    digest = hashlib.sha256()
+    for name in _order(layout):
+        digest.update(_bytes(tensor_of(name)))
+    return digest.hexdigest()
+
+
+def write_tensors(
+    path: Path,
+    layout: dict[str, tuple[torch.dtype, tuple]],
+    tensor_of: Callable[[str], Tensor],
+    metadata: dict[str, str],
+    verify: Callable[[Path], None] = lambda written: None,
+) -> None:
+    """Writes `path` whole or not at all: a temporary name, fsync, `verify(temporary path)`, then the rename.
+
+    Args:
+        layout: (dtype, shape) of every tensor; `tensor_of` is asked for them one by one.
+        verify: raises to have the file removed instead of renamed.
+    Raises:
+        OSError: the disk is full or not writable; what stood at `path` is untouched.
+    """
+    header, offset = {"__metadata__": metadata}, 0
+    for name in _order(layout):
+        dtype, shape = layout[name]
+        size = dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in _order(layout):
+                tensor = tensor_of(name)
+                assert (tensor.dtype, tuple(tensor.shape)) == (layout[name][0], tuple(layout[name][1])), name
+                file.write(_bytes(tensor))
+            file.flush()
+            os.fsync(file.fileno())
+        verify(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
+    return sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # wide types first: all stay aligned
+
+
+def _bytes(tensor: Tensor):
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _fsync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows cannot open a folder; the rename is then as safe as it gets
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
