@@ -1,0 +1,188 @@
+"""VAE moments and text embeddings on disk, filled once before training and read in every step.
+
+A record is one safetensors file whose name is a key over all that it depends on: the picture's bytes, sizes and
+mirroring, or the caption; the encoder's weights and precision. So a changed caption or picture redoes only itself, and
+runs can share a folder. Loads the encoders and frees them. Knows no UNet.
+"""
+
+import gc
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sdxl_lora.data import TrainingPictures, content_key
+from sdxl_lora.errors import DataError, NonFiniteError
+from sdxl_lora.models import Base, load_text_parts, load_vae
+from sdxl_lora.text import encode_prompts
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those that fill the cache together; `wait` returns once all of them called it."""
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None
+
+    def share(self, items: list) -> list:
+        return items[self.rank :: self.world]
+
+
+class LatentCache:
+    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes."""
+
+    def __init__(self, folder: Path, pictures: TrainingPictures, vae_key: str):
+        self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
+
+    def path(self, index: int, flip: bool) -> Path:
+        return record_path(self.folder, self.pictures.examples[index].key, self.vae_key, flip)
+
+    def read(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
+        return read_record(self.path(index, flip))
+
+    def fill(self, vae, flips: Iterable[bool], num_workers: int, workers: Workers) -> int:
+        """Encode what is missing, each process its share. Returns how many records this process wrote.
+
+        Raises:
+            DataError: a picture cannot be decoded.
+            NonFiniteError: the VAE gave NaN or infinity for a picture, which is named.
+        """
+        wanted = [(index, flip) for index in range(len(self.pictures)) for flip in flips]
+        missing = [item for item in workers.share(wanted) if not self.path(*item).exists()]
+        loader = DataLoader(_Decoding(self.pictures, missing), batch_size=None, num_workers=num_workers)
+        for (index, flip), record in tqdm(
+            zip(missing, loader, strict=True),
+            desc="caching latents", total=len(missing), disable=workers.rank > 0 or not missing,
+        ):  # fmt: skip
+            if "error" in record:
+                raise DataError(record["error"])
+            record |= vae_moments(vae, record.pop("pixels")[None])
+            if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
+                name = self.pictures.examples[index].name
+                raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+            write_record(self.path(index, flip), record)
+        return len(missing)
+
+
+class _Decoding(Dataset):
+    """Pictures of (index, flip) pairs, decoded by worker processes; what is wrong with one comes as its record."""
+
+    def __init__(self, pictures: TrainingPictures, items: list[tuple[int, bool]]):
+        self.pictures, self.items = pictures, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> dict:
+        try:
+            return self.pictures.load(*self.items[place])
+        except DataError as error:
+            return {"error": str(error)}
+
+
+@torch.no_grad()
+def vae_moments(vae, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean and standard deviation (C, h, w) float32 of one picture's latents, times scaling_factor.
+
+    Args:
+        pixels: (1, 3, H, W) in [-1, 1].
+    """
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    scale = vae.config.scaling_factor
+    return {"mean": posterior.mean[0].float().cpu() * scale, "std": posterior.std[0].float().cpu() * scale}
+
+
+class TextCache:
+    """Embeddings of prompts: `prompt_embeds` (77, D) and `pooled_embeds` (P,), each prompt stored once."""
+
+    def __init__(self, folder: Path, encoders_key: str):
+        self.folder, self.encoders_key = folder / "text", encoders_key
+
+    def path(self, prompt: str) -> Path:
+        return record_path(self.folder, prompt, self.encoders_key)
+
+    def read(self, prompt: str) -> dict[str, torch.Tensor]:
+        return read_record(self.path(prompt))
+
+    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers, batch_size: int = 16) -> int:
+        """Encode what is missing, each process its share. Returns how many records this process wrote."""
+        missing = [prompt for prompt in workers.share(sorted(set(prompts))) if not self.path(prompt).exists()]
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        for batch in tqdm(batches, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
+            embeds, pooled = encode_prompts(batch, tokenizers, text_encoders)
+            for prompt, prompt_embeds, pooled_embeds in zip(batch, embeds.cpu(), pooled.cpu(), strict=True):
+                record = {"prompt_embeds": prompt_embeds.clone(), "pooled_embeds": pooled_embeds.clone()}
+                write_record(self.path(prompt), record)
+        return len(missing)
+
+
+def fill_caches(
+    folder: Path,
+    base: Base,
+    pictures: TrainingPictures,
+    prompts: Iterable[str],
+    flips: Iterable[bool],
+    device: torch.device,
+    text_dtype: torch.dtype,
+    num_workers: int = 0,
+    workers: Workers | None = None,
+) -> tuple[LatentCache, TextCache]:
+    """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none."""
+    workers = workers or Workers()
+    vae = load_vae(base).to(device)
+    latents = LatentCache(folder, pictures, weights_key(vae))
+    latents.fill(vae, flips, num_workers, workers)
+    del vae
+    free_memory()
+
+    tokenizers, text_encoders = load_text_parts(base, text_dtype)
+    text_encoders = [encoder.to(device) for encoder in text_encoders]
+    text = TextCache(folder, "".join(weights_key(encoder) for encoder in text_encoders))
+    text.fill([*(example.caption for example in pictures.examples), *prompts], tokenizers, text_encoders, workers)
+    del text_encoders
+    free_memory()
+    workers.wait()
+    return latents, text
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def weights_key(model: torch.nn.Module) -> str:
+    """32 hexadecimal digits over names, types and values of a model's tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def record_path(folder: Path, *facts) -> Path:
+    """The record's file, in one of 256 subfolders so that none grows too large to list."""
+    key = content_key(b"", *facts)
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
+    """Whole or not at all: save_file writes under a temporary name and renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in record.items()}, path)
+
+
+def read_record(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} is a damaged cache record ({error}): delete it and run the same command again"
+        ) from None

@@ -1,0 +1,329 @@
+"""Every setting of both commands: its name, type, default and help, and where a value comes from.
+
+A field is at once a flag, a key of the YAML file, a line of a run's config.yaml and a widget of the web page.
+Imports no torch, so that --help and a typo answer at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from sdxl_lora.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """Turn a folder of pictures into an image/caption dataset for training."""
+
+    input_dir: str
+    """Folder of .png, .jpg, .jpeg and .webp pictures; subfolders are read too. Never written to."""
+    output_dir: str
+    """Folder for the dataset: images/, metadata.jsonl and preprocess_report.json."""
+    trigger_word: str = ""
+    """Word in front of every caption that will call up the concept, e.g. "sks". Never put there twice."""
+    resolution: int = 1024
+    """Width and height of the prepared pictures, in pixels; a multiple of 8."""
+    enlarge_small: bool = False
+    """Enlarge pictures smaller than the resolution instead of leaving them out."""
+    caption_model: str = "florence-community/Florence-2-base"
+    """Florence-2 checkpoint that captions pictures without a .txt file: a Hub id or a folder; "none" for no captioner."""
+    caption_task: str = "<DETAILED_CAPTION>"
+    """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION> or <MORE_DETAILED_CAPTION>."""
+    caption_batch_size: int = 8
+    """Pictures captioned at once."""
+    fallback_caption: str = ""
+    """Caption of pictures that have no .txt file when caption_model is "none"."""
+
+    def __post_init__(self) -> None:
+        problems = number_problems(self, positive=["resolution", "caption_batch_size"])
+        if self.resolution % 8:
+            problems.append(multiple_of_8_problem(self.resolution))
+        raise_all(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a LoRA of Stable Diffusion XL."""
+
+    # --- what is trained, on what ---
+    output_dir: str
+    """Folder of the run: config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
+    pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
+    """Base model: a diffusers folder, a Hub id, or one .safetensors file in the original layout."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """VAE to use instead of the base's: a diffusers folder or a Hub id."""
+    pretrained_config_name_or_path: str | None = None
+    """For a base in one .safetensors file: diffusers folder or Hub id with its configs and tokenizers.
+    Default: the Hub's stabilityai/stable-diffusion-xl-base-1.0."""
+    revision: str | None = None
+    """Git revision of a base on the Hub."""
+    variant: str | None = None
+    """Weights variant of a diffusers base, e.g. "fp16"."""
+    train_data_dir: str | None = None
+    """Folder of pictures: what `python -m preprocess` wrote, or pictures with .txt captions beside them."""
+    dataset_name: str | None = None
+    """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
+    dataset_config_name: str | None = None
+    """Configuration of the dataset on the Hub."""
+    image_column: str = "image"
+    """Dataset column with the pictures."""
+    caption_column: str = "text"
+    """Dataset column with the captions."""
+    max_train_samples: int | None = None
+    """Use only the first N pictures."""
+    resolution: int = 1024
+    """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
+    center_crop: bool = True
+    """Crop such pictures at their centre; else at a place drawn once per picture from the seed."""
+    random_flip: bool = False
+    """Mirror a picture left to right in half of its turns."""
+
+    # --- the LoRA ---
+    rank: int = 16
+    """Rank of the LoRA matrices."""
+    lora_alpha: float | None = None
+    """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
+    lora_dropout: float = 0.0
+    """Share of a LoRA layer's inputs that is zeroed in training."""
+    target_modules: str = "attention"
+    """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts. Default: as the base says."""
+
+    # --- how long, how fast ---
+    train_batch_size: int = 1
+    """Pictures per process and micro-step."""
+    gradient_accumulation_steps: int = 1
+    """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third more time for far less memory."""
+    num_train_epochs: int = 10
+    """Passes over the dataset."""
+    max_train_steps: int | None = None
+    """Steps to train; overrides num_train_epochs."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    scale_lr: bool = False
+    """Multiply the learning rate by batch size, micro-steps and processes."""
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    """Course of the learning rate over the steps."""
+    lr_warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0 (every schedule but "constant")."""
+    lr_num_cycles: int = 1
+    """Restarts of cosine_with_restarts."""
+    lr_power: float = 1.0
+    """Exponent of polynomial."""
+    optimizer: Literal["adamw", "adamw8bit", "lion", "lion8bit"] = "adamw"
+    """adamw is torch's; the others are bitsandbytes'."""
+    adam_beta1: float = 0.9
+    """Decay of the optimizer's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the optimizer's second moment."""
+    adam_weight_decay: float = 1e-2
+    """Decoupled weight decay."""
+    adam_epsilon: float = 1e-8
+    """Term that keeps Adam's division finite."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 for no clipping."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
+    """Precision of the base and of the computation; LoRA weights are float32 in every one."""
+    allow_tf32: bool = False
+    """Let Ampere and newer GPUs round float32 matrix products to TF32."""
+    seed: int = 0
+    """Fixes initial weights, order, noise, timesteps and flips."""
+    deterministic: bool = False
+    """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
+    dataloader_num_workers: int = 0
+    """Processes that decode pictures while the caches are filled."""
+    cache_dir: str | None = None
+    """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
+
+    # --- checkpoints and LoRA files ---
+    checkpointing_steps: int | None = 500
+    """Save a checkpoint every N steps."""
+    checkpointing_epochs: int | None = None
+    """Save a checkpoint every N epochs."""
+    checkpoints_total_limit: int | None = None
+    """Keep the newest N checkpoints, two at least."""
+    resume_from_checkpoint: str | None = "latest"
+    """"latest" (start anew where there is none), a checkpoint-<step> folder, or None to refuse a used output_dir."""
+
+    output_name: str | None = None
+    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name."""
+    save_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Precision of the LoRA files; fp32 is taken where values would be lost."""
+    loras_dir: str | None = None
+    """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras."""
+
+    # --- watching it ---
+    validation_prompt: tuple[str, ...] = ()
+    """Prompts drawn with the LoRA while it trains."""
+    num_validation_images: int = 4
+    """Pictures per prompt."""
+    validation_epochs: int = 1
+    """Draw every N epochs, and at the end."""
+    validation_inference_steps: int = 25
+    """Denoising steps of such a picture."""
+    validation_guidance_scale: float = 5.0
+    """Classifier-free guidance of such a picture."""
+    report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
+    """Where metrics and pictures go, beside events.jsonl."""
+    logging_dir: str = "logs"
+    """Folder of the tracker's files, inside output_dir."""
+    tracker_project_name: str = "sdxl-lora"
+    """Project in the tracker."""
+    tracker_run_name: str | None = None
+    """Name of the run in the tracker. Default: output_dir's name."""
+
+    @property
+    def lora_name(self) -> str:
+        return self.output_name or Path(self.output_dir).resolve().name
+
+    def __post_init__(self) -> None:
+        problems = number_problems(
+            self,
+            positive=[
+                "rank", "lora_alpha", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+                "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
+                "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
+                "validation_epochs", "validation_inference_steps",
+            ],
+            not_negative=[
+                "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "seed",
+                "dataloader_num_workers", "validation_guidance_scale",
+            ],
+            below_one=["lora_dropout", "adam_beta1", "adam_beta2"],
+        )  # fmt: skip
+        if self.resolution > 0 and self.resolution % 8:
+            problems.append(multiple_of_8_problem(self.resolution))
+        if (self.train_data_dir is None) == (self.dataset_name is None):
+            problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
+        raise_all(problems)
+
+
+def number_problems(
+    config: Any, positive: Sequence[str] = (), not_negative: Sequence[str] = (), below_one: Sequence[str] = ()
+) -> list[str]:
+    """A sentence for each named field that is NaN or out of range; fields that are None pass."""
+
+    def outside(names: Sequence[str], allowed, range_text: str) -> list[str]:
+        values = {name: getattr(config, name) for name in names}
+        return [
+            f"{name} is {value}, it must be {range_text}"
+            for name, value in values.items()
+            if value is not None and not (math.isfinite(value) and allowed(value))
+        ]
+
+    return [
+        *outside(positive, lambda value: value > 0, "above 0"),
+        *outside(not_negative, lambda value: value >= 0, "0 or more"),
+        *outside(below_one, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    ]
+
+
+def multiple_of_8_problem(resolution: int) -> str:
+    below = resolution // 8 * 8
+    return f"resolution is {resolution}, it must be a multiple of 8; nearest: {below}, {below + 8}"
+
+
+def raise_all(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
+    """The config that a command line asks for; `--config FILE.yaml` may stand anywhere in it, and a flag wins over it.
+
+    The file's entries become flags in front of the others, so one parser checks both.
+
+    Raises:
+        SystemExit: code 2, after a message that names what is unknown or wrong and the nearest thing known;
+            0 after --help.
+    """
+    config_path, flags = split_config_flag(argv)
+    try:
+        file_flags = flags_of_yaml(config_class, config_path) if config_path else []
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    return tyro.cli(
+        config_class,
+        args=[*file_flags, *flags],
+        description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
+        use_underscores=True,
+    )
+
+
+def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The path given as `--config PATH` or `--config=PATH` (the last one counts), and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, others = parser.parse_known_args(argv)
+    return known.config, others
+
+
+def flags_of_yaml(config_class: type, path: Path) -> list[str]:
+    """The entries of a YAML file as command-line flags. Everything stays text: YAML itself reads 1e-4 as a string.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping of scalars and lists, or unknown keys (all of them at once,
+            each with its line and column and the nearest known name).
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} must hold lines of `name: value`")
+
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    flags, problems, seen = [], [], set()
+    for key, value in root.value:
+        where = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+        name = str(key.value)
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            problems.append(f"{where}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        elif name in seen:
+            problems.append(f"{where}: {name!r} stands here a second time")
+        elif isinstance(value, yaml.MappingNode) or (
+            isinstance(value, yaml.SequenceNode) and not all(isinstance(v, yaml.ScalarNode) for v in value.value)
+        ):
+            problems.append(f"{where}: {name!r} must be a value or a list of values")
+        else:
+            flags += flags_of_entry(name, value, is_bool=fields[name].type is bool)
+        seen.add(name)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return flags
+
+
+def flags_of_entry(name: str, value: yaml.Node, is_bool: bool) -> list[str]:
+    if isinstance(value, yaml.SequenceNode):
+        return [f"--{name}", *(item.value for item in value.value)]
+    if value.tag == "tag:yaml.org,2002:null":
+        return [f"--{name}=None"]
+    if is_bool and value.tag == "tag:yaml.org,2002:bool":
+        return [f"--{name}" if yaml.safe_load(value.value) else f"--no_{name}"]
+    return [f"--{name}={value.value}"]
+
+
+def to_yaml(config: Any) -> str:
+    """The config as text that `--config` reads back to an equal one."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
