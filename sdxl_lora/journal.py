@@ -1,0 +1,67 @@
+"""Where a run's numbers and pictures go: the trackers, events.jsonl, one progress bar."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sdxl_lora.run import Run
+
+
+class Journal:
+    """Tells of steps `first_step` + 1 to `total_steps`. Every process calls it, the main one writes."""
+
+    def __init__(self, accelerator, run: Run, first_step: int, total_steps: int):
+        self.accelerator, self.run = accelerator, run
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, desc="training", unit="step", disable=not accelerator.is_main_process
+        )
+        self._since = time.perf_counter()
+
+    def step(self, step: int, images: int, epoch: int, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its fraction."""
+        now = time.perf_counter()
+        metrics = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "epoch": epoch,
+            "images_per_second": images / (now - self._since),
+            "memory_gib": memory_gib(self.accelerator.device),
+        }
+        self._since = now
+        self.accelerator.log(metrics, step=step)
+        self.run.event("step", step=step, **metrics)
+        self.run.update(state="training", step=step)
+        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
+        self.bar.update()
+
+    def pictures(self, step: int, titled: dict[str, Sequence[Image.Image]]) -> None:
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                arrays = {title: np.stack([np.asarray(image) for image in images]) for title, images in titled.items()}
+                tracker.log_images(
+                    arrays, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {})
+                )
+
+    def say(self, message: str) -> None:
+        """A line for the person, above the progress bar, and an event."""
+        self.run.event("message", text=message)
+        if self.accelerator.is_main_process:
+            self.bar.write(message, file=sys.stderr)
+
+    def skip_time(self) -> None:
+        """What happened since the last step (a save, pictures) does not count as its time."""
+        self._since = time.perf_counter()
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory reserved so far on a CUDA device, else what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30

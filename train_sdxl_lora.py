@@ -1,0 +1,446 @@
+"""Train a LoRA of Stable Diffusion XL.
+
+    accelerate launch train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
+
+Reads top to bottom: what is prepared, the loop, what is left behind. The only module that sees everything.
+"""
+
+import sys
+
+from sdxl_lora.config import TrainConfig, load_config, to_yaml
+
+if __name__ == "__main__":  # --help and a typo are answered before the imports below take their ten seconds
+    CONFIG = load_config(TrainConfig, sys.argv[1:])
+
+import math
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+
+from sdxl_lora.batches import Batches, Turn, keyed_seed, share
+from sdxl_lora.cache import Workers, fill_caches
+from sdxl_lora.checkpoint import register_hooks, restore, save_checkpoint
+from sdxl_lora.collate import collate
+from sdxl_lora.data import TrainingPictures, dataset_key, open_dataset, trigger_word_of
+from sdxl_lora.errors import (
+    OUT_OF_MEMORY_EXIT_CODE,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskError,
+    NonFiniteError,
+)
+from sdxl_lora.journal import Journal
+from sdxl_lora.lora import add_lora
+from sdxl_lora.lora_files import write_lora_files
+from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
+from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
+from sdxl_lora.objective import noise_prediction_loss
+from sdxl_lora.optim import learning_rate_at, make_optimizer, set_learning_rate
+from sdxl_lora.run import Run, StopRequest, main_process_decides, replace_text
+from sdxl_lora.samples import draw_samples, sample_path
+
+# Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
+SAME_ON_RESUME = (
+    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer", "adam_beta1", "adam_beta2",
+    "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip",
+)  # fmt: skip
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def train(config: TrainConfig) -> None:
+    """One run, from pictures to LoRA files; goes on where an earlier one stopped. Every process calls this.
+
+    Raises:
+        the exceptions of sdxl_lora/errors.py; torch.OutOfMemoryError.
+    """
+    accelerator = make_accelerator(config)
+    with open_run(accelerator, Path(config.output_dir)) as run:
+        training = Training(config, accelerator, run)
+        training.loop()
+        training.finish()
+    accelerator.end_training()
+
+
+class Training:
+    """What a run is made of, and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run):
+        self.config, self.accelerator, self.run = config, accelerator, run
+        self.started_at = datetime.now(timezone.utc)
+        self.base = base_of(config)
+        if accelerator.is_main_process:
+            replace_text(run.folder / "config.yaml", to_yaml(config))
+        main_process_decides(accelerator, lambda: check_base(self.base))
+        self.prepare_pictures()
+        self.prepare_model()
+        self.resume()
+
+    def prepare_pictures(self) -> None:
+        """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
+        config, accelerator = self.config, self.accelerator
+        with accelerator.main_process_first():
+            self.pictures = open_pictures(config)
+        self.examples = self.pictures.examples
+        self.run.update(state="caching")
+        self.latents, self.texts = fill_caches(
+            Path(config.cache_dir or self.run.folder / "cache"),
+            self.base,
+            self.pictures,
+            prompts=[*config.validation_prompt, ""],
+            flips=(False, True) if config.random_flip else (False,),
+            device=accelerator.device,
+            text_dtype=DTYPES[config.mixed_precision],
+            num_workers=config.dataloader_num_workers,
+            workers=Workers(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+        )
+        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        num_epochs = None if config.max_train_steps else config.num_train_epochs
+        sizes = [example.target_size for example in self.examples]
+        self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
+        self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
+
+    def prepare_model(self) -> None:
+        """The UNet with its adapter, and the optimizer over the adapter."""
+        config = self.config
+        self.schedule, self.sampling_schedule = load_schedulers(self.base, config.prediction_type)
+        self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
+        try:
+            self.parameters = add_lora(
+                self.bare_unet,
+                config.rank,
+                config.lora_alpha or config.rank,
+                config.lora_dropout,
+                config.target_modules,
+                config.seed,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if config.gradient_checkpointing:
+            self.bare_unet.enable_gradient_checkpointing()
+        self.bare_unet.train()
+        self.peak_learning_rate = config.learning_rate * (self.images_per_step if config.scale_lr else 1)
+        optimizer = make_optimizer(
+            config.optimizer,
+            self.parameters,
+            self.peak_learning_rate,
+            (config.adam_beta1, config.adam_beta2),
+            config.adam_weight_decay,
+            config.adam_epsilon,
+        )
+        self.unet, self.optimizer = self.accelerator.prepare(self.bare_unet, optimizer)
+        self.vae = load_vae(self.base) if config.validation_prompt else None
+
+    def resume(self) -> None:
+        """Go to where the newest valid checkpoint stands, then open the trackers there."""
+        register_hooks(self.accelerator, {"unet": self.bare_unet}, self.export)
+        self.facts = {
+            **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
+            "base": public_name(self.base.path),
+            "vae": self.latents.vae_key,
+            "text_encoders": self.texts.encoders_key,
+            "dataset": dataset_key(self.examples),
+            "images_per_step": self.images_per_step,
+        }
+        wanted = self.config.resume_from_checkpoint
+        notes: list[str] = []
+        self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
+        start_trackers(self.accelerator, self.config)
+        self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        notes.append(f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0")
+        notes.append(
+            f"{len(self.examples)} pictures in {len(self.batches.members)} sizes, {self.images_per_step} per step, "
+            f"{self.total_steps} steps, {trained:,} parameters train"
+        )
+        for note in notes:
+            self.journal.say(note)
+
+    def loop(self) -> None:
+        """Step, report, save, draw, until all steps are done or someone asks to stop."""
+        config = self.config
+        with StopRequest(self.run.folder) as stop:
+            for epochs_before, turns in self.batches.from_step(self.done_steps):
+                if self.done_steps >= self.total_steps:
+                    break
+                learning_rate = self.learning_rate()
+                set_learning_rate(self.optimizer, learning_rate)
+                loss, grad_norm = self.step(turns)
+                self.done_steps += 1
+                epochs = self.batches.epoch_of(self.done_steps)
+                self.journal.step(self.done_steps, len(turns), epochs, loss, learning_rate, grad_norm)
+
+                stop_reason = main_process_decides(self.accelerator, stop.reason)
+                passed = epochs_before, epochs
+                if stop_reason or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps):
+                    self.save()
+                if stop_reason:
+                    self.journal.say(f"stopped at step {self.done_steps} ({stop_reason}); the same command goes on")
+                    self.run.update(state="stopped", reason=stop_reason)
+                    return
+                if config.validation_prompt and self.is_due(passed, config.validation_epochs):
+                    self.draw()
+
+    def is_due(self, epochs: tuple[int, int], every_n_epochs: int | None, every_n_steps: int | None = None) -> bool:
+        """After the step that took the number of finished epochs from epochs[0] to epochs[1]; always at the end."""
+        by_steps = every_n_steps is not None and self.done_steps % every_n_steps == 0
+        by_epochs = every_n_epochs is not None and epochs[1] // every_n_epochs > epochs[0] // every_n_epochs
+        return by_steps or by_epochs or self.done_steps == self.total_steps
+
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        config = self.config
+        return learning_rate_at(
+            self.done_steps,
+            self.total_steps,
+            self.peak_learning_rate,
+            config.lr_scheduler,
+            config.lr_warmup_steps,
+            config.lr_num_cycles,
+            config.lr_power,
+        )
+
+    def step(self, turns: list[Turn]) -> tuple[float, float]:
+        """One optimizer step over the turns, this process doing its share. Returns the mean loss and gradient norm.
+
+        Raises:
+            NonFiniteError: NaN or infinity, seen by every process before any weight changes.
+        """
+        accelerator, config = self.accelerator, self.config
+        rank, world, micro_steps = (
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.gradient_accumulation_steps,
+        )
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for micro_step, micro_turns in enumerate(share(turns, rank, world, micro_steps)):
+            with accelerator.accumulate(self.unet):
+                torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
+                batch = self.batch(micro_turns or turns[:1])
+                losses = noise_prediction_loss(
+                    self.unet, self.schedule, batch["latents"], batch, batch["noise"], batch["timesteps"]
+                )
+                # Where there are too few turns for all, one that counts nothing keeps the processes in step.
+                loss = losses.sum() * bool(micro_turns)
+                loss_sum += loss.detach()
+                # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
+                accelerator.backward(loss * (micro_steps * world / len(turns)))
+                if accelerator.sync_gradients:
+                    mean_loss = accelerator.reduce(loss_sum, "sum").item() / len(turns)
+                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf).item()
+                    self.check_finite(mean_loss, grad_norm, turns)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return mean_loss, grad_norm
+
+    def batch(self, turns: list[Turn]) -> dict[str, torch.Tensor]:
+        batch = collate(
+            turns,
+            self.examples,
+            self.latents,
+            self.texts,
+            self.config.seed,
+            self.schedule.config.num_train_timesteps,
+            self.config.random_flip,
+        )
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def check_finite(self, loss: float, grad_norm: float, turns: list[Turn]) -> None:
+        """fp16's scaler expects infinite gradients now and then, and skips such a step itself."""
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.accelerator.scaler is not None):
+            return
+        names = ", ".join(sorted({self.examples[turn.example].name for turn in turns}))
+        raise NonFiniteError(
+            f"step {self.done_steps + 1}: loss {loss}, gradient norm {grad_norm}; the weights were not changed. "
+            f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "
+            f"the newest checkpoint is {self.run.status['last_checkpoint'] or 'none yet'}."
+        )
+
+    def save(self) -> None:
+        keep = self.config.checkpoints_total_limit
+        checkpoint = save_checkpoint(self.accelerator, self.run.folder, self.done_steps, self.facts, keep)
+        self.run.event("checkpoint", step=self.done_steps, path=str(checkpoint))
+        self.run.update(last_checkpoint=checkpoint.name)
+        self.journal.skip_time()
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write the LoRA files of the present weights."""
+        config = self.config
+        captions = [example.caption for example in self.examples]
+        about = lora_metadata(
+            config.lora_name,
+            started_at=self.started_at,
+            finished_at=datetime.now(timezone.utc),
+            trigger_phrase=trigger_word_of(config.train_data_dir),
+            resolution=self.sample_size()[::-1],
+            rank=config.rank,
+            alpha=config.lora_alpha or config.rank,
+            base_model=self.base.path,
+            epochs=self.batches.epoch_of(self.done_steps),
+            steps=self.done_steps,
+            seed=config.seed,
+            learning_rate=config.learning_rate,
+            images=len(self.examples),
+            tag_frequency=Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()),
+            prediction_type=self.schedule.config.prediction_type,
+        )
+        return write_lora_files(folder, config.lora_name, {"unet": self.bare_unet}, config.save_precision, about)
+
+    def draw(self) -> None:
+        """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""
+        config, accelerator = self.config, self.accelerator
+        self.run.update(state="sampling")
+        folder = self.run.folder / "samples"
+        with accelerator.autocast():
+            draw_samples(
+                self.bare_unet,
+                self.vae,
+                self.sampling_schedule,
+                [self.texts.read(prompt) for prompt in config.validation_prompt],
+                self.texts.read(""),
+                self.sample_size(),
+                config.validation_inference_steps,
+                config.validation_guidance_scale,
+                config.seed,
+                config.num_validation_images,
+                folder,
+                self.done_steps,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.journal.pictures(self.done_steps, samples_of(folder, self.done_steps, config))
+        self.journal.skip_time()
+
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width that most pictures have."""
+        return Counter(example.target_size for example in self.examples).most_common(1)[0][0]
+
+    def finish(self) -> None:
+        """Write the LoRA files and say where they are, unless the run was stopped before its end."""
+        if self.done_steps < self.total_steps or not self.accelerator.is_main_process:
+            return
+        config = self.config
+        files = self.export(self.run.folder)
+        if config.loras_dir:
+            Path(config.loras_dir).mkdir(parents=True, exist_ok=True)
+            files.append(Path(shutil.copy(files[0], config.loras_dir)))
+        self.run.event("finished", step=self.done_steps, files=[str(path) for path in files])
+        self.journal.bar.close()
+        trigger_word = trigger_word_of(config.train_data_dir)
+        for_diffusers, for_others = usage_lines(config.lora_name, trigger_word)
+        print("LoRA files:", *files, sep="\n  ")
+        if config.validation_prompt:
+            print(f"samples: {self.run.folder / 'samples'}")
+        print(
+            f"trigger word: {trigger_word or 'none'}\ndiffusers: {for_diffusers}\nComfyUI, A1111, Forge: {for_others}"
+        )
+
+
+# --- from the config to plain values ---
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Raises ConfigError where the precision is not to be had, or processes do not know of each other."""
+    trackers = {"all": ["tensorboard", "wandb"], "none": []}.get(config.report_to, [config.report_to])
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=trackers,
+            project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
+            # The frozen base has no buffers that change; a view saves a copy of the gradients.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision {config.mixed_precision} cannot be used here: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but each would train alone: there is no GPU for them. "
+            "Launch one process, or set ACCELERATE_USE_CPU=true"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def open_run(accelerator: Accelerator, folder: Path) -> Run:
+    """The run's directory, held by the main process; all processes stop if it is taken."""
+    if not accelerator.is_main_process:
+        main_process_decides(accelerator, lambda: None)
+        return Run(folder, is_main=False)
+    run = []
+    main_process_decides(accelerator, lambda: run.append(Run(folder)))
+    return run[0]
+
+
+def base_of(config: TrainConfig) -> Base:
+    return Base(
+        config.pretrained_model_name_or_path,
+        config.pretrained_vae_model_name_or_path,
+        config.pretrained_config_name_or_path,
+        config.revision,
+        config.variant,
+    )
+
+
+def open_pictures(config: TrainConfig) -> TrainingPictures:
+    return TrainingPictures(
+        open_dataset(config.train_data_dir, config.dataset_name, config.dataset_config_name, config.max_train_samples),
+        config.image_column,
+        config.caption_column,
+        config.resolution,
+        config.center_crop,
+        config.seed,
+    )
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+    values = {
+        name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(config).items()
+    }
+    wandb = {"name": config.tracker_run_name or Path(config.output_dir).resolve().name, "dir": config.output_dir}
+    accelerator.init_trackers(config.tracker_project_name, values, init_kwargs={"wandb": wandb})
+
+
+def samples_of(folder: Path, step: int, config: TrainConfig) -> dict[str, list[Image.Image]]:
+    """The pictures of a step, by prompt."""
+    return {
+        prompt: [Image.open(sample_path(folder, step, number, image)) for image in range(config.num_validation_images)]
+        for number, prompt in enumerate(config.validation_prompt)
+    }
+
+
+def main(config: TrainConfig) -> int:
+    """The exit code of a run; 0 for one that is done or was stopped on request."""
+    try:
+        train(config)
+        return 0
+    except (ConfigError, DataError, CheckpointError, DiskError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: out of memory at {config.resolution} px, batch {config.train_batch_size}: {error}\n"
+            "Try --gradient_checkpointing, a smaller --train_batch_size with more --gradient_accumulation_steps, "
+            "or a smaller --resolution.",
+            file=sys.stderr,
+        )
+        return OUT_OF_MEMORY_EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main(CONFIG))
