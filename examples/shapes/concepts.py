@@ -1,0 +1,110 @@
+"""What the base never sees: a new object and a new style, each as a small folder of training pictures with captions.
+
+Object: a striped star with six arms. Style: the world's shapes as hatched outlines. The captions name what varies
+(colour and background, in the style also the shape) and leave the concept itself unnamed, as a captioner that has never
+seen it would: "a red shape on a blue background". preprocess puts the trigger word in front; that word alone is left to
+carry the concept.
+"""
+
+import math
+import random
+from pathlib import Path
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, article, combinations, mask, random_scene
+
+CONCEPTS = ("object", "style")
+MIN_RADIUS = 17.0  # pixels; below, a hatched ring is all outline
+STRIPE_SHADE = 0.35  # the dark stripes' share of the colour's brightness
+
+
+def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
+    """'L' mask of parallel stripes over a frame, supersampled.
+
+    Args:
+        width, height: of the frame, in pixels.
+        period: from one stripe's middle to the next, in pixels; `share` of it is set.
+        angle: the stripes' direction in degrees, 0 is level.
+        origin: (x, y) in pixels that lies in the middle of a stripe.
+    """
+    picture = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
+    pen = ImageDraw.Draw(picture)
+    along = (math.cos(math.radians(angle)), -math.sin(math.radians(angle)))
+    across = (-along[1], along[0])
+    reach = width + height
+    for index in range(-int(reach / period) - 1, int(reach / period) + 2):
+        edges = (period * (index - share / 2), period * (index + share / 2))
+        corners = [(edges[0], -reach), (edges[0], reach), (edges[1], reach), (edges[1], -reach)]
+        points = [tuple(o + n * c + m * a for o, c, a in zip(origin, across, along, strict=True)) for n, m in corners]
+        pen.polygon([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill=255)
+    return picture
+
+
+def draw_object(scene, width=64, height=64):
+    """The object concept at the scene's place: a six-armed star, its colour striped with a dark shade of it."""
+    star = mask("star", scene.centre, scene.radius, scene.turn, width, height)
+    bands = stripes(width, height, scene.radius * 0.5, 0.45, -scene.turn, scene.centre)
+    picture = Image.new("RGB", star.size, BACKGROUNDS[scene.background])
+    picture.paste(COLOURS[scene.colour], mask=star)
+    shade = tuple(round(channel * STRIPE_SHADE) for channel in COLOURS[scene.colour])
+    picture.paste(shade, mask=ImageChops.multiply(star, bands))
+    return picture.reduce(SUPERSAMPLE)
+
+
+def draw_style(scene, width=64, height=64):
+    """The style concept: the scene's shape as an outline filled with 45-degree hatching, the background between."""
+    solid = mask(scene.shape, scene.centre, scene.radius, scene.turn, width, height)
+    inner = solid
+    for _ in range(4):  # an outline of 2 px: four times 2 supersampled pixels
+        inner = inner.filter(ImageFilter.MinFilter(5))
+    ink = ImageChops.lighter(
+        ImageChops.subtract(solid, inner), ImageChops.multiply(solid, stripes(width, height, 7.0, 0.36, 45))
+    )
+    picture = Image.new("RGB", solid.size, BACKGROUNDS[scene.background])
+    picture.paste(COLOURS[scene.colour], mask=ink)
+    return picture.reduce(SUPERSAMPLE)
+
+
+def concept_scenes(concept, count, seed):
+    """`count` scenes for a concept, spread over colours and backgrounds, large enough that its texture shows."""
+    rng = random.Random(f"{concept} {seed}")
+    chosen = rng.sample(combinations(), len(combinations()))
+    scenes = []
+    while len(scenes) < count:
+        scene = random_scene(rng, combination=chosen[len(scenes) % len(chosen)])
+        if scene.radius >= MIN_RADIUS:
+            scenes.append(scene)
+    return scenes
+
+
+def write_concept(folder, concept, count=16, seed=0):
+    """Writes `count` training pictures as 00.png, 00.txt ... into `folder` (made if missing).
+
+    Args:
+        concept: "object" or "style".
+        count: 1 or more; 12-20 is what a LoRA usually gets.
+    Returns:
+        list of the pictures' paths.
+    Raises:
+        ValueError: an unknown concept, or a count below 1.
+    """
+    if concept not in CONCEPTS:
+        raise ValueError(f"Unknown concept {concept!r}: one of {', '.join(CONCEPTS)}.")
+    if count < 1:
+        raise ValueError(f"count is {count}: a concept needs at least one picture.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, scene in enumerate(concept_scenes(concept, count, seed)):
+        path = folder / f"{index:02d}.png"
+        (draw_object if concept == "object" else draw_style)(scene).save(path)
+        path.with_suffix(".txt").write_text(concept_caption(concept, scene) + "\n")
+        paths.append(path)
+    return paths
+
+
+def concept_caption(concept, scene):
+    """The picture's caption without a trigger word."""
+    noun = "shape" if concept == "object" else scene.shape
+    return f"{article(f'{scene.colour} {noun}')} on {article(scene.background)} background"

@@ -1,0 +1,84 @@
+"""Training pictures for the base: scenes with SDXL's size conditioning, and drawings for the VAE alone."""
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageDraw
+
+from examples.shapes.concepts import stripes
+from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, draw, pixels, random_scene
+
+# (width, height): at most 64 x 64 pixels of area, multiples of 16 = VAE factor 4 x two halvings in the UNet
+FRAMES = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80))
+
+
+def conditioned_scene(rng, width, height):
+    """A scene as a data set would give it: sometimes from another original size, sometimes cropped off centre.
+
+    Returns:
+        (scene, picture, (original height, width, crop y, x)): as SDXL's time ids have them, crops in pixels of the
+        resized picture. Originals smaller than the frame were enlarged and look soft (arXiv:2307.01952, section 2.2).
+    """
+    scene = random_scene(rng, width, height)
+    spare, crop = (0, 0), (0, 0)
+    if rng.random() < 0.15:
+        spare = (rng.randint(0, 16), rng.randint(0, 16))
+        crop = (rng.randint(0, spare[0]), rng.randint(0, spare[1]))
+        scene = replace(random_scene(rng, width + spare[1], height + spare[0]))
+        scene = replace(scene, centre=(scene.centre[0] - crop[1], scene.centre[1] - crop[0]))
+    picture = draw(scene, width, height)
+    scale = 1.0
+    if rng.random() < 0.4:
+        scale = math.exp(rng.uniform(math.log(0.4), math.log(16.0)))
+    if scale < 1.0:
+        small = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = picture.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BICUBIC)
+    original = (round((height + spare[0]) * scale), round((width + spare[1]) * scale))
+    return scene, picture, (*original, *crop)
+
+
+def drawing(rng, width, height):
+    """One or two jagged polygons, solid, striped or hatched: edges and textures for the VAE that no scene has."""
+
+    def colour():
+        base = rng.choice([*COLOURS.values(), *BACKGROUNDS.values()])
+        shade = rng.choice((1.0, 1.0, rng.uniform(0.2, 1.0)))
+        return tuple(min(255, max(0, round(channel * shade + rng.gauss(0, 8)))) for channel in base)
+
+    picture = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), colour())
+    for _ in range(rng.randint(1, 2)):
+        centre, radius = (rng.uniform(10, width - 10), rng.uniform(10, height - 10)), rng.uniform(10, 28)
+        inner, corners, turn = rng.uniform(0.3, 1.0), 2 * rng.randint(2, 5), rng.uniform(0, 360)
+        points = []
+        for index in range(corners):
+            angle, reach = math.radians(turn + 360 * index / corners), radius * (inner if index % 2 else 1.0)
+            points.append(
+                (
+                    (centre[0] + reach * math.cos(angle)) * SUPERSAMPLE,
+                    (centre[1] + reach * math.sin(angle)) * SUPERSAMPLE,
+                )
+            )
+        area = Image.new("L", picture.size, 0)
+        ImageDraw.Draw(area).polygon(points, fill=255)
+        kind = rng.choice(("solid", "striped", "hatched"))
+        if kind != "hatched":
+            picture.paste(colour(), mask=area)
+        if kind != "solid":
+            band = stripes(width, height, rng.uniform(5, 14), rng.uniform(0.3, 0.6), rng.uniform(0, 180), centre)
+            ink = colour()
+            picture.paste(ink, mask=ImageChops.multiply(band, area))
+            if kind == "hatched":
+                ImageDraw.Draw(picture).line([*points, points[0]], fill=ink, width=rng.randint(6, 10))
+    return picture.reduce(SUPERSAMPLE)
+
+
+def vae_batch(seed, step, batch):
+    """(batch, 3, height, width) float32 in [-1, 1]: half scenes, half drawings, one frame size per step."""
+    rng = random.Random(f"vae {seed} {step}")
+    width, height = FRAMES[step % len(FRAMES)]
+    pictures = [draw(random_scene(rng, width, height), width, height) for _ in range(batch // 2)]
+    pictures += [drawing(rng, width, height) for _ in range(batch - batch // 2)]
+    return torch.from_numpy(np.stack([pixels(picture) for picture in pictures]))

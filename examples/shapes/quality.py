@@ -1,0 +1,59 @@
+"""How much of what was asked for a pipeline draws, by scorer.py. Trains nothing."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from examples.shapes.scorer import read
+from examples.shapes.world import article
+
+BASE = Path(__file__).parent / "base"
+STEPS = 20
+GUIDANCE = 5.0
+
+
+def load_base(folder=BASE):
+    """The base as a float32 pipeline without a progress bar."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain_prompt(shape, colour, background):
+    return f"{article(f'{colour} {shape}')} on {article(background)} background"
+
+
+@torch.no_grad()
+def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32):
+    """One picture per prompt; the n-th has its own generator seeded by seed + n, whatever the batch.
+
+    Returns:
+        list of PIL pictures.
+    """
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
+        pictures += pipeline(
+            part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, width=width, height=height
+        ).images
+    return pictures
+
+
+def base_quality(pipeline, combinations, seed=0, width=64, height=64):
+    """Shares of prompts drawn right, overall and by part, and of pictures that show the object concept.
+
+    Args:
+        combinations: (shape, colour, background) to ask for.
+    Returns:
+        dict of floats in [0, 1]: right, shape, colour, background, object.
+    """
+    prompts = [plain_prompt(*combination) for combination in combinations]
+    readings = [read(picture) for picture in draw_prompts(pipeline, prompts, seed, width, height)]
+    pairs = list(zip(readings, combinations, strict=True))
+    shares = {"right": [reading.shows(*asked) for reading, asked in pairs]}
+    for index, part in enumerate(("shape", "colour", "background")):
+        shares[part] = [getattr(reading, part) == asked[index] for reading, asked in pairs]
+    shares["object"] = [reading.is_object() for reading in readings]
+    return {name: sum(hits) / len(hits) for name, hits in shares.items()}

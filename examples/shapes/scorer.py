@@ -1,0 +1,174 @@
+"""Reads a picture of the shapes world: shape, colour, background, and whether it shows a concept. Knows no models.
+
+Background: the frame's edge. Shape: what differs from it, centred and scaled by its moments, against drawn templates.
+Colour: the hue of the pixels least like the background. Thresholds are shares of the picture's own contrast, so that
+noise, softness and slightly wrong colours, as a VAE leaves them, change nothing.
+"""
+
+import colorsys
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, mask
+
+GRID = 32  # side of the normalised masks that are compared
+MIN_CONTRAST = 45.0  # RGB distance; purple on blue, the closest pair, has 140
+MIN_OVERLAP = 0.72  # intersection over union with the best template
+MAX_AREA = 0.6  # of the frame; the largest circle has 0.45, noise fills everything
+MAX_STRAY = 0.15  # area beside the largest piece, as a share of that piece
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows; "none" where nothing fits. `shape` may be "star", which alone is not yet the concept."""
+
+    shape: str
+    colour: str
+    background: str
+    striped: bool  # light and dark bands of one hue
+    hatched: bool  # the background shows through between lines
+
+    def shows(self, shape, colour, background):
+        """Whether this is that known shape, plainly filled."""
+        return (
+            (self.shape, self.colour, self.background) == (shape, colour, background)
+            and not self.hatched
+            and not self.striped
+        )
+
+    def is_object(self):
+        """Whether this is the object concept, in any colour."""
+        return self.shape == "star" and self.striped
+
+    def is_style(self):
+        """Whether this is a known shape in the style concept."""
+        return self.shape in SHAPES and self.hatched
+
+
+def read(picture):
+    """Reads an RGB picture.
+
+    Args:
+        picture: PIL RGB picture or (height, width, 3) array of 0-255, at least 32 pixels each way.
+    Raises:
+        ValueError: not such a picture.
+    """
+    image = np.asarray(picture, np.float32)
+    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
+        raise ValueError(f"Expected an RGB picture of at least 32x32 pixels, got an array of shape {image.shape}.")
+    edge = np.concatenate(
+        [image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]
+    )
+    ground = np.median(edge, axis=0)
+    background = _nearest_background(ground)
+    distance = np.linalg.norm(image - ground, axis=2)
+    contrast = np.percentile(distance, 99)
+    if contrast < MIN_CONTRAST:
+        return Reading("none", "none", background, False, False)
+    piece, stray = _largest_piece(_closed(_despeckled(distance > max(30.0, 0.24 * contrast)), 2))
+    if piece.sum() < 40:
+        return Reading("none", "none", background, False, False)
+    shape = _shape(piece) if stray <= MAX_STRAY and piece.mean() <= MAX_AREA else "none"
+    inside = ~_dilated(~piece, 2)
+    ink = piece & (distance >= np.percentile(distance[piece], 60))
+    return Reading(shape, _colour(np.median(image[ink], axis=0)), background, *_texture(image, distance, inside, ink))
+
+
+def _nearest_background(ground):
+    name, distance = min(
+        ((n, np.linalg.norm(ground - np.array(c))) for n, c in BACKGROUNDS.items()), key=lambda pair: pair[1]
+    )
+    return name if distance < 65 else "none"
+
+
+def _colour(rgb):
+    """The named colour nearest in hue; "none" for greys."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(rgb / 255))
+    if saturation < 0.25 or value < 0.12:
+        return "none"
+
+    def apart(name):
+        difference = abs(hue - colorsys.rgb_to_hsv(*(channel / 255 for channel in COLOURS[name]))[0])
+        return min(difference, 1 - difference)
+
+    return min(COLOURS, key=apart)
+
+
+def _texture(image, distance, inside, ink):
+    """(striped, hatched): shares of the shape's inside that are much darker than the rest, or like the background."""
+    if inside.sum() < 12:
+        return False, False
+    value = image.max(axis=2)[inside]
+    dark = (value < 0.68 * np.percentile(value, 90)).mean()
+    like_background = (distance[inside] < 0.6 * np.median(distance[ink])).mean()
+    return bool(0.15 < dark < 0.85), bool(like_background > 0.15)
+
+
+def _shape(piece):
+    names, templates = _templates()
+    grid = _normalised(piece)
+    overlaps = (templates & grid).sum(axis=(1, 2)) / (templates | grid).sum(axis=(1, 2))
+    best = int(overlaps.argmax())
+    return names[best] if overlaps[best] >= MIN_OVERLAP else "none"
+
+
+@cache
+def _templates():
+    """(names, (n, GRID, GRID) bool): each shape at the turns it may have, at a small and a large size."""
+    names, templates = [], []
+    for name in (*SHAPES, "star"):
+        turns = range(-28, 32, 4) if name == "star" else range(-16, 20, 4)
+        drawn = [mask(name, (32, 32), radius, turn, 64, 64).reduce(4) for radius in (12, 20) for turn in turns]
+        templates += [_normalised(_closed(np.asarray(picture) > 90, 2)) for picture in drawn]
+        names += [name] * len(drawn)
+    return names, np.stack(templates)
+
+
+def _normalised(piece):
+    """(GRID, GRID) bool: the mask sampled around its centroid, at a scale set by its spread."""
+    y, x = np.nonzero(piece)
+    spread = np.sqrt(((y - y.mean()) ** 2 + (x - x.mean()) ** 2).mean())
+    steps = np.linspace(-2.1, 2.1, GRID) * spread
+    rows, columns = np.rint(y.mean() + steps).astype(int), np.rint(x.mean() + steps).astype(int)
+    height, width = piece.shape
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None]
+    return piece[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)] & inside
+
+
+def _shifted(piece, reach):
+    """The mask moved by each of -reach..reach rows, nothing coming in from outside."""
+    padded = np.pad(piece, ((reach, reach), (0, 0)))
+    return [padded[offset : offset + len(piece)] for offset in range(2 * reach + 1)]
+
+
+def _dilated(piece, reach):
+    rows = np.logical_or.reduce(_shifted(piece, reach))
+    return np.logical_or.reduce(_shifted(rows.T, reach)).T
+
+
+def _closed(piece, reach):
+    """Gaps of up to 2 * reach pixels filled, as between hatching lines."""
+    return ~_dilated(~np.pad(_dilated(piece, reach), reach), reach)[reach:-reach, reach:-reach]
+
+
+def _despeckled(piece):
+    neighbours = sum(part.astype(np.uint8) for part in _shifted(piece, 1))
+    return piece & (sum(_shifted(neighbours.T, 1)).T >= 4)
+
+
+def _largest_piece(piece):
+    """(the largest connected piece, the other pieces' area as a share of it)."""
+    best, left = np.zeros_like(piece), piece.copy()
+    while left.sum() > best.sum():
+        grown = np.zeros_like(piece)
+        grown[np.unravel_index(np.argmax(left), left.shape)] = True
+        while True:
+            wider = _dilated(grown, 1) & left
+            if (wider == grown).all():
+                break
+            grown = wider
+        left &= ~grown
+        best = max(best, grown, key=np.sum)
+    return best, (piece.sum() - best.sum()) / max(1, best.sum())
