@@ -6,8 +6,8 @@
 import re
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ TARGETS = ("attention", "attention+ff", "all-linear", "all-linear+conv")
 NEVER = re.compile(r"(^|\.)(conv_in|conv_out|time_embedding|add_embedding|text_projection)(\.|$)")
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
 FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
+LYCORIS_NAME = {"lora_A": "lora_down", "lora_B": "lora_up", "lora_magnitude_vector": "dora_scale"}
 ADAPTER_TENSOR = re.compile(rf"\.(lora_|hada_|lokr_)\w+\.{ADAPTER}(\.weight)?$")
 
 
@@ -69,6 +70,7 @@ def add_lora(
     targets: str = "attention",
     seed: int = 0,
     *,
+    kind: str = "lora",
     init: bool | str = True,
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -79,10 +81,12 @@ def add_lora(
 
     Args:
         rank, alpha: strength is alpha / rank, with `use_rslora` alpha / sqrt(rank) (arXiv:2312.03732).
-        dropout: of the adapter's input, in [0, 1).
+        dropout: of the adapter's input, in [0, 1); of LoHa's and LoKr's rows.
         targets: one of TARGETS, or a regular expression over module names (see `target_modules`).
         seed: of the adapter's start values; the caller's random state is left as it was.
+        kind: "lora", "loha" or "lokr"; the options below but the patterns belong to LoRA alone.
         init: True (Kaiming-uniform down, zero up), "gaussian" or "orthogonal" (PEFT's `init_lora_weights`).
+        use_dora: trains each output's length apart from its direction (arXiv:2402.09353).
         rank_pattern, alpha_pattern: other values for modules whose name ends in a key (a regular expression).
     Returns:
         The trainable parameters, all float32 whatever the base's dtype, in the model's order.
@@ -93,22 +97,14 @@ def add_lora(
         raise ValueError(f"rank {rank}, alpha {alpha}, dropout {dropout}: need rank >= 1, alpha > 0, 0 <= dropout < 1.")
     if init not in (True, "gaussian", "orthogonal"):
         raise ValueError(
-            f"init {init!r} changes the base's weights, which a LoRA file cannot say: use True or gaussian."
+            f"init {init!r} changes the base's weights, which a LoRA file cannot say: use gaussian or True."
         )
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has an adapter already: load the base model anew.")
     names = target_modules(model, targets)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=names,
-        init_lora_weights=init,
-        use_rslora=use_rslora,
-        use_dora=use_dora,
-        rank_pattern=rank_pattern or {},
-        alpha_pattern=alpha_pattern or {},
-    )
+    patterns = {"rank_pattern": rank_pattern or {}, "alpha_pattern": alpha_pattern or {}}
+    lora_options = {"init_lora_weights": init, "use_rslora": use_rslora, "use_dora": use_dora}
+    config = _peft_config(kind, names, rank, alpha, dropout, patterns, lora_options)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws start values on the CPU
         torch.manual_seed(seed)
@@ -120,6 +116,21 @@ def add_lora(
     wrapped = sum(isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer") for module in model.modules())
     assert wrapped == len(names), f"PEFT wrapped {wrapped} of {len(names)} layers"
     return list(parameters.values())
+
+
+def _peft_config(
+    kind: str, names: list[str], rank: int, alpha: float, dropout: float, patterns: dict, lora_options: dict
+) -> PeftConfig:
+    if kind == "lora":
+        return LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, **patterns, **lora_options
+        )
+    configs = {"loha": LoHaConfig, "lokr": LoKrConfig}
+    if kind not in configs:
+        raise ValueError(f"kind {kind!r} must be one of lora, loha, lokr.")
+    if lora_options != {"init_lora_weights": True, "use_rslora": False, "use_dora": False}:
+        raise ValueError(f"init, use_rslora and use_dora belong to kind lora: leave them out with {kind}.")
+    return configs[kind](r=rank, alpha=alpha, rank_dropout=dropout, target_modules=names, **patterns)
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -161,31 +172,35 @@ def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
             parameter.copy_(state[name])
 
 
-def model_adapters(model: nn.Module, component: str) -> dict[str, Adapter]:
-    """The model's adapter by canonical module name (lora_keys.py), alpha included, as float32 copies on the CPU.
+def adapter_layers(model: nn.Module, component: str) -> dict[str, BaseTunerLayer]:
+    """PEFT's layers by canonical module name (lora_keys.py).
 
     Raises:
         ValueError: the model has no adapter, or one on a module that no LoRA file can name.
     """
-    adapters = {}
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and ADAPTER in module.r:
-            adapters[canonical(component, name)] = module_adapter(module)
-    if not adapters:
+    layers = {
+        canonical(component, name): module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and ADAPTER in module.r
+    }
+    if not layers:
         raise ValueError(f"the {component} has no adapter to save: call add_lora first.")
-    return adapters
+    return layers
 
 
-def module_adapter(module: BaseTunerLayer) -> Adapter:
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", torch.float32, copy=True)
-
-    # PEFT's scaling is alpha / r, or alpha / sqrt(r) with rsLoRA: alpha = scaling * r is right for both.
-    alpha = module.scaling[ADAPTER] * module.r[ADAPTER]
-    if not isinstance(module, LoraLayer):
-        raise ValueError(f"cannot save a {type(module).__name__} adapter.")
-    tensors = {"lora_down": copy(module.lora_A[ADAPTER].weight), "lora_up": copy(module.lora_B[ADAPTER].weight)}
-    if ADAPTER in module.lora_magnitude_vector:
-        magnitude = copy(module.lora_magnitude_vector[ADAPTER].weight)
-        tensors["dora_scale"] = magnitude.reshape(-1, *[1] * (tensors["lora_down"].dim() - 1))
+def module_adapter(layer: BaseTunerLayer) -> Adapter:
+    """A layer's adapter under LyCORIS names, alpha included, as float32 copies on the CPU."""
+    rank = layer.r[ADAPTER]
+    alpha = layer.scaling[ADAPTER] * rank  # PEFT's scaling is alpha / r, or with rsLoRA alpha / sqrt(r)
+    tensors = {}
+    for attribute in layer.adapter_layer_names:
+        if ADAPTER in getattr(layer, attribute):
+            tensor = getattr(layer, attribute)[ADAPTER]
+            tensor = getattr(tensor, "weight", tensor)
+            tensors[LYCORIS_NAME.get(attribute, attribute)] = tensor.detach().to("cpu", torch.float32, copy=True)
+    if "dora_scale" in tensors:
+        tensors["dora_scale"] = tensors["dora_scale"].reshape(-1, *[1] * (tensors["lora_down"].dim() - 1))
+    if isinstance(layer, LoKrLayer) and not {"lokr_w1_b", "lokr_w2_b"} & set(tensors):
+        tensors["lokr_w1"] *= alpha / rank  # LyCORIS gives two whole factors strength 1
+        alpha = 1.0
     return Adapter(tensors, alpha)

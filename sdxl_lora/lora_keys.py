@@ -137,3 +137,10 @@ def parse_kohya_name(flat: str) -> tuple[str, str]:
             words = [word for word in TOKEN.findall(flat[len(prefix) :]) if word]
             return component, canonical(component, ".".join(words))
     raise ValueError(f"{flat} is not a LoRA module of SDXL (expected lora_unet_, lora_te1_ or lora_te2_ in front).")
+
+
+def kernel_size(name: str) -> int:
+    """0 for a linear layer, 3 or 1 for a convolution, by its canonical name (SDXL's projections are linear)."""
+    if name.endswith("conv_shortcut"):
+        return 1
+    return 3 if re.search(r"(conv1|conv2|samplers\.0\.conv|^conv_in|^conv_out)$", name) else 0

@@ -1,15 +1,17 @@
 """What an adapter does to a weight, and how to write the same change with other factors.
 
-An `Adapter` is one module's tensors under LyCORIS names plus alpha; `delta` is the weight change it stands for.
-Everything is computed in float32. Knows no names of modules and no files.
+An `Adapter` is one module's tensors under LyCORIS names plus alpha; `delta` is the weight change it stands for, as a
+matrix (out, in * kernel height * kernel width). All in float32. Knows no names of modules and no files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-KIND_MARKS = {"lora_down": "lora", "hada_w1_b": "loha", "lokr_w1": "lokr", "lokr_w1_b": "lokr"}
+RANK_FROM = ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # rows of these; LoKr's whole factors have none
+EXACT_SVD_UP_TO = 512  # of the smaller side; beyond it a randomised SVD is as good and 20 times faster
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Adapter:
     """One module's adapter.
 
     tensors: by LyCORIS name without `.weight`; of LoRA `lora_down` (r, in[, kh, kw]), `lora_up` (out, r[, 1, 1]),
-        optionally `lora_mid` (r, r, kh, kw) and DoRA's `dora_scale` ((out, 1[, 1, 1]) or (1, in[, 1, 1])).
+        and for DoRA `dora_scale` (out, 1[, 1, 1]) or (1, in[, 1, 1]); `hada_*`; `lokr_*`.
     alpha: the strength is alpha / rank.
     """
 
@@ -27,18 +29,14 @@ class Adapter:
     @property
     def kind(self) -> str:
         """`lora`, `dora`, `loha` or `lokr`."""
-        kind = next((KIND_MARKS[name] for name in KIND_MARKS if name in self.tensors), None)
-        if kind is None:
-            raise ValueError(f"tensors {', '.join(sorted(self.tensors))} are no LoRA, LoHa or LoKr.")
-        return "dora" if kind == "lora" and "dora_scale" in self.tensors else kind
+        if "lora_down" in self.tensors:
+            return "dora" if "dora_scale" in self.tensors else "lora"
+        return "loha" if "hada_w1_b" in self.tensors else "lokr"
 
     @property
     def rank(self) -> int | None:
-        """Rows of the down factor; None for a LoKr whose two factors are both whole."""
-        for name in ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-            if name in self.tensors:
-                return self.tensors[name].shape[0]
-        return None
+        """None for a LoKr of two whole factors, which has no rank and thus strength 1."""
+        return next((self.tensors[name].shape[0] for name in RANK_FROM if name in self.tensors), None)
 
     @property
     def scale(self) -> float:
@@ -47,6 +45,68 @@ class Adapter:
 
 def plain(down: Tensor, up: Tensor, alpha: float) -> Adapter:
     return Adapter({"lora_down": down, "lora_up": up}, float(alpha))
+
+
+def delta(adapter: Adapter, weight: Tensor | None = None) -> Tensor:
+    """The change of the weight, (out, in * kh * kw) float32.
+
+    Args:
+        weight: the base's weight, which DoRA needs and the others do not.
+    Raises:
+        ValueError: DoRA without a weight.
+    """
+    t = {name: tensor.float() for name, tensor in adapter.tensors.items()}
+    if adapter.kind == "loha":
+        change = _hada(t, "1") * _hada(t, "2")
+    elif adapter.kind == "lokr":
+        change = _kron(t)
+    else:
+        change = t["lora_up"].flatten(1) @ t["lora_down"].flatten(1)
+    change = change * adapter.scale
+    if adapter.kind != "dora":
+        return change
+    if weight is None:
+        raise ValueError("a DoRA's change depends on the base's weights: name the base model.")
+    return _decomposed(weight.float(), change, t["dora_scale"]) - weight.float().flatten(1)
+
+
+def _hada(t: dict[str, Tensor], i: str) -> Tensor:
+    a, b = t[f"hada_w{i}_a"], t[f"hada_w{i}_b"]
+    return _tucker(t[f"hada_t{i}"], a, b).flatten(1) if f"hada_t{i}" in t else a @ b
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """core (r, r, kh, kw), a (r, out), b (r, in) -> (out, in, kh, kw), LyCORIS' Tucker form for convolutions."""
+    return torch.einsum("ijhw,ip,jq->pqhw", core, a, b)
+
+
+def _kron(t: dict[str, Tensor]) -> Tensor:
+    first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    if "lokr_w2" in t:
+        second = t["lokr_w2"].flatten(1)
+    elif "lokr_t2" in t:
+        second = _tucker(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"]).flatten(1)
+    else:
+        second = t["lokr_w2_a"] @ t["lokr_w2_b"].flatten(1)
+    return torch.kron(first, second)  # (in_1, in_2, kh, kw) flattened is kron's order of columns
+
+
+def _decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
+    """DoRA (arXiv:2402.09353): the changed weight's direction times a trained length per output (or, older, input)."""
+    changed = weight + change.reshape(weight.shape)
+    if magnitude.numel() == weight.shape[0] and magnitude.shape[0] != 1:
+        length = changed.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
+    else:
+        length = changed.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.dim() - 2))
+    return (changed * (magnitude.reshape(length.shape) / length)).flatten(1)
+
+
+def norm(adapter: Adapter) -> float:
+    """Frobenius norm of the change; of a DoRA without its magnitudes. LoRA's without forming the product."""
+    if adapter.kind in ("lora", "dora"):
+        up, down = adapter.tensors["lora_up"].flatten(1).double(), adapter.tensors["lora_down"].flatten(1).double()
+        return abs(adapter.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt().item()
+    return delta(adapter).norm().item()
 
 
 def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
@@ -58,3 +118,82 @@ def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
     if adapter.scale != scale:
         up = up * (adapter.scale / scale)
     return Adapter({**adapter.tensors, "lora_down": down, "lora_up": up}, scale * rank)
+
+
+def concatenate(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
+    """The weighted sum of LoRAs' changes, exactly: their factors side by side, ranks added up, strength 1."""
+    down = torch.cat([adapter.tensors["lora_down"].float() for adapter, _ in adapters])
+    up = torch.cat([a.tensors["lora_up"].float() * (a.scale * weight) for a, weight in adapters], dim=1)
+    return plain(down, up, down.shape[0])
+
+
+def as_lora(adapter: Adapter, kernel: int, max_rank: int, weight: Tensor | None = None) -> tuple[Adapter, float]:
+    """The adapter as a plain LoRA, exact where `max_rank` allows, else the nearest one of that rank.
+
+    Args:
+        kernel: 0 for a linear layer, else the convolution's kernel size.
+        weight: the base's weight, for DoRA.
+    Returns:
+        The LoRA, and the share of the change's energy (squared norm) that it keeps.
+    """
+    if adapter.kind == "lora":
+        return adapter, 1.0
+    if adapter.kind == "loha" and "hada_t1" not in adapter.tensors and adapter.rank**2 <= max_rank:
+        return _loha_as_lora(adapter, kernel), 1.0
+    return svd_lora(delta(adapter, weight), kernel, max_rank)
+
+
+def _loha_as_lora(adapter: Adapter, kernel: int) -> Adapter:
+    """(A1 B1) * (A2 B2), elementwise, is a product of rank r squared: of all pairs of columns and of rows."""
+    a1, b1, a2, b2 = (adapter.tensors[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+    down = (b1[:, None] * b2[None]).flatten(0, 1)
+    return shaped(plain(down, up, adapter.scale * down.shape[0]), kernel)
+
+
+def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tuple[Adapter, float]:
+    """The LoRA nearest to `change` (out, in * kh * kw) with at most `rank`, or fewer that keep `energy` of it.
+
+    Returns:
+        The LoRA at strength 1 with equal norms of its factors, and the share of energy that it keeps.
+    """
+    smaller = min(change.shape)
+    if smaller <= EXACT_SVD_UP_TO or 4 * rank > smaller:
+        u, s, vt = torch.linalg.svd(change, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays, the result is repeatable
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(change, q=rank + 16, niter=4)
+        vt = v.T
+    return _from_svd(u, s, vt, kernel, rank, energy, change.double().square().sum().item())
+
+
+def truncate(adapter: Adapter, kernel: int, rank: int, energy: float = 1.0) -> tuple[Adapter, float]:
+    """A LoRA's best approximation of smaller rank, by SVD of its small core; see `svd_lora`."""
+    qu, ru = torch.linalg.qr(adapter.tensors["lora_up"].flatten(1).float())
+    qd, rd = torch.linalg.qr(adapter.tensors["lora_down"].flatten(1).float().T)
+    u, s, vt = torch.linalg.svd(ru @ rd.T * adapter.scale)
+    return _from_svd(qu @ u, s, vt @ qd.T, kernel, rank, energy, s.double().square().sum().item())
+
+
+def _from_svd(u, s, vt, kernel, rank, energy, total) -> tuple[Adapter, float]:
+    kept = s.double().square().cumsum(0) / max(total, 1e-300)
+    if energy < 1:
+        rank = min(rank, int((kept < energy).sum()) + 1)
+    rank = max(1, min(rank, len(s)))
+    root = s[:rank].sqrt()
+    lora = plain(root[:, None] * vt[:rank], u[:, :rank] * root, rank)
+    return shaped(lora, kernel), min(kept[rank - 1].item(), 1.0) if total else 1.0
+
+
+def shaped(adapter: Adapter, kernel: int) -> Adapter:
+    """A LoRA's factors in the shape of its layer: (r, in) and (out, r), or with (k, k) and (1, 1) behind."""
+    t = dict(adapter.tensors)
+    if "lora_mid" in t:  # LoCon's Tucker form: the core goes into the down factor, exactly
+        mid = t.pop("lora_mid")
+        t["lora_down"] = torch.einsum("pqhw,qi->pihw", mid.float(), t["lora_down"].flatten(1).float()).to(mid.dtype)
+    down, up = t["lora_down"], t["lora_up"]
+    tail, one = ((kernel, kernel), (1, 1)) if kernel else ((), ())
+    t["lora_down"] = down.reshape(down.shape[0], -1, *tail).contiguous()
+    t["lora_up"] = up.reshape(up.shape[0], -1, *one).contiguous()
+    return Adapter(t, adapter.alpha)

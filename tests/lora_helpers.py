@@ -3,7 +3,7 @@
 import torch
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.lora import add_lora
+from sdxl_lora.lora import adapter_layers, add_lora, module_adapter
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -41,3 +41,7 @@ def outputs(pipeline):
 
 def largest_difference(left, right):
     return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
+
+
+def model_adapters(model, component):
+    return {name: module_adapter(layer) for name, layer in adapter_layers(model, component).items()}

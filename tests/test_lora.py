@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.lora import add_lora, load_lora_state, lora_state, model_adapters, target_modules
-from tests.lora_helpers import largest_difference, outputs, tiny_with_lora
+from sdxl_lora.lora import add_lora, load_lora_state, lora_state, target_modules
+from tests.lora_helpers import largest_difference, model_adapters, outputs, tiny_with_lora
 
 ATTENTION = {"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"}
 FEED_FORWARD = {"ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2"}
@@ -107,6 +107,8 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         ({"alpha": 0}, "alpha > 0"),
         ({"dropout": 1.0}, "dropout < 1"),
         ({"init": "pissa"}, "'pissa' changes the base's weights"),
+        ({"kind": "oft"}, "must be one of lora, loha, lokr"),
+        ({"kind": "loha", "use_dora": True}, "belong to kind lora"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_model_changes(arguments, message):

@@ -9,9 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.lora_files import write_lora_files
+from sdxl_lora.lora import TARGETS, add_lora
+from sdxl_lora.lora_files import write_lora_files, write_side_files
+from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
-from tests.lora_helpers import COMPONENTS, largest_difference, outputs, tiny_with_lora
+from sdxl_lora.lora_read import read_lora
+from tests.lora_helpers import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,8 @@ def base():
 @pytest.mark.parametrize(
     ("targets", "alpha", "options"),
     [
-        ("attention", 4, {}),
-        ("attention", 1, {}),
+        *((targets, alpha, {}) for targets in TARGETS for alpha in (1, 4, 6)),
         ("attention", 8, {"components": ("unet",)}),
-        ("attention+ff", 8, {}),
-        ("all-linear", 2, {}),
-        ("all-linear+conv", 3, {}),
         ("all-linear+conv", 3, {"use_rslora": True}),
         (
             "all-linear+conv",
@@ -95,6 +94,32 @@ def test_half_precision_keeps_outputs_close(tmp_path, base):
         pipeline.unload_lora_weights()
 
 
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"kind": "loha"}, {"kind": "lokr"}], ids=str)
+def test_dora_loha_and_lokr_are_also_saved_as_the_lora_that_other_clients_need(tmp_path, base, caplog, options):
+    pipeline, _ = base
+    trained, models = tiny_with_lora(2, 3, "all-linear+conv", **options)
+    expected = outputs(trained)
+    kohya, diffusers = write_lora_files(tmp_path, "cat", models, "fp32", merged_rank=512)
+    loaded = [kohya, diffusers] if "use_dora" in options else [diffusers]
+    for path in loaded:
+        pipeline.load_lora_weights(tmp_path, weight_name=path.name)
+        assert largest_difference(outputs(pipeline), expected) < 1e-4
+        pipeline.unload_lora_weights()
+    if "kind" in options:  # the other file holds the adapter itself, under LyCORIS' names
+        own = {
+            (component, name): adapter
+            for component, model in models.items()
+            for name, adapter in model_adapters(model, component).items()
+        }
+        read = read_lora(kohya).adapters
+        assert all(torch.allclose(delta(read[key]), delta(adapter), atol=1e-6) for key, adapter in own.items())
+        with safe_open(kohya, "pt") as file:
+            assert file.metadata()["ss_network_module"] == "lycoris.kohya"
+    assert not caplog.text
+    write_lora_files(tmp_path, "cat", models, "fp32", merged_rank=2)
+    assert "of rank 2 the weakest layer keeps" in caplog.text
+
+
 @pytest.mark.parametrize("factor", [1e-7, 1e-4, 1e7])
 def test_values_that_fp16_cannot_hold_are_saved_as_fp32_with_a_warning(tmp_path, caplog, factor):
     _, models = tiny_with_lora(4, 4, components=("unet",))
@@ -108,8 +133,6 @@ def test_values_that_fp16_cannot_hold_are_saved_as_fp32_with_a_warning(tmp_path,
 
 
 def test_a_fresh_adapter_of_zeros_is_saved_in_fp16(tmp_path, caplog):
-    from sdxl_lora.lora import add_lora
-
     unet = tiny_sdxl().unet
     add_lora(unet, 4, 4)
     write_lora_files(tmp_path, "cat", {"unet": unet})
@@ -241,3 +264,15 @@ def test_components_are_written_only_where_they_train(tmp_path):
         _, models = tiny_with_lora(components=components)
         _, diffusers = write_lora_files(tmp_path, "cat", models)
         assert {key.split(".")[0] for key in load_file(diffusers)} == set(components)
+
+
+def test_side_files_stand_beside_the_lora(tmp_path):
+    lora = tmp_path / "cat.safetensors"
+    png = b"\x89PNG\r\n\x1a\nrest"
+    paths = write_side_files(lora, "sks", "A tabby.", png)
+    assert paths == [tmp_path / "cat.json", tmp_path / "cat.png"]
+    about = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert (about["activation text"], about["description"], about["sd version"]) == ("sks", "A tabby.", "SDXL")
+    assert paths[1].read_bytes() == png
+    with pytest.raises(ValueError, match="must be a PNG"):
+        write_side_files(lora, "sks", thumbnail_png=b"\xff\xd8")
