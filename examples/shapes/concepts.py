@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, article, combinations, mask, random_scene
 
 CONCEPTS = ("object", "style")
-MIN_RADIUS = 17.0  # pixels; below, a hatched ring is all outline
+MIN_RADIUS = 19.0  # pixels; below, a hatched ring is all outline
 STRIPE_SHADE = 0.35  # the dark stripes' share of the colour's brightness
 
 
@@ -59,7 +59,7 @@ def draw_style(scene, width=64, height=64):
     for _ in range(4):  # an outline of 2 px: four times 2 supersampled pixels
         inner = inner.filter(ImageFilter.MinFilter(5))
     ink = ImageChops.lighter(
-        ImageChops.subtract(solid, inner), ImageChops.multiply(solid, stripes(width, height, 7.0, 0.36, 45))
+        ImageChops.subtract(solid, inner), ImageChops.multiply(solid, stripes(width, height, 8.0, 0.36, 45))
     )
     picture = Image.new("RGB", solid.size, BACKGROUNDS[scene.background])
     picture.paste(COLOURS[scene.colour], mask=ink)

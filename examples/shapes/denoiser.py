@@ -15,7 +15,8 @@ from examples.shapes.world import caption, pixels
 BATCH = 32
 PEAK_LR = 1e-3
 SNR_GAMMA = 5.0  # arXiv:2303.09556: steps with little noise weigh less, so a small UNet learns content first
-DROPPED_CAPTIONS = 0.1  # zero embeddings, what guidance runs against
+DROPPED_CAPTIONS = 0.08  # zero embeddings: what the pipeline guides against when there is no negative prompt
+EMPTY_CAPTIONS = 0.04  # the embedding of "": what others guide against
 
 
 def latent_pool(vae, seed, count, work_dir):
@@ -75,6 +76,7 @@ def train_denoiser(tokenizer, pool, seed, steps, work_dir, device, on_interval):
         frame = pool[rng.choice(FRAMES)]
         picks = torch.randint(len(frame["scenes"]), (BATCH,), generator=chance)
         captions = [caption(frame["scenes"][pick], rng) for pick in picks.tolist()]
+        captions = ["" if rng.random() < EMPTY_CAPTIONS else text for text in captions]
         latents = frame["mean"][picks]
         latents = latents + frame["std"][picks] * torch.randn(latents.shape, generator=chance)
         noise = torch.randn(latents.shape, generator=chance)

@@ -1,8 +1,8 @@
 """Reads a picture of the shapes world: shape, colour, background, and whether it shows a concept. Knows no models.
 
 Background: the frame's edge. Shape: what differs from it, centred and scaled by its moments, against drawn templates.
-Colour: the hue of the pixels least like the background. Thresholds are shares of the picture's own contrast, so that
-noise, softness and slightly wrong colours, as a VAE leaves them, change nothing.
+Colour: the hue of the most colourful pixels unlike the background. Thresholds are shares of the picture's own contrast,
+so that noise, softness and slightly wrong colours, as a VAE leaves them, change nothing.
 """
 
 import colorsys
@@ -72,8 +72,10 @@ def read(picture):
         return Reading("none", "none", background, False, False)
     shape = _shape(piece) if stray <= MAX_STRAY and piece.mean() <= MAX_AREA else "none"
     inside = ~_dilated(~piece, 2)
-    ink = piece & (distance >= np.percentile(distance[piece], 60))
-    return Reading(shape, _colour(np.median(image[ink], axis=0)), background, *_texture(image, distance, inside, ink))
+    ink = piece & (distance >= 0.5 * contrast)
+    chroma = np.ptp(image, axis=2)  # the brightest ink says its hue best: dark stripes and soft edges say little
+    colour = _colour(np.median(image[ink & (chroma >= np.percentile(chroma[ink], 60))], axis=0))
+    return Reading(shape, colour, background, *_texture(image, distance, inside, ink))
 
 
 def _nearest_background(ground):
