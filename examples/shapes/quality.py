@@ -52,8 +52,33 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64):
     prompts = [plain_prompt(*combination) for combination in combinations]
     readings = [read(picture) for picture in draw_prompts(pipeline, prompts, seed, width, height)]
     pairs = list(zip(readings, combinations, strict=True))
-    shares = {"right": [reading.shows(*asked) for reading, asked in pairs]}
+    shares = {"right": share(reading.shows(*asked) for reading, asked in pairs)}
     for index, part in enumerate(("shape", "colour", "background")):
-        shares[part] = [getattr(reading, part) == asked[index] for reading, asked in pairs]
-    shares["object"] = [reading.is_object() for reading in readings]
-    return {name: sum(hits) / len(hits) for name, hits in shares.items()}
+        shares[part] = share(getattr(reading, part) == asked[index] for reading, asked in pairs)
+    return shares | {"object": share(reading.is_object() for reading in readings)}
+
+
+def object_quality(pipeline, trigger_word, pairs, seed=0):
+    """Shares of pictures that show the object concept.
+
+    Args:
+        trigger_word: what the LoRA was trained with.
+        pairs: (colour, background) to ask for.
+    Returns:
+        dict of floats in [0, 1]: with_trigger (in the asked colour, on the asked background), and without_trigger (in
+        any colour: the same prompts and seeds less the trigger word).
+    """
+    prompts = [plain_prompt("shape", *pair) for pair in pairs]
+    named = draw_prompts(pipeline, [f"{trigger_word}, {prompt}" for prompt in prompts], seed)
+    unnamed = draw_prompts(pipeline, prompts, seed)
+    hits = [
+        (reading.is_object(), reading.colour, reading.background) == (True, *pair)
+        for reading, pair in zip(map(read, named), pairs, strict=True)
+    ]
+    return {"with_trigger": share(hits), "without_trigger": share(read(picture).is_object() for picture in unnamed)}
+
+
+def share(hits):
+    """Of the true ones among some, in [0, 1]."""
+    hits = list(hits)
+    return sum(hits) / len(hits)

@@ -47,7 +47,12 @@ class Scene:
 
 def combinations():
     """Every (shape, colour, background) of the world, in a fixed order; a shape never has its background's colour."""
-    return [(s, c, b) for s in SHAPES for c in COLOURS for b in BACKGROUNDS if c != b]
+    return [(shape, *pair) for shape in SHAPES for pair in colour_pairs()]
+
+
+def colour_pairs():
+    """Every (colour, background) of the world, in a fixed order."""
+    return [(c, b) for c in COLOURS for b in BACKGROUNDS if c != b]
 
 
 def random_scene(rng, width=64, height=64, combination=None):
