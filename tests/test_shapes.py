@@ -1,0 +1,167 @@
+"""The shapes world, its scorer and its trained base."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
+from examples.shapes.models import build_tokenizer
+from examples.shapes.pool import FRAMES, conditioned_scene
+from examples.shapes.quality import BASE, base_quality, load_base
+from examples.shapes.scorer import read
+from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, caption, combinations, draw, random_scene
+
+SOFT = {
+    "drawn": lambda picture, rng: picture,
+    "blurred": lambda picture, rng: picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1))),
+    "noisy": lambda picture, rng: _noisy(picture, rng),
+    "jpeg": lambda picture, rng: _jpeg(picture, quality=rng.randint(70, 90)),
+}
+
+
+def _noisy(picture, rng):
+    noise = np.random.default_rng(rng.randint(0, 10**6)).normal(0, 10, (picture.height, picture.width, 3))
+    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype("uint8"))
+
+
+def _jpeg(picture, quality):
+    packed = io.BytesIO()
+    picture.save(packed, "JPEG", quality=quality, subsampling=0)
+    return Image.open(packed).convert("RGB")
+
+
+def test_same_seed_draws_the_same_scenes_and_captions():
+    def drawn(seed):
+        rng = random.Random(seed)
+        scenes = [random_scene(rng) for _ in range(20)]
+        return [(draw(scene).tobytes(), caption(scene, rng)) for scene in scenes]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+
+
+def test_a_scene_lies_inside_its_frame_and_never_hides_on_its_own_colour():
+    rng = random.Random(0)
+    for width, height in FRAMES:
+        for _ in range(200):
+            scene = random_scene(rng, width, height)
+            assert scene.colour != scene.background
+            assert scene.radius < scene.centre[0] < width - scene.radius
+            assert scene.radius < scene.centre[1] < height - scene.radius
+    assert len(set(combinations())) == len(SHAPES) * (len(COLOURS) * len(BACKGROUNDS) - 2) == 140
+
+
+def test_a_frame_too_small_for_any_shape_is_refused():
+    with pytest.raises(ValueError, match="at least 32x32"):
+        random_scene(random.Random(0), 64, 24)
+
+
+def test_captions_name_colour_and_background():
+    rng = random.Random(1)
+    for _ in range(300):
+        scene = random_scene(rng)
+        text = caption(scene, rng)
+        assert scene.colour in text and scene.background in text and " ," not in text
+
+
+def test_a_crop_of_a_conditioned_scene_starts_inside_the_resized_picture():
+    rng = random.Random(2)
+    for _ in range(200):
+        _, picture, (original_height, original_width, y, x) = conditioned_scene(rng, 80, 48)
+        assert picture.size == (80, 48)
+        scale = max(original_height / (48 + y), original_width / (80 + x))
+        assert scale > 0.35 and 0 <= y <= 16 and 0 <= x <= 16
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_scorer_reads_known_shapes(kind):
+    rng = random.Random(f"known {kind}")
+    right = []
+    for index in range(280):
+        width, height = FRAMES[index % len(FRAMES)]
+        scene = random_scene(rng, width, height, combinations()[index % 140])
+        reading = read(SOFT[kind](draw(scene, width, height), rng))
+        right.append(reading.shows(scene.shape, scene.colour, scene.background))
+        assert not reading.is_object()
+    assert np.mean(right) >= 0.99
+
+
+@pytest.mark.parametrize("kind", SOFT)
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_scorer_reads_concepts(concept, kind):
+    rng = random.Random(f"{concept} {kind}")
+    right = []
+    for scene in concept_scenes(concept, 140, seed=9):
+        picture = draw_object(scene) if concept == "object" else draw_style(scene)
+        reading = read(SOFT[kind](picture, rng))
+        named = (reading.colour, reading.background) == (scene.colour, scene.background)
+        shown = reading.is_object() if concept == "object" else reading.is_style() and reading.shape == scene.shape
+        right.append(named and shown)
+        assert not reading.shows(scene.shape, scene.colour, scene.background)
+    assert np.mean(right) >= 0.99
+
+
+def test_scorer_reads_nothing_into_flat_pictures_and_noise():
+    flat = read(Image.new("RGB", (64, 64), BACKGROUNDS["gray"]))
+    assert (flat.shape, flat.colour, flat.background) == ("none", "none", "gray")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype("uint8")
+    assert read(Image.fromarray(noise)).shape == "none"
+
+
+@pytest.mark.parametrize("bad", [np.zeros((64, 64)), np.zeros((16, 64, 3)), np.zeros((64, 64, 4))])
+def test_scorer_refuses_what_is_no_rgb_picture(bad):
+    with pytest.raises(ValueError, match="Expected an RGB picture"):
+        read(bad)
+
+
+def test_concept_folder_has_a_caption_beside_every_picture(tmp_path):
+    for concept in CONCEPTS:
+        paths = write_concept(tmp_path / concept, concept, count=12)
+        assert len(paths) == 12
+        for path in paths:
+            words = path.with_suffix(".txt").read_text().split()
+            assert read(Image.open(path)).colour in words and "star" not in words
+    again = write_concept(tmp_path / "again", "object", count=12)
+    first = sorted((tmp_path / "object").glob("*.png"))
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
+
+
+def test_unknown_concept_and_empty_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one of object, style"):
+        write_concept(tmp_path, "hat")
+    with pytest.raises(ValueError, match="at least one"):
+        write_concept(tmp_path, "object", count=0)
+
+
+def test_tokenizer_has_the_world_as_single_tokens_and_any_text_in_bytes():
+    tokenizer = build_tokenizer()
+    words = ["a", "red", "circle", "on", "the", "left", "in", "front", "of", "an", "orange", "background"]
+    assert tokenizer.tokenize(" ".join(words)) == [f"{word}</w>" for word in words]
+    unknown = tokenizer("zörp, Sks 12").input_ids
+    assert tokenizer.unk_token_id not in unknown[1:-1] and len(unknown) > 6
+    assert tokenizer("x " * 100, truncation=True, padding="max_length").input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_base_draws_a_sample_of_the_combinations():
+    quality = base_quality(load_base(), combinations()[3::7])
+    assert quality["right"] >= 0.85, quality  # 20 prompts: 90 % less one picture
+    assert quality["object"] <= 0.05
+
+
+def test_base_parts_load_in_one_dtype_and_are_small():
+    pipeline = load_base()
+    parts = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet)
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert sum(path.stat().st_size for path in BASE.rglob("*") if path.is_file()) < 15e6
+
+
+@pytest.mark.slow
+def test_base_draws_all_combinations_at_every_frame_size():
+    pipeline = load_base()
+    for width, height in ((64, 64), (80, 48), (48, 80)):
+        quality = base_quality(pipeline, combinations(), seed=1000, width=width, height=height)
+        assert quality["right"] >= 0.9, (width, height, quality)
+        assert quality["object"] <= 0.05
