@@ -1,0 +1,154 @@
+"""The command: flags in, a dataset out, one clear message and an exit code where that cannot be.
+
+Torch, transformers and datasets come only once there is work for them, so that --help and a typo answer at once.
+"""
+
+import dataclasses
+import errno
+import shutil
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from sdxl_lora.config import PreprocessConfig, load_config
+from sdxl_lora.errors import OUT_OF_MEMORY_EXIT_CODE, ConfigError, DataError, DiskError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code; see sdxl_lora/errors.py."""
+    config = load_config(PreprocessConfig, sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        run(config)
+    except (ConfigError, DataError, DiskError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        print(f"error: {disk_message(error, config.output_dir)}", file=sys.stderr)
+        return DiskError.exit_code
+    except KeyboardInterrupt:
+        print("stopped: what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"error: the captioner does not fit the GPU even with one picture: {error}", file=sys.stderr)
+        return OUT_OF_MEMORY_EXIT_CODE
+    return 0
+
+
+def terminated(number, frame):
+    raise SystemExit(143)
+
+
+def disk_message(error: OSError, output_dir: str) -> str:
+    existing = next(folder for folder in [Path(output_dir), *Path(output_dir).absolute().parents] if folder.exists())
+    free = shutil.disk_usage(existing).free
+    return (
+        f"cannot write {error.filename or output_dir}: {error.strerror}; {free / 1e6:.1f} MB are free there. "
+        "What is done is kept, and the same command goes on from there"
+    )
+
+
+def run(config: PreprocessConfig) -> None:
+    from preprocess.dataset import build
+    from preprocess.folders import check_folders, find_all
+    from preprocess.report import console_lines, report_of, to_json
+    from preprocess.state import locked, write_whole
+    from preprocess.team import Team
+
+    input_dir, output = Path(config.input_dir), Path(config.output_dir)
+    class_images = Path(config.class_images) if config.class_images else None
+    check_folders([folder for folder in (input_dir, class_images) if folder], output)
+    found = find_all(input_dir, class_images, masks=config.masks == "folder")
+    team = Team()
+    report = {}
+
+    def write_report(built):
+        from preprocess.card import dataset_card
+
+        report.update(report_of(built, dataclasses.asdict(config)))
+        rows = [row.columns for row in built.rows]
+        card = dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model)
+        write_whole(output / "preprocess_report.json", to_json(report))
+        write_whole(output / "README.md", card)
+
+    with locked(output, team):
+        build(
+            found,
+            output,
+            recipe_of(config),
+            plan_of(config),
+            wording_of(config),
+            team,
+            num_workers=config.num_workers,
+            strict=config.strict,
+            restore_deleted=config.restore_deleted,
+            on_built=write_report,
+        )
+    if team.rank == 0:
+        print(console_lines(report, config.output_dir, config.train_batch_size))
+    team.close()
+
+
+def recipe_of(config: PreprocessConfig):
+    from preprocess.crop import Sizing
+    from preprocess.pictures import Recipe
+
+    sizing = Sizing(
+        resolution=config.resolution,
+        buckets=config.buckets == "on",
+        bucket_step=config.bucket_step,
+        max_aspect=config.max_aspect,
+        min_side=config.min_bucket_side or config.resolution // 2,
+        no_upscale=config.no_upscale,
+        enlarge_small=config.enlarge_small,
+    )
+    return Recipe(
+        sizing=sizing,
+        crop=config.crop,
+        crops_per_picture=config.crops_per_picture,
+        seed=config.seed,
+        background=config.background,
+        image_format=config.image_format,
+        max_megapixels=config.max_megapixels,
+        masks=config.masks,
+    )
+
+
+def plan_of(config: PreprocessConfig):
+    from preprocess.caption import CaptionerOptions, captioner, check_captioner
+    from preprocess.captioning import CaptionPlan
+
+    plan = CaptionPlan(fallback=config.fallback_caption, clean=config.clean_captions, recaption=config.recaption)
+    if config.caption_model == "none":
+        return plan
+    options = CaptionerOptions(
+        model=config.caption_model,
+        task=config.caption_task,
+        prompt=config.caption_prompt,
+        num_beams=config.caption_num_beams,
+        max_new_tokens=config.caption_max_new_tokens,
+        dtype=config.caption_dtype,
+        attention=config.caption_attention,
+    )
+    return dataclasses.replace(
+        plan,
+        name=repr(options),
+        load=partial(captioner, options),
+        check=partial(check_captioner, options),
+        batch_size=config.caption_batch_size,
+    )
+
+
+def wording_of(config: PreprocessConfig):
+    from preprocess.wording import Wording
+
+    return Wording(config.trigger_word, config.caption_prefix, config.caption_suffix)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""From a folder of pictures to a dataset: read this file to see what happens, and in which order.
+
+Every step skips what an earlier run has done, and nothing shows in the dataset before all of it is done.
+Opens no picture and runs no model itself: see pictures.py and caption.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from preprocess.captioning import CaptionPlan, Entry, caption_all
+from preprocess.folders import no_usable
+from preprocess.memory import Memory
+from preprocess.pictures import Job, Recipe, Refused
+from preprocess.publish import publish
+from preprocess.sources import Found, read_jsonl
+from preprocess.state import Shelf, jsonl, write_whole
+from preprocess.team import Team
+from preprocess.wording import Wording
+from preprocess.workers import prepare_all
+from sdxl_lora.errors import DataError
+
+
+@dataclasses.dataclass
+class Row:
+    """A line of metadata.jsonl, the crop it speaks of, and who wrote its text."""
+
+    entry: Entry
+    columns: dict
+    text_from: str
+
+
+@dataclasses.dataclass
+class Built:
+    """What a run did, for the report."""
+
+    found: Found
+    left_out: dict[str, str]
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    new_crops: int = 0
+    new_captions: int = 0
+    gone: list[str] = dataclasses.field(default_factory=list)  # sources of earlier rows that are no longer there
+
+
+def build(
+    found: Found,
+    output: Path,
+    recipe: Recipe,
+    plan: CaptionPlan,
+    wording: Wording,
+    team: Team,
+    num_workers: int = 0,
+    strict: bool = False,
+    restore_deleted: bool = False,
+    on_built: Callable[[Built], None] = lambda built: None,
+) -> Built:
+    """Prepares and captions what is new, then publishes all of it.
+
+    Args:
+        on_built: called with what the run did, before it is published or refused: writes the report.
+    Raises:
+        ConfigError: the captioner cannot be loaded; `output` is not ours.
+        DataError: nothing usable; with `strict` anything not usable.
+        OSError: the disk.
+    """
+    folder = output / ".preprocess"
+    removed = read_jsonl(folder / "removed.jsonl") if (folder / "removed.jsonl").exists() else []
+    memory = Memory(output, removed)
+    built = Built(found, dict(found.left_out))
+    sources = []
+    for source in found.sources:
+        if memory.deleted_by_hand(source.name) and not restore_deleted:
+            built.left_out[source.name] = "its line was deleted from metadata.jsonl; --restore_deleted brings it back"
+        else:
+            sources.append(source)
+    if plan.load and any(source.caption is None for source in sources):
+        plan.check()
+
+    jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
+    results = {}
+    for part in team.gather([prepare_all(team.share(jobs), num_workers)]):
+        results |= part
+    entries = []
+    for source in sources:
+        if isinstance(results[source.name], Refused):
+            built.left_out[source.name] = results[source.name].reason
+        else:
+            entries += [Entry(source, crop, warnings=[*crop.warnings]) for crop in results[source.name]]
+    built.new_crops = sum(entry.prepared.is_new for entry in entries)
+
+    failed, built.new_captions = caption_all(entries, plan, memory, output, team)
+    built.left_out |= {refused.source: refused.reason for refused in failed}
+    entries = [entry for entry in entries if entry.source.name not in built.left_out]
+    built.rows = rows_of(entries, plan, wording, memory)
+    built.gone = sorted({row["source"] for row in memory.rows} - {row.columns["source"] for row in built.rows})
+
+    if team.rank == 0:
+        on_built(built)
+    if not built.rows:
+        raise DataError(no_usable("the source folder", built.left_out))
+    if strict and built.left_out:
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in built.left_out.items())
+        raise DataError(f"--strict: {len(built.left_out)} left out, nothing was published\n{lines}")
+    if team.rank == 0:
+        publish_all(output, built, plan, memory, removed)
+    team.wait()
+    return built
+
+
+def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: Memory) -> list[Row]:
+    """The lines of metadata.jsonl: one for each crop and repeat, with what a person has edited there."""
+    any_class = any(entry.source.is_class_image for entry in entries)
+    extra = memory.extra_columns()
+    rows = []
+    for entry in entries:
+        source, crop = entry.source, entry.prepared
+        for repeat in range(source.repeats):
+            number = crop.crop_index * source.repeats + repeat
+            edited = None if plan.recaption else memory.edited_text(source.name, crop.sha256, number)
+            columns = {
+                "file_name": crop.file_name,
+                "text": wording.text(entry.caption, source.is_class_image) if edited is None else edited,
+                "original_size": crop.original_size,
+                "crop_top_left": crop.crop_top_left,
+                "source": source.name,
+                "sha256": crop.sha256,
+            }
+            if crop.mask_file_name:
+                columns["mask_file_name"] = crop.mask_file_name
+            if any_class:
+                columns["is_class_image"] = source.is_class_image
+            old = memory.row_of(source.name, crop.sha256, number) or {}
+            columns |= {key: old.get(key) for key in extra}
+            rows.append(Row(entry, columns, entry.caption_from if edited is None else "metadata.jsonl, edited by hand"))
+    return rows
+
+
+def publish_all(output: Path, built: Built, plan: CaptionPlan, memory: Memory, removed: list[dict]) -> None:
+    """Publishes the rows, and tidies up what only earlier runs needed."""
+    folder = output / ".preprocess"
+    rows = [row.columns for row in built.rows]
+    gone = [row for row in memory.rows if row["source"] in built.gone and not memory.is_ours(row)]
+    back = {row["source"] for row in rows}
+    removed = [row for row in removed if row["source"] not in back]
+    write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))
+    if plan.recaption and memory.rows:
+        write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))
+    memory.written.announce(rows)
+    publish(output, folder / "images", rows, memory.files())
+    memory.written.confirm(rows)
+    keys = {Path(row["file_name"]).stem for row in rows}
+    Shelf(folder / "pictures").keep_only({key for name in keys for key in name.split("-")})

@@ -1,0 +1,131 @@
+"""What one run leaves for the next, in the dataset's hidden folder .preprocess: no run does twice what another did.
+
+    images/         crops that are finished and not yet published
+    pictures/       what is known of each picture's crops, by the identity of its bytes and the recipe
+    captions/       the captioner's words, by crop and captioner
+    removed.jsonl   rows whose pictures left the source folder, kept for the captions in them
+    written.json    what earlier runs wrote into metadata.jsonl: any other text there is a person's
+    lock, pid       of the run at work
+
+Hidden folders are not read by datasets.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from preprocess.team import Team
+from sdxl_lora.errors import ConfigError
+
+
+class Shelf:
+    """Small JSON records by key, one file each, so that any number of processes can read and add to them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> Any | None:
+        """The record, or None where there is none or the machine went down while it was written."""
+        try:
+            return json.loads((self.folder / f"{key}.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def put(self, key: str, value: Any) -> None:
+        part = self.folder / f".{key}.{os.getpid()}.part"
+        part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        os.replace(part, self.folder / f"{key}.json")
+
+    def keep_only(self, keys: set[str]) -> None:
+        for file in self.folder.iterdir():
+            if file.stem not in keys:
+                file.unlink()
+
+
+class Written:
+    """Which texts of metadata.jsonl are ours, and which sources a finished run has put there."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "written.json"
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            content = {}
+        self.published: dict[str, list[str]] = content.get("published", {})
+        self.pending: dict[str, list[str]] = content.get("pending", {})
+
+    def is_ours(self, source: str, text: str) -> bool:
+        return text_digest(text) in [*self.published.get(source, []), *self.pending.get(source, [])]
+
+    def announce(self, rows: list[dict]) -> None:
+        """Before the rows are published: a kill in between leaves old rows or new ones, and both are known as ours."""
+        self.pending = digests_of(rows)
+        self.save()
+
+    def confirm(self, rows: list[dict]) -> None:
+        self.published, self.pending = digests_of(rows), {}
+        self.save()
+
+    def save(self) -> None:
+        write_whole(self.path, json.dumps({"published": self.published, "pending": self.pending}))
+
+
+def digests_of(rows: list[dict]) -> dict[str, list[str]]:
+    digests: dict[str, list[str]] = {}
+    for row in rows:
+        digests.setdefault(row["source"], []).append(text_digest(row["text"]))
+    return digests
+
+
+def text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def jsonl(rows: list[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The file with this content, or as it was: written beside it, flushed to the disk, renamed."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def locked(output: Path, team: Team) -> Iterator[None]:
+    """The dataset's folder for this run alone; its first process holds the lock for all of them.
+
+    Raises:
+        ConfigError: another run is at work in this dataset; names its process.
+    """
+    folder = output / ".preprocess"
+    if team.rank > 0:
+        team.wait()
+        yield
+        return
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    pid_file = folder / "pid"
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = pid_file.read_text() if pid_file.exists() else "unknown"
+        raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
+    try:
+        pid_file.write_text(str(os.getpid()))
+        team.wait()
+        yield
+    finally:
+        pid_file.unlink(missing_ok=True)
+        lock.release()

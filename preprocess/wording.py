@@ -1,0 +1,44 @@
+"""From a bare caption to the text that is trained: stock phrases, prefix, suffix, trigger word. Strings only."""
+
+import dataclasses
+import re
+
+STOCK_PHRASES = re.compile(
+    r"^(?:in (?:this|the) (?:image|picture|photo|photograph),? (?:we can see|we see|there (?:is|are)|i can see)|"
+    r"(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|features|captures|displays|is of|contains|"
+    r"appears to be|is)|this is|here we can see|we can see)\s+(?=\S)",
+    re.IGNORECASE,
+)
+
+
+def without_stock_phrase(caption: str) -> str:
+    """The caption without the words by which captioners begin: "The image shows a cat" -> "a cat"."""
+    return STOCK_PHRASES.sub("", caption, count=1).strip()
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether `word` stands in the text as a whole; like CLIP's tokenizer, without regard to case."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix: str = "") -> str:
+    """Trigger word, prefix, caption and suffix: "sks, a tabby cat". A trigger word that is there stays alone."""
+    text = " ".join(part.strip() for part in (prefix, caption) if part.strip())
+    if suffix.strip():
+        glue = "" if not text or suffix.strip()[0] in ",.;:!?" else " "
+        text += glue + suffix.strip()
+    if not trigger_word or has_word(text, trigger_word):
+        return text
+    return f"{trigger_word}, {text}" if text else trigger_word
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """What goes around each caption; the trigger word only around those of the concept, not of class images."""
+
+    trigger_word: str = ""
+    prefix: str = ""
+    suffix: str = ""
+
+    def text(self, caption: str, is_class_image: bool = False) -> str:
+        return training_text(caption, "" if is_class_image else self.trigger_word, self.prefix, self.suffix)

@@ -1,0 +1,161 @@
+"""Captions: the real Florence-2 classes at tiny size, who is asked for what, and the words around it."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Florence2ForConditionalGeneration
+
+from examples.tiny_florence2 import save_tiny_florence2
+from preprocess import caption as caption_module
+from preprocess.caption import CaptionerOptions, captioner, check_captioner
+from preprocess.captioning import caption_batch
+from preprocess.wording import Wording, training_text, without_stock_phrase
+from sdxl_lora.errors import ConfigError
+from tests.test_preprocess import noise, report_of, rows_of
+from tests.test_preprocess import preprocess as run_preprocess
+
+
+@pytest.fixture(scope="session")
+def tiny_florence2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny-florence2"
+    save_tiny_florence2(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures():
+    return [noise(seed=seed) for seed in range(5)]
+
+
+def test_florence_gives_what_its_own_classes_give(tiny_florence2, pictures):
+    options = CaptionerOptions(str(tiny_florence2), task="<CAPTION>", max_new_tokens=12)
+    with captioner(options) as caption:
+        texts = caption(pictures)
+    processor = AutoProcessor.from_pretrained(tiny_florence2)
+    model = Florence2ForConditionalGeneration.from_pretrained(tiny_florence2)
+    for text, picture in zip(texts, pictures, strict=True):
+        inputs = processor(images=[picture], text=["<CAPTION>"], return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=12, num_beams=3, do_sample=False)
+        assert text == processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+        assert len(text.split()) > 4 and "<" not in text
+
+
+def test_the_task_reaches_the_model(tiny_florence2, pictures):
+    texts = {}
+    for task in ("<CAPTION>", "<MORE_DETAILED_CAPTION>", "<GENERATE_TAGS>"):  # the last is a fine-tune's own
+        with captioner(CaptionerOptions(str(tiny_florence2), task=task, max_new_tokens=12)) as caption:
+            texts[task] = tuple(caption(pictures))
+    assert len(set(texts.values())) == 3
+
+
+def test_the_captioner_leaves_memory(tiny_florence2, pictures, monkeypatch):
+    seen = []
+    describe = caption_module.describe
+    monkeypatch.setattr(
+        caption_module, "describe", lambda model, *rest: seen.append(weakref.ref(model)) or describe(model, *rest)
+    )
+    with captioner(CaptionerOptions(str(tiny_florence2), max_new_tokens=4)) as caption:
+        caption(pictures[:1])
+        assert seen[0]() is not None
+    gc.collect()
+    assert seen[0]() is None
+
+
+def test_a_batch_that_does_not_fit_is_halved(tiny_florence2, pictures, monkeypatch):
+    sizes = []
+
+    def describe(model, processor, images, options):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [str(image.getpixel((0, 0))) for image in images]
+
+    monkeypatch.setattr(caption_module, "describe", describe)
+    with captioner(CaptionerOptions(str(tiny_florence2))) as caption:
+        assert caption(pictures) == [str(picture.getpixel((0, 0))) for picture in pictures]
+        assert caption(pictures[:2]) == [str(picture.getpixel((0, 0))) for picture in pictures[:2]]
+    assert sizes == [5, 2, 2, 1, 2]
+
+
+def test_what_is_no_captioner_is_refused_before_any_work(tiny_florence2, tiny_base, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="--caption_model FOLDER"):
+        check_captioner(CaptionerOptions("nobody/nothing-of-that-name"))
+    with pytest.raises(ConfigError, match="cannot load the captioner"):
+        check_captioner(CaptionerOptions(str(tiny_base / "text_encoder")))
+    with pytest.raises(ConfigError, match="gives boxes, not a caption"):
+        check_captioner(CaptionerOptions(str(tiny_florence2), task="<OD>"))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    noise().save(raw / "a.png")
+    assert run_preprocess(raw, tmp_path / "out", "--caption_model", "nobody/nothing-of-that-name") == 2
+    assert "nobody/nothing-of-that-name" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_only_pictures_without_words_are_captioned(tiny_florence2, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for seed, name in enumerate("abc"):
+        noise(seed=seed).save(raw / f"{name}.png")
+    (raw / "b.txt").write_text("a person's words")
+    flags = ["--caption_model", tiny_florence2, "--caption_max_new_tokens", 8, "--trigger_word", "sks"]
+    assert run_preprocess(raw, tmp_path / "out", *flags) == 0
+    a, b, c = (row["text"] for row in rows_of(tmp_path / "out"))
+    assert b == "sks, a person's words" and a.startswith("sks, ") and c.startswith("sks, ") and a != c
+    report = report_of(tmp_path / "out")
+    assert report["counts"]["text_from"] == {"captioner": 2, "b.txt": 1} and report["counts"]["new_captions"] == 2
+
+
+def test_one_picture_that_the_captioner_fails_on_costs_the_others_nothing():
+    calls = []
+
+    def caption(images):
+        calls.append(len(images))
+        if any(image.width == 13 for image in images):
+            raise RuntimeError("no")
+        return ["" if image.width == 7 else f"width {image.width}" for image in images]
+
+    images = [Image.new("RGB", (width, 8)) for width in (5, 7, 13)]
+    texts = caption_batch(caption, images)
+    assert texts[0] == ("width 5", "") and texts[1] == ("", "the captioner gave no words, twice")
+    assert texts[2][0] == "" and "failed twice (RuntimeError: no)" in texts[2][1]
+    assert calls == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("caption", "bare"),
+    [
+        ("The image shows a cat on a sofa.", "a cat on a sofa."),
+        ("In this image we can see a dog.", "a dog."),
+        ("This is a photo of a cup.", "a photo of a cup."),
+        ("In this picture, there are two cups.", "two cups."),
+        ("The image of a saint hangs on the wall.", "The image of a saint hangs on the wall."),
+        ("a cat; the image shows more", "a cat; the image shows more"),
+    ],
+)
+def test_stock_phrases_go_and_nothing_else(caption, bare):
+    assert without_stock_phrase(caption) == bare
+
+
+def test_words_around_a_caption():
+    assert training_text("a cat", "sks", "photo of", ", 35mm") == "sks, photo of a cat, 35mm"
+    assert training_text("a cat", "sks", suffix="in the style of x") == "sks, a cat in the style of x"
+    assert training_text("", "sks") == "sks"
+    assert training_text("a sks cat", "sks") == "a sks cat"
+    assert training_text("a c++ book", "c++") == "a c++ book"
+    assert Wording("sks").text("a cat", is_class_image=True) == "a cat"
+
+
+def test_cleaned_captions_are_shown_in_the_report(tmp_path, monkeypatch, tiny_florence2):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    noise().save(raw / "a.png")
+    monkeypatch.setattr(caption_module, "describe", lambda m, p, images, o: ["The image shows a cat"] * len(images))
+    assert run_preprocess(raw, tmp_path / "out", "--caption_model", tiny_florence2) == 0
+    (row,) = report_of(tmp_path / "out")["rows"]
+    assert row["text"] == "a cat" and row["raw_caption"] == "The image shows a cat"
+    assert run_preprocess(raw, tmp_path / "out", "--caption_model", tiny_florence2, "--no_clean_captions") == 0
+    assert rows_of(tmp_path / "out")[0]["text"] == "The image shows a cat"
