@@ -175,11 +175,10 @@ class Training:
                 set_learning_rate(self.optimizer, learning_rate)
                 loss, grad_norm = self.step(turns)
                 self.done_steps += 1
-                epochs = self.batches.epoch_of(self.done_steps)
-                self.journal.step(self.done_steps, len(turns), epochs, loss, learning_rate, grad_norm)
+                self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm)
 
                 stop_reason = main_process_decides(self.accelerator, stop.reason)
-                passed = epochs_before, epochs
+                passed = epochs_before, self.batches.epoch_of(self.done_steps)
                 if stop_reason or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps):
                     self.save()
                 if stop_reason:
@@ -194,6 +193,11 @@ class Training:
         by_steps = every_n_steps is not None and self.done_steps % every_n_steps == 0
         by_epochs = every_n_epochs is not None and epochs[1] // every_n_epochs > epochs[0] // every_n_epochs
         return by_steps or by_epochs or self.done_steps == self.total_steps
+
+    def passes(self) -> float:
+        """How often every picture was seen so far, on average."""
+        passes = self.done_steps * self.images_per_step / len(self.examples)
+        return round(min(passes, self.batches.num_epochs or passes), 3)
 
     def learning_rate(self) -> float:
         """Of the step that comes next."""
@@ -351,7 +355,7 @@ class Training:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Raises ConfigError where the precision is not to be had, or processes do not know of each other."""
-    trackers = {"all": ["tensorboard", "wandb"], "none": []}.get(config.report_to, [config.report_to])
+    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(config.report_to, [config.report_to])
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -363,6 +367,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(f"mixed_precision {config.mixed_precision} cannot be used here: {error}") from error
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision fp16 cannot be used here: it needs a GPU; without one use no or bf16")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ConfigError(

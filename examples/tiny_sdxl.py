@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-HIDDEN = 32  # of each text encoder; the UNet sees both side by side
+HIDDEN = (24, 32)  # of the text encoders; unequal, as loaders of single files tell them apart by it
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -24,12 +24,12 @@ def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad_token, model_max_length=77)
 
 
-def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        projection_dim=HIDDEN,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        projection_dim=hidden_size,
         num_hidden_layers=3,
         num_attention_heads=2,
         hidden_act="gelu",
@@ -52,12 +52,12 @@ def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusio
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 1, 2),
             attention_head_dim=(2, 4, 4),
-            cross_attention_dim=2 * HIDDEN,
+            cross_attention_dim=sum(HIDDEN),
             use_linear_projection=True,
             norm_num_groups=8,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + HIDDEN,
+            projection_class_embeddings_input_dim=6 * 8 + HIDDEN[1],
         )
         vae = AutoencoderKL(
             block_out_channels=(8, 8, 16, 16),
@@ -71,8 +71,8 @@ def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusio
         )
         return StableDiffusionXLPipeline(
             vae=vae,
-            text_encoder=CLIPTextModel(tiny_text_config(tokenizer)),
-            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(tokenizer_2)),
+            text_encoder=CLIPTextModel(tiny_text_config(tokenizer, HIDDEN[0])),
+            text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(tokenizer_2, HIDDEN[1])),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
             unet=unet,

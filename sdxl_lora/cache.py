@@ -111,15 +111,16 @@ class TextCache:
     def read(self, prompt: str) -> dict[str, torch.Tensor]:
         return read_record(self.path(prompt))
 
-    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers, batch_size: int = 16) -> int:
-        """Encode what is missing, each process its share. Returns how many records this process wrote."""
+    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
+        """Encode what is missing, each process its share. Returns how many records this process wrote.
+
+        One prompt at a time: in a batch the last bits would depend on what else is missing.
+        """
         missing = [prompt for prompt in workers.share(sorted(set(prompts))) if not self.path(prompt).exists()]
-        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-        for batch in tqdm(batches, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
-            embeds, pooled = encode_prompts(batch, tokenizers, text_encoders)
-            for prompt, prompt_embeds, pooled_embeds in zip(batch, embeds.cpu(), pooled.cpu(), strict=True):
-                record = {"prompt_embeds": prompt_embeds.clone(), "pooled_embeds": pooled_embeds.clone()}
-                write_record(self.path(prompt), record)
+        for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
+            prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders)
+            record = {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
+            write_record(self.path(prompt), record)
         return len(missing)
 
 

@@ -23,8 +23,8 @@ class Journal:
         )
         self._since = time.perf_counter()
 
-    def step(self, step: int, images: int, epoch: int, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its fraction."""
+    def step(self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its part."""
         now = time.perf_counter()
         metrics = {
             "loss": loss,

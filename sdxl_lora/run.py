@@ -57,10 +57,10 @@ class Run:
             self.events.write(event, **facts)
 
     def update(self, **facts) -> None:
-        """Put facts into status.json: at once when the state changes, else every STATUS_SECONDS."""
-        new_state = facts.get("state") not in (None, self.status["state"]) or not self._written
+        """Put facts into status.json: the step every STATUS_SECONDS, all else at once."""
+        is_news = any(name != "step" and self.status[name] != fact for name, fact in facts.items())
         self.status |= facts
-        if self.is_main and (new_state or time.time() - self._written > STATUS_SECONDS):
+        if self.is_main and (is_news or time.time() - self._written > STATUS_SECONDS):
             self._written = time.time()
             replace_text(self.folder / "status.json", json.dumps({**self.status, "heartbeat": self._written}))
 

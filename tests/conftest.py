@@ -1,4 +1,4 @@
-"""The tiny SDXL and the real photographs that the tests share."""
+"""The tiny SDXL, the real photographs and the in-process training that the tests share."""
 
 import os
 
@@ -6,8 +6,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+from pathlib import Path
+
 import pytest
 import torch
+
+ROOT = Path(__file__).parent.parent
+CAPTIONS = {
+    "astronaut": "a woman in an orange suit",
+    "chelsea": "a tabby cat",
+    "coffee": "a cup of coffee on a table",
+    "rocket": "a rocket on its launch pad",
+}
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +40,57 @@ def photographs(tmp_path_factory):
     for name, suffix in [("astronaut", "png"), ("chelsea", "jpg"), ("coffee", "png"), ("rocket", "jpg")]:
         Image.fromarray(getattr(data, name)()).save(folder / f"{name}.{suffix}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_photographs(photographs, tmp_path_factory):
+    """The photographs with a .txt caption beside each."""
+    folder = tmp_path_factory.mktemp("captioned")
+    for path in photographs.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+        (folder / f"{path.stem}.txt").write_text(CAPTIONS[path.stem], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def train_config(tiny_base, captioned_photographs, tmp_path):
+    """A function from settings to the TrainConfig of a short run on the tiny base, into tmp_path / "run"."""
+    from sdxl_lora.config import TrainConfig
+
+    def make(**settings):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "pretrained_model_name_or_path": str(tiny_base),
+            "train_data_dir": str(captioned_photographs),
+            "cache_dir": str(tmp_path / "cache"),
+            "resolution": 64,
+            "rank": 4,
+            "learning_rate": 1e-3,
+            "max_train_steps": 4,
+            "mixed_precision": "no",
+            "report_to": "none",
+            "save_precision": "fp32",
+        }
+        return TrainConfig(**{**defaults, **settings})
+
+    return make
+
+
+@pytest.fixture
+def train(train_config):
+    """A function that trains in this process with the given settings and returns the run's folder."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    import train_sdxl_lora
+
+    def run(**settings):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        config = train_config(**settings)
+        train_sdxl_lora.train(config)
+        return Path(config.output_dir)
+
+    return run
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,110 @@
+"""Cached records equal live encoding, and only what changed is encoded again."""
+
+import pytest
+import torch
+
+from sdxl_lora.cache import LatentCache, TextCache, Workers, fill_caches, read_record, weights_key
+from sdxl_lora.data import TrainingPictures, open_dataset
+from sdxl_lora.errors import DataError, NonFiniteError
+from sdxl_lora.models import Base, load_text_parts, load_vae
+from sdxl_lora.text import encode_prompts
+
+from .conftest import CAPTIONS
+
+
+@pytest.fixture
+def pictures(captioned_photographs):
+    return TrainingPictures(open_dataset(str(captioned_photographs)), resolution=64)
+
+
+def fill(folder, base, pictures, **settings):
+    return fill_caches(
+        folder, Base(str(base)), pictures, [""], (False, True), torch.device("cpu"), torch.float32, **settings
+    )
+
+
+def records(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_records_are_what_the_encoders_give(tmp_path, tiny_base, pictures):
+    latents, texts = fill(tmp_path, tiny_base, pictures, num_workers=1)
+    vae, (tokenizers, encoders) = load_vae(Base(str(tiny_base))), load_text_parts(Base(str(tiny_base)), torch.float32)
+    for index, example in enumerate(pictures.examples):
+        for flip in (False, True):
+            picture, record = pictures.load(index, flip), latents.read(index, flip)
+            with torch.no_grad():
+                posterior = vae.encode(picture["pixels"][None]).latent_dist
+            torch.testing.assert_close(record["mean"], posterior.mean[0] * vae.config.scaling_factor)
+            torch.testing.assert_close(record["std"], posterior.std[0] * vae.config.scaling_factor)
+            assert torch.equal(record["original_size"], picture["original_size"])
+        embeds, pooled = encode_prompts([example.caption], tokenizers, encoders)
+        record = texts.read(example.caption)
+        torch.testing.assert_close((record["prompt_embeds"], record["pooled_embeds"]), (embeds[0], pooled[0]))
+    assert texts.read("")["prompt_embeds"].shape == (77, 24 + 32)
+
+
+def test_a_second_run_encodes_nothing_and_a_changed_caption_only_itself(tmp_path, tiny_base, pictures):
+    fill(tmp_path, tiny_base, pictures)
+    before = records(tmp_path)
+    assert len(before) == 4 * 2 + 4 + 1
+    fill(tmp_path, tiny_base, pictures)
+    assert records(tmp_path) == before
+    object.__setattr__(pictures.examples[1], "caption", "another caption")
+    fill(tmp_path, tiny_base, pictures)
+    after = records(tmp_path)
+    assert len(after) == len(before) + 1 and before.items() <= after.items()
+
+
+def test_two_workers_fill_what_one_does(tmp_path, tiny_base, pictures):
+    fill(tmp_path / "one", tiny_base, pictures)
+    for rank in (0, 1):
+        fill(tmp_path / "two", tiny_base, pictures, workers=Workers(rank, 2))
+    one, two = ({path.relative_to(folder): read_record(path) for path in records(folder)} for folder in
+                (tmp_path / "one", tmp_path / "two"))  # fmt: skip
+    assert one.keys() == two.keys()
+    for path, record in one.items():
+        for name, tensor in record.items():
+            assert torch.equal(two[path][name], tensor)
+
+
+def test_other_weights_have_other_records(tmp_path, tiny_base, pictures):
+    vae = load_vae(Base(str(tiny_base)))
+    first = weights_key(vae)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
+    assert weights_key(vae) != first != weights_key(vae.to(torch.bfloat16))
+    assert LatentCache(tmp_path, pictures, first).path(0, False) != LatentCache(tmp_path, pictures, "x").path(0, False)
+
+
+def test_nan_latents_name_the_picture_and_leave_no_record(tmp_path, tiny_base, pictures):
+    vae = load_vae(Base(str(tiny_base)))
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.fill_(1e38)
+    with pytest.raises(NonFiniteError, match="astronaut"):
+        LatentCache(tmp_path, pictures, "key").fill(vae, (False,), 0, Workers())
+    assert not records(tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path, tiny_base, pictures):
+    _, texts = fill(tmp_path, tiny_base, pictures)
+    path = texts.path(CAPTIONS["coffee"])
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=f"{path.name} is a damaged cache record"):
+        texts.read(CAPTIONS["coffee"])
+
+
+def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, captioned_photographs):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for path in captioned_photographs.iterdir():
+        (raw / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".jpg" else None])
+    pictures = TrainingPictures(open_dataset(str(raw)), resolution=64)
+    for num_workers in (0, 1):
+        with pytest.raises(DataError, match=r"chelsea\.jpg: truncated JPEG"):
+            fill(tmp_path / "cache", tiny_base, pictures, num_workers=num_workers)
+
+
+def test_prompts_are_stored_once(tmp_path, tiny_base):
+    parts = load_text_parts(Base(str(tiny_base)), torch.float32)
+    assert TextCache(tmp_path, "key").fill(["a", "b", "a"], *parts, Workers()) == 2

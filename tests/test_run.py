@@ -1,0 +1,60 @@
+"""A run's directory: one run at a time, status, stop, events."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from sdxl_lora.errors import ConfigError, NonFiniteError
+from sdxl_lora.events import EventLog, read_events
+from sdxl_lora.run import Run, StopRequest, read_status
+
+
+def test_status_tells_how_a_run_goes_and_ends(tmp_path):
+    with Run(tmp_path) as run:
+        run.update(state="training", step=3)
+        status = read_status(tmp_path)
+        assert (status["state"], status["step"], status["pid"]) == ("training", 3, os.getpid())
+        assert status["heartbeat"] > 0
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["exit_code"]) == ("done", 0)
+    with pytest.raises(NonFiniteError), Run(tmp_path):
+        raise NonFiniteError("loss nan")
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 6, "loss nan")
+    assert [event["reason"] for event in read_events(tmp_path / "events.jsonl", "failed")] == ["loss nan"]
+
+
+def test_a_second_run_in_the_same_directory_is_refused_with_the_firsts_pid(tmp_path):
+    with Run(tmp_path), pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
+        Run(tmp_path)
+    with Run(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_a_config_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        Run(tmp_path / "file" / "run")
+
+
+def test_stop_comes_from_a_file_or_a_signal_and_an_old_file_is_forgotten(tmp_path):
+    (tmp_path / "stop").touch()
+    with Run(tmp_path), StopRequest(tmp_path) as stop:
+        assert stop.reason() is None
+        (tmp_path / "stop").touch()
+        assert stop.reason() == "stop file"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason() == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_events_are_read_back_and_a_line_being_written_is_left_out(tmp_path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.write("step", step=1, loss=0.5)
+    log.write("message", text="é\n日本")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": "step"})[:-3])
+    assert [event["event"] for event in read_events(path)] == ["step", "message"]
+    assert next(read_events(path, "message"))["text"] == "é\n日本"
