@@ -54,6 +54,7 @@ def disk_message(error: OSError, output_dir: str) -> str:
 
 
 def run(config: PreprocessConfig) -> None:
+    from preprocess.card import dataset_card
     from preprocess.dataset import build
     from preprocess.folders import check_folders, find_all
     from preprocess.report import console_lines, report_of, to_json
@@ -68,13 +69,8 @@ def run(config: PreprocessConfig) -> None:
     report = {}
 
     def write_report(built):
-        from preprocess.card import dataset_card
-
         report.update(report_of(built, dataclasses.asdict(config)))
-        rows = [row.columns for row in built.rows]
-        card = dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model)
         write_whole(output / "preprocess_report.json", to_json(report))
-        write_whole(output / "README.md", card)
 
     with locked(output, team):
         build(
@@ -87,6 +83,7 @@ def run(config: PreprocessConfig) -> None:
             num_workers=config.num_workers,
             strict=config.strict,
             restore_deleted=config.restore_deleted,
+            card=lambda rows: dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model),
             on_built=write_report,
         )
     if team.rank == 0:

@@ -20,6 +20,8 @@ from preprocess.wording import Wording
 from preprocess.workers import prepare_all
 from sdxl_lora.errors import DataError
 
+EDITED = "metadata.jsonl, edited by hand"
+
 
 @dataclasses.dataclass
 class Row:
@@ -28,6 +30,10 @@ class Row:
     entry: Entry
     columns: dict
     text_from: str
+
+    @property
+    def is_edited(self) -> bool:
+        return self.text_from == EDITED
 
 
 @dataclasses.dataclass
@@ -39,6 +45,7 @@ class Built:
     rows: list[Row] = dataclasses.field(default_factory=list)
     new_crops: int = 0
     new_captions: int = 0
+    deleted: list[str] = dataclasses.field(default_factory=list)  # sources whose rows a person took out
     gone: list[str] = dataclasses.field(default_factory=list)  # sources of earlier rows that are no longer there
 
 
@@ -52,11 +59,13 @@ def build(
     num_workers: int = 0,
     strict: bool = False,
     restore_deleted: bool = False,
+    card: Callable[[list[dict]], str] = lambda rows: "",
     on_built: Callable[[Built], None] = lambda built: None,
 ) -> Built:
     """Prepares and captions what is new, then publishes all of it.
 
     Args:
+        card: the text of README.md for these lines of metadata.jsonl.
         on_built: called with what the run did, before it is published or refused: writes the report.
     Raises:
         ConfigError: the captioner cannot be loaded; `output` is not ours.
@@ -70,6 +79,7 @@ def build(
     sources = []
     for source in found.sources:
         if memory.deleted_by_hand(source.name) and not restore_deleted:
+            built.deleted.append(source.name)
             built.left_out[source.name] = "its line was deleted from metadata.jsonl; --restore_deleted brings it back"
         else:
             sources.append(source)
@@ -102,7 +112,7 @@ def build(
         lines = "\n".join(f"  {name}: {reason}" for name, reason in built.left_out.items())
         raise DataError(f"--strict: {len(built.left_out)} left out, nothing was published\n{lines}")
     if team.rank == 0:
-        publish_all(output, built, plan, memory, removed)
+        publish_all(output, built, plan, memory, removed, card)
     team.wait()
     return built
 
@@ -131,11 +141,18 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
                 columns["is_class_image"] = source.is_class_image
             old = memory.row_of(source.name, crop.sha256, number) or {}
             columns |= {key: old.get(key) for key in extra}
-            rows.append(Row(entry, columns, entry.caption_from if edited is None else "metadata.jsonl, edited by hand"))
+            rows.append(Row(entry, columns, entry.caption_from if edited is None else EDITED))
     return rows
 
 
-def publish_all(output: Path, built: Built, plan: CaptionPlan, memory: Memory, removed: list[dict]) -> None:
+def publish_all(
+    output: Path,
+    built: Built,
+    plan: CaptionPlan,
+    memory: Memory,
+    removed: list[dict],
+    card: Callable[[list[dict]], str],
+) -> None:
     """Publishes the rows, and tidies up what only earlier runs needed."""
     folder = output / ".preprocess"
     rows = [row.columns for row in built.rows]
@@ -145,8 +162,11 @@ def publish_all(output: Path, built: Built, plan: CaptionPlan, memory: Memory, r
     write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))
     if plan.recaption and memory.rows:
         write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))
-    memory.written.announce(rows)
-    publish(output, folder / "images", rows, memory.files())
-    memory.written.confirm(rows)
+    ours = [(row.columns["source"], None if row.is_edited else row.columns["text"]) for row in built.rows]
+    ours += [(source, None) for source in built.deleted]
+    memory.written.announce(ours, memory.files())
+    write_whole(output / "README.md", card(rows))
+    publish(output, folder / "images", rows, memory.written.old_files)
+    memory.written.confirm(ours)
     keys = {Path(row["file_name"]).stem for row in rows}
     Shelf(folder / "pictures").keep_only({key for name in keys for key in name.split("-")})

@@ -118,11 +118,10 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     Raises:
         OSError: the disk is full or not writable. What is wrong with the picture comes back as Refused.
     """
-    try:
-        sha256 = sha256_of(job.path)
-        key = identity(job, sha256)
-    except OSError:
-        return refusal(job, unreadable(job.path) or unreadable(job.mask))
+    if error := unreadable(job.path) or unreadable(job.mask):
+        return Refused(job.name, error)
+    sha256 = sha256_of(job.path)
+    key = identity(job, sha256)
     shelf = Shelf(job.output / ".preprocess" / "pictures")
     known = [Prepared(**crop) for crop in shelf.get(key) or ()]
     if known and all(crop_is_whole(job, crop) for crop in known):
@@ -133,18 +132,18 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     return result
 
 
-def unreadable(path: Path | None) -> Exception | None:
-    """The reason why a file cannot be read; None where it can."""
+def unreadable(path: Path | None) -> str | None:
+    """The reason why a file cannot be read; None where it can, whatever is in it."""
     try:
+        if path and not path.is_file():
+            open_image(path)  # says what it is
         if path:
-            open_image(path)
+            path.open("rb").close()
     except ImageError as error:
-        return error
+        return error.reason
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return None
-
-
-def refusal(job: Job, error: Exception | None) -> Refused:
-    return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
 
 
 def crop_is_whole(job: Job, crop: Prepared) -> bool:
@@ -164,7 +163,7 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
         image, mask = load(job, notes)
         bucket = job.recipe.sizing.bucket_of(image.size)
     except ValueError as error:
-        return refusal(job, error)
+        return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
     enlarged = max(bucket[0] / image.width, bucket[1] / image.height, 1.0)
     if enlarged > 1:
         notes.append(f"enlarged {enlarged:.2f} times, from {image.width}x{image.height} px")

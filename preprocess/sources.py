@@ -53,7 +53,7 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     found, problems = Found(), []
     for directory, folders, files in walk(folder):
         for name in list(folders):
-            relative = (directory / name).relative_to(folder).as_posix()
+            relative = shown(directory / name, folder)
             if name.startswith(".") or name == "__MACOSX":
                 found.left_out[relative + "/"] = "a hidden folder"
                 folders.remove(name)
@@ -81,6 +81,12 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(directory), folders, sorted(files)
 
 
+def shown(path: Path, folder: Path) -> str:
+    """The path relative to the folder, with / and as text that JSON can hold: bytes that are no UTF-8 as \\xe9."""
+    relative = path.relative_to(folder).as_posix()
+    return relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def add_directory(
     found: Found, problems: list[str], folder: Path, directory: Path, files: list[str], mask_folder: Path | None
 ) -> None:
@@ -90,7 +96,7 @@ def add_directory(
     captions: dict[str, list[Path]] = {}
     for file in files:
         path = directory / file
-        name, stem, suffix = path.relative_to(folder).as_posix(), path.stem, path.suffix.lower()
+        name, stem, suffix = shown(path, folder), path.stem, path.suffix.lower()
         if file.startswith("."):
             found.left_out[name] = "a hidden file"
         elif suffix in SUFFIXES:
@@ -118,9 +124,9 @@ def repeats_of(directory: Path, folder: Path) -> tuple[int, str]:
 def give_caption(found: Found, folder: Path, paths: list[Path], pictures: list[Source]) -> list[str]:
     """Puts the caption of one stem on its picture; returns what is wrong with it."""
     path = max(paths, key=lambda candidate: candidate.suffix.lower() == ".txt")
-    name = path.relative_to(folder).as_posix()
+    name = shown(path, folder)
     if not pictures:
-        found.other_files += [p.relative_to(folder).as_posix() for p in paths]
+        found.other_files += [shown(p, folder) for p in paths]
         return []
     if len(pictures) > 1:
         both = " and ".join(source.name for source in pictures)
@@ -133,6 +139,8 @@ def give_caption(found: Found, folder: Path, paths: list[Path], pictures: list[S
     except DataError as error:
         return [str(error)]
     pictures[0].caption_from = name
+    if not pictures[0].caption:
+        found.warn(pictures[0].name, f"{path.name} is empty")
     return []
 
 
@@ -157,7 +165,7 @@ def read_caption(path: Path) -> str:
 def read_metadata_captions(found: Found, path: Path, folder: Path, pictures: dict[str, list[Source]]) -> list[str]:
     """Puts the texts of a source folder's metadata.jsonl on its pictures; returns what is wrong with it."""
     by_name = {source.path.name: source for sources in pictures.values() for source in sources}
-    name = path.relative_to(folder).as_posix()
+    name = shown(path, folder)
     try:
         rows = read_jsonl(path)
     except DataError as error:

@@ -49,6 +49,9 @@ class Shelf:
                 file.unlink()
 
 
+Texts = list[tuple[str, str | None]]  # source, and the text that we wrote; None for a text of a person, or no row
+
+
 class Written:
     """Which texts of metadata.jsonl are ours, and which sources a finished run has put there."""
 
@@ -60,27 +63,29 @@ class Written:
             content = {}
         self.published: dict[str, list[str]] = content.get("published", {})
         self.pending: dict[str, list[str]] = content.get("pending", {})
+        self.old_files: set[str] = set(content.get("old_files", []))  # image files to go once the new rows stand
 
     def is_ours(self, source: str, text: str) -> bool:
         return text_digest(text) in [*self.published.get(source, []), *self.pending.get(source, [])]
 
-    def announce(self, rows: list[dict]) -> None:
+    def announce(self, texts: Texts, old_files: set[str]) -> None:
         """Before the rows are published: a kill in between leaves old rows or new ones, and both are known as ours."""
-        self.pending = digests_of(rows)
+        self.pending, self.old_files = digests_of(texts), self.old_files | old_files
         self.save()
 
-    def confirm(self, rows: list[dict]) -> None:
-        self.published, self.pending = digests_of(rows), {}
+    def confirm(self, texts: Texts) -> None:
+        self.published, self.pending, self.old_files = digests_of(texts), {}, set()
         self.save()
 
     def save(self) -> None:
-        write_whole(self.path, json.dumps({"published": self.published, "pending": self.pending}))
+        content = {"published": self.published, "pending": self.pending}
+        write_whole(self.path, json.dumps({**content, "old_files": sorted(self.old_files)}))
 
 
-def digests_of(rows: list[dict]) -> dict[str, list[str]]:
+def digests_of(texts: Texts) -> dict[str, list[str]]:
     digests: dict[str, list[str]] = {}
-    for row in rows:
-        digests.setdefault(row["source"], []).append(text_digest(row["text"]))
+    for source, text in texts:
+        digests.setdefault(source, []).extend([] if text is None else [text_digest(text)])
     return digests
 
 

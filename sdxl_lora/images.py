@@ -5,7 +5,9 @@ Sizes that go in are (width, height) as in PIL; what comes out for SDXL's condit
 """
 
 import io
+import os
 import re
+import stat
 import warnings
 from pathlib import Path
 
@@ -42,6 +44,8 @@ def open_image(path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Imag
         ImageError: no file, unreadable, empty, not an image, another format, too many pixels, truncated, damaged.
     """
     try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise ImageError(path, "a device or a pipe, not a file")  # reading one might never end
         return decode_image(Path(path).read_bytes(), path, max_megapixels)
     except IsADirectoryError:
         raise ImageError(path, "a directory, not a file") from None
