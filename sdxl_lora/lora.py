@@ -11,15 +11,10 @@ from peft.tuners.lokr import LoKrLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from sdxl_lora.lora_keys import canonical
+from sdxl_lora.lora_keys import NEVER, TARGETS, canonical, is_target
 from sdxl_lora.lora_math import Adapter
 
 ADAPTER = "default"
-TARGETS = ("attention", "attention+ff", "all-linear", "all-linear+conv")
-# Clients disagree about these, and some drop them without a word (token and size embeddings, first and last layer).
-NEVER = re.compile(r"(^|\.)(conv_in|conv_out|time_embedding|add_embedding|text_projection)(\.|$)")
-ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
-FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
 LYCORIS_NAME = {"lora_A": "lora_down", "lora_B": "lora_up", "lora_magnitude_vector": "dora_scale"}
 ADAPTER_TENSOR = re.compile(rf"\.(lora_|hada_|lokr_)\w+\.{ADAPTER}(\.weight)?$")
 
@@ -33,14 +28,8 @@ def target_modules(model: nn.Module, targets: str) -> list[str]:
         ValueError: not a regular expression, nothing matched, or it matched a layer that must stay as it is.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    chosen = {
-        "attention": lambda name: ATTENTION.search(name),
-        "attention+ff": lambda name: ATTENTION.search(name) or FEED_FORWARD.search(name),
-        "all-linear": lambda name: isinstance(layers[name], nn.Linear),
-        "all-linear+conv": lambda name: True,
-    }
-    if targets in chosen:
-        return [name for name in layers if chosen[targets](name) and not NEVER.search(name)]
+    if targets in TARGETS:
+        return [name for name, layer in layers.items() if is_target(name, targets, isinstance(layer, nn.Linear))]
     try:
         pattern = re.compile(targets)
     except re.error as error:
@@ -48,7 +37,7 @@ def target_modules(model: nn.Module, targets: str) -> list[str]:
             f"targets {targets!r} is none of {', '.join(TARGETS)} and not a regular expression ({error})."
         ) from None
     names = [name for name in layers if pattern.search(name)]
-    example = next((name for name in layers if ATTENTION.search(name)), "")
+    example = next((name for name in layers if is_target(name, "attention", True)), "")
     if not names:
         raise ValueError(
             f"targets {targets!r} matches no linear or convolution layer of {type(model).__name__}: "

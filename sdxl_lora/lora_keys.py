@@ -45,6 +45,21 @@ UNET_NAME = re.compile(
     rf"|mid_block\.{PARTS.replace('{n}', '[01]')}|{'|'.join(map(re.escape, STEM))}"
 )
 
+TARGETS = ("attention", "attention+ff", "all-linear", "all-linear+conv")
+# Clients disagree about these, and some drop them without a word.
+NEVER = re.compile(r"(^|\.)(conv_in|conv_out|time_embedding|add_embedding|text_projection)(\.|$)")
+ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
+FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
+
+
+def is_target(name: str, targets: str, linear: bool) -> bool:
+    """Whether one of TARGETS means this layer (a linear one or a convolution)."""
+    if NEVER.search(name):
+        return False
+    if targets == "all-linear+conv" or (targets == "all-linear" and linear):
+        return True
+    return bool(ATTENTION.search(name) or (targets == "attention+ff" and FEED_FORWARD.search(name)))
+
 
 def to_sgm(name: str) -> str:
     """The original UNet's name of a diffusers module: three numbered blocks per level, a block's parts numbered.

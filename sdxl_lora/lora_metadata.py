@@ -69,17 +69,18 @@ def lora_metadata(
         "ss_learning_rate": learning_rate,
         "ss_num_train_images": images,
         # Clients require {folder: {tag: count}} and raise on other shapes.
-        "ss_tag_frequency": tag_frequency and json.dumps({"images": tag_frequency}, ensure_ascii=False),
-        "ss_dataset_dirs": images and json.dumps({"images": {"n_repeats": 1, "img_count": images}}),
+        "ss_tag_frequency": json.dumps({"images": tag_frequency}, ensure_ascii=False) if tag_frequency else None,
+        "ss_dataset_dirs": json.dumps({"images": {"n_repeats": 1, "img_count": images}}) if images else None,
         "modelspec.title": title,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": finished_at and finished_at.isoformat(timespec="seconds"),
         "modelspec.trigger_phrase": trigger_phrase,
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
-        "modelspec.thumbnail": thumbnail_jpeg
-        and "data:image/jpeg;base64," + base64.b64encode(thumbnail_jpeg).decode("ascii"),
+        "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(thumbnail_jpeg).decode("ascii")
+        if thumbnail_jpeg
+        else None,
     }
-    return {key: str(value) for key, value in values.items() if value not in (None, "", b"", {}, 0) or key == "ss_seed"}
+    return {key: str(value) for key, value in values.items() if value not in (None, "")}
 
 
 def public_name(base_model: str) -> str:

@@ -37,12 +37,17 @@ BASE_MODEL_KEYS = ("model.diffusion_model.", "conditioner.embedders.", "cond_sta
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a file holds. layout: kohya-sgm, kohya-diffusers, peft, diffusers or diffusers-old."""
+    """What a file holds.
+
+    layout: kohya-sgm, kohya-diffusers, peft, diffusers or diffusers-old.
+    keys: the tensors' names as they stand in the file.
+    """
 
     path: Path
     adapters: dict[Key, Adapter]
     metadata: dict[str, str]
     layout: str
+    keys: tuple[str, ...]
 
 
 def read_lora(path: str | Path) -> LoraFile:
@@ -64,13 +69,13 @@ def read_lora(path: str | Path) -> LoraFile:
             layout, module, tensor_name = _parse_key(key, file)
             layouts[layout] = None
             modules.setdefault(module, {})[tensor_name] = file.read(key)
-        metadata = file.metadata
+        metadata, keys = file.metadata, tuple(file.shapes)
     if not modules:
         raise ValueError(f"{path} holds no tensors.")
     config = config or _header_config(metadata, path)
     adapters = {key: _adapter(key, tensors, config, path) for key, tensors in modules.items()}
     layout = next((layout for layout in layouts if layout != "kohya"), "kohya-sgm")
-    return LoraFile(path, adapters, metadata, layout)
+    return LoraFile(path, adapters, metadata, layout, keys)
 
 
 def _lora_file(path: Path) -> Path:

@@ -27,8 +27,9 @@ def outputs(pipeline):
     def randn(*shape):
         return torch.randn(*shape, generator=generator)
 
-    conditions = {"text_embeds": randn(2, 32), "time_ids": randn(2, 6)}
-    latents, timesteps, text = randn(2, 4, 8, 8), torch.tensor([5, 700]), randn(2, 7, 64)
+    encoders = pipeline.text_encoder.config.hidden_size, pipeline.text_encoder_2.config.hidden_size
+    conditions = {"text_embeds": randn(2, encoders[1]), "time_ids": randn(2, 6)}
+    latents, timesteps, text = randn(2, 4, 8, 8), torch.tensor([5, 700]), randn(2, 7, sum(encoders))
     tokens = torch.arange(3, 13)[None]
     for component in COMPONENTS:
         getattr(pipeline, component).eval()

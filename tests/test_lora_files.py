@@ -230,6 +230,13 @@ def test_metadata_says_what_clients_read_and_nothing_private(tmp_path):
     assert read["sshs_model_hash"] == hashlib.sha256(content[start:]).hexdigest()
 
 
+def test_metadata_leaves_out_what_is_not_known():
+    known = lora_metadata("cat", seed=0, images=0)
+    assert known["ss_seed"] == "0"
+    assert not {"ss_steps", "ss_dataset_dirs", "ss_tag_frequency", "modelspec.thumbnail"} & set(known)
+    assert "None" not in known.values()
+
+
 def test_metadata_refuses_what_clients_would_choke_on():
     with pytest.raises(ValueError, match="must be epsilon or v_prediction"):
         lora_metadata("cat", prediction_type="sample")

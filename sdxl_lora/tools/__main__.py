@@ -1,0 +1,182 @@
+"""The command line of the LoRA tools: arguments in, one function called, its line printed."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+Given = tyro.conf.Positional
+Precision = Literal["fp16", "bf16", "fp32"]
+
+
+def show(lora: Given[Path]) -> int:
+    """Keys, ranks, alphas, size of the change per block, metadata, and which clients load the file."""
+    from sdxl_lora.lora_read import read_lora
+    from sdxl_lora.tools import describe
+
+    print(describe.show(read_lora(lora)))
+    return 0
+
+
+def check(lora: Given[Path]) -> int:
+    """Non-finite values, zero modules, changes far out of line. Exit code 3 when the file is not usable."""
+    from sdxl_lora.lora_read import read_lora
+    from sdxl_lora.tools import describe
+
+    errors, warnings = describe.check(read_lora(lora))
+    for line in [*(f"error: {text}" for text in errors), *(f"warning: {text}" for text in warnings)]:
+        print(line)
+    print(f"{lora}: {len(errors)} errors, {len(warnings)} warnings")
+    return 3 if errors else 0
+
+
+def convert(
+    lora: Given[Path],
+    output: Given[Path],
+    to: Literal["kohya", "kohya-diffusers", "diffusers", "peft"] = "kohya",
+    base: Path | None = None,
+    rank: int = 64,
+    precision: Precision = "fp16",
+    overwrite: bool = False,
+) -> int:
+    """Another layout of the same LoRA.
+
+    Args:
+        lora: LoRA file of any layout, or a PEFT adapter's folder.
+        output: The file to write; a folder with --to peft.
+        to: kohya loads in every client; diffusers has alpha multiplied in; peft for PeftModel.from_pretrained.
+        base: Base model (diffusers folder or single .safetensors), which a DoRA needs to become a LoRA.
+        rank: Rank of the LoRA that stands for a DoRA, LoHa or LoKr where the layout has no place for them.
+        precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
+        overwrite: Replace what stands at the output.
+    """
+    from sdxl_lora.tools import rewrite
+
+    print(rewrite.convert(lora, output, to, precision, base, rank, overwrite))
+    return 0
+
+
+def merge(
+    lora: Given[Path], base: Given[Path], output: Given[Path], weight: float = 1.0, overwrite: bool = False
+) -> int:
+    """The base model with a LoRA in it, same layout and numbers; needs little memory.
+
+    Args:
+        lora: LoRA file of any layout and kind.
+        base: Diffusers folder, or single .safetensors in the original layout.
+        output: Folder or file to write, like the base.
+        weight: Strength; 1 is as trained.
+        overwrite: Replace what stands at the output.
+    """
+    from sdxl_lora.tools import models
+
+    print(models.merge(lora, base, output, weight, overwrite))
+    return 0
+
+
+def combine(
+    output: Given[Path],
+    loras: list[Path],
+    weights: list[float],
+    rank: int | None = None,
+    precision: Precision = "fp16",
+    overwrite: bool = False,
+) -> int:
+    """The weighted sum of LoRAs as one file.
+
+    Args:
+        output: The .safetensors to write, in kohya's layout.
+        loras: Two or more LoRA files.
+        weights: A weight for each.
+        rank: Nearest LoRA of this rank; without it the sum is exact and the ranks add up.
+        precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
+        overwrite: Replace what stands at the output.
+    """
+    from sdxl_lora.tools import rewrite
+
+    print(rewrite.combine(loras, weights, output, rank, precision, overwrite))
+    return 0
+
+
+def resize(
+    lora: Given[Path],
+    output: Given[Path],
+    rank: int | None = None,
+    energy: float | None = None,
+    precision: Precision = "fp16",
+    overwrite: bool = False,
+) -> int:
+    """The same LoRA with fewer ranks.
+
+    Args:
+        lora: LoRA file of any layout.
+        output: The .safetensors to write, in kohya's layout.
+        rank: The rank to bring it to.
+        energy: Or the share of each module's change to keep, between 0 and 1, such as 0.95.
+        precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
+        overwrite: Replace what stands at the output.
+    """
+    from sdxl_lora.tools import rewrite
+
+    print(rewrite.resize(lora, output, rank, energy, precision, overwrite))
+    return 0
+
+
+def extract(
+    tuned: Given[Path],
+    base: Given[Path],
+    output: Given[Path],
+    rank: int = 32,
+    energy: float = 1.0,
+    targets: Literal["attention", "attention+ff", "all-linear", "all-linear+conv"] = "all-linear",
+    precision: Precision = "fp16",
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> int:
+    """The LoRA that makes a fine-tuned model of its base, by SVD.
+
+    Args:
+        tuned: Fine-tuned model: diffusers folder or single .safetensors.
+        base: The model it was made from, in either layout.
+        output: The .safetensors to write, in kohya's layout.
+        rank: Highest rank of a module.
+        energy: Share of each module's difference to keep where fewer ranks do it; 1 for the full rank.
+        targets: Which layers.
+        precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
+        device: Where the SVDs run, such as cuda.
+        overwrite: Replace what stands at the output.
+    """
+    from sdxl_lora.tools import models
+
+    def progress(done: int, total: int) -> None:
+        if done % 50 == 0 or done == total:
+            print(f"{done} of {total} layers", file=sys.stderr)
+
+    print(models.extract(tuned, base, output, rank, energy, targets, precision, device, overwrite, progress))
+    return 0
+
+
+COMMANDS = {f.__name__: f for f in (show, check, convert, merge, combine, resize, extract)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0; 2 for input that cannot be used (a line says why), 3 for a LoRA that fails `check`, 5 for a disk."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="python -m sdxl_lora.tools",
+            description="Tools for SDXL LoRA files of any layout.",
+            args=argv,
+            use_underscores=True,
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 5
+
+
+if __name__ == "__main__":
+    sys.exit(main())

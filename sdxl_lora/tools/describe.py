@@ -1,0 +1,127 @@
+"""What a LoRA file holds, which clients load it, and what is wrong with it. Reads, writes nothing."""
+
+import re
+from collections import defaultdict
+
+import torch
+
+from sdxl_lora.lora_keys import COMPONENTS
+from sdxl_lora.lora_math import Adapter, norm
+from sdxl_lora.lora_read import LoraFile
+
+OUTLIER = 20  # times the median size of a component's changes
+CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
+
+
+def show(file: LoraFile) -> str:
+    """A page about the file: modules, ranks, alphas, size of the change per block, clients, metadata."""
+    kinds = sorted({adapter.kind for adapter in file.adapters.values()})
+    lines = [f"{file.path.name}: {file.layout}, {', '.join(kinds)}, {len(file.adapters)} modules", ""]
+    for component, adapters in by_component(file).items():
+        ranks, alphas, scales = (_span(_distinct(adapters.values(), field)) for field in ("rank", "alpha", "scale"))
+        lines.append(f"{component}: {len(adapters)} modules, rank {ranks}, alpha {alphas}, strength {scales}")
+        blocks = defaultdict(list)
+        for name, adapter in adapters.items():
+            blocks[block_of(name)].append(norm(adapter))
+        width = max(map(len, blocks))
+        for block, norms in blocks.items():
+            total = sum(value**2 for value in norms) ** 0.5
+            lines.append(f"  {block:{width}}  {len(norms):3} modules  norm of the change {total:.4g}")
+    if "dora" in kinds:
+        lines.append("  (norms of DoRA without its magnitudes, which need the base)")
+    lines += ["", *(f"{client}: {verdict}" for client, verdict in clients(file).items()), ""]
+    lines += [f"{key}: {_short(value)}" for key, value in sorted(file.metadata.items())] or ["no metadata"]
+    return "\n".join(lines)
+
+
+def by_component(file: LoraFile) -> dict[str, dict[str, Adapter]]:
+    parts = {c: {name: a for (part, name), a in file.adapters.items() if part == c} for c in COMPONENTS}
+    return {component: adapters for component, adapters in parts.items() if adapters}
+
+
+def block_of(name: str) -> str:
+    """`down_blocks.1`, `mid_block`, …; the encoders' layers in one."""
+    found = re.match(r"(down_blocks|up_blocks)\.\d+|mid_block|text_model\.encoder\.layers", name)
+    return found[0] if found else name
+
+
+def _distinct(adapters, field: str) -> list:
+    return sorted({getattr(adapter, field) for adapter in adapters}, key=lambda value: (value is None, value))
+
+
+def _span(values: list) -> str:
+    words = [f"{value:g}" if value is not None else "none" for value in values]
+    return ", ".join(words) if len(words) <= 5 else f"{words[0]} to {words[-1]} ({len(words)} values)"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 100 else f"{value[:80]}… ({len(value)} characters)"
+
+
+def clients(file: LoraFile) -> dict[str, str]:
+    """For each client "loads", or what it does instead; from running the clients' own loaders."""
+    kinds = {adapter.kind for adapter in file.adapters.values()}
+    kohya = file.layout.startswith("kohya")
+    verdict = dict.fromkeys(CLIENTS, "loads")
+    if not kohya:
+        verdict |= dict.fromkeys(CLIENTS[1:], "not sure: convert --to kohya")
+    if file.layout == "kohya-diffusers":
+        verdict |= dict.fromkeys(CLIENTS[1:], "probably; to be sure: convert --to kohya")
+    if file.layout == "peft":
+        verdict["diffusers"] = "no, PEFT does: convert --to diffusers"
+    if kohya and any(key.startswith(("lora_te1_encoder", "lora_te2_encoder")) for key in file.keys):
+        verdict |= dict.fromkeys(CLIENTS, "drops the text encoders (no text_model in their names): convert --to kohya")
+    if kohya and file.metadata.get("ss_base_model_version", "")[:4] != "sdxl":
+        verdict["A1111"] = "hides it, for want of ss_base_model_version: convert --to kohya"
+    if trouble := _trouble_in_diffusers(file, kinds, kohya):
+        verdict["diffusers"] = trouble
+    if "dora" in kinds:
+        wrong = "wrong strength: convert --to kohya --base (a plain LoRA)" if kohya else "no: convert --to kohya --base"
+        verdict |= dict.fromkeys(CLIENTS[1:], wrong)
+    return verdict
+
+
+def _trouble_in_diffusers(file: LoraFile, kinds: set[str], kohya: bool) -> str:
+    if kinds - {"lora", "dora"}:
+        return "no: convert --to diffusers --rank N"
+    if kohya and "dora" in kinds:
+        return "drops the magnitudes: convert --to diffusers"
+    if kohya and "lora_adapter_metadata" in file.metadata:
+        return "raises (lora_adapter_metadata in the header): convert --to kohya"
+    if not kohya and any(key.endswith(".alpha") for key in file.keys):
+        return "raises (.alpha in this layout): convert --to diffusers"
+    for component, adapters in by_component(file).items():
+        if kohya and len(_distinct(adapters.values(), "rank")) + len(_distinct(adapters.values(), "alpha")) > 2:
+            return f"wrong strength (several ranks or alphas in {component}): convert --to kohya"
+        parts = {name.rsplit(".", 1)[1] for name in adapters if "self_attn" in name}
+        if component != "unet" and len(parts) < 4:
+            return f"raises ({component} without all of q, k, v, out): convert --to kohya"
+    return "loads"
+
+
+def check(file: LoraFile) -> tuple[list[str], list[str]]:
+    """(errors, warnings): not finite, no strength, no change at all; zero modules, changes far out of line."""
+    errors, warnings = [], []
+    for component, adapters in by_component(file).items():
+        sizes = {}
+        for name, adapter in adapters.items():
+            broken = [part for part, tensor in adapter.tensors.items() if not torch.isfinite(tensor).all()]
+            if broken:
+                errors.append(f"{component} {name}: {', '.join(broken)} holds NaN or infinity")
+            elif not (0 < abs(adapter.alpha) < float("inf")):
+                errors.append(f"{component} {name}: alpha {adapter.alpha:g} leaves it without effect")
+            else:
+                sizes[name] = norm(adapter)
+        zero = [name for name, size in sizes.items() if size == 0]
+        if zero and len(zero) == len(adapters):
+            errors.append(f"{component}: all {len(zero)} modules are zero, so it changes nothing")
+        elif zero:
+            warnings.append(f"{component}: {len(zero)} of {len(adapters)} modules are zero, such as {zero[0]}")
+        moved = sorted(size for size in sizes.values() if size)
+        median = moved[len(moved) // 2] if moved else 0
+        warnings += [
+            f"{component} {name}: changes {size / median:.0f} times as much as the median module"
+            for name, size in sizes.items()
+            if size > OUTLIER * median
+        ]
+    return errors, warnings

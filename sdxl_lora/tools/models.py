@@ -1,0 +1,144 @@
+"""LoRAs and base models: a LoRA merged into a base, and the LoRA that makes one base of another.
+
+Both go tensor by tensor: memory stays at a few times the largest tensor, whatever the size of the models.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdxl_lora.base_weights import BaseWeights
+from sdxl_lora.lora_keys import TARGETS, is_target, kernel_size
+from sdxl_lora.lora_math import delta, svd_lora
+from sdxl_lora.lora_read import LoraFile, read_lora
+from sdxl_lora.safetensors_io import TensorFile, write_tensors
+from sdxl_lora.tools.rewrite import check_output, save
+
+
+def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool = False) -> str:
+    """Writes `base` with `weight` times the LoRA's change added, in the base's layout and dtypes.
+
+    Args:
+        base: diffusers folder, or a single .safetensors in the original layout; any kind of LoRA, DoRA too.
+    Raises:
+        ValueError: the LoRA does not fit the base, a weight leaves the base's number format, or the output exists.
+    """
+    check_output(output, overwrite and base.is_file())  # a folder is never removed to make place
+    if output.exists() and output.samefile(base):
+        raise ValueError(f"{output} is the base itself: choose another name.")
+    file = read_lora(lora)
+    with BaseWeights(base) as weights:
+        if missing := [key for key in file.adapters if key not in weights.places]:
+            raise ValueError(f"{base} lacks {len(missing)} of the LoRA's modules, such as {' '.join(missing[0])}.")
+        if weights.is_folder:
+            _merge_folder(weights, file, output, weight)
+        else:
+            if output.suffix != ".safetensors":
+                raise ValueError(f"{output} must end in .safetensors, as the base does.")
+            merged_from = f"{base.stem}, {lora.stem}:{weight:g}"
+            _write_merged(weights, weights.path, output, file, weight, {"modelspec.merged_from": merged_from})
+    return f"{output}: {len(file.adapters)} modules merged at weight {weight:g}"
+
+
+def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: float) -> None:
+    """Weights of UNet and encoders anew, all else copied; the folder gets its name when it is whole."""
+    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    trained = {path.parent for path in weights.files}
+    try:
+        for source in sorted(path for path in weights.path.rglob("*") if path.is_file()):
+            target = temporary / source.relative_to(weights.path)
+            if source in weights.files:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write_merged(weights, source, target, lora, weight, {})
+            elif not _is_other_weights(source, weights.path, trained):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_other_weights(path: Path, base: Path, trained: set[Path]) -> bool:
+    """Variants and pickles of the parts that are merged, and whole checkpoints beside them: they lack the LoRA."""
+    weights = path.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".onnx_data")
+    return weights and (path.parent in trained or path.parent == base)
+
+
+def _write_merged(
+    weights: BaseWeights, source: Path, target: Path, lora: LoraFile, weight: float, metadata: dict[str, str]
+) -> None:
+    file = weights.files[source]
+
+    def merged(name: str) -> Tensor:
+        tensor = file.read(name)
+        for key, i, count in weights.parts.get((source, name), []):
+            if key in lora.adapters:
+                _add(tensor.chunk(count)[i], lora, key, weight, source)
+        return tensor
+
+    layout = {name: (file.dtypes[name], file.shapes[name]) for name in file.shapes}
+    kept = {key: value for key, value in file.metadata.items() if "hash" not in key}
+    write_tensors(target, layout, merged, {**kept, **metadata}, _opens)
+
+
+def _add(tensor: Tensor, lora: LoraFile, key: tuple[str, str], weight: float, source: Path) -> None:
+    """Adds one module's change in place, in float32."""
+    change = delta(lora.adapters[key], tensor if tensor.dim() else None)
+    if change.numel() != tensor.numel() or change.shape[0] != tensor.shape[0]:
+        raise ValueError(
+            f"{source}: {' '.join(key)} is {tuple(tensor.shape)}, the LoRA's change {tuple(change.shape)}: "
+            "it is for another base."
+        )
+    total = (tensor.float() + weight * change.view(tensor.shape)).to(tensor.dtype)
+    if not torch.isfinite(total.float()).all():
+        raise ValueError(f"{source}: {' '.join(key)} is not finite in {tensor.dtype} with the LoRA: lower the weight.")
+    tensor.copy_(total)
+
+
+def _opens(written: Path) -> None:
+    TensorFile(written).close()  # checks the header against the size
+
+
+def extract(
+    tuned: Path,
+    base: Path,
+    output: Path,
+    rank: int,
+    energy: float,
+    targets: str,
+    precision: str,
+    device: str,
+    overwrite: bool,
+    progress=lambda done, total: None,
+) -> str:
+    """Writes the LoRA that comes nearest to `tuned` when added to `base`, by SVD of each layer's difference.
+
+    Args:
+        energy: share of each difference to keep where fewer than `rank` do it; 1 for `rank` everywhere.
+        targets: one of TARGETS; components that do not differ are left out.
+    Raises:
+        ValueError: a value is out of range, the models do not fit or do not differ, or the output exists.
+    """
+    if targets not in TARGETS or rank < 1 or not 0 < energy <= 1:
+        raise ValueError(f"targets must be one of {', '.join(TARGETS)}, rank >= 1, energy in (0, 1].")
+    check_output(output, overwrite)
+    adapters, kept_energy, total_energy = {}, 0.0, 0.0
+    with BaseWeights(tuned) as after, BaseWeights(base) as before:
+        keys = [key for key in after.places if is_target(key[1], targets, kernel_size(key[1]) == 0)]
+        for done, key in enumerate(keys):
+            new, old = after.weight(key), before.weight(key)
+            if new.shape.numel() != old.shape.numel():
+                raise ValueError(f"{' '.join(key)} is {tuple(new.shape)} in {tuned} and {tuple(old.shape)} in {base}.")
+            change = (new.to(device).float() - old.to(device).float().view(new.shape)).flatten(1)
+            if energy_here := change.double().square().sum().item():
+                lora, kept = svd_lora(change, kernel_size(key[1]), rank, energy)
+                adapters[key] = lora
+                kept_energy, total_energy = kept_energy + kept * energy_here, total_energy + energy_here
+            progress(done + 1, len(keys))
+    if not adapters:
+        raise ValueError(f"{tuned} and {base} do not differ in {targets}: there is nothing to extract.")
+    save(output, adapters, "kohya", precision, {"modelspec.description": f"extracted at rank {rank}"}, overwrite)
+    return f"{output}: {len(adapters)} modules; {kept_energy / total_energy:.2%} of the difference is kept"
