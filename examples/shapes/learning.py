@@ -1,0 +1,54 @@
+"""What the demo, the learning tests and the benchmark share: concept pictures -> dataset, LoRA file -> scores.
+
+Trains nothing and starts no process: each of them launches the trainer its own way.
+"""
+
+import random
+from pathlib import Path
+
+from examples.shapes.quality import base_quality, load_base, object_quality
+from examples.shapes.world import caption, colour_pairs, combinations, draw, random_scene
+
+TRIGGER_WORD = "sks"
+
+
+def write_class_pictures(folder, count, seed=0):
+    """`count` known scenes with captions, as pictures of the class for prior preservation.
+
+    Returns:
+        list of the pictures' paths.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"class pictures {seed}")
+    paths = []
+    for index in range(count):
+        scene = random_scene(rng)
+        path = folder / f"{index:02d}.png"
+        draw(scene).save(path)
+        path.with_suffix(".txt").write_text(caption(scene, rng) + "\n")
+        paths.append(path)
+    return paths
+
+
+def lora_quality(lora=None, asked=None, seed=0):
+    """What the base draws with a LoRA.
+
+    Args:
+        lora: folder or file of the LoRA; None for the base alone.
+        asked: number of prompts of each kind, spread over the combinations; None for all of them.
+    Returns:
+        dict of shares: with_trigger, without_trigger (see object_quality) and known (prompts for known shapes right).
+    """
+    pipeline = load_base()
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    shares = object_quality(pipeline, TRIGGER_WORD, spread(colour_pairs(), asked), seed)
+    return shares | {"known": base_quality(pipeline, spread(combinations(), asked), seed)["right"]}
+
+
+def spread(items, count):
+    """`count` of the items at even distances, or all."""
+    if count is None or count >= len(items):
+        return items
+    return [items[index * len(items) // count] for index in range(count)]
