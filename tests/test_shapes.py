@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from examples.shapes import stage
 from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
 from examples.shapes.models import build_tokenizer
 from examples.shapes.pool import FRAMES, conditioned_scene
@@ -143,6 +144,35 @@ def test_tokenizer_has_the_world_as_single_tokens_and_any_text_in_bytes():
     unknown = tokenizer("zörp, Sks 12").input_ids
     assert tokenizer.unk_token_id not in unknown[1:-1] and len(unknown) > 6
     assert tokenizer("x " * 100, truncation=True, padding="max_length").input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_killed_stage_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "STATE_EVERY_SECONDS", 0)
+
+    def trained(folder, killed_at=None):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(4, 4)
+
+        def loss_at(step):
+            if step == killed_at:
+                raise KeyboardInterrupt
+            chance = torch.Generator().manual_seed(step)
+            return (module(torch.randn(8, 4, generator=chance)) - 1).square().mean()
+
+        folder.mkdir(exist_ok=True)
+        stage.run_stage("toy", module, loss_at, steps=20, peak_lr=0.1, work_dir=folder)
+        return module.weight
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", killed_at=11)
+    assert torch.equal(trained(tmp_path / "parts"), whole)
+
+
+def test_stage_refuses_a_loss_that_is_not_finite(tmp_path):
+    module = torch.nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="step 1; lower the learning rate"):
+        stage.run_stage("toy", module, lambda step: module.weight.sum() * float("nan"), 5, 0.1, tmp_path)
 
 
 def test_base_draws_a_sample_of_the_combinations():
