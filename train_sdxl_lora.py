@@ -8,14 +8,17 @@ Reads top to bottom: what is prepared, the loop, what is left behind. The only m
 import sys
 
 from sdxl_lora.config import TrainConfig, load_config, to_yaml
+from sdxl_lora.quiet import quiet_libraries
 
 if __name__ == "__main__":  # --help and a typo are answered before the imports below take their ten seconds
     CONFIG = load_config(TrainConfig, sys.argv[1:])
+    quiet_libraries()
 
 import math
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
+from wandb import errors as wandb_errors
 
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
@@ -153,16 +157,25 @@ class Training:
         wanted = self.config.resume_from_checkpoint
         notes: list[str] = []
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
-        start_trackers(self.accelerator, self.config)
+        start_trackers(self.accelerator, self.config, notes.append)
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
         trained = sum(parameter.numel() for parameter in self.parameters)
         notes.append(f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0")
         notes.append(
-            f"{len(self.examples)} pictures in {len(self.batches.members)} sizes, {self.images_per_step} per step, "
+            f"{len(self.examples)} pictures ({len(self.batches.members)} sizes), {self.images_per_step} per step, "
             f"{self.total_steps} steps, {trained:,} parameters train"
         )
         for note in notes:
             self.journal.say(note)
+        self.run.event(
+            "started",
+            processes=self.accelerator.num_processes,
+            device=str(self.accelerator.device),
+            step=self.done_steps,
+            total_steps=self.total_steps,
+            pictures=len(self.examples),
+            images_per_step=self.images_per_step,
+        )
 
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done or someone asks to stop."""
@@ -323,6 +336,7 @@ class Training:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.journal.pictures(self.done_steps, samples_of(folder, self.done_steps, config))
+            self.run.event("samples", step=self.done_steps, folder=str(folder))
         self.journal.skip_time()
 
     def sample_size(self) -> tuple[int, int]:
@@ -414,12 +428,19 @@ def open_pictures(config: TrainConfig) -> TrainingPictures:
     )
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+def start_trackers(accelerator: Accelerator, config: TrainConfig, report: Callable[[str], None]) -> None:
+    """W&B that cannot be reached records the run offline: a lost connection must not cost a night."""
     values = {
         name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(config).items()
     }
     wandb = {"name": config.tracker_run_name or Path(config.output_dir).resolve().name, "dir": config.output_dir}
-    accelerator.init_trackers(config.tracker_project_name, values, init_kwargs={"wandb": wandb})
+    try:
+        accelerator.init_trackers(config.tracker_project_name, values, init_kwargs={"wandb": wandb})
+    except wandb_errors.Error as error:
+        report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
+        accelerator.trackers.clear()
+        offline = {"wandb": {**wandb, "mode": "offline"}}
+        accelerator.init_trackers(config.tracker_project_name, values, init_kwargs=offline)
 
 
 def samples_of(folder: Path, step: int, config: TrainConfig) -> dict[str, list[Image.Image]]:

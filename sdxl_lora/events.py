@@ -1,4 +1,7 @@
-"""A run's events.jsonl: one JSON object a line, with the time and what it is about. stdlib only."""
+"""A run's events.jsonl: one JSON object a line, with the time and what it is about. stdlib only.
+
+What is written: started, step, message, checkpoint, samples, finished, failed.
+"""
 
 import json
 import time

@@ -53,7 +53,7 @@ class Journal:
         """A line for the person, above the progress bar, and an event."""
         self.run.event("message", text=message)
         if self.accelerator.is_main_process:
-            self.bar.write(message, file=sys.stderr)
+            tqdm.write(message, file=sys.stderr)
 
     def skip_time(self) -> None:
         """What happened since the last step (a save, pictures) does not count as its time."""

@@ -16,10 +16,15 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from sdxl_lora.errors import ConfigError
+
+for library_logging in (diffusers_logging, transformers_logging):
+    library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
