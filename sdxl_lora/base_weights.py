@@ -3,6 +3,7 @@
 A diffusers folder, or one .safetensors in the original (Stability, CivitAI) layout. Builds no model, knows no LoRA.
 """
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class BaseWeights:
         self.is_folder = self.path.is_dir()
         self.files: dict[Path, TensorFile] = {}
         self.parts: dict[tuple[Path, str], list[Part]] = {}
+        if not self.path.exists():
+            raise ValueError(f"{path} is not there: give a diffusers folder or a single .safetensors.")
         if self.is_folder:
             for component in COMPONENTS:
                 for file in component_files(self.path / component):
@@ -93,6 +96,25 @@ def component_files(folder: Path) -> list[Path]:
         if found:
             return found
     raise ValueError(f"{folder} holds no .safetensors weights; pickles (.bin) are not read.")
+
+
+def base_sha256(path: str | Path) -> str:
+    """SHA-256 of a single file, or of a diffusers folder's UNet weights (its shards one after the other).
+
+    A file of the Hub's cache is named by its hash already, which saves reading gigabytes. "" for what is not local.
+    """
+    path = Path(path)
+    if not path.exists():
+        return ""
+    files = component_files(path / "unet") if path.is_dir() else [path]
+    if len(files) == 1 and re.fullmatch(r"[0-9a-f]{64}", files[0].resolve().name):
+        return files[0].resolve().name
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def modules_of_tensor(component: str | None, name: str) -> list[Part]:

@@ -3,17 +3,22 @@
 `<name>.safetensors` in kohya's container, `pytorch_lora_weights.safetensors` for diffusers; see lora_write.py.
 """
 
+import io
 import json
 import logging
 import os
 import re
 from pathlib import Path
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from PIL import Image
 from torch import nn
 
 from sdxl_lora.lora import adapter_layers, module_adapter
 from sdxl_lora.lora_keys import kernel_size
-from sdxl_lora.lora_math import as_lora
+from sdxl_lora.lora_math import Adapter, as_lora
+from sdxl_lora.lora_read import Key
 from sdxl_lora.lora_write import Adapters, save_diffusers, save_kohya
 
 log = logging.getLogger(__name__)
@@ -55,23 +60,21 @@ def write_lora_files(
     }
     own: Adapters = {key: module_adapter(layer) for key, layer in layers.items()}
     kinds = {adapter.kind for adapter in own.values()}
-    plain = (
-        own
-        if kinds == {"lora"}
-        else nearest_loras(own, {k: m.get_base_layer() for k, m in layers.items()}, merged_rank)
-    )
+    plain = own if kinds == {"lora"} else nearest_loras(own, layers, merged_rank)
     kohya, diffusers = folder / f"{name}.safetensors", folder / DIFFUSERS_NAME
     save_kohya(kohya, plain if "dora" in kinds else own, precision, metadata)
     save_diffusers(diffusers, own if kinds <= {"lora", "dora"} else plain, precision, metadata)
     return [kohya, diffusers]
 
 
-def nearest_loras(adapters: Adapters, layers: dict, rank: int) -> Adapters:
+def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: int) -> Adapters:
     """Each adapter as a plain LoRA of at most `rank`; logs the least share of a change's energy that is kept."""
     loras, least = {}, 1.0
-    for (component, name), adapter in adapters.items():
-        weight = layers[component, name].weight.detach().to("cpu")
-        loras[component, name], kept = as_lora(adapter, kernel_size(name), rank, weight)
+    for key, adapter in adapters.items():
+        weight = dequantize_module_weight(layers[key].get_base_layer()).detach()
+        here = Adapter({name: tensor.to(weight.device) for name, tensor in adapter.tensors.items()}, adapter.alpha)
+        lora, kept = as_lora(here, kernel_size(key[1]), rank, weight)  # on the GPU where the model is: SVDs
+        loras[key] = Adapter({name: tensor.cpu() for name, tensor in lora.tensors.items()}, lora.alpha)
         least = min(least, kept)
     if least < 0.999:
         log.warning("as a plain LoRA of rank %d the weakest layer keeps %.1f%% of its change.", rank, 100 * least)
@@ -87,6 +90,15 @@ def check_name(name: str) -> None:
         )
     if f"{name}.safetensors" == DIFFUSERS_NAME:
         raise ValueError(f"the output name {name!r} is the diffusers file's own: choose another.")
+
+
+def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
+    """A JPEG of the picture, its longer side `pixels`, for `lora_metadata`; carries no EXIF."""
+    small = image.convert("RGB")
+    small.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def write_side_files(

@@ -161,7 +161,8 @@ def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tup
     if smaller <= EXACT_SVD_UP_TO or 4 * rank > smaller:
         u, s, vt = torch.linalg.svd(change, full_matrices=False)
     else:
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays, the result is repeatable
+        devices = [change.device] if change.is_cuda else []
+        with torch.random.fork_rng(devices=devices):  # the caller's random state stays, the result is repeatable
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(change, q=rank + 16, niter=4)
         vt = v.T

@@ -170,7 +170,7 @@ def to_precision(tensors: dict[str, Tensor], precision: str, path: Path) -> dict
         raise ValueError(f"precision {precision!r} must be one of {', '.join(PRECISIONS)}.")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path.name} was not written: {name} holds NaN or infinity, so training has diverged.")
+            raise ValueError(f"{path.name} was not written: {name} holds NaN or infinity.")
     dtype = PRECISIONS[precision]
     for name, tensor in tensors.items():
         if loss := _loss(tensor.float(), dtype):

@@ -1,16 +1,18 @@
 """The two LoRA files: diffusers loads both at the trained strength; each is proven before it counts."""
 
+import io
 import json
 import logging
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.lora import TARGETS, add_lora
-from sdxl_lora.lora_files import write_lora_files, write_side_files
+from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files, write_side_files
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.lora_read import read_lora
@@ -26,7 +28,8 @@ def base():
 @pytest.mark.parametrize(
     ("targets", "alpha", "options"),
     [
-        *((targets, alpha, {}) for targets in TARGETS for alpha in (1, 4, 6)),
+        *((targets, alpha, {}) for targets in TARGETS for alpha in (1, 6)),
+        ("attention", 4, {}),
         ("attention", 8, {"components": ("unet",)}),
         ("all-linear+conv", 3, {"use_rslora": True}),
         (
@@ -283,3 +286,11 @@ def test_side_files_stand_beside_the_lora(tmp_path):
     assert paths[1].read_bytes() == png
     with pytest.raises(ValueError, match="must be a PNG"):
         write_side_files(lora, "sks", thumbnail_png=b"\xff\xd8")
+
+
+def test_a_thumbnail_is_a_small_jpeg_without_exif():
+    picture = Image.new("RGBA", (640, 320), "red")
+    jpeg = thumbnail_jpeg(picture)
+    small = Image.open(io.BytesIO(jpeg))
+    assert (small.format, small.size, len(small.getexif())) == ("JPEG", (256, 128), 0)
+    assert lora_metadata("cat", thumbnail_jpeg=jpeg)["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")

@@ -1,5 +1,6 @@
 """`python -m sdxl_lora.tools`: each tool by algebra on the tiny base, and its word for a wrong file."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from examples.tiny_sdxl import tiny_sdxl
+from sdxl_lora.base_weights import base_sha256
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_math import delta, plain
 from sdxl_lora.lora_metadata import lora_metadata
@@ -292,6 +294,10 @@ def test_a_wrong_file_gets_a_clear_word_exit_code_2_and_no_output(loras, bases, 
         "is not a folder: make it first": ("convert", cat, tmp_path / "no" / "new.safetensors"),
         "name it with --base": ("convert", dora, output),
         "is a loha: make it a LoRA first": ("resize", loha, output, "--rank", 2),
+        "is not there: give a diffusers folder": ("merge", cat, tmp_path / "none", output),
+        "weight nan must be a finite number": ("merge", cat, bases["single"], output, "--weight", "nan"),
+        "rank 0 must be at least 1": ("convert", loha, output, "--rank", 0),
+        "need finite weights": ("combine", output, "--loras", cat, cat, "--weights", 1, "inf"),
         "give --rank or --energy": ("resize", cat, output),
         "an energy between 0 and 1": ("resize", cat, output, "--energy", 90),
         "2 LoRAs and 1 weights": ("combine", output, "--loras", cat, cat, "--weights", 1),
@@ -352,3 +358,14 @@ def test_help_and_a_typo_answer_without_importing_torch():
     code = "import sys; from sdxl_lora.tools.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_bases_hash_is_its_files_or_its_unets(bases, tmp_path):
+    single = hashlib.sha256(bases["single"].read_bytes()).hexdigest()
+    assert base_sha256(bases["single"]) == single
+    unet = bases["folder"] / "unet" / "diffusion_pytorch_model.safetensors"
+    assert base_sha256(bases["folder"]) == hashlib.sha256(unet.read_bytes()).hexdigest()
+    (tmp_path / ("ab" * 32)).write_bytes(b"as the Hub's cache names its files")
+    (tmp_path / "sdxl.safetensors").symlink_to(tmp_path / ("ab" * 32))
+    assert base_sha256(tmp_path / "sdxl.safetensors") == "ab" * 32
+    assert base_sha256("stabilityai/stable-diffusion-xl-base-1.0") == ""

@@ -3,6 +3,7 @@
 Both go tensor by tensor: memory stays at a few times the largest tensor, whatever the size of the models.
 """
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +27,8 @@ def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool =
     Raises:
         ValueError: the LoRA does not fit the base, a weight leaves the base's number format, or the output exists.
     """
+    if not math.isfinite(weight):
+        raise ValueError(f"weight {weight} must be a finite number, such as 1.")
     check_output(output, overwrite and base.is_file())  # a folder is never removed to make place
     if output.exists() and output.samefile(base):
         raise ValueError(f"{output} is the base itself: choose another name.")

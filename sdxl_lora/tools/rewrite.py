@@ -1,5 +1,6 @@
 """LoRA files made from LoRA files: another layout, a weighted sum, a smaller rank."""
 
+import math
 from pathlib import Path
 
 from sdxl_lora.base_weights import BaseWeights
@@ -25,6 +26,9 @@ def convert(
     Raises:
         ValueError: the file is no LoRA, the output exists, or a DoRA's base was not named.
     """
+    check_output(output, overwrite)
+    if rank < 1:
+        raise ValueError(f"rank {rank} must be at least 1.")
     file = read_lora(lora)
     kept_kinds = ("lora", "loha", "lokr") if to.startswith("kohya") else ("lora", "dora")
     adapters, least = plain_loras(file, kept_kinds, rank, base)
@@ -69,6 +73,8 @@ def combine(
     """
     if len(weights) != len(loras) or len(loras) < 2:
         raise ValueError(f"{len(loras)} LoRAs and {len(weights)} weights: give two or more, and a weight for each.")
+    if not all(map(math.isfinite, weights)) or (rank is not None and rank < 1):
+        raise ValueError(f"weights {weights}, rank {rank}: need finite weights and rank >= 1.")
     files = [plain_file(path) for path in loras]
     summed, least = {}, 1.0
     for key in dict.fromkeys(key for file in files for key in file.adapters):
