@@ -57,9 +57,11 @@ def run(config: PreprocessConfig) -> None:
     from preprocess.card import dataset_card
     from preprocess.dataset import build
     from preprocess.folders import check_folders, find_all
+    from preprocess.page import page
     from preprocess.report import console_lines, report_of, to_json
     from preprocess.state import locked, write_whole
     from preprocess.team import Team
+    from preprocess.tokens import load_tokenizer
 
     input_dir, output = Path(config.input_dir), Path(config.output_dir)
     class_images = Path(config.class_images) if config.class_images else None
@@ -69,8 +71,9 @@ def run(config: PreprocessConfig) -> None:
     report = {}
 
     def write_report(built):
-        report.update(report_of(built, dataclasses.asdict(config)))
+        report.update(report_of(built, dataclasses.asdict(config), *load_tokenizer(config.tokenizer)))
         write_whole(output / "preprocess_report.json", to_json(report))
+        write_whole(output / "report.html", page(report, output, {s.name: s.path for s in found.sources}))
 
     with locked(output, team):
         build(

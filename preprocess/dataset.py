@@ -13,6 +13,7 @@ from preprocess.folders import no_usable
 from preprocess.memory import Memory
 from preprocess.pictures import Job, Recipe, Refused
 from preprocess.publish import publish
+from preprocess.quality import duplicates, picture_problems
 from preprocess.sources import Found, read_jsonl
 from preprocess.state import Shelf, jsonl, write_whole
 from preprocess.team import Team
@@ -101,6 +102,7 @@ def build(
     failed, built.new_captions = caption_all(entries, plan, memory, output, team)
     built.left_out |= {refused.source: refused.reason for refused in failed}
     entries = [entry for entry in entries if entry.source.name not in built.left_out]
+    add_problems(entries)
     built.rows = rows_of(entries, plan, wording, memory)
     built.gone = sorted({row["source"] for row in memory.rows} - {row.columns["source"] for row in built.rows})
 
@@ -115,6 +117,19 @@ def build(
         publish_all(output, built, plan, memory, removed, card)
     team.wait()
     return built
+
+
+def add_problems(entries: list[Entry]) -> None:
+    """Warns of what a person should look at: duplicates, blur, fog, extreme shapes."""
+    first = list({entry.source.name: entry for entry in reversed(entries)}.values())[::-1]
+    said = duplicates(
+        [entry.source.name for entry in first],
+        [entry.prepared.sha256 for entry in first],
+        [entry.prepared.measures["phash"] for entry in first],
+    )
+    for entry in first:
+        entry.warnings += picture_problems(entry.prepared.measures, entry.prepared.cut_off)
+        entry.warnings += [said[entry.source.name]] if entry.source.name in said else []
 
 
 def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: Memory) -> list[Row]:
@@ -168,5 +183,6 @@ def publish_all(
     write_whole(output / "README.md", card(rows))
     publish(output, folder / "images", rows, memory.written.old_files)
     memory.written.confirm(ours)
-    keys = {Path(row["file_name"]).stem for row in rows}
-    Shelf(folder / "pictures").keep_only({key for name in keys for key in name.split("-")})
+    keys = {row.entry.prepared.key for row in built.rows}
+    for shelf in ("pictures", "thumbnails"):
+        Shelf(folder / shelf).keep_only(keys)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from preprocess.attention import attention_position
 from preprocess.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.quality import measure
 from preprocess.state import Shelf
@@ -24,6 +25,7 @@ ENCODERS = {
     "webp": (".webp", "WEBP", {"lossless": True, "quality": 20, "exact": True}),  # lossless, a third smaller, slower
     "jpg": (".jpg", "JPEG", {"quality": 95, "subsampling": 0}),  # not lossless; a sixth of the size
 }
+THUMBNAIL_SIDE = 240  # pixels
 # datasets reads these words in a file name as the name of a split: a picture called test.png would leave training
 SPLIT_WORDS = re.compile(
     r"(?<![A-Za-z])(training|train|validation|valid|val|dev|testing|test|evaluation|eval)(?![A-Za-z])"
@@ -64,6 +66,7 @@ class Prepared:
     enlarged: float  # factor of the resize where it is above 1, else 1
     measures: dict
     warnings: list[str]
+    key: str  # of source and recipe, also that of the thumbnail
     mask_file_name: str | None = None
     is_new: bool = True  # made by this run
 
@@ -171,11 +174,13 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
     common = {
         "source": job.name,
         "sha256": sha256,
+        "key": key,
         "bucket": list(bucket),
         "enlarged": round(enlarged, 3),
         "measures": measure(image),
         "warnings": notes,
     }
+    write_thumbnail(job, image, key)
     crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
     return [
         write_crop(job, crop, f"{name}-{i}" if i else name, common | {"crop_index": i}) for i, crop in enumerate(crops)
@@ -217,6 +222,8 @@ def upright_size(stored: Image.Image) -> tuple[int, int]:
 
 
 def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha256: str) -> list[tuple[float, float]]:
+    if recipe.crop == "attention":
+        return [attention_position(image, bucket)]
     if recipe.crop == "random":
         return random_positions(recipe.seed, sha256, recipe.crops_per_picture)
     return [(0.5, 0.5)]
@@ -236,6 +243,15 @@ def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
         mask_file_name=None if crop.mask is None else f"images/{name}-mask.png",
         **facts,
     )
+
+
+def write_thumbnail(job: Job, image: Image.Image, key: str) -> None:
+    """The whole picture, small, for report.html."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    folder = job.output / ".preprocess" / "thumbnails"
+    folder.mkdir(exist_ok=True)
+    small.save(folder / f"{key}.jpg", "JPEG", quality=75)
 
 
 def write_image(job: Job, image: Image.Image, file_name: str, kind: str, options: dict) -> int:

@@ -1,9 +1,18 @@
-"""Numbers that tell whether a picture is worth training on. Pixels in, plain values out."""
+"""Numbers that tell whether a picture is worth training on, and what to say of them. Pixels in, plain values out."""
 
+from collections.abc import Sequence
+
+import imagehash
 import numpy as np
 from PIL import Image
 
 MEASURED_SIDE = 512  # pictures are measured at one size, so that a threshold means the same for each
+# Of 17 photographs in scikit-image, sharpness was 24 to 5295 and contrast 51 to 235; blurred by a Gaussian of 2 px at
+# 512 px, 15 of them fell below 12; mixed with 85 % of grey, all fell below 40.
+LEAST_SHARPNESS = 12.0
+LEAST_CONTRAST = 40.0
+MOST_CUT_OFF = 0.35
+NEAR_BITS = 10  # of 64: JPEG at another size differed by up to 2, 3 % less at each edge mostly by 4 to 12
 
 
 def measure(image: Image.Image) -> dict:
@@ -11,15 +20,18 @@ def measure(image: Image.Image) -> dict:
     Args:
         image: RGB, upright, whole.
     Returns:
-        sharpness, the variance of the Laplacian over grey values 0-255 (a sharp photograph: hundreds; a blurred one:
-        below 20); contrast, the distance of the 2nd from the 98th percentile of grey, 0-255; dhash, 64 bits of which
-        nearly equal pictures share most.
+        sharpness, the variance of the Laplacian over grey values 0-255; contrast, the distance of the 2nd from the
+        98th percentile of grey, 0-255; phash, 64 bits in hexadecimal of which nearly equal pictures share most.
     """
     grey = image.convert("L")
     grey.thumbnail((MEASURED_SIDE, MEASURED_SIDE), Image.Resampling.LANCZOS)
     values = np.asarray(grey, np.float32)
     low, high = np.percentile(values, [2, 98])
-    return {"sharpness": round(sharpness(values), 2), "contrast": round(float(high - low), 1)}
+    return {
+        "sharpness": round(sharpness(values), 2),
+        "contrast": round(float(high - low), 1),
+        "phash": str(imagehash.phash(grey)),
+    }
 
 
 def sharpness(values: np.ndarray) -> float:
@@ -29,3 +41,31 @@ def sharpness(values: np.ndarray) -> float:
     centre = values[1:-1, 1:-1]
     neighbours = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
     return float((neighbours - 4 * centre).var())
+
+
+def picture_problems(measures: dict, cut_off: float) -> list[str]:
+    """What a person should look at before training on this picture."""
+    problems = []
+    if measures["sharpness"] < LEAST_SHARPNESS:
+        problems.append(f"blurred: sharpness {measures['sharpness']:.1f} is below {LEAST_SHARPNESS:.0f}")
+    if measures["contrast"] < LEAST_CONTRAST:
+        problems.append(f"low contrast: {measures['contrast']:.0f} of 255")
+    if cut_off > MOST_CUT_OFF:
+        problems.append(f"extreme aspect ratio: {cut_off:.0%} of it is cut off")
+    return problems
+
+
+def duplicates(names: Sequence[str], sha256s: Sequence[str], phashes: Sequence[str]) -> dict[str, str]:
+    """For each picture that has come before, what to say of it: "duplicate of b.png", "nearly the same as b.png"."""
+    said: dict[str, str] = {}
+    first_of: dict[str, str] = {}
+    hashes = np.array([int(phash, 16) for phash in phashes], np.uint64)
+    for index, (name, sha256) in enumerate(zip(names, sha256s, strict=True)):
+        if sha256 in first_of:
+            said[name] = f"duplicate of {first_of[sha256]}"
+            continue
+        first_of[sha256] = name
+        near = np.flatnonzero(np.bitwise_count(hashes[:index] ^ hashes[index]) <= NEAR_BITS)
+        if near.size:
+            said[name] = f"nearly the same as {names[near[0]]}"
+    return said

@@ -4,15 +4,29 @@ import json
 from collections import Counter
 from typing import Any
 
-from preprocess.dataset import Built
+from preprocess.dataset import Built, Row
 from preprocess.folders import kind_of
+from preprocess.tokens import CHUNK, Tokenize, caption_problems, least_tokens
 
 SHOWN = 20  # names on the console; the report has all of them
 
 
-def report_of(built: Built, settings: dict) -> dict[str, Any]:
-    """The run as JSON: counts, what was left out and why, warnings, buckets, and each row as it will be trained."""
+def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, exact: bool = False) -> dict[str, Any]:
+    """The run as JSON: counts, what was left out and why, warnings, buckets, and each row as it will be trained.
+
+    Args:
+        settings: the command's, with trigger_word.
+        tokenize: gives a text's tokens; with `exact` they are CLIP's, else at least as many are there.
+    """
     warnings = warnings_of(built)
+    tokens = []
+    for row in built.rows:
+        trigger = "" if row.entry.source.is_class_image else settings["trigger_word"]
+        count, problems = caption_problems(row.columns["text"], trigger, tokenize)
+        tokens.append(count)
+        messages = warnings.setdefault(row.entry.source.name, [])
+        messages += [message for message in problems if message not in messages]
+    texts = Counter(row.columns["text"] for row in built.rows)
     return {
         "settings": settings,
         "counts": {
@@ -30,7 +44,10 @@ def report_of(built: Built, settings: dict) -> dict[str, Any]:
         "gone": built.gone,
         "not_pictures": sorted(built.found.other_files),
         "buckets": bucket_table(built),
-        "rows": [row_facts(row) for row in built.rows],
+        "tokens": {"counted_by": "CLIP's tokenizer" if exact else "words and signs, a lower bound", "limit": CHUNK},
+        "trigger_word_tokens": tokenize(settings["trigger_word"]),
+        "repeated_texts": [{"text": text, "rows": n} for text, n in texts.most_common(SHOWN) if n > 1],
+        "rows": [row_facts(row, count) for row, count in zip(built.rows, tokens, strict=True)],
     }
 
 
@@ -43,7 +60,7 @@ def warnings_of(built: Built) -> dict[str, list[str]]:
     return {name: messages for name, messages in warnings.items() if messages}
 
 
-def row_facts(row) -> dict[str, Any]:
+def row_facts(row: Row, tokens: int) -> dict[str, Any]:
     crop = row.entry.prepared
     return row.columns | {
         "bucket": crop.bucket,
@@ -52,6 +69,8 @@ def row_facts(row) -> dict[str, Any]:
         "caption": row.entry.caption,
         "raw_caption": row.entry.raw_caption,
         "text_from": row.text_from,
+        "tokens": tokens,
+        "thumbnail": crop.key,
         **crop.measures,
     }
 

@@ -48,8 +48,8 @@ class PreprocessConfig:
     """Enlarge pictures that are too small for their bucket instead of leaving them out."""
     min_bucket_side: int | None = None
     """With no_upscale: shortest side of a bucket, in pixels. Default: half the resolution."""
-    crop: Literal["center", "random"] = "center"
-    """Where to cut what the bucket has no room for."""
+    crop: Literal["center", "attention", "random"] = "center"
+    """Where to cut what the bucket has no room for: at the centre, around what draws the eye, or at random."""
     crops_per_picture: int = 1
     """With --crop random: crops of each picture, each an example of its own."""
     seed: int = 0
@@ -91,6 +91,9 @@ class PreprocessConfig:
     """Words behind every caption."""
     clean_captions: bool = True
     """Leave out the captioner's stock phrases ("The image shows ..."); the report shows each change."""
+    tokenizer: str | None = None
+    """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
+    where it is on this machine, else words and signs are counted, a lower bound."""
     recaption: bool = False
     """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
 

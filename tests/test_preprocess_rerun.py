@@ -235,7 +235,7 @@ def test_a_run_that_is_killed_for_real_goes_on(tmp_path):
     command = [sys.executable, "-m", "preprocess", *flags, "--num_workers", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     staged = out / ".preprocess" / "pictures"
-    while process.poll() is None and (not staged.exists() or len(list(staged.iterdir())) < 10):
+    while process.poll() is None and (not staged.exists() or len(list(staged.glob("*.json"))) < 10):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

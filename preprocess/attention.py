@@ -1,0 +1,44 @@
+"""Where a viewer's eye goes first: the place of a crop that keeps most of it. Pixels in, numbers out."""
+
+import numpy as np
+from PIL import Image
+from scipy import fft, ndimage
+
+SIDE = 64  # pixels: the method is about large shapes, and is defined at this size
+
+
+def saliency(image: Image.Image) -> np.ndarray:
+    """Spectral residual saliency (Hou and Zhang, CVPR 2007, doi:10.1109/CVPR.2007.383267).
+
+    Returns:
+        (64, 64) float, above or equal to 0: what the picture's spectrum does not expect of a picture.
+    """
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
+    spectrum = fft.fft2(grey)
+    amplitude = np.log(np.abs(spectrum) + 1e-9)
+    residual = amplitude - ndimage.uniform_filter(amplitude, 3, mode="wrap")
+    return ndimage.gaussian_filter(np.abs(fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2, 2.5)
+
+
+def attention_position(image: Image.Image, bucket: tuple[int, int]) -> tuple[float, float]:
+    """x, y from 0 to 1 of the crop of the bucket's aspect ratio that holds most saliency; of equals the most central.
+
+    Only one side of a covering crop has room to move; the other stays at 0.5.
+    """
+    values = saliency(image)
+    aspect, target = image.width / image.height, bucket[0] / bucket[1]
+    if aspect >= target:
+        return best_offset(values.sum(0), target / aspect), 0.5
+    return 0.5, best_offset(values.sum(1), aspect / target)
+
+
+def best_offset(mass: np.ndarray, share: float) -> float:
+    """Offset, 0 to 1, of the window of `share` of the line that holds most of `mass`."""
+    window = max(1, round(share * len(mass)))
+    if window >= len(mass):
+        return 0.5
+    total = np.concatenate([[0.0], np.cumsum(mass)])
+    held = total[window:] - total[:-window]
+    room = len(mass) - window
+    central = -np.abs(np.arange(room + 1) - room / 2) * 1e-9 * total[-1]
+    return float(np.argmax(held + central)) / room
