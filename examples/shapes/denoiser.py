@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from examples.shapes.models import build_scheduler, build_text_encoders, build_unet
-from examples.shapes.pool import FRAMES, conditioned_scene
+from examples.shapes.pool import FRAMES, conditioned_scene, drawing
 from examples.shapes.stage import run_stage
 from examples.shapes.world import caption, pixels
 
@@ -16,12 +16,18 @@ BATCH = 32
 PEAK_LR = 1e-3
 SNR_GAMMA = 5.0  # arXiv:2303.09556: timesteps with little noise weigh less
 CONTENT_FROM_STEP = 1200  # from here on, timesteps with much noise weigh more: see loss_weights
+DRAWINGS_FROM_STEP = 2700  # from here on, a ninth of the pictures are drawings: the hand of a base that has seen more
 DROPPED_CAPTIONS = 0.08  # zero embeddings: what the pipeline guides against when there is no negative prompt
 EMPTY_CAPTIONS = 0.04  # the embedding of "": what others guide against
 
 
 def latent_pool(vae, seed, count, work_dir):
-    """Per frame size {"scenes", "time_ids" (n, 6), "mean" and "std" (n, 4, h, w)}; the moments are kept in work_dir."""
+    """The pictures, encoded once; the moments are kept in work_dir.
+
+    Returns:
+        {(width, height): {"scenes": n Scenes, and n // 8 times None for drawings, "count": n, "time_ids": (m, 6),
+        "mean" and "std": (m, 4, height / 4, width / 4)}}, with m = n + n // 8 and the drawings last.
+    """
     path = os.path.join(work_dir, "latents.pt")
     moments = torch.load(path, weights_only=True) if os.path.exists(path) else {}
     pool = {}
@@ -29,11 +35,13 @@ def latent_pool(vae, seed, count, work_dir):
         rng = random.Random(f"pool {seed} {width} {height}")
         size = count * FRAMES.count((width, height)) // len(FRAMES)
         drawn = [conditioned_scene(rng, width, height) for _ in range(size)]
+        drawn += [(None, drawing(rng, width, height), (height, width, 0, 0)) for _ in range(size // 8)]
         key = f"{width}x{height}"
         if key not in moments:
             moments[key] = _encode(vae, [picture for _, picture, _ in drawn])
         time_ids = torch.tensor([[*ids, height, width] for _, _, ids in drawn], dtype=torch.float32)
-        pool[width, height] = {"scenes": [scene for scene, _, _ in drawn], "time_ids": time_ids, **moments[key]}
+        scenes = [scene for scene, _, _ in drawn]
+        pool[width, height] = {"scenes": scenes, "count": size, "time_ids": time_ids, **moments[key]}
     torch.save(moments, path)
     return pool
 
@@ -86,8 +94,10 @@ def train_denoiser(tokenizer, pool, seed, steps, work_dir, device, on_interval):
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rng = random.Random(f"denoiser {seed} {step}")
         frame = pool[rng.choice(FRAMES)]
-        picks = torch.randint(len(frame["scenes"]), (BATCH,), generator=chance)
-        captions = [caption(frame["scenes"][pick], rng) for pick in picks.tolist()]
+        count = frame["count"] if step < DRAWINGS_FROM_STEP else len(frame["scenes"])
+        picks = torch.randint(count, (BATCH,), generator=chance)
+        scenes = [frame["scenes"][pick] for pick in picks.tolist()]
+        captions = [caption(scene, rng) if scene else "an abstract drawing" for scene in scenes]
         captions = ["" if rng.random() < EMPTY_CAPTIONS else text for text in captions]
         latents = frame["mean"][picks]
         latents = latents + frame["std"][picks] * torch.randn(latents.shape, generator=chance)

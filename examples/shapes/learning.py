@@ -6,14 +6,16 @@ Trains nothing and starts no process: each of them launches the trainer its own 
 import random
 from pathlib import Path
 
-from examples.shapes.quality import base_quality, load_base, object_quality
-from examples.shapes.world import caption, colour_pairs, combinations, draw, random_scene
+from examples.shapes.quality import base_quality, load_base, object_quality, plain_prompt
+from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
 
 
 def write_class_pictures(folder, count, seed=0):
     """`count` known scenes with captions, as pictures of the class for prior preservation.
+
+    Every other caption says "shape", as the concept's captions do: what differs is the trigger word alone.
 
     Returns:
         list of the pictures' paths.
@@ -26,7 +28,8 @@ def write_class_pictures(folder, count, seed=0):
         scene = random_scene(rng)
         path = folder / f"{index:02d}.png"
         draw(scene).save(path)
-        path.with_suffix(".txt").write_text(caption(scene, rng) + "\n")
+        noun = "shape" if index % 2 else scene.shape
+        path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n")
         paths.append(path)
     return paths
 
