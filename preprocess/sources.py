@@ -50,7 +50,7 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     """
     if not folder.is_dir():
         raise ConfigError(f"input_dir {folder} is not a folder")
-    found, problems = Found(), []
+    found, problems, metadata = Found(), [], []
     for directory, folders, files in walk(folder):
         for name in list(folders):
             relative = shown(directory / name, folder)
@@ -63,6 +63,9 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
         if masks and MASKS in folders:
             folders.remove(MASKS)
         add_directory(found, problems, folder, directory, files, directory / MASKS if masks else None)
+        metadata += [directory / METADATA] if METADATA in files else []
+    for path in metadata:
+        problems += read_metadata_captions(found, path, folder)
     if problems:
         raise DataError("\n".join(problems))
     return found
@@ -110,8 +113,6 @@ def add_directory(
             captions.setdefault(stem, []).append(path)  # of a.txt "a", of a.png.txt "a.png"
         elif file != METADATA:
             found.other_files.append(name)
-    if METADATA in files:
-        problems += read_metadata_captions(found, directory / METADATA, folder, pictures)
     for stem, paths in captions.items():
         problems += give_caption(found, folder, paths, pictures.get(stem, []))
 
@@ -162,19 +163,22 @@ def read_caption(path: Path) -> str:
     return " ".join(text.replace("\0", " ").split())
 
 
-def read_metadata_captions(found: Found, path: Path, folder: Path, pictures: dict[str, list[Source]]) -> list[str]:
-    """Puts the texts of a source folder's metadata.jsonl on its pictures; returns what is wrong with it."""
-    by_name = {source.path.name: source for sources in pictures.values() for source in sources}
+def read_metadata_captions(found: Found, path: Path, folder: Path) -> list[str]:
+    """Puts the texts of a metadata.jsonl on pictures without a caption file of their own; returns what is wrong.
+
+    Its file names are relative to it, as datasets has it.
+    """
+    by_path = {source.path: source for source in found.sources}
     name = shown(path, folder)
     try:
         rows = read_jsonl(path)
     except DataError as error:
         return [str(error)]
     for row in rows:
-        source = by_name.get(Path(str(row.get("file_name"))).name)
+        source = by_path.get(path.parent / str(row.get("file_name")))
         if source is None:
-            found.warn(name, f"names {row.get('file_name')!r}, which is not in its folder")
-        elif isinstance(row.get("text"), str):
+            found.warn(name, f"names {row.get('file_name')!r}, which is not there")
+        elif isinstance(row.get("text"), str) and source.caption is None:
             source.caption, source.caption_from = " ".join(row["text"].split()), name
     return []
 

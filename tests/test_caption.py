@@ -159,3 +159,44 @@ def test_cleaned_captions_are_shown_in_the_report(tmp_path, monkeypatch, tiny_fl
     assert row["text"] == "a cat" and row["raw_caption"] == "The image shows a cat"
     assert run_preprocess(raw, tmp_path / "out", "--caption_model", tiny_florence2, "--no_clean_captions") == 0
     assert rows_of(tmp_path / "out")[0]["text"] == "The image shows a cat"
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory):
+    """A second captioner, of another family."""
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-blip"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "photo", "of", "cat", "dog", "red"]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocab, extra_special_tokens=["[DEC]", "[ENC]"])
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config={
+            **small, "vocab_size": len(words), "encoder_hidden_size": 16, "bos_token_id": 5, "pad_token_id": 0,
+            "eos_token_id": 3, "sep_token_id": 3, "max_position_embeddings": 64, "initializer_range": 0.5,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    BlipProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_another_family_of_captioners_is_served_too(tiny_blip, pictures):
+    from transformers import BlipForConditionalGeneration
+
+    check_captioner(CaptionerOptions(str(tiny_blip)))
+    with captioner(CaptionerOptions(str(tiny_blip), max_new_tokens=6)) as caption:
+        texts = caption(pictures[:3])
+    processor = AutoProcessor.from_pretrained(tiny_blip)
+    model = BlipForConditionalGeneration.from_pretrained(tiny_blip).eval()
+    for text, picture in zip(texts, pictures, strict=False):
+        tokens = model.generate(**processor(images=[picture], return_tensors="pt"), max_new_tokens=6, num_beams=3)
+        assert text == " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
+    with captioner(CaptionerOptions(str(tiny_blip), prompt="a photo of", max_new_tokens=6)) as caption:
+        assert all(text.startswith("a photo of") for text in caption(pictures[:2]))
