@@ -15,19 +15,14 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
     quiet_libraries()
 
 import math
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
-from PIL import Image
-from wandb import errors as wandb_errors
+from accelerate import Accelerator
 
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
@@ -42,15 +37,16 @@ from sdxl_lora.errors import (
     DiskError,
     NonFiniteError,
 )
-from sdxl_lora.journal import Journal
+from sdxl_lora.journal import Journal, start_trackers
 from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import noise_prediction_loss
 from sdxl_lora.optim import learning_rate_at, make_optimizer, set_learning_rate
-from sdxl_lora.run import Run, StopRequest, main_process_decides, replace_text
-from sdxl_lora.samples import draw_samples, sample_path
+from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
+from sdxl_lora.run import Run, StopRequest, open_run, replace_text
+from sdxl_lora.samples import draw_samples, read_samples
 
 # Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
 SAME_ON_RESUME = (
@@ -66,7 +62,14 @@ def train(config: TrainConfig) -> None:
     Raises:
         the exceptions of sdxl_lora/errors.py; torch.OutOfMemoryError.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(
+        config.mixed_precision,
+        config.gradient_accumulation_steps,
+        config.report_to,
+        config.output_dir,
+        config.logging_dir,
+    )
+    set_arithmetic(config.allow_tf32, config.deterministic)
     with open_run(accelerator, Path(config.output_dir)) as run:
         training = Training(config, accelerator, run)
         training.loop()
@@ -157,7 +160,11 @@ class Training:
         wanted = self.config.resume_from_checkpoint
         notes: list[str] = []
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
-        start_trackers(self.accelerator, self.config, notes.append)
+        config = self.config
+        run_name = config.tracker_run_name or self.run.folder.resolve().name
+        start_trackers(
+            self.accelerator, config.tracker_project_name, run_name, self.run.folder, asdict(config), notes.append
+        )
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
         trained = sum(parameter.numel() for parameter in self.parameters)
         notes.append(f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0")
@@ -335,7 +342,10 @@ class Training:
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self.journal.pictures(self.done_steps, samples_of(folder, self.done_steps, config))
+            pictures = read_samples(
+                folder, self.done_steps, len(config.validation_prompt), config.num_validation_images
+            )
+            self.journal.pictures(self.done_steps, dict(zip(config.validation_prompt, pictures, strict=True)))
             self.run.event("samples", step=self.done_steps, folder=str(folder))
         self.journal.skip_time()
 
@@ -367,46 +377,6 @@ class Training:
 # --- from the config to plain values ---
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Raises ConfigError where the precision is not to be had, or processes do not know of each other."""
-    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(config.report_to, [config.report_to])
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=trackers,
-            project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
-            # The frozen base has no buffers that change; a view saves a copy of the gradients.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
-    except ValueError as error:
-        raise ConfigError(f"mixed_precision {config.mixed_precision} cannot be used here: {error}") from error
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError("mixed_precision fp16 cannot be used here: it needs a GPU; without one use no or bf16")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise ConfigError(
-            f"{launched} processes were launched, but each would train alone: there is no GPU for them. "
-            "Launch one process, or set ACCELERATE_USE_CPU=true"
-        )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    return accelerator
-
-
-def open_run(accelerator: Accelerator, folder: Path) -> Run:
-    """The run's directory, held by the main process; all processes stop if it is taken."""
-    if not accelerator.is_main_process:
-        main_process_decides(accelerator, lambda: None)
-        return Run(folder, is_main=False)
-    run = []
-    main_process_decides(accelerator, lambda: run.append(Run(folder)))
-    return run[0]
-
-
 def base_of(config: TrainConfig) -> Base:
     return Base(
         config.pretrained_model_name_or_path,
@@ -426,29 +396,6 @@ def open_pictures(config: TrainConfig) -> TrainingPictures:
         config.center_crop,
         config.seed,
     )
-
-
-def start_trackers(accelerator: Accelerator, config: TrainConfig, report: Callable[[str], None]) -> None:
-    """W&B that cannot be reached records the run offline: a lost connection must not cost a night."""
-    values = {
-        name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(config).items()
-    }
-    wandb = {"name": config.tracker_run_name or Path(config.output_dir).resolve().name, "dir": config.output_dir}
-    try:
-        accelerator.init_trackers(config.tracker_project_name, values, init_kwargs={"wandb": wandb})
-    except wandb_errors.Error as error:
-        report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
-        accelerator.trackers.clear()
-        offline = {"wandb": {**wandb, "mode": "offline"}}
-        accelerator.init_trackers(config.tracker_project_name, values, init_kwargs=offline)
-
-
-def samples_of(folder: Path, step: int, config: TrainConfig) -> dict[str, list[Image.Image]]:
-    """The pictures of a step, by prompt."""
-    return {
-        prompt: [Image.open(sample_path(folder, step, number, image)) for image in range(config.num_validation_images)]
-        for number, prompt in enumerate(config.validation_prompt)
-    }
 
 
 def main(config: TrainConfig) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 
 from sdxl_lora.errors import CheckpointError
 from sdxl_lora.lora import load_lora_state, lora_state
-from sdxl_lora.run import main_process_decides
+from sdxl_lora.processes import main_process_decides
 
 MANIFEST = "manifest.json"
 STATE_NAME = "lora_state.safetensors"

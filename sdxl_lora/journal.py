@@ -2,13 +2,15 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
+from wandb import errors as wandb_errors
 
 from sdxl_lora.run import Run
 
@@ -58,6 +60,23 @@ class Journal:
     def skip_time(self) -> None:
         """What happened since the last step (a save, pictures) does not count as its time."""
         self._since = time.perf_counter()
+
+
+def start_trackers(
+    accelerator, project: str, run_name: str, folder: Path, values: dict, report: Callable[[str], None]
+) -> None:
+    """Open the accelerator's trackers, with `values` as the run's configuration.
+
+    W&B that cannot be reached records the run offline: a lost connection must not cost a night. `report` is told.
+    """
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
+    wandb = {"name": run_name, "dir": str(folder)}
+    try:
+        accelerator.init_trackers(project, plain, init_kwargs={"wandb": wandb})
+    except wandb_errors.Error as error:
+        report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
+        accelerator.trackers.clear()
+        accelerator.init_trackers(project, plain, init_kwargs={"wandb": {**wandb, "mode": "offline"}})
 
 
 def memory_gib(device: torch.device) -> float:

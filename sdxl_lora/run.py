@@ -9,17 +9,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.events import EventLog
+from sdxl_lora.processes import main_process_decides
 
-Result = TypeVar("Result")
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
 
 
@@ -78,6 +75,13 @@ class Run:
             self._lock.release()
 
 
+def open_run(accelerator, folder: Path) -> Run:
+    """The run's directory, held by the main process. Every process calls this; if it is taken, all raise."""
+    opened = []
+    main_process_decides(accelerator, lambda: opened.append(Run(folder)))
+    return opened[0] if opened else Run(folder, is_main=False)
+
+
 def read_status(folder: Path) -> dict:
     """What status.json says; {} where there is none."""
     try:
@@ -116,17 +120,3 @@ class StopRequest:
 
     def reason(self) -> str | None:
         return self.signal_name or ("stop file" if self.file.exists() else None)
-
-
-def main_process_decides(accelerator, decide: Callable[[], Result]) -> Result:
-    """What `decide` returns on the main process, on every process; what it raises there is raised on every one."""
-    answer: list = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = decide()
-        except Exception as error:
-            answer[1] = error
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]

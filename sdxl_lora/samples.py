@@ -1,6 +1,5 @@
 """Prompts to pictures with the current adapter: fixed seeds, so that pictures of different steps can be compared."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -75,11 +74,9 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
     return folder / f"step-{step:06d}-prompt-{prompt_number}-image-{image_number}.png"
 
 
-def image_grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Pictures of one size side by side."""
-    width, height = rows[0][0].size
-    grid = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            grid.paste(image, (x * width, y * height))
-    return grid
+def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
+    """The pictures that `draw_samples` drew at a step, by prompt."""
+    return [
+        [Image.open(sample_path(folder, step, prompt, image)) for image in range(images_per_prompt)]
+        for prompt in range(prompts)
+    ]

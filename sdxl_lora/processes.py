@@ -1,0 +1,68 @@
+"""The Accelerator, and decisions that one process takes for all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+
+from sdxl_lora.errors import ConfigError
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(
+    mixed_precision: str, micro_steps: int, report_to: str, run_dir: str, logging_dir: str
+) -> Accelerator:
+    """The Accelerator of a run, its precision and accumulation ours whatever the launcher's config says.
+
+    Raises:
+        ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
+    """
+    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(report_to, [report_to])
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=micro_steps,
+            log_with=trackers,
+            project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging_dir)),
+            # The frozen base has no buffers that change; a view saves a copy of the gradients.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision {mixed_precision} cannot be used here: {error}") from error
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision fp16 cannot be used here: it needs a GPU; without one use no or bf16")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but each would train alone: there is no GPU for them. "
+            "Launch one process, or set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:
+    """How CUDA computes: TF32 or full float32 products, and only kernels that give the same bits each time."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def main_process_decides(accelerator, decide: Callable[[], Result]) -> Result:
+    """What `decide` returns on the main process, on every process; what it raises there is raised on every one."""
+    answer: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except Exception as error:
+            answer[1] = error
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
