@@ -56,8 +56,10 @@ def disk_message(error: OSError, output_dir: str) -> str:
 def run(config: PreprocessConfig) -> None:
     from preprocess.card import dataset_card
     from preprocess.dataset import build
+    from preprocess.export import check_hub, upload, write_parquet
     from preprocess.folders import check_folders, find_all
     from preprocess.page import page
+    from preprocess.plan import plan_lines
     from preprocess.report import console_lines, report_of, to_json
     from preprocess.state import locked, write_whole
     from preprocess.team import Team
@@ -67,6 +69,10 @@ def run(config: PreprocessConfig) -> None:
     class_images = Path(config.class_images) if config.class_images else None
     check_folders([folder for folder in (input_dir, class_images) if folder], output)
     found = find_all(input_dir, class_images, masks=config.masks == "folder")
+    if config.dry_run:
+        print(plan_lines(found, recipe_of(config).sizing, plan_of(config)))
+        return
+    repository = check_hub(config.hub_dataset_id or output.resolve().name) if config.push_to_hub else None
     team = Team()
     report = {}
 
@@ -89,6 +95,10 @@ def run(config: PreprocessConfig) -> None:
             card=lambda rows: dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model),
             on_built=write_report,
         )
+        if team.rank == 0 and config.format == "parquet":
+            write_parquet(output, config.max_shard_mb * 10**6)
+        if team.rank == 0 and repository:
+            print(upload(output / "parquet" if config.format == "parquet" else output, repository, config.hub_private))
     if team.rank == 0:
         print(console_lines(report, config.output_dir, config.train_batch_size))
     team.close()

@@ -18,7 +18,7 @@ from preprocess.attention import attention_position
 from preprocess.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.quality import measure
 from preprocess.state import Shelf
-from sdxl_lora.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb
+from sdxl_lora.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb, upright_size
 
 ENCODERS = {
     "png": (".png", "PNG", {"compress_level": 1}),  # lossless; level 1 is 4 times as fast as 6 and 5 % larger
@@ -214,11 +214,6 @@ def mask_of(job: Job, stored: Image.Image) -> Image.Image | None:
         alpha.getexif().update(stored.getexif())
         return upright_rgb(alpha).convert("L")
     return Image.new("L", upright_size(stored), 255)  # a picture without one counts everywhere
-
-
-def upright_size(stored: Image.Image) -> tuple[int, int]:
-    turned = stored.getexif().get(0x0112, 1) >= 5
-    return (stored.height, stored.width) if turned else stored.size
 
 
 def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha256: str) -> list[tuple[float, float]]:

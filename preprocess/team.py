@@ -20,8 +20,9 @@ class Team:
         self.rank, self.world, self.state = 0, 1, None
         if (launched := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
 
-            self.state = PartialState(timeout=LONGEST_WAIT)
+            self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
             self.rank, self.world = self.state.process_index, self.state.num_processes
             if self.world != launched:
                 raise ConfigError(

@@ -98,6 +98,18 @@ class PreprocessConfig:
     """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
 
     # --- how ---
+    dry_run: bool = False
+    """Show what would be done, by the headers of the files alone, and write nothing."""
+    format: Literal["folder", "parquet"] = "folder"
+    """parquet: also write parquet/, shards with the pictures inside, for the Hub and for clusters."""
+    max_shard_mb: int = 500
+    """Size of a parquet shard, at most (or one picture)."""
+    push_to_hub: bool = False
+    """Upload the dataset to the Hub, with its card: the shards with --format parquet, else the folder."""
+    hub_dataset_id: str | None = None
+    """Repository to upload to, user/name. Default: the output folder's name, under the account that is logged in."""
+    hub_private: bool = True
+    """Create that repository as private."""
     num_workers: int = 2
     """Processes that decode and crop; 0 for the command's own alone."""
     strict: bool = False
@@ -113,6 +125,7 @@ class PreprocessConfig:
             positive=[
                 "resolution", "bucket_step", "min_bucket_side", "crops_per_picture", "max_megapixels",
                 "caption_batch_size", "caption_num_beams", "caption_max_new_tokens", "train_batch_size",
+                "max_shard_mb",
             ],
             not_negative=["seed", "num_workers"],
         )  # fmt: skip

@@ -119,6 +119,12 @@ def frame_count(image: Image.Image) -> int:
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as upright_rgb will have them; decodes nothing."""
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
 def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """The picture as a viewer shows it: turned by EXIF once, in sRGB with 8 bits, on `background` where transparent.
 
