@@ -20,6 +20,7 @@ from sdxl_lora.lora_keys import kernel_size
 from sdxl_lora.lora_math import Adapter, as_lora
 from sdxl_lora.lora_read import Key
 from sdxl_lora.lora_write import Adapters, save_diffusers, save_kohya
+from sdxl_lora.safetensors_io import TensorFile, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ def write_lora_files(
     Returns:
         The two paths.
     Raises:
-        ValueError: a bad name or precision, no adapter, or weights that are not finite. Older files stay.
-        OSError: the disk is full or not writable. Older files stay.
+        ValueError: a bad name or precision, or no adapter.
+        NonFiniteError: a weight is NaN or infinite. Older files stay.
+        DiskError: the disk is full or not writable. Older files stay.
     """
     check_name(name)
     folder = Path(folder)
@@ -63,8 +65,16 @@ def write_lora_files(
     plain = own if kinds == {"lora"} else nearest_loras(own, layers, merged_rank)
     kohya, diffusers = folder / f"{name}.safetensors", folder / DIFFUSERS_NAME
     save_kohya(kohya, plain if "dora" in kinds else own, precision, metadata)
-    save_diffusers(diffusers, own if kinds <= {"lora", "dora"} else plain, precision, metadata)
+    save_diffusers(diffusers, own if _diffusers_reads(own) else plain, precision, metadata)
     return [kohya, diffusers]
+
+
+def _diffusers_reads(adapters: Adapters) -> bool:
+    """LoRA, and DoRA but for a text encoder without attention layers, whose keys diffusers does not recognise."""
+    kinds = {adapter.kind for adapter in adapters.values()}
+    encoders = {component for component, _ in adapters if component != "unet"}
+    attention = {component for component, name in adapters if "self_attn" in name}
+    return kinds == {"lora"} or (kinds == {"dora"} and encoders <= attention)
 
 
 def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: int) -> Adapters:
@@ -99,6 +109,22 @@ def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def copy_lora(lora: Path, folder: str | Path) -> Path:
+    """Copies a LoRA into a client's folder, whole or not at all; the folder must be there.
+
+    Raises:
+        ValueError: no such folder.
+        DiskError: the disk is full or not writable; an older copy stays.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: make it first, or name the client's LoRA folder.")
+    with TensorFile(lora) as file:
+        layout = {name: (file.dtypes[name], file.shapes[name]) for name in file.shapes}
+        write_tensors(folder / lora.name, layout, file.read, file.metadata)
+    return folder / lora.name
 
 
 def write_side_files(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdxl_lora.errors import DiskError, NonFiniteError
 from sdxl_lora.lora_keys import KOHYA_PREFIX, kohya_name
 from sdxl_lora.lora_math import Adapter, pad_rank, plain
 from sdxl_lora.lora_metadata import IMPLEMENTATION
@@ -164,13 +165,14 @@ def to_precision(tensors: dict[str, Tensor], precision: str, path: Path) -> dict
     """`tensors` in `precision`, or in fp32 with a logged warning where that would lose what they say.
 
     Raises:
-        ValueError: the precision is unknown, or a tensor is not finite (it names the first).
+        ValueError: the precision is unknown.
+        NonFiniteError: a tensor holds NaN or infinity (it names the first).
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} must be one of {', '.join(PRECISIONS)}.")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path.name} was not written: {name} holds NaN or infinity.")
+            raise NonFiniteError(f"{path.name} was not written: {name} holds NaN or infinity.")
     dtype = PRECISIONS[precision]
     for name, tensor in tensors.items():
         if loss := _loss(tensor.float(), dtype):
@@ -207,6 +209,6 @@ def save_checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         with TensorFile(written) as file:
             differing = [name for name in tensors if not torch.equal(file.read(name), tensors[name])]
             if differing or set(file.shapes) != set(tensors) or file.metadata != metadata:
-                raise OSError(f"{path} did not read back as written ({differing[:3] or 'header'}): check the disk.")
+                raise DiskError(f"{path} did not read back as written ({differing[:3] or 'header'}): check the disk.")
 
     write_tensors(path, layout, tensors.__getitem__, metadata, verify)

@@ -9,12 +9,15 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sdxl_lora.errors import DiskError
 
 DTYPES = {
     "F64": torch.float64,
@@ -128,7 +131,7 @@ def write_tensors(
         layout: (dtype, shape) of every tensor; `tensor_of` is asked for them one by one.
         verify: raises to have the file removed instead of renamed.
     Raises:
-        OSError: the disk is full or not writable; what stood at `path` is untouched.
+        DiskError: the disk is full or not writable; what stood at `path` is untouched.
     """
     header, offset = {"__metadata__": metadata}, 0
     for name in _order(layout):
@@ -150,10 +153,19 @@ def write_tensors(
             os.fsync(file.fileno())
         verify(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, DiskError):
+            raise DiskError(_disk_trouble(path, len(text) + 8 + offset, error)) from error
         raise
     _fsync_folder(path.parent)
+
+
+def _disk_trouble(path: Path, size: int, error: OSError) -> str:
+    why = f"cannot write {path}: {error.strerror or error}; it needs {size} bytes"
+    with contextlib.suppress(OSError):
+        why += f", {shutil.disk_usage(path.parent).free} are free"
+    return f"{why}. Make room there and start again."
 
 
 def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:

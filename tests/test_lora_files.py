@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from examples.tiny_sdxl import tiny_sdxl
+from sdxl_lora.errors import DiskError, NonFiniteError
 from sdxl_lora.lora import TARGETS, add_lora
-from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files, write_side_files
+from sdxl_lora.lora_files import copy_lora, thumbnail_jpeg, write_lora_files, write_side_files
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.lora_read import read_lora
@@ -123,6 +124,15 @@ def test_dora_loha_and_lokr_are_also_saved_as_the_lora_that_other_clients_need(t
     assert "of rank 2 the weakest layer keeps" in caplog.text
 
 
+def test_diffusers_gets_a_lora_where_it_does_not_recognise_the_dora(tmp_path, base):
+    pipeline, _ = base
+    trained, models = tiny_with_lora(2, 3, "to_q|fc1", use_dora=True)
+    for path in write_lora_files(tmp_path, "cat", models, "fp32", merged_rank=512):
+        pipeline.load_lora_weights(tmp_path, weight_name=path.name)
+        assert largest_difference(outputs(pipeline), outputs(trained)) < 1e-4
+        pipeline.unload_lora_weights()
+
+
 @pytest.mark.parametrize("factor", [1e-7, 1e-4, 1e7])
 def test_values_that_fp16_cannot_hold_are_saved_as_fp32_with_a_warning(tmp_path, caplog, factor):
     _, models = tiny_with_lora(4, 4, components=("unet",))
@@ -157,7 +167,7 @@ def test_bad_weights_bad_names_and_full_disks_leave_the_older_files(tmp_path, mo
     weight = next(p for name, p in models["unet"].named_parameters() if "lora_A" in name)
     old = weight.data.clone()
     weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"to_q\.lora_down\.weight holds NaN|holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match=r"cat.safetensors was not written: lora_unet_.* holds NaN"):
         write_lora_files(tmp_path, "cat", models)
     weight.data = old
 
@@ -165,7 +175,7 @@ def test_bad_weights_bad_names_and_full_disks_leave_the_older_files(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match=r"cat.safetensors: No space left on device; it needs \d+ bytes, \d+ are free"):
         write_lora_files(tmp_path, "cat", models)
     assert [path.read_bytes() for path in paths] == before
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(path.name for path in paths)
@@ -176,7 +186,7 @@ def test_a_file_that_reads_back_differently_does_not_count(tmp_path, monkeypatch
 
     _, models = tiny_with_lora(components=("unet",))
     monkeypatch.setattr(TensorFile, "read", lambda self, name: torch.zeros(self.shapes[name], dtype=self.dtypes[name]))
-    with pytest.raises(OSError, match="did not read back as written"):
+    with pytest.raises(DiskError, match="did not read back as written"):
         write_lora_files(tmp_path, "cat", models)
     assert not list(tmp_path.iterdir())
 
@@ -294,3 +304,12 @@ def test_a_thumbnail_is_a_small_jpeg_without_exif():
     small = Image.open(io.BytesIO(jpeg))
     assert (small.format, small.size, len(small.getexif())) == ("JPEG", (256, 128), 0)
     assert lora_metadata("cat", thumbnail_jpeg=jpeg)["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
+def test_a_copy_for_a_client_is_the_same_bytes(tmp_path):
+    _, models = tiny_with_lora(components=("unet",))
+    kohya, _ = write_lora_files(tmp_path / "run", "cat", models, metadata=lora_metadata("cat"))
+    (tmp_path / "loras").mkdir()
+    assert copy_lora(kohya, tmp_path / "loras").read_bytes() == kohya.read_bytes()
+    with pytest.raises(ValueError, match="is not a folder: make it first"):
+        copy_lora(kohya, tmp_path / "none")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +16,7 @@ from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_read import read_lora
 from sdxl_lora.lora_write import save_diffusers, save_kohya, save_peft
 from tests.full_sdxl import full_sdxl
-from tests.lora_helpers import model_adapters
+from tests.lora_helpers import model_adapters, tiny_with_lora
 
 KEY_MAP = json.loads((Path(__file__).parent / "data" / "sdxl_key_map.json").read_text())
 TEXT_LAYERS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -186,6 +186,20 @@ def test_what_peft_saves_reads_as_the_change_that_peft_makes(tmp_path, config):
     for (_, name), adapter in adapters.items():
         change = (merged[f"{name}.weight"] - before[name]).flatten(1)
         assert torch.allclose(delta(adapter, before[name]), change, atol=1e-5)
+
+
+def test_what_diffusers_saves_reads_at_its_strength(tmp_path):
+    pipeline, models = tiny_with_lora(4, 1, "attention", rank_pattern={"to_k|k_proj": 2}, use_rslora=True)
+    layers, metadata = {}, {}
+    for component, model in models.items():
+        layers[f"{component}_lora_layers"] = get_peft_model_state_dict(model)
+        metadata[f"{component}_lora_adapter_metadata"] = model.peft_config["default"].to_dict()
+    pipeline.save_lora_weights(tmp_path, **layers, **metadata)
+    read = read_lora(tmp_path)
+    assert read.layout == "diffusers"
+    for component, model in models.items():
+        for name, adapter in model_adapters(model, component).items():
+            assert torch.allclose(delta(read.adapters[component, name]), delta(adapter), atol=1e-6)
 
 
 def lycoris_file(path, **tensors):

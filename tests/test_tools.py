@@ -221,6 +221,11 @@ def test_show_tells_ranks_strengths_norms_clients_and_metadata(loras, capsys):
     assert f"norm of the change {norm:.4g}" in page.split("mid_block")[1].split("\n")[0]
     assert all(f"{client}: loads" in page for client in ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI"))
     assert "modelspec.trigger_phrase: sks dog" in page
+    assert "keys such as lora_" in page and "self_attn.q_proj  rank" not in page
+    run("show", kohya, "--keys")
+    key = ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj")
+    line = f"{key[1]}  rank 3  alpha 5  norm {changes(kohya)[key].norm():.4g}"
+    assert line in capsys.readouterr().out
     run("show", diffusers)
     assert "ComfyUI: not sure: convert --to kohya" in capsys.readouterr().out
     run("show", loras["loha"][1])

@@ -10,12 +10,17 @@ Given = tyro.conf.Positional
 Precision = Literal["fp16", "bf16", "fp32"]
 
 
-def show(lora: Given[Path]) -> int:
-    """Keys, ranks, alphas, size of the change per block, metadata, and which clients load the file."""
+def show(lora: Given[Path], keys: bool = False) -> int:
+    """Ranks, alphas, size of the change per block, metadata, and which clients load the file.
+
+    Args:
+        lora: LoRA file of any layout, or a PEFT adapter's folder.
+        keys: Every module too, with its rank, alpha and size of the change.
+    """
     from sdxl_lora.lora_read import read_lora
     from sdxl_lora.tools import describe
 
-    print(describe.show(read_lora(lora)))
+    print(describe.show(read_lora(lora), keys))
     return 0
 
 
@@ -161,7 +166,7 @@ COMMANDS = {f.__name__: f for f in (show, check, convert, merge, combine, resize
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 for input that cannot be used (a line says why), 3 for a LoRA that fails `check`, 5 for a disk."""
+    """Exit code 0; 2 for input that cannot be used (a line says why), 3 when `check` fails, 5 disk, 6 NaN."""
     try:
         return tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -170,12 +175,9 @@ def main(argv: list[str] | None = None) -> int:
             args=argv,
             use_underscores=True,
         )
-    except ValueError as error:
+    except (ValueError, ArithmeticError, OSError) as error:
         print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 5
+        return getattr(error, "exit_code", 5 if isinstance(error, OSError) else 2)
 
 
 if __name__ == "__main__":

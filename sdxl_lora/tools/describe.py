@@ -13,10 +13,11 @@ OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
 
 
-def show(file: LoraFile) -> str:
+def show(file: LoraFile, every_module: bool = False) -> str:
     """A page about the file: modules, ranks, alphas, size of the change per block, clients, metadata."""
     kinds = sorted({adapter.kind for adapter in file.adapters.values()})
-    lines = [f"{file.path.name}: {file.layout}, {', '.join(kinds)}, {len(file.adapters)} modules", ""]
+    lines = [f"{file.path.name}: {file.layout}, {', '.join(kinds)}, {len(file.adapters)} modules"]
+    lines += [f"keys such as {file.keys[0]}", ""]
     for component, adapters in by_component(file).items():
         ranks, alphas, scales = (_span(_distinct(adapters.values(), field)) for field in ("rank", "alpha", "scale"))
         lines.append(f"{component}: {len(adapters)} modules, rank {ranks}, alpha {alphas}, strength {scales}")
@@ -27,6 +28,11 @@ def show(file: LoraFile) -> str:
         for block, norms in blocks.items():
             total = sum(value**2 for value in norms) ** 0.5
             lines.append(f"  {block:{width}}  {len(norms):3} modules  norm of the change {total:.4g}")
+        if every_module:
+            lines += [
+                f"    {name}  rank {adapter.rank}  alpha {adapter.alpha:g}  norm {norm(adapter):.4g}"
+                for name, adapter in adapters.items()
+            ]
     if "dora" in kinds:
         lines.append("  (norms of DoRA without its magnitudes, which need the base)")
     lines += ["", *(f"{client}: {verdict}" for client, verdict in clients(file).items()), ""]
