@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from sdxl_lora.config import PreprocessConfig, load_config
-from sdxl_lora.errors import OUT_OF_MEMORY_EXIT_CODE, ConfigError, DataError, DiskError
+from sdxl_lora.errors import ConfigError, DataError, DiskError
+
+OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         print(f"error: the captioner does not fit the GPU even with one picture: {error}", file=sys.stderr)
-        return OUT_OF_MEMORY_EXIT_CODE
+        return OUT_OF_MEMORY
     return 0
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from preprocess.attention import attention_position
 from preprocess.crop import Crop, Sizing, crop_picture, random_positions
-from preprocess.quality import measure
+from preprocess.quality import measure, small_copy
 from preprocess.state import Shelf
 from sdxl_lora.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb, upright_size
 
@@ -171,16 +171,17 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
     if enlarged > 1:
         notes.append(f"enlarged {enlarged:.2f} times, from {image.width}x{image.height} px")
     name = "-".join(part for part in (slug(job.name), key) if part)
+    small = small_copy(image)
     common = {
         "source": job.name,
         "sha256": sha256,
         "key": key,
         "bucket": list(bucket),
         "enlarged": round(enlarged, 3),
-        "measures": measure(image),
+        "measures": measure(small),
         "warnings": notes,
     }
-    write_thumbnail(job, image, key)
+    write_thumbnail(job, small, key)
     crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
     return [
         write_crop(job, crop, f"{name}-{i}" if i else name, common | {"crop_index": i}) for i, crop in enumerate(crops)
@@ -240,9 +241,9 @@ def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
     )
 
 
-def write_thumbnail(job: Job, image: Image.Image, key: str) -> None:
+def write_thumbnail(job: Job, small: Image.Image, key: str) -> None:
     """The whole picture, small, for report.html."""
-    small = image.copy()
+    small = small.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     folder = job.output / ".preprocess" / "thumbnails"
     folder.mkdir(exist_ok=True)

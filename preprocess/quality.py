@@ -15,6 +15,15 @@ MOST_CUT_OFF = 0.35
 NEAR_BITS = 10  # of 64: JPEG at another size differed by up to 2, 3 % less at each edge mostly by 4 to 12
 
 
+def small_copy(image: Image.Image) -> Image.Image:
+    """The picture with sides of at most MEASURED_SIDE; itself where it has no more."""
+    scale = MEASURED_SIDE / max(image.size)
+    if scale >= 1:
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)  # 5 times as fast; for eyes, not for training
+
+
 def measure(image: Image.Image) -> dict:
     """
     Args:
@@ -23,8 +32,7 @@ def measure(image: Image.Image) -> dict:
         sharpness, the variance of the Laplacian over grey values 0-255; contrast, the distance of the 2nd from the
         98th percentile of grey, 0-255; phash, 64 bits in hexadecimal of which nearly equal pictures share most.
     """
-    grey = image.convert("L")
-    grey.thumbnail((MEASURED_SIDE, MEASURED_SIDE), Image.Resampling.LANCZOS)
+    grey = small_copy(image).convert("L")
     values = np.asarray(grey, np.float32)
     low, high = np.percentile(values, [2, 98])
     return {

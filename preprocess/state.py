@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def locked(output: Path, team: Team) -> Iterator[None]:
         yield
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "under_way", ignore_errors=True)
+    (folder / "under_way").mkdir()
     pid_file = folder / "pid"
     lock = FileLock(folder / "lock", timeout=0)
     try:

@@ -1,10 +1,13 @@
 """Every picture through prepared_or_refused, in worker processes."""
 
 import multiprocessing
+import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -33,15 +36,27 @@ def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
     waiting = iter(jobs)
     with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
-        at_work = [(job, pool.submit(prepared_or_refused, job)) for job in islice(waiting, 4 * num_workers)]
+        at_work = deque(pool.submit(prepare_under_name, job) for job in islice(waiting, 4 * num_workers))
         while at_work:
-            job, future = at_work.pop(0)
             try:
-                yield future.result()
+                yield at_work.popleft().result()
             except BrokenProcessPool:
-                names = ", ".join(j.name for j, _ in [(job, future), *at_work][:num_workers])
+                names = ", ".join(sorted(path.read_text() for path in under_way(jobs[0]).glob("*"))) or "the pictures"
                 raise DataError(
-                    f"a worker process was killed, for lack of memory as a rule, while it prepared one of {names}: "
+                    f"a worker process was killed, for lack of memory as a rule, while it prepared {names}: "
                     "start again with --num_workers 1; what is done is kept"
                 ) from None
-            at_work += [(job, pool.submit(prepared_or_refused, job)) for job in islice(waiting, 1)]
+            at_work.extend(pool.submit(prepare_under_name, job) for job in islice(waiting, 1))
+
+
+def prepare_under_name(job: Job) -> Result:
+    """Leaves the picture's name on the disk while it is at work: a killed worker cannot say any more what it did."""
+    note = under_way(job) / str(os.getpid())
+    note.write_text(job.name, encoding="utf-8")
+    result = prepared_or_refused(job)
+    note.unlink()
+    return result
+
+
+def under_way(job: Job) -> Path:
+    return job.output / ".preprocess" / "under_way"

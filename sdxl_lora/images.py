@@ -145,6 +145,8 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) ->
 
 def turned_by_exif(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(0x0112, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged EXIF block brings SyntaxError, struct.error, ValueError ...
         warnings.warn(f"its EXIF data is damaged ({error}); used without turning", ImageWarning, stacklevel=3)
@@ -163,7 +165,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
                 return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError) as error:
             warnings.warn(f"its colour profile is damaged ({error}); taken as sRGB", ImageWarning, stacklevel=3)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
 
 
 def cover_and_crop(

@@ -12,7 +12,7 @@ import pytest
 from datasets import load_dataset
 
 from preprocess import workers
-from tests.dying_worker import die_at_3
+from tests.dying_worker import prepare_and_die_at_3
 from tests.test_caption import tiny_florence2  # noqa: F401  the fixture
 from tests.test_preprocess import noise, opened, preprocess, report_of, rows_of, snapshot
 
@@ -46,7 +46,7 @@ def test_worker_processes_give_the_same_dataset(raw, tmp_path):
 
 def test_a_killed_worker_ends_the_run_by_name_and_loses_nothing(raw, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "prepared_or_refused", die_at_3)
+        patch.setattr(workers, "prepare_under_name", prepare_and_die_at_3)
         assert preprocess(raw, tmp_path / "out", "--num_workers", 2) == 3
     error = capsys.readouterr().err
     assert "a worker process was killed" in error and "3.png" in error and "--num_workers 1" in error
