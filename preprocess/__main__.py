@@ -91,6 +91,7 @@ def run(config: PreprocessConfig) -> None:
             plan_of(config),
             wording_of(config),
             team,
+            reader=reader_of(config),
             num_workers=config.num_workers,
             strict=config.strict,
             restore_deleted=config.restore_deleted,
@@ -131,11 +132,12 @@ def recipe_of(config: PreprocessConfig):
     )
 
 
-def plan_of(config: PreprocessConfig):
+def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
     from preprocess.caption import CaptionerOptions, captioner, check_captioner
     from preprocess.captioning import CaptionPlan
 
     plan = CaptionPlan(fallback=config.fallback_caption, clean=config.clean_captions, recaption=config.recaption)
+    plan = dataclasses.replace(plan, may_be_empty=may_be_empty)
     if config.caption_model == "none":
         return plan
     options = CaptionerOptions(
@@ -154,6 +156,13 @@ def plan_of(config: PreprocessConfig):
         check=partial(check_captioner, options),
         batch_size=config.caption_batch_size,
     )
+
+
+def reader_of(config: PreprocessConfig):
+    """Florence-2 at its task of reading, with --ocr."""
+    if not config.ocr:
+        return None
+    return plan_of(dataclasses.replace(config, caption_task="<OCR>", caption_prompt=None), may_be_empty=True)
 
 
 def wording_of(config: PreprocessConfig):

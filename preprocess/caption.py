@@ -56,13 +56,17 @@ def check_captioner(options: CaptionerOptions) -> None:
 
     try:
         config = AutoConfig.from_pretrained(options.model)
-        AutoProcessor.from_pretrained(options.model)
+        processor = AutoProcessor.from_pretrained(options.model)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"cannot load the captioner {options.model} ({first_line}): give a folder with "
             "--caption_model FOLDER, or --caption_model none with .txt files or --fallback_caption"
         ) from None
+    if options.task == "<OCR>" and config.model_type != "florence2":
+        raise ConfigError(f"--ocr needs Florence-2; caption_model {options.model} is a {config.model_type}")
+    if not hasattr(processor, "batch_decode") or not hasattr(processor, "image_processor"):
+        raise ConfigError(f"caption_model {options.model} has no processor that takes pictures and gives words")
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(f"caption_model {options.model} is a {config.model_type}, which writes no captions")
     if config.model_type == "florence2" and options.task in NOT_CAPTIONS:

@@ -28,6 +28,7 @@ class CaptionPlan:
         load: context manager of the captioner, which frees it; None for no captioner.
         check: raises ConfigError, before any work, where the captioner could not be loaded.
         clean: leave out stock phrases such as "The image shows".
+        may_be_empty: no words are an answer, and not a failure.
     """
 
     name: str = "none"
@@ -37,6 +38,7 @@ class CaptionPlan:
     fallback: str = ""
     clean: bool = True
     recaption: bool = False
+    may_be_empty: bool = False
 
 
 @dataclasses.dataclass
@@ -75,6 +77,15 @@ def caption_all(
     return failed, new
 
 
+def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: Team) -> None:
+    """Warns of writing in the pictures: a LoRA learns watermarks and signatures before anything else."""
+    texts, _ = machine_captions(entries, reader, output, team)
+    for entry in entries:
+        text, reason = texts[caption_key(entry, reader)]
+        if text or reason:
+            entry.warnings.append(f"text in the picture: {text[:80]!r}" if text else f"not read for text: {reason}")
+
+
 def edited_by_hand(entry: Entry, memory: Memory) -> bool:
     """Whether every row of this crop holds a person's words, so that a captioner's would go unused."""
     first = entry.prepared.crop_index * entry.source.repeats
@@ -93,7 +104,7 @@ def machine_captions(
     """Text and reason of failure, one of them empty, by caption_key; and how many the captioner was asked for."""
     shelf = Shelf(output / ".preprocess" / "captions")
     known = {} if plan.recaption else {key: shelf.get(key) for key in (caption_key(e, plan) for e in entries)}
-    texts = {key: (text, "") for key, text in known.items() if text}
+    texts = {key: (text, "") for key, text in known.items() if text is not None}
     missing = {caption_key(entry, plan): entry for entry in entries}
     missing = [(key, entry) for key, entry in missing.items() if key not in texts]
     team.wait()  # all have looked at the shelf before anyone adds to it
@@ -103,7 +114,9 @@ def machine_captions(
             for start in range(0, len(share), plan.batch_size):
                 batch = share[start : start + plan.batch_size]
                 images = [open_crop(output, entry.prepared) for _, entry in batch]
-                for (key, _), (text, reason) in zip(batch, caption_batch(caption, images), strict=True):
+                for (key, _), (text, reason) in zip(
+                    batch, caption_batch(caption, images, plan.may_be_empty), strict=True
+                ):
                     mine.append((key, (text, reason)))
                     if not reason:
                         shelf.put(key, text)
@@ -119,7 +132,7 @@ def open_crop(output: Path, prepared: Prepared) -> Image.Image:
         return image.convert("RGB")
 
 
-def caption_batch(caption: Caption, images: list[Image.Image]) -> list[tuple[str, str]]:
+def caption_batch(caption: Caption, images: list[Image.Image], may_be_empty: bool = False) -> list[tuple[str, str]]:
     """Text and reason of failure for each picture. What fails in company or stays empty is tried once more, alone."""
     try:
         texts = caption(images)
@@ -127,18 +140,21 @@ def caption_batch(caption: Caption, images: list[Image.Image]) -> list[tuple[str
     except Exception as error:  # one picture must not cost the others their captions
         if is_out_of_memory(error):
             raise
-        texts = [""] * len(images)
-    return [(text, "") if text else caption_alone(caption, image) for text, image in zip(texts, images, strict=True)]
+        return [caption_alone(caption, image, may_be_empty) for image in images]
+    return [
+        (text, "") if text or may_be_empty else caption_alone(caption, image)
+        for text, image in zip(texts, images, strict=True)
+    ]
 
 
-def caption_alone(caption: Caption, image: Image.Image) -> tuple[str, str]:
+def caption_alone(caption: Caption, image: Image.Image, may_be_empty: bool = False) -> tuple[str, str]:
     try:
         text = caption([image])[0]
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return "", f"the captioner failed twice ({type(error).__name__}: {error})"
-    return (text, "") if text else ("", "the captioner gave no words, twice")
+    return (text, "") if text or may_be_empty else ("", "the captioner gave no words, twice")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.captioning import CaptionPlan, Entry, caption_all
+from preprocess.captioning import CaptionPlan, Entry, caption_all, warn_of_text
 from preprocess.folders import no_usable
 from preprocess.memory import Memory
 from preprocess.pictures import Job, Recipe, Refused
@@ -57,6 +57,7 @@ def build(
     plan: CaptionPlan,
     wording: Wording,
     team: Team,
+    reader: CaptionPlan | None = None,
     num_workers: int = 0,
     strict: bool = False,
     restore_deleted: bool = False,
@@ -66,6 +67,7 @@ def build(
     """Prepares and captions what is new, then publishes all of it.
 
     Args:
+        reader: reads writing in the pictures, for a warning; None to leave that out.
         card: the text of README.md for these lines of metadata.jsonl.
         on_built: called with what the run did, before it is published or refused: writes the report.
     Raises:
@@ -86,6 +88,8 @@ def build(
             sources.append(source)
     if plan.load and any(source.caption is None for source in sources):
         plan.check()
+    if reader:
+        reader.check()
 
     jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
     results = {}
@@ -103,6 +107,8 @@ def build(
     built.left_out |= {refused.source: refused.reason for refused in failed}
     entries = [entry for entry in entries if entry.source.name not in built.left_out]
     add_problems(entries)
+    if reader:
+        warn_of_text(entries, reader, output, team)
     built.rows = rows_of(entries, plan, wording, memory)
     built.gone = sorted({row["source"] for row in memory.rows} - {row.columns["source"] for row in built.rows})
 

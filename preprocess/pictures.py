@@ -7,8 +7,6 @@ Imports no torch.
 import dataclasses
 import hashlib
 import json
-import os
-import re
 import warnings
 from pathlib import Path
 
@@ -16,20 +14,10 @@ from PIL import Image
 
 from preprocess.attention import attention_position
 from preprocess.crop import Crop, Sizing, crop_picture, random_positions
+from preprocess.files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
 from preprocess.quality import measure, small_copy
 from preprocess.state import Shelf
 from sdxl_lora.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb, upright_size
-
-ENCODERS = {
-    "png": (".png", "PNG", {"compress_level": 1}),  # lossless; level 1 is 4 times as fast as 6 and 5 % larger
-    "webp": (".webp", "WEBP", {"lossless": True, "quality": 20, "exact": True}),  # lossless, a third smaller, slower
-    "jpg": (".jpg", "JPEG", {"quality": 95, "subsampling": 0}),  # not lossless; a sixth of the size
-}
-THUMBNAIL_SIDE = 240  # pixels
-# datasets reads these words in a file name as the name of a split: a picture called test.png would leave training
-SPLIT_WORDS = re.compile(
-    r"(?<![A-Za-z])(training|train|validation|valid|val|dev|testing|test|evaluation|eval)(?![A-Za-z])"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,25 +82,11 @@ class Job:
         return self.output / ".preprocess" / "images"
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def identity(job: Job, sha256: str) -> str:
     """Names the result of a job: same bytes, same mask, same recipe, same name of the file."""
     mask = sha256_of(job.mask) if job.mask else ""
     text = "\0".join([sha256, mask, job.recipe.digest(), Path(job.name).stem])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-
-
-def slug(name: str) -> str:
-    """The source's stem as far as every system can write it; empty where nothing of it is left."""
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:40].strip("-")
-    return SPLIT_WORDS.sub(lambda match: match[0].capitalize(), stem)
 
 
 def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
@@ -133,20 +107,6 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     if not isinstance(result, Refused):
         shelf.put(key, [dataclasses.asdict(crop) for crop in result])
     return result
-
-
-def unreadable(path: Path | None) -> str | None:
-    """The reason why a file cannot be read; None where it can, whatever is in it."""
-    try:
-        if path and not path.is_file():
-            open_image(path)  # says what it is
-        if path:
-            path.open("rb").close()
-    except ImageError as error:
-        return error.reason
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
 
 
 def crop_is_whole(job: Job, crop: Prepared) -> bool:
@@ -181,7 +141,7 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
         "measures": measure(small),
         "warnings": notes,
     }
-    write_thumbnail(job, small, key)
+    write_thumbnail(job.output / ".preprocess" / "thumbnails", small, key)
     crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
     return [
         write_crop(job, crop, f"{name}-{i}" if i else name, common | {"crop_index": i}) for i, crop in enumerate(crops)
@@ -227,9 +187,9 @@ def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha25
 
 def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
     suffix, kind, options = ENCODERS[job.recipe.image_format]
-    size = write_image(job, crop.image, name + suffix, kind, options)
+    size = write_image(job.staged, crop.image, name + suffix, kind, options)
     if crop.mask is not None:
-        write_image(job, crop.mask, f"{name}-mask.png", "PNG", {"compress_level": 6})
+        write_image(job.staged, crop.mask, f"{name}-mask.png", "PNG", {"compress_level": 6})
     return Prepared(
         file_name=f"images/{name}{suffix}",
         bytes=size,
@@ -239,23 +199,3 @@ def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
         mask_file_name=None if crop.mask is None else f"images/{name}-mask.png",
         **facts,
     )
-
-
-def write_thumbnail(job: Job, small: Image.Image, key: str) -> None:
-    """The whole picture, small, for report.html."""
-    small = small.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    folder = job.output / ".preprocess" / "thumbnails"
-    folder.mkdir(exist_ok=True)
-    small.save(folder / f"{key}.jpg", "JPEG", quality=75)
-
-
-def write_image(job: Job, image: Image.Image, file_name: str, kind: str, options: dict) -> int:
-    staged = job.staged / file_name
-    part = staged.with_name(f"{file_name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        image.save(file, kind, **options)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, staged)
-    return staged.stat().st_size

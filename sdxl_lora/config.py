@@ -83,6 +83,8 @@ class PreprocessConfig:
     """Precision of the captioner; auto: bfloat16 on a GPU, float32 elsewhere."""
     caption_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention of the captioner."""
+    ocr: bool = False
+    """Let Florence-2 look for writing in the pictures (watermarks, signatures) and warn of it."""
     fallback_caption: str = ""
     """Caption of pictures that have no caption file when caption_model is "none"."""
     caption_prefix: str = ""
@@ -139,6 +141,8 @@ class PreprocessConfig:
             problems.append(f"max_aspect is {self.max_aspect}, it must be from 1 to 8")
         if not all(0 <= value <= 255 for value in self.background):
             problems.append(f"background is {self.background}, it must be three numbers from 0 to 255")
+        if self.ocr and self.caption_model == "none":
+            problems.append("ocr needs a caption_model, Florence-2 or a fine-tune of it")
         if self.no_upscale and self.enlarge_small:
             problems.append("no_upscale and enlarge_small exclude each other: choose one")
         if self.no_upscale and self.buckets == "off":
@@ -243,6 +247,8 @@ class TrainConfig:
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     seed: int = 0
     """Fixes initial weights, order, noise, timesteps and flips."""
+    process_timeout_seconds: int = 1800
+    """With several processes: how long one may keep the others waiting before they end and say so."""
     deterministic: bool = False
     """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
     dataloader_num_workers: int = 0
@@ -298,7 +304,7 @@ class TrainConfig:
                 "rank", "lora_alpha", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
-                "validation_epochs", "validation_inference_steps",
+                "validation_epochs", "validation_inference_steps", "process_timeout_seconds",
             ],
             not_negative=[
                 "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "seed",

@@ -200,3 +200,25 @@ def test_another_family_of_captioners_is_served_too(tiny_blip, pictures):
         assert text == " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
     with captioner(CaptionerOptions(str(tiny_blip), prompt="a photo of", max_new_tokens=6)) as caption:
         assert all(text.startswith("a photo of") for text in caption(pictures[:2]))
+
+
+def test_writing_in_pictures_is_warned_of(tiny_florence2, tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    noise(64, 64, seed=1).save(raw / "a.png")
+    Image.new("RGB", (64, 64), "black").save(raw / "b.png")
+    asked = []
+
+    def describe(model, processor, images, options):
+        asked.append(options.task)
+        return ["STOCK" if options.task == "<OCR>" and sum(i.getpixel((9, 9))) else "" for i in images]
+
+    monkeypatch.setattr(caption_module, "describe", describe)
+    (raw / "a.txt").write_text("a")
+    (raw / "b.txt").write_text("b")
+    flags = ["--caption_model", tiny_florence2, "--ocr"]
+    assert run_preprocess(raw, tmp_path / "out", *flags) == run_preprocess(raw, tmp_path / "out", *flags) == 0
+    said = [(w["source"], w["message"]) for w in report_of(tmp_path / "out")["warnings"] if "text in" in w["message"]]
+    assert said == [("a.png", "text in the picture: 'STOCK'")] and asked == ["<OCR>"]  # nothing is read twice
+    with pytest.raises(SystemExit):
+        run_preprocess(raw, tmp_path / "out", "--ocr")
