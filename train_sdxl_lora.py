@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 import math
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from accelerate import Accelerator
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
 from sdxl_lora.checkpoint import register_hooks, restore, save_checkpoint
-from sdxl_lora.collate import collate
-from sdxl_lora.data import TrainingPictures, dataset_key, open_dataset, trigger_word_of
+from sdxl_lora.collate import Chance, collate
+from sdxl_lora.data import TrainingPictures, check_class_images, dataset_key, open_dataset, trigger_word_of
+from sdxl_lora.draws import NoiseShape
 from sdxl_lora.errors import (
     OUT_OF_MEMORY_EXIT_CODE,
     CheckpointError,
@@ -42,16 +43,22 @@ from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
-from sdxl_lora.objective import noise_prediction_loss
+from sdxl_lora.objective import Objective, noise_prediction_loss
 from sdxl_lora.optim import learning_rate_at, make_optimizer, set_learning_rate
 from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
+from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
 SAME_ON_RESUME = (
     "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer", "adam_beta1", "adam_beta2",
-    "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip",
+    "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
+    "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
+    "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
+    "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
+    "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
+    "timestep_bias_end",
 )  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -97,6 +104,7 @@ class Training:
         with accelerator.main_process_first():
             self.pictures = open_pictures(config)
         self.examples = self.pictures.examples
+        check_class_images(self.examples, config.prior_loss_weight)
         self.run.update(state="caching")
         self.latents, self.texts = fill_caches(
             Path(config.cache_dir or self.run.folder / "cache"),
@@ -118,7 +126,10 @@ class Training:
     def prepare_model(self) -> None:
         """The UNet with its adapter, and the optimizer over the adapter."""
         config = self.config
-        self.schedule, self.sampling_schedule = load_schedulers(self.base, config.prediction_type)
+        self.schedule, self.sampling_schedule = load_schedulers(
+            self.base, config.prediction_type, config.zero_terminal_snr
+        )
+        self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
         try:
             self.parameters = add_lora(
@@ -250,7 +261,13 @@ class Training:
                 torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
                 batch = self.batch(micro_turns or turns[:1])
                 losses = noise_prediction_loss(
-                    self.unet, self.schedule, batch["latents"], batch, batch["noise"], batch["timesteps"]
+                    self.unet,
+                    self.schedule,
+                    batch["latents"],
+                    batch,
+                    batch["noise"],
+                    batch["timesteps"],
+                    self.objective,
                 )
                 # Where there are too few turns for all, one that counts nothing keeps the processes in step.
                 loss = losses.sum() * bool(micro_turns)
@@ -273,7 +290,8 @@ class Training:
             self.texts,
             self.config.seed,
             self.schedule.config.num_train_timesteps,
-            self.config.random_flip,
+            self.chance,
+            self.config.prior_loss_weight,
         )
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
@@ -395,6 +413,47 @@ def open_pictures(config: TrainConfig) -> TrainingPictures:
         config.resolution,
         config.center_crop,
         config.seed,
+        config.masked_loss,
+    )
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    return Objective(
+        config.loss_type, config.huber_c, config.huber_schedule, config.snr_gamma, config.debiased_estimation
+    )
+
+
+def chance_of(config: TrainConfig, num_train_timesteps: int) -> Chance:
+    noise = NoiseShape(
+        config.noise_offset,
+        config.multires_noise_iterations,
+        config.multires_noise_discount,
+        config.input_perturbation,
+    )
+    return Chance(config.random_flip, noise, timestep_density_of(config, num_train_timesteps))
+
+
+def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> TimestepDensity:
+    first, end = config.min_timestep, config.max_timestep or num_train_timesteps
+    if not first < end <= num_train_timesteps:
+        raise ConfigError(
+            f"min_timestep {first} and max_timestep {end} must lie in order among the base's {num_train_timesteps}"
+        )
+    density = TimestepDensity(
+        config.timestep_sampling,
+        first,
+        config.max_timestep,
+        config.logit_mean,
+        config.logit_std,
+        config.timestep_beta_alpha,
+        config.timestep_beta_beta,
+    )
+    if config.timestep_bias_strategy == "none":
+        return density
+    places = [(timestep - first) / (end - first) for timestep in (config.timestep_bias_begin, config.timestep_bias_end)]
+    begin, end = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
+    return replace(
+        density, kind="biased", bias_begin=begin, bias_end=end, bias_multiplier=config.timestep_bias_multiplier
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
@@ -36,7 +37,10 @@ class Workers:
 
 
 class LatentCache:
-    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes."""
+    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes.
+
+    With masks also `mask` (1, h, w): the share of each latent's square of pixels that counts.
+    """
 
     def __init__(self, folder: Path, pictures: TrainingPictures, vae_key: str):
         self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
@@ -64,6 +68,8 @@ class LatentCache:
             if "error" in record:
                 raise DataError(record["error"])
             record |= vae_moments(vae, record.pop("pixels")[None])
+            if "mask" in record:
+                record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
             if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
                 name = self.pictures.examples[index].name
                 raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")

@@ -1,12 +1,36 @@
 """Turns to the tensors of a micro-batch: cached records, the draws of chance, size conditioning."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from sdxl_lora.batches import Turn
+from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, caption_in_turn
 from sdxl_lora.data import Example, time_ids
-from sdxl_lora.draws import draw_flip, draw_latents, draw_noise, draw_timestep
+from sdxl_lora.draws import (
+    PLAIN_NOISE,
+    NoiseShape,
+    draw_flip,
+    draw_input_noise,
+    draw_latents,
+    draw_noise,
+    draw_timestep,
+)
+from sdxl_lora.timesteps import UNIFORM, TimestepDensity
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What differs from one turn of a picture to the next, beside plain noise and uniform timesteps."""
+
+    random_flip: bool = False
+    noise: NoiseShape = PLAIN_NOISE
+    timesteps: TimestepDensity = UNIFORM
+    captions: CaptionVariants = AS_WRITTEN
+
+
+NO_CHANCE = Chance()
 
 
 def collate(
@@ -16,28 +40,35 @@ def collate(
     texts,
     seed: int,
     num_train_timesteps: int,
-    random_flip: bool = False,
+    chance: Chance = NO_CHANCE,
+    prior_loss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """What the loss takes, for turns of one bucket.
 
     Args:
         latents, texts: the caches, read by (index, flip) and by caption.
+        prior_loss_weight: of class images; others weigh 1.
     Returns:
-        on the CPU: latents and noise (B, C, h, w) float32, timesteps (B,) int64, prompt_embeds (B, 77, D) and
-        pooled_embeds (B, P) in the cache's precision, time_ids (B, 6) float32.
+        on the CPU: latents and noise (B, C, h, w) float32, timesteps (B,) int64, prompt_embeds (B, 77 k, D) and
+        pooled_embeds (B, P) in the cache's precision, time_ids (B, 6) float32, loss_weight (B,); where asked for
+        also input_noise (B, C, h, w) and mask (B, 1, h, w).
     """
     rows = []
     for turn in turns:
         example = examples[turn.example]
-        picture = latents.read(turn.example, random_flip and draw_flip(seed, turn))
+        picture = latents.read(turn.example, chance.random_flip and draw_flip(seed, turn))
         sizes = (picture["original_size"], picture["crop_top_left"], example.target_size)
-        rows.append(
-            {
-                "latents": draw_latents(seed, turn, picture["mean"], picture["std"]),
-                "noise": draw_noise(seed, turn, picture["mean"].shape),
-                "timesteps": torch.tensor(draw_timestep(seed, turn, num_train_timesteps)),
-                "time_ids": time_ids(*sizes)[0],
-                **texts.read(example.caption),
-            }
-        )
+        row = {
+            "latents": draw_latents(seed, turn, picture["mean"], picture["std"]),
+            "noise": draw_noise(seed, turn, picture["mean"].shape, chance.noise),
+            "timesteps": torch.tensor(draw_timestep(seed, turn, num_train_timesteps, chance.timesteps)),
+            "time_ids": time_ids(*sizes)[0],
+            "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
+            **texts.read(caption_in_turn(example.caption, seed, turn, chance.captions)),
+        }
+        if chance.noise.input_perturbation:
+            row["input_noise"] = draw_input_noise(seed, turn, row["noise"], chance.noise.input_perturbation)
+        if "mask" in picture:
+            row["mask"] = picture["mask"]
+        rows.append(row)
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

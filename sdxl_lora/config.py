@@ -201,8 +201,57 @@ class TrainConfig:
     target_modules: str = "attention"
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
 
+    # --- what is learned ---
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts. Default: as the base says."""
+    loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """Squared error, or one that grows linearly from huber_c on, so that odd pictures pull less."""
+    huber_c: float = 0.1
+    """Error from which huber and smooth_l1 grow linearly."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "constant"
+    """huber_c at every timestep, or larger where there is less noise."""
+    snr_gamma: float | None = None
+    """min-SNR weights of timesteps: less noisy ones count less; 5 is usual. Right for epsilon and v-prediction."""
+    debiased_estimation: bool = False
+    """Instead of snr_gamma: weights that make noisy timesteps count more for epsilon."""
+    zero_terminal_snr: bool = False
+    """The last timestep is noise alone, in training and in samples. For bases that predict v and were trained so."""
+    noise_offset: float = 0.0
+    """Add one random number per channel times this to the noise, to learn dark and bright pictures; 0.03 to 0.1."""
+    input_perturbation: float = 0.0
+    """Strength of more noise in what the UNet sees, which it is not to predict; 0.1 is usual."""
+    multires_noise_iterations: int = 0
+    """Add this many coarser noises (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
+    multires_noise_discount: float = 0.3
+    """Strength of each coarser noise relative to the one before."""
+    masked_loss: bool = False
+    """Count the loss only where the dataset's masks are white, per white area; pictures without a mask count whole."""
+    prior_loss_weight: float = 1.0
+    """Weight of the pictures that are marked in the column is_class_image (prior preservation)."""
+    min_timestep: int = 0
+    """Train on timesteps from here on; 0 is nearly the picture."""
+    max_timestep: int | None = None
+    """Train on timesteps below this. Default: the base's number of timesteps, 1000, nearly noise."""
+    timestep_sampling: Literal["uniform", "logit_normal", "beta"] = "uniform"
+    """How often which timestep is drawn; docs/timestep_densities.png shows it."""
+    logit_mean: float = 0.0
+    """Mean of logit_normal; above 0 draws noisier timesteps more often."""
+    logit_std: float = 1.0
+    """Standard deviation of logit_normal; above 0."""
+    timestep_beta_alpha: float = 1.0
+    """First parameter of beta; larger draws noisier timesteps more often."""
+    timestep_beta_beta: float = 1.0
+    """Second parameter of beta; larger draws less noisy timesteps more often."""
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
+    """Draw the least noisy timesteps, the noisiest ones, or a range of them more often."""
+    timestep_bias_multiplier: float = 1.0
+    """How many times as often."""
+    timestep_bias_portion: float = 0.25
+    """Share of the timesteps that earlier and later mean."""
+    timestep_bias_begin: int = 0
+    """First timestep of the range."""
+    timestep_bias_end: int = 1000
+    """End of the range, not included."""
 
     # --- how long, how fast ---
     train_batch_size: int = 1
@@ -305,10 +354,14 @@ class TrainConfig:
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
                 "validation_epochs", "validation_inference_steps", "process_timeout_seconds",
+                "huber_c", "snr_gamma", "max_timestep", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
+                "timestep_bias_multiplier", "timestep_bias_portion",
             ],
             not_negative=[
                 "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "seed",
                 "dataloader_num_workers", "validation_guidance_scale",
+                "noise_offset", "input_perturbation", "multires_noise_iterations", "multires_noise_discount",
+                "prior_loss_weight", "min_timestep", "timestep_bias_begin",
             ],
             below_one=["lora_dropout", "adam_beta1", "adam_beta2"],
         )  # fmt: skip
@@ -316,6 +369,7 @@ class TrainConfig:
             problems.append(multiple_of_8_problem(self.resolution))
         if (self.train_data_dir is None) == (self.dataset_name is None):
             problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
+        problems += objective_problems(self)
         raise_all(problems)
 
 
@@ -337,6 +391,35 @@ def number_problems(
         *outside(not_negative, lambda value: value >= 0, "0 or more"),
         *outside(below_one, lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ]
+
+
+def objective_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each pair of the settings of what is learned that do not go together."""
+    problems = []
+    if config.snr_gamma is not None and config.debiased_estimation:
+        problems.append("snr_gamma and debiased_estimation exclude each other: choose one")
+    if config.max_timestep is not None and config.min_timestep >= config.max_timestep:
+        problems.append(f"min_timestep {config.min_timestep} must be below max_timestep {config.max_timestep}")
+    if not math.isfinite(config.logit_mean):
+        problems.append(f"logit_mean is {config.logit_mean}, it must be a number")
+    strategy = config.timestep_bias_strategy
+    if strategy == "none":
+        if config.timestep_bias_multiplier != 1:
+            problems.append("timestep_bias_multiplier needs a timestep_bias_strategy: earlier, later or range")
+        return problems
+    if config.timestep_bias_multiplier == 1:
+        problems.append(f"timestep_bias_strategy {strategy} needs a timestep_bias_multiplier other than 1")
+    if config.timestep_sampling != "uniform":
+        problems.append(f"timestep_bias_strategy needs timestep_sampling uniform, not {config.timestep_sampling}")
+    if config.timestep_bias_portion > 1:
+        problems.append(f"timestep_bias_portion is {config.timestep_bias_portion}, it must be at most 1")
+    first, end = config.min_timestep, config.max_timestep or 1000
+    if strategy == "range" and max(first, config.timestep_bias_begin) >= min(end, config.timestep_bias_end):
+        problems.append(
+            f"timestep_bias_begin {config.timestep_bias_begin} and timestep_bias_end {config.timestep_bias_end} must "
+            f"include some of the timesteps {first} to {end}"
+        )
+    return problems
 
 
 def multiple_of_8_problem(resolution: int) -> str:

@@ -1,7 +1,8 @@
 """The training pictures: where they come from, the dataset's columns, and what SDXL is told of each picture's size.
 
-The contract with preprocess is its columns: image, text, original_size [h, w], crop_top_left [y, x]. Pictures with the
-last two are trained as they are; others are cropped here to the resolution's square. Knows no models.
+The contract with preprocess is its columns: image, text, original_size [h, w], crop_top_left [y, x], and where there
+are such, mask and is_class_image. Pictures with sizes are trained as they are; others are cropped here to the
+resolution's square. Knows no models.
 """
 
 import hashlib
@@ -19,20 +20,22 @@ from huggingface_hub import DatasetCard
 from PIL import Image, ImageOps
 
 from sdxl_lora.batches import keyed_seed
-from sdxl_lora.errors import DataError
+from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.images import SUFFIXES, cover_and_crop, decode_image, upright_rgb
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")
+MASK_COLUMN, CLASS_COLUMN = "mask", "is_class_image"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with its caption. `key` changes with its pixels and sizes; target_size is (height, width)."""
+    """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width)."""
 
     name: str
     caption: str
     key: str
     target_size: tuple[int, int]
+    is_class_image: bool = False
 
 
 def open_dataset(
@@ -101,13 +104,22 @@ def trigger_word_of(folder: str | None) -> str:
 
 
 class TrainingPictures:
-    """Examples, and their pixels on demand.
+    """Examples, and their pixels on demand; with `masked`, also their masks.
 
     Raises:
         DataError: a column is missing, a caption is not text, a size is not two whole numbers.
     """
 
-    def __init__(self, dataset, image_column="image", caption_column="text", resolution=1024, center_crop=True, seed=0):
+    def __init__(
+        self,
+        dataset,
+        image_column="image",
+        caption_column="text",
+        resolution=1024,
+        center_crop=True,
+        seed=0,
+        masked=False,
+    ):
         missing = {image_column, caption_column} - set(dataset.column_names)
         if missing:
             columns = ", ".join(dataset.column_names)
@@ -115,9 +127,9 @@ class TrainingPictures:
                 f"the dataset has no column {' or '.join(sorted(missing))}; its columns are {columns}. "
                 "Choose with --image_column and --caption_column."
             )
-        self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self.dataset = with_encoded_masks(dataset, masked).cast_column(image_column, datasets.Image(decode=False))
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
-        self.resolution = resolution
+        self.resolution, self.masked = resolution, masked
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
         self.examples = [self._example(i, row, caption_column) for i, row in enumerate(self.dataset)]
         self._warn_of_empty_captions()
@@ -140,7 +152,10 @@ class TrainingPictures:
         if target_size[0] % 8 or target_size[1] % 8:
             height, width = target_size
             raise DataError(f"{name} is {width}x{height} px, width and height must be multiples of 8: run preprocess")
-        return Example(name, caption, content_key(data, *sizes, *target_size), target_size)
+        if self.masked:
+            sizes.append(content_key(mask_bytes(row) or b""))
+        key = content_key(data, *sizes, *target_size)
+        return Example(name, caption, key, target_size, bool(row.get(CLASS_COLUMN)))
 
     def _position(self, index: int) -> tuple[float, float]:
         """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""
@@ -152,26 +167,36 @@ class TrainingPictures:
     def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
         """pixels (3, H, W) float32 in [-1, 1], original_size (2,), crop_top_left (2,); mirrored if `flip`.
 
+        With masks also mask (1, H, W) in [0, 1]: ones where the picture has none.
+
         Raises:
-            DataError: the picture cannot be decoded.
+            DataError: the picture or its mask cannot be decoded, or the mask does not fit.
         """
         row = self.dataset[index]
         data, name = image_bytes(row[self.image_column], index)
         image = upright_rgb(decode_image(data, name))
+        mask = mask_of(row, name, image.size) if self.masked else None
         if self.is_prepared:
             original_size, crop_top_left = tuple(row["original_size"]), tuple(row["crop_top_left"])
         else:
             size = (self.resolution, self.resolution)
             image, original_size, crop_top_left = cover_and_crop(image, size, self._position(index))
+            mask = mask and cover_and_crop(mask, size, self._position(index))[0]
         if flip:
+            mask = mask and ImageOps.mirror(mask)
             image = ImageOps.mirror(image)
             crop_top_left = mirrored_crop(original_size, crop_top_left, (image.height, image.width))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-        return {
+        record = {
             "pixels": pixels,
             "original_size": torch.tensor(original_size),
             "crop_top_left": torch.tensor(crop_top_left),
         }
+        if mask is not None:
+            record["mask"] = torch.from_numpy(np.array(mask))[None].float() / 255
+            if not record["mask"].any():
+                raise DataError(f"the mask of {name} is black where the picture is trained: paint white what counts")
+        return record
 
     def _warn_of_empty_captions(self) -> None:
         empty = [example.name for example in self.examples if not example.caption.strip()]
@@ -189,6 +214,47 @@ def image_bytes(image: dict, index: int) -> tuple[bytes, str]:
         return Path(image["path"]).read_bytes(), name
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def with_encoded_masks(dataset: datasets.Dataset, masked: bool) -> datasets.Dataset:
+    """The dataset with its column of masks left encoded, or without it."""
+    there = MASK_COLUMN in dataset.column_names
+    if masked and not there:
+        raise DataError(
+            f"masked_loss needs a dataset with a column {MASK_COLUMN}; its columns are "
+            f"{', '.join(dataset.column_names)}. `python -m preprocess --masks alpha` (or folder) writes one."
+        )
+    if masked:
+        return dataset.cast_column(MASK_COLUMN, datasets.Image(decode=False))
+    if there:
+        warnings.warn("the dataset has masks, which are not used: --masked_loss uses them", stacklevel=3)
+        return dataset.remove_columns(MASK_COLUMN)
+    return dataset
+
+
+def mask_bytes(row: dict) -> bytes | None:
+    """The encoded mask in a row; None where the picture has none."""
+    return None if row[MASK_COLUMN] is None else image_bytes(row[MASK_COLUMN], 0)[0]
+
+
+def mask_of(row: dict, name: str, size: tuple[int, int]) -> Image.Image:
+    """A picture's mask in mode L; white where it has none."""
+    data = mask_bytes(row)
+    if data is None:
+        return Image.new("L", size, 255)
+    mask = upright_rgb(decode_image(data, f"the mask of {name}")).convert("L")
+    if mask.size != size:
+        raise DataError(f"the mask of {name} has {mask.size} px, it must have {size} like the picture")
+    return mask
+
+
+def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
+    """Raises ConfigError where a weight is given to class images that are not there."""
+    if prior_loss_weight != 1 and not any(example.is_class_image for example in examples):
+        raise ConfigError(
+            f"prior_loss_weight is {prior_loss_weight}, but no picture is marked in a column {CLASS_COLUMN}: "
+            "`python -m preprocess --class_images FOLDER` adds some"
+        )
 
 
 def pair(value, name: str) -> tuple[int, int]:
@@ -228,5 +294,8 @@ def time_ids(original_size, crop_top_left, target_size) -> torch.Tensor:
 
 
 def dataset_key(examples: Iterable[Example]) -> str:
-    """32 hexadecimal digits that change with any picture, size, caption or their order."""
-    return content_key(b"".join(f"{example.key}{example.caption}\0".encode() for example in examples))
+    """32 hexadecimal digits that change with any picture, size, caption, class mark or their order."""
+    marks = {True: "\0class", False: ""}
+    return content_key(
+        b"".join(f"{example.key}{example.caption}{marks[example.is_class_image]}\0".encode() for example in examples)
+    )

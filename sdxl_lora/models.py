@@ -161,11 +161,18 @@ def load_unet(base: Base, dtype: torch.dtype) -> UNet2DConditionModel:
     return unet.requires_grad_(False)
 
 
-def load_schedulers(base: Base, prediction_type: str | None = None) -> tuple[DDPMScheduler, EulerDiscreteScheduler]:
+def load_schedulers(
+    base: Base, prediction_type: str | None = None, zero_terminal_snr: bool = False
+) -> tuple[DDPMScheduler, EulerDiscreteScheduler]:
     """The schedule to train with, and one of the same betas to draw with.
 
     SDXL's config names an Euler scheduler, whose add_noise is x + sigma n: training needs DDPM's mix.
     A v-prediction model in one file says so by a tensor named v_pred (and ztsnr for zero terminal SNR).
+    With zero terminal SNR the last timestep is noise alone; drawing then starts there, by trailing timesteps
+    (arXiv:2305.08891).
+
+    Raises:
+        ConfigError: zero terminal SNR for a model that predicts epsilon.
     """
     with _config_errors(base, "the scheduler's config"):
         config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler", weights=False)))
@@ -174,6 +181,15 @@ def load_schedulers(base: Base, prediction_type: str | None = None) -> tuple[DDP
         config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
     if prediction_type is not None:
         config["prediction_type"] = prediction_type
+    if zero_terminal_snr:
+        config["rescale_betas_zero_snr"] = True
+        if config.get("prediction_type", "epsilon") == "epsilon":
+            raise ConfigError(
+                "zero_terminal_snr needs a base that predicts v: noise alone says nothing of a picture. "
+                "Leave it out, or give --prediction_type v_prediction if that is what the base was trained for."
+            )
+    if config.get("rescale_betas_zero_snr"):
+        config["timestep_spacing"] = "trailing"
     return DDPMScheduler.from_config(config), EulerDiscreteScheduler.from_config(config)
 
 

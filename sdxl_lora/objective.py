@@ -3,18 +3,42 @@
 No randomness, no config: noise and timesteps come in, a loss per picture goes out.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
+MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below it, noise says nothing of the picture, and dividing by 0 is NaN
 
-def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps):
-    """Mean squared error of the UNet's prediction, per picture (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
+
+@dataclass(frozen=True)
+class Objective:
+    """How the error of a prediction becomes a loss.
+
+    loss_type: "l2", "huber" or "smooth_l1" (see `elementwise_loss`); huber_c and huber_schedule belong to the latter.
+    snr_gamma, debiased: weights of timesteps (see `snr_weights`), at most one of them.
+    """
+
+    loss_type: str = "l2"
+    huber_c: float = 0.1
+    huber_schedule: str = "constant"
+    snr_gamma: float | None = None
+    debiased: bool = False
+
+
+PLAIN = Objective()
+
+
+def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps, objective=PLAIN):
+    """The loss of the UNet's prediction, per picture (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
 
     Args:
         unet: called as `unet(noisy, timesteps, encoder_hidden_states=..., added_cond_kwargs=...).sample`.
         schedule: a DDPMScheduler; its prediction_type says what the UNet predicts.
         latents: (B, C, h, w) float32, scaled by the VAE's scaling_factor.
-        conditions: prompt_embeds (B, 77, D), pooled_embeds (B, P), time_ids (B, 6).
+        conditions: prompt_embeds (B, 77 k, D), pooled_embeds (B, P), time_ids (B, 6); where there are such,
+            input_noise (B, C, h, w), which is mixed into the latents in place of `noise` (input perturbation),
+            mask (B, 1, h, w) in [0, 1], where the loss counts, and loss_weight (B,).
         noise: (B, C, h, w) float32, standard normal.
         timesteps: (B,) int64 in [0, num_train_timesteps).
     Returns:
@@ -22,7 +46,7 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps)
     Raises:
         ValueError: the schedule predicts something else than epsilon, v_prediction or sample.
     """
-    noisy_latents = schedule.add_noise(latents, noise, timesteps)
+    noisy_latents = schedule.add_noise(latents, conditions.get("input_noise", noise), timesteps)
     prediction = unet(
         noisy_latents,
         timesteps,
@@ -30,7 +54,12 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps)
         added_cond_kwargs={"text_embeds": conditions["pooled_embeds"], "time_ids": conditions["time_ids"]},
     ).sample
     target = prediction_target(schedule, latents, noise, timesteps)
-    return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+    c = huber_scale(schedule, timesteps, objective.huber_c, objective.huber_schedule)
+    losses = masked_mean(elementwise_loss(prediction.float(), target.float(), objective.loss_type, c), conditions)
+    if objective.snr_gamma is not None or objective.debiased:
+        snr = snr_of(schedule, timesteps)
+        losses = losses * snr_weights(snr, schedule.config.prediction_type, objective.snr_gamma)
+    return losses * conditions.get("loss_weight", 1.0)
 
 
 def prediction_target(schedule, latents, noise, timesteps) -> torch.Tensor:
@@ -43,3 +72,76 @@ def prediction_target(schedule, latents, noise, timesteps) -> torch.Tensor:
     if prediction_type == "sample":
         return latents
     raise ValueError(f"prediction_type is {prediction_type!r}, it must be epsilon, v_prediction or sample")
+
+
+def elementwise_loss(prediction, target, loss_type="l2", c=1.0) -> torch.Tensor:
+    """(B, C, h, w): the error d = prediction - target, squared or bounded in its growth.
+
+    "huber" and "smooth_l1" are pseudo-Huber losses (arXiv:2403.16728): 2 c (sqrt(d^2 + c^2) - c) is d^2 where d is far
+    below c, and 2 c |d| far above; "smooth_l1" is that divided by c, so 2 |d| far above.
+
+    Args:
+        c: where one goes over into the other; a number or (B, 1, 1, 1).
+    """
+    if loss_type == "l2":
+        return F.mse_loss(prediction, target, reduction="none")
+    bounded = 2 * (((prediction - target) ** 2 + c**2).sqrt() - c)
+    if loss_type == "huber":
+        return bounded * c
+    if loss_type == "smooth_l1":
+        return bounded
+    raise ValueError(f"loss_type is {loss_type!r}, it must be l2, huber or smooth_l1")
+
+
+def huber_scale(schedule, timesteps, huber_c, huber_schedule) -> torch.Tensor:
+    """(B, 1, 1, 1): the c of pseudo-Huber losses at each timestep (arXiv:2403.16728, section 3.3).
+
+    "constant": huber_c. "exponential": from 1 at timestep 0 down to huber_c. "snr": huber_c + (1 - huber_c) /
+    (1 + sigma)^2, sigma the noise's strength relative to the picture's.
+    """
+    if huber_schedule == "constant":
+        c = torch.full(timesteps.shape, huber_c, device=timesteps.device)
+    elif huber_schedule == "exponential":
+        c = huber_c ** (timesteps / schedule.config.num_train_timesteps)
+    elif huber_schedule == "snr":
+        sigma = snr_of(schedule, timesteps).clamp(min=MIN_SNR) ** -0.5
+        c = huber_c + (1 - huber_c) / (1 + sigma) ** 2
+    else:
+        raise ValueError(f"huber_schedule is {huber_schedule!r}, it must be constant, exponential or snr")
+    return c.reshape(-1, 1, 1, 1)
+
+
+def masked_mean(losses, conditions) -> torch.Tensor:
+    """(B,): mean over the picture, or over the mask's area: a small mask weighs as much as a large one."""
+    if "mask" not in conditions:
+        return losses.flatten(1).mean(1)
+    mask = conditions["mask"].expand_as(losses)
+    return (losses * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+
+def snr_of(schedule, timesteps) -> torch.Tensor:
+    """(B,): variance of the picture over variance of the noise; 0 where a schedule ends in noise alone."""
+    kept = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+    return kept / (1 - kept)
+
+
+def snr_weights(snr, prediction_type, snr_gamma=None) -> torch.Tensor:
+    """(B,): what brings the loss of each timestep to the weight it has as an error of the picture itself.
+
+    That error is the error of epsilon divided by SNR, of v divided by SNR + 1. min-SNR gives it the weight
+    min(SNR, snr_gamma) (arXiv:2303.09556), debiased estimation, without a gamma, sqrt(SNR) (arXiv:2310.08442). So a
+    timestep of noise alone (SNR 0) has weight 0 for v; for epsilon, which says nothing of the picture there, SNR is
+    taken as MIN_SNR.
+
+    Args:
+        snr: (B,), see `snr_of`.
+        snr_gamma: None for debiased estimation.
+    """
+    per_picture_error = {
+        "epsilon": snr.clamp(min=MIN_SNR),
+        "v_prediction": snr + 1,
+        "sample": torch.ones_like(snr),
+    }[prediction_type]
+    if prediction_type == "epsilon":
+        snr = snr.clamp(min=MIN_SNR)
+    return (snr.sqrt() if snr_gamma is None else snr.clamp(max=snr_gamma)) / per_picture_error

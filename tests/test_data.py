@@ -1,5 +1,7 @@
 """Columns, crops, size conditioning, and what is wrong with a dataset."""
 
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
@@ -8,13 +10,14 @@ from PIL import Image
 
 from sdxl_lora.data import (
     TrainingPictures,
+    check_class_images,
     dataset_key,
     mirrored_crop,
     open_dataset,
     time_ids,
     trigger_word_of,
 )
-from sdxl_lora.errors import DataError
+from sdxl_lora.errors import ConfigError, DataError
 
 
 def ramp(width, height):
@@ -165,3 +168,61 @@ def test_truncated_picture_is_named_when_it_is_read(ramps):
     pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64)
     with pytest.raises(DataError, match=r"0\.png: truncated PNG"):
         pictures.load(0)
+
+
+@pytest.fixture
+def masked(ramps):
+    """The first ramp with a mask, white on its right half; the second a class image, without a mask."""
+    (ramps / "masks").mkdir()
+    mask = Image.new("L", (200, 100), 0)
+    mask.paste(255, (100, 0, 200, 100))
+    mask.save(ramps / "masks" / "0.png")
+    columns = {
+        "image": [str(ramps / f"{i}.png") for i in range(2)],
+        "mask": [str(ramps / "masks" / "0.png"), None],
+        "is_class_image": [None, True],
+        "text": ["a", "b"],
+    }
+    dataset = datasets.Dataset.from_dict(columns)
+    return dataset.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+
+
+def test_a_mask_is_cut_and_mirrored_like_its_picture(masked):
+    pictures = TrainingPictures(masked, resolution=64, masked=True)
+    right = torch.zeros(1, 64, 64)
+    right[:, :, 32:] = 1
+    for flip, expected in ((False, right), (True, right.flip(2))):
+        mask = pictures.load(0, flip)["mask"]
+        assert (mask - expected).abs().max() <= 0.6 and (mask - expected).abs().mean() < 0.02  # Lanczos at the edge
+    assert torch.equal(pictures.load(1)["mask"], torch.ones(1, 64, 64))
+    assert [example.is_class_image for example in pictures.examples] == [False, True]
+
+
+def test_masks_change_the_key_only_where_they_count(masked, ramps):
+    def keys(**settings):
+        return [example.key for example in TrainingPictures(masked, resolution=64, **settings).examples]
+
+    with pytest.warns(UserWarning, match="has masks, which are not used: --masked_loss"):
+        plain = keys()
+    with_masks = keys(masked=True)
+    assert plain[0] != with_masks[0]
+    Image.new("L", (200, 100), 255).save(ramps / "masks" / "0.png")
+    assert keys(masked=True)[0] != with_masks[0] and keys(masked=True)[1] == with_masks[1]
+
+
+def test_masks_that_cannot_be_used_are_named(masked, ramps):
+    with pytest.raises(DataError, match=r"masked_loss needs a dataset with a column mask.*--masks alpha"):
+        TrainingPictures(masked.remove_columns("mask"), masked=True)
+    for size, colour, words in [((10, 10), 255, "must have .200, 100. like the picture"), ((200, 100), 0, "is black")]:
+        Image.new("L", size, colour).save(ramps / "masks" / "0.png")
+        with pytest.raises(DataError, match=words):
+            TrainingPictures(masked, resolution=64, masked=True).load(0)
+
+
+def test_a_weight_for_class_images_needs_some(masked):
+    examples = TrainingPictures(masked, resolution=64, masked=True).examples
+    check_class_images(examples, 0.5)
+    check_class_images(examples[:1], 1.0)
+    with pytest.raises(ConfigError, match=r"prior_loss_weight is 0\.5, but no picture is marked"):
+        check_class_images(examples[:1], 0.5)
+    assert dataset_key(examples) != dataset_key([examples[0], replace(examples[1], is_class_image=False)])

@@ -1,0 +1,88 @@
+"""Everything people train with, in the real loop on the tiny base: switched on it trains, resumes exactly, and is
+refused where it cannot be. What each option does in numbers is tested beside the module that does it.
+"""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdxl_lora.errors import CheckpointError, ConfigError, DataError
+from sdxl_lora.events import read_events
+
+
+def weights_of(run, step):
+    return load_file(run / f"checkpoint-{step}" / "lora_state.safetensors")
+
+
+def assert_equal_weights(one, two):
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def assert_resumes_exactly(train, tmp_path, **settings):
+    """Three steps at once equal two steps and then the third. Returns the run of three at once."""
+    whole = train(**settings, max_train_steps=3, checkpointing_steps=2, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=2, checkpointing_steps=2, output_dir=str(tmp_path / "parts"))
+    parts = train(**settings, max_train_steps=3, checkpointing_steps=2, output_dir=str(tmp_path / "parts"))
+    assert_equal_weights(weights_of(parts, 3), weights_of(whole, 3))
+    return whole
+
+
+@pytest.fixture
+def masked_pictures(captioned_photographs, tmp_path):
+    """A prepared folder: a picture with a mask, one without, and a class image."""
+    folder = tmp_path / "masked"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, name in enumerate(("astronaut.png", "coffee.png", "chelsea.jpg")):
+        with Image.open(captioned_photographs / name) as picture:
+            picture.resize((64, 64)).save(folder / "images" / f"{number}.png")
+        sizes = {"original_size": [64, 64], "crop_top_left": [0, 0]}
+        rows.append({"file_name": f"images/{number}.png", "text": name, **sizes, "is_class_image": number == 2})
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (16, 0, 64, 48))
+    mask.save(folder / "images" / "0-mask.png")
+    rows[0]["mask_file_name"] = "images/0-mask.png"
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+OBJECTIVE = {
+    "prediction_type": "v_prediction",
+    "zero_terminal_snr": True,
+    "snr_gamma": 5.0,
+    "loss_type": "huber",
+    "huber_schedule": "snr",
+    "noise_offset": 0.05,
+    "input_perturbation": 0.1,
+    "multires_noise_iterations": 3,
+    "masked_loss": True,
+    "prior_loss_weight": 0.5,
+    "timestep_bias_strategy": "later",
+    "timestep_bias_multiplier": 4.0,
+}
+
+
+def test_a_run_with_every_part_of_the_objective_resumes_exactly(train, tmp_path, masked_pictures):
+    settings = {**OBJECTIVE, "train_data_dir": str(masked_pictures)}
+    run = assert_resumes_exactly(
+        train, tmp_path, **settings, train_batch_size=3, random_flip=True,
+        validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=2,
+    )  # fmt: skip
+    assert all(0 < step["loss"] < 10 for step in read_events(run / "events.jsonl", "step"))
+    with pytest.raises(CheckpointError, match=r"snr_gamma +5.0 +None"):
+        train(**{**settings, "snr_gamma": None}, max_train_steps=3, train_batch_size=3, output_dir=str(run))
+
+
+def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path):
+    with pytest.raises(ConfigError, match="zero_terminal_snr needs a base that predicts v"):
+        train(zero_terminal_snr=True)
+    with pytest.raises(
+        ConfigError, match="min_timestep 0 and max_timestep 2000 must lie in order among the base's 1000"
+    ):
+        train(max_timestep=2000)
+    with pytest.raises(DataError, match="masked_loss needs a dataset with a column mask"):
+        train(masked_loss=True)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
