@@ -14,6 +14,7 @@ from pathlib import Path
 from sdxl_lora.config import PreprocessConfig, load_config
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 
+STOPPED = "stopped: what is done is kept, and the same command goes on from there"
 OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {disk_message(error, config.output_dir)}", file=sys.stderr)
         return DiskError.exit_code
     except KeyboardInterrupt:
-        print("stopped: what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def terminated(number, frame):
+    print(STOPPED, file=sys.stderr)
     raise SystemExit(143)
 
 

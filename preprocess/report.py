@@ -97,7 +97,12 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
             f"{width:>5}x{height:<6} {bucket['pictures']:>9}  {bucket['mean_cut_off']:.0%}, "
             f"{bucket['max_cut_off']:.0%}{few}"
         )
-    lines += listing("warning", [f"{entry['source']}: {entry['message']}" for entry in report["warnings"]])
+    shared = Counter(entry["message"] for entry in report["warnings"])
+    lines += listing(
+        "warnings",
+        [f"{count} pictures: {message}" for message, count in shared.items() if count > 3]
+        + [f"{e['source']}: {e['message']}" for e in report["warnings"] if shared[e["message"]] <= 3],
+    )
     lines += listing("left out", [f"{entry['source']}: {entry['reason']}" for entry in report["left_out"]])
     kinds = Counter(kind_of(entry["reason"]) for entry in report["left_out"])
     reasons = f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})" if kinds else ""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,18 +36,24 @@ def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
     """Results in the order of the jobs; so few jobs wait at once that memory does not grow with their number."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
     waiting = iter(jobs)
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=leave_ctrl_c_to_parent)
+    try:
         at_work = deque(pool.submit(prepare_under_name, job) for job in islice(waiting, 4 * num_workers))
         while at_work:
-            try:
-                yield at_work.popleft().result()
-            except BrokenProcessPool:
-                names = ", ".join(sorted(path.read_text() for path in under_way(jobs[0]).glob("*"))) or "the pictures"
-                raise DataError(
-                    f"a worker process was killed, for lack of memory as a rule, while it prepared {names}: "
-                    "start again with --num_workers 1; what is done is kept"
-                ) from None
+            yield at_work.popleft().result()
             at_work.extend(pool.submit(prepare_under_name, job) for job in islice(waiting, 1))
+    except BrokenProcessPool:
+        names = ", ".join(sorted(note.read_text(encoding="utf-8") for note in under_way(jobs[0]).glob("*")))
+        raise DataError(
+            f"a worker process was killed, for lack of memory as a rule, while it prepared {names or 'a picture'}: "
+            "start again with --num_workers 1; what is done is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures at work, not for those in line
+
+
+def leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepare_under_name(job: Job) -> Result:
