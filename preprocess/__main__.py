@@ -58,6 +58,7 @@ def disk_message(error: OSError, output_dir: str) -> str:
 
 
 def run(config: PreprocessConfig) -> None:
+    from preprocess.background import check_remover
     from preprocess.card import dataset_card
     from preprocess.dataset import build
     from preprocess.export import check_hub, upload, write_parquet
@@ -73,6 +74,8 @@ def run(config: PreprocessConfig) -> None:
     class_images = Path(config.class_images) if config.class_images else None
     check_folders([folder for folder in (input_dir, class_images) if folder], output)
     found = find_all(input_dir, class_images, masks=config.masks == "folder")
+    if config.masks == "remover":
+        check_remover()
     if config.dry_run:
         print(plan_lines(found, recipe_of(config).sizing, plan_of(config)))
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.attention import attention_position
+from preprocess.background import foreground_mask
 from preprocess.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
 from preprocess.quality import measure, small_copy
@@ -156,7 +157,7 @@ def load(job: Job, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
         if frame_count(stored) > 1:
             notes.append(f"{frame_count(stored)} frames; the first is used")
         image = upright_rgb(stored, job.recipe.background)
-        mask = mask_of(job, stored)
+        mask = foreground_mask(image) if job.recipe.masks == "remover" else mask_of(job, stored)
     notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (ImageWarning, UserWarning)))
     if mask and mask.size != image.size:
         raise ValueError(f"its mask {job.mask} has {mask.size} px, it must have {image.size} like the picture")

@@ -60,8 +60,9 @@ class PreprocessConfig:
     """Larger pictures are left out: they need 3 MB of memory per megapixel, several times over."""
     image_format: Literal["png", "webp", "jpg"] = "png"
     """png and webp are lossless, webp a third smaller and slower; jpg (quality 95, 4:4:4) is a sixth of the size."""
-    masks: Literal["none", "alpha", "folder"] = "none"
-    """Masks, white where the loss counts: from transparency, or from masks/<name>.png beside the pictures."""
+    masks: Literal["none", "alpha", "folder", "remover"] = "none"
+    """Masks, white where the loss counts: from transparency, from masks/<name>.png beside the pictures, or from the
+    background remover rembg, where that is installed."""
     class_images: str | None = None
     """Folder of pictures of the class for prior preservation; they get no trigger word and a column is_class_image."""
 

@@ -1,6 +1,9 @@
 """Folders as people have them: kohya's repeats, other tools' captions, class images, masks."""
 
+import importlib.util
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -129,6 +132,32 @@ def test_masks_from_a_folder_turn_with_nothing_but_themselves(raw, tmp_path, cap
     half.resize((10, 10)).save(raw / "masks" / "turned.png")
     assert preprocess(raw, tmp_path / "out", "--masks", "folder") == 0
     assert "its mask" in report_of(tmp_path / "out")["left_out"][0]["reason"]
+
+
+def test_masks_from_a_background_remover(raw, tmp_path, monkeypatch, capsys):
+    noise(96, 80).save(raw / "a.png")
+    noise(80, 80, seed=1).save(raw / "b.png")
+    if importlib.util.find_spec("rembg") is None:
+        assert preprocess(raw, tmp_path / "out", "--masks", "remover") == 2
+        assert "pip install" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+    def remove(image, session, only_mask):  # the package's interface; its weights need a download
+        assert only_mask and session == "session"
+        if image.width == 80:
+            raise RuntimeError("no model")
+        return image.convert("L").point(lambda value: 255 * (value > 128))
+
+    stand_in = types.SimpleNamespace(
+        remove=remove, new_session=lambda: "session", __spec__=importlib.util.find_spec("os")
+    )
+    monkeypatch.setitem(sys.modules, "rembg", stand_in)
+    assert preprocess(raw, tmp_path / "out", "--masks", "remover", "--buckets", "off") == 0
+    (example,) = opened(tmp_path / "out", tmp_path)
+    picture, mask = np.asarray(example["image"].convert("L"), float), np.asarray(example["mask"], float)
+    assert np.corrcoef(picture.ravel(), mask.ravel())[0, 1] > 0.7
+    assert (
+        "the background remover failed (RuntimeError: no model)" in report_of(tmp_path / "out")["left_out"][0]["reason"]
+    )
 
 
 def test_a_folder_called_masks_is_a_folder_like_others_without_the_flag(raw, tmp_path):
