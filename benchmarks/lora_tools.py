@@ -42,7 +42,7 @@ def measured(what: str, call) -> None:
 
 
 def write_base(path: Path, models: dict) -> None:
-    """UNet and first encoder under the original names; the second under the first's, which costs the same."""
+    """UNet and first encoder under the original names; the second as weights that no LoRA touches."""
     layout = {}
     for name, weight in models["unet"].state_dict().items():
         module, _, kind = name.rpartition(".")

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdxl_lora.lora_keys import COMPONENTS, canonical, kernel_size, parse_kohya_name
-from sdxl_lora.lora_math import Adapter, shaped
+from sdxl_lora.lora_math import Adapter, delta, shaped
 from sdxl_lora.safetensors_io import TensorFile
 
 Key = tuple[str, str]  # (component, canonical module name)
@@ -152,18 +152,28 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
     alpha = tensors.pop("alpha", None)
     if missing := _missing(tensors):
         raise ValueError(f"{path}: {component} {name} lacks {', '.join(missing)}: the file is damaged.")
-    if "lora_down" in tensors:
-        down, up = tensors["lora_down"], tensors["lora_up"]
-        if down.shape[0] != up.shape[1]:
-            raise ValueError(f"{path}: {component} {name} has ranks {down.shape[0]} (down) and {up.shape[1]} (up).")
-        if "magnitude" in tensors:  # PEFT's, one per output: (out,) or (1, out, 1, 1)
-            tensors["dora_scale"] = tensors.pop("magnitude").reshape(-1, *[1] * (down.dim() - 1))
-        adapter = shaped(Adapter(tensors, 1.0), kernel_size(name))
-    else:
-        adapter = Adapter(tensors, 1.0)
+    try:
+        adapter = _shaped(tensors, kernel_size(name))
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
+        raise ValueError(f"{path}: the tensors of {component} {name} do not fit together: {shapes}.") from None
     if alpha is not None:
-        return Adapter(adapter.tensors, float(alpha))
+        return Adapter(adapter.tensors, float(alpha.reshape(-1)[0]) if alpha.numel() else 0.0)
     return _with_config(adapter, config, component, name)
+
+
+def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
+    if "lora_down" not in tensors:
+        delta(
+            Adapter({name: tensor.to("meta") for name, tensor in tensors.items()}, 1.0)
+        )  # raises where they do not fit
+        return Adapter(tensors, 1.0)
+    down, up = tensors["lora_down"], tensors["lora_up"]
+    if down.shape[0] != up.shape[1]:
+        raise IndexError("ranks differ")
+    if "magnitude" in tensors:  # PEFT's, one per output: (out,) or (1, out, 1, 1)
+        tensors["dora_scale"] = tensors.pop("magnitude").reshape(-1, *[1] * (down.dim() - 1))
+    return shaped(Adapter(tensors, 1.0), kernel)
 
 
 def _missing(tensors: dict[str, Tensor]) -> list[str]:

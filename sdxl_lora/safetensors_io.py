@@ -74,13 +74,16 @@ class TensorFile:
             raise ValueError(f"{self.path} is not a .safetensors file ({size} bytes), or it was cut short.")
         try:
             header = json.loads(self.file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            unknown = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} - set(DTYPES)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            if not all(isinstance(value, str) for value in (header.get("__metadata__") or {}).values()):
+                raise TypeError("metadata")
+            unknown = {entry["dtype"] for entry in entries} - set(DTYPES)
+            ends = [end for _, end in map(_checked_span, entries)] if not unknown else []
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{self.path} is not a .safetensors file: its header is not valid.") from None
         if unknown:
             raise ValueError(
-                f"{self.path} holds tensors of type {', '.join(sorted(unknown))}, which are not supported."
+                f"{self.path} holds tensors of type {', '.join(sorted(map(str, unknown)))}, which are not supported."
             )
         self.data_start = 8 + length
         if size != self.data_start + max(ends, default=0):
@@ -108,6 +111,14 @@ class TensorFile:
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+def _checked_span(entry: dict) -> tuple[int, int]:
+    """(begin, end) of a tensor's bytes; ValueError where they do not hold its shape."""
+    begin, end = entry["data_offsets"]
+    if begin < 0 or end - begin != torch.Size(entry["shape"]).numel() * DTYPES[entry["dtype"]].itemsize:
+        raise ValueError(entry)
+    return begin, end
 
 
 def data_sha256(layout: dict[str, tuple[torch.dtype, tuple]], tensor_of: Callable[[str], Tensor]) -> str:

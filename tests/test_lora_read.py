@@ -248,7 +248,11 @@ def test_what_is_no_lora_for_sdxl_is_refused_by_name(tmp_path):
         "what is string_to_param": {"string_to_param": one},
         r"lacks lora_up: the file is damaged": {f"{to_q}.lora_A.weight": one},
         r"lacks lokr_w2_b": {f"{to_q}.lokr_w1": one, f"{to_q}.lokr_w2_a": one},
-        r"has ranks 1 \(down\) and 2 \(up\)": {f"{to_q}.lora_A.weight": one, f"{to_q}.lora_B.weight": torch.ones(1, 2)},
+        r"do not fit together: lora_down \(1, 1\), lora_up \(1, 2\)": {
+            f"{to_q}.lora_A.weight": one,
+            f"{to_q}.lora_B.weight": torch.ones(1, 2),
+        },
+        r"do not fit together: lokr_w1 \(1,\)": {f"{to_q}.lokr_w1": torch.ones(1), f"{to_q}.lokr_w2": torch.ones(1)},
         r"neither 768 nor 1280": {"base_model.model.encoder.layers.0.mlp.fc1.lora_A.weight": one},
         "holds no tensors": {},
     }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,19 @@ def test_merge_takes_a_weight_and_leaves_the_base_alone(loras, bases, tmp_path):
     for key, weight in base.items():
         assert torch.allclose((half[key] - weight) * -2, minus[key] - weight, atol=1e-5)
     assert bases["single"].read_bytes() == before
+
+
+def test_merging_a_folder_copies_the_rest_but_no_weights_that_lack_the_lora(loras, bases, tmp_path):
+    base = tmp_path / "a base, \N{CAT FACE}"
+    shutil.copytree(bases["folder"], base)
+    kept, left = ["vae/extra.bin", "LICENSE.md"], ["unet/old.fp16.safetensors", "unet/x.bin", "whole.ckpt", ".git/x"]
+    for name in kept + left:
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("x")
+    run("merge", loras["cat"][1], base, tmp_path / "merged")
+    files = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*")}
+    assert set(kept) <= files and not set(left) & files
+    assert (tmp_path / "merged/vae/config.json").read_bytes() == (base / "vae/config.json").read_bytes()
 
 
 def test_combine_is_the_weighted_sum_exactly_or_nearly_at_a_rank(loras, tmp_path):

@@ -52,7 +52,10 @@ def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: fl
     trained = {path.parent for path in weights.files}
     try:
         for source in sorted(path for path in weights.path.rglob("*") if path.is_file()):
-            target = temporary / source.relative_to(weights.path)
+            inside = source.relative_to(weights.path)
+            if inside.parts[0].startswith("."):
+                continue  # .git, .cache
+            target = temporary / inside
             if source in weights.files:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_merged(weights, source, target, lora, weight, {})
