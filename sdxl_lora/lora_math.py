@@ -12,6 +12,7 @@ from torch import Tensor
 
 RANK_FROM = ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # rows of these; LoKr's whole factors have none
 EXACT_SVD_UP_TO = 512  # of the smaller side; beyond it a randomised SVD is as good and 20 times faster
+NOISE = 1e-6  # of the largest singular value, in float32
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def _from_svd(u, s, vt, kernel, rank, energy, total) -> tuple[Adapter, float]:
     kept = s.double().square().cumsum(0) / max(total, 1e-300)
     if energy < 1:
         rank = min(rank, int((kept < energy).sum()) + 1)
-    rank = max(1, min(rank, len(s)))
+    signal = int((s > NOISE * s[0]).sum())  # what rounding leaves behind would only vanish in fp16
+    rank = max(1, min(rank, signal))
     root = s[:rank].sqrt()
     lora = plain(root[:, None] * vt[:rank], u[:, :rank] * root, rank)
     return shaped(lora, kernel), min(kept[rank - 1].item(), 1.0) if total else 1.0

@@ -213,6 +213,17 @@ def test_the_randomised_svd_is_as_good_as_the_exact_one():
     assert (delta(lora) - change).square().sum().item() == pytest.approx(values[16:].sum().item(), rel=1e-3)
 
 
+def test_a_change_of_low_rank_stays_so_whatever_rank_is_allowed():
+    from sdxl_lora.lora_math import svd_lora, truncate
+
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(60, 3, generator=generator) @ torch.randn(3, 80, generator=generator)
+    lora, kept = svd_lora(change, 0, 32)
+    assert (lora.rank, kept) == (3, pytest.approx(1, abs=1e-6))
+    assert truncate(lora, 0, 8)[0].rank == 3
+    assert svd_lora(torch.zeros(4, 5), 0, 2)[0].rank == 1  # a LoRA of zeros
+
+
 def test_dora_loha_and_lokr_become_a_lora_that_changes_the_same(loras, bases, tmp_path):
     for name in ("dora", "loha", "lokr"):
         pipeline, kohya, diffusers = loras[name]
