@@ -39,12 +39,12 @@ from sdxl_lora.errors import (
     NonFiniteError,
 )
 from sdxl_lora.journal import Journal, start_trackers
-from sdxl_lora.lora import add_lora
+from sdxl_lora.lora import adapter_parameters, add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import Objective, noise_prediction_loss
-from sdxl_lora.optim import learning_rate_at, make_optimizer, set_learning_rate
+from sdxl_lora.optim import averaged_weights, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
@@ -52,13 +52,13 @@ from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
 SAME_ON_RESUME = (
-    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer", "adam_beta1", "adam_beta2",
-    "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
+    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer_name", "adam_beta1",
+    "adam_beta2", "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
     "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
     "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
     "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
     "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
-    "timestep_bias_end",
+    "timestep_bias_end", "lora_plus_ratio",
 )  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -147,14 +147,16 @@ class Training:
         self.bare_unet.train()
         self.peak_learning_rate = config.learning_rate * (self.images_per_step if config.scale_lr else 1)
         optimizer = make_optimizer(
-            config.optimizer,
-            self.parameters,
+            config.optimizer_name,
+            parameter_groups(adapter_parameters(self.bare_unet), config.lora_plus_ratio),
             self.peak_learning_rate,
             (config.adam_beta1, config.adam_beta2),
             config.adam_weight_decay,
             config.adam_epsilon,
+            config.optimizer_arguments,
         )
         self.unet, self.optimizer = self.accelerator.prepare(self.bare_unet, optimizer)
+        self.optimizer.train()
         self.vae = load_vae(self.base) if config.validation_prompt else None
 
     def resume(self) -> None:
@@ -162,6 +164,7 @@ class Training:
         register_hooks(self.accelerator, {"unet": self.bare_unet}, self.export)
         self.facts = {
             **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
+            "optimizer_arguments": repr(self.config.optimizer_arguments),
             "base": public_name(self.base.path),
             "vae": self.latents.vae_key,
             "text_encoders": self.texts.encoders_key,
@@ -334,14 +337,19 @@ class Training:
             tag_frequency=Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()),
             prediction_type=self.schedule.config.prediction_type,
         )
-        return write_lora_files(folder, config.lora_name, {"unet": self.bare_unet}, config.save_precision, about)
+        with self.weights_to_show():
+            return write_lora_files(folder, config.lora_name, {"unet": self.bare_unet}, config.save_precision, about)
+
+    def weights_to_show(self):
+        """A context in which the adapter holds the weights that samples and LoRA files are made of."""
+        return averaged_weights(self.optimizer.optimizer, self.parameters)
 
     def draw(self) -> None:
         """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""
         config, accelerator = self.config, self.accelerator
         self.run.update(state="sampling")
         folder = self.run.folder / "samples"
-        with accelerator.autocast():
+        with accelerator.autocast(), self.weights_to_show():
             draw_samples(
                 self.bare_unet,
                 self.vae,

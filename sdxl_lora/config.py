@@ -5,6 +5,7 @@ Imports no torch, so that --help and a typo answer at once.
 """
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import math
@@ -19,6 +20,9 @@ import yaml
 from sdxl_lora.errors import ConfigError
 
 Config = TypeVar("Config")
+OPTIMIZERS = (
+    "adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "prodigy", "adafactor", "schedule_free_adamw",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +283,14 @@ class TrainConfig:
     """Restarts of cosine_with_restarts."""
     lr_power: float = 1.0
     """Exponent of polynomial."""
-    optimizer: Literal["adamw", "adamw8bit", "lion", "lion8bit"] = "adamw"
-    """adamw is torch's; the others are bitsandbytes'."""
+    optimizer: str = "adamw"
+    """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, adafactor, schedule_free_adamw; or a module.Class."""
+    use_8bit_adam: bool = False
+    """The same as --optimizer adamw8bit."""
+    optimizer_args: tuple[str, ...] = ()
+    """More of the optimizer's own arguments, as name=value with Python's values, e.g. d_coef=2.0 betas=(0.9,0.99)."""
+    lora_plus_ratio: float | None = None
+    """LoRA+: the second matrix of each LoRA learns this many times faster; 16 is usual."""
     adam_beta1: float = 0.9
     """Decay of the optimizer's first moment."""
     adam_beta2: float = 0.999
@@ -289,6 +299,14 @@ class TrainConfig:
     """Decoupled weight decay."""
     adam_epsilon: float = 1e-8
     """Term that keeps Adam's division finite."""
+    prodigy_beta3: float | None = None
+    """Decay of Prodigy's estimate of the learning rate. Default: the square root of adam_beta2."""
+    prodigy_decouple: bool = True
+    """Weight decay as in AdamW."""
+    prodigy_use_bias_correction: bool = True
+    """Adam's correction of the first steps, in Prodigy."""
+    prodigy_safeguard_warmup: bool = True
+    """Keep Prodigy's estimate from growing too far while the learning rate warms up."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no clipping."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
@@ -344,6 +362,17 @@ class TrainConfig:
     """Name of the run in the tracker. Default: output_dir's name."""
 
     @property
+    def optimizer_name(self) -> str:
+        return "adamw8bit" if self.use_8bit_adam else self.optimizer
+
+    @property
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """What the optimizer's class gets beside Adam's settings."""
+        flags = ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")
+        own = {flag: getattr(self, f"prodigy_{flag}") for flag in flags} if self.optimizer_name == "prodigy" else {}
+        return own | dict(keyword_argument(text) for text in self.optimizer_args)
+
+    @property
     def lora_name(self) -> str:
         return self.output_name or Path(self.output_dir).resolve().name
 
@@ -370,7 +399,7 @@ class TrainConfig:
             problems.append(multiple_of_8_problem(self.resolution))
         if (self.train_data_dir is None) == (self.dataset_name is None):
             problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
-        problems += objective_problems(self)
+        problems += objective_problems(self) + optimizer_problems(self)
         raise_all(problems)
 
 
@@ -421,6 +450,43 @@ def objective_problems(config: TrainConfig) -> list[str]:
             f"include some of the timesteps {first} to {end}"
         )
     return problems
+
+
+def optimizer_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting of the optimizer that cannot be."""
+    problems = number_problems(config, positive=["lora_plus_ratio"], below_one=["prodigy_beta3"])
+    if config.optimizer not in OPTIMIZERS and "." not in config.optimizer.strip("."):
+        near = difflib.get_close_matches(config.optimizer, OPTIMIZERS, n=1)
+        question = f", did you mean {near[0]}?" if near else ""
+        problems.append(
+            f"optimizer is {config.optimizer!r}, it must be one of {', '.join(OPTIMIZERS)}, or module.Class{question}"
+        )
+    if config.use_8bit_adam and config.optimizer not in ("adamw", "adamw8bit"):
+        problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {config.optimizer}: leave one of them out")
+    if config.lora_plus_ratio is not None and config.optimizer_name == "prodigy":
+        problems.append("lora_plus_ratio does not go with prodigy, which finds one learning rate for all weights")
+    for text in config.optimizer_args:
+        try:
+            name, _ = keyword_argument(text)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if name in ("lr", "params"):
+            problems.append(f"optimizer_args may not set {name}" + (": use learning_rate" if name == "lr" else ""))
+    return problems
+
+
+def keyword_argument(text: str) -> tuple[str, Any]:
+    """("name", value) of "name=value"; ConfigError where it is not that."""
+    name, equals, value = text.partition("=")
+    try:
+        if not (equals and name.strip().isidentifier()):
+            raise ValueError
+        return name.strip(), ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        raise ConfigError(
+            f"optimizer_args has {text!r}, it must be name=value with Python's values: 0.1, True, (0.9, 0.99), 'text'"
+        ) from None
 
 
 def multiple_of_8_problem(resolution: int) -> str:

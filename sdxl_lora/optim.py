@@ -1,35 +1,118 @@
-"""Optimizers by name, and the learning rate of a step."""
+"""Optimizers by name, their parameter groups, and the learning rate of a step."""
 
+import importlib
 import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from sdxl_lora.errors import ConfigError
 
+# name: (module, class, what pip installs)
+CLASSES = {
+    "adamw": ("torch.optim", "AdamW", "torch"),
+    "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "paged_adamw8bit": ("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes"),
+    "lion": ("bitsandbytes.optim", "Lion", "bitsandbytes"),
+    "lion8bit": ("bitsandbytes.optim", "Lion8bit", "bitsandbytes"),
+    "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
+    "adafactor": ("transformers.optimization", "Adafactor", "transformers"),
+    "schedule_free_adamw": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
+}
 
-def make_optimizer(name, parameters, learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, epsilon=1e-8):
-    """The optimizer `name` over float32 parameters.
 
-    "adamw" is torch's, fused (over a thousand small tensors it costs a third of the default's host time);
-    "adamw8bit", "lion" and "lion8bit" are bitsandbytes'. Lion has no epsilon.
+def make_optimizer(
+    name, parameters, learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, epsilon=1e-8, arguments=None
+) -> torch.optim.Optimizer:
+    """The optimizer `name` over float32 parameters or groups of them.
 
+    One of CLASSES, or "module.Class" for any other, which gets the learning rate and `arguments` alone. torch's AdamW
+    is fused: over a thousand small tensors it costs a third of the default's host time. Lion has no epsilon; Adafactor
+    has neither that nor betas, and takes the learning rate as it stands.
+
+    Args:
+        arguments: more of the class's own, by name; they win.
     Raises:
-        ConfigError: an unknown name, or bitsandbytes does not load.
+        ConfigError: an unknown name, a library that does not load, or arguments that the class does not take.
     """
-    arguments = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
+    own = {"betas": betas, "weight_decay": weight_decay, "eps": epsilon}
     if name == "adamw":
-        return torch.optim.AdamW(parameters, eps=epsilon, fused=True, **arguments)
+        own["fused"] = True
+    elif name in ("lion", "lion8bit"):
+        del own["eps"]
+    elif name == "adafactor":
+        own = {"weight_decay": weight_decay, "scale_parameter": False, "relative_step": False}
+    elif name not in CLASSES:
+        own = {}
+    if name == "prodigy" and 0 < learning_rate < 0.1:
+        warnings.warn(
+            f"Prodigy finds the learning rate itself and multiplies it by --learning_rate, which is {learning_rate}: "
+            "1 is usual",
+            stacklevel=2,
+        )
+    optimizer_class = load_optimizer_class(name)
     try:
-        import bitsandbytes
+        return optimizer_class(parameters, lr=learning_rate, **{**own, **(arguments or {})})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}") from error
+
+
+def load_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    module, _, class_name = name.rpartition(".")
+    if name in CLASSES:
+        module, class_name, package = CLASSES[name]
+    elif not module:
+        raise ConfigError(f"optimizer is {name!r}, it must be one of {', '.join(CLASSES)}, or module.Class")
+    else:
+        package = module.split(".")[0]
+    try:
+        found = getattr(importlib.import_module(module), class_name, None)
     except (ImportError, RuntimeError) as error:
-        raise ConfigError(f"optimizer {name} needs bitsandbytes: pip install bitsandbytes ({error})") from None
-    if name == "adamw8bit":
-        return bitsandbytes.optim.AdamW8bit(parameters, eps=epsilon, **arguments)
-    if name == "lion":
-        return bitsandbytes.optim.Lion(parameters, **arguments)
-    if name == "lion8bit":
-        return bitsandbytes.optim.Lion8bit(parameters, **arguments)
-    raise ConfigError(f"optimizer is {name!r}, it must be adamw, adamw8bit, lion or lion8bit")
+        raise ConfigError(f"optimizer {name} needs {package}: pip install {package} ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ConfigError(f"optimizer is {name!r}, but {module} has no optimizer {class_name}")
+    return found
+
+
+def parameter_groups(named: dict[str, nn.Parameter], lora_plus_ratio: float | None = None) -> list[dict]:
+    """The groups that an optimizer takes. Each one's lr_factor multiplies the learning rate of a step.
+
+    Args:
+        named: parameters by name (lora.adapter_parameters).
+        lora_plus_ratio: LoRA+ (arXiv:2402.12354): how much faster lora_B, which begins as 0, is to learn than the rest.
+    Raises:
+        ConfigError: a ratio, but no lora_B.
+    """
+    if lora_plus_ratio is None:
+        return [{"params": list(named.values()), "lr_factor": 1.0}]
+    ups = [parameter for name, parameter in named.items() if ".lora_B" in name]
+    if not ups:
+        raise ConfigError("lora_plus_ratio is for LoRA's two matrices: leave it out with other kinds of adapters")
+    others = [parameter for name, parameter in named.items() if ".lora_B" not in name]
+    return [{"params": others, "lr_factor": 1.0}, {"params": ups, "lr_factor": lora_plus_ratio}]
+
+
+@contextmanager
+def averaged_weights(optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within it, the weights are those to draw and publish with: schedule-free optimizers train at another point.
+
+    After it they are again what they were, to the last bit. Nothing happens with optimizers that have no such point.
+    """
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
+        yield
+        return
+    kept = [parameter.detach().clone() for parameter in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
 
 def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0) -> float:
@@ -60,5 +143,6 @@ def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps
 
 
 def set_learning_rate(optimizer, learning_rate: float) -> None:
+    """Each group gets it times its lr_factor (see `parameter_groups`)."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)

@@ -1,11 +1,22 @@
 """Learning rates against diffusers' schedules, and real optimizers."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from sdxl_lora.config import OPTIMIZERS, TrainConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.optim import learning_rate_at, make_optimizer, set_learning_rate
+from sdxl_lora.optim import (
+    CLASSES,
+    averaged_weights,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -30,7 +41,7 @@ def test_unknown_schedule_or_optimizer_is_a_config_error():
         make_optimizer("adam", [torch.nn.Parameter(torch.zeros(1))], 1e-4)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion", "lion8bit"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "torch.optim.Adam"])
 def test_optimizer_goes_downhill_at_the_learning_rate_it_is_given(name):
     weight = torch.nn.Parameter(torch.ones(64, 128))  # bitsandbytes keeps below 4096 elements in float32
     optimizer = make_optimizer(name, [weight], learning_rate=0.0, weight_decay=0.0)
@@ -50,3 +61,130 @@ def test_adamw_step_by_hand():
     (3 * weight).sum().backward()
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 3 / (3 + 1e-8), rel=1e-6)
+
+
+EVERY = [*CLASSES, "torch.optim.RMSprop"]
+
+
+def descend(optimizer, weights, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(((weight - i - 1) ** 2).sum() for i, weight in enumerate(weights)).backward()
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Prodigy finds")
+@pytest.mark.parametrize("name", EVERY)
+def test_every_optimizer_goes_downhill_and_resumes_exactly(name):
+    def start(values, state=None):
+        weights = [torch.nn.Parameter(value.clone()) for value in values]
+        optimizer = make_optimizer(name, weights, 1.0 if name == "prodigy" else 0.01)
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return weights, optimizer
+
+    begin = [torch.zeros(64, 96), torch.zeros(8, 4)]  # bitsandbytes keeps below 4096 elements in float32
+    whole, optimizer = start(begin)
+    descend(optimizer, whole, 6)
+    parts, first = start(begin)
+    descend(first, parts, 4)
+    parts, second = start(parts, first.state_dict())
+    descend(second, parts, 2)
+    assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
+    assert all(0 < weight.mean() < i + 1 for i, weight in enumerate(whole))
+
+
+def test_adafactor_and_schedule_free_step_by_hand():
+    """Their first step moves every weight of a constant gradient by the learning rate, but for what is said here."""
+    for name in ("adafactor", "schedule_free_adamw"):
+        weight = torch.nn.Parameter(torch.full((4, 4), 2.0))
+        optimizer = make_optimizer(name, [weight], 0.1, weight_decay=0.0)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        (3 * weight).sum().backward()
+        optimizer.step()
+        expected = {"adafactor": 1.9, "schedule_free_adamw": 1.9}[name]
+        torch.testing.assert_close(weight.detach(), torch.full((4, 4), expected), atol=1e-4, rtol=0)
+
+
+def test_schedule_free_shows_its_average_and_trains_on_bit_for_bit():
+    weight = torch.nn.Parameter(torch.zeros(5, 5))
+    optimizer = make_optimizer("schedule_free_adamw", [weight], 0.1, weight_decay=0.0)
+    optimizer.train()
+    descend(optimizer, [weight], 5)
+    training, z = weight.detach().clone(), optimizer.state[weight]["z"]
+    with averaged_weights(optimizer, [weight]):
+        torch.testing.assert_close(0.1 * z + 0.9 * weight.detach(), training)  # y = (1 - beta1) z + beta1 x
+        assert not torch.equal(weight, training)
+    assert torch.equal(weight, training) and optimizer.param_groups[0]["train_mode"]
+    adamw = make_optimizer("adamw", [weight], 0.1)
+    with averaged_weights(adamw, [weight]):
+        assert torch.equal(weight, training)
+
+
+def test_lora_plus_gives_lora_b_its_factor_of_every_rate():
+    named = {
+        "a.lora_A.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "a.lora_B.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "a.lora_magnitude_vector.weight": torch.nn.Parameter(torch.ones(2)),
+    }
+    optimizer = make_optimizer("adamw", parameter_groups(named, 16.0), 0.1, weight_decay=0.0)
+    set_learning_rate(optimizer, 0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.16])
+    sum(parameter.sum() for parameter in named.values()).backward()
+    optimizer.step()
+    moved = [1 - parameter.detach().flatten()[0].item() for parameter in named.values()]
+    assert moved == pytest.approx([0.01, 0.16, 0.01], rel=1e-4)
+    assert [len(group["params"]) for group in parameter_groups(named)] == [3]
+    with pytest.raises(ConfigError, match="leave it out with other kinds of adapters"):
+        parameter_groups({"a.hada_w1_a": named["a.lora_A.weight"]}, 16.0)
+
+
+def test_own_arguments_win():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    settings = {"optimizer": "prodigy", "optimizer_args": ("d_coef=2.0", "betas=(0.8, 0.9)", "decouple=False")}
+    config = TrainConfig(output_dir="run", train_data_dir="data", prodigy_beta3=0.5, **settings)
+    group = make_optimizer("prodigy", [weight], 1.0, arguments=config.optimizer_arguments).param_groups[0]
+    assert (group["d_coef"], group["betas"], group["decouple"], group["beta3"]) == (2.0, (0.8, 0.9), False, 0.5)
+    assert group["safeguard_warmup"] and group["use_bias_correction"]
+    assert TrainConfig(output_dir="run", train_data_dir="data", use_8bit_adam=True).optimizer_name == "adamw8bit"
+    assert set(OPTIMIZERS) == set(CLASSES)
+
+
+def test_a_missing_library_names_the_pip_command(monkeypatch):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    for name, package in [("prodigy", "prodigyopt"), ("schedule_free_adamw", "schedulefree")]:
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ConfigError, match=f"pip install {package}"):
+            make_optimizer(name, [weight], 0.1)
+    with pytest.raises(ConfigError, match="pip install nowhere"):
+        make_optimizer("nowhere.optim.Best", [weight], 0.1)
+    with pytest.raises(ConfigError, match=r"torch\.optim has no optimizer Best"):
+        make_optimizer("torch.optim.Best", [weight], 0.1)
+    with pytest.raises(ConfigError, match=r"does not take.*momentun"):
+        make_optimizer("torch.optim.SGD", [weight], 0.1, arguments={"momentun": 0.9})
+
+
+def test_a_learning_rate_far_below_prodigys_is_warned_of():
+    with pytest.warns(UserWarning, match="1 is usual"):
+        make_optimizer("prodigy", [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"optimizer": "adamw9bit"}, "did you mean adamw8bit?"),
+        ({"optimizer": "lion", "use_8bit_adam": True}, "use_8bit_adam means adamw8bit, but optimizer is lion"),
+        ({"optimizer": "prodigy", "lora_plus_ratio": 16.0}, "does not go with prodigy"),
+        ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, it must be above 0"),
+        ({"optimizer_args": ("amsgrad=yes",)}, "it must be name=value with Python's values"),
+        ({"optimizer_args": ("amsgrad",)}, "it must be name=value with Python's values"),
+        ({"optimizer_args": ("lr=1.0",)}, "may not set lr: use learning_rate"),
+    ],
+)
+def test_optimizer_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+    assert words in str(error.value)

@@ -86,3 +86,19 @@ def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path)
     with pytest.raises(DataError, match="masked_loss needs a dataset with a column mask"):
         train(masked_loss=True)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "schedule_free_adamw", "lora_plus_ratio": 4.0, "optimizer_args": ("r=0.5",)},
+        {"optimizer": "prodigy", "learning_rate": 1.0, "lora_dropout": 0.1},
+    ],
+)
+def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settings):
+    whole = assert_resumes_exactly(train, tmp_path, **settings)
+    published = load_file(whole / "pytorch_lora_weights.safetensors")
+    trained = weights_of(whole, 3)
+    name = next(name for name in published if "to_q.lora_A" in name)
+    is_average = not torch.equal(published[name], trained[name])
+    assert is_average == (settings["optimizer"] == "schedule_free_adamw")
