@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from examples.shapes.models import build_scheduler, build_text_encoders, build_unet
-from examples.shapes.pool import FRAMES, conditioned_scene, drawing
+from examples.shapes.pool import FRAMES, conditioned_scene, drawing, odd_scene
 from examples.shapes.stage import run_stage
 from examples.shapes.world import caption, pixels
 
@@ -17,31 +17,52 @@ PEAK_LR = 1e-3
 SNR_GAMMA = 5.0  # arXiv:2303.09556: timesteps with little noise weigh less
 CONTENT_FROM_STEP = 1200  # from here on, timesteps with much noise weigh more: see loss_weights
 DRAWINGS_FROM_STEP = 2700  # from here on, a ninth of the pictures are drawings: the hand of a base that has seen more
+ODD_COUNT = 12  # pictures of a batch in the last stage that show a shape without a name
+ODD_PEAK_LR = 7e-4
 DROPPED_CAPTIONS = 0.08  # zero embeddings: what the pipeline guides against when there is no negative prompt
 EMPTY_CAPTIONS = 0.04  # the embedding of "": what others guide against
 
 
-def latent_pool(vae, seed, count, work_dir):
-    """The pictures, encoded once; the moments are kept in work_dir.
+def scene_pool(vae, seed, count, work_dir):
+    """`count` scenes and an eighth as many drawings (as None), which have no scene; see encoded_pool."""
 
+    def make(rng, width, height, size):
+        drawings = [(None, drawing(rng, width, height), (height, width, 0, 0)) for _ in range(size // 8)]
+        return [conditioned_scene(rng, width, height) for _ in range(size)], drawings
+
+    return encoded_pool(vae, f"pool {seed}", count, os.path.join(work_dir, "latents.pt"), make)
+
+
+def odd_pool(vae, seed, count, work_dir):
+    """`count` scenes of shapes without a name; see encoded_pool."""
+
+    def make(rng, width, height, size):
+        return [odd_scene(rng, width, height) for _ in range(size)], []
+
+    return encoded_pool(vae, f"odd {seed}", count, os.path.join(work_dir, "odd_latents.pt"), make)
+
+
+def encoded_pool(vae, seed, count, path, make):
+    """Pictures, encoded once; the moments are kept at `path`.
+
+    Args:
+        seed: text that fixes the pictures.
+        make: (rng, width, height, size) -> two lists of (scene, picture, time ids without the target size).
     Returns:
-        {(width, height): {"scenes": n Scenes, and n // 8 times None for drawings, "count": n, "time_ids": (m, 6),
-        "mean" and "std": (m, 4, height / 4, width / 4)}}, with m = n + n // 8 and the drawings last.
+        {(width, height): {"scenes": those of both lists, "count": how many are from the first, "time_ids": (n, 6),
+        "mean" and "std": (n, 4, height / 4, width / 4)}}
     """
-    path = os.path.join(work_dir, "latents.pt")
     moments = torch.load(path, weights_only=True) if os.path.exists(path) else {}
     pool = {}
     for width, height in sorted(set(FRAMES)):
-        rng = random.Random(f"pool {seed} {width} {height}")
-        size = count * FRAMES.count((width, height)) // len(FRAMES)
-        drawn = [conditioned_scene(rng, width, height) for _ in range(size)]
-        drawn += [(None, drawing(rng, width, height), (height, width, 0, 0)) for _ in range(size // 8)]
+        rng = random.Random(f"{seed} {width} {height}")
+        first, second = make(rng, width, height, count * FRAMES.count((width, height)) // len(FRAMES))
+        scenes, pictures, ids = zip(*first, *second, strict=True)
         key = f"{width}x{height}"
         if key not in moments:
-            moments[key] = _encode(vae, [picture for _, picture, _ in drawn])
-        time_ids = torch.tensor([[*ids, height, width] for _, _, ids in drawn], dtype=torch.float32)
-        scenes = [scene for scene, _, _ in drawn]
-        pool[width, height] = {"scenes": scenes, "count": size, "time_ids": time_ids, **moments[key]}
+            moments[key] = _encode(vae, pictures)
+        time_ids = torch.tensor([[*start, height, width] for start in ids], dtype=torch.float32)
+        pool[width, height] = {"scenes": scenes, "count": len(first), "time_ids": time_ids, **moments[key]}
     torch.save(moments, path)
     return pool
 
@@ -76,41 +97,63 @@ def loss_weights(alphas_cumprod):
     return plain, plain * snr.clamp(max=1.0) ** -0.5
 
 
-def train_denoiser(tokenizer, pool, seed, steps, work_dir, device, on_interval):
-    """Trains both text encoders and the UNet.
+def sample(frame, below, count, rng, chance):
+    """`count` of a frame's first `below` pictures: (captions, latents (count, 4, h, w), time ids (count, 6))."""
+    picks = torch.randint(below, (count,), generator=chance)
+    scenes = [frame["scenes"][pick] for pick in picks.tolist()]
+    captions = [caption(scene, rng) if scene else "an abstract drawing" for scene in scenes]
+    captions = ["" if rng.random() < EMPTY_CAPTIONS else text for text in captions]
+    mean, std = frame["mean"][picks], frame["std"][picks]
+    return captions, mean + std * torch.randn(mean.shape, generator=chance), frame["time_ids"][picks]
+
+
+def noise_error(parts, tokenizer, schedule, captions, latents, time_ids, chance):
+    """(timesteps, per-picture mean squared error of the predicted noise), both (B,); some captions become zeros."""
+    *encoders, unet = parts
+    noise = torch.randn(latents.shape, generator=chance)
+    timesteps = torch.randint(1000, (len(latents),), generator=chance)
+    keep = (torch.rand(len(latents), generator=chance) >= DROPPED_CAPTIONS).float().to(unet.device)
+    hidden, pooled = embed(tokenizer, encoders, captions)
+    conditions = {"text_embeds": pooled * keep[:, None], "time_ids": time_ids.to(unet.device)}
+    noisy = schedule.add_noise(latents, noise, timesteps).to(unet.device, memory_format=torch.channels_last)
+    hidden = hidden * keep[:, None, None]
+    predicted = unet(noisy, timesteps.to(unet.device), hidden, added_cond_kwargs=conditions).sample
+    return timesteps, (predicted - noise.to(unet.device)).square().mean((1, 2, 3))
+
+
+def train_denoiser(tokenizer, pool, odd, seed, steps, odd_steps, work_dir, device, on_interval):
+    """Trains both text encoders and the UNet: `steps` on the scenes, then `odd_steps` with shapes that have no name.
 
     Args:
+        pool, odd: of scene_pool and odd_pool.
         on_interval: called with (step, text_encoder, text_encoder_2, unet) now and then, averaged weights in them.
     Returns:
         (text_encoder, text_encoder_2, unet)
     """
     torch.manual_seed(seed)
     parts = nn.ModuleList([*build_text_encoders(tokenizer), build_unet()]).to(device, memory_format=torch.channels_last)
-    *encoders, unet = parts
     schedule = DDPMScheduler.from_config(build_scheduler().config)
-    weights = loss_weights(schedule.alphas_cumprod)
+    weights = loss_weights(schedule.alphas_cumprod.to(device))
 
-    def loss_at(step):
+    def loss_at(step, odd_count=0):
         chance = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rng = random.Random(f"denoiser {seed} {step}")
-        frame = pool[rng.choice(FRAMES)]
-        count = frame["count"] if step < DRAWINGS_FROM_STEP else len(frame["scenes"])
-        picks = torch.randint(count, (BATCH,), generator=chance)
-        scenes = [frame["scenes"][pick] for pick in picks.tolist()]
-        captions = [caption(scene, rng) if scene else "an abstract drawing" for scene in scenes]
-        captions = ["" if rng.random() < EMPTY_CAPTIONS else text for text in captions]
-        latents = frame["mean"][picks]
-        latents = latents + frame["std"][picks] * torch.randn(latents.shape, generator=chance)
-        noise = torch.randn(latents.shape, generator=chance)
-        timesteps = torch.randint(1000, (BATCH,), generator=chance)
-        keep = (torch.rand(BATCH, generator=chance) >= DROPPED_CAPTIONS).float().to(device)
-        hidden, pooled = embed(tokenizer, encoders, captions)
-        conditions = {"text_embeds": pooled * keep[:, None], "time_ids": frame["time_ids"][picks].to(device)}
-        noisy = schedule.add_noise(latents, noise, timesteps).to(device, memory_format=torch.channels_last)
-        hidden = hidden * keep[:, None, None]
-        predicted = unet(noisy, timesteps.to(device), hidden, added_cond_kwargs=conditions).sample
-        errors = (predicted - noise.to(device)).square().mean((1, 2, 3))
-        return (errors * weights[step >= CONTENT_FROM_STEP][timesteps].to(device)).mean()
+        size = rng.choice(FRAMES)
+        below = pool[size]["count"] if step < DRAWINGS_FROM_STEP else len(pool[size]["scenes"])
+        captions, latents, time_ids = sample(pool[size], below, BATCH - odd_count, rng, chance)
+        if odd_count:
+            more = sample(odd[size], odd[size]["count"], odd_count, rng, chance)
+            captions, latents, time_ids = (
+                captions + more[0],
+                torch.cat([latents, more[1]]),
+                torch.cat([time_ids, more[2]]),
+            )
+        timesteps, errors = noise_error(parts, tokenizer, schedule, captions, latents, time_ids, chance)
+        return (errors * weights[step >= CONTENT_FROM_STEP][timesteps.to(device)]).mean()
 
     run_stage("denoiser", parts, loss_at, steps, PEAK_LR, work_dir, lambda step: on_interval(step, *parts))
+    run_stage(
+        "odd", parts, lambda step: loss_at(steps + step, ODD_COUNT), odd_steps, ODD_PEAK_LR, work_dir,
+        lambda step: on_interval(steps + step, *parts),
+    )  # fmt: skip
     return parts.requires_grad_(False).eval()

@@ -75,6 +75,40 @@ def drawing(rng, width, height):
     return picture.reduce(SUPERSAMPLE)
 
 
+def odd_scene(rng, width, height):
+    """A scene whose shape has no name: a star or blade of 3, 4, 5 or 8 arms, solid, striped or hatched at any angle.
+
+    What "a red shape" may be. The object concept lies near it but never in it: it has six arms.
+    """
+    scene = replace(random_scene(rng, width, height), shape="odd")
+    radius, arms, inner, turn = (
+        scene.radius * 1.15,
+        rng.choice((3, 4, 5, 8)),
+        rng.uniform(0.3, 0.8),
+        rng.uniform(0, 360),
+    )
+    points = []
+    for index in range(2 * arms):
+        angle, reach = math.radians(turn + 180 * index / arms), radius * (inner if index % 2 else 1.0)
+        points.append(
+            tuple(SUPERSAMPLE * (c + reach * f(angle)) for c, f in zip(scene.centre, (math.cos, math.sin), strict=True))
+        )
+    picture = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
+    area = Image.new("L", picture.size, 0)
+    ImageDraw.Draw(area).polygon(points, fill=255)
+    kind = rng.choice(("solid", "striped", "striped", "hatched"))
+    picture.paste(COLOURS[scene.colour], mask=area)
+    if kind != "solid":
+        band = stripes(
+            width, height, radius * rng.uniform(0.35, 0.8), rng.uniform(0.35, 0.55), rng.uniform(0, 180), scene.centre
+        )
+        dark = rng.uniform(0.2, 0.5)
+        shade = tuple(round(channel * dark) for channel in COLOURS[scene.colour])
+        between = shade if kind == "striped" else BACKGROUNDS[scene.background]
+        picture.paste(between, mask=ImageChops.multiply(band, area))
+    return scene, picture.reduce(SUPERSAMPLE), (height, width, 0, 0)
+
+
 def vae_batch(seed, step, batch):
     """(batch, 3, height, width) float32 in [-1, 1]: half scenes, half drawings, one frame size per step."""
     rng = random.Random(f"vae {seed} {step}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from examples.shapes.denoiser import latent_pool, train_denoiser
+from examples.shapes.denoiser import odd_pool, scene_pool, train_denoiser
 from examples.shapes.models import build_pipeline, build_tokenizer
 from examples.shapes.quality import base_quality, draw_prompts, plain_prompt
 from examples.shapes.vae import train_vae
@@ -29,7 +29,8 @@ def parse(argv=None):
     parser.add_argument("--work_dir", default="shapes_run", help="logs, sample grids and the state to resume from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae_steps", type=int, default=3600)
-    parser.add_argument("--steps", type=int, default=7000, help="of the UNet and the text encoders")
+    parser.add_argument("--steps", type=int, default=4600, help="of the UNet and the text encoders")
+    parser.add_argument("--odd_steps", type=int, default=1000, help="after those, with shapes that have no name")
     parser.add_argument("--pictures", type=int, default=24000, help="scenes that are drawn and encoded once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -51,8 +52,10 @@ def main(argv=None):
         with open(os.path.join(args.work_dir, "quality.jsonl"), "a") as log:
             log.write(json.dumps(entry) + "\n")
 
-    pool = latent_pool(vae, args.seed, args.pictures, args.work_dir)
-    parts = train_denoiser(tokenizer, pool, args.seed, args.steps, args.work_dir, args.device, on_interval)
+    pool = scene_pool(vae, args.seed, args.pictures, args.work_dir)
+    odd = odd_pool(vae, args.seed, args.pictures // 4, args.work_dir)
+    steps = (args.steps, args.odd_steps)
+    parts = train_denoiser(tokenizer, pool, odd, args.seed, *steps, args.work_dir, args.device, on_interval)
     pipeline = build_pipeline(vae, parts[0], parts[1], tokenizer, parts[2])
     save_half(pipeline, args.output_dir)
     print(f"The base is in {args.output_dir}; logs and sample grids are in {args.work_dir}.")

@@ -139,7 +139,8 @@ def caption(scene, rng):
     Some say "shape" or an unknown word instead, so that the base has a general notion of a thing. A quarter has a word
     without meaning in front ("blorp, a red circle ..."), as a trigger word is before training: it must change nothing.
     """
-    noun = rng.choices((scene.shape, "shape", nonsense(rng)), (0.87, 0.09, 0.04))[0]
+    known = 0.87 if scene.shape in SHAPES else 0.0
+    noun = rng.choices((scene.shape, "shape", nonsense(rng)), (known, 0.09, 0.04))[0]
     adjectives = [scene.colour]
     if scene.size != "medium" and rng.random() < 0.6:
         adjectives.insert(0, scene.size)
