@@ -14,7 +14,7 @@ from preprocess.memory import Memory
 from preprocess.pictures import Job, Recipe, Refused
 from preprocess.publish import publish
 from preprocess.quality import duplicates, picture_problems
-from preprocess.sources import Found, read_jsonl
+from preprocess.sources import Found, Source
 from preprocess.state import Shelf, jsonl, write_whole
 from preprocess.team import Team
 from preprocess.wording import Wording
@@ -75,34 +75,14 @@ def build(
         DataError: nothing usable; with `strict` anything not usable.
         OSError: the disk.
     """
-    folder = output / ".preprocess"
-    removed = read_jsonl(folder / "removed.jsonl") if (folder / "removed.jsonl").exists() else []
-    memory = Memory(output, removed)
+    memory = Memory(output)
     built = Built(found, dict(found.left_out))
-    sources = []
-    for source in found.sources:
-        if memory.deleted_by_hand(source.name) and not restore_deleted:
-            built.deleted.append(source.name)
-            built.left_out[source.name] = "its line was deleted from metadata.jsonl; --restore_deleted brings it back"
-        else:
-            sources.append(source)
+    sources = sources_to_do(found, memory, built, restore_deleted)
     if plan.load and any(source.caption is None for source in sources):
         plan.check()
     if reader:
         reader.check()
-
-    jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
-    results = {}
-    for part in team.gather([prepare_all(team.share(jobs), num_workers)]):
-        results |= part
-    entries = []
-    for source in sources:
-        if isinstance(results[source.name], Refused):
-            built.left_out[source.name] = results[source.name].reason
-        else:
-            entries += [Entry(source, crop, warnings=[*crop.warnings]) for crop in results[source.name]]
-    built.new_crops = sum(entry.prepared.is_new for entry in entries)
-
+    entries = prepared_entries(sources, recipe, output, team, num_workers, built)
     failed, built.new_captions = caption_all(entries, plan, memory, output, team)
     built.left_out |= {refused.source: refused.reason for refused in failed}
     entries = [entry for entry in entries if entry.source.name not in built.left_out]
@@ -120,9 +100,40 @@ def build(
         lines = "\n".join(f"  {name}: {reason}" for name, reason in built.left_out.items())
         raise DataError(f"--strict: {len(built.left_out)} left out, nothing was published\n{lines}")
     if team.rank == 0:
-        publish_all(output, built, plan, memory, removed, card)
+        publish_all(output, built, plan, memory, card)
     team.wait()
     return built
+
+
+def sources_to_do(found: Found, memory: Memory, built: Built, restore_deleted: bool) -> list[Source]:
+    """All but those that a person has taken out of metadata.jsonl."""
+    sources = []
+    for source in found.sources:
+        if memory.deleted_by_hand(source.name) and not restore_deleted:
+            built.deleted.append(source.name)
+            built.left_out[source.name] = "its line was deleted from metadata.jsonl; --restore_deleted brings it back"
+        else:
+            sources.append(source)
+    return sources
+
+
+def prepared_entries(
+    sources: list[Source], recipe: Recipe, output: Path, team: Team, num_workers: int, built: Built
+) -> list[Entry]:
+    """The crops of all sources, in their order, whichever process made them."""
+    jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
+    results = {}
+    for part in team.gather([prepare_all(team.share(jobs), num_workers)]):
+        results |= part
+    entries = []
+    for source in sources:
+        result = results[source.name]
+        if isinstance(result, Refused):
+            built.left_out[source.name] = result.reason
+        else:
+            entries += [Entry(source, crop, warnings=[*crop.warnings]) for crop in result]
+    built.new_crops = sum(entry.prepared.is_new for entry in entries)
+    return entries
 
 
 def add_problems(entries: list[Entry]) -> None:
@@ -167,19 +178,14 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
 
 
 def publish_all(
-    output: Path,
-    built: Built,
-    plan: CaptionPlan,
-    memory: Memory,
-    removed: list[dict],
-    card: Callable[[list[dict]], str],
+    output: Path, built: Built, plan: CaptionPlan, memory: Memory, card: Callable[[list[dict]], str]
 ) -> None:
     """Publishes the rows, and tidies up what only earlier runs needed."""
     folder = output / ".preprocess"
     rows = [row.columns for row in built.rows]
     gone = [row for row in memory.rows if row["source"] in built.gone and not memory.is_ours(row)]
     back = {row["source"] for row in rows}
-    removed = [row for row in removed if row["source"] not in back]
+    removed = [row for row in memory.removed if row["source"] not in back]
     write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))
     if plan.recaption and memory.rows:
         write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))

@@ -1,5 +1,6 @@
 """Where a run reads and where it writes: the checks that come before any work."""
 
+import itertools
 from pathlib import Path
 
 from preprocess.sources import Found, find_pictures
@@ -19,6 +20,9 @@ def check_folders(sources: list[Path], output: Path) -> None:
             )
         if out in folder.resolve().parents:
             raise ConfigError(f"{folder} lies in output_dir {output}: choose another output_dir")
+    for first, second in itertools.permutations(sources, 2):
+        if first.resolve() in [second.resolve(), *second.resolve().parents]:
+            raise ConfigError(f"{second} lies in {first}: pictures would be of the concept and of its class at once")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output_dir {output} is a file, it must be a folder")
     ours = (output / ".preprocess").exists() or (output / "metadata.jsonl").exists()

@@ -18,9 +18,10 @@ class Memory:
         ConfigError: it is not ours.
     """
 
-    def __init__(self, output: Path, removed: list[dict] = ()):
+    def __init__(self, output: Path):
         self.written = Written(output / ".preprocess")
-        path = output / "metadata.jsonl"
+        removed, path = output / ".preprocess" / "removed.jsonl", output / "metadata.jsonl"
+        self.removed = read_jsonl(removed) if removed.exists() else []
         self.exists = path.exists()
         self.rows = read_jsonl(path) if self.exists else []
         for number, row in enumerate(self.rows, start=1):
@@ -31,7 +32,7 @@ class Memory:
                 )
         self.by_source: dict[str, list[dict]] = {}
         self.by_content: dict[str, list[dict]] = {}
-        for row in [*removed, *self.rows]:
+        for row in [*self.removed, *self.rows]:
             self.by_content.setdefault(row["sha256"], []).append(row)
         for row in self.rows:
             self.by_source.setdefault(row["source"], []).append(row)

@@ -18,7 +18,17 @@ from preprocess.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
 from preprocess.quality import measure, small_copy
 from preprocess.state import Shelf
-from sdxl_lora.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb, upright_size
+from sdxl_lora.images import (
+    ImageError,
+    ImageWarning,
+    frame_count,
+    open_image,
+    turned_by_exif,
+    upright_rgb,
+    upright_size,
+)
+
+VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Recipe:
     masks: str = "none"
 
     def digest(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -171,10 +181,7 @@ def mask_of(job: Job, stored: Image.Image) -> Image.Image | None:
     if job.recipe.masks == "folder" and job.mask:
         return upright_rgb(open_image(job.mask, job.recipe.max_megapixels)).convert("L")
     if job.recipe.masks == "alpha" and stored.has_transparency_data:
-        alpha = stored.convert("RGBA").getchannel("A")
-        alpha.info.update(stored.info)
-        alpha.getexif().update(stored.getexif())
-        return upright_rgb(alpha).convert("L")
+        return turned_by_exif(stored).convert("RGBA").getchannel("A")
     return Image.new("L", upright_size(stored), 255)  # a picture without one counts everywhere
 
 

@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from datasets import load_dataset
+from PIL import Image
 
 from preprocess import workers
 from tests.dying_worker import prepare_and_die_at_3
@@ -85,8 +86,9 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(raw, tmp_path, capsys):
 
 def test_parquet_shards_hold_the_same_dataset_within_their_size(raw, tmp_path):
     out = tmp_path / "out"
-    for number in range(80):  # large enough for several shards of a megabyte
-        noise(640, 512, seed=100 + number).save(raw / f"large{number}.png")
+    values = np.random.default_rng(0).integers(0, 255, (30, 128, 128, 3), np.uint8)  # 49 kB each, incompressible
+    for number, pixels in enumerate(values):
+        Image.fromarray(pixels).save(raw / f"large{number}.png")
     assert preprocess(raw, out, "--format", "parquet", "--max_shard_mb", 1, resolution=128) == 0
     shards = sorted((out / "parquet").glob("*.parquet"))
     assert len(shards) > 1 and all(shard.stat().st_size < 1.2e6 for shard in shards)

@@ -90,6 +90,7 @@ def test_class_images_are_marked_and_get_no_trigger_word(raw, tmp_path):
     assert report_of(tmp_path / "out")["left_out"][0]["source"] == "class_images/small.png"
     assert preprocess(raw, tmp_path / "other", "--class_images", tmp_path / "nowhere") == 2
     assert preprocess(raw, others / "inside", "--class_images", others) == 2
+    assert preprocess(tmp_path, tmp_path.parent / "x", "--class_images", others) == 2
 
 
 def test_masks_from_alpha_are_cut_like_the_picture(raw, tmp_path):
