@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from examples.shapes import stage
 from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
 from examples.shapes.models import build_tokenizer
-from examples.shapes.pool import FRAMES, conditioned_scene
+from examples.shapes.pool import FRAMES, conditioned_scene, odd_scene
 from examples.shapes.quality import BASE, base_quality, load_base
 from examples.shapes.scorer import read
 from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, caption, combinations, draw, random_scene
@@ -103,6 +103,13 @@ def test_scorer_reads_concepts(concept, kind):
         right.append(named and shown)
         assert not reading.shows(scene.shape, scene.colour, scene.background)
     assert np.mean(right) >= 0.99
+
+
+def test_shapes_without_a_name_are_not_the_object_concept():
+    rng = random.Random(6)
+    scenes = [odd_scene(rng, 64, 64) for _ in range(150)]
+    assert not any(read(picture).is_object() for _, picture, _ in scenes)
+    assert all(scene.colour in caption(scene, rng) and "odd" not in caption(scene, rng) for scene, _, _ in scenes)
 
 
 def test_scorer_reads_nothing_into_flat_pictures_and_noise():
