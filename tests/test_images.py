@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from PIL import Image, ImageCms
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.images import ImageWarning, cover_and_crop, frame_count, open_image, upright_rgb
+from sdxl_lora.images import (
+    ImageError,
+    ImageWarning,
+    cover_and_crop,
+    decode_image,
+    frame_count,
+    open_image,
+    upright_rgb,
+)
 
 
 def gradient(width=48, height=32):
@@ -139,6 +148,38 @@ def test_colour_profile_is_applied_and_a_damaged_one_warned_of():
         image.info["icc_profile"] = profile
         with pytest.warns(ImageWarning, match="colour profile"):
             assert upright_rgb(image).getpixel((0, 0)) == (100, 150, 200)
+
+
+def test_a_colour_profile_moves_colours_to_srgb():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"tmp_").replace(b"gXYZ", b"rXYZ").replace(b"tmp_", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    for mode in ("RGB", "RGBA"):
+        image = Image.new("RGB", (8, 8), (200, 40, 90)).convert(mode)
+        image.info["icc_profile"] = swapped
+        assert np.abs(np.subtract(upright_rgb(image).getpixel((0, 0)), (40, 200, 90))).max() <= 2
+
+
+def test_no_damaged_byte_brings_anything_but_an_image_error():
+    """What Pillow and its codecs raise for a file of a failing disk is of many classes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    whole = [encoded(gradient(), kind, icc_profile=profile, exif=exif) for kind in ("JPEG", "PNG", "WEBP")]
+    whole += [encoded(gradient(), "GIF"), encoded(gradient().convert("LA"), "PNG")]
+    generator = np.random.default_rng(0)
+    opened = 0
+    for number in range(500):
+        data = bytearray(whole[number % len(whole)])
+        for place in generator.integers(0, len(data), generator.choice([1, 2, 9])):
+            data[place] = generator.integers(256)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                opened += upright_rgb(decode_image(bytes(data), "picture")).mode == "RGB"
+        except ImageError:
+            pass
+    assert 50 < opened < 450
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 16), (16, 32), (96, 96)])
