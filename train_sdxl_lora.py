@@ -15,6 +15,7 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
     quiet_libraries()
 
 import math
+import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, replace
@@ -26,27 +27,22 @@ from accelerate import Accelerator
 
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
-from sdxl_lora.checkpoint import register_hooks, restore, save_checkpoint
+from sdxl_lora.checkpoint import disk_errors, register_hooks, restore, save_checkpoint
 from sdxl_lora.collate import Chance, collate
 from sdxl_lora.data import TrainingPictures, check_class_images, dataset_key, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
-from sdxl_lora.errors import (
-    OUT_OF_MEMORY_EXIT_CODE,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DiskError,
-    NonFiniteError,
-)
+from sdxl_lora.errors import RUN_ERRORS, ConfigError, LostProcessError, NonFiniteError, Stopped
+from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal, start_trackers
 from sdxl_lora.lora import adapter_parameters, add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
+from sdxl_lora.memory import free_memory, out_of_memory_advice
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import Objective, noise_prediction_loss
 from sdxl_lora.optim import averaged_weights, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
-from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
-from sdxl_lora.run import Run, StopRequest, open_run, replace_text
+from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
+from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
@@ -67,7 +63,7 @@ def train(config: TrainConfig) -> None:
     """One run, from pictures to LoRA files; goes on where an earlier one stopped. Every process calls this.
 
     Raises:
-        the exceptions of sdxl_lora/errors.py; torch.OutOfMemoryError.
+        the exceptions of sdxl_lora/errors.py.
     """
     accelerator = make_accelerator(
         config.mixed_precision,
@@ -75,10 +71,24 @@ def train(config: TrainConfig) -> None:
         config.report_to,
         config.output_dir,
         config.logging_dir,
+        config.process_timeout_seconds,
     )
     set_arithmetic(config.allow_tf32, config.deterministic)
-    with open_run(accelerator, Path(config.output_dir)) as run:
-        training = Training(config, accelerator, run)
+    folder = Path(config.output_dir)
+    with (
+        open_run(accelerator, folder) as run,
+        StopRequest(folder) as stop,
+        disk_errors(folder),
+        naming_lost_processes(accelerator, run),
+        out_of_memory_advice(
+            accelerator.device,
+            config.resolution,
+            config.train_batch_size,
+            config.gradient_checkpointing,
+            config.optimizer,
+        ),
+    ):
+        training = Training(config, accelerator, run, stop)
         training.loop()
         training.finish()
     accelerator.end_training()
@@ -87,16 +97,15 @@ def train(config: TrainConfig) -> None:
 class Training:
     """What a run is made of, and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run):
-        self.config, self.accelerator, self.run = config, accelerator, run
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
+        self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         self.started_at = datetime.now(timezone.utc)
         self.base = base_of(config)
-        if accelerator.is_main_process:
-            replace_text(run.folder / "config.yaml", to_yaml(config))
         main_process_decides(accelerator, lambda: check_base(self.base))
         self.prepare_pictures()
+        self.end_if_asked_to("while caching")
         self.prepare_model()
-        self.resume()
+        self.open_journal(self.resume())
 
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
@@ -106,17 +115,18 @@ class Training:
         self.examples = self.pictures.examples
         check_class_images(self.examples, config.prior_loss_weight)
         self.run.update(state="caching")
-        self.latents, self.texts = fill_caches(
-            Path(config.cache_dir or self.run.folder / "cache"),
-            self.base,
-            self.pictures,
-            prompts=[*config.validation_prompt, ""],
-            flips=(False, True) if config.random_flip else (False,),
-            device=accelerator.device,
-            text_dtype=DTYPES[config.mixed_precision],
-            num_workers=config.dataloader_num_workers,
-            workers=Workers(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
-        )
+        with all_raise_what_one_raises(accelerator):
+            self.latents, self.texts = fill_caches(
+                Path(config.cache_dir or self.run.folder / "cache"),
+                self.base,
+                self.pictures,
+                prompts=[*config.validation_prompt, ""],
+                flips=(False, True) if config.random_flip else (False,),
+                device=accelerator.device,
+                text_dtype=DTYPES[config.mixed_precision],
+                num_workers=config.dataloader_num_workers,
+                workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
+            )
         self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         num_epochs = None if config.max_train_steps else config.num_train_epochs
         sizes = [example.target_size for example in self.examples]
@@ -159,8 +169,8 @@ class Training:
         self.optimizer.train()
         self.vae = load_vae(self.base) if config.validation_prompt else None
 
-    def resume(self) -> None:
-        """Go to where the newest valid checkpoint stands, then open the trackers there."""
+    def resume(self) -> list[str]:
+        """Go to where the newest valid checkpoint stands. Returns what is to be said of it."""
         register_hooks(self.accelerator, {"unet": self.bare_unet}, self.export)
         self.facts = {
             **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
@@ -174,53 +184,67 @@ class Training:
         wanted = self.config.resume_from_checkpoint
         notes: list[str] = []
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
-        config = self.config
-        run_name = config.tracker_run_name or self.run.folder.resolve().name
-        start_trackers(
-            self.accelerator, config.tracker_project_name, run_name, self.run.folder, asdict(config), notes.append
-        )
+        return [*notes, f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0"]
+
+    def open_journal(self, notes: list[str]) -> None:
+        """Record the settings, open the trackers, say the notes and what will be trained."""
+        config, folder = self.config, self.run.folder
+        if self.accelerator.is_main_process:
+            replace_text(folder / "config.yaml", to_yaml(config))
+        run_name = config.tracker_run_name or folder.resolve().name
+        start_trackers(self.accelerator, config.tracker_project_name, run_name, folder, asdict(config), notes.append)
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
-        trained = sum(parameter.numel() for parameter in self.parameters)
-        notes.append(f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0")
-        notes.append(
-            f"{len(self.examples)} pictures ({len(self.batches.members)} sizes), {self.images_per_step} per step, "
-            f"{self.total_steps} steps, {trained:,} parameters train"
-        )
-        for note in notes:
+        plan = {
+            "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "step": self.done_steps,
+            "total_steps": self.total_steps,
+            "pictures": len(self.examples),
+            "sizes": len(self.batches.members),
+            "images_per_step": self.images_per_step,
+            "parameters": sum(parameter.numel() for parameter in self.parameters),
+        }
+        self.run.event("started", **plan)
+        for note in [*notes, ", ".join(f"{name} {value}" for name, value in plan.items())]:
             self.journal.say(note)
-        self.run.event(
-            "started",
-            processes=self.accelerator.num_processes,
-            device=str(self.accelerator.device),
-            step=self.done_steps,
-            total_steps=self.total_steps,
-            pictures=len(self.examples),
-            images_per_step=self.images_per_step,
-        )
 
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done or someone asks to stop."""
         config = self.config
-        with StopRequest(self.run.folder) as stop:
-            for epochs_before, turns in self.batches.from_step(self.done_steps):
-                if self.done_steps >= self.total_steps:
-                    break
-                learning_rate = self.learning_rate()
-                set_learning_rate(self.optimizer, learning_rate)
-                loss, grad_norm = self.step(turns)
-                self.done_steps += 1
-                self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm)
+        for epochs_before, turns in self.batches.from_step(self.done_steps):
+            if self.done_steps >= self.total_steps:
+                break
+            learning_rate = self.learning_rate()
+            set_learning_rate(self.optimizer, learning_rate)
+            loss, grad_norm = self.step(turns)
+            self.done_steps += 1
+            self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm)
 
-                stop_reason = main_process_decides(self.accelerator, stop.reason)
-                passed = epochs_before, self.batches.epoch_of(self.done_steps)
-                if stop_reason or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps):
-                    self.save()
-                if stop_reason:
-                    self.journal.say(f"stopped at step {self.done_steps} ({stop_reason}); the same command goes on")
-                    self.run.update(state="stopped", reason=stop_reason)
-                    return
-                if config.validation_prompt and self.is_due(passed, config.validation_epochs):
-                    self.draw()
+            is_stopping = self.is_asked_to_stop()
+            passed = epochs_before, self.batches.epoch_of(self.done_steps)
+            if is_stopping or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps):
+                self.save()
+            if is_stopping:
+                self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
+            if config.validation_prompt and self.is_due(passed, config.validation_epochs):
+                self.draw()
+
+    def is_asked_to_stop(self) -> bool:
+        """The same answer on every process: whether any of them was asked to."""
+        if self.stop.reason():
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def end_if_asked_to(self, where: str) -> None:
+        if self.is_asked_to_stop():
+            self.end(where)
+
+    def end(self, where: str) -> None:
+        """Raises Stopped, after a line that says so."""
+        words = f"stopped {where} ({self.stop.reason() or 'another process was asked to'})"
+        if self.accelerator.is_main_process:
+            print(f"{words}; the same command goes on from there", file=sys.stderr)
+        raise Stopped(words)
 
     def is_due(self, epochs: tuple[int, int], every_n_epochs: int | None, every_n_steps: int | None = None) -> bool:
         """After the step that took the number of finished epochs from epochs[0] to epochs[1]; always at the end."""
@@ -278,6 +302,8 @@ class Training:
                 # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
                 accelerator.backward(loss * (micro_steps * world / len(turns)))
                 if accelerator.sync_gradients:
+                    if fault_point("step", self.done_steps + 1):
+                        loss_sum += torch.nan
                     mean_loss = accelerator.reduce(loss_sum, "sum").item() / len(turns)
                     grad_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf).item()
                     self.check_finite(mean_loss, grad_norm, turns)
@@ -349,23 +375,28 @@ class Training:
         config, accelerator = self.config, self.accelerator
         self.run.update(state="sampling")
         folder = self.run.folder / "samples"
-        with accelerator.autocast(), self.weights_to_show():
-            draw_samples(
-                self.bare_unet,
-                self.vae,
-                self.sampling_schedule,
-                [self.texts.read(prompt) for prompt in config.validation_prompt],
-                self.texts.read(""),
-                self.sample_size(),
-                config.validation_inference_steps,
-                config.validation_guidance_scale,
-                config.seed,
-                config.num_validation_images,
-                folder,
-                self.done_steps,
-                accelerator.process_index,
-                accelerator.num_processes,
-            )
+        try:
+            with accelerator.autocast(), self.weights_to_show():
+                draw_samples(
+                    self.bare_unet,
+                    self.vae,
+                    self.sampling_schedule,
+                    [self.texts.read(prompt) for prompt in config.validation_prompt],
+                    self.texts.read(""),
+                    self.sample_size(),
+                    config.validation_inference_steps,
+                    config.validation_guidance_scale,
+                    config.seed,
+                    config.num_validation_images,
+                    folder,
+                    self.done_steps,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                    self.stop.reason,
+                )
+        except torch.OutOfMemoryError as error:  # a picture is not worth a training
+            free_memory()
+            self.journal.say(f"out of memory while drawing samples at step {self.done_steps}, going on ({error})")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             pictures = read_samples(
@@ -380,14 +411,15 @@ class Training:
         return Counter(example.target_size for example in self.examples).most_common(1)[0][0]
 
     def finish(self) -> None:
-        """Write the LoRA files and say where they are, unless the run was stopped before its end."""
-        if self.done_steps < self.total_steps or not self.accelerator.is_main_process:
+        """Write the LoRA files and say where they are."""
+        if not self.accelerator.is_main_process:
             return
         config = self.config
-        files = self.export(self.run.folder)
-        if config.loras_dir:
-            Path(config.loras_dir).mkdir(parents=True, exist_ok=True)
-            files.append(Path(shutil.copy(files[0], config.loras_dir)))
+        with disk_errors(self.run.folder):
+            files = self.export(self.run.folder)
+            if config.loras_dir:
+                Path(config.loras_dir).mkdir(parents=True, exist_ok=True)
+                files.append(Path(shutil.copy(files[0], config.loras_dir)))
         self.run.event("finished", step=self.done_steps, files=[str(path) for path in files])
         self.journal.bar.close()
         trigger_word = trigger_word_of(config.train_data_dir)
@@ -466,21 +498,15 @@ def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> Timest
 
 
 def main(config: TrainConfig) -> int:
-    """The exit code of a run; 0 for one that is done or was stopped on request."""
+    """The exit code of a run; 0 for one that is done or was stopped on request. What a person can cause is one line."""
     try:
         train(config)
         return 0
-    except (ConfigError, DataError, CheckpointError, DiskError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except RUN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostProcessError):
+            os._exit(error.exit_code)  # leaving in good order would wait for the lost process
         return error.exit_code
-    except torch.OutOfMemoryError as error:
-        print(
-            f"error: out of memory at {config.resolution} px, batch {config.train_batch_size}: {error}\n"
-            "Try --gradient_checkpointing, a smaller --train_batch_size with more --gradient_accumulation_steps, "
-            "or a smaller --resolution.",
-            file=sys.stderr,
-        )
-        return OUT_OF_MEMORY_EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ mirroring, or the caption; the encoder's weights and precision. So a changed cap
 runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 """
 
-import gc
 import hashlib
-from collections.abc import Callable, Iterable
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,22 +16,28 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sdxl_lora.data import TrainingPictures, content_key
 from sdxl_lora.errors import DataError, NonFiniteError
+from sdxl_lora.faults import fault_point
+from sdxl_lora.memory import free_memory
 from sdxl_lora.models import Base, load_text_parts, load_vae
 from sdxl_lora.text import encode_prompts
+
+WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that fill the cache together; `wait` returns once all of them called it."""
+    """This process among those that fill the cache together.
+
+    should_stop: asked before each record; once it is true the caches stay as far as they are.
+    """
 
     rank: int = 0
     world: int = 1
-    wait: Callable[[], None] = lambda: None
+    should_stop: Callable[[], object] = lambda: False
 
     def share(self, items: list) -> list:
         return items[self.rank :: self.world]
@@ -60,13 +67,13 @@ class LatentCache:
         """
         wanted = [(index, flip) for index in range(len(self.pictures)) for flip in flips]
         missing = [item for item in workers.share(wanted) if not self.path(*item).exists()]
-        loader = DataLoader(_Decoding(self.pictures, missing), batch_size=None, num_workers=num_workers)
+        records = self._decoded(missing, num_workers)
         for (index, flip), record in tqdm(
-            zip(missing, loader, strict=True),
+            zip(missing, records, strict=True),
             desc="caching latents", total=len(missing), disable=workers.rank > 0 or not missing,
         ):  # fmt: skip
-            if "error" in record:
-                raise DataError(record["error"])
+            if workers.should_stop():
+                break
             record |= vae_moments(vae, record.pop("pixels")[None])
             if "mask" in record:
                 record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
@@ -74,23 +81,52 @@ class LatentCache:
                 name = self.pictures.examples[index].name
                 raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
             write_record(self.path(index, flip), record)
+            fault_point("caching")
         return len(missing)
 
+    def _decoded(self, items: list[tuple[int, bool]], num_workers: int) -> Iterator[dict]:
+        """The pictures of (index, flip) pairs, in order, by worker processes; a few at a time wait to be taken.
 
-class _Decoding(Dataset):
-    """Pictures of (index, flip) pairs, decoded by worker processes; what is wrong with one comes as its record."""
+        Raises:
+            DataError: a picture cannot be decoded, or its worker died or was silent for WORKER_TIMEOUT_SECONDS.
+        """
+        if not num_workers:
+            yield from (self.pictures.load(*item) for item in items)
+            return
+        ahead = deque()
+        # On leaving, whatever still runs is ended.
+        with multiprocessing.Pool(num_workers, _decode_for, (self.pictures,)) as pool:
+            for item in [*items, *[None] * 2 * num_workers]:
+                if item is not None:
+                    ahead.append((item, pool.apply_async(_decode, item)))
+                if ahead and (item is None or len(ahead) > 2 * num_workers):
+                    (index, _), result = ahead.popleft()
+                    try:
+                        record = result.get(WORKER_TIMEOUT_SECONDS)
+                    except multiprocessing.TimeoutError:
+                        raise DataError(
+                            f"the process that decodes {self.pictures.examples[index].name} died or hangs: no answer "
+                            f"for {WORKER_TIMEOUT_SECONDS} s. Look at the picture, or use --dataloader_num_workers 0."
+                        ) from None
+                    if isinstance(record, str):
+                        raise DataError(record)
+                    yield {name: torch.from_numpy(array) for name, array in record.items()}
 
-    def __init__(self, pictures: TrainingPictures, items: list[tuple[int, bool]]):
-        self.pictures, self.items = pictures, items
 
-    def __len__(self) -> int:
-        return len(self.items)
+def _decode_for(pictures: TrainingPictures) -> None:
+    """Start of a worker process: what it decodes from."""
+    _decode.pictures = pictures
 
-    def __getitem__(self, place: int) -> dict:
-        try:
-            return self.pictures.load(*self.items[place])
-        except DataError as error:
-            return {"error": str(error)}
+
+def _decode(index: int, flip: bool) -> dict | str:
+    """In a worker process: the picture, or what is wrong with it (some exceptions do not survive the way back).
+
+    As arrays: torch would hand over open files, which are gone with a worker that dies.
+    """
+    try:
+        return {name: tensor.numpy() for name, tensor in _decode.pictures.load(index, flip).items()}
+    except DataError as error:
+        return str(error)
 
 
 @torch.no_grad()
@@ -124,6 +160,8 @@ class TextCache:
         """
         missing = [prompt for prompt in workers.share(sorted(set(prompts))) if not self.path(prompt).exists()]
         for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
+            if workers.should_stop():
+                break
             prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders)
             record = {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
             write_record(self.path(prompt), record)
@@ -155,14 +193,7 @@ def fill_caches(
     text.fill([*(example.caption for example in pictures.examples), *prompts], tokenizers, text_encoders, workers)
     del text_encoders
     free_memory()
-    workers.wait()
     return latents, text
-
-
-def free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def weights_key(model: torch.nn.Module) -> str:

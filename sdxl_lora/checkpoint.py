@@ -5,6 +5,8 @@ manifest.json with sizes and checksums comes last; the directory is renamed; onl
 whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +19,15 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sdxl_lora.errors import CheckpointError
+from sdxl_lora.errors import CheckpointError, DiskError
+from sdxl_lora.faults import fault_point
 from sdxl_lora.lora import load_lora_state, lora_state
-from sdxl_lora.processes import main_process_decides
+from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 
 MANIFEST = "manifest.json"
 STATE_NAME = "lora_state.safetensors"
 MINIMUM_KEPT = 2
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def register_hooks(accelerator, models: dict[str, nn.Module], export: Callable[[Path], object]) -> None:
@@ -41,6 +45,7 @@ def register_hooks(accelerator, models: dict[str, nn.Module], export: Callable[[
                 f"{name}.{key}": tensor for name, model in models.items() for key, tensor in lora_state(model).items()
             }
             save_file(state, Path(folder) / STATE_NAME)
+            fault_point("checkpoint_file")
             export(Path(folder))
 
     def load(prepared: list, folder: str) -> None:
@@ -55,29 +60,71 @@ def register_hooks(accelerator, models: dict[str, nn.Module], export: Callable[[
 
 
 def save_checkpoint(accelerator, run_dir: Path, step: int, facts: dict, keep: int | None = None) -> Path:
-    """Save the training after `step` steps. Every process calls this.
+    """Save the training after `step` steps. Every process calls this, and raises what any of them raises.
 
     Args:
         facts: what a later run must have in common with this one to resume it; JSON values.
-        keep: remove all but the newest `keep` valid checkpoints, and never the newest two.
+        keep: remove all but the newest `keep` checkpoints, and never the newest two.
+    Raises:
+        DiskError: it could not be written whole; older checkpoints are as they were.
     """
-    temporary, final = run_dir / f".tmp-checkpoint-{step}", checkpoint_path(run_dir, step)
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        publish(temporary, final, {"step": step, "world_size": accelerator.num_processes, "facts": facts})
-        if keep is not None:
-            rotate(run_dir, max(keep, MINIMUM_KEPT))
-    accelerator.wait_for_everyone()
+    temporary, final = run_dir / f".tmp-checkpoint-{step}", run_dir / f"checkpoint-{step}"
+
+    def publish_and_rotate() -> None:
+        with disk_errors(run_dir, temporary):
+            publish(temporary, final, {"step": step, "world_size": accelerator.num_processes, "facts": facts})
+            if keep is not None:
+                rotate(run_dir, max(keep, MINIMUM_KEPT))
+
+    with all_raise_what_one_raises(accelerator), disk_errors(run_dir, temporary):
+        accelerator.save_state(str(temporary))
+    main_process_decides(accelerator, publish_and_rotate)
     return final
 
 
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    return run_dir / f"checkpoint-{step}"
+@contextlib.contextmanager
+def disk_errors(run_dir: Path, temporary: Path | None = None):
+    """Turn what a full or failing disk raises into a DiskError that says what is needed, free and safe.
+
+    `temporary` is removed then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskError) or not is_disk_error(error):
+            raise
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        good = next((path for path in reversed(checkpoints(run_dir)) if problem_with(path) is None), None)
+        size = sum(path.stat().st_size for path in good.rglob("*")) if good else 0
+        raise DiskError(
+            f"cannot write to {run_dir} ({error}): {shutil.disk_usage(run_dir).free:,} bytes are free"
+            + (f", a checkpoint needs about {size:,}" if good else "")
+            + ". Make room and run the same command again; "
+            + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
+        ) from error
+
+
+def is_disk_error(error: Exception) -> bool:
+    """torch.save and safetensors hide the system's error number in their own exceptions."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+        return True
+    return any(
+        words in str(error)
+        for words in (
+            "os error 28",
+            "os error 27",
+            "os error 122",
+            "unexpected pos",
+            "PytorchStreamWriter failed",
+            "file write failed",
+        )
+    )
 
 
 def publish(temporary: Path, final: Path, about: dict) -> None:
     """Give a directory its manifest and its name; `about` goes into the manifest."""
+    fault_point("checkpoint_file")
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {
         **about,
@@ -89,12 +136,16 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     }
     for path in files:
         flush_to_disk(path)
+        fault_point("checkpoint_file")
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    fault_point("checkpoint_file")
     flush_to_disk(temporary / MANIFEST)
     flush_to_disk(temporary)
     if final.exists():  # a damaged one, or this step done again from an older one
-        shutil.rmtree(final)
+        remove(final)
+    fault_point("checkpoint_file")
     temporary.rename(final)
+    fault_point("checkpoint_file")
     flush_to_disk(final.parent)
 
 
@@ -150,7 +201,16 @@ def read_manifest(checkpoint: Path) -> dict:
 
 def rotate(run_dir: Path, keep: int) -> None:
     for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        fault_point("checkpoint_file")
+        remove(old)
+
+
+def remove(checkpoint: Path) -> None:
+    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else."""
+    doomed = checkpoint.with_name(f".tmp-{checkpoint.name}-old")
+    checkpoint.rename(doomed)
+    fault_point("checkpoint_file")
+    shutil.rmtree(doomed)
 
 
 def remove_leftovers(run_dir: Path) -> list[Path]:

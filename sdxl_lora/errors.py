@@ -1,6 +1,6 @@
 """What a person can cause, as exceptions that carry the exit code the program ends with.
 
-0 is done or stopped on request, 1 a bug, 130 and 143 signals.
+0 is done or stopped on request, 1 a bug, 130 and 143 signals that came before the run could take them.
 """
 
 
@@ -34,4 +34,22 @@ class NonFiniteError(ArithmeticError):
     exit_code = 6
 
 
-OUT_OF_MEMORY_EXIT_CODE = 7
+class OutOfMemory(RuntimeError):
+    """The device's memory does not suffice; says what to change."""
+
+    exit_code = 7
+
+
+class LostProcessError(RuntimeError):
+    """Another process of this run died or does not answer."""
+
+    exit_code = 8
+
+
+RUN_ERRORS = (ConfigError, DataError, CheckpointError, DiskError, NonFiniteError, OutOfMemory, LostProcessError)
+
+
+class Stopped(Exception):
+    """Someone asked the run to stop, and it did: not a failure."""
+
+    exit_code = 0

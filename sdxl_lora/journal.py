@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
-import torch
 from PIL import Image
 from tqdm import tqdm
 from wandb import errors as wandb_errors
 
+from sdxl_lora.memory import memory_gib
 from sdxl_lora.run import Run
 
 
@@ -77,10 +76,3 @@ def start_trackers(
         report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
         accelerator.trackers.clear()
         accelerator.init_trackers(project, plain, init_kwargs={"wandb": {**wandb, "mode": "offline"}})
-
-
-def memory_gib(device: torch.device) -> float:
-    """The most memory reserved so far on a CUDA device, else what this process holds now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30

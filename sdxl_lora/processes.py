@@ -1,13 +1,15 @@
 """The Accelerator, and decisions that one process takes for all."""
 
+import contextlib
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
 from sdxl_lora.errors import ConfigError
 
@@ -15,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def make_accelerator(
-    mixed_precision: str, micro_steps: int, report_to: str, run_dir: str, logging_dir: str
+    mixed_precision: str, micro_steps: int, report_to: str, run_dir: str, logging_dir: str, timeout_seconds: int = 1800
 ) -> Accelerator:
     """The Accelerator of a run, its precision and accumulation ours whatever the launcher's config says.
 
@@ -30,7 +32,10 @@ def make_accelerator(
             log_with=trackers,
             project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging_dir)),
             # The frozen base has no buffers that change; a view saves a copy of the gradients.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
+            ],
         )
     except ValueError as error:
         raise ConfigError(f"mixed_precision {mixed_precision} cannot be used here: {error}") from error
@@ -52,6 +57,19 @@ def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(deterministic)
+
+
+@contextlib.contextmanager
+def all_raise_what_one_raises(accelerator):
+    """What the block raises on any process is raised on every one, so that none waits for another that is gone."""
+    raised = None
+    try:
+        yield
+    except Exception as error:
+        raised = error
+    errors = [error for error in gather_object([raised]) if error is not None]
+    if errors:
+        raise raised or errors[0]
 
 
 def main_process_decides(accelerator, decide: Callable[[], Result]) -> Result:

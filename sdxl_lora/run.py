@@ -2,18 +2,23 @@
 
     config.yaml  events.jsonl  status.json  stop  checkpoint-<step>/  samples/  the LoRA files
 
-The web page, a shell and a cluster job all speak to a run through this directory alone.
+The web page, a shell and a cluster job all speak to a run through this directory alone. status.json holds state
+(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint, pid and
+heartbeat; status-rank-<n>.json the same of the other processes.
 """
 
+import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.errors import ConfigError, LostProcessError, Stopped
 from sdxl_lora.events import EventLog
 from sdxl_lora.processes import main_process_decides
 
@@ -21,73 +26,128 @@ STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one s
 
 
 class Run:
-    """The main process's hold on a run's directory; on other processes (`is_main` false) it writes nothing.
+    """One process's view of a run's directory; the main process (rank 0) holds it, and writes the events.
 
-    As a context manager it records how the run ended.
+    As a context manager it records how the run ended; being stopped on request is no error.
 
     Raises:
         ConfigError: another run holds the directory (its pid is named), or it cannot be written.
     """
 
-    def __init__(self, folder: Path, is_main: bool = True):
-        self.folder, self.is_main = folder, is_main
-        self.status = {"state": "starting", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder, self.rank = folder, rank
+        self.status = {"state": "new", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
         self.status["pid"] = os.getpid()
         self._written = 0.0
-        if not is_main:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")  # the system lets go of it however the process ends
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            pid = read_status(folder).get("pid", "unknown")
-            raise ConfigError(f"another run (pid {pid}) is at work in {folder}: choose another --output_dir") from None
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror or error}") from None
-        (folder / "stop").unlink(missing_ok=True)  # meant for the run before
-        self.events = EventLog(folder / "events.jsonl")
+        if rank == 0:
+            self._hold()
+            self.events = EventLog(folder / "events.jsonl")
         self.update(state="starting")
 
+    def _hold(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / ".lock")  # the system lets go of it however the process ends
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            pid = read_status(self.folder).get("pid", "unknown")
+            raise ConfigError(
+                f"another run (pid {pid}) is at work in {self.folder}: choose another --output_dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+        for old in (self.folder / "stop", *self.folder.glob("status-rank-*.json")):  # of the run before
+            old.unlink(missing_ok=True)
+
     def event(self, event: str, **facts) -> None:
-        if self.is_main:
+        if self.rank == 0:
             self.events.write(event, **facts)
 
     def update(self, **facts) -> None:
-        """Put facts into status.json: the step every STATUS_SECONDS, all else at once."""
+        """Put facts into this process's status file: the step every STATUS_SECONDS, all else at once."""
         is_news = any(name != "step" and self.status[name] != fact for name, fact in facts.items())
         self.status |= facts
-        if self.is_main and (is_news or time.time() - self._written > STATUS_SECONDS):
+        if is_news or time.time() - self._written > STATUS_SECONDS:
             self._written = time.time()
-            replace_text(self.folder / "status.json", json.dumps({**self.status, "heartbeat": self._written}))
+            text = json.dumps({**self.status, "heartbeat": self._written})
+            replace_text(status_path(self.folder, self.rank), text)
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind, error, _) -> None:
+    def __exit__(self, kind, error, _) -> bool:
+        try:
+            self._record_end(error)
+        except OSError as failure:  # a full disk must not hide why the run ended
+            print(f"cannot record the end of the run: {failure}", file=sys.stderr)
+        finally:
+            if self.rank == 0:
+                self.events.file.close()
+                self._lock.release()
+        return isinstance(error, Stopped)
+
+    def _record_end(self, error: BaseException | None) -> None:
         if error is None:
-            self.update(state=self.status["state"] if self.status["state"] == "stopped" else "done", exit_code=0)
+            self.update(state="done", exit_code=0)
+        elif isinstance(error, Stopped):
+            self.event("stopped", reason=str(error), step=self.status["step"])
+            self.update(state="stopped", reason=str(error), exit_code=0)
         else:
             exit_code = getattr(error, "exit_code", 1)
-            self.event("failed", reason=str(error), kind=kind.__name__, exit_code=exit_code)
             self.update(state="failed", reason=str(error), exit_code=exit_code)
-        if self.is_main:
-            self._lock.release()
+            self.event("failed", reason=str(error), kind=type(error).__name__, exit_code=exit_code)
 
 
 def open_run(accelerator, folder: Path) -> Run:
     """The run's directory, held by the main process. Every process calls this; if it is taken, all raise."""
     opened = []
     main_process_decides(accelerator, lambda: opened.append(Run(folder)))
-    return opened[0] if opened else Run(folder, is_main=False)
+    return opened[0] if opened else Run(folder, accelerator.process_index)
 
 
-def read_status(folder: Path) -> dict:
-    """What status.json says; {} where there is none."""
+def status_path(folder: Path, rank: int = 0) -> Path:
+    return folder / ("status.json" if rank == 0 else f"status-rank-{rank}.json")
+
+
+def read_status(folder: Path, rank: int = 0) -> dict:
+    """What a process's status file says; {} where there is none."""
     try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        return json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there and more than a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
+    """Which other processes are gone, or else which has been silent for longest, and at which step, in words."""
+    others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
+    gone = [rank for rank, status in others.items() if not is_alive(status.get("pid", 0))]
+    silent = gone or [min(others, key=lambda rank: others[rank].get("heartbeat", 0))]
+    word = "is gone" if gone else "does not answer"
+    return ", ".join(f"rank {rank} {word} (last seen at step {others[rank].get('step', 0)})" for rank in silent)
+
+
+@contextlib.contextmanager
+def naming_lost_processes(accelerator, run: Run):
+    """Turn the error of a collective that another process did not take part in into words about that process."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+        if accelerator.num_processes == 1 or not any(sign in str(error) for sign in signs):
+            raise
+        lost = lost_ranks(run.folder, accelerator.num_processes, accelerator.process_index)
+        raise LostProcessError(
+            f"{lost}; rank {accelerator.process_index} ends at step {run.status['step']}. "
+            f"The same command goes on from the newest checkpoint. ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -98,13 +158,17 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class StopRequest:
-    """Why the run should stop after this step: SIGTERM, SIGINT (a second one ends it at once), or a file `stop`.
+    """Why the run should stop: SIGTERM, SIGINT (a second one ends it at once), a file `stop`, or its launcher is gone.
 
     A context manager: outside it the signals do what they did before.
     """
 
     def __init__(self, folder: Path):
         self.file, self.signal_name = folder / "stop", None
+        launcher = psutil.Process().parent()
+        # accelerate's launcher for one process dies of SIGTERM at once and leaves its worker training.
+        is_accelerate = launcher is not None and any("accelerate" in word for word in launcher.cmdline())
+        self.launcher = launcher if is_accelerate else None
 
     def __enter__(self) -> "StopRequest":
         self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -119,4 +183,6 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
     def reason(self) -> str | None:
+        if self.signal_name is None and self.launcher is not None and not self.launcher.is_running():
+            self.signal_name = "the launcher is gone"
         return self.signal_name or ("stop file" if self.file.exists() else None)

@@ -7,6 +7,8 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from sdxl_lora.faults import fault_point
+
 
 @torch.no_grad()
 def draw_sample(
@@ -58,12 +60,18 @@ def draw_sample(
 
 def draw_samples(
     unet, vae, scheduler, prompts, negative, size, steps, guidance_scale, seed, images_per_prompt, folder, step,
-    rank=0, world=1,
+    rank=0, world=1, should_stop=lambda: False,
 ) -> None:  # fmt: skip
-    """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `draw_sample`."""
+    """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `draw_sample`.
+
+    `should_stop` is asked before each picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     for prompt, image in wanted[rank::world]:
+        if should_stop():
+            return
+        fault_point("sample")
         picture = draw_sample(
             unet, vae, scheduler, prompts[prompt], negative, size, steps, guidance_scale, seed + image
         )
@@ -76,7 +84,5 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
 
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
     """The pictures that `draw_samples` drew at a step, by prompt."""
-    return [
-        [Image.open(sample_path(folder, step, prompt, image)) for image in range(images_per_prompt)]
-        for prompt in range(prompts)
-    ]
+    paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
+    return [[Image.open(path) for path in of_prompt if path.exists()] for of_prompt in paths]

@@ -1,8 +1,13 @@
 """Cached records equal live encoding, and only what changed is encoded again."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
+from sdxl_lora import cache
 from sdxl_lora.cache import LatentCache, TextCache, Workers, fill_caches, read_record, weights_key
 from sdxl_lora.data import TrainingPictures, open_dataset
 from sdxl_lora.errors import DataError, NonFiniteError
@@ -108,3 +113,18 @@ def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, c
 def test_prompts_are_stored_once(tmp_path, tiny_base):
     parts = load_text_parts(Base(str(tiny_base)), torch.float32)
     assert TextCache(tmp_path, "key").fill(["a", "b", "a"], *parts, Workers()) == 2
+
+
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, pictures, tiny_base, monkeypatch, fault):
+    def load(self, index, flip=False, load=TrainingPictures.load):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL) if fault == "die" else time.sleep(600)
+        return load(self, index, flip)
+
+    monkeypatch.setattr(TrainingPictures, "load", load)
+    monkeypatch.setattr(cache, "WORKER_TIMEOUT_SECONDS", 3)
+    latents = LatentCache(tmp_path, pictures, "key")
+    with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 3 s"):
+        latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers())
+    assert len(records(tmp_path)) == 2, "what was encoded before is kept"

@@ -1,0 +1,47 @@
+"""A switch for tests: makes a real run fail at a chosen point.
+
+    TRAINER_FAULT=kill9@step=31            after step 31, before its checkpoint
+    TRAINER_FAULT=kill9@checkpoint_file=2  at the second of the points inside a save (see checkpoint.py), counted
+                                           over the whole run
+    TRAINER_FAULT=nan@step=5,rank=1        only on that process
+    actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word)
+    points: loading, caching, step, checkpoint_file, sample
+
+Unset, it does nothing. stdlib only.
+"""
+
+import os
+import signal
+from collections import Counter
+
+SIGNALS = {"kill9": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "stop": signal.SIGSTOP}
+_passed: Counter = Counter()
+
+
+def fault_point(point: str, number: int | None = None) -> bool:
+    """Do what TRAINER_FAULT asks for at this point. `number` defaults to how often the point was passed, from 1.
+
+    Returns:
+        True where the caller is to spoil its numbers (nan).
+    Raises:
+        torch.OutOfMemoryError: where asked to.
+    """
+    wanted = os.environ.get("TRAINER_FAULT")
+    if not wanted:
+        return False
+    _passed[point] += 1
+    action, _, place = wanted.partition("@")
+    conditions = dict(part.split("=") for part in place.split(","))
+    if conditions.get("rank", os.environ.get("RANK", "0")) != os.environ.get("RANK", "0"):
+        return False
+    if conditions.get(point) != str(_passed[point] if number is None else number):
+        return False
+    if action in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[action])
+    if action == "exit":
+        os._exit(1)
+    if action == "oom":
+        import torch
+
+        raise torch.OutOfMemoryError("TRAINER_FAULT: out of memory")
+    return action == "nan"
