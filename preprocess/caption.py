@@ -5,6 +5,7 @@ Torch is imported where it is needed, so that --help and errors in flags do not 
 """
 
 import dataclasses
+import difflib
 import gc
 import logging
 import os
@@ -22,6 +23,14 @@ NOT_CAPTIONS = {
     "<REGION_TO_SEGMENTATION>": "polygons", "<OPEN_VOCABULARY_DETECTION>": "boxes", "<REGION_TO_CATEGORY>": "a class",
     "<REGION_TO_DESCRIPTION>": "words about a region", "<REGION_TO_OCR>": "a region's text",
 }  # fmt: skip
+
+
+CAPTIONS = (
+    "<CAPTION>",
+    "<DETAILED_CAPTION>",
+    "<MORE_DETAILED_CAPTION>",
+    "<OCR>",
+)  # fine-tunes have others of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +60,12 @@ def check_captioner(options: CaptionerOptions) -> None:
     Raises:
         ConfigError: not there, not reachable, of no class that captions, or a task that gives no caption.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     try:
         config = AutoConfig.from_pretrained(options.model)
-        processor = AutoProcessor.from_pretrained(options.model)
+        load_processor(options.model)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -65,10 +74,11 @@ def check_captioner(options: CaptionerOptions) -> None:
         ) from None
     if options.task == "<OCR>" and config.model_type != "florence2":
         raise ConfigError(f"--ocr needs Florence-2; caption_model {options.model} is a {config.model_type}")
-    if not hasattr(processor, "batch_decode") or not hasattr(processor, "image_processor"):
-        raise ConfigError(f"caption_model {options.model} has no processor that takes pictures and gives words")
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(f"caption_model {options.model} is a {config.model_type}, which writes no captions")
+    near = difflib.get_close_matches(options.task, CAPTIONS, n=1, cutoff=0.88)
+    if config.model_type == "florence2" and near and options.task not in CAPTIONS:
+        raise ConfigError(f"caption_task {options.task} is unknown, did you mean {near[0]}?")
     if config.model_type == "florence2" and options.task in NOT_CAPTIONS:
         raise ConfigError(
             f"caption_task {options.task} gives {NOT_CAPTIONS[options.task]}, not a caption: use <CAPTION>, "
@@ -83,10 +93,10 @@ def captioner(options: CaptionerOptions) -> Iterator[Callable[[list[Image.Image]
     A batch that does not fit the GPU is halved, and so are all later ones.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     device, dtype = device_and_dtype(options.dtype)
-    processor = AutoProcessor.from_pretrained(options.model)
+    processor = load_processor(options.model)
     attention = {} if options.attention == "auto" else {"attn_implementation": options.attention}
     with quiet_transformers():
         model = AutoModelForImageTextToText.from_pretrained(
@@ -148,6 +158,32 @@ def model_inputs(model, processor, images: list[Image.Image], options: Captioner
     if options.prompt:
         return processor(images=images, text=[options.prompt] * len(images), return_tensors="pt")
     return processor(images=images, return_tensors="pt")
+
+
+class Pair:
+    """Image processor and tokenizer of a model that has no processor of both, such as ViT with GPT-2."""
+
+    def __init__(self, model: str):
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self.image_processor = AutoImageProcessor.from_pretrained(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.batch_decode = self.tokenizer.batch_decode
+
+    def __call__(self, images: list[Image.Image], return_tensors: str):
+        return self.image_processor(images, return_tensors=return_tensors)
+
+
+def load_processor(model: str):
+    """
+    Raises:
+        OSError, ValueError: there is none that takes pictures and gives words.
+    """
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    both = hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
+    return processor if both else Pair(model)
 
 
 def device_and_dtype(dtype: str):

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Florence2ForConditionalGeneration
+from transformers import AutoProcessor, Florence2ForConditionalGeneration, GenerationConfig
 
-from examples.tiny_florence2 import save_tiny_florence2
+from examples.tiny_florence2 import WORDS, save_tiny_florence2, tiny_florence2_tokenizer
 from preprocess import caption as caption_module
 from preprocess.caption import CaptionerOptions, captioner, check_captioner
 from preprocess.captioning import caption_batch
@@ -87,6 +87,10 @@ def test_what_is_no_captioner_is_refused_before_any_work(tiny_florence2, tiny_ba
         check_captioner(CaptionerOptions(str(tiny_base / "text_encoder")))
     with pytest.raises(ConfigError, match="gives boxes, not a caption"):
         check_captioner(CaptionerOptions(str(tiny_florence2), task="<OD>"))
+    with pytest.raises(ConfigError, match="did you mean <DETAILED_CAPTION>"):
+        check_captioner(CaptionerOptions(str(tiny_florence2), task="<DETAILD_CAPTION>"))
+    for task in ("<MIXED_CAPTION>", "<GENERATE_TAGS>"):  # of a fine-tune
+        check_captioner(CaptionerOptions(str(tiny_florence2), task=task))
     raw = tmp_path / "raw"
     raw.mkdir()
     noise().save(raw / "a.png")
@@ -222,3 +226,65 @@ def test_writing_in_pictures_is_warned_of(tiny_florence2, tmp_path, monkeypatch)
     assert said == [("a.png", "text in the picture: 'STOCK'")] and asked == ["<OCR>"]  # nothing is read twice
     with pytest.raises(SystemExit):
         run_preprocess(raw, tmp_path / "out", "--ocr")
+
+
+def test_a_chat_model_is_asked_and_its_answer_is_the_caption(pictures, tmp_path):
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = tiny_florence2_tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=16),
+        text_config=LlamaConfig(**small, **ids, num_key_value_heads=2, vocab_size=len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    side = {"height": 32, "width": 32}
+    template = "{% for part in messages[0]['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=side, crop_size=side),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template + "{% endfor %}",
+    )
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = CaptionerOptions(str(tmp_path), prompt="What is it?", max_new_tokens=5, num_beams=1)
+    check_captioner(options)
+    with captioner(options) as caption:
+        texts = caption(pictures[:2])
+    for text, picture in zip(texts, pictures, strict=False):
+        inputs = processor(images=[picture], text=["<image>What is it?"], return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert text == " ".join(tokenizer.decode(tokens, skip_special_tokens=True).split()) and "What" not in text
+
+
+def test_a_model_with_image_processor_and_tokenizer_apart_is_served(pictures, tmp_path):
+    from transformers import BertConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    tokenizer = tiny_florence2_tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**small, image_size=32, patch_size=16),
+        BertConfig(**small, vocab_size=len(tokenizer), initializer_range=0.5),
+    )
+    torch.manual_seed(0)
+    model = VisionEncoderDecoderModel(config).eval()
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    words = range(len(tokenizer) - len(WORDS), len(tokenizer))
+    suppressed = [i for i in range(len(tokenizer)) if i not in words]
+    model.generation_config = GenerationConfig(**ids, suppress_tokens=suppressed)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    check_captioner(CaptionerOptions(str(tmp_path)))
+    with captioner(CaptionerOptions(str(tmp_path), max_new_tokens=4)) as caption:
+        texts = caption(pictures[:2])
+    assert all(len(text.split()) == 4 and set(text.split()) <= set(WORDS) for text in texts)
