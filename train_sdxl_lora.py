@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
-from sdxl_lora.checkpoint import disk_errors, register_hooks, restore, save_checkpoint
+from sdxl_lora.checkpoint import disk_errors
 from sdxl_lora.collate import Chance, collate
 from sdxl_lora.data import TrainingPictures, check_class_images, dataset_key, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
@@ -45,6 +45,7 @@ from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides,
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
 from sdxl_lora.timesteps import TimestepDensity, bias_range
+from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 
 # Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
 SAME_ON_RESUME = (

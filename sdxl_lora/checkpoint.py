@@ -1,10 +1,15 @@
-"""Checkpoints: one directory each, published whole or not at all; the newest valid one; rotation.
+"""Checkpoints on the disk: one directory each, published whole or not at all; the newest valid one; rotation.
 
-accelerator.save_state writes into .tmp-checkpoint-<step>, our hooks add the adapter; every file is flushed to the disk;
+    python -m sdxl_lora.checkpoint runs/cat                          which checkpoints are whole, and why others are not
+    python -m sdxl_lora.checkpoint runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
+
+A checkpoint is written into .tmp-checkpoint-<step> (training_state.py); every file is flushed to the disk;
 manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
-whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is.
+whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is. stdlib only:
+opens no tensor.
 """
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -12,74 +17,17 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.faults import fault_point
-from sdxl_lora.lora import load_lora_state, lora_state
-from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 
 MANIFEST = "manifest.json"
-STATE_NAME = "lora_state.safetensors"
 MINIMUM_KEPT = 2
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-
-
-def register_hooks(accelerator, models: dict[str, nn.Module], export: Callable[[Path], object]) -> None:
-    """Make accelerator.save_state and load_state handle adapters alone, not the frozen base.
-
-    Args:
-        models: the models with adapters, unwrapped, by name.
-        export: called with the directory on the main process, to add the LoRA files for the clients.
-    """
-
-    def save(_, weights: list, folder: str) -> None:
-        weights.clear()  # of what remains in it Accelerate would write the whole base
-        if accelerator.is_main_process:
-            state = {
-                f"{name}.{key}": tensor for name, model in models.items() for key, tensor in lora_state(model).items()
-            }
-            save_file(state, Path(folder) / STATE_NAME)
-            fault_point("checkpoint_file")
-            export(Path(folder))
-
-    def load(prepared: list, folder: str) -> None:
-        prepared.clear()
-        state = load_file(Path(folder) / STATE_NAME)
-        for name, model in models.items():
-            own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
-            load_lora_state(model, own)
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def save_checkpoint(accelerator, run_dir: Path, step: int, facts: dict, keep: int | None = None) -> Path:
-    """Save the training after `step` steps. Every process calls this, and raises what any of them raises.
-
-    Args:
-        facts: what a later run must have in common with this one to resume it; JSON values.
-        keep: remove all but the newest `keep` checkpoints, and never the newest two.
-    Raises:
-        DiskError: it could not be written whole; older checkpoints are as they were.
-    """
-    temporary, final = run_dir / f".tmp-checkpoint-{step}", run_dir / f"checkpoint-{step}"
-
-    def publish_and_rotate() -> None:
-        with disk_errors(run_dir, temporary):
-            publish(temporary, final, {"step": step, "world_size": accelerator.num_processes, "facts": facts})
-            if keep is not None:
-                rotate(run_dir, max(keep, MINIMUM_KEPT))
-
-    with all_raise_what_one_raises(accelerator), disk_errors(run_dir, temporary):
-        accelerator.save_state(str(temporary))
-    main_process_decides(accelerator, publish_and_rotate)
-    return final
 
 
 @contextlib.contextmanager
@@ -137,6 +85,7 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     for path in files:
         flush_to_disk(path)
         fault_point("checkpoint_file")
+    manifest["manifest_sha256"] = manifest_sha256(manifest)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     fault_point("checkpoint_file")
     flush_to_disk(temporary / MANIFEST)
@@ -147,6 +96,12 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     temporary.rename(final)
     fault_point("checkpoint_file")
     flush_to_disk(final.parent)
+
+
+def manifest_sha256(manifest: dict) -> str:
+    """Over all its other entries: whoever changes one by chance is found out."""
+    others = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:
@@ -193,9 +148,10 @@ def problem_with(checkpoint: Path) -> str | None:
 def read_manifest(checkpoint: Path) -> dict:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        assert {"step", "facts", "files"} <= set(manifest)
-    except (OSError, ValueError, AssertionError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{MANIFEST} is missing or damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("manifest_sha256") != manifest_sha256(manifest):
+        raise CheckpointError(f"{MANIFEST} is missing or damaged (its checksum differs)")
     return manifest
 
 
@@ -221,12 +177,15 @@ def remove_leftovers(run_dir: Path) -> list[Path]:
     return leftovers
 
 
-def choose_checkpoint(run_dir: Path, wanted: str | None, facts: dict, report: Callable[[str], None]) -> Path | None:
+def choose_checkpoint(
+    run_dir: Path, wanted: str | None, facts: dict | None, report: Callable[[str], None]
+) -> Path | None:
     """The checkpoint to resume from, or None to start anew.
 
     Args:
         wanted: "latest" for the newest valid one if there is any; a path, or a name in run_dir, for that one;
             None to start anew, refused where there are checkpoints.
+        facts: what the present run must have in common with the checkpoint's; None for no such question.
         report: told of every checkpoint that was passed over, and why.
     Raises:
         CheckpointError: `wanted` is not there or damaged, none of several is whole, or it is of another run.
@@ -258,7 +217,8 @@ def choose_checkpoint(run_dir: Path, wanted: str | None, facts: dict, report: Ca
             raise CheckpointError(f"no checkpoint {wanted}; there are: {names}")
         if problem := problem_with(chosen):
             raise CheckpointError(f"{chosen} cannot be used: {problem}")
-    check_facts(read_manifest(chosen)["facts"], facts, chosen)
+    if facts is not None:
+        check_facts(read_manifest(chosen)["facts"], facts, chosen)
     return chosen
 
 
@@ -273,20 +233,47 @@ def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
         )
 
 
-def restore(accelerator, run_dir: Path, wanted: str | None, facts: dict, report: Callable[[str], None]) -> int:
-    """Load the checkpoint that `choose_checkpoint` chooses. Returns the steps done, 0 for a new run.
+def describe(checkpoint: Path) -> str:
+    """One line: name, step, size, and whether it is whole."""
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}"
 
-    Every process calls this; the main one chooses, and what it raises all raise.
+
+def export(run_dir: Path, step: int | None, to: Path) -> Path:
+    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the newest or that of `step`.
+
+    Raises:
+        CheckpointError: there is none, it is not whole, or `to` exists.
     """
+    name = None if step is None else f"checkpoint-{step}"
+    source = choose_checkpoint(run_dir, name or "latest", None, print)
+    if source is None:
+        raise CheckpointError(f"there is no checkpoint in {run_dir}")
+    if to.exists():
+        raise CheckpointError(f"{to} exists: choose another name")
+    own = {"pytorch_lora_weights.safetensors", "lora_state.safetensors"}
+    file = next(path for path in sorted(source.glob("*.safetensors")) if path.name not in own)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(file, to))
 
-    def decide() -> Path | None:
-        for leftover in remove_leftovers(run_dir):
-            report(f"removed {leftover.name}, left by an interrupted save")
-        return choose_checkpoint(run_dir, wanted, facts, report)
 
-    chosen = main_process_decides(accelerator, decide)
-    if chosen is None:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="List a run's checkpoints, or take a LoRA file out of one.")
+    parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")
+    parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest that is whole")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.export:
+            print(f"wrote {export(arguments.run_dir, arguments.step, arguments.export)}")
+        else:
+            lines = [describe(path) for path in checkpoints(arguments.run_dir)]
+            print("\n".join(lines) or f"no checkpoints in {arguments.run_dir}")
         return 0
-    accelerator.load_state(str(chosen))
-    accelerator.step = 0  # counts micro-steps; a checkpoint stands between steps, whatever the accumulation is now
-    return read_manifest(chosen)["step"]
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

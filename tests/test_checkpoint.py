@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from sdxl_lora.checkpoint import (
     check_facts,
     checkpoints,
     choose_checkpoint,
+    main,
     problem_with,
     publish,
     remove_leftovers,
@@ -53,7 +55,7 @@ DAMAGE = {
     "weights.safetensors is missing": lambda folder: (folder / "weights.safetensors").unlink(),
     "manifest.json is missing or damaged": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json is missing or damaged (Exp": lambda folder: (folder / "manifest.json").write_text("{"),
-    "manifest.json is missing or damaged ()": lambda folder: (folder / "manifest.json").write_text("[1]"),
+    "manifest.json is missing or damaged (its": lambda folder: (folder / "manifest.json").write_text("[1]"),
 }
 
 
@@ -120,3 +122,38 @@ def test_the_manifest_tells_sizes_checksums_versions_and_facts(run):
     manifest = json.loads((run.folder / "checkpoint-5" / "manifest.json").read_text())
     assert manifest["files"]["weights.safetensors"]["size"] == 1000
     assert manifest["facts"] == FACTS and manifest["step"] == 5 and "torch" in manifest["versions"]
+
+
+def test_the_command_lists_what_is_whole_and_exports_from_it(run, capsys):
+    (run.folder / "checkpoint-10" / "weights.safetensors").unlink()
+    assert main([str(run.folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
+    assert [line.split("MiB")[1].strip() for line in lines] == ["whole", "weights.safetensors is missing", "whole"]
+    target = run.folder / "exported.safetensors"
+    assert main([str(run.folder), "--export", str(target), "--step", "5"]) == 0
+    assert target.read_bytes() == (run.folder / "checkpoint-5" / "weights.safetensors").read_bytes()
+    assert main([str(run.folder), "--export", str(target)]) == 4, "nothing is overwritten"
+    assert main([str(run.folder), "--export", str(run.folder / "x"), "--step", "10"]) == 4
+    assert "weights.safetensors is missing" in capsys.readouterr().err
+
+
+def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(run):
+    """A hundred random damages of a checkpoint's files, its manifest included."""
+    chance = random.Random(0)
+    for number in range(100):
+        folder = make(run.folder, 1000 + number)
+        path = chance.choice(sorted(folder.iterdir()))
+        data = bytearray(path.read_bytes())
+        kind = chance.choice(["flip", "cut", "grow", "rubbish", "empty", "json"])
+        if kind == "flip":
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        elif kind == "json":
+            files = chance.choice([b"3", b"[]", b'{"x": 3}', b'{"x": {}}'])
+            data = b'{"step": 1, "facts": {}, "files": ' + files + b"}"
+        else:
+            at = chance.randrange(len(data))
+            data = {"cut": data[:at], "grow": data + b"x", "rubbish": os.urandom(at + 1), "empty": b""}[kind]
+        path.write_bytes(data)
+        assert problem_with(folder), (number, kind, path.name)
+        shutil.rmtree(folder)

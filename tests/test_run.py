@@ -2,13 +2,19 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from sdxl_lora.errors import ConfigError, NonFiniteError
-from sdxl_lora.events import EventLog, read_events
+from sdxl_lora.events import EventLog, follow_events, read_events
 from sdxl_lora.run import Run, StopRequest, read_status
+
+from .conftest import ROOT
 
 
 def test_status_tells_how_a_run_goes_and_ends(tmp_path):
@@ -58,3 +64,38 @@ def test_events_are_read_back_and_a_line_being_written_is_left_out(tmp_path):
         file.write(json.dumps({"event": "step"})[:-3])
     assert [event["event"] for event in read_events(path)] == ["step", "message"]
     assert next(read_events(path, "message"))["text"] == "é\n日本"
+
+
+def test_events_are_followed_while_they_are_written_in_pieces(tmp_path):
+    """A writer that flushes in the middle of lines and characters; the reader sees each event once and whole."""
+    path = tmp_path / "events.jsonl"
+    lines = [json.dumps({"event": "step", "step": n, "text": "日本é"}, ensure_ascii=False).encode() for n in range(200)]
+    data = b"\n".join([*lines[:100], b"{damaged", b"[1]", *lines[100:]]) + b"\n"
+    path.touch()
+    written = threading.Event()
+
+    def write():
+        chance = random.Random(0)
+        with open(path, "ab", buffering=0) as file:
+            at = 0
+            while at < len(data):
+                size = chance.randint(1, 400)
+                file.write(data[at : at + size])
+                at += size
+        written.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    followed = [event["step"] for event in follow_events(path, 0.001, written.is_set)]
+    thread.join()
+    assert followed == list(range(200)) == [event["step"] for event in read_events(path)]
+
+
+def test_the_command_follows_a_run_to_its_end(tmp_path):
+    with Run(tmp_path) as run:
+        run.event("step", step=1, loss=0.5)
+    command = [sys.executable, "-m", "sdxl_lora.events"]
+    result = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 0 and "step step=1 loss=0.5" in result.stdout
+    result = subprocess.run([*command, str(tmp_path / "no")], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 2 and "usage" in result.stderr
