@@ -30,7 +30,7 @@ CAPTIONS = (
     "<DETAILED_CAPTION>",
     "<MORE_DETAILED_CAPTION>",
     "<OCR>",
-)  # fine-tunes have others of their own
+)  # a fine-tune has its own
 
 
 @dataclasses.dataclass(frozen=True)
