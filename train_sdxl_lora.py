@@ -20,6 +20,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from accelerate import Accelerator
 
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
+from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, prompts_of
 from sdxl_lora.checkpoint import disk_errors
 from sdxl_lora.collate import Chance, collate
 from sdxl_lora.data import TrainingPictures, check_class_images, dataset_key, open_dataset, trigger_word_of
@@ -55,7 +57,8 @@ SAME_ON_RESUME = (
     "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
     "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
     "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
-    "timestep_bias_end", "lora_plus_ratio",
+    "timestep_bias_end", "lora_plus_ratio", "proportion_empty_prompts", "shuffle_caption", "keep_tokens",
+    "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
 )  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -102,6 +105,7 @@ class Training:
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         self.started_at = datetime.now(timezone.utc)
         self.base = base_of(config)
+        self.notes: list[str] = []  # said once the journal is open
         main_process_decides(accelerator, lambda: check_base(self.base))
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
@@ -115,6 +119,8 @@ class Training:
             self.pictures = open_pictures(config)
         self.examples = self.pictures.examples
         check_class_images(self.examples, config.prior_loss_weight)
+        self.plan_steps()
+        captions = self.captions_that_will_occur()
         self.run.update(state="caching")
         with all_raise_what_one_raises(accelerator):
             self.latents, self.texts = fill_caches(
@@ -127,12 +133,31 @@ class Training:
                 text_dtype=DTYPES[config.mixed_precision],
                 num_workers=config.dataloader_num_workers,
                 workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
+                captions=captions or (),
+                chunks=config.max_caption_chunks,
+                encode_live=captions is None,
             )
-        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+
+    def plan_steps(self) -> None:
+        config = self.config
+        processes = self.accelerator.num_processes
+        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
         num_epochs = None if config.max_train_steps else config.num_train_epochs
         sizes = [example.target_size for example in self.examples]
         self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
         self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
+
+    def captions_that_will_occur(self) -> set[str] | None:
+        """All prompts that the turns of this run train with; None if they are more than are to be cached."""
+        config, variants = self.config, captions_of(self.config)
+        written, limit = [example.caption for example in self.examples], config.max_cached_captions
+        turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)
+        captions = prompts_of(written, config.seed, turns, variants, limit)
+        if captions is None:
+            self.notes.append(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
+        elif variants != AS_WRITTEN:
+            self.notes.append(f"captions vary: all {len(captions)} that will occur are cached")
+        return captions
 
     def prepare_model(self) -> None:
         """The UNet with its adapter, and the optimizer over the adapter."""
@@ -183,7 +208,7 @@ class Training:
             "images_per_step": self.images_per_step,
         }
         wanted = self.config.resume_from_checkpoint
-        notes: list[str] = []
+        notes = self.notes
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
         return [*notes, f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0"]
 
@@ -471,7 +496,19 @@ def chance_of(config: TrainConfig, num_train_timesteps: int) -> Chance:
         config.multires_noise_discount,
         config.input_perturbation,
     )
-    return Chance(config.random_flip, noise, timestep_density_of(config, num_train_timesteps))
+    return Chance(config.random_flip, noise, timestep_density_of(config, num_train_timesteps), captions_of(config))
+
+
+def captions_of(config: TrainConfig) -> CaptionVariants:
+    return CaptionVariants(
+        config.proportion_empty_prompts,
+        config.enable_wildcard,
+        config.shuffle_caption,
+        config.caption_tag_dropout_rate,
+        config.keep_tokens,
+        config.caption_separator,
+        config.keep_tokens_separator,
+    )
 
 
 def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> TimestepDensity:

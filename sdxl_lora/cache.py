@@ -7,6 +7,7 @@ runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 
 import hashlib
 import multiprocessing
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sdxl_lora.errors import DataError, NonFiniteError
 from sdxl_lora.faults import fault_point
 from sdxl_lora.memory import free_memory
 from sdxl_lora.models import Base, load_text_parts, load_vae
-from sdxl_lora.text import encode_prompts
+from sdxl_lora.text import CHUNK, encode_prompts, token_count
 
 WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
 
@@ -142,29 +143,36 @@ def vae_moments(vae, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 class TextCache:
-    """Embeddings of prompts: `prompt_embeds` (77, D) and `pooled_embeds` (P,), each prompt stored once."""
+    """Embeddings of prompts: `prompt_embeds` (77 * chunks, D) and `pooled_embeds` (P,), each prompt stored once.
 
-    def __init__(self, folder: Path, encoders_key: str):
-        self.folder, self.encoders_key = folder / "text", encoders_key
+    With `live_parts`, tokenizers and encoders, prompts that are not stored are encoded when they are read.
+    """
+
+    def __init__(self, folder: Path, encoders_key: str, chunks: int = 1, live_parts: tuple | None = None):
+        self.folder, self.encoders_key, self.chunks = folder / "text", encoders_key, chunks
+        self.live_parts = live_parts
 
     def path(self, prompt: str) -> Path:
-        return record_path(self.folder, prompt, self.encoders_key)
+        more = (self.chunks,) if self.chunks > 1 else ()
+        return record_path(self.folder, prompt, self.encoders_key, *more)
 
     def read(self, prompt: str) -> dict[str, torch.Tensor]:
+        if self.live_parts and not self.path(prompt).exists():
+            return self.encode(prompt, *self.live_parts)
         return read_record(self.path(prompt))
 
-    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
-        """Encode what is missing, each process its share. Returns how many records this process wrote.
+    def encode(self, prompt: str, tokenizers, text_encoders) -> dict[str, torch.Tensor]:
+        """One prompt at a time: in a batch the last bits would depend on what else is in it."""
+        prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders, self.chunks)
+        return {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
 
-        One prompt at a time: in a batch the last bits would depend on what else is missing.
-        """
+    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
+        """Encode what is missing, each process its share. Returns how many records this process wrote."""
         missing = [prompt for prompt in workers.share(sorted(set(prompts))) if not self.path(prompt).exists()]
         for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
             if workers.should_stop():
                 break
-            prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders)
-            record = {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
-            write_record(self.path(prompt), record)
+            write_record(self.path(prompt), self.encode(prompt, tokenizers, text_encoders))
         return len(missing)
 
 
@@ -178,8 +186,16 @@ def fill_caches(
     text_dtype: torch.dtype,
     num_workers: int = 0,
     workers: Workers | None = None,
+    captions: Iterable[str] | None = None,
+    chunks: int = 1,
+    encode_live: bool = False,
 ) -> tuple[LatentCache, TextCache]:
-    """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none."""
+    """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
+
+    Args:
+        captions: all that will be read beside `prompts`; None for the examples' as they are written.
+        encode_live: the text encoders stay, for captions that are not among these.
+    """
     workers = workers or Workers()
     vae = load_vae(base).to(device)
     latents = LatentCache(folder, pictures, weights_key(vae))
@@ -189,11 +205,28 @@ def fill_caches(
 
     tokenizers, text_encoders = load_text_parts(base, text_dtype)
     text_encoders = [encoder.to(device) for encoder in text_encoders]
-    text = TextCache(folder, "".join(weights_key(encoder) for encoder in text_encoders))
-    text.fill([*(example.caption for example in pictures.examples), *prompts], tokenizers, text_encoders, workers)
+    encoders_key = "".join(weights_key(encoder) for encoder in text_encoders)
+    text = TextCache(folder, encoders_key, chunks, (tokenizers, text_encoders) if encode_live else None)
+    if captions is None:
+        captions = [example.caption for example in pictures.examples]
+    wanted = [*captions, *prompts]
+    warn_of_long_prompts(wanted, tokenizers[0], chunks)
+    text.fill(wanted, tokenizers, text_encoders, workers)
     del text_encoders
     free_memory()
     return latents, text
+
+
+def warn_of_long_prompts(prompts: Iterable[str], tokenizer, chunks: int) -> None:
+    counts = {prompt: token_count(prompt, tokenizer) for prompt in set(prompts)}
+    long = [prompt for prompt, count in counts.items() if count > CHUNK * chunks]
+    if long:
+        longest = max(counts.values())
+        warnings.warn(
+            f"{len(long)} prompts are longer than {CHUNK * chunks} tokens and are cut there, like {min(long)[:60]!r}; "
+            f"--max_caption_chunks {-(-longest // CHUNK)} reads them whole",
+            stacklevel=3,
+        )
 
 
 def weights_key(model: torch.nn.Module) -> str:

@@ -258,6 +258,27 @@ class TrainConfig:
     timestep_bias_end: int = 1000
     """End of the range, not included."""
 
+    # --- captions ---
+    proportion_empty_prompts: float = 0.0
+    """Share of turns with the empty prompt in place of the caption, for classifier-free guidance; 0.1 is usual."""
+    shuffle_caption: bool = False
+    """Put the tags of a caption, what stands between commas, in another order in every turn."""
+    keep_tokens: int = 0
+    """So many tags at the beginning are neither moved nor left out: 1 for a trigger word in front."""
+    keep_tokens_separator: str | None = None
+    """If this text stands in a caption, all tags before it are kept instead, and it is taken out; e.g. "|||"."""
+    caption_separator: str = ","
+    """What stands between tags."""
+    caption_tag_dropout_rate: float = 0.0
+    """Share of tags left out, others in every turn."""
+    enable_wildcard: bool = False
+    """Choose one of {red|green|blue} in a caption anew in every turn; choices may hold further ones."""
+    max_caption_chunks: int = 1
+    """Captions and sample prompts are read as this many chunks of 75 tokens; 3 for up to 225 tokens."""
+    max_cached_captions: int = 4000
+    """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
+    with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
+
     # --- how long, how fast ---
     train_batch_size: int = 1
     """Pictures per process and micro-step."""
@@ -399,7 +420,7 @@ class TrainConfig:
             problems.append(multiple_of_8_problem(self.resolution))
         if (self.train_data_dir is None) == (self.dataset_name is None):
             problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
-        problems += objective_problems(self) + optimizer_problems(self)
+        problems += objective_problems(self) + optimizer_problems(self) + caption_problems(self)
         raise_all(problems)
 
 
@@ -449,6 +470,20 @@ def objective_problems(config: TrainConfig) -> list[str]:
             f"timestep_bias_begin {config.timestep_bias_begin} and timestep_bias_end {config.timestep_bias_end} must "
             f"include some of the timesteps {first} to {end}"
         )
+    return problems
+
+
+def caption_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting of captions that cannot be."""
+    problems = number_problems(
+        config,
+        positive=["max_caption_chunks"],
+        not_negative=["keep_tokens", "max_cached_captions"],
+        below_one=["proportion_empty_prompts", "caption_tag_dropout_rate"],
+    )
+    for name in ("caption_separator", "keep_tokens_separator"):
+        if getattr(config, name) == "":
+            problems.append(f"{name} is empty, it must be some text")
     return problems
 
 

@@ -102,3 +102,29 @@ def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settin
     name = next(name for name in published if "to_q.lora_A" in name)
     is_average = not torch.equal(published[name], trained[name])
     assert is_average == (settings["optimizer"] == "schedule_free_adamw")
+
+
+def test_captions_encoded_live_train_what_cached_ones_do(train, tmp_path, capsys):
+    settings = {
+        "shuffle_caption": True, "caption_separator": " ", "keep_tokens": 1, "proportion_empty_prompts": 0.3,
+        "max_caption_chunks": 2, "max_train_steps": 3, "train_batch_size": 2, "validation_prompt": ("a cat " * 20,),
+        "num_validation_images": 1, "validation_inference_steps": 2,
+    }  # fmt: skip
+    cached = train(**settings, output_dir=str(tmp_path / "cached"))
+    said = capsys.readouterr().err
+    assert "captions vary: all" in said and "that will occur are cached" in said
+    live = train(
+        **settings, output_dir=str(tmp_path / "live"), max_cached_captions=1, cache_dir=str(tmp_path / "another cache")
+    )
+    assert "captions vary in more than 1 ways: the text encoders stay and encode them live" in capsys.readouterr().err
+    assert_equal_weights(weights_of(live, 3), weights_of(cached, 3))
+    assert (live / "samples" / "step-000003-prompt-0-image-0.png").exists()
+
+
+def test_prompts_that_are_cut_are_pointed_out(train):
+    with pytest.warns(
+        UserWarning, match=r"1 prompts are longer than 75 tokens.*--max_caption_chunks 2 reads them whole"
+    ):
+        train(
+            max_train_steps=1, validation_prompt=("a cat " * 20,), num_validation_images=1, validation_inference_steps=1
+        )
