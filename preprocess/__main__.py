@@ -5,6 +5,7 @@ Torch, transformers and datasets come only once there is work for them, so that 
 
 import dataclasses
 import errno
+import os
 import shutil
 import signal
 import sys
@@ -97,7 +98,7 @@ def run(config: PreprocessConfig) -> None:
             wording_of(config),
             team,
             reader=reader_of(config),
-            num_workers=config.num_workers,
+            num_workers=workers_of(config, team.local_world),
             strict=config.strict,
             restore_deleted=config.restore_deleted,
             card=lambda rows: dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model),
@@ -110,6 +111,13 @@ def run(config: PreprocessConfig) -> None:
     if team.rank == 0:
         print(console_lines(report, config.output_dir, config.train_batch_size))
     team.close()
+
+
+def workers_of(config: PreprocessConfig, processes: int) -> int:
+    """Worker processes for each of the `processes` on this machine."""
+    if config.num_workers is not None:
+        return config.num_workers
+    return min(8, max(1, (os.cpu_count() or 1) // processes))
 
 
 def recipe_of(config: PreprocessConfig):

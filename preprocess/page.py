@@ -47,6 +47,8 @@ def page(report: dict, output: Path, paths: Mapping[str, Path]) -> str:
     """
     problems, common = problems_of(report)
     rows = report["rows"]
+    names = {row["source"] for row in rows}
+    others = [(name, message) for name, messages in problems.items() if name not in names for message in messages]
     odd = [row for row in rows if row["source"] in problems]
     fine = [row for row in rows if row["source"] not in problems]
     shown_odd = odd[:MOST_CARDS]
@@ -55,6 +57,7 @@ def page(report: dict, output: Path, paths: Mapping[str, Path]) -> str:
     parts = [
         head(report, output.resolve().name),
         *(f'<p class="problem">{count} pictures: {escape(message)}</p>' for message, count in common.items()),
+        *(f'<p class="problem">{escape(name)}: {escape(message)}</p>' for name, message in others),
         *section(f"Left out: {len(report['left_out'])}", left_out_cards(report, paths), len(report["left_out"])),
         *section(f"To look at: {len(odd)}", [card(row, problems, output) for row in shown_odd], len(odd)),
         charts(report),

@@ -13,11 +13,12 @@ LONGEST_WAIT = timedelta(days=7)  # a process may caption for days while another
 class Team:
     """
     Attributes:
-        rank, world: number of this process, and of all of them.
+        rank, world: number of this process, and of all of them; local_world: of those on this machine.
     """
 
     def __init__(self) -> None:
         self.rank, self.world, self.state = 0, 1, None
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if (launched := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             from accelerate import PartialState
             from accelerate.utils import parse_flag_from_env

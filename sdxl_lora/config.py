@@ -117,8 +117,8 @@ class PreprocessConfig:
     """Repository to upload to, user/name. Default: the output folder's name, under the account that is logged in."""
     hub_private: bool = True
     """Create that repository as private."""
-    num_workers: int = 2
-    """Processes that decode and crop; 0 for the command's own alone."""
+    num_workers: int | None = None
+    """Processes that decode and crop; 0 for the command's own alone. Default: the cores, 8 at most."""
     strict: bool = False
     """Stop with exit code 3, and publish nothing, where a picture would be left out."""
     restore_deleted: bool = False

@@ -103,12 +103,13 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(tmp_path):
     (raw / "a&b.txt").write_text(evil)
     noise(30, 30).save(raw / "small.png")
     (raw / "<i>.png").write_text("no image")
+    (raw / "metadata.jsonl").write_text('{"file_name": "absent.png", "text": "x"}')
     assert preprocess(raw, tmp_path / "out", "--trigger_word", "<b>") == 0
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html and "&lt;script&gt;" in html and "&lt;i&gt;.png" in html and "a&amp;b.png" in html
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", html) and "url(" not in html
     assert html.count("data:image/jpeg") == 2  # the used one, and the small one that was left out
-    assert html.index("Left out: 2") < html.index("Sizes")
+    assert "absent.png" in html and html.index("Left out: 2") < html.index("Sizes")
 
 
 def test_the_frame_on_the_page_is_the_crop():
