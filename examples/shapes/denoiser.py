@@ -27,8 +27,8 @@ def scene_pool(vae, seed, count, work_dir):
     """`count` scenes and an eighth as many drawings (as None), which have no scene; see encoded_pool."""
 
     def make(rng, width, height, size):
-        drawings = [(None, drawing(rng, width, height), (height, width, 0, 0)) for _ in range(size // 8)]
-        return [conditioned_scene(rng, width, height) for _ in range(size)], drawings
+        scenes = [conditioned_scene(rng, width, height) for _ in range(size)]
+        return scenes, [(None, drawing(rng, width, height), (height, width, 0, 0)) for _ in range(size // 8)]
 
     return encoded_pool(vae, f"pool {seed}", count, os.path.join(work_dir, "latents.pt"), make)
 

@@ -30,7 +30,7 @@ def parse(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae_steps", type=int, default=3600)
     parser.add_argument("--steps", type=int, default=4600, help="of the UNet and the text encoders")
-    parser.add_argument("--odd_steps", type=int, default=1000, help="after those, with shapes that have no name")
+    parser.add_argument("--odd_steps", type=int, default=800, help="after those, with shapes that have no name")
     parser.add_argument("--pictures", type=int, default=24000, help="scenes that are drawn and encoded once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
