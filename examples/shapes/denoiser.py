@@ -2,6 +2,7 @@
 
 import os
 import random
+import zlib
 
 import torch
 from diffusers import DDPMScheduler
@@ -59,8 +60,9 @@ def encoded_pool(vae, seed, count, path, make):
         first, second = make(rng, width, height, count * FRAMES.count((width, height)) // len(FRAMES))
         scenes, pictures, ids = zip(*first, *second, strict=True)
         key = f"{width}x{height}"
-        if key not in moments:
-            moments[key] = _encode(vae, pictures)
+        digest = zlib.crc32(b"".join(picture.tobytes() for picture in pictures))
+        if moments.get(key, {}).get("digest") != digest:  # of other pictures, if any: captions would not fit them
+            moments[key] = _encode(vae, pictures) | {"digest": digest}
         time_ids = torch.tensor([[*start, height, width] for start in ids], dtype=torch.float32)
         pool[width, height] = {"scenes": scenes, "count": len(first), "time_ids": time_ids, **moments[key]}
     torch.save(moments, path)
