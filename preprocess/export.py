@@ -29,10 +29,11 @@ def write_parquet(output: Path, max_bytes: int) -> int:
     for leftover in (building, old):
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir(parents=True)
+    features = features_of(rows)
     shards = list(sharded(rows, output, max_bytes))
     for index, shard in enumerate(shards):
         examples = [with_pictures(row, output) for row in shard]
-        dataset = Dataset.from_list(examples, features=features_of(examples))
+        dataset = Dataset.from_list(examples, features=features)
         dataset.to_parquet(building / f"shard-{index:05d}-of-{len(shards):05d}.parquet")
     shutil.copyfile(output / "README.md", building / "README.md")
     if target.exists():
@@ -66,13 +67,13 @@ def with_pictures(row: dict, output: Path) -> dict:
     return example
 
 
-def features_of(examples: list[dict]):
-    """Feature types, inferred from the first examples but for the pictures."""
+def features_of(rows: list[dict]):
+    """Column types of all rows, so that shards agree where a column is empty in some of them."""
     from datasets import Dataset, Features, Image
 
-    plain = [{k: v for k, v in example.items() if k not in ("image", "mask")} for example in examples]
-    inferred = Dataset.from_list(plain).features
-    return Features({key: Image() if key in ("image", "mask") else inferred[key] for key in examples[0]})
+    inferred = Dataset.from_list(rows).features
+    pictures = {"file_name": "image", "mask_file_name": "mask"}
+    return Features({pictures.get(key, key): Image() if key in pictures else inferred[key] for key in rows[0]})
 
 
 def check_hub(name: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdxl_lora.errors import ConfigError, DataError
@@ -51,7 +51,11 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     if not folder.is_dir():
         raise ConfigError(f"input_dir {folder} is not a folder")
     found, problems, metadata = Found(), [], []
-    for directory, folders, files in walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        found.left_out[shown(Path(error.filename), folder) + "/"] = f"cannot be read ({error.strerror})"
+
+    for directory, folders, files in walk(folder, unreadable):
         for name in list(folders):
             relative = shown(directory / name, folder)
             if name.startswith(".") or name == "__MACOSX":
@@ -71,10 +75,10 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     return found
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str], list[str]]]:
     """os.walk in a fixed order, through links to folders too, and never twice into one."""
     seen = set()
-    for directory, folders, files in os.walk(folder, followlinks=True):
+    for directory, folders, files in os.walk(folder, onerror=on_error, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:
             folders.clear()

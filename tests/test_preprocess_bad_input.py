@@ -94,6 +94,21 @@ def test_an_unreadable_file_is_left_out_and_named(raw, tmp_path):
     assert "cannot be read" in report_of(tmp_path / "out")["left_out"][0]["reason"]
 
 
+def test_a_folder_that_cannot_be_read_is_named(raw, tmp_path, monkeypatch):
+    (raw / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert preprocess(raw, tmp_path / "out") == 0
+    left_out = {"source": "locked/", "reason": "cannot be read (Permission denied)"}
+    assert report_of(tmp_path / "out")["left_out"] == [left_out]
+
+
 def test_links_to_folders_are_followed_once(raw, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

@@ -103,6 +103,22 @@ def test_parquet_shards_hold_the_same_dataset_within_their_size(raw, tmp_path):
     assert [shard.name for shard in (out / "parquet").glob("s*")] == ["shard-00000-of-00001.parquet"]
 
 
+def test_shards_agree_on_columns_that_are_empty_in_some(raw, tmp_path):
+    out = tmp_path / "out"
+    assert preprocess(raw, out, "--masks", "alpha", "--class_images", raw.parent / "raw2") == 2
+    assert preprocess(raw, out, "--masks", "alpha") == 0
+    rows = [row | {"rating": number if number > 6 else None} for number, row in enumerate(rows_of(out))]
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = np.random.default_rng(0).integers(0, 255, (30, 128, 128, 3), np.uint8)
+    for number, pixels in enumerate(values):
+        Image.fromarray(pixels).save(raw / f"large{number}.png")
+    flags = ["--masks", "alpha", "--format", "parquet", "--max_shard_mb", 1, "--enlarge_small"]
+    assert preprocess(raw, out, *flags, resolution=128) == 0
+    parquet = load_dataset(str(out / "parquet"), split="train", cache_dir=tmp_path / "hf")
+    assert len(list((out / "parquet").glob("*.parquet"))) > 1 and 7 in parquet["rating"]
+    assert parquet[0]["mask"].size == parquet[0]["image"].size
+
+
 def test_the_hub_gets_the_dataset_and_its_card_and_nothing_else(raw, tmp_path, monkeypatch, capsys):
     uploads = []
 
