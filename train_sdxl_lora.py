@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from sdxl_lora.averages import Ema, schedule_free_average
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
 from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, prompts_of
@@ -39,10 +40,11 @@ from sdxl_lora.journal import Journal, start_trackers
 from sdxl_lora.lora import adapter_parameters, add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
+from sdxl_lora.measures import means_by_timestep, sums_by_timestep
 from sdxl_lora.memory import free_memory, out_of_memory_advice
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import Objective, noise_prediction_loss
-from sdxl_lora.optim import averaged_weights, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from sdxl_lora.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
@@ -59,6 +61,7 @@ SAME_ON_RESUME = (
     "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
     "timestep_bias_end", "lora_plus_ratio", "proportion_empty_prompts", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
+    "ema_decay",
 )  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -193,11 +196,14 @@ class Training:
         )
         self.unet, self.optimizer = self.accelerator.prepare(self.bare_unet, optimizer)
         self.optimizer.train()
+        self.ema = Ema(adapter_parameters(self.bare_unet), config.ema_decay) if config.ema_decay is not None else None
         self.vae = load_vae(self.base) if config.validation_prompt else None
 
     def resume(self) -> list[str]:
         """Go to where the newest valid checkpoint stands. Returns what is to be said of it."""
         register_hooks(self.accelerator, {"unet": self.bare_unet}, self.export)
+        if self.ema:
+            self.ema.register_hooks(self.accelerator)
         self.facts = {
             **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
             "optimizer_arguments": repr(self.config.optimizer_arguments),
@@ -244,7 +250,10 @@ class Training:
             set_learning_rate(self.optimizer, learning_rate)
             loss, grad_norm = self.step(turns)
             self.done_steps += 1
-            self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm)
+            if self.ema:
+                self.ema.update(self.done_steps)
+            by_timestep = means_by_timestep(self.loss_sums, len(self.schedule.betas))
+            self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm, **by_timestep)
 
             is_stopping = self.is_asked_to_stop()
             passed = epochs_before, self.batches.epoch_of(self.done_steps)
@@ -309,6 +318,7 @@ class Training:
             config.gradient_accumulation_steps,
         )
         loss_sum = torch.zeros((), device=accelerator.device)
+        loss_sums = torch.zeros(2, config.loss_bins, device=accelerator.device)
         for micro_step, micro_turns in enumerate(share(turns, rank, world, micro_steps)):
             with accelerator.accumulate(self.unet):
                 torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
@@ -325,6 +335,10 @@ class Training:
                 # Where there are too few turns for all, one that counts nothing keeps the processes in step.
                 loss = losses.sum() * bool(micro_turns)
                 loss_sum += loss.detach()
+                if micro_turns:
+                    loss_sums += sums_by_timestep(
+                        losses, batch["timesteps"], len(self.schedule.betas), config.loss_bins
+                    )
                 # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
                 accelerator.backward(loss * (micro_steps * world / len(turns)))
                 if accelerator.sync_gradients:
@@ -335,6 +349,7 @@ class Training:
                     self.check_finite(mean_loss, grad_norm, turns)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        self.loss_sums = accelerator.reduce(loss_sums, "sum")
         return mean_loss, grad_norm
 
     def batch(self, turns: list[Turn]) -> dict[str, torch.Tensor]:
@@ -394,7 +409,7 @@ class Training:
 
     def weights_to_show(self):
         """A context in which the adapter holds the weights that samples and LoRA files are made of."""
-        return averaged_weights(self.optimizer.optimizer, self.parameters)
+        return self.ema.shown() if self.ema else schedule_free_average(self.optimizer.optimizer, self.parameters)
 
     def draw(self) -> None:
         """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""

@@ -320,6 +320,8 @@ class TrainConfig:
     """Decoupled weight decay."""
     adam_epsilon: float = 1e-8
     """Term that keeps Adam's division finite."""
+    ema_decay: float | None = None
+    """Draw and publish a moving average of the weights that keeps this share in each step, e.g. 0.999."""
     prodigy_beta3: float | None = None
     """Decay of Prodigy's estimate of the learning rate. Default: the square root of adam_beta2."""
     prodigy_decouple: bool = True
@@ -373,6 +375,8 @@ class TrainConfig:
     """Denoising steps of such a picture."""
     validation_guidance_scale: float = 5.0
     """Classifier-free guidance of such a picture."""
+    loss_bins: int = 4
+    """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
     report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
     """Where metrics and pictures go, beside events.jsonl."""
     logging_dir: str = "logs"
@@ -489,7 +493,11 @@ def caption_problems(config: TrainConfig) -> list[str]:
 
 def optimizer_problems(config: TrainConfig) -> list[str]:
     """A sentence for each setting of the optimizer that cannot be."""
-    problems = number_problems(config, positive=["lora_plus_ratio"], below_one=["prodigy_beta3"])
+    problems = number_problems(
+        config, positive=["lora_plus_ratio"], not_negative=["loss_bins"], below_one=["prodigy_beta3", "ema_decay"]
+    )
+    if config.ema_decay is not None and config.optimizer_name == "schedule_free_adamw":
+        problems.append("ema_decay does not go with schedule_free_adamw, which keeps an average of its own")
     if config.optimizer not in OPTIMIZERS and "." not in config.optimizer.strip("."):
         near = difflib.get_close_matches(config.optimizer, OPTIMIZERS, n=1)
         question = f", did you mean {near[0]}?" if near else ""

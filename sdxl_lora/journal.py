@@ -24,7 +24,9 @@ class Journal:
         )
         self._since = time.perf_counter()
 
-    def step(self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float) -> None:
+    def step(
+        self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
+    ) -> None:
         """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its part."""
         now = time.perf_counter()
         metrics = {
@@ -34,6 +36,7 @@ class Journal:
             "epoch": epoch,
             "images_per_second": images / (now - self._since),
             "memory_gib": memory_gib(self.accelerator.device),
+            **more,
         }
         self._since = now
         self.accelerator.log(metrics, step=step)

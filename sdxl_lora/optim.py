@@ -3,8 +3,6 @@
 import importlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -93,26 +91,6 @@ def parameter_groups(named: dict[str, nn.Parameter], lora_plus_ratio: float | No
         raise ConfigError("lora_plus_ratio is for LoRA's two matrices: leave it out with other kinds of adapters")
     others = [parameter for name, parameter in named.items() if ".lora_B" not in name]
     return [{"params": others, "lr_factor": 1.0}, {"params": ups, "lr_factor": lora_plus_ratio}]
-
-
-@contextmanager
-def averaged_weights(optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within it, the weights are those to draw and publish with: schedule-free optimizers train at another point.
-
-    After it they are again what they were, to the last bit. Nothing happens with optimizers that have no such point.
-    """
-    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
-        yield
-        return
-    kept = [parameter.detach().clone() for parameter in parameters]
-    optimizer.eval()
-    try:
-        yield
-    finally:
-        optimizer.train()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
 
 
 def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0) -> float:

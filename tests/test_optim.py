@@ -11,7 +11,6 @@ from sdxl_lora.config import OPTIMIZERS, TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.optim import (
     CLASSES,
-    averaged_weights,
     learning_rate_at,
     make_optimizer,
     parameter_groups,
@@ -107,21 +106,6 @@ def test_adafactor_and_schedule_free_step_by_hand():
         optimizer.step()
         expected = {"adafactor": 1.9, "schedule_free_adamw": 1.9}[name]
         torch.testing.assert_close(weight.detach(), torch.full((4, 4), expected), atol=1e-4, rtol=0)
-
-
-def test_schedule_free_shows_its_average_and_trains_on_bit_for_bit():
-    weight = torch.nn.Parameter(torch.zeros(5, 5))
-    optimizer = make_optimizer("schedule_free_adamw", [weight], 0.1, weight_decay=0.0)
-    optimizer.train()
-    descend(optimizer, [weight], 5)
-    training, z = weight.detach().clone(), optimizer.state[weight]["z"]
-    with averaged_weights(optimizer, [weight]):
-        torch.testing.assert_close(0.1 * z + 0.9 * weight.detach(), training)  # y = (1 - beta1) z + beta1 x
-        assert not torch.equal(weight, training)
-    assert torch.equal(weight, training) and optimizer.param_groups[0]["train_mode"]
-    adamw = make_optimizer("adamw", [weight], 0.1)
-    with averaged_weights(adamw, [weight]):
-        assert torch.equal(weight, training)
 
 
 def test_lora_plus_gives_lora_b_its_factor_of_every_rate():

@@ -1,0 +1,83 @@
+"""Averages of the trained weights, which draw and publish better than the weights of the last step.
+
+An exponential moving average of our own, and the one that schedule-free optimizers keep. Within a context the adapter
+holds the average; after it, the training's weights again to the last bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+STATE_NAME = "ema_state.safetensors"
+
+
+class Ema:
+    """The moving average of parameters: each step it goes a share 1 - decay of the way to them.
+
+    In step t (1 is the first) the decay is at most (1 + t) / (10 + t), so that the weights of the beginning do not
+    stay in it for long. `save` and `load` are exact.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with restored(list(self.parameters.values())):
+            self._copy(self.average, self.parameters)
+            yield
+
+    def register_hooks(self, accelerator) -> None:
+        """Make the average part of accelerator.save_state and load_state."""
+
+        def save(models, weights, folder: str) -> None:
+            if accelerator.is_main_process:
+                save_file({name: tensor.cpu() for name, tensor in self.average.items()}, Path(folder) / STATE_NAME)
+
+        def load(models, folder: str) -> None:
+            self._copy(load_file(Path(folder) / STATE_NAME), self.average)
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: dict, target: dict) -> None:
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+@contextmanager
+def schedule_free_average(optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The weights that a schedule-free optimizer averages, which trains at another point; nothing with any other."""
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
+        yield
+        return
+    with restored(parameters):
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
+
+
+@contextmanager
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """After it the parameters are what they were before."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
