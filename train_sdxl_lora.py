@@ -16,7 +16,6 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 
 import math
 import os
-import shutil
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -25,8 +24,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from sdxl_lora.averages import Ema, schedule_free_average
+from sdxl_lora.base_weights import base_sha256
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
 from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, prompts_of
@@ -38,16 +39,17 @@ from sdxl_lora.errors import RUN_ERRORS, ConfigError, LostProcessError, NonFinit
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal, start_trackers
 from sdxl_lora.lora import adapter_parameters, add_lora
-from sdxl_lora.lora_files import write_lora_files
+from sdxl_lora.lora_files import check_name, copy_lora, thumbnail_jpeg, write_lora_files, write_side_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.measures import means_by_timestep, sums_by_timestep
 from sdxl_lora.memory import free_memory, out_of_memory_advice
+from sdxl_lora.model_card import model_card
 from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import Objective, noise_prediction_loss
 from sdxl_lora.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
-from sdxl_lora.samples import draw_samples, read_samples
+from sdxl_lora.samples import draw_samples, read_samples, sample_path
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 
@@ -109,11 +111,24 @@ class Training:
         self.started_at = datetime.now(timezone.utc)
         self.base = base_of(config)
         self.notes: list[str] = []  # said once the journal is open
-        main_process_decides(accelerator, lambda: check_base(self.base))
+        main_process_decides(accelerator, self.check_names)
+        self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
+        self.newest_sample: Image.Image | None = None
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
         self.prepare_model()
         self.open_journal(self.resume())
+
+    def check_names(self) -> None:
+        """What would fail at the end of the night is said at its start."""
+        check_base(self.base)
+        loras_dir = self.config.loras_dir
+        try:
+            check_name(self.config.lora_name)
+        except ValueError as error:
+            raise ConfigError(f"{error} Choose it with --output_name.") from None
+        if loras_dir is not None and not Path(loras_dir).is_dir():
+            raise ConfigError(f"loras_dir {loras_dir} is not a folder: make it first")
 
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
@@ -207,7 +222,7 @@ class Training:
         self.facts = {
             **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
             "optimizer_arguments": repr(self.config.optimizer_arguments),
-            "base": public_name(self.base.path),
+            "base": self.base_hash or public_name(self.base.path),
             "vae": self.latents.vae_key,
             "text_encoders": self.texts.encoders_key,
             "dataset": dataset_key(self.examples),
@@ -396,6 +411,8 @@ class Training:
             rank=config.rank,
             alpha=config.lora_alpha or config.rank,
             base_model=self.base.path,
+            base_model_sha256=self.base_hash,
+            thumbnail_jpeg=thumbnail_jpeg(self.newest_sample) if self.newest_sample else b"",
             epochs=self.batches.epoch_of(self.done_steps),
             steps=self.done_steps,
             seed=config.seed,
@@ -443,6 +460,7 @@ class Training:
             pictures = read_samples(
                 folder, self.done_steps, len(config.validation_prompt), config.num_validation_images
             )
+            self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
             self.journal.pictures(self.done_steps, dict(zip(config.validation_prompt, pictures, strict=True)))
             self.run.event("samples", step=self.done_steps, folder=str(folder))
         self.journal.skip_time()
@@ -456,14 +474,17 @@ class Training:
         if not self.accelerator.is_main_process:
             return
         config = self.config
-        with disk_errors(self.run.folder):
-            files = self.export(self.run.folder)
-            if config.loras_dir:
-                Path(config.loras_dir).mkdir(parents=True, exist_ok=True)
-                files.append(Path(shutil.copy(files[0], config.loras_dir)))
+        trigger_word = trigger_word_of(config.train_data_dir)
+        files = self.export(self.run.folder)
+        if config.save_side_files:
+            picture = sample_path(self.run.folder / "samples", self.done_steps, 0, 0)
+            png = picture.read_bytes() if self.newest_sample else b""
+            files += write_side_files(files[0], trigger_word, f"LoRA of {public_name(self.base.path)}", png)
+        if config.loras_dir:
+            files.append(copy_lora(files[0], config.loras_dir))
+        self.write_card(trigger_word)
         self.run.event("finished", step=self.done_steps, files=[str(path) for path in files])
         self.journal.bar.close()
-        trigger_word = trigger_word_of(config.train_data_dir)
         for_diffusers, for_others = usage_lines(config.lora_name, trigger_word)
         print("LoRA files:", *files, sep="\n  ")
         if config.validation_prompt:
@@ -471,6 +492,20 @@ class Training:
         print(
             f"trigger word: {trigger_word or 'none'}\ndiffusers: {for_diffusers}\nComfyUI, A1111, Forge: {for_others}"
         )
+
+    def write_card(self, trigger_word: str) -> None:
+        """README.md in the run's folder: what the Hub shows of a LoRA."""
+        config = self.config
+        samples = [
+            (prompt, str(sample_path(Path("samples"), self.done_steps, number, 0)))
+            for number, prompt in enumerate(config.validation_prompt)
+            if sample_path(self.run.folder / "samples", self.done_steps, number, 0).exists()
+        ]
+        settings = {name: getattr(config, name) for name in SAME_ON_RESUME}
+        settings |= {"steps": self.done_steps, "pictures": len(self.examples), "learning_rate": config.learning_rate}
+        prompt = config.validation_prompt[0] if config.validation_prompt else ""
+        card = model_card(config.lora_name, self.base.path, trigger_word, prompt, samples, settings)
+        replace_text(self.run.folder / "README.md", card)
 
 
 # --- from the config to plain values ---

@@ -362,7 +362,10 @@ class TrainConfig:
     save_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Precision of the LoRA files; fp32 is taken where values would be lost."""
     loras_dir: str | None = None
-    """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras."""
+    """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras; it must be there."""
+
+    save_side_files: bool = False
+    """Also write <output_name>.json and .png, which A1111, Forge and InvokeAI show beside a LoRA."""
 
     # --- watching it ---
     validation_prompt: tuple[str, ...] = ()

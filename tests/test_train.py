@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_sdxl_lora
@@ -272,3 +273,31 @@ def test_processes_that_do_not_know_of_each_other_are_refused(train, monkeypatch
 def test_main_turns_errors_into_exit_codes_and_one_line(train_config, capsys):
     assert train_sdxl_lora.main(train_config(train_data_dir="nowhere")) == 3
     assert "error: no such folder: nowhere" in capsys.readouterr().err
+
+
+def test_the_finished_run_leaves_card_copy_side_files_and_thumbnail(train, tmp_path):
+    (tmp_path / "loras").mkdir()
+    run = train(
+        max_train_steps=2, validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=1,
+        output_name="cat", loras_dir=str(tmp_path / "loras"), save_side_files=True,
+    )  # fmt: skip
+    assert (tmp_path / "loras" / "cat.safetensors").read_bytes() == (run / "cat.safetensors").read_bytes()
+    assert {"cat.json", "cat.png", "README.md"} <= {path.name for path in run.iterdir()}
+    card = (run / "README.md").read_text()
+    assert "samples/step-000002-prompt-0-image-0.png" in card and "<lora:cat:1>" in card
+    with safe_open(run / "cat.safetensors", framework="pt") as file:
+        about = file.metadata()
+    assert about["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert len(about["ss_new_sd_model_hash"]) == 64 and about["ss_steps"] == "2"
+
+
+@pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "", "nul\0", "my cat", "-x"])
+def test_a_name_that_is_no_file_name_is_refused_before_any_work(train, tmp_path, name):
+    with pytest.raises(ConfigError, match="invalid output name"):
+        train(output_name=name) if name else train(output_dir=str(tmp_path / "my cat"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_loras_folder_that_is_not_there_is_refused_before_any_work(train, tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        train(loras_dir=str(tmp_path / "nowhere"))
