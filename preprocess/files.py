@@ -1,12 +1,13 @@
 """Files of single pictures: names that every system can write, hashes, and images written whole or not at all."""
 
 import hashlib
-import os
+import io
 import re
 from pathlib import Path
 
 from PIL import Image
 
+from preprocess.state import write_whole
 from sdxl_lora.images import ImageError, open_image
 
 ENCODERS = {
@@ -54,16 +55,17 @@ def write_thumbnail(folder: Path, small: Image.Image, key: str) -> None:
     small = small.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     folder.mkdir(exist_ok=True)
-    small.save(folder / f"{key}.jpg", "JPEG", quality=75)
+    write_whole(folder / f"{key}.jpg", encoded(small, "JPEG", {"quality": 75}), sync=False)
 
 
-def write_image(folder: Path, image: Image.Image, file_name: str, kind: str, options: dict) -> int:
+def write_image(path: Path, image: Image.Image, kind: str, options: dict) -> int:
     """Writes the file whole or not at all; returns its bytes."""
-    path = folder / file_name
-    part = path.with_name(f"{file_name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        image.save(file, kind, **options)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    return path.stat().st_size
+    data = encoded(image, kind, options)
+    write_whole(path, data)
+    return len(data)
+
+
+def encoded(image: Image.Image, kind: str, options: dict) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()

@@ -195,9 +195,9 @@ def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha25
 
 def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
     suffix, kind, options = ENCODERS[job.recipe.image_format]
-    size = write_image(job.staged, crop.image, name + suffix, kind, options)
+    size = write_image(job.staged / (name + suffix), crop.image, kind, options)
     if crop.mask is not None:
-        write_image(job.staged, crop.mask, f"{name}-mask.png", "PNG", {"compress_level": 6})
+        write_image(job.staged / f"{name}-mask.png", crop.mask, "PNG", {"compress_level": 6})
     return Prepared(
         file_name=f"images/{name}{suffix}",
         bytes=size,

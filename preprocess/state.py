@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from preprocess.team import Team
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.errors import ConfigError, DiskError
 
 
 class Shelf:
@@ -40,9 +40,7 @@ class Shelf:
             return None
 
     def put(self, key: str, value: Any) -> None:
-        part = self.folder / f".{key}.{os.getpid()}.part"
-        part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, self.folder / f"{key}.json")
+        write_whole(self.folder / f"{key}.json", json.dumps(value, ensure_ascii=False), sync=False)
 
     def keep_only(self, keys: set[str]) -> None:
         for file in self.folder.iterdir():
@@ -98,14 +96,30 @@ def jsonl(rows: list[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """The file with this content, or as it was: written beside it, flushed to the disk, renamed."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """The file with this content, or as it was: written beside it, flushed to the disk, renamed.
+
+    Args:
+        sync: False where it does not matter that the file may be empty after a power cut.
+    Raises:
+        DiskError: the disk is full or refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise DiskError(
+            f"cannot write {path} ({len(data) / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "
+            "What is done is kept, and the same command goes on from there"
+        ) from None
 
 
 @contextlib.contextmanager
