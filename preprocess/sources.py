@@ -59,7 +59,7 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
         for name in list(folders):
             relative = shown(directory / name, folder)
             if name.startswith(".") or name == "__MACOSX":
-                found.left_out[relative + "/"] = "a hidden folder"
+                found.other_files.append(relative + "/")  # .git, .cache
                 folders.remove(name)
             elif name.lower().endswith(SUFFIXES):
                 found.left_out[relative + "/"] = "a directory, not a file: rename it to use the pictures inside"
@@ -104,8 +104,10 @@ def add_directory(
     for file in files:
         path = directory / file
         name, stem, suffix = shown(path, folder), path.stem, path.suffix.lower()
-        if file.startswith("."):
+        if file.startswith(".") and suffix in SUFFIXES:
             found.left_out[name] = "a hidden file"
+        elif suffix in SUFFIXES and not repeats:
+            found.left_out[name] = f"its folder {directory.name} asks for 0 repeats"
         elif suffix in SUFFIXES:
             source = Source(path, name, repeats=repeats, class_words=class_words, mask=masks.get(stem))
             for key in (stem, file):
@@ -123,7 +125,7 @@ def add_directory(
 
 def repeats_of(directory: Path, folder: Path) -> tuple[int, str]:
     match = REPEAT_FOLDER.fullmatch(directory.name) if directory != folder else None
-    return (int(match[1]), match[2].strip()) if match and int(match[1]) > 0 else (1, "")
+    return (int(match[1]), match[2].strip()) if match else (1, "")
 
 
 def give_caption(found: Found, folder: Path, paths: list[Path], pictures: list[Source]) -> list[str]:

@@ -76,12 +76,13 @@ def test_strict_turns_every_skip_into_an_error(name, raw, tmp_path, capsys):
 def test_directories_and_links_are_left_out_and_named(raw, tmp_path):
     (raw / "x.png").mkdir()
     (raw / ".hidden").mkdir()
+    (raw / ".DS_Store").write_bytes(b"\0")
     (raw / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(raw / "pipe.png")
     assert preprocess(raw, tmp_path / "out") == 0
     left_out = {entry["source"]: entry["reason"] for entry in report_of(tmp_path / "out")["left_out"]}
     assert left_out["x.png/"].startswith("a directory, not a file")
-    assert left_out[".hidden/"] == "a hidden folder"
+    assert report_of(tmp_path / "out")["not_pictures"] == [".DS_Store", ".hidden/"]
     assert left_out["dangling.png"] == "dangling link"
     assert left_out["pipe.png"] == "a device or a pipe, not a file"
 

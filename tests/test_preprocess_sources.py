@@ -29,12 +29,13 @@ def test_kohyas_folders_repeat_and_name_their_pictures(raw, tmp_path):
     noise(seed=4).save(raw / "0_zero" / "d.png")
     assert preprocess(raw, tmp_path / "out", "--trigger_word", "sks") == 0
     assert [(row["source"], row["text"]) for row in rows_of(tmp_path / "out")] == [
-        ("0_zero/d.png", "sks"),
         ("1_sks dog/c.png", "sks dog"),
         *[("3_sks cat/a.png", "sks cat")] * 3,
         *[("3_sks cat/b.png", "sks, a cat asleep")] * 3,
     ]
-    assert len(opened(tmp_path / "out", tmp_path)) == 8
+    assert len(opened(tmp_path / "out", tmp_path)) == 7
+    left_out = {"source": "0_zero/d.png", "reason": "its folder 0_zero asks for 0 repeats"}
+    assert report_of(tmp_path / "out")["left_out"] == [left_out]
 
 
 def test_one_repeat_may_be_edited_alone(raw, tmp_path):
