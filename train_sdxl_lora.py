@@ -52,6 +52,7 @@ from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, rep
 from sdxl_lora.samples import draw_samples, read_samples, sample_path
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
+from sdxl_lora.validation import held_out, validation_batch, validation_sums
 
 # Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
 SAME_ON_RESUME = (
@@ -63,7 +64,7 @@ SAME_ON_RESUME = (
     "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
     "timestep_bias_end", "lora_plus_ratio", "proportion_empty_prompts", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
-    "ema_decay",
+    "ema_decay", "validation_split",
 )  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -137,6 +138,7 @@ class Training:
             self.pictures = open_pictures(config)
         self.examples = self.pictures.examples
         check_class_images(self.examples, config.prior_loss_weight)
+        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
         self.plan_steps()
         captions = self.captions_that_will_occur()
         self.run.update(state="caching")
@@ -145,7 +147,7 @@ class Training:
                 Path(config.cache_dir or self.run.folder / "cache"),
                 self.base,
                 self.pictures,
-                prompts=[*config.validation_prompt, ""],
+                prompts=[*config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)],
                 flips=(False, True) if config.random_flip else (False,),
                 device=accelerator.device,
                 text_dtype=DTYPES[config.mixed_precision],
@@ -162,6 +164,8 @@ class Training:
         self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
         num_epochs = None if config.max_train_steps else config.num_train_epochs
         sizes = [example.target_size for example in self.examples]
+        for index in self.held_out:
+            sizes[index] = None
         self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
         self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
 
@@ -246,7 +250,8 @@ class Training:
             "device": str(self.accelerator.device),
             "step": self.done_steps,
             "total_steps": self.total_steps,
-            "pictures": len(self.examples),
+            "pictures": self.batches.pictures,
+            "held_out": len(self.held_out),
             "sizes": len(self.batches.members),
             "images_per_step": self.images_per_step,
             "parameters": sum(parameter.numel() for parameter in self.parameters),
@@ -258,6 +263,8 @@ class Training:
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done or someone asks to stop."""
         config = self.config
+        if self.held_out and self.done_steps == 0:
+            self.validate()
         for epochs_before, turns in self.batches.from_step(self.done_steps):
             if self.done_steps >= self.total_steps:
                 break
@@ -276,6 +283,8 @@ class Training:
                 self.save()
             if is_stopping:
                 self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
+            if self.held_out and self.is_due(passed, config.validation_epochs):
+                self.validate()
             if config.validation_prompt and self.is_due(passed, config.validation_epochs):
                 self.draw()
 
@@ -304,7 +313,7 @@ class Training:
 
     def passes(self) -> float:
         """How often every picture was seen so far, on average."""
-        passes = self.done_steps * self.images_per_step / len(self.examples)
+        passes = self.done_steps * self.images_per_step / self.batches.pictures
         return round(min(passes, self.batches.num_epochs or passes), 3)
 
     def learning_rate(self) -> float:
@@ -417,7 +426,7 @@ class Training:
             steps=self.done_steps,
             seed=config.seed,
             learning_rate=config.learning_rate,
-            images=len(self.examples),
+            images=self.batches.pictures,
             tag_frequency=Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()),
             prediction_type=self.schedule.config.prediction_type,
         )
@@ -463,6 +472,23 @@ class Training:
             self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
             self.journal.pictures(self.done_steps, dict(zip(config.validation_prompt, pictures, strict=True)))
             self.run.event("samples", step=self.done_steps, folder=str(folder))
+        self.journal.skip_time()
+
+    def validate(self) -> None:
+        """Report the loss on the held-out pictures, the processes sharing the work; not if asked to stop meanwhile."""
+        accelerator, steps = self.accelerator, len(self.schedule.betas)
+
+        def batches():
+            for index in self.held_out[accelerator.process_index :: accelerator.num_processes]:
+                if self.stop.reason():
+                    return
+                batch = validation_batch(index, self.examples, self.latents, self.texts, self.config.seed, steps)
+                yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+
+        with accelerator.autocast(), self.weights_to_show():
+            sums = accelerator.reduce(validation_sums(self.bare_unet, self.schedule, batches()), "sum")
+        if sums[1].min() == len(self.held_out):
+            self.journal.validation(self.done_steps, (sums[0] / sums[1]).mean().item(), means_by_timestep(sums, steps))
         self.journal.skip_time()
 
     def sample_size(self) -> tuple[int, int]:

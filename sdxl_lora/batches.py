@@ -31,7 +31,8 @@ class Batches:
     """The steps of a training, cut from its pictures.
 
     Args:
-        buckets: for each picture what it must share with the others of a step, e.g. its size.
+        buckets: for each picture what it must share with the others of a step, e.g. its size; None for a picture that
+            no step is to see.
         images_per_step: train_batch_size x gradient_accumulation_steps x processes.
         num_epochs: passes over every picture, or None for no end.
     """
@@ -40,7 +41,9 @@ class Batches:
         self.images_per_step, self.seed, self.num_epochs = images_per_step, seed, num_epochs
         self.members = defaultdict(list)
         for example, bucket in enumerate(buckets):
-            self.members[bucket].append(example)
+            if bucket is not None:
+                self.members[bucket].append(example)
+        self.pictures = sum(map(len, self.members.values()))
 
     def first_step(self, epoch: int) -> int:
         """Steps before `epoch`. Epoch e of a bucket of n pictures ends with step floor((e + 1) n / images_per_step)."""
@@ -52,8 +55,7 @@ class Batches:
 
     def epoch_of(self, step: int) -> int:
         """The epoch that step `step` belongs to, which is also the number of epochs that are over before it."""
-        pictures = sum(map(len, self.members.values()))
-        epoch = step * self.images_per_step // pictures
+        epoch = step * self.images_per_step // self.pictures
         if self.num_epochs is not None:
             epoch = min(epoch, self.num_epochs)
         while epoch and self.first_step(epoch) > step:

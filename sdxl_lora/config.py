@@ -378,6 +378,9 @@ class TrainConfig:
     """Denoising steps of such a picture."""
     validation_guidance_scale: float = 5.0
     """Classifier-free guidance of such a picture."""
+    validation_split: float = 0.0
+    """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
+    as validation_loss: at the start, every validation_epochs, and at the end."""
     loss_bins: int = 4
     """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
     report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
@@ -497,7 +500,10 @@ def caption_problems(config: TrainConfig) -> list[str]:
 def optimizer_problems(config: TrainConfig) -> list[str]:
     """A sentence for each setting of the optimizer that cannot be."""
     problems = number_problems(
-        config, positive=["lora_plus_ratio"], not_negative=["loss_bins"], below_one=["prodigy_beta3", "ema_decay"]
+        config,
+        positive=["lora_plus_ratio"],
+        not_negative=["loss_bins"],
+        below_one=["prodigy_beta3", "ema_decay", "validation_split"],
     )
     if config.ema_decay is not None and config.optimizer_name == "schedule_free_adamw":
         problems.append("ema_decay does not go with schedule_free_adamw, which keeps an average of its own")

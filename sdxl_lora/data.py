@@ -25,17 +25,22 @@ from sdxl_lora.images import SUFFIXES, cover_and_crop, decode_image, upright_rgb
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")
 MASK_COLUMN, CLASS_COLUMN = "mask", "is_class_image"
+SOURCE_COLUMN = "sha256"  # of the file that a picture was cut from
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width)."""
+    """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width).
+
+    Crops and copies of one picture share a `source`.
+    """
 
     name: str
     caption: str
     key: str
     target_size: tuple[int, int]
     is_class_image: bool = False
+    source: str = ""
 
 
 def open_dataset(
@@ -155,7 +160,8 @@ class TrainingPictures:
         if self.masked:
             sizes.append(content_key(mask_bytes(row) or b""))
         key = content_key(data, *sizes, *target_size)
-        return Example(name, caption, key, target_size, bool(row.get(CLASS_COLUMN)))
+        source = row.get(SOURCE_COLUMN) or hashlib.sha256(data).hexdigest()
+        return Example(name, caption, key, target_size, bool(row.get(CLASS_COLUMN)), source)
 
     def _position(self, index: int) -> tuple[float, float]:
         """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""

@@ -45,6 +45,12 @@ class Journal:
         self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
         self.bar.update()
 
+    def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
+        """The loss on held-out pictures after `step` steps."""
+        metrics = {"validation_loss": loss, **{f"validation_{name}": value for name, value in by_timestep.items()}}
+        self.accelerator.log(metrics, step=step)
+        self.run.event("validation", step=step, **metrics)
+
     def pictures(self, step: int, titled: dict[str, Sequence[Image.Image]]) -> None:
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
