@@ -1,6 +1,7 @@
 """Flags and YAML: one parser, typos refused with a suggestion, quick answers."""
 
 import itertools
+import random
 import subprocess
 import sys
 import time
@@ -128,3 +129,26 @@ def test_every_field_has_help(config_class, capsys):
         if isinstance(field, ast.AnnAssign):
             documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             assert documented and following.value.value.strip().endswith((".", ")")), field.target.id
+
+
+RUBBISH = ["", "\0", "\t", ": ", "- ", "{", "]", "é", "&a", "!!", "'", "\n"]
+
+
+def test_no_yaml_brings_a_traceback(tmp_path, capsys):
+    """Three hundred damaged files: each is read, or refused with words and code 2."""
+    good = to_yaml(TrainConfig(output_dir="out", train_data_dir="data", validation_prompt=("a", "b: c")))
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        text = list(good)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(text))
+            text[at : at + chance.randint(0, 3)] = chance.choice(RUBBISH)
+        file = tmp_path / "fuzzed.yaml"
+        file.write_text("".join(text), encoding="utf-8")
+        try:
+            load_config(TrainConfig, ["--config", str(file)])
+        except SystemExit as exit:
+            refused += 1
+            assert exit.code == 2 and capsys.readouterr().err.strip()
+    assert refused > 50

@@ -4,34 +4,43 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import datasets
+import psutil
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from sdxl_lora.checkpoint import problem_with
 from sdxl_lora.config import to_yaml
 from sdxl_lora.events import read_events
+from sdxl_lora.run import read_status
 
 from .conftest import ROOT
 
 
-def launch(config, tmp_path, processes=2):
-    """Run train_sdxl_lora.py under `accelerate launch` as the README says; returns the finished process."""
+def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
+    """Start train_sdxl_lora.py under `accelerate launch` as the README says; it prints to tmp_path/printed."""
     file = tmp_path / "launched.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", "accelerate_configs/cpu_two_processes.yaml",
-        "--num_processes", str(processes), "--main_process_port", str(port),
-        "train_sdxl_lora.py", "--config", str(file),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{launch_file}",
+        "--main_process_port", str(port), "train_sdxl_lora.py", "--config", str(file),
     ]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    with open(tmp_path / "printed", "w") as printed:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=printed, stderr=printed)
+
+
+def launch(config, tmp_path):
+    """Run two processes to the end: (exit code, what was printed)."""
+    code = start(config, tmp_path).wait(300)
+    return code, (tmp_path / "printed").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +70,11 @@ def test_two_processes_give_the_one_process_result(train, train_config, two_size
     }  # fmt: skip
     one = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "one"))
     two = tmp_path / "two"
-    result = launch(
+    code, printed = launch(
         train_config(**settings, train_batch_size=2, output_dir=str(two), cache_dir=str(tmp_path / "cache of two")),
         tmp_path,
     )
-    assert result.returncode == 0, result.stderr
+    assert code == 0, printed
     assert next(read_events(two / "events.jsonl", "started"))["processes"] == 2
 
     steps = [list(read_events(run / "events.jsonl", "step")) for run in (one, two)]
@@ -88,6 +97,25 @@ def test_two_processes_give_the_one_process_result(train, train_config, two_size
 
 
 def test_an_error_on_one_process_ends_both_with_its_words(train_config, tmp_path):
-    result = launch(train_config(train_data_dir="nowhere"), tmp_path)
-    assert result.returncode != 0
-    assert "error: no such folder: nowhere" in result.stderr
+    code, printed = launch(train_config(train_data_dir="nowhere"), tmp_path)
+    assert code != 0
+    assert "error: no such folder: nowhere" in printed
+
+
+@pytest.mark.parametrize("launch_file", ["cpu.yaml", "cpu_two_processes.yaml"])
+def test_a_launcher_that_is_ended_leaves_a_saved_run_and_nothing_running(train_config, tmp_path, launch_file):
+    """accelerate's launcher for one process dies of SIGTERM without a word to its worker; that for several tells."""
+    run = tmp_path / "run"
+    launcher = start(train_config(max_train_steps=100_000, output_dir=str(run)), tmp_path, launch_file)
+    until = time.time() + 120
+    while not (run / "events.jsonl").exists() or not list(read_events(run / "events.jsonl", "step")):
+        assert time.time() < until and launcher.poll() is None, (tmp_path / "printed").read_text()
+        time.sleep(0.2)
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.terminate()
+    launcher.wait(60)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    status = read_status(run)
+    assert status["state"] == "stopped" and status["last_checkpoint"] == f"checkpoint-{status['step']}"
+    assert problem_with(run / status["last_checkpoint"]) is None
