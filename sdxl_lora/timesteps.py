@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TimestepDensity:
                 return 0.0
             return 1 / (1 + math.exp(-NormalDist(self.logit_mean, self.logit_std).inv_cdf(uniform)))
         if self.kind == "beta":
-            return float(beta_distribution.ppf(uniform, self.beta_alpha, self.beta_beta))
+            return float(betaincinv(self.beta_alpha, self.beta_beta, uniform))
         if self.kind == "biased":
             return biased_place(uniform, self.bias_begin, self.bias_end, self.bias_multiplier)
         raise ValueError(f"the kind of timesteps is {self.kind!r}, it must be uniform, logit_normal, beta or biased")

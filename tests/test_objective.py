@@ -119,6 +119,13 @@ def test_min_snr_by_hand(turn):
     assert snr_weights(torch.tensor([20.0, 0.5]), "v_prediction", 5.0).tolist() == pytest.approx([5 / 21, 0.5 / 1.5])
 
 
+def test_snr_is_diffusers():
+    from diffusers.training_utils import compute_snr
+
+    schedule, timesteps = schedule_of("epsilon"), torch.tensor([0, 1, 500, 998, 999])
+    torch.testing.assert_close(snr_of(schedule, timesteps), compute_snr(schedule, timesteps), rtol=1e-3, atol=0)
+
+
 def test_weights_make_epsilon_and_v_the_same_loss(turn):
     """A picture's error is the same whichever of the two a UNet predicts, and so is the weighted loss."""
     picture = 0.9 * turn["latents"]  # the picture that both predict
