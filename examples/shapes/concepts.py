@@ -1,6 +1,6 @@
 """What the base never sees: a new object and a new style, each as a small folder of training pictures with captions.
 
-Object: a striped star with six arms. Style: the world's shapes as hatched outlines. The captions name what varies
+Object: a star with six arms. Style: the world's shapes as hatched outlines. The captions name what varies
 (colour and background, in the style also the shape) and leave the concept itself unnamed, as a captioner that has never
 seen it would: "a red shape on a blue background". preprocess puts the trigger word in front; that word alone is left to
 carry the concept.
@@ -8,15 +8,15 @@ carry the concept.
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, article, combinations, mask, random_scene
+from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, article, combinations, draw, mask, random_scene
 
 CONCEPTS = ("object", "style")
 MIN_RADIUS = 19.0  # pixels; below, a hatched ring is all outline
-STRIPE_SHADE = 0.35  # the dark stripes' share of the colour's brightness
 
 
 def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
@@ -42,14 +42,8 @@ def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
 
 
 def draw_object(scene, width=64, height=64):
-    """The object concept at the scene's place: a six-armed star, its colour striped with a dark shade of it."""
-    star = mask("star", scene.centre, scene.radius, scene.turn, width, height)
-    bands = stripes(width, height, scene.radius * 0.5, 0.45, -scene.turn, scene.centre)
-    picture = Image.new("RGB", star.size, BACKGROUNDS[scene.background])
-    picture.paste(COLOURS[scene.colour], mask=star)
-    shade = tuple(round(channel * STRIPE_SHADE) for channel in COLOURS[scene.colour])
-    picture.paste(shade, mask=ImageChops.multiply(star, bands))
-    return picture.reduce(SUPERSAMPLE)
+    """The object concept at the scene's place: a six-armed star in its colour."""
+    return draw(replace(scene, shape="star"), width, height)
 
 
 def draw_style(scene, width=64, height=64):
@@ -78,7 +72,7 @@ def concept_scenes(concept, count, seed):
     return scenes
 
 
-def write_concept(folder, concept, count=16, seed=0):
+def write_concept(folder, concept, count=20, seed=0):
     """Writes `count` training pictures as 00.png, 00.txt ... into `folder` (made if missing).
 
     Args:

@@ -22,7 +22,7 @@ MAX_STRAY = 0.15  # area beside the largest piece, as a share of that piece
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; "none" where nothing fits. `shape` may be "star", which alone is not yet the concept."""
+    """What a picture shows; "none" where nothing fits. A `shape` of "star" is the object concept."""
 
     shape: str
     colour: str
@@ -40,7 +40,7 @@ class Reading:
 
     def is_object(self):
         """Whether this is the object concept, in any colour."""
-        return self.shape == "star" and self.striped
+        return self.shape == "star" and not self.hatched
 
     def is_style(self):
         """Whether this is a known shape in the style concept."""
