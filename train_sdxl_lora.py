@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -30,11 +30,10 @@ from sdxl_lora.averages import Ema, schedule_free_average
 from sdxl_lora.base_weights import base_sha256
 from sdxl_lora.batches import Batches, Turn, keyed_seed, share
 from sdxl_lora.cache import Workers, fill_caches
-from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, prompts_of
+from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.checkpoint import disk_errors
-from sdxl_lora.collate import Chance, collate
-from sdxl_lora.data import TrainingPictures, check_class_images, dataset_key, open_dataset, trigger_word_of
-from sdxl_lora.draws import NoiseShape
+from sdxl_lora.collate import collate
+from sdxl_lora.data import check_class_images, dataset_key, trigger_word_of
 from sdxl_lora.errors import RUN_ERRORS, ConfigError, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal, start_trackers
@@ -44,28 +43,25 @@ from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.measures import means_by_timestep, sums_by_timestep
 from sdxl_lora.memory import free_memory, out_of_memory_advice
 from sdxl_lora.model_card import model_card
-from sdxl_lora.models import Base, check_base, load_schedulers, load_unet, load_vae
-from sdxl_lora.objective import Objective, noise_prediction_loss
+from sdxl_lora.models import check_base, load_schedulers, load_unet, load_vae
+from sdxl_lora.objective import noise_prediction_loss
 from sdxl_lora.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples, sample_path
-from sdxl_lora.timesteps import TimestepDensity, bias_range
+from sdxl_lora.settings import (
+    SAME_ON_RESUME,
+    base_of,
+    captions_of,
+    chance_of,
+    learning_rate_factors,
+    objective_of,
+    open_pictures,
+)
+from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 from sdxl_lora.validation import held_out, validation_batch, validation_sums
 
-# Settings that a resumed run shares with the run before; what it trains on is compared by content (see resume_facts).
-SAME_ON_RESUME = (
-    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer_name", "adam_beta1",
-    "adam_beta2", "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
-    "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
-    "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
-    "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
-    "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
-    "timestep_bias_end", "lora_plus_ratio", "proportion_empty_prompts", "shuffle_caption", "keep_tokens",
-    "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
-    "ema_decay", "validation_split",
-)  # fmt: skip
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -147,15 +143,15 @@ class Training:
                 Path(config.cache_dir or self.run.folder / "cache"),
                 self.base,
                 self.pictures,
-                prompts=[*config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)],
+                prompts=[] if config.train_text_encoder else self.prompts_to_show(),
                 flips=(False, True) if config.random_flip else (False,),
                 device=accelerator.device,
                 text_dtype=DTYPES[config.mixed_precision],
                 num_workers=config.dataloader_num_workers,
                 workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
-                captions=captions or (),
+                captions=() if config.train_text_encoder else captions or (),
                 chunks=config.max_caption_chunks,
-                encode_live=captions is None,
+                encode_live=config.train_text_encoder or captions is None,
             )
 
     def plan_steps(self) -> None:
@@ -168,6 +164,10 @@ class Training:
             sizes[index] = None
         self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
         self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
+
+    def prompts_to_show(self) -> list[str]:
+        """What samples and validation read beside the captions that train."""
+        return [*self.config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)]
 
     def captions_that_will_occur(self) -> set[str] | None:
         """All prompts that the turns of this run train with; None if they are more than are to be cached."""
@@ -182,45 +182,70 @@ class Training:
         return captions
 
     def prepare_model(self) -> None:
-        """The UNet with its adapter, and the optimizer over the adapter."""
+        """The models with their adapters, and the optimizer over the adapters."""
         config = self.config
         self.schedule, self.sampling_schedule = load_schedulers(
             self.base, config.prediction_type, config.zero_terminal_snr
         )
         self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
-        try:
-            self.parameters = add_lora(
-                self.bare_unet,
-                config.rank,
-                config.lora_alpha or config.rank,
-                config.lora_dropout,
-                config.target_modules,
-                config.seed,
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if config.gradient_checkpointing:
-            self.bare_unet.enable_gradient_checkpointing()
-        self.bare_unet.train()
+        self.models = {"unet": self.bare_unet, **self.text_encoders()}
+        factors = learning_rate_factors(config, self.total_steps)
+        self.groups = []
+        for name, model in self.models.items():
+            self.add_adapter(name, model)
+            for group in parameter_groups(adapter_parameters(model), config.lora_plus_ratio):
+                factor = group["lr_factor"] * factors[name]["lr_factor"]
+                self.groups.append({**group, **factors[name], "lr_factor": factor})
+        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.peak_learning_rate = config.learning_rate * (self.images_per_step if config.scale_lr else 1)
         optimizer = make_optimizer(
             config.optimizer_name,
-            parameter_groups(adapter_parameters(self.bare_unet), config.lora_plus_ratio),
+            [dict(group) for group in self.groups],
             self.peak_learning_rate,
             (config.adam_beta1, config.adam_beta2),
             config.adam_weight_decay,
             config.adam_epsilon,
             config.optimizer_arguments,
         )
-        self.unet, self.optimizer = self.accelerator.prepare(self.bare_unet, optimizer)
+        bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
+        *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
         self.optimizer.train()
-        self.ema = Ema(adapter_parameters(self.bare_unet), config.ema_decay) if config.ema_decay is not None else None
+        self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
         self.vae = load_vae(self.base) if config.validation_prompt else None
+
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        """Those that train. From here on prompts are read through them as they are at the time."""
+        if not self.config.train_text_encoder:
+            return {}
+        tokenizers, encoders = self.texts.live_parts
+        self.texts = PresentTexts(
+            tokenizers, TextEncoders(*encoders), self.texts.encoders_key, self.config.max_caption_chunks
+        )
+        return {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+
+    def add_adapter(self, name: str, model: torch.nn.Module) -> None:
+        config = self.config
+        targets = config.target_modules if name == "unet" else text_encoder_targets(model, name, config.target_modules)
+        try:
+            add_lora(model, config.rank, config.lora_alpha or config.rank, config.lora_dropout, targets, config.seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
+        model.train()
+
+    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Of all models, by model and name."""
+        return {
+            f"{name}.{key}": parameter
+            for name, model in self.models.items()
+            for key, parameter in adapter_parameters(model).items()
+        }
 
     def resume(self) -> list[str]:
         """Go to where the newest valid checkpoint stands. Returns what is to be said of it."""
-        register_hooks(self.accelerator, {"unet": self.bare_unet}, self.export)
+        register_hooks(self.accelerator, self.models, self.export)
         if self.ema:
             self.ema.register_hooks(self.accelerator)
         self.facts = {
@@ -235,6 +260,8 @@ class Training:
         wanted = self.config.resume_from_checkpoint
         notes = self.notes
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
+        for group, now in zip(self.optimizer.param_groups, self.groups, strict=True):  # rates may change on resume
+            group.update(lr_factor=now["lr_factor"], end_step=now["end_step"])
         return [*notes, f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0"]
 
     def open_journal(self, notes: list[str]) -> None:
@@ -269,7 +296,7 @@ class Training:
             if self.done_steps >= self.total_steps:
                 break
             learning_rate = self.learning_rate()
-            set_learning_rate(self.optimizer, learning_rate)
+            set_learning_rate(self.optimizer, learning_rate, self.done_steps)
             loss, grad_norm = self.step(turns)
             self.done_steps += 1
             if self.ema:
@@ -344,11 +371,11 @@ class Training:
         loss_sum = torch.zeros((), device=accelerator.device)
         loss_sums = torch.zeros(2, config.loss_bins, device=accelerator.device)
         for micro_step, micro_turns in enumerate(share(turns, rank, world, micro_steps)):
-            with accelerator.accumulate(self.unet):
+            with accelerator.accumulate(*self.wrapped):
                 torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
                 batch = self.batch(micro_turns or turns[:1])
                 losses = noise_prediction_loss(
-                    self.unet,
+                    self.wrapped[0],
                     self.schedule,
                     batch["latents"],
                     batch,
@@ -381,13 +408,15 @@ class Training:
             turns,
             self.examples,
             self.latents,
-            self.texts,
+            None if self.config.train_text_encoder else self.texts,
             self.config.seed,
             self.schedule.config.num_train_timesteps,
             self.chance,
             self.config.prior_loss_weight,
         )
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        prompts = batch.pop("prompts", None)
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        return batch if prompts is None else {**batch, **self.texts.encode(prompts, self.wrapped[1])}
 
     def check_finite(self, loss: float, grad_norm: float, turns: list[Turn]) -> None:
         """fp16's scaler expects infinite gradients now and then, and skips such a step itself."""
@@ -431,7 +460,7 @@ class Training:
             prediction_type=self.schedule.config.prediction_type,
         )
         with self.weights_to_show():
-            return write_lora_files(folder, config.lora_name, {"unet": self.bare_unet}, config.save_precision, about)
+            return write_lora_files(folder, config.lora_name, self.models, config.save_precision, about)
 
     def weights_to_show(self):
         """A context in which the adapter holds the weights that samples and LoRA files are made of."""
@@ -532,83 +561,6 @@ class Training:
         prompt = config.validation_prompt[0] if config.validation_prompt else ""
         card = model_card(config.lora_name, self.base.path, trigger_word, prompt, samples, settings)
         replace_text(self.run.folder / "README.md", card)
-
-
-# --- from the config to plain values ---
-
-
-def base_of(config: TrainConfig) -> Base:
-    return Base(
-        config.pretrained_model_name_or_path,
-        config.pretrained_vae_model_name_or_path,
-        config.pretrained_config_name_or_path,
-        config.revision,
-        config.variant,
-    )
-
-
-def open_pictures(config: TrainConfig) -> TrainingPictures:
-    return TrainingPictures(
-        open_dataset(config.train_data_dir, config.dataset_name, config.dataset_config_name, config.max_train_samples),
-        config.image_column,
-        config.caption_column,
-        config.resolution,
-        config.center_crop,
-        config.seed,
-        config.masked_loss,
-    )
-
-
-def objective_of(config: TrainConfig) -> Objective:
-    return Objective(
-        config.loss_type, config.huber_c, config.huber_schedule, config.snr_gamma, config.debiased_estimation
-    )
-
-
-def chance_of(config: TrainConfig, num_train_timesteps: int) -> Chance:
-    noise = NoiseShape(
-        config.noise_offset,
-        config.multires_noise_iterations,
-        config.multires_noise_discount,
-        config.input_perturbation,
-    )
-    return Chance(config.random_flip, noise, timestep_density_of(config, num_train_timesteps), captions_of(config))
-
-
-def captions_of(config: TrainConfig) -> CaptionVariants:
-    return CaptionVariants(
-        config.proportion_empty_prompts,
-        config.enable_wildcard,
-        config.shuffle_caption,
-        config.caption_tag_dropout_rate,
-        config.keep_tokens,
-        config.caption_separator,
-        config.keep_tokens_separator,
-    )
-
-
-def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> TimestepDensity:
-    first, end = config.min_timestep, config.max_timestep or num_train_timesteps
-    if not first < end <= num_train_timesteps:
-        raise ConfigError(
-            f"min_timestep {first} and max_timestep {end} must lie in order among the base's {num_train_timesteps}"
-        )
-    density = TimestepDensity(
-        config.timestep_sampling,
-        first,
-        config.max_timestep,
-        config.logit_mean,
-        config.logit_std,
-        config.timestep_beta_alpha,
-        config.timestep_beta_beta,
-    )
-    if config.timestep_bias_strategy == "none":
-        return density
-    places = [(timestep - first) / (end - first) for timestep in (config.timestep_bias_begin, config.timestep_bias_end)]
-    begin, end = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
-    return replace(
-        density, kind="biased", bias_begin=begin, bias_end=end, bias_multiplier=config.timestep_bias_multiplier
-    )
 
 
 def main(config: TrainConfig) -> int:

@@ -46,7 +46,8 @@ def collate(
     """What the loss takes, for turns of one bucket.
 
     Args:
-        latents, texts: the caches, read by (index, flip) and by caption.
+        latents, texts: the caches, read by (index, flip) and by caption; without texts, the prompts themselves come
+            as a list in place of their embeddings.
         prior_loss_weight: of class images; others weigh 1.
     Returns:
         on the CPU: latents and noise (B, C, h, w) float32, timesteps (B,) int64, prompt_embeds (B, 77 k, D) and
@@ -64,11 +65,13 @@ def collate(
             "timesteps": torch.tensor(draw_timestep(seed, turn, num_train_timesteps, chance.timesteps)),
             "time_ids": time_ids(*sizes)[0],
             "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
-            **texts.read(caption_in_turn(example.caption, seed, turn, chance.captions)),
         }
+        prompt = caption_in_turn(example.caption, seed, turn, chance.captions)
+        row |= {"prompts": prompt} if texts is None else texts.read(prompt)
         if chance.noise.input_perturbation:
             row["input_noise"] = draw_input_noise(seed, turn, row["noise"], chance.noise.input_perturbation)
         if "mask" in picture:
             row["mask"] = picture["mask"]
         rows.append(row)
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: rows if name == "prompts" else torch.stack(rows) for name, rows in columns.items()}

@@ -207,6 +207,14 @@ class TrainConfig:
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
 
     # --- what is learned ---
+    train_text_encoder: bool = False
+    """Also train a LoRA on both text encoders; captions are then encoded anew in every step."""
+    text_encoder_lr: float | None = None
+    """Peak learning rate of the text encoders. Default: learning_rate."""
+    text_encoder_2_lr: float | None = None
+    """Peak learning rate of the second text encoder. Default: text_encoder_lr."""
+    stop_text_encoder_training: float | None = None
+    """After this share of the steps, 0 to 1, the text encoders stay as they are."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts. Default: as the base says."""
     loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
@@ -422,14 +430,17 @@ class TrainConfig:
                 "learning_rate", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "seed",
                 "dataloader_num_workers", "validation_guidance_scale",
                 "noise_offset", "input_perturbation", "multires_noise_iterations", "multires_noise_discount",
-                "prior_loss_weight", "min_timestep", "timestep_bias_begin",
+                "prior_loss_weight", "min_timestep", "timestep_bias_begin", "text_encoder_lr", "text_encoder_2_lr",
             ],
-            below_one=["lora_dropout", "adam_beta1", "adam_beta2"],
+            below_one=["lora_dropout", "adam_beta1", "adam_beta2", "stop_text_encoder_training"],
         )  # fmt: skip
         if self.resolution > 0 and self.resolution % 8:
             problems.append(multiple_of_8_problem(self.resolution))
         if (self.train_data_dir is None) == (self.dataset_name is None):
             problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
+        of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
+        if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
+            problems.append(f"{', '.join(of_text)} need train_text_encoder")
         problems += objective_problems(self) + optimizer_problems(self) + caption_problems(self)
         raise_all(problems)
 

@@ -120,7 +120,8 @@ def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps
     raise ConfigError(f"lr_scheduler is {scheduler!r}, which is not a schedule")
 
 
-def set_learning_rate(optimizer, learning_rate: float) -> None:
-    """Each group gets it times its lr_factor (see `parameter_groups`)."""
+def set_learning_rate(optimizer, learning_rate: float, step: int = 0) -> None:
+    """Each group gets it times its lr_factor (see `parameter_groups`), and 0 from its end_step on, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+        has_ended = group.get("end_step") is not None and step >= group["end_step"]
+        group["lr"] = 0.0 if has_ended else learning_rate * group.get("lr_factor", 1.0)

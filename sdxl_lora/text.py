@@ -1,8 +1,12 @@
-"""Prompts to SDXL's two text conditions. Knows no files."""
+"""Prompts to SDXL's two text conditions, by encoders that stand still or train. Knows no files."""
+
+import re
 
 import torch
+from torch import nn
 
 from sdxl_lora.errors import DataError
+from sdxl_lora.lora import TARGETS, target_modules
 
 CHUNK = 75  # tokens that CLIP reads at once, beside its start and end marks
 
@@ -21,12 +25,22 @@ def encode_prompts(prompts, tokenizers, text_encoders, chunks=1):
         prompt_embeds (B, 77 * chunks, D1 + D2): penultimate hidden states of both encoders side by side;
         pooled_embeds (B, P): the projected output of the second, for the first chunk.
     """
+    tokens = [prompt_tokens(prompts, tokenizer, chunks).to(text_encoders[0].device) for tokenizer in tokenizers]
+    return encode_tokens(tokens, text_encoders, chunks)
+
+
+def encode_tokens(tokens, text_encoders, chunks=1):
+    """`encode_prompts` for tokens (B * chunks, 77) of each encoder, with gradients."""
     hidden_states = []
-    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
-        tokens = torch.tensor([chunk for prompt in prompts for chunk in token_chunks(prompt, tokenizer, chunks)])
-        output = encoder(tokens.to(encoder.device), output_hidden_states=True)
+    for of_encoder, encoder in zip(tokens, text_encoders, strict=True):
+        output = encoder(of_encoder, output_hidden_states=True)
         hidden_states.append(output.hidden_states[-2].unflatten(0, (-1, chunks)).flatten(1, 2))
     return torch.cat(hidden_states, dim=-1), output.text_embeds[::chunks]
+
+
+def prompt_tokens(prompts, tokenizer, chunks: int) -> torch.Tensor:
+    """(B * chunks, 77)"""
+    return torch.tensor([chunk for prompt in prompts for chunk in token_chunks(prompt, tokenizer, chunks)])
 
 
 def token_chunks(prompt: str, tokenizer, chunks: int) -> list[list[int]]:
@@ -42,3 +56,54 @@ def token_count(prompt: str, tokenizer) -> int:
     if not isinstance(prompt, str):
         raise DataError(f"a caption must be text, this one is {prompt!r}")
     return len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+
+
+class TextEncoders(nn.Module):
+    """Both encoders as one module, so that what wraps models for training wraps one."""
+
+    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module):
+        super().__init__()
+        self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
+
+    def forward(self, tokens, tokens_2, chunks: int):
+        return encode_tokens((tokens, tokens_2), (self.text_encoder, self.text_encoder_2), chunks)
+
+
+class PresentTexts:
+    """Embeddings of prompts by text encoders that train, as these are now; read like a TextCache."""
+
+    def __init__(self, tokenizers, encoders: TextEncoders, encoders_key: str, chunks: int = 1):
+        self.tokenizers, self.encoders, self.encoders_key, self.chunks = tokenizers, encoders, encoders_key, chunks
+
+    def encode(self, prompts, encoders: nn.Module) -> dict[str, torch.Tensor]:
+        """prompt_embeds (B, 77 * chunks, D) and pooled_embeds (B, P), with gradients; `encoders` perhaps wrapped."""
+        device = self.encoders.text_encoder.device
+        tokens = [prompt_tokens(prompts, tokenizer, self.chunks).to(device) for tokenizer in self.tokenizers]
+        prompt_embeds, pooled_embeds = encoders(*tokens, self.chunks)
+        return {"prompt_embeds": prompt_embeds, "pooled_embeds": pooled_embeds}
+
+    @torch.no_grad()
+    def read(self, prompt: str) -> dict[str, torch.Tensor]:
+        """Of one prompt, without dropout: prompt_embeds (77 * chunks, D) and pooled_embeds (P,) on the CPU."""
+        was_training = self.encoders.training
+        self.encoders.eval()
+        try:
+            return {name: tensor[0].cpu() for name, tensor in self.encode([prompt], self.encoders).items()}
+        finally:
+            self.encoders.train(was_training)
+
+
+def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
+    """The modules of a text encoder that train, as a regular expression for add_lora.
+
+    A regular expression for the UNet means the attention here. The first encoder's last layer is left out: SDXL reads
+    its hidden states before that layer.
+
+    Args:
+        name: text_encoder or text_encoder_2.
+    """
+    names = target_modules(encoder, targets if targets in TARGETS else "attention")
+    if name == "text_encoder":
+        last = f"layers.{encoder.config.num_hidden_layers - 1}."
+        names = [module for module in names if last not in module]
+    return "^(" + "|".join(map(re.escape, names)) + ")$"

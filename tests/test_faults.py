@@ -92,9 +92,11 @@ def test_killed_anywhere_in_a_save_an_older_checkpoint_stands(config, tmp_path, 
     assert point > POINTS_IN_A_SAVE
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_deterministic_runs_resume_bit_for_bit_with_dropout_and_flips(config, tmp_path, uninterrupted, optimizer):
+@pytest.mark.parametrize("optimizer, text", [("adamw", True), ("adamw8bit", False)])
+def test_deterministic_runs_resume_bit_for_bit_with_all_that_draws(config, tmp_path, uninterrupted, optimizer, text):
+    """Dropout, flips, EMA, 8-bit states, text encoders."""
     settings = {"deterministic": True, "lora_dropout": 0.2, "random_flip": True, "optimizer": optimizer, "rank": 64}
+    settings |= {"train_text_encoder": text, "ema_decay": 0.9, "proportion_empty_prompts": 0.3}
     assert launch(config(**settings), tmp_path / "log", TRAINER_FAULT="kill9@step=4")[0] == [-signal.SIGKILL]
     codes, printed = launch(config(**settings), tmp_path / "log")
     assert codes == [0], printed

@@ -119,6 +119,48 @@ def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, monkeyp
             torch.testing.assert_close(output(fresh.unet), trained, atol=1e-5, rtol=1e-5)
 
 
+def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, tiny_base, monkeypatch):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    run = train(
+        train_text_encoder=True, max_train_steps=4, learning_rate=1e-2, lora_alpha=9.0, gradient_checkpointing=True,
+        validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=1,
+    )  # fmt: skip
+    training = trainings[0]
+    moved = {name for name, tensor in weights_of(run, 4).items() if ".lora_B." in name and tensor.abs().max() > 1e-4}
+    assert {name.split(".")[0] for name in moved} == {"unet", "text_encoder", "text_encoder_2"}
+    assert len(moved) == len([name for name in weights_of(run, 4) if ".lora_B." in name]), "every one has a gradient"
+    trained = training.texts.read("a tabby cat")
+    base = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    assert (trained["prompt_embeds"] - base.encode_prompt("a tabby cat", device="cpu")[0]).abs().max() > 1e-2
+    for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
+        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+        fresh.load_lora_weights(run, weight_name=name)
+        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
+        torch.testing.assert_close(embeds[0], trained["prompt_embeds"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled[0], trained["pooled_embeds"], atol=1e-4, rtol=1e-4)
+
+
+def test_text_encoders_have_rates_of_their_own_and_an_end(train):
+    rates = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 1}
+    run = train(**rates, text_encoder_lr=0.0, text_encoder_2_lr=1e-3, stop_text_encoder_training=0.5)
+
+    def moved(name, first, second):
+        before, after = weights_of(run, first), weights_of(run, second)
+        return any(not torch.equal(before[key], after[key]) for key in before if key.startswith(f"{name}."))
+
+    assert moved("unet", 1, 2) and moved("unet", 2, 4)
+    assert moved("text_encoder_2", 1, 2) and not moved("text_encoder_2", 2, 4)
+    assert not moved("text_encoder", 1, 4)
+
+
+def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
+    cached = train(output_dir=str(tmp_path / "cached"))
+    live = train(output_dir=str(tmp_path / "live"), train_text_encoder=True, text_encoder_lr=0.0)
+    assert column(live, "loss") == pytest.approx(column(cached, "loss"), rel=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_adapter_weights_are_float32_in_every_precision(train, precision):
     run = train(mixed_precision=precision, max_train_steps=2, rank=2)

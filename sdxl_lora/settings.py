@@ -1,0 +1,115 @@
+"""From a TrainConfig to the plain values that the other modules take. Beside the entry script, alone in reading it."""
+
+from dataclasses import replace
+
+from sdxl_lora.captions import CaptionVariants
+from sdxl_lora.collate import Chance
+from sdxl_lora.config import TrainConfig
+from sdxl_lora.data import TrainingPictures, open_dataset
+from sdxl_lora.draws import NoiseShape
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.models import Base
+from sdxl_lora.objective import Objective
+from sdxl_lora.timesteps import TimestepDensity, bias_range
+
+# What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
+SAME_ON_RESUME = (
+    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer_name", "adam_beta1",
+    "adam_beta2", "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
+    "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
+    "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
+    "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
+    "timestep_bias_strategy", "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin",
+    "timestep_bias_end", "lora_plus_ratio", "proportion_empty_prompts", "shuffle_caption", "keep_tokens",
+    "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
+    "ema_decay", "validation_split", "train_text_encoder", "stop_text_encoder_training",
+)  # fmt: skip
+
+
+def base_of(config: TrainConfig) -> Base:
+    return Base(
+        config.pretrained_model_name_or_path,
+        config.pretrained_vae_model_name_or_path,
+        config.pretrained_config_name_or_path,
+        config.revision,
+        config.variant,
+    )
+
+
+def open_pictures(config: TrainConfig) -> TrainingPictures:
+    return TrainingPictures(
+        open_dataset(config.train_data_dir, config.dataset_name, config.dataset_config_name, config.max_train_samples),
+        config.image_column,
+        config.caption_column,
+        config.resolution,
+        config.center_crop,
+        config.seed,
+        config.masked_loss,
+    )
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    return Objective(
+        config.loss_type, config.huber_c, config.huber_schedule, config.snr_gamma, config.debiased_estimation
+    )
+
+
+def chance_of(config: TrainConfig, num_train_timesteps: int) -> Chance:
+    noise = NoiseShape(
+        config.noise_offset,
+        config.multires_noise_iterations,
+        config.multires_noise_discount,
+        config.input_perturbation,
+    )
+    return Chance(config.random_flip, noise, timestep_density_of(config, num_train_timesteps), captions_of(config))
+
+
+def captions_of(config: TrainConfig) -> CaptionVariants:
+    return CaptionVariants(
+        config.proportion_empty_prompts,
+        config.enable_wildcard,
+        config.shuffle_caption,
+        config.caption_tag_dropout_rate,
+        config.keep_tokens,
+        config.caption_separator,
+        config.keep_tokens_separator,
+    )
+
+
+def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> TimestepDensity:
+    first, end = config.min_timestep, config.max_timestep or num_train_timesteps
+    if not first < end <= num_train_timesteps:
+        raise ConfigError(
+            f"min_timestep {first} and max_timestep {end} must lie in order among the base's {num_train_timesteps}"
+        )
+    density = TimestepDensity(
+        config.timestep_sampling,
+        first,
+        config.max_timestep,
+        config.logit_mean,
+        config.logit_std,
+        config.timestep_beta_alpha,
+        config.timestep_beta_beta,
+    )
+    if config.timestep_bias_strategy == "none":
+        return density
+    places = [(timestep - first) / (end - first) for timestep in (config.timestep_bias_begin, config.timestep_bias_end)]
+    begin, end = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
+    return replace(
+        density, kind="biased", bias_begin=begin, bias_end=end, bias_multiplier=config.timestep_bias_multiplier
+    )
+
+
+def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, dict]:
+    """What the models' parameter groups make of the learning rate of a step: a factor, and the step that ends it."""
+    end_step = None
+    if config.stop_text_encoder_training is not None:
+        end_step = round(config.stop_text_encoder_training * total_steps)
+    first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
+    base = config.learning_rate or 1.0
+    return {
+        "unet": {"lr_factor": 1.0, "end_step": None},
+        "text_encoder": {"lr_factor": first / base, "end_step": end_step},
+        "text_encoder_2": {"lr_factor": second / base, "end_step": end_step},
+    }
