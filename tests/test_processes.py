@@ -67,6 +67,7 @@ def test_two_processes_give_the_one_process_result(train, train_config, two_size
         "train_data_dir": None, "dataset_name": str(two_sizes), "max_train_steps": None, "num_train_epochs": 2,
         "adam_epsilon": 1e-4, "checkpointing_steps": 1, "train_text_encoder": True, "checkpoints_total_limit": 2, "random_flip": True,
         "validation_prompt": ("a cat",), "num_validation_images": 2, "validation_inference_steps": 2,
+        "ema_decay": 0.9, "snr_gamma": 5.0, "noise_offset": 0.05, "proportion_empty_prompts": 0.3,
     }  # fmt: skip
     one = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "one"))
     two = tmp_path / "two"
@@ -83,8 +84,11 @@ def test_two_processes_give_the_one_process_result(train, train_config, two_size
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
         assert theirs["learning_rate"] == ours["learning_rate"]
-    weights = [load_file(run / "checkpoint-3" / "lora_state.safetensors") for run in (one, two)]
-    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-6
+        by_timestep = [{k: v for k, v in step.items() if k.startswith("loss_timesteps")} for step in (ours, theirs)]
+        assert by_timestep[0] and by_timestep[1] == pytest.approx(by_timestep[0], rel=1e-5)
+    for file in ("lora_state.safetensors", "ema_state.safetensors"):
+        weights = [load_file(run / "checkpoint-3" / file) for run in (one, two)]
+        assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-6
 
     for run in (one, two):
         assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
