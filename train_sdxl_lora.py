@@ -149,9 +149,9 @@ class Training:
                 text_dtype=DTYPES[config.mixed_precision],
                 num_workers=config.dataloader_num_workers,
                 workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
-                captions=() if config.train_text_encoder else captions or (),
+                captions=captions or (),
                 chunks=config.max_caption_chunks,
-                encode_live=config.train_text_encoder or captions is None,
+                encode_live=captions is None,
             )
 
     def plan_steps(self) -> None:
@@ -170,8 +170,11 @@ class Training:
         return [*self.config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)]
 
     def captions_that_will_occur(self) -> set[str] | None:
-        """All prompts that the turns of this run train with; None if they are more than are to be cached."""
+        """All prompts that the turns of this run train with; None if they are to be encoded in every turn."""
         config, variants = self.config, captions_of(self.config)
+        if config.train_text_encoder:
+            self.notes.append("the text encoders train: captions are encoded live")
+            return None
         written, limit = [example.caption for example in self.examples], config.max_cached_captions
         turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)
         captions = prompts_of(written, config.seed, turns, variants, limit)

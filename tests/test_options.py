@@ -94,7 +94,13 @@ def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path)
     "settings",
     [
         {"optimizer": "schedule_free_adamw", "lora_plus_ratio": 4.0, "optimizer_args": ("r=0.5",)},
-        {"optimizer": "prodigy", "learning_rate": 1.0, "lora_dropout": 0.1, "ema_decay": 0.9},
+        {
+            "optimizer": "prodigy",
+            "learning_rate": 1.0,
+            "lora_dropout": 0.1,
+            "ema_decay": 0.9,
+            "train_text_encoder": True,
+        },
     ],
 )
 def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settings):
