@@ -65,9 +65,10 @@ def test_two_processes_give_the_one_process_result(train, train_config, two_size
     """Two sizes, short last steps, samples and checkpoints included. Two epochs: 6 + 4 turns in steps of 4."""
     settings = {
         "train_data_dir": None, "dataset_name": str(two_sizes), "max_train_steps": None, "num_train_epochs": 2,
-        "adam_epsilon": 1e-4, "checkpointing_steps": 1, "train_text_encoder": True, "checkpoints_total_limit": 2, "random_flip": True,
+        "adam_epsilon": 1e-4, "checkpointing_steps": 1, "checkpoints_total_limit": 2, "random_flip": True,
         "validation_prompt": ("a cat",), "num_validation_images": 2, "validation_inference_steps": 2,
         "ema_decay": 0.9, "snr_gamma": 5.0, "noise_offset": 0.05, "proportion_empty_prompts": 0.3,
+        "train_text_encoder": True,
     }  # fmt: skip
     one = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "one"))
     two = tmp_path / "two"
