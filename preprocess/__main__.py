@@ -165,9 +165,8 @@ def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
     return dataclasses.replace(
         plan,
         name=repr(options),
-        load=partial(captioner, options),
+        load=partial(captioner, options, config.caption_batch_size),
         check=partial(check_captioner, options),
-        batch_size=config.caption_batch_size,
     )
 
 

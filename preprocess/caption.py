@@ -9,11 +9,13 @@ import difflib
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from PIL import Image
 
+from preprocess.batch_size import after_fit, first_and_most, with_memory_share
 from sdxl_lora.errors import ConfigError
 
 # what each task gives that is not a caption, by the names in transformers' Florence2Processor
@@ -86,11 +88,42 @@ def check_captioner(options: CaptionerOptions) -> None:
         )
 
 
-@contextmanager
-def captioner(options: CaptionerOptions) -> Iterator[Callable[[list[Image.Image]], list[str]]]:
-    """A function from RGB pictures to as many captions; its model leaves memory when the context ends.
+class Captioner:
+    """A function from RGB pictures to as many captions. `batch_size` is how many it wants next; see batch_size.py."""
 
-    A batch that does not fit the GPU is halved, and so are all later ones.
+    def __init__(self, model, processor, options: CaptionerOptions, batch_size: int | None):
+        self.model, self.processor, self.options = model, processor, options
+        self.batch_size, self.most = first_and_most(batch_size, model.device.type)
+
+    def __call__(self, images: list[Image.Image]) -> list[str]:
+        import torch
+
+        texts: list[str] = []
+        while len(texts) < len(images):
+            batch = images[len(texts) :][: self.batch_size]
+            work = partial(describe, self.model, self.processor, batch, self.options)
+            try:
+                new_texts, memory_share = with_memory_share(work, self.model.device)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                new_texts = None
+            if new_texts is None:  # not above, where the error's traceback still holds the batch's tensors
+                self.batch_size = self.most = len(batch) // 2
+                torch.cuda.empty_cache()
+                continue
+            texts += new_texts
+            if len(batch) == self.batch_size:
+                self.batch_size = after_fit(self.batch_size, self.most, memory_share)
+        return texts
+
+
+@contextmanager
+def captioner(options: CaptionerOptions, batch_size: int | None = None) -> Iterator[Captioner]:
+    """A captioner whose model leaves memory when the context ends.
+
+    Args:
+        batch_size: most pictures at once; None to find out.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -102,27 +135,12 @@ def captioner(options: CaptionerOptions) -> Iterator[Callable[[list[Image.Image]
         model = AutoModelForImageTextToText.from_pretrained(
             options.model, dtype=dtype, use_safetensors=True, **attention
         )
-    model = model.to(device).eval()
-    largest = None
-
-    def caption(images: list[Image.Image]) -> list[str]:
-        nonlocal largest
-        texts: list[str] = []
-        while len(texts) < len(images):
-            batch = images[len(texts) :][:largest]
-            try:
-                texts += describe(model, processor, batch, options)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                largest = len(batch) // 2
-                torch.cuda.empty_cache()
-        return texts
-
+    caption = Captioner(model.to(device).eval(), processor, options, batch_size)
+    del model, processor
     try:
         yield caption
     finally:
-        model = processor = None
+        caption.model = caption.processor = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -25,7 +25,8 @@ class CaptionPlan:
 
     Attributes:
         name: model, task and options; a caption is made again where any of it differs.
-        load: context manager of the captioner, which frees it; None for no captioner.
+        load: context manager of the captioner, which frees it; None for no captioner. The captioner says by its
+            attribute batch_size how many pictures it wants next.
         check: raises ConfigError, before any work, where the captioner could not be loaded.
         clean: leave out stock phrases such as "The image shows".
         may_be_empty: no words are an answer, and not a failure.
@@ -34,7 +35,6 @@ class CaptionPlan:
     name: str = "none"
     load: Callable[[], AbstractContextManager[Caption]] | None = None
     check: Callable[[], None] = lambda: None
-    batch_size: int = 8
     fallback: str = ""
     clean: bool = True
     recaption: bool = False
@@ -111,8 +111,7 @@ def machine_captions(
     mine = []
     if share := team.share(missing):
         with plan.load() as caption, tqdm(total=len(share), desc="captions", unit="img") as bar:
-            for start in range(0, len(share), plan.batch_size):
-                batch = share[start : start + plan.batch_size]
+            while batch := share[len(mine) : len(mine) + caption.batch_size]:
                 images = [open_crop(output, entry.prepared) for _, entry in batch]
                 for (key, _), (text, reason) in zip(
                     batch, caption_batch(caption, images, plan.may_be_empty), strict=True

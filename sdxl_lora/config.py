@@ -78,8 +78,9 @@ class PreprocessConfig:
     """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
     caption_prompt: str | None = None
     """What other models are asked, or how the caption is to begin."""
-    caption_batch_size: int = 8
-    """Pictures captioned at once; halved by itself where the GPU is too small."""
+    caption_batch_size: int | None = None
+    """Most pictures captioned at once; halved where the GPU is too small. Default: doubled from 1 as its memory allows,
+    to 64 at most, to 8 without a GPU."""
     caption_num_beams: int = 3
     """Beams of the search for a caption; 1 is fastest."""
     caption_max_new_tokens: int = 256
