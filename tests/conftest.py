@@ -1,5 +1,6 @@
 """The tiny SDXL, the real photographs and the in-process training that the tests share."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes on two cores
@@ -84,6 +85,7 @@ def train(train_config):
     import train_sdxl_lora
 
     def run(**settings):
+        gc.freeze()  # else each of a run's two collections walks half a second through the imports
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         config = train_config(**settings)

@@ -4,6 +4,7 @@
 LIMIT_FILE_SIZE in the environment limits their files to that many bytes.
 """
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -27,6 +28,7 @@ def _run(config, log: Path, environment: dict[str, str]) -> None:
 
     import train_sdxl_lora
 
+    gc.freeze()  # else each of a run's two collections walks half a second through the imports
     torch.set_num_threads(1)
     if limit := environment.get("LIMIT_FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
