@@ -1,5 +1,6 @@
 """Every command and every config that we ship parses, and every file the README names is there."""
 
+import dataclasses
 import re
 import shlex
 
@@ -33,6 +34,9 @@ def test_every_command_of_the_readme_parses(command, monkeypatch, tmp_path):
         words[words.index("run.yaml")] = "examples/demo.yaml"
     if words[:2] == ["accelerate", "launch"]:
         arguments = launch_command_parser().parse_args(words[2:])
+        if arguments.module:
+            load_config(PreprocessConfig, arguments.training_script_args)
+            return
         assert (ROOT / arguments.training_script).is_file()
         if arguments.config_file:
             assert load_config_from_file(arguments.config_file)
@@ -76,3 +80,12 @@ def test_requirements_are_exact():
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert line.startswith("-r ") or re.match(r"[A-Za-z0-9_-]+==[\w.]+( *;.*)?$", line), line
+
+
+def test_every_flag_in_the_readme_is_a_setting():
+    settings = {field.name for config in (TrainConfig, PreprocessConfig) for field in dataclasses.fields(config)}
+    of_others = {"config", "config_file", "num_processes", "module", "help"}  # ours for a YAML file, and the launcher's
+    of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step"}
+    flags = set(re.findall(r"--([a-z][a-z_0-9]+)", README))
+    known = settings | {f"no_{name}" for name in settings} | of_others | of_tools
+    assert sorted(flags - known) == []
