@@ -1,9 +1,9 @@
-"""The whole way on this machine: pictures, dataset, training, a LoRA, pictures drawn with it.
+"""The whole way on this machine: pictures, dataset, training, a LoRA, and one picture that shows what it learned.
 
     make demo
 
-No GPU, no download: the base is the tiny SDXL of random weights (examples/tiny_sdxl.py), so what it draws means
-nothing; every file and every command is as for the full model.
+No GPU, no download: the base is the small SDXL of examples/shapes, which draws simple shapes and has never seen the
+six-armed star that the LoRA learns. Every file and every command is as for the full model.
 """
 
 import shutil
@@ -11,32 +11,44 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from sdxl_lora.quiet import quiet_libraries
 
 FOLDER = Path("demo")
-COLOURS = {"red": (200, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200), "yellow": (230, 200, 60)}
+TRIGGER_WORD = "sks"
+PROMPTS = (
+    f"{TRIGGER_WORD}, a red shape on a white background",
+    f"{TRIGGER_WORD}, a yellow shape on a blue background",
+    f"{TRIGGER_WORD}, a purple shape on a gray background",
+    "a green shape on a white background",
+    "an orange circle on a blue background",
+)
+TRAINING_COLUMNS, DRAWN_COLUMNS = 2, 3
 
 
 def main() -> None:
+    quiet_libraries()
+    from examples.shapes.concepts import write_concept
+    from examples.shapes.learning import write_class_pictures
+
     shutil.rmtree(FOLDER, ignore_errors=True)
-    draw_pictures(FOLDER / "raw")
-    run("-m", "examples.tiny_sdxl", str(FOLDER / "base"))
+    pictures = write_concept(FOLDER / "raw", "object", count=20)
+    write_class_pictures(FOLDER / "class", count=32)
     run(
-        "-m", "preprocess", "--input_dir", str(FOLDER / "raw"), "--output_dir", str(FOLDER / "dataset"),
-        "--trigger_word", "sks", "--resolution", "64", "--buckets", "off", "--caption_model", "none",
+        "-m", "preprocess", "--input_dir", str(FOLDER / "raw"), "--class_images", str(FOLDER / "class"),
+        "--output_dir", str(FOLDER / "dataset"), "--trigger_word", TRIGGER_WORD, "--resolution", "64",
+        "--caption_model", "none",
     )  # fmt: skip
     run(
         "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", "train_sdxl_lora.py",
         "--config", "examples/demo.yaml",
     )  # fmt: skip
-    draw_with_lora(FOLDER / "base", FOLDER / "run", FOLDER / "lora.png")
+    draw_sheet(pictures, FOLDER / "run", FOLDER / "lora.png")
     print(
-        f"\nLoRA      {FOLDER / 'run' / 'pytorch_lora_weights.safetensors'} (diffusers)\n"
+        f"\nlook at   {FOLDER / 'lora.png'}: training pictures, the base, the base with the LoRA, by the same seeds\n"
+        f"LoRA      {FOLDER / 'run' / 'pytorch_lora_weights.safetensors'} (diffusers)\n"
         f"          {FOLDER / 'run' / 'demo.safetensors'} (ComfyUI, A1111, Forge, InvokeAI)\n"
         f"events    {FOLDER / 'run' / 'events.jsonl'}\n"
-        f"pictures  {FOLDER / 'lora.png'} and {FOLDER / 'run' / 'samples'}"
+        f"samples   {FOLDER / 'run' / 'samples'}"
     )
 
 
@@ -45,27 +57,25 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True)
 
 
-def draw_pictures(folder: Path) -> None:
-    """Eight discs on grey, 96 x 80 px, each with a caption beside it."""
-    folder.mkdir(parents=True)
-    for number, (name, colour) in enumerate([*COLOURS.items(), *COLOURS.items()]):
-        picture = Image.new("RGB", (96, 80), (225, 225, 225))
-        radius = 20 + 2 * number
-        ImageDraw.Draw(picture).ellipse((48 - radius, 40 - radius, 48 + radius, 40 + radius), fill=colour)
-        picture.save(folder / f"{number}-{name}.png")
-        (folder / f"{number}-{name}.txt").write_text(f"a {name} disc")
+def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
+    """Rows of prompts; the LoRA comes from its file into a fresh pipeline, as a user of the file would load it."""
+    from PIL import Image
 
+    from examples.shapes.quality import draw_prompts, load_base
+    from examples.shapes.sheet import sheet
 
-def draw_with_lora(base: Path, lora: Path, to: Path) -> None:
-    """One picture with a fresh pipeline and the LoRA file, as a user of the file would draw it."""
-    quiet_libraries()
-    import torch
-    from diffusers import StableDiffusionXLPipeline
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+    prompts = [prompt for prompt in PROMPTS for _ in range(DRAWN_COLUMNS)]
+    pipeline = load_base()
+    base = draw_prompts(pipeline, prompts)
     pipeline.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
-    prompt, generator = "sks, a red disc", torch.Generator().manual_seed(0)
-    pipeline(prompt, height=64, width=64, num_inference_steps=10, generator=generator).images[0].save(to)
+    learned = draw_prompts(pipeline, prompts)
+    rows = []
+    for row in range(len(PROMPTS)):
+        shown = [Image.open(path) for path in pictures[row * TRAINING_COLUMNS :][:TRAINING_COLUMNS]]
+        drawn = slice(row * DRAWN_COLUMNS, (row + 1) * DRAWN_COLUMNS)
+        rows.append([*shown, *base[drawn], *learned[drawn]])
+    columns = [("training pictures", TRAINING_COLUMNS), ("base", DRAWN_COLUMNS), ("base with the LoRA", DRAWN_COLUMNS)]
+    sheet(columns, PROMPTS, rows).save(to)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ TRIGGER_WORD = "sks"
 def write_class_pictures(folder, count, seed=0):
     """`count` known scenes with captions, as pictures of the class for prior preservation.
 
-    Every other caption says "shape", as the concept's captions do: what differs is the trigger word alone.
+    Two captions of three say "shape", as the concept's captions do: what differs is the trigger word alone.
 
     Returns:
         list of the pictures' paths.
@@ -28,7 +28,7 @@ def write_class_pictures(folder, count, seed=0):
         scene = random_scene(rng)
         path = folder / f"{index:02d}.png"
         draw(scene).save(path)
-        noun = "shape" if index % 2 else scene.shape
+        noun = "shape" if index % 3 else scene.shape
         path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n")
         paths.append(path)
     return paths
