@@ -19,50 +19,39 @@ import os
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from sdxl_lora.averages import Ema, schedule_free_average
+from sdxl_lora.averages import schedule_free_average
 from sdxl_lora.base_weights import base_sha256
-from sdxl_lora.batches import Batches, Turn, keyed_seed, share
-from sdxl_lora.cache import Workers, fill_caches
-from sdxl_lora.captions import AS_WRITTEN, prompts_of
+from sdxl_lora.batches import Turn, keyed_seed, share
 from sdxl_lora.checkpoint import disk_errors
 from sdxl_lora.collate import collate
-from sdxl_lora.data import check_class_images, dataset_key, trigger_word_of
-from sdxl_lora.errors import RUN_ERRORS, ConfigError, LostProcessError, NonFiniteError, Stopped
+from sdxl_lora.data import dataset_key, trigger_word_of
+from sdxl_lora.delivery import deliver, last_words, write_card
+from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal, start_trackers
-from sdxl_lora.lora import adapter_parameters, add_lora
-from sdxl_lora.lora_files import check_name, copy_lora, thumbnail_jpeg, write_lora_files, write_side_files
-from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
+from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
+from sdxl_lora.lora_metadata import lora_metadata, public_name
 from sdxl_lora.measures import means_by_timestep, sums_by_timestep
 from sdxl_lora.memory import free_memory, out_of_memory_advice
-from sdxl_lora.model_card import model_card
-from sdxl_lora.models import check_base, load_schedulers, load_unet, load_vae
 from sdxl_lora.objective import noise_prediction_loss
-from sdxl_lora.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
-from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
+from sdxl_lora.optim import set_learning_rate
+from sdxl_lora.parts import Parts
+from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
-from sdxl_lora.samples import draw_samples, read_samples, sample_path
+from sdxl_lora.samples import draw_samples, read_samples
 from sdxl_lora.settings import (
     SAME_ON_RESUME,
-    base_of,
-    captions_of,
-    chance_of,
-    learning_rate_factors,
-    objective_of,
-    open_pictures,
+    check_names,
+    learning_rate_of,
 )
-from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
-from sdxl_lora.validation import held_out, validation_batch, validation_sums
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from sdxl_lora.validation import validation_batch, validation_sums
 
 
 def train(config: TrainConfig) -> None:
@@ -100,151 +89,19 @@ def train(config: TrainConfig) -> None:
     accelerator.end_training()
 
 
-class Training:
-    """What a run is made of, and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
+class Training(Parts):
+    """A run and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
-        self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
+        super().__init__(config, accelerator, run, stop)
         self.started_at = datetime.now(timezone.utc)
-        self.base = base_of(config)
-        self.notes: list[str] = []  # said once the journal is open
-        main_process_decides(accelerator, self.check_names)
+        main_process_decides(accelerator, lambda: check_names(config, self.base))
         self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
         self.newest_sample: Image.Image | None = None
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
         self.prepare_model()
         self.open_journal(self.resume())
-
-    def check_names(self) -> None:
-        """What would fail at the end of the night is said at its start."""
-        check_base(self.base)
-        loras_dir = self.config.loras_dir
-        try:
-            check_name(self.config.lora_name)
-        except ValueError as error:
-            raise ConfigError(f"{error} Choose it with --output_name.") from None
-        if loras_dir is not None and not Path(loras_dir).is_dir():
-            raise ConfigError(f"loras_dir {loras_dir} is not a folder: make it first")
-
-    def prepare_pictures(self) -> None:
-        """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
-        config, accelerator = self.config, self.accelerator
-        with accelerator.main_process_first():
-            self.pictures = open_pictures(config)
-        self.examples = self.pictures.examples
-        check_class_images(self.examples, config.prior_loss_weight)
-        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
-        self.plan_steps()
-        captions = self.captions_that_will_occur()
-        self.run.update(state="caching")
-        with all_raise_what_one_raises(accelerator):
-            self.latents, self.texts = fill_caches(
-                Path(config.cache_dir or self.run.folder / "cache"),
-                self.base,
-                self.pictures,
-                prompts=[] if config.train_text_encoder else self.prompts_to_show(),
-                flips=(False, True) if config.random_flip else (False,),
-                device=accelerator.device,
-                text_dtype=DTYPES[config.mixed_precision],
-                num_workers=config.dataloader_num_workers,
-                workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
-                captions=captions or (),
-                chunks=config.max_caption_chunks,
-                encode_live=captions is None,
-            )
-
-    def plan_steps(self) -> None:
-        config = self.config
-        processes = self.accelerator.num_processes
-        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
-        num_epochs = None if config.max_train_steps else config.num_train_epochs
-        sizes = [example.target_size for example in self.examples]
-        for index in self.held_out:
-            sizes[index] = None
-        self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
-        self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
-
-    def prompts_to_show(self) -> list[str]:
-        """What samples and validation read beside the captions that train."""
-        return [*self.config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)]
-
-    def captions_that_will_occur(self) -> set[str] | None:
-        """All prompts that the turns of this run train with; None if they are to be encoded in every turn."""
-        config, variants = self.config, captions_of(self.config)
-        if config.train_text_encoder:
-            self.notes.append("the text encoders train: captions are encoded live")
-            return None
-        written, limit = [example.caption for example in self.examples], config.max_cached_captions
-        turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)
-        captions = prompts_of(written, config.seed, turns, variants, limit)
-        if captions is None:
-            self.notes.append(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
-        elif variants != AS_WRITTEN:
-            self.notes.append(f"captions vary: all {len(captions)} that will occur are cached")
-        return captions
-
-    def prepare_model(self) -> None:
-        """The models with their adapters, and the optimizer over the adapters."""
-        config = self.config
-        self.schedule, self.sampling_schedule = load_schedulers(
-            self.base, config.prediction_type, config.zero_terminal_snr
-        )
-        self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
-        self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
-        self.models = {"unet": self.bare_unet, **self.text_encoders()}
-        factors = learning_rate_factors(config, self.total_steps)
-        self.groups = []
-        for name, model in self.models.items():
-            self.add_adapter(name, model)
-            for group in parameter_groups(adapter_parameters(model), config.lora_plus_ratio):
-                factor = group["lr_factor"] * factors[name]["lr_factor"]
-                self.groups.append({**group, **factors[name], "lr_factor": factor})
-        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
-        self.peak_learning_rate = config.learning_rate * (self.images_per_step if config.scale_lr else 1)
-        optimizer = make_optimizer(
-            config.optimizer_name,
-            [dict(group) for group in self.groups],
-            self.peak_learning_rate,
-            (config.adam_beta1, config.adam_beta2),
-            config.adam_weight_decay,
-            config.adam_epsilon,
-            config.optimizer_arguments,
-        )
-        bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
-        *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
-        self.optimizer.train()
-        self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
-        self.vae = load_vae(self.base) if config.validation_prompt else None
-
-    def text_encoders(self) -> dict[str, torch.nn.Module]:
-        """Those that train. From here on prompts are read through them as they are at the time."""
-        if not self.config.train_text_encoder:
-            return {}
-        tokenizers, encoders = self.texts.live_parts
-        self.texts = PresentTexts(
-            tokenizers, TextEncoders(*encoders), self.texts.encoders_key, self.config.max_caption_chunks
-        )
-        return {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
-
-    def add_adapter(self, name: str, model: torch.nn.Module) -> None:
-        config = self.config
-        targets = config.target_modules if name == "unet" else text_encoder_targets(model, name, config.target_modules)
-        try:
-            add_lora(model, config.rank, config.lora_alpha or config.rank, config.lora_dropout, targets, config.seed)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
-        model.train()
-
-    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Of all models, by model and name."""
-        return {
-            f"{name}.{key}": parameter
-            for name, model in self.models.items()
-            for key, parameter in adapter_parameters(model).items()
-        }
 
     def resume(self) -> list[str]:
         """Go to where the newest valid checkpoint stands. Returns what is to be said of it."""
@@ -298,14 +155,22 @@ class Training:
         for epochs_before, turns in self.batches.from_step(self.done_steps):
             if self.done_steps >= self.total_steps:
                 break
-            learning_rate = self.learning_rate()
+            learning_rate = learning_rate_of(config, self.done_steps, self.total_steps, self.images_per_step)
             set_learning_rate(self.optimizer, learning_rate, self.done_steps)
             loss, grad_norm = self.step(turns)
             self.done_steps += 1
             if self.ema:
                 self.ema.update(self.done_steps)
             by_timestep = means_by_timestep(self.loss_sums, len(self.schedule.betas))
-            self.journal.step(self.done_steps, len(turns), self.passes(), loss, learning_rate, grad_norm, **by_timestep)
+            self.journal.step(
+                self.done_steps,
+                len(turns),
+                self.batches.passes(self.done_steps),
+                loss,
+                learning_rate,
+                grad_norm,
+                **by_timestep,
+            )
 
             is_stopping = self.is_asked_to_stop()
             passed = epochs_before, self.batches.epoch_of(self.done_steps)
@@ -340,24 +205,6 @@ class Training:
         by_steps = every_n_steps is not None and self.done_steps % every_n_steps == 0
         by_epochs = every_n_epochs is not None and epochs[1] // every_n_epochs > epochs[0] // every_n_epochs
         return by_steps or by_epochs or self.done_steps == self.total_steps
-
-    def passes(self) -> float:
-        """How often every picture was seen so far, on average."""
-        passes = self.done_steps * self.images_per_step / self.batches.pictures
-        return round(min(passes, self.batches.num_epochs or passes), 3)
-
-    def learning_rate(self) -> float:
-        """Of the step that comes next."""
-        config = self.config
-        return learning_rate_at(
-            self.done_steps,
-            self.total_steps,
-            self.peak_learning_rate,
-            config.lr_scheduler,
-            config.lr_warmup_steps,
-            config.lr_num_cycles,
-            config.lr_power,
-        )
 
     def step(self, turns: list[Turn]) -> tuple[float, float]:
         """One optimizer step over the turns, this process doing its share. Returns the mean loss and gradient norm.
@@ -523,47 +370,20 @@ class Training:
             self.journal.validation(self.done_steps, (sums[0] / sums[1]).mean().item(), means_by_timestep(sums, steps))
         self.journal.skip_time()
 
-    def sample_size(self) -> tuple[int, int]:
-        """Height and width that most pictures have."""
-        return Counter(example.target_size for example in self.examples).most_common(1)[0][0]
-
     def finish(self) -> None:
         """Write the LoRA files and say where they are."""
         if not self.accelerator.is_main_process:
             return
-        config = self.config
+        config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
         trigger_word = trigger_word_of(config.train_data_dir)
-        files = self.export(self.run.folder)
-        if config.save_side_files:
-            picture = sample_path(self.run.folder / "samples", self.done_steps, 0, 0)
-            png = picture.read_bytes() if self.newest_sample else b""
-            files += write_side_files(files[0], trigger_word, f"LoRA of {public_name(self.base.path)}", png)
-        if config.loras_dir:
-            files.append(copy_lora(files[0], config.loras_dir))
-        self.write_card(trigger_word)
-        self.run.event("finished", step=self.done_steps, files=[str(path) for path in files])
-        self.journal.bar.close()
-        for_diffusers, for_others = usage_lines(config.lora_name, trigger_word)
-        print("LoRA files:", *files, sep="\n  ")
-        if config.validation_prompt:
-            print(f"samples: {self.run.folder / 'samples'}")
-        print(
-            f"trigger word: {trigger_word or 'none'}\ndiffusers: {for_diffusers}\nComfyUI, A1111, Forge: {for_others}"
-        )
-
-    def write_card(self, trigger_word: str) -> None:
-        """README.md in the run's folder: what the Hub shows of a LoRA."""
-        config = self.config
-        samples = [
-            (prompt, str(sample_path(Path("samples"), self.done_steps, number, 0)))
-            for number, prompt in enumerate(config.validation_prompt)
-            if sample_path(self.run.folder / "samples", self.done_steps, number, 0).exists()
-        ]
+        files = self.export(folder)
+        files += deliver(files[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
         settings = {name: getattr(config, name) for name in SAME_ON_RESUME}
-        settings |= {"steps": self.done_steps, "pictures": len(self.examples), "learning_rate": config.learning_rate}
-        prompt = config.validation_prompt[0] if config.validation_prompt else ""
-        card = model_card(config.lora_name, self.base.path, trigger_word, prompt, samples, settings)
-        replace_text(self.run.folder / "README.md", card)
+        settings |= {"steps": step, "pictures": len(self.examples), "learning_rate": config.learning_rate}
+        write_card(folder, config.lora_name, base, trigger_word, config.validation_prompt, step, settings)
+        self.run.event("finished", step=step, files=[str(path) for path in files])
+        self.journal.bar.close()
+        print(last_words(files, config.lora_name, trigger_word, folder / "samples"))
 
 
 def main(config: TrainConfig) -> int:

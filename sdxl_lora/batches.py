@@ -64,6 +64,11 @@ class Batches:
             epoch += 1
         return epoch
 
+    def passes(self, step: int) -> float:
+        """How often every picture was seen before step `step`, on average."""
+        passes = step * self.images_per_step / self.pictures
+        return round(min(passes, self.num_epochs or passes), 3)
+
     def epoch(self, epoch: int) -> list[list[Turn]]:
         """The steps of one epoch, each a list of at most `images_per_step` turns of one bucket."""
         size, last = self.images_per_step, epoch + 1 == self.num_epochs

@@ -204,6 +204,13 @@ class TrainConfig:
     """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
     lora_dropout: float = 0.0
     """Share of a LoRA layer's inputs that is zeroed in training."""
+    adapter: Literal["lora", "loha", "lokr"] = "lora"
+    """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
+    LoRA."""
+    use_dora: bool = False
+    """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
     target_modules: str = "attention"
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
 

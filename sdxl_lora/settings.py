@@ -1,6 +1,7 @@
 """From a TrainConfig to the plain values that the other modules take. Beside the entry script, alone in reading it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
@@ -8,12 +9,15 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, open_dataset
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.models import Base
+from sdxl_lora.lora_files import check_name
+from sdxl_lora.models import Base, check_base
 from sdxl_lora.objective import Objective
+from sdxl_lora.optim import learning_rate_at
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
 SAME_ON_RESUME = (
+    "adapter", "use_dora", "use_rslora",
     "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer_name", "adam_beta1",
     "adam_beta2", "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
     "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
@@ -113,3 +117,27 @@ def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, di
         "text_encoder": {"lr_factor": first / base, "end_step": end_step},
         "text_encoder_2": {"lr_factor": second / base, "end_step": end_step},
     }
+
+
+def learning_rate_of(config: TrainConfig, step: int, total_steps: int, images_per_step: int) -> float:
+    """Of step `step`, 0 being the first; the groups' factors come on top."""
+    return learning_rate_at(
+        step,
+        total_steps,
+        config.learning_rate * (images_per_step if config.scale_lr else 1),
+        config.lr_scheduler,
+        config.lr_warmup_steps,
+        config.lr_num_cycles,
+        config.lr_power,
+    )
+
+
+def check_names(config: TrainConfig, base: Base) -> None:
+    """What would fail at the end of the night is said at its start: ConfigError."""
+    check_base(base)
+    try:
+        check_name(config.lora_name)
+    except ValueError as error:
+        raise ConfigError(f"{error} Choose it with --output_name.") from None
+    if config.loras_dir is not None and not Path(config.loras_dir).is_dir():
+        raise ConfigError(f"loras_dir {config.loras_dir} is not a folder: make it first")

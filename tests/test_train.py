@@ -161,6 +161,34 @@ def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
     assert column(live, "loss") == pytest.approx(column(cached, "loss"), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings, whole_file",
+    [
+        ({"use_rslora": True, "lora_alpha": 2.0}, "run.safetensors"),
+        ({"use_dora": True}, "pytorch_lora_weights.safetensors"),
+        ({"adapter": "lokr"}, "pytorch_lora_weights.safetensors"),
+    ],
+)
+def test_other_adapters_train_resume_and_load(train, tiny_base, monkeypatch, settings, whole_file):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    train(**settings, max_train_steps=2, learning_rate=1e-2)
+    run = train(**settings, max_train_steps=3, learning_rate=1e-2)
+    assert column(run, "step") == [1, 2, 3]
+    training = trainings[-1]
+    batch = training.batch(training.batches.epoch(0)[0])
+    inputs = (batch["latents"], batch["timesteps"], batch["prompt_embeds"])
+    conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
+    fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    fresh.load_lora_weights(run, weight_name=whole_file)
+    with torch.no_grad():
+        trained, loaded = (
+            unet.eval()(*inputs, added_cond_kwargs=conditions).sample for unet in (training.bare_unet, fresh.unet)
+        )
+    torch.testing.assert_close(loaded, trained, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_adapter_weights_are_float32_in_every_precision(train, precision):
     run = train(mixed_precision=precision, max_train_steps=2, rank=2)

@@ -1,0 +1,55 @@
+"""What a finished run leaves for a person beside the LoRA files: copies, side files, a card, and the last words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sdxl_lora.lora_files import copy_lora, write_side_files
+from sdxl_lora.lora_metadata import public_name, usage_lines
+from sdxl_lora.model_card import model_card
+from sdxl_lora.run import replace_text
+from sdxl_lora.samples import sample_path
+
+
+def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: bool, loras_dir: str | None) -> list[Path]:
+    """Side files and the copy for a client's folder, where asked for. Returns what was written.
+
+    Args:
+        lora: the file for ComfyUI, A1111 and Forge, in the run's folder.
+        step: of the samples that the picture is taken from.
+    """
+    written = []
+    if side_files:
+        picture = sample_path(lora.parent / "samples", step, 0, 0)
+        png = picture.read_bytes() if picture.exists() else b""
+        written += write_side_files(lora, trigger_word, f"LoRA of {public_name(base)}", png)
+    if loras_dir:
+        written.append(copy_lora(lora, loras_dir))
+    return written
+
+
+def write_card(
+    folder: Path, name: str, base: str, trigger_word: str, prompts: Sequence[str], step: int, settings: Mapping
+) -> None:
+    """README.md in the run's folder: what the Hub shows of a LoRA."""
+    samples = [
+        (prompt, str(sample_path(Path("samples"), step, number, 0)))
+        for number, prompt in enumerate(prompts)
+        if sample_path(folder / "samples", step, number, 0).exists()
+    ]
+    card = model_card(name, base, trigger_word, prompts[0] if prompts else "", samples, settings)
+    replace_text(folder / "README.md", card)
+
+
+def last_words(files: Sequence[Path], name: str, trigger_word: str, samples: Path) -> str:
+    """Where everything is, and a line to paste for each client."""
+    for_diffusers, for_others = usage_lines(name, trigger_word)
+    return "\n".join(
+        [
+            "LoRA files:",
+            *(f"  {path}" for path in files),
+            *([f"samples: {samples}"] if samples.is_dir() else []),
+            f"trigger word: {trigger_word or 'none'}",
+            f"diffusers: {for_diffusers}",
+            f"ComfyUI, A1111, Forge: {for_others}",
+        ]
+    )

@@ -1,0 +1,177 @@
+"""What a training is made of: pictures and their caches, the plan of its steps, models with adapters, the optimizer.
+
+Reads the config, as settings.py does; the loop over these parts is train_sdxl_lora.py.
+"""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sdxl_lora.averages import Ema
+from sdxl_lora.batches import Batches
+from sdxl_lora.cache import Workers, fill_caches
+from sdxl_lora.captions import AS_WRITTEN, prompts_of
+from sdxl_lora.config import TrainConfig
+from sdxl_lora.data import check_class_images
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora import adapter_parameters, add_lora
+from sdxl_lora.models import load_schedulers, load_unet, load_vae
+from sdxl_lora.optim import make_optimizer, parameter_groups
+from sdxl_lora.processes import all_raise_what_one_raises
+from sdxl_lora.run import Run, StopRequest
+from sdxl_lora.settings import (
+    base_of,
+    captions_of,
+    chance_of,
+    learning_rate_factors,
+    objective_of,
+    open_pictures,
+)
+from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
+from sdxl_lora.validation import held_out
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Parts:
+    """Made in two steps, so that the encoders are gone before the UNet arrives: pictures, then models."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
+        self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
+        self.base = base_of(config)
+        self.notes: list[str] = []  # said once the journal is open
+
+    def prepare_pictures(self) -> None:
+        """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
+        config, accelerator = self.config, self.accelerator
+        with accelerator.main_process_first():
+            self.pictures = open_pictures(config)
+        self.examples = self.pictures.examples
+        check_class_images(self.examples, config.prior_loss_weight)
+        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
+        self.plan_steps()
+        captions = self.captions_that_will_occur()
+        self.run.update(state="caching")
+        with all_raise_what_one_raises(accelerator):
+            self.latents, self.texts = fill_caches(
+                Path(config.cache_dir or self.run.folder / "cache"),
+                self.base,
+                self.pictures,
+                prompts=[] if config.train_text_encoder else self.prompts_to_show(),
+                flips=(False, True) if config.random_flip else (False,),
+                device=accelerator.device,
+                text_dtype=DTYPES[config.mixed_precision],
+                num_workers=config.dataloader_num_workers,
+                workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
+                captions=captions or (),
+                chunks=config.max_caption_chunks,
+                encode_live=captions is None,
+            )
+
+    def plan_steps(self) -> None:
+        config = self.config
+        processes = self.accelerator.num_processes
+        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+        num_epochs = None if config.max_train_steps else config.num_train_epochs
+        sizes = [example.target_size for example in self.examples]
+        for index in self.held_out:
+            sizes[index] = None
+        self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
+        self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
+
+    def prompts_to_show(self) -> list[str]:
+        """What samples and validation read beside the captions that train."""
+        return [*self.config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)]
+
+    def captions_that_will_occur(self) -> set[str] | None:
+        """All prompts that the turns of this run train with; None if they are to be encoded in every turn."""
+        config, variants = self.config, captions_of(self.config)
+        if config.train_text_encoder:
+            self.notes.append("the text encoders train: captions are encoded live")
+            return None
+        written, limit = [example.caption for example in self.examples], config.max_cached_captions
+        turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)
+        captions = prompts_of(written, config.seed, turns, variants, limit)
+        if captions is None:
+            self.notes.append(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
+        elif variants != AS_WRITTEN:
+            self.notes.append(f"captions vary: all {len(captions)} that will occur are cached")
+        return captions
+
+    def prepare_model(self) -> None:
+        """The models with their adapters, and the optimizer over the adapters."""
+        config = self.config
+        self.schedule, self.sampling_schedule = load_schedulers(
+            self.base, config.prediction_type, config.zero_terminal_snr
+        )
+        self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
+        self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
+        self.models = {"unet": self.bare_unet, **self.text_encoders()}
+        factors = learning_rate_factors(config, self.total_steps)
+        self.groups = []
+        for name, model in self.models.items():
+            self.add_adapter(name, model)
+            for group in parameter_groups(adapter_parameters(model), config.lora_plus_ratio):
+                factor = group["lr_factor"] * factors[name]["lr_factor"]
+                self.groups.append({**group, **factors[name], "lr_factor": factor})
+        self.parameters = [parameter for group in self.groups for parameter in group["params"]]
+        optimizer = make_optimizer(
+            config.optimizer_name,
+            [dict(group) for group in self.groups],
+            config.learning_rate,
+            (config.adam_beta1, config.adam_beta2),
+            config.adam_weight_decay,
+            config.adam_epsilon,
+            config.optimizer_arguments,
+        )
+        bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
+        *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
+        self.optimizer.train()
+        self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
+        self.vae = load_vae(self.base) if config.validation_prompt else None
+
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        """Those that train. From here on prompts are read through them as they are at the time."""
+        if not self.config.train_text_encoder:
+            return {}
+        tokenizers, encoders = self.texts.live_parts
+        self.texts = PresentTexts(
+            tokenizers, TextEncoders(*encoders), self.texts.encoders_key, self.config.max_caption_chunks
+        )
+        return {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+
+    def add_adapter(self, name: str, model: torch.nn.Module) -> None:
+        config = self.config
+        targets = config.target_modules if name == "unet" else text_encoder_targets(model, name, config.target_modules)
+        try:
+            add_lora(
+                model,
+                config.rank,
+                config.lora_alpha or config.rank,
+                config.lora_dropout,
+                targets,
+                config.seed,
+                kind=config.adapter,
+                use_rslora=config.use_rslora,
+                use_dora=config.use_dora,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
+        model.train()
+
+    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Of all models, by model and name."""
+        return {
+            f"{name}.{key}": parameter
+            for name, model in self.models.items()
+            for key, parameter in adapter_parameters(model).items()
+        }
+
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width that most pictures have."""
+        return Counter(example.target_size for example in self.examples).most_common(1)[0][0]
