@@ -32,7 +32,7 @@ def main() -> None:
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     pictures = write_concept(FOLDER / "raw", "object", count=20)
-    write_class_pictures(FOLDER / "class", count=32)
+    write_class_pictures(FOLDER / "class", count=24)
     run(
         "-m", "preprocess", "--input_dir", str(FOLDER / "raw"), "--class_images", str(FOLDER / "class"),
         "--output_dir", str(FOLDER / "dataset"), "--trigger_word", TRIGGER_WORD, "--resolution", "64",
