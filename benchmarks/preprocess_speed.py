@@ -1,10 +1,15 @@
 """Pictures per second of crop + encode against a plain PIL loop, and peak memory at two sizes of dataset.
 
     python -m benchmarks.preprocess_speed --pictures 60 --memory 100 5000
+    python -m benchmarks.preprocess_speed --pictures 24 --memory --kohya ../sd-scripts --kohya_python PYTHON
 
 The pictures are JPEGs of 12 megapixels, mirrored and turned from photographs of scikit-image, prepared at 1024 px;
 for memory they are of 640x480 px, prepared at 256 px. No captioner runs. The plain loop does the least that gives the
 same sizes (open, EXIF, RGB, resize, crop, save), without hashes, measures, thumbnails, checks, or a way to go on.
+
+Runs take turns; of several rounds the one of least CPU counts, as other processes can only add. With --kohya, a
+checkout of sd-scripts, its bucketing script and its crop run in turn with ours on the same pictures, with the tiny VAE
+of examples/tiny_sdxl.py; see kohya_buckets.py.
 """
 
 import argparse
@@ -16,11 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
 from skimage import data
 
+from benchmarks.kohya_buckets import KOHYA_CROP, OUR_CROP, crop_alone, kohya_script, our_latents, seconds_of_imports
 from sdxl_lora.buckets import bucket_sizes, nearest_bucket
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -56,9 +64,10 @@ def plain_loop(folder: Path, out: Path, resolution: int, compress_level: int) ->
 def measured_command(folder: Path, out: Path, resolution: int, workers: int) -> dict:
     """Seconds of the whole command, imports included, and its peak memory in MB: its own, and of its largest worker."""
     code = (
-        "import resource, sys; from preprocess.__main__ import main; status = main(sys.argv[1:]);"
-        "peaks = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN));"
-        "print('PEAK', *(peak.ru_maxrss // 1024 for peak in peaks)); sys.exit(status)"
+        "import re, resource, sys; from preprocess.__main__ import main; status = main(sys.argv[1:]);"
+        "own = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read());"  # ru_maxrss counts the parent's too
+        "worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
+        "print('PEAK', int(own[1]) // 1024, worker // 1024); sys.exit(status)"
     )
     flags = ["--input_dir", folder, "--output_dir", out, "--resolution", resolution, "--num_workers", workers]
     command = [sys.executable, "-c", code, *map(str, flags), "--caption_model", "none", "--fallback_caption", "x"]
@@ -87,10 +96,39 @@ def per_picture(run: dict, pictures: int) -> dict:
     }
 
 
+def own_runs(pictures: Path, work: Path) -> dict[str, Callable[[int], dict]]:
+    """By name, what is timed; it is given the number of the round."""
+    return {
+        "plain loop, PNG level 6": lambda i: plain_loop(pictures, work / f"plain6-{i}", 1024, 6),
+        "plain loop, PNG level 1": lambda i: plain_loop(pictures, work / f"plain1-{i}", 1024, 1),
+        "preprocess, 0 workers": lambda i: measured_command(pictures, work / f"ours0-{i}", 1024, 0),
+        "preprocess, 1 workers": lambda i: measured_command(pictures, work / f"ours1-{i}", 1024, 1),
+        "preprocess, 2 workers": lambda i: measured_command(pictures, work / f"ours2-{i}", 1024, 2),
+        "preprocess again, nothing new": lambda i: measured_command(pictures, work / f"ours2-{i}", 1024, 2),
+    }
+
+
+def runs_beside_kohya(pictures: Path, work: Path, home: Path, python: str) -> dict[str, Callable[[int], dict]]:
+    """What of theirs and ours does the same work; `preprocess` must have run before."""
+    vae = work / "tiny" / "vae"
+    subprocess.run([sys.executable, "-m", "examples.tiny_sdxl", vae.parent], check=True, capture_output=True)
+    script = partial(kohya_script, pictures, vae, python, home)
+    return {
+        "kohya: load, resize, crop": lambda i: crop_alone(pictures, KOHYA_CROP, python, home),
+        "ours: load, resize, crop": lambda i: crop_alone(pictures, OUR_CROP),
+        "kohya: bucketing script, 0 workers": lambda i: script(0, work / f"kohya0-{i}"),
+        "kohya: bucketing script, 2 workers": lambda i: script(2, work / f"kohya2-{i}"),
+        "ours: latents of the prepared dataset": lambda i: our_latents(work / f"ours0-{i}", vae, work / f"latents{i}"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--memory", type=int, nargs="*", default=[100, 5000])
+    parser.add_argument("--kohya", type=Path, help="a checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--kohya_python", default=sys.executable, help="a Python that has what it imports")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/preprocess_speed.json"))
     options = parser.parse_args()
     result = {
@@ -102,21 +140,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         write_pictures(work / "large", options.pictures, (4000, 3000))
-        for level in (6, 1):
-            run = plain_loop(work / "large", work / f"plain{level}", 1024, level)
-            result["speed"][f"plain loop, PNG level {level}"] = per_picture(run, options.pictures)
-        for workers in (0, 1, 2):
-            run = measured_command(work / "large", work / f"ours{workers}", 1024, workers)
-            result["speed"][f"preprocess, {workers} workers"] = per_picture(run, options.pictures)
-        again = measured_command(work / "large", work / "ours2", 1024, 2)
-        result["speed"]["preprocess again, nothing new"] = per_picture(again, options.pictures)
+        todo = own_runs(work / "large", work)
+        if options.kohya:
+            python = str(Path(options.kohya_python).absolute())  # not resolved: a venv's Python is a link
+            todo |= runs_beside_kohya(work / "large", work, options.kohya, python)
+        runs = {name: [] for name in todo}
+        for number in range(options.rounds):
+            for name, timed in todo.items():
+                runs[name].append(timed(number))
+        for name, rounds in runs.items():
+            best = min(rounds, key=lambda run: run["cpu_seconds"])
+            result["speed"][name] = per_picture(best, options.pictures)
+        if options.kohya:
+            result["kohya"] = compared({name: rounds[0] for name, rounds in runs.items()})
+            result["kohya"]["cpu_seconds_of_imports"] = seconds_of_imports(python, options.kohya)
+        save(result, options.output)
         for count in options.memory:
             write_pictures(work / f"small{count}", count, (640, 480))
             result["memory"][str(count)] = measured_command(work / f"small{count}", work / f"out{count}", 256, 2)
-    result["load_at_the_end"] = round(os.getloadavg()[0], 1)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+            save(result, options.output)
+    print(options.output.read_text())
+
+
+def save(result: dict, path: Path) -> None:
+    """Also between the long parts: the last one takes minutes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"load_at_the_end": round(os.getloadavg()[0], 1)}
+    path.write_text(json.dumps(result | facts, indent=1) + "\n")
+
+
+def compared(runs: dict[str, dict]) -> dict:
+    """Whether both cut to the same sizes, and what the script left behind."""
+    theirs, ours = (runs[f"{who}: load, resize, crop"]["sizes"] for who in ("kohya", "ours"))
+    script = runs["kohya: bucketing script, 0 workers"]
+    assert script["sizes"] == theirs
+    return {
+        "pictures_of_equal_size": sum(theirs[name] == ours[name] for name in ours),
+        "sizes": sorted({f"{width}x{height}" for width, height in theirs.values()}),
+        "latent_files_of_the_script": script["latent_files"],
+    }
 
 
 if __name__ == "__main__":
