@@ -128,7 +128,11 @@ def is_alive(pid: int) -> bool:
 def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
     """Which other processes are gone, or else which has been silent for longest, and at which step, in words."""
     others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
-    gone = [rank for rank, status in others.items() if not is_alive(status.get("pid", 0))]
+    for _ in range(10):  # a killed process closes its connections a moment before it is gone
+        gone = [rank for rank, status in others.items() if not is_alive(status.get("pid", 0))]
+        if gone:
+            break
+        time.sleep(0.2)
     silent = gone or [min(others, key=lambda rank: others[rank].get("heartbeat", 0))]
     word = "is gone" if gone else "does not answer"
     return ", ".join(f"rank {rank} {word} (last seen at step {others[rank].get('step', 0)})" for rank in silent)

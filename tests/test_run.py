@@ -45,6 +45,7 @@ def test_a_directory_that_cannot_be_made_is_a_config_error(tmp_path):
 
 
 def test_stop_comes_from_a_file_or_a_signal_and_an_old_file_is_forgotten(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     (tmp_path / "stop").touch()
     with Run(tmp_path), StopRequest(tmp_path) as stop:
         assert stop.reason() is None
@@ -52,7 +53,7 @@ def test_stop_comes_from_a_file_or_a_signal_and_an_old_file_is_forgotten(tmp_pat
         assert stop.reason() == "stop file"
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reason() == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_events_are_read_back_and_a_line_being_written_is_left_out(tmp_path):
