@@ -104,16 +104,20 @@ def test_deterministic_runs_resume_bit_for_bit_with_all_that_draws(config, tmp_p
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(config, tmp_path, uninterrupted):
-    """A limit on file size, as a quota gives it: the adapter's file is larger, the log of events is not."""
-    assert launch(config(max_train_steps=2), tmp_path / "log")[0] == [0]
-    codes, printed = launch(config(), tmp_path / "log", LIMIT_FILE_SIZE="100000")
+    """A limit on file size, as a quota gives it: the adapter's file is larger, the log of events is not.
+
+    Also where a person asks to keep one checkpoint.
+    """
+    limit = {"checkpoints_total_limit": 1}
+    assert launch(config(max_train_steps=2, **limit), tmp_path / "log")[0] == [0]
+    codes, printed = launch(config(**limit), tmp_path / "log", LIMIT_FILE_SIZE="100000")
     assert codes == [5], printed
     assert "bytes are free, a checkpoint needs about" in printed and "checkpoint-2 is good" in printed
     status = read_status(tmp_path / "run")
     assert (status["state"], status["exit_code"], status["step"]) == ("failed", 5, 4)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     assert not list((tmp_path / "run").glob(".tmp-checkpoint-*"))
-    assert launch(config(), tmp_path / "log")[0] == [0]
+    assert launch(config(**limit), tmp_path / "log")[0] == [0]
     assert_ends_as_uninterrupted(uninterrupted, config, tmp_path / "run")
 
 

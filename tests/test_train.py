@@ -50,6 +50,15 @@ def test_resumed_run_equals_uninterrupted_run(train, tmp_path):
     assert_equal_weights(weights_of(parts, 7), weights_of(whole, 7))
 
 
+@pytest.mark.gpu
+def test_fp16_resumes_exactly_with_its_scaler(train, tmp_path):
+    settings = {"mixed_precision": "fp16", "deterministic": True, "checkpointing_steps": 2}
+    whole = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=2, output_dir=str(tmp_path / "parts"))
+    parts = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "parts"))
+    assert_equal_weights(weights_of(parts, 4), weights_of(whole, 4))
+
+
 def test_training_on_after_the_end_goes_on_from_the_last_checkpoint(train):
     train(max_train_steps=2)
     run = train(max_train_steps=4)
