@@ -1,4 +1,4 @@
-"""From a TrainConfig to the plain values that the other modules take. Beside the entry script, alone in reading it."""
+"""From a TrainConfig to the plain values that other modules take. Only this, parts.py and the entry script read it."""
 
 from dataclasses import replace
 from pathlib import Path
