@@ -235,9 +235,9 @@ def run_until_killed_no_more(config, folder, name, chance):
 def test_random_kills_end_where_the_uninterrupted_run_does(config, tmp_path, kills):
     """18 kills here and the 12 inside a save above are 30."""
     assert launch(config("whole", adam_epsilon=1e-4), tmp_path / "log")[0] == [0]
-    whole, chance, done = weights(tmp_path / "whole"), random.Random(0), 0
+    whole, chance, done, runs = weights(tmp_path / "whole"), random.Random(0), 0, 0
     while done < kills:
-        name = f"run-{done}"
+        name, runs = f"run-{runs}", runs + 1
         done += run_until_killed_no_more(config, tmp_path, name, chance)
         ours = weights(tmp_path / name)
         assert max((ours[key] - whole[key]).abs().max() for key in whole) < 1e-6
