@@ -46,9 +46,9 @@ from sdxl_lora.processes import main_process_decides, make_accelerator, set_arit
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import draw_samples, read_samples
 from sdxl_lora.settings import (
-    SAME_ON_RESUME,
     check_names,
     learning_rate_of,
+    same_on_resume,
 )
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 from sdxl_lora.validation import validation_batch, validation_sums
@@ -109,7 +109,7 @@ class Training(Parts):
         if self.ema:
             self.ema.register_hooks(self.accelerator)
         self.facts = {
-            **{name: getattr(self.config, name) for name in SAME_ON_RESUME},
+            **same_on_resume(self.config),
             "optimizer_arguments": repr(self.config.optimizer_arguments),
             "base": self.base_hash or public_name(self.base.path),
             "vae": self.latents.vae_key,
@@ -378,8 +378,11 @@ class Training(Parts):
         trigger_word = trigger_word_of(config.train_data_dir)
         files = self.export(folder)
         files += deliver(files[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
-        settings = {name: getattr(config, name) for name in SAME_ON_RESUME}
-        settings |= {"steps": step, "pictures": len(self.examples), "learning_rate": config.learning_rate}
+        settings = same_on_resume(config) | {
+            "steps": step,
+            "pictures": len(self.examples),
+            "learning_rate": config.learning_rate,
+        }
         write_card(folder, config.lora_name, base, trigger_word, config.validation_prompt, step, settings)
         self.run.event("finished", step=step, files=[str(path) for path in files])
         self.journal.bar.close()

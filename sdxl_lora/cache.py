@@ -189,12 +189,14 @@ def fill_caches(
     captions: Iterable[str] | None = None,
     chunks: int = 1,
     encode_live: bool = False,
+    read_live: Iterable[str] = (),
 ) -> tuple[LatentCache, TextCache]:
     """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
 
     Args:
         captions: all that will be read beside `prompts`; None for the examples' as they are written.
         encode_live: the text encoders stay, for captions that are not among these.
+        read_live: some that will be read so; too long ones are warned of like the others.
     """
     workers = workers or Workers()
     vae = load_vae(base).to(device)
@@ -210,7 +212,7 @@ def fill_caches(
     if captions is None:
         captions = [example.caption for example in pictures.examples]
     wanted = [*captions, *prompts]
-    warn_of_long_prompts(wanted, tokenizers[0], chunks)
+    warn_of_long_prompts([*wanted, *read_live], tokenizers[0], chunks)
     text.fill(wanted, tokenizers, text_encoders, workers)
     del text_encoders
     free_memory()

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from sdxl_lora.blocks import parse_blocks
 from sdxl_lora.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -213,6 +214,11 @@ class TrainConfig:
     """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
     target_modules: str = "attention"
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
+    block_ranks: tuple[str, ...] = ()
+    """Other ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0; 0 leaves a block out, alpha / rank stays.
+    Blocks are down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest name counts."""
+    block_lr_factors: tuple[str, ...] = ()
+    """Factors of the learning rate for blocks of the UNet, named likewise, e.g. down=0.5 mid=1 up.1=2."""
 
     # --- what is learned ---
     train_text_encoder: bool = False
@@ -449,7 +455,8 @@ class TrainConfig:
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
-        problems += objective_problems(self) + optimizer_problems(self) + caption_problems(self)
+        problems += objective_problems(self) + adapter_problems(self)
+        problems += optimizer_problems(self) + caption_problems(self)
         raise_all(problems)
 
 
@@ -502,6 +509,17 @@ def objective_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
+def adapter_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting of the adapter that cannot be."""
+    problems = []
+    for name, number in (("block_ranks", int), ("block_lr_factors", float)):
+        try:
+            parse_blocks(getattr(config, name), number)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    return problems
+
+
 def caption_problems(config: TrainConfig) -> list[str]:
     """A sentence for each setting of captions that cannot be."""
     problems = number_problems(
@@ -536,6 +554,13 @@ def optimizer_problems(config: TrainConfig) -> list[str]:
         problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {config.optimizer}: leave one of them out")
     if config.lora_plus_ratio is not None and config.optimizer_name == "prodigy":
         problems.append("lora_plus_ratio does not go with prodigy, which finds one learning rate for all weights")
+    factors = [text.rpartition("=")[2].strip() for text in config.block_lr_factors]
+    rates = (config.text_encoder_lr, config.text_encoder_2_lr)
+    if config.optimizer_name == "prodigy" and (
+        any(factor not in ("0", "0.0", "1", "1.0") for factor in factors)
+        or any(rate not in (None, 0, config.learning_rate) for rate in rates)
+    ):
+        problems.append("prodigy finds one learning rate for all weights: factors may be 0 or 1, other rates 0")
     for text in config.optimizer_args:
         try:
             name, _ = keyword_argument(text)
@@ -605,8 +630,8 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
     """The entries of a YAML file as command-line flags. Everything stays text: YAML itself reads 1e-4 as a string.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping of scalars and lists, or unknown keys (all of them at once,
-            each with its line and column and the nearest known name).
+        ConfigError: no such file, not YAML, not a mapping of scalars and lists (or mappings, where a list of name=value
+            is meant), or unknown keys (all of them at once, each with its line and column and the nearest known name).
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -627,9 +652,9 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
             problems.append(f"{where}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         elif name in seen:
             problems.append(f"{where}: {name!r} stands here a second time")
-        elif isinstance(value, yaml.MappingNode) or (
-            isinstance(value, yaml.SequenceNode) and not all(isinstance(v, yaml.ScalarNode) for v in value.value)
-        ):
+        elif isinstance(value, yaml.MappingNode) and fields[name].type == tuple[str, ...] and is_flat(value):
+            flags += [f"--{name}", *(f"{key.value}={item.value}" for key, item in value.value)]
+        elif not (isinstance(value, yaml.ScalarNode) or (isinstance(value, yaml.SequenceNode) and is_flat(value))):
             problems.append(f"{where}: {name!r} must be a value or a list of values")
         elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
             problems.append(f"{where}: an item of {name!r} begins with a dash, which would read as a flag")
@@ -639,6 +664,12 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
     if problems:
         raise ConfigError("\n".join(problems))
     return flags
+
+
+def is_flat(value: yaml.CollectionNode) -> bool:
+    """Whether a list or a mapping holds nothing but single values."""
+    items = (item for _, item in value.value) if isinstance(value, yaml.MappingNode) else value.value
+    return all(isinstance(item, yaml.ScalarNode) for item in items)
 
 
 def flags_of_entry(name: str, value: yaml.Node, is_bool: bool) -> list[str]:

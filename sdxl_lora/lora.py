@@ -4,6 +4,8 @@
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
@@ -11,6 +13,7 @@ from peft.tuners.lokr import LoKrLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sdxl_lora.blocks import check_blocks, value_of
 from sdxl_lora.lora_keys import NEVER, TARGETS, canonical, is_target
 from sdxl_lora.lora_math import Adapter
 
@@ -120,6 +123,47 @@ def _peft_config(
     if lora_options != {"init_lora_weights": True, "use_rslora": False, "use_dora": False}:
         raise ValueError(f"init, use_rslora and use_dora belong to kind lora: leave them out with {kind}.")
     return configs[kind](r=rank, alpha=alpha, rank_dropout=dropout, target_modules=names, **patterns)
+
+
+def layers_with_ranks(
+    names: Iterable[str], rank: int, alpha: float, block_ranks: Mapping[str, int], use_rslora: bool = False
+) -> dict[str, tuple[int, float]]:
+    """(rank, alpha) of each of a UNet's modules, those of blocks with rank 0 left out.
+
+    alpha / rank is the same in all of them; with `use_rslora`, which divides by the root of the rank, alpha is.
+
+    Raises:
+        ValueError: a block holds none of the modules, or none is left.
+    """
+    names = list(names)
+    check_blocks(block_ranks, names)
+    ranks = {name: value_of(name, block_ranks, rank) for name in names}
+    layers = {name: (r, alpha if use_rslora else alpha * r / rank) for name, r in ranks.items() if r}
+    if not layers:
+        raise ValueError("block_ranks leaves nothing of the UNet to train: give a block a rank above 0.")
+    return layers
+
+
+def exactly(layers: Mapping[str, tuple[int, float]]) -> dict:
+    """The arguments of `add_lora` for just these modules, each with its own (rank, alpha)."""
+
+    def by_value(place: int) -> dict:
+        """{value: expression that matches its modules}, the most frequent value first."""
+        count = Counter(values[place] for values in layers.values())
+        return {
+            value: "|".join(re.escape(name) for name, values in layers.items() if values[place] == value)
+            for value, _ in count.most_common()
+        }
+
+    (rank, _), *ranks = by_value(0).items()
+    (alpha, _), *alphas = by_value(1).items()
+    return {
+        "rank": rank,
+        "alpha": alpha,
+        "targets": f"^({'|'.join(map(re.escape, layers))})$",
+        "rank_pattern": {names: value for value, names in ranks},
+        "alpha_pattern": {names: value for value, names in alphas},
+    }
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

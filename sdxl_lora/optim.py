@@ -3,6 +3,7 @@
 import importlib
 import math
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -75,22 +76,29 @@ def load_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return found
 
 
-def parameter_groups(named: dict[str, nn.Parameter], lora_plus_ratio: float | None = None) -> list[dict]:
+def parameter_groups(
+    named: Mapping[str, nn.Parameter],
+    lora_plus_ratio: float | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> list[dict]:
     """The groups that an optimizer takes. Each one's lr_factor multiplies the learning rate of a step.
 
     Args:
         named: parameters by name (lora.adapter_parameters).
         lora_plus_ratio: LoRA+ (arXiv:2402.12354): how much faster lora_B, which begins as 0, is to learn than the rest.
+        factors: each parameter's lr_factor before LoRA+, by name; 1 as it stands.
     Raises:
         ConfigError: a ratio, but no lora_B.
     """
-    if lora_plus_ratio is None:
-        return [{"params": list(named.values()), "lr_factor": 1.0}]
-    ups = [parameter for name, parameter in named.items() if ".lora_B" in name]
-    if not ups:
+    if lora_plus_ratio is not None and not any(".lora_B" in name for name in named):
         raise ConfigError("lora_plus_ratio is for LoRA's two matrices: leave it out with other kinds of adapters")
-    others = [parameter for name, parameter in named.items() if ".lora_B" not in name]
-    return [{"params": others, "lr_factor": 1.0}, {"params": ups, "lr_factor": lora_plus_ratio}]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        factor = 1.0 if factors is None else factors[name]
+        if lora_plus_ratio is not None and ".lora_B" in name:
+            factor *= lora_plus_ratio
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
 
 
 def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0) -> float:

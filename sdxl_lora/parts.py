@@ -12,18 +12,20 @@ from accelerate import Accelerator
 
 from sdxl_lora.averages import Ema
 from sdxl_lora.batches import Batches
+from sdxl_lora.blocks import parse_blocks
 from sdxl_lora.cache import Workers, fill_caches
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import check_class_images
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.lora import adapter_parameters, add_lora
+from sdxl_lora.lora import adapter_parameters, add_lora, exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises
 from sdxl_lora.run import Run, StopRequest
 from sdxl_lora.settings import (
     base_of,
+    block_factors,
     captions_of,
     chance_of,
     learning_rate_factors,
@@ -53,14 +55,14 @@ class Parts:
         check_class_images(self.examples, config.prior_loss_weight)
         self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
         self.plan_steps()
-        captions = self.captions_that_will_occur()
+        captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
         with all_raise_what_one_raises(accelerator):
             self.latents, self.texts = fill_caches(
                 Path(config.cache_dir or self.run.folder / "cache"),
                 self.base,
                 self.pictures,
-                prompts=[] if config.train_text_encoder else self.prompts_to_show(),
+                prompts=[] if config.train_text_encoder else shown,
                 flips=(False, True) if config.random_flip else (False,),
                 device=accelerator.device,
                 text_dtype=DTYPES[config.mixed_precision],
@@ -69,6 +71,7 @@ class Parts:
                 captions=captions or (),
                 chunks=config.max_caption_chunks,
                 encode_live=captions is None,
+                read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
             )
 
     def plan_steps(self) -> None:
@@ -114,7 +117,9 @@ class Parts:
         self.groups = []
         for name, model in self.models.items():
             self.add_adapter(name, model)
-            for group in parameter_groups(adapter_parameters(model), config.lora_plus_ratio):
+            parameters = adapter_parameters(model)
+            of_blocks = block_factors(config, parameters) if name == "unet" else None
+            for group in parameter_groups(parameters, config.lora_plus_ratio, of_blocks):
                 factor = group["lr_factor"] * factors[name]["lr_factor"]
                 self.groups.append({**group, **factors[name], "lr_factor": factor})
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
@@ -145,15 +150,12 @@ class Parts:
 
     def add_adapter(self, name: str, model: torch.nn.Module) -> None:
         config = self.config
-        targets = config.target_modules if name == "unet" else text_encoder_targets(model, name, config.target_modules)
         try:
             add_lora(
                 model,
-                config.rank,
-                config.lora_alpha or config.rank,
-                config.lora_dropout,
-                targets,
-                config.seed,
+                **self.ranks_and_targets(name, model),
+                dropout=config.lora_dropout,
+                seed=config.seed,
                 kind=config.adapter,
                 use_rslora=config.use_rslora,
                 use_dora=config.use_dora,
@@ -163,6 +165,22 @@ class Parts:
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
         model.train()
+
+    def ranks_and_targets(self, name: str, model: torch.nn.Module) -> dict:
+        """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
+        config = self.config
+        rank, alpha = config.rank, config.lora_alpha or config.rank
+        if name != "unet":
+            return {
+                "rank": rank,
+                "alpha": alpha,
+                "targets": text_encoder_targets(model, name, config.target_modules),
+            }
+        if not config.block_ranks:
+            return {"rank": rank, "alpha": alpha, "targets": config.target_modules}
+        block_ranks = parse_blocks(config.block_ranks, int)
+        names = target_modules(model, config.target_modules)
+        return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Of all models, by model and name."""

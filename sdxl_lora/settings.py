@@ -1,8 +1,10 @@
 """From a TrainConfig to the plain values that other modules take. Only this, parts.py and the entry script read it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
@@ -18,8 +20,9 @@ from sdxl_lora.timesteps import TimestepDensity, bias_range
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
 SAME_ON_RESUME = (
     "adapter", "use_dora", "use_rslora",
-    "rank", "lora_alpha", "lora_dropout", "target_modules", "prediction_type", "optimizer_name", "adam_beta1",
-    "adam_beta2", "adam_weight_decay", "adam_epsilon", "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
+    "rank", "lora_alpha", "lora_dropout", "target_modules", "block_ranks", "block_lr_factors",
+    "prediction_type", "optimizer_name", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
+    "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
     "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
     "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
     "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
@@ -28,6 +31,12 @@ SAME_ON_RESUME = (
     "keep_tokens_separator", "caption_separator", "caption_tag_dropout_rate", "enable_wildcard", "max_caption_chunks",
     "ema_decay", "validation_split", "train_text_encoder", "stop_text_encoder_training",
 )  # fmt: skip
+
+
+def same_on_resume(config: TrainConfig) -> dict:
+    """Settings that a resumed run shares with the run before, as JSON values."""
+    values = {name: getattr(config, name) for name in SAME_ON_RESUME}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def base_of(config: TrainConfig) -> Base:
@@ -117,6 +126,16 @@ def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, di
         "text_encoder": {"lr_factor": first / base, "end_step": end_step},
         "text_encoder_2": {"lr_factor": second / base, "end_step": end_step},
     }
+
+
+def block_factors(config: TrainConfig, modules: Iterable[str]) -> dict[str, float]:
+    """Factor of the learning rate of each of the UNet's parameters, by its name; ConfigError for an empty block."""
+    factors, modules = parse_blocks(config.block_lr_factors, float), list(modules)
+    try:
+        check_blocks(factors, modules)
+    except ValueError as error:
+        raise ConfigError(f"block_lr_factors: {error}") from None
+    return {module: value_of(module, factors, 1.0) for module in modules}
 
 
 def learning_rate_of(config: TrainConfig, step: int, total_steps: int, images_per_step: int) -> float:

@@ -3,6 +3,8 @@ refused where it cannot be. What each option does in numbers is tested beside th
 """
 
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -132,6 +134,17 @@ def test_captions_encoded_live_train_what_cached_ones_do(train, tmp_path, capsys
     assert "captions vary in more than 1 ways: the text encoders stay and encode them live" in capsys.readouterr().err
     assert_equal_weights(weights_of(live, 3), weights_of(cached, 3))
     assert (live / "samples" / "step-000003-prompt-0-image-0.png").exists()
+
+
+def test_captions_that_are_cut_are_pointed_out_also_where_text_encoders_train(train, captioned_photographs, tmp_path):
+    shutil.copytree(captioned_photographs, tmp_path / "long")
+    (tmp_path / "long" / "coffee.txt").write_text("a cup " * 20)
+    settings = {"train_data_dir": str(tmp_path / "long"), "max_train_steps": 1, "train_text_encoder": True}
+    with pytest.warns(UserWarning, match=r"1 prompts are longer than 75 tokens.*'a cup a cup"):
+        train(**settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*prompts are longer")
+        train(**settings, max_caption_chunks=2, output_dir=str(tmp_path / "chunks"))
 
 
 def test_prompts_that_are_cut_are_pointed_out(train):
