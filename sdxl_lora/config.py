@@ -592,7 +592,7 @@ def multiple_of_8_problem(resolution: int) -> str:
 
 def raise_all(problems: Sequence[str]) -> None:
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(problems), problems)
 
 
 def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:

@@ -3,11 +3,17 @@
 0 is done or stopped on request, 1 a bug, 130 and 143 signals that came before the run could take them.
 """
 
+from collections.abc import Sequence
+
 
 class ConfigError(ValueError):
-    """A flag, a YAML file, or a base model that cannot be used."""
+    """A flag, a YAML file, or a base model that cannot be used; `problems` are its sentences one by one."""
 
     exit_code = 2
+
+    def __init__(self, message: str, problems: Sequence[str] = ()):
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class DataError(ValueError):

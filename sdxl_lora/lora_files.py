@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import re
 from pathlib import Path
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,11 +19,10 @@ from sdxl_lora.lora_keys import kernel_size
 from sdxl_lora.lora_math import Adapter, as_lora
 from sdxl_lora.lora_read import Key
 from sdxl_lora.lora_write import Adapters, save_diffusers, save_kohya
+from sdxl_lora.names import DIFFUSERS_NAME, check_name
 from sdxl_lora.safetensors_io import TensorFile, write_tensors
 
 log = logging.getLogger(__name__)
-
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def write_lora_files(
@@ -89,17 +87,6 @@ def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: i
     if least < 0.999:
         log.warning("as a plain LoRA of rank %d the weakest layer keeps %.1f%% of its change.", rank, 100 * least)
     return loras
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError unless `name` can be a file's name everywhere and stays inside its folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise ValueError(
-            f"invalid output name {name!r}: use letters, digits, dot, dash and underscore, at most 64, "
-            "starting with a letter or digit."
-        )
-    if f"{name}.safetensors" == DIFFUSERS_NAME:
-        raise ValueError(f"the output name {name!r} is the diffusers file's own: choose another.")
 
 
 def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:

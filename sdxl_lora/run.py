@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from sdxl_lora.errors import ConfigError, LostProcessError, Stopped
 from sdxl_lora.events import EventLog
 from sdxl_lora.processes import main_process_decides
+from sdxl_lora.status import is_alive, read_status, replace_text, status_path
 
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
 
@@ -105,26 +106,6 @@ def open_run(accelerator, folder: Path) -> Run:
     return opened[0] if opened else Run(folder, accelerator.process_index)
 
 
-def status_path(folder: Path, rank: int = 0) -> Path:
-    return folder / ("status.json" if rank == 0 else f"status-rank-{rank}.json")
-
-
-def read_status(folder: Path, rank: int = 0) -> dict:
-    """What a process's status file says; {} where there is none."""
-    try:
-        return json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there and more than a zombie."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
     """Which other processes are gone, or else which has been silent for longest, and at which step, in words."""
     others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
@@ -152,13 +133,6 @@ def naming_lost_processes(accelerator, run: Run):
             f"{lost}; rank {accelerator.process_index} ends at step {run.status['step']}. "
             f"The same command goes on from the newest checkpoint. ({str(error).strip().splitlines()[0]})"
         ) from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 class StopRequest:

@@ -11,8 +11,8 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, open_dataset
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.lora_files import check_name
 from sdxl_lora.models import Base, check_base
+from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
 from sdxl_lora.optim import learning_rate_at
 from sdxl_lora.timesteps import TimestepDensity, bias_range

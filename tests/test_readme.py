@@ -79,7 +79,7 @@ def test_the_tree_in_the_readme_names_every_module():
 def test_requirements_are_exact():
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
-            assert line.startswith("-r ") or re.match(r"[A-Za-z0-9_-]+==[\w.]+( *;.*)?$", line), line
+            assert line.startswith("-r ") or re.match(r"[A-Za-z0-9_-]+==[\w.]+( *[;#].*)?$", line), line
 
 
 def test_every_flag_in_the_readme_is_a_setting():
