@@ -1,6 +1,7 @@
 """Pictures per second of crop + encode against a plain PIL loop, and peak memory at two sizes of dataset.
 
     python -m benchmarks.preprocess_speed --pictures 60 --memory 100 5000
+    python -m benchmarks.preprocess_speed --pictures 0 --memory 100 1000 5000 --output FILE.json
     python -m benchmarks.preprocess_speed --pictures 24 --memory --kohya ../sd-scripts --kohya_python PYTHON
 
 The pictures are JPEGs of 12 megapixels, mirrored and turned from photographs of scikit-image, prepared at 1024 px;
@@ -140,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         write_pictures(work / "large", options.pictures, (4000, 3000))
-        todo = own_runs(work / "large", work)
+        todo = own_runs(work / "large", work) if options.pictures else {}
         if options.kohya:
             python = str(Path(options.kohya_python).absolute())  # not resolved: a venv's Python is a link
             todo |= runs_beside_kohya(work / "large", work, options.kohya, python)

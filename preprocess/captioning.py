@@ -41,7 +41,7 @@ class CaptionPlan:
     may_be_empty: bool = False
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Entry:
     """One crop and the words for it."""
 

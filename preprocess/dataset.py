@@ -24,7 +24,7 @@ from sdxl_lora.errors import DataError
 EDITED = "metadata.jsonl, edited by hand"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Row:
     """A line of metadata.jsonl, the crop it speaks of, and who wrote its text."""
 

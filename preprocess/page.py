@@ -6,7 +6,8 @@ Every text of a person or a file is escaped; the page holds no script and loads 
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -36,34 +37,34 @@ del { opacity: .65 } ins { text-decoration: none; font-weight: 600 } .note { opa
 """
 
 
-def page(report: dict, output: Path, paths: Mapping[str, Path]) -> str:
-    """
+def page(report: dict, output: Path, paths: Mapping[str, Path]) -> Iterator[str]:
+    """The page's HTML, piece by piece: with its pictures it is larger than all else that is known of them.
+
     Args:
         report: what report_of gives.
         output: the dataset's folder, for the thumbnails in it.
         paths: source name -> file, for those that were left out.
-    Returns:
-        HTML.
     """
     problems, common = problems_of(report)
     rows = report["rows"]
     names = {row["source"] for row in rows}
-    others = [(name, message) for name, messages in problems.items() if name not in names for message in messages]
     odd = [row for row in rows if row["source"] in problems]
     fine = [row for row in rows if row["source"] not in problems]
     shown_odd = odd[:MOST_CARDS]
     step = max(1, -(-len(fine) // max(1, MOST_CARDS - len(shown_odd))))
     shown_fine = fine[::step] if len(shown_odd) < MOST_CARDS else []
-    parts = [
-        head(report, output.resolve().name),
-        *(f'<p class="problem">{count} pictures: {escape(message)}</p>' for message, count in common.items()),
-        *(f'<p class="problem">{escape(name)}: {escape(message)}</p>' for name, message in others),
-        *section(f"Left out: {len(report['left_out'])}", left_out_cards(report, paths), len(report["left_out"])),
-        *section(f"To look at: {len(odd)}", [card(row, problems, output) for row in shown_odd], len(odd)),
-        charts(report),
-        *section(f"Fine: {len(fine)}", [card(row, problems, output) for row in shown_fine], len(fine)),
-    ]
-    return "\n".join(parts)
+    left_out = report["left_out"]
+    yield head(report, output.resolve().name)
+    for message, count in common.items():
+        yield f'<p class="problem">{count} pictures: {escape(message)}</p>'
+    for name, messages in problems.items():
+        for message in messages if name not in names else ():
+            yield f'<p class="problem">{escape(name)}: {escape(message)}</p>'
+    yield from section("Left out", len(left_out), left_out[:MOST_LEFT_OUT], partial(left_out_card, paths=paths))
+    show = partial(card, problems=problems, output=output)
+    yield from section("To look at", len(odd), shown_odd, show)
+    yield charts(report)
+    yield from section("Fine", len(fine), shown_fine, show)
 
 
 def problems_of(report: dict) -> tuple[dict[str, list[str]], dict[str, int]]:
@@ -99,26 +100,23 @@ def head(report: dict, name: str) -> str:
     )
 
 
-def section(title: str, cards: list[str], total: int) -> list[str]:
+def section(title: str, total: int, shown: list[dict], card_of: Callable[[dict], str]) -> Iterator[str]:
+    """A heading and a card for each that is shown; nothing where there are none at all."""
     if not total:
-        return []
-    note = (
-        f'<p class="note">{len(cards)} of {total} shown; preprocess_report.json has all.</p>'
-        if len(cards) < total
-        else ""
+        return
+    yield f"<h2>{escape(title)}: {total}</h2>"
+    if len(shown) < total:
+        yield f'<p class="note">{len(shown)} of {total} shown; preprocess_report.json has all.</p>'
+    yield "<div class='cards'>"
+    yield from map(card_of, shown)
+    yield "</div>"
+
+
+def left_out_card(entry: dict, paths: Mapping[str, Path]) -> str:
+    return (
+        f'<div class="card">{thumbnail_of(paths.get(entry["source"]))}<p class="problem">{escape(entry["reason"])}</p>'
+        f'<p class="name">{escape(entry["source"])}</p></div>'
     )
-    return [f"<h2>{escape(title)}</h2>{note}<div class='cards'>", *cards, "</div>"]
-
-
-def left_out_cards(report: dict, paths: Mapping[str, Path]) -> list[str]:
-    cards = []
-    for entry in report["left_out"][:MOST_LEFT_OUT]:
-        image = thumbnail_of(paths.get(entry["source"]))
-        cards.append(
-            f'<div class="card">{image}<p class="problem">{escape(entry["reason"])}</p>'
-            f'<p class="name">{escape(entry["source"])}</p></div>'
-        )
-    return cards
 
 
 def thumbnail_of(path: Path | None) -> str:

@@ -49,7 +49,7 @@ class Recipe:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Prepared:
     """One crop of one source, ready to be captioned. Everything is JSON, so that a journal can hold it."""
 
@@ -78,7 +78,7 @@ class Refused:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Job:
     """What a worker is given: plain values and paths."""
 

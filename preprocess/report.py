@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from preprocess.dataset import Built, Row
@@ -129,5 +130,7 @@ def listing(title: str, items: list[str]) -> list[str]:
     return ["", f"{title}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
 
 
-def to_json(report: dict) -> str:
-    return json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+def to_json(report: dict) -> Iterator[str]:
+    """The file's pieces."""
+    yield from json.JSONEncoder(ensure_ascii=False, indent=1).iterencode(report)
+    yield "\n"

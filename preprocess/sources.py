@@ -16,7 +16,7 @@ REPEAT_FOLDER = re.compile(r"(\d+)_(.+)")  # kohya's "10_sks cat": ten times an 
 MASKS = "masks"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Source:
     """One picture file."""
 

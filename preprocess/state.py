@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +92,28 @@ def text_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def jsonl(rows: list[dict]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def jsonl(rows: Iterable[dict]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
+def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = True) -> None:
     """The file with this content, or as it was: written beside it, flushed to the disk, renamed.
 
     Args:
+        content: all of it, or the pieces of a text in order, so that a long one is never in memory as a whole.
         sync: False where it does not matter that the file may be empty after a power cut.
     Raises:
         DiskError: the disk is full or refuses.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
+    pieces = [content] if isinstance(content, str | bytes) else content
+    size = 0
     try:
         with part.open("wb") as file:
-            file.write(data)
+            for piece in pieces:
+                data = piece.encode() if isinstance(piece, str) else piece
+                size += len(data)
+                file.write(data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -117,7 +122,7 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
         part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise DiskError(
-            f"cannot write {path} ({len(data) / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "
+            f"cannot write {path} ({size / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "
             "What is done is kept, and the same command goes on from there"
         ) from None
 
