@@ -101,6 +101,7 @@ class Training(Parts):
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
         self.prepare_model()
+        self.end_if_asked_to("while loading")
         self.open_journal(self.resume())
 
     def resume(self) -> list[str]:

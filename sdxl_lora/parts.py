@@ -18,6 +18,7 @@ from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import check_class_images
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.faults import fault_point
 from sdxl_lora.lora import adapter_parameters, add_lora, exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
@@ -111,6 +112,7 @@ class Parts:
             self.base, config.prediction_type, config.zero_terminal_snr
         )
         self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
+        fault_point("loading")
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
         self.models = {"unet": self.bare_unet, **self.text_encoders()}
         factors = learning_rate_factors(config, self.total_steps)

@@ -130,10 +130,13 @@ def test_a_signal_finishes_the_step_and_saves(config, tmp_path, uninterrupted, f
     assert_ends_as_uninterrupted(uninterrupted, config, tmp_path / "run")
 
 
-def test_a_signal_while_caching_or_sampling_stops_too(config, tmp_path):
+def test_a_signal_while_caching_loading_or_sampling_stops_too(config, tmp_path):
     codes, printed = launch(config(), tmp_path / "log", TRAINER_FAULT="term@caching=2")
     assert codes == [0] and "stopped while caching (SIGTERM)" in printed
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2, "what was cached is kept"
+    codes, printed = launch(config(), tmp_path / "log", TRAINER_FAULT="term@loading=1")
+    assert codes == [0] and "stopped while loading (SIGTERM)" in printed
+    assert read_status(tmp_path / "run")["state"] == "stopped" and checkpoints(tmp_path / "run") == []
     settings = {"validation_prompt": ("a cat",), "num_validation_images": 50, "validation_inference_steps": 2}
     codes, printed = launch(config(**settings), tmp_path / "log", TRAINER_FAULT="term@sample=2")
     assert codes == [0] and "stopped at step 3" in printed

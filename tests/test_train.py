@@ -1,6 +1,7 @@
 """The loop, in this process on the tiny base: what must be equal is equal, and only the adapter moves."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import train_sdxl_lora
 from sdxl_lora.errors import CheckpointError, ConfigError, NonFiniteError
 from sdxl_lora.events import read_events
 from sdxl_lora.lora import lora_state
+from sdxl_lora.processes import make_accelerator
 from sdxl_lora.run import read_status
 
 
@@ -50,13 +52,40 @@ def test_resumed_run_equals_uninterrupted_run(train, tmp_path):
     assert_equal_weights(weights_of(parts, 7), weights_of(whole, 7))
 
 
-@pytest.mark.gpu
-def test_fp16_resumes_exactly_with_its_scaler(train, tmp_path):
-    settings = {"mixed_precision": "fp16", "deterministic": True, "checkpointing_steps": 2}
+FP16 = {"mixed_precision": "fp16", "deterministic": True, "checkpointing_steps": 2}
+
+
+def assert_resumes_exactly(train, tmp_path, **settings):
     whole = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "whole"))
     train(**settings, max_train_steps=2, output_dir=str(tmp_path / "parts"))
     parts = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "parts"))
     assert_equal_weights(weights_of(parts, 4), weights_of(whole, 4))
+    return whole
+
+
+@pytest.mark.gpu
+def test_fp16_resumes_exactly_with_its_scaler(train, tmp_path):
+    assert_resumes_exactly(train, tmp_path, **FP16)
+
+
+def test_the_scaler_that_fp16_needs_resumes_exactly(train, tmp_path, monkeypatch):
+    """On the CPU, where the trainer refuses fp16 for its slowness: torch's autocast and scaler are to be had."""
+    scalers = []
+
+    def with_scaler(mixed_precision, *arguments):
+        assert mixed_precision == "fp16"
+        accelerator = make_accelerator("bf16", *arguments)
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, backoff_factor=2.0**-10)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(train_sdxl_lora, "make_accelerator", with_scaler)
+    whole = assert_resumes_exactly(train, tmp_path, **FP16)
+    whole_run, _, resumed = (scaler.get_scale() for scaler in scalers)
+    norms = [math.isfinite(norm) for norm in column(whole, "grad_norm")]
+    assert norms[0] is False and norms[-1] is True, "the first step overflows and is skipped, the last one counts"
+    assert whole_run == resumed < 2.0**30
 
 
 def test_training_on_after_the_end_goes_on_from_the_last_checkpoint(train):
