@@ -34,7 +34,7 @@ from sdxl_lora.data import dataset_key, trigger_word_of
 from sdxl_lora.delivery import deliver, last_words, write_card
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
-from sdxl_lora.journal import Journal, start_trackers
+from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name
 from sdxl_lora.measures import means_by_timestep, sums_by_timestep
@@ -44,12 +44,13 @@ from sdxl_lora.optim import set_learning_rate
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
-from sdxl_lora.samples import draw_samples, read_samples
+from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
 from sdxl_lora.settings import (
     check_names,
     learning_rate_of,
     same_on_resume,
 )
+from sdxl_lora.trackers import start_trackers
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 from sdxl_lora.validation import validation_batch, validation_sums
 
@@ -151,8 +152,7 @@ class Training(Parts):
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done or someone asks to stop."""
         config = self.config
-        if self.held_out and self.done_steps == 0:
-            self.validate()
+        self.look_again()
         for epochs_before, turns in self.batches.from_step(self.done_steps):
             if self.done_steps >= self.total_steps:
                 break
@@ -179,10 +179,26 @@ class Training(Parts):
                 self.save()
             if is_stopping:
                 self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
-            if self.held_out and self.is_due(passed, config.validation_epochs):
+            if self.is_time_to_look(passed):
                 self.validate()
-            if config.validation_prompt and self.is_due(passed, config.validation_epochs):
                 self.draw()
+
+    def is_time_to_look(self, epochs: tuple[int, int]) -> bool:
+        """After the step that took the number of finished epochs from epochs[0] to epochs[1]."""
+        every_n_epochs = None if self.config.validation_steps else self.config.validation_epochs
+        return self.is_due(epochs, every_n_epochs, self.config.validation_steps)
+
+    def look_again(self) -> None:
+        """Validate and draw before the first step; after a kill, draw what should have been drawn by now."""
+        step = self.done_steps
+        if step == 0:
+            self.validate()
+            self.draw()
+        elif self.is_time_to_look((self.batches.epoch_of(step - 1), self.batches.epoch_of(step))):
+            folder, images = self.run.folder / "samples", self.config.num_validation_images
+            if not main_process_decides(self.accelerator, lambda: are_drawn(folder, step, len(self.prompts), images)):
+                self.draw()
+        self.end_if_asked_to(f"before step {step + 1}")
 
     def is_asked_to_stop(self) -> bool:
         """The same answer on every process: whether any of them was asked to."""
@@ -319,7 +335,9 @@ class Training(Parts):
 
     def draw(self) -> None:
         """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""
-        config, accelerator = self.config, self.accelerator
+        if not self.prompts:
+            return
+        accelerator, step, images = self.accelerator, self.done_steps, self.config.num_validation_images
         self.run.update(state="sampling")
         folder = self.run.folder / "samples"
         try:
@@ -328,34 +346,30 @@ class Training(Parts):
                     self.bare_unet,
                     self.vae,
                     self.sampling_schedule,
-                    [self.texts.read(prompt) for prompt in config.validation_prompt],
-                    self.texts.read(""),
-                    self.sample_size(),
-                    config.validation_inference_steps,
-                    config.validation_guidance_scale,
-                    config.seed,
-                    config.num_validation_images,
+                    self.prompts,
+                    self.texts.read,
+                    images,
+                    self.guidance_rescale,
                     folder,
-                    self.done_steps,
+                    step,
                     accelerator.process_index,
                     accelerator.num_processes,
                     self.stop.reason,
                 )
         except torch.OutOfMemoryError as error:  # a picture is not worth a training
             free_memory()
-            self.journal.say(f"out of memory while drawing samples at step {self.done_steps}, going on ({error})")
+            self.journal.say(f"out of memory while drawing samples at step {step}, going on ({error})")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            pictures = read_samples(
-                folder, self.done_steps, len(config.validation_prompt), config.num_validation_images
-            )
+            pictures = read_samples(folder, step, len(self.prompts), images)
             self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
-            self.journal.pictures(self.done_steps, dict(zip(config.validation_prompt, pictures, strict=True)))
-            self.run.event("samples", step=self.done_steps, folder=str(folder))
+            self.journal.samples(step, self.prompts, pictures, draw_grid(folder, step, self.prompts, images))
         self.journal.skip_time()
 
     def validate(self) -> None:
         """Report the loss on the held-out pictures, the processes sharing the work; not if asked to stop meanwhile."""
+        if not self.held_out:
+            return
         accelerator, steps = self.accelerator, len(self.schedule.betas)
 
         def batches():
@@ -384,7 +398,7 @@ class Training(Parts):
             "pictures": len(self.examples),
             "learning_rate": config.learning_rate,
         }
-        write_card(folder, config.lora_name, base, trigger_word, config.validation_prompt, step, settings)
+        write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings)
         self.run.event("finished", step=step, files=[str(path) for path in files])
         self.journal.bar.close()
         print(last_words(files, config.lora_name, trigger_word, folder / "samples"))

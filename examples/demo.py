@@ -62,7 +62,7 @@ def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
     from PIL import Image
 
     from examples.shapes.quality import draw_prompts, load_base
-    from examples.shapes.sheet import sheet
+    from sdxl_lora.sheet import sheet
 
     prompts = [prompt for prompt in PROMPTS for _ in range(DRAWN_COLUMNS)]
     pipeline = load_base()

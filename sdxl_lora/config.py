@@ -19,6 +19,7 @@ import yaml
 
 from sdxl_lora.blocks import parse_blocks
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.prompts import parse_prompt
 
 Config = TypeVar("Config")
 OPTIMIZERS = (
@@ -391,24 +392,33 @@ class TrainConfig:
 
     # --- watching it ---
     validation_prompt: tuple[str, ...] = ()
-    """Prompts drawn with the LoRA while it trains."""
+    """Prompts drawn with the LoRA while it trains; each may have options of its own behind it, as in kohya's,
+    for width, height, seed, guidance, steps and negative: "a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry"."""
+    validation_prompts_file: str | None = None
+    """Text file with more such prompts, one a line."""
+    validation_without_trigger: bool = False
+    """Draw each prompt that has the dataset's trigger word also without it, to see what leaks."""
     num_validation_images: int = 4
     """Pictures per prompt."""
     validation_epochs: int = 1
-    """Draw every N epochs, and at the end."""
+    """Draw before the first step, every N epochs, and at the end."""
+    validation_steps: int | None = None
+    """Draw every N steps instead of every validation_epochs."""
     validation_inference_steps: int = 25
     """Denoising steps of such a picture."""
     validation_guidance_scale: float = 5.0
     """Classifier-free guidance of such a picture."""
+    validation_guidance_rescale: float | None = None
+    """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
     validation_split: float = 0.0
     """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
-    as validation_loss: at the start, every validation_epochs, and at the end."""
+    as validation_loss: as often as samples are drawn."""
     loss_bins: int = 4
     """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
     report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
     """Where metrics and pictures go, beside events.jsonl."""
     logging_dir: str = "logs"
-    """Folder of the tracker's files, inside output_dir."""
+    """Folder of TensorBoard's files, inside output_dir."""
     tracker_project_name: str = "sdxl-lora"
     """Project in the tracker."""
     tracker_run_name: str | None = None
@@ -436,7 +446,7 @@ class TrainConfig:
                 "rank", "lora_alpha", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
-                "validation_epochs", "validation_inference_steps", "process_timeout_seconds",
+                "validation_epochs", "validation_steps", "validation_inference_steps", "process_timeout_seconds",
                 "huber_c", "snr_gamma", "max_timestep", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
                 "timestep_bias_multiplier", "timestep_bias_portion",
             ],
@@ -445,6 +455,7 @@ class TrainConfig:
                 "dataloader_num_workers", "validation_guidance_scale",
                 "noise_offset", "input_perturbation", "multires_noise_iterations", "multires_noise_discount",
                 "prior_loss_weight", "min_timestep", "timestep_bias_begin", "text_encoder_lr", "text_encoder_2_lr",
+                "validation_guidance_rescale",
             ],
             below_one=["lora_dropout", "adam_beta1", "adam_beta2", "stop_text_encoder_training"],
         )  # fmt: skip
@@ -456,7 +467,7 @@ class TrainConfig:
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
         problems += objective_problems(self) + adapter_problems(self)
-        problems += optimizer_problems(self) + caption_problems(self)
+        problems += optimizer_problems(self) + caption_problems(self) + watching_problems(self)
         raise_all(problems)
 
 
@@ -531,6 +542,22 @@ def caption_problems(config: TrainConfig) -> list[str]:
     for name in ("caption_separator", "keep_tokens_separator"):
         if getattr(config, name) == "":
             problems.append(f"{name} is empty, it must be some text")
+    return problems
+
+
+def watching_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting of samples, validation and publishing that cannot be."""
+    problems = []
+    for prompt in config.validation_prompt:
+        try:
+            parse_prompt(prompt)
+        except ConfigError as error:
+            problems.append(str(error))
+    has_prompts = config.validation_prompt or config.validation_prompts_file
+    if config.validation_without_trigger and not has_prompts:
+        problems.append("validation_without_trigger needs a validation_prompt")
+    if config.validation_guidance_rescale is not None and config.validation_guidance_rescale > 1:
+        problems.append(f"validation_guidance_rescale is {config.validation_guidance_rescale}, it must be from 0 to 1")
     return problems
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from sdxl_lora.lora_files import copy_lora, write_side_files
 from sdxl_lora.lora_metadata import public_name, usage_lines
 from sdxl_lora.model_card import model_card
+from sdxl_lora.prompts import SamplePrompt
 from sdxl_lora.run import replace_text
 from sdxl_lora.samples import sample_path
 
@@ -28,15 +29,15 @@ def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: boo
 
 
 def write_card(
-    folder: Path, name: str, base: str, trigger_word: str, prompts: Sequence[str], step: int, settings: Mapping
+    folder: Path, name: str, base: str, trigger_word: str, prompts: Sequence[SamplePrompt], step: int, settings: Mapping
 ) -> None:
     """README.md in the run's folder: what the Hub shows of a LoRA."""
     samples = [
-        (prompt, str(sample_path(Path("samples"), step, number, 0)))
+        (prompt.text, str(sample_path(Path("samples"), step, number, 0)))
         for number, prompt in enumerate(prompts)
         if sample_path(folder / "samples", step, number, 0).exists()
     ]
-    card = model_card(name, base, trigger_word, prompts[0] if prompts else "", samples, settings)
+    card = model_card(name, base, trigger_word, prompts[0].text if prompts else "", samples, settings)
     replace_text(folder / "README.md", card)
 
 

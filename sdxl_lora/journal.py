@@ -1,17 +1,17 @@
-"""Where a run's numbers and pictures go: the trackers, events.jsonl, one progress bar."""
+"""What a run tells as it goes: to the trackers (trackers.py), events.jsonl, one progress bar."""
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from wandb import errors as wandb_errors
 
 from sdxl_lora.memory import memory_gib
+from sdxl_lora.prompts import SamplePrompt
 from sdxl_lora.run import Run
+from sdxl_lora.trackers import log_samples
 
 
 class Journal:
@@ -51,13 +51,18 @@ class Journal:
         self.accelerator.log(metrics, step=step)
         self.run.event("validation", step=step, **metrics)
 
-    def pictures(self, step: int, titled: dict[str, Sequence[Image.Image]]) -> None:
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                arrays = {title: np.stack([np.asarray(image) for image in images]) for title, images in titled.items()}
-                tracker.log_images(
-                    arrays, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {})
-                )
+    def samples(
+        self, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
+    ) -> None:
+        """What was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
+        log_samples(self.accelerator.trackers, step, prompts, pictures, grid)
+        self.run.event(
+            "samples",
+            step=step,
+            folder=str(self.run.folder / "samples"),
+            grid=str(grid) if grid else None,
+            prompts=[prompt.text for prompt in prompts],
+        )
 
     def say(self, message: str) -> None:
         """A line for the person, above the progress bar, and an event."""
@@ -68,20 +73,3 @@ class Journal:
     def skip_time(self) -> None:
         """What happened since the last step (a save, pictures) does not count as its time."""
         self._since = time.perf_counter()
-
-
-def start_trackers(
-    accelerator, project: str, run_name: str, folder: Path, values: dict, report: Callable[[str], None]
-) -> None:
-    """Open the accelerator's trackers, with `values` as the run's configuration.
-
-    W&B that cannot be reached records the run offline: a lost connection must not cost a night. `report` is told.
-    """
-    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
-    wandb = {"name": run_name, "dir": str(folder)}
-    try:
-        accelerator.init_trackers(project, plain, init_kwargs={"wandb": wandb})
-    except wandb_errors.Error as error:
-        report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
-        accelerator.trackers.clear()
-        accelerator.init_trackers(project, plain, init_kwargs={"wandb": {**wandb, "mode": "offline"}})

@@ -29,9 +29,11 @@ from sdxl_lora.settings import (
     block_factors,
     captions_of,
     chance_of,
+    guidance_rescale_of,
     learning_rate_factors,
     objective_of,
     open_pictures,
+    sample_prompts_of,
 )
 from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.validation import held_out
@@ -56,6 +58,7 @@ class Parts:
         check_class_images(self.examples, config.prior_loss_weight)
         self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
         self.plan_steps()
+        self.prompts = sample_prompts_of(config, self.sample_size())
         captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
         with all_raise_what_one_raises(accelerator):
@@ -88,7 +91,8 @@ class Parts:
 
     def prompts_to_show(self) -> list[str]:
         """What samples and validation read beside the captions that train."""
-        return [*self.config.validation_prompt, "", *(self.examples[index].caption for index in self.held_out)]
+        drawn = [text for prompt in self.prompts for text in (prompt.text, prompt.negative)]
+        return [*drawn, *(self.examples[index].caption for index in self.held_out)]
 
     def captions_that_will_occur(self) -> set[str] | None:
         """All prompts that the turns of this run train with; None if they are to be encoded in every turn."""
@@ -111,6 +115,7 @@ class Parts:
         self.schedule, self.sampling_schedule = load_schedulers(
             self.base, config.prediction_type, config.zero_terminal_snr
         )
+        self.guidance_rescale = guidance_rescale_of(config, self.sampling_schedule.config)
         self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
         fault_point("loading")
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
@@ -138,7 +143,7 @@ class Parts:
         *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
         self.optimizer.train()
         self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
-        self.vae = load_vae(self.base) if config.validation_prompt else None
+        self.vae = load_vae(self.base) if self.prompts else None
 
     def text_encoders(self) -> dict[str, torch.nn.Module]:
         """Those that train. From here on prompts are read through them as they are at the time."""

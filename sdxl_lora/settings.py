@@ -8,13 +8,14 @@ from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
-from sdxl_lora.data import TrainingPictures, open_dataset
+from sdxl_lora.data import TrainingPictures, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models import Base, check_base
 from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
 from sdxl_lora.optim import learning_rate_at
+from sdxl_lora.prompts import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
@@ -151,9 +152,42 @@ def learning_rate_of(config: TrainConfig, step: int, total_steps: int, images_pe
     )
 
 
+def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> list[SamplePrompt]:
+    """What is drawn, with nothing left open.
+
+    Args:
+        size: height and width of those that name none.
+    """
+    lines = list(config.validation_prompt)
+    if config.validation_prompts_file:
+        lines += read_prompts_file(config.validation_prompts_file)
+    prompts = [
+        with_defaults(
+            parse_prompt(line),
+            height=size[0],
+            width=size[1],
+            seed=config.seed,
+            guidance_scale=config.validation_guidance_scale,
+            steps=config.validation_inference_steps,
+        )
+        for line in lines
+    ]
+    return (
+        with_partners(prompts, trigger_word_of(config.train_data_dir)) if config.validation_without_trigger else prompts
+    )
+
+
+def guidance_rescale_of(config: TrainConfig, schedule_config) -> float:
+    """0.7 is the paper's for a schedule that ends in noise alone (arXiv:2305.08891, section 3.4)."""
+    if config.validation_guidance_rescale is not None:
+        return config.validation_guidance_rescale
+    return 0.7 if schedule_config.get("rescale_betas_zero_snr") else 0.0
+
+
 def check_names(config: TrainConfig, base: Base) -> None:
     """What would fail at the end of the night is said at its start: ConfigError."""
     check_base(base)
+    sample_prompts_of(config)
     try:
         check_name(config.lora_name)
     except ValueError as error:

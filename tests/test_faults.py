@@ -139,14 +139,18 @@ def test_a_signal_while_caching_loading_or_sampling_stops_too(config, tmp_path):
     assert read_status(tmp_path / "run")["state"] == "stopped" and checkpoints(tmp_path / "run") == []
     settings = {"validation_prompt": ("a cat",), "num_validation_images": 50, "validation_inference_steps": 2}
     codes, printed = launch(config(**settings), tmp_path / "log", TRAINER_FAULT="term@sample=2")
-    assert codes == [0] and "stopped at step 3" in printed
-    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+    assert codes == [0] and "stopped before step 1 (SIGTERM)" in printed
+    assert len(list((tmp_path / "run" / "samples").glob("step-*.png"))) == 2
+    settings["num_validation_images"] = 3
+    codes, printed = launch(config(**settings), tmp_path / "log", TRAINER_FAULT="term@sample=5")  # at step 2
+    assert codes == [0] and "stopped at step 3, saved checkpoint-3 (SIGTERM)" in printed
+    assert len(list((tmp_path / "run" / "samples").glob("step-000002-*.png"))) == 2
 
 
 def test_out_of_memory_says_what_to_change_and_ends_no_training_while_sampling(config, tmp_path):
     settings = {"validation_prompt": ("a cat",), "validation_inference_steps": 2}
     codes, printed = launch(config(**settings), tmp_path / "log", TRAINER_FAULT="oom@sample=1")
-    assert codes == [0] and "out of memory while drawing samples at step 2, going on" in printed
+    assert codes == [0] and "out of memory while drawing samples at step 0, going on" in printed
     codes, printed = launch(config("second"), tmp_path / "log", TRAINER_FAULT="oom@step=3")
     assert codes == [7] and "out of memory at 64 px, batch 1, peak" in printed and "--gradient_checkpointing" in printed
     assert read_status(tmp_path / "second")["exit_code"] == 7

@@ -269,8 +269,8 @@ def test_epochs_checkpoints_samples_and_metrics_come_when_due(train):
     assert column(run, "learning_rate") == pytest.approx([0, peak / 2, peak, *(peak * i / 6 for i in (5, 4, 3, 2, 1))])
     assert {"grad_norm", "images_per_second", "memory_gib"} <= set(steps_of(run)[0])
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
-    names = [f"step-{s:06d}-prompt-{p}-image-{i}.png" for s in (4, 8) for p in (0, 1) for i in (0, 1)]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == names
+    names = [f"step-{s:06d}-prompt-{p}-image-{i}.png" for s in (0, 4, 8) for p in (0, 1) for i in (0, 1)]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["grid.png", *names]
     status = read_status(run)
     assert (status["state"], status["step"], status["last_checkpoint"]) == ("done", 8, "checkpoint-8")
     assert_tensorboard(run / "logs", {"loss": 8, "learning_rate": 8}, {"a cat": 2, "a dog": 2})

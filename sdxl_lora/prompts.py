@@ -1,0 +1,129 @@
+"""Prompts that are drawn while a LoRA trains, as a person writes them: text, then perhaps options. stdlib only.
+
+    a cat on a sofa --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry, dark
+
+The options are those of kohya's sample prompts: width, height, seed, guidance, steps, negative prompt.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdxl_lora.errors import ConfigError
+
+OPTIONS = {
+    "w": ("width", int), "h": ("height", int), "d": ("seed", int), "l": ("guidance_scale", float), "s": ("steps", int),
+    "n": ("negative", str),
+}  # fmt: skip
+KNOWN = "--w width, --h height, --d seed, --l guidance, --s steps, --n negative prompt"
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """What is drawn, and how; what is None is as for the other prompts of the run.
+
+    is_without_trigger: it is the prompt before it, its trigger word taken out.
+    """
+
+    text: str
+    negative: str = ""
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    guidance_scale: float | None = None
+    steps: int | None = None
+    is_without_trigger: bool = False
+
+    def describe(self, image_number: int = 0) -> str:
+        """As A1111 writes it into its pictures, where clients and file managers show it."""
+        negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
+        return (
+            f"{self.text}{negative}\nSteps: {self.steps}, Sampler: Euler, CFG scale: {self.guidance_scale:g}, "
+            f"Seed: {self.seed + image_number}, Size: {self.width}x{self.height}"
+        )
+
+
+def parse_prompt(line: str) -> SamplePrompt:
+    """Raises ConfigError for an option that is unknown, given twice, or has a senseless value."""
+    text, *options = re.split(r"(?:^|\s+)--(?=\w)", line.strip())
+    values = {}
+    for option in options:
+        letter, value = re.fullmatch(r"(\w+)[\s=]*(.*)", option.strip(), re.DOTALL).groups()
+        if letter not in OPTIONS:
+            raise ConfigError(f"the prompt {line!r} has an unknown option --{letter}; there are {KNOWN}")
+        name, kind = OPTIONS[letter]
+        if name in values:
+            raise ConfigError(f"the prompt {line!r} has --{letter} twice")
+        try:
+            values[name] = kind(re.sub(r"^([\"'])(.*)\1$", r"\2", value, flags=re.DOTALL))
+        except ValueError:
+            raise ConfigError(f"the prompt {line!r} has --{letter} {value!r}, it must be a number") from None
+    check_values(values, line)
+    return SamplePrompt(text, **values)
+
+
+def check_values(values: dict, line: str) -> None:
+    """Raises ConfigError where a number is out of its range."""
+    ranges = {
+        "width": (lambda value: value > 0 and value % 8 == 0, "a multiple of 8 above 0"),
+        "height": (lambda value: value > 0 and value % 8 == 0, "a multiple of 8 above 0"),
+        "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63"),
+        "guidance_scale": (lambda value: math.isfinite(value) and value >= 0, "at least 0"),
+        "steps": (lambda value: value > 0, "above 0"),
+    }
+    for name, (is_allowed, words) in ranges.items():
+        if name in values and not is_allowed(values[name]):
+            raise ConfigError(f"the prompt {line!r} has a {name} of {values[name]}, it must be {words}")
+
+
+def read_prompts_file(path: str) -> list[str]:
+    """The lines of a text file, without empty ones and those that begin with #.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no prompt.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read validation_prompts_file {path}: {error}") from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ConfigError(f"validation_prompts_file {path} holds no prompt: write one a line")
+    return prompts
+
+
+def with_defaults(prompt: SamplePrompt, **defaults) -> SamplePrompt:
+    """The prompt with values for whatever it leaves open."""
+    return replace(prompt, **{name: value for name, value in defaults.items() if getattr(prompt, name) is None})
+
+
+def with_partners(prompts: Sequence[SamplePrompt], trigger_word: str) -> list[SamplePrompt]:
+    """Each prompt that has the trigger word is followed by itself without the word, all else equal.
+
+    Raises:
+        ConfigError: there is no trigger word, or no prompt has it.
+    """
+    if not trigger_word:
+        raise ConfigError(
+            "validation_without_trigger needs a trigger word, which `python -m preprocess --trigger_word` writes into "
+            "the README.md of the dataset (trigger_word: sks, in its header)"
+        )
+    pairs = [(prompt, without_trigger(prompt.text, trigger_word)) for prompt in prompts]
+    if all(text == prompt.text for prompt, text in pairs):
+        raise ConfigError(f"validation_without_trigger: no validation prompt has the trigger word {trigger_word!r}")
+    return [
+        one
+        for prompt, text in pairs
+        for one in ([prompt] if text == prompt.text else [prompt, replace(prompt, text=text, is_without_trigger=True)])
+    ]
+
+
+def without_trigger(text: str, trigger_word: str) -> str:
+    """The text without the word and the comma that is then too many; as it is where the word is not in it."""
+    rest = re.sub(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", "", text, flags=re.IGNORECASE)
+    if rest == text:
+        return text
+    tags = [" ".join(tag.split()) for tag in rest.split(",")]
+    return ", ".join(tag for tag in tags if tag)
