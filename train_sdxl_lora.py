@@ -42,7 +42,7 @@ from sdxl_lora.memory import free_memory, out_of_memory_advice
 from sdxl_lora.objective import noise_prediction_loss
 from sdxl_lora.optim import set_learning_rate
 from sdxl_lora.parts import Parts
-from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
+from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
 from sdxl_lora.settings import (
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> None:
     ):
         training = Training(config, accelerator, run, stop)
         training.loop()
-        training.finish()
+        main_process_decides(accelerator, training.finish)
     accelerator.end_training()
 
 
@@ -341,7 +341,7 @@ class Training(Parts):
         self.run.update(state="sampling")
         folder = self.run.folder / "samples"
         try:
-            with accelerator.autocast(), self.weights_to_show():
+            with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.weights_to_show():
                 draw_samples(
                     self.bare_unet,
                     self.vae,
@@ -359,12 +359,14 @@ class Training(Parts):
         except torch.OutOfMemoryError as error:  # a picture is not worth a training
             free_memory()
             self.journal.say(f"out of memory while drawing samples at step {step}, going on ({error})")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            pictures = read_samples(folder, step, len(self.prompts), images)
-            self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
-            self.journal.samples(step, self.prompts, pictures, draw_grid(folder, step, self.prompts, images))
+        main_process_decides(accelerator, lambda: self.show(folder, step, images))
         self.journal.skip_time()
+
+    def show(self, folder: Path, step: int, images: int) -> None:
+        """Give the samples of a step to the trackers. On the main process, which may take its time."""
+        pictures = read_samples(folder, step, len(self.prompts), images)
+        self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
+        self.journal.samples(step, self.prompts, pictures, draw_grid(folder, step, self.prompts, images))
 
     def validate(self) -> None:
         """Report the loss on the held-out pictures, the processes sharing the work; not if asked to stop meanwhile."""
@@ -379,16 +381,15 @@ class Training(Parts):
                 batch = validation_batch(index, self.examples, self.latents, self.texts, self.config.seed, steps)
                 yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
 
-        with accelerator.autocast(), self.weights_to_show():
-            sums = accelerator.reduce(validation_sums(self.bare_unet, self.schedule, batches()), "sum")
+        with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.weights_to_show():
+            sums = validation_sums(self.bare_unet, self.schedule, batches())
+        sums = accelerator.reduce(sums, "sum")
         if sums[1].min() == len(self.held_out):
             self.journal.validation(self.done_steps, (sums[0] / sums[1]).mean().item(), means_by_timestep(sums, steps))
         self.journal.skip_time()
 
     def finish(self) -> None:
-        """Write the LoRA files and say where they are."""
-        if not self.accelerator.is_main_process:
-            return
+        """Write the LoRA files and say where they are. On the main process, which may take its time."""
         config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
         trigger_word = trigger_word_of(config.train_data_dir)
         files = self.export(folder)

@@ -22,7 +22,7 @@ from sdxl_lora.faults import fault_point
 from sdxl_lora.lora import adapter_parameters, add_lora, exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
-from sdxl_lora.processes import all_raise_what_one_raises
+from sdxl_lora.processes import all_raise_what_one_raises, main_process_first
 from sdxl_lora.run import Run, StopRequest
 from sdxl_lora.settings import (
     base_of,
@@ -52,8 +52,7 @@ class Parts:
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
         config, accelerator = self.config, self.accelerator
-        with accelerator.main_process_first():
-            self.pictures = open_pictures(config)
+        self.pictures = main_process_first(accelerator, lambda: open_pictures(config))
         self.examples = self.pictures.examples
         check_class_images(self.examples, config.prior_loss_weight)
         self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []

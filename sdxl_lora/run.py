@@ -3,24 +3,25 @@
     config.yaml  events.jsonl  status.json  stop  checkpoint-<step>/  samples/  the LoRA files
 
 The web page, a shell and a cluster job all speak to a run through this directory alone. status.json holds state
-(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint, pid and
-heartbeat; status-rank-<n>.json the same of the other processes.
+(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint, host, pid
+and heartbeat; status-rank-<n>.json the same of the other processes.
 """
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError, LostProcessError, Stopped
 from sdxl_lora.events import EventLog
-from sdxl_lora.processes import main_process_decides
+from sdxl_lora.hold import Hold
+from sdxl_lora.processes import main_process_first
 from sdxl_lora.status import is_alive, read_status, replace_text, status_path
 
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
@@ -38,7 +39,7 @@ class Run:
     def __init__(self, folder: Path, rank: int = 0):
         self.folder, self.rank = folder, rank
         self.status = {"state": "new", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
-        self.status["pid"] = os.getpid()
+        self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
         self._written = 0.0
         if rank == 0:
             self._hold()
@@ -48,13 +49,7 @@ class Run:
     def _hold(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock")  # the system lets go of it however the process ends
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            pid = read_status(self.folder).get("pid", "unknown")
-            raise ConfigError(
-                f"another run (pid {pid}) is at work in {self.folder}: choose another --output_dir"
-            ) from None
+            self._held = Hold(self.folder)
         except OSError as error:
             raise ConfigError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         for old in (self.folder / "stop", *self.folder.glob("status-rank-*.json")):  # of the run before
@@ -84,7 +79,7 @@ class Run:
         finally:
             if self.rank == 0:
                 self.events.file.close()
-                self._lock.release()
+                self._held.release()
         return isinstance(error, Stopped)
 
     def _record_end(self, error: BaseException | None) -> None:
@@ -101,22 +96,27 @@ class Run:
 
 def open_run(accelerator, folder: Path) -> Run:
     """The run's directory, held by the main process. Every process calls this; if it is taken, all raise."""
-    opened = []
-    main_process_decides(accelerator, lambda: opened.append(Run(folder)))
-    return opened[0] if opened else Run(folder, accelerator.process_index)
+    return main_process_first(accelerator, lambda: Run(folder, accelerator.process_index))
 
 
 def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
-    """Which other processes are gone, or else which has been silent for longest, and at which step, in words."""
+    """Which other processes are gone, or else which has been silent for longest, and at which step, in words.
+
+    Those of another machine can only be silent: their process numbers mean nothing here.
+    """
     others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
-    for _ in range(10):  # a killed process closes its connections a moment before it is gone
-        gone = [rank for rank, status in others.items() if not is_alive(status.get("pid", 0))]
+    here = {rank: status for rank, status in others.items() if status.get("host") == socket.gethostname()}
+    for _ in range(10 if here else 0):  # a killed process closes its connections a moment before it is gone
+        gone = [rank for rank, status in here.items() if not is_alive(status["pid"])]
         if gone:
-            break
+            return ", ".join(f"rank {rank} is gone ({last_seen(others[rank])})" for rank in gone)
         time.sleep(0.2)
-    silent = gone or [min(others, key=lambda rank: others[rank].get("heartbeat", 0))]
-    word = "is gone" if gone else "does not answer"
-    return ", ".join(f"rank {rank} {word} (last seen at step {others[rank].get('step', 0)})" for rank in silent)
+    silent = min(others, key=lambda rank: others[rank].get("heartbeat", 0))
+    return f"rank {silent} does not answer ({last_seen(others[silent])})"
+
+
+def last_seen(status: dict) -> str:
+    return f"last seen at step {status.get('step', 0)} on {status.get('host', 'an unknown machine')}"
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def naming_lost_processes(accelerator, run: Run):
     try:
         yield
     except RuntimeError as error:
-        signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+        signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "socket")
         if accelerator.num_processes == 1 or not any(sign in str(error) for sign in signs):
             raise
         lost = lost_ranks(run.folder, accelerator.num_processes, accelerator.process_index)
@@ -136,7 +136,8 @@ def naming_lost_processes(accelerator, run: Run):
 
 
 class StopRequest:
-    """Why the run should stop: SIGTERM, SIGINT (a second one ends it at once), a file `stop`, or its launcher is gone.
+    """Why the run should stop: SIGTERM, SIGINT (a second one ends it at once), SIGUSR1 (a cluster's warning before the
+    time is up), a file `stop`, or its launcher is gone.
 
     A context manager: outside it the signals do what they did before.
     """
@@ -149,7 +150,8 @@ class StopRequest:
         self.launcher = launcher if is_accelerate else None
 
     def __enter__(self) -> "StopRequest":
-        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
@@ -158,7 +160,8 @@ class StopRequest:
 
     def _receive(self, number: int, _) -> None:
         self.signal_name = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
 
     def reason(self) -> str | None:
         if self.signal_name is None and self.launcher is not None and not self.launcher.is_running():

@@ -201,7 +201,7 @@ def test_two_runs_in_one_directory_the_second_is_refused(config, tmp_path):
     first = Launched(config(max_train_steps=10_000), tmp_path / "log")
     wait_for_step(tmp_path / "run", 1)
     codes, printed = launch(config(), tmp_path / "second log")
-    assert codes == [2] and f"another run (pid {first.processes[0].pid}) is at work" in printed
+    assert codes == [2] and f"another run (pid {first.processes[0].pid} on " in printed
     os.kill(first.processes[0].pid, signal.SIGTERM)
     assert first.wait() == [0]
 

@@ -56,6 +56,13 @@ def test_stop_comes_from_a_file_or_a_signal_and_an_old_file_is_forgotten(tmp_pat
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_clusters_warning_stops_and_a_second_one_does_not_kill(tmp_path):
+    with Run(tmp_path), StopRequest(tmp_path) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.reason() == "SIGUSR1"
+
+
 def test_events_are_read_back_and_a_line_being_written_is_left_out(tmp_path):
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
