@@ -16,35 +16,27 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 
 import math
 import os
-from collections import Counter
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
-from sdxl_lora.averages import schedule_free_average
 from sdxl_lora.base_weights import base_sha256
 from sdxl_lora.batches import Turn, keyed_seed, share
 from sdxl_lora.checkpoint import disk_errors
 from sdxl_lora.collate import collate
-from sdxl_lora.data import dataset_key, trigger_word_of
-from sdxl_lora.delivery import deliver, last_words, write_card
+from sdxl_lora.data import dataset_key
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal
-from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
-from sdxl_lora.lora_metadata import lora_metadata, public_name
+from sdxl_lora.lora_metadata import public_name
 from sdxl_lora.measures import means_by_timestep, sums_by_timestep
-from sdxl_lora.memory import free_memory, out_of_memory_advice
+from sdxl_lora.memory import out_of_memory_advice
 from sdxl_lora.objective import noise_prediction_loss
 from sdxl_lora.optim import set_learning_rate
-from sdxl_lora.parts import Parts
-from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides, make_accelerator, set_arithmetic
+from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
-from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
 from sdxl_lora.settings import (
     check_names,
     learning_rate_of,
@@ -52,7 +44,7 @@ from sdxl_lora.settings import (
 )
 from sdxl_lora.trackers import start_trackers
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
-from sdxl_lora.validation import validation_batch, validation_sums
+from sdxl_lora.watching import Watched
 
 
 def train(config: TrainConfig) -> None:
@@ -90,15 +82,13 @@ def train(config: TrainConfig) -> None:
     accelerator.end_training()
 
 
-class Training(Parts):
+class Training(Watched):
     """A run and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
         super().__init__(config, accelerator, run, stop)
-        self.started_at = datetime.now(timezone.utc)
         main_process_decides(accelerator, lambda: check_names(config, self.base))
         self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
-        self.newest_sample: Image.Image | None = None
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
         self.prepare_model()
@@ -110,6 +100,8 @@ class Training(Parts):
         register_hooks(self.accelerator, self.models, self.export)
         if self.ema:
             self.ema.register_hooks(self.accelerator)
+        if self.held_out:
+            self.best.register_hooks(self.accelerator)
         self.facts = {
             **same_on_resume(self.config),
             "optimizer_arguments": repr(self.config.optimizer_arguments),
@@ -122,6 +114,7 @@ class Training(Parts):
         wanted = self.config.resume_from_checkpoint
         notes = self.notes
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
+        self.run.update(best_checkpoint=self.best.checkpoint)
         for group, now in zip(self.optimizer.param_groups, self.groups, strict=True):  # rates may change on resume
             group.update(lr_factor=now["lr_factor"], end_step=now["end_step"])
         return [*notes, f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0"]
@@ -150,11 +143,12 @@ class Training(Parts):
             self.journal.say(note)
 
     def loop(self) -> None:
-        """Step, report, save, draw, until all steps are done or someone asks to stop."""
+        """Step, report, save, draw, until all steps are done, nothing gets better, or someone asks to stop."""
         config = self.config
         self.look_again()
+        self.end_if_asked_to(f"before step {self.done_steps + 1}")
         for epochs_before, turns in self.batches.from_step(self.done_steps):
-            if self.done_steps >= self.total_steps:
+            if self.done_steps >= self.total_steps or self.best.is_given_up:
                 break
             learning_rate = learning_rate_of(config, self.done_steps, self.total_steps, self.images_per_step)
             set_learning_rate(self.optimizer, learning_rate, self.done_steps)
@@ -175,30 +169,15 @@ class Training(Parts):
 
             is_stopping = self.is_asked_to_stop()
             passed = epochs_before, self.batches.epoch_of(self.done_steps)
-            if is_stopping or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps):
-                self.save()
+            is_time_to_look = not is_stopping and self.is_time_to_look(passed)
+            is_best = is_time_to_look and self.validate()
+            is_due = is_stopping or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps)
+            if is_due or is_best or self.best.is_given_up:
+                self.save(is_due)
             if is_stopping:
                 self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
-            if self.is_time_to_look(passed):
-                self.validate()
+            if is_time_to_look:
                 self.draw()
-
-    def is_time_to_look(self, epochs: tuple[int, int]) -> bool:
-        """After the step that took the number of finished epochs from epochs[0] to epochs[1]."""
-        every_n_epochs = None if self.config.validation_steps else self.config.validation_epochs
-        return self.is_due(epochs, every_n_epochs, self.config.validation_steps)
-
-    def look_again(self) -> None:
-        """Validate and draw before the first step; after a kill, draw what should have been drawn by now."""
-        step = self.done_steps
-        if step == 0:
-            self.validate()
-            self.draw()
-        elif self.is_time_to_look((self.batches.epoch_of(step - 1), self.batches.epoch_of(step))):
-            folder, images = self.run.folder / "samples", self.config.num_validation_images
-            if not main_process_decides(self.accelerator, lambda: are_drawn(folder, step, len(self.prompts), images)):
-                self.draw()
-        self.end_if_asked_to(f"before step {step + 1}")
 
     def is_asked_to_stop(self) -> bool:
         """The same answer on every process: whether any of them was asked to."""
@@ -216,12 +195,6 @@ class Training(Parts):
         if self.accelerator.is_main_process:
             print(f"{words}; the same command goes on from there", file=sys.stderr)
         raise Stopped(words)
-
-    def is_due(self, epochs: tuple[int, int], every_n_epochs: int | None, every_n_steps: int | None = None) -> bool:
-        """After the step that took the number of finished epochs from epochs[0] to epochs[1]; always at the end."""
-        by_steps = every_n_steps is not None and self.done_steps % every_n_steps == 0
-        by_epochs = every_n_epochs is not None and epochs[1] // every_n_epochs > epochs[0] // every_n_epochs
-        return by_steps or by_epochs or self.done_steps == self.total_steps
 
     def step(self, turns: list[Turn]) -> tuple[float, float]:
         """One optimizer step over the turns, this process doing its share. Returns the mean loss and gradient norm.
@@ -296,113 +269,13 @@ class Training(Parts):
             f"the newest checkpoint is {self.run.status['last_checkpoint'] or 'none yet'}."
         )
 
-    def save(self) -> None:
-        keep = self.config.checkpoints_total_limit
-        checkpoint = save_checkpoint(self.accelerator, self.run.folder, self.done_steps, self.facts, keep)
+    def save(self, is_due: bool) -> None:
+        """A checkpoint that is not due was saved as the best one, and goes when there is a better one."""
+        keep, best = self.config.checkpoints_total_limit, self.best.checkpoint
+        checkpoint = save_checkpoint(self.accelerator, self.run.folder, self.done_steps, self.facts, keep, best, is_due)
         self.run.event("checkpoint", step=self.done_steps, path=str(checkpoint))
         self.run.update(last_checkpoint=checkpoint.name)
         self.journal.skip_time()
-
-    def export(self, folder: Path) -> list[Path]:
-        """Write the LoRA files of the present weights."""
-        config = self.config
-        captions = [example.caption for example in self.examples]
-        about = lora_metadata(
-            config.lora_name,
-            started_at=self.started_at,
-            finished_at=datetime.now(timezone.utc),
-            trigger_phrase=trigger_word_of(config.train_data_dir),
-            resolution=self.sample_size()[::-1],
-            rank=config.rank,
-            alpha=config.lora_alpha or config.rank,
-            base_model=self.base.path,
-            base_model_sha256=self.base_hash,
-            thumbnail_jpeg=thumbnail_jpeg(self.newest_sample) if self.newest_sample else b"",
-            epochs=self.batches.epoch_of(self.done_steps),
-            steps=self.done_steps,
-            seed=config.seed,
-            learning_rate=config.learning_rate,
-            images=self.batches.pictures,
-            tag_frequency=Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()),
-            prediction_type=self.schedule.config.prediction_type,
-        )
-        with self.weights_to_show():
-            return write_lora_files(folder, config.lora_name, self.models, config.save_precision, about)
-
-    def weights_to_show(self):
-        """A context in which the adapter holds the weights that samples and LoRA files are made of."""
-        return self.ema.shown() if self.ema else schedule_free_average(self.optimizer.optimizer, self.parameters)
-
-    def draw(self) -> None:
-        """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""
-        if not self.prompts:
-            return
-        accelerator, step, images = self.accelerator, self.done_steps, self.config.num_validation_images
-        self.run.update(state="sampling")
-        folder = self.run.folder / "samples"
-        try:
-            with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.weights_to_show():
-                draw_samples(
-                    self.bare_unet,
-                    self.vae,
-                    self.sampling_schedule,
-                    self.prompts,
-                    self.texts.read,
-                    images,
-                    self.guidance_rescale,
-                    folder,
-                    step,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    self.stop.reason,
-                )
-        except torch.OutOfMemoryError as error:  # a picture is not worth a training
-            free_memory()
-            self.journal.say(f"out of memory while drawing samples at step {step}, going on ({error})")
-        main_process_decides(accelerator, lambda: self.show(folder, step, images))
-        self.journal.skip_time()
-
-    def show(self, folder: Path, step: int, images: int) -> None:
-        """Give the samples of a step to the trackers. On the main process, which may take its time."""
-        pictures = read_samples(folder, step, len(self.prompts), images)
-        self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
-        self.journal.samples(step, self.prompts, pictures, draw_grid(folder, step, self.prompts, images))
-
-    def validate(self) -> None:
-        """Report the loss on the held-out pictures, the processes sharing the work; not if asked to stop meanwhile."""
-        if not self.held_out:
-            return
-        accelerator, steps = self.accelerator, len(self.schedule.betas)
-
-        def batches():
-            for index in self.held_out[accelerator.process_index :: accelerator.num_processes]:
-                if self.stop.reason():
-                    return
-                batch = validation_batch(index, self.examples, self.latents, self.texts, self.config.seed, steps)
-                yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-
-        with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.weights_to_show():
-            sums = validation_sums(self.bare_unet, self.schedule, batches())
-        sums = accelerator.reduce(sums, "sum")
-        if sums[1].min() == len(self.held_out):
-            self.journal.validation(self.done_steps, (sums[0] / sums[1]).mean().item(), means_by_timestep(sums, steps))
-        self.journal.skip_time()
-
-    def finish(self) -> None:
-        """Write the LoRA files and say where they are. On the main process, which may take its time."""
-        config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
-        trigger_word = trigger_word_of(config.train_data_dir)
-        files = self.export(folder)
-        files += deliver(files[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
-        settings = same_on_resume(config) | {
-            "steps": step,
-            "pictures": len(self.examples),
-            "learning_rate": config.learning_rate,
-        }
-        write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings)
-        self.run.event("finished", step=step, files=[str(path) for path in files])
-        self.journal.bar.close()
-        print(last_words(files, config.lora_name, trigger_word, folder / "samples"))
 
 
 def main(config: TrainConfig) -> int:

@@ -2,6 +2,7 @@
 
     python -m sdxl_lora.checkpoint runs/cat                          which checkpoints are whole, and why others are not
     python -m sdxl_lora.checkpoint runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
+    python -m sdxl_lora.checkpoint runs/cat --export cat.safetensors --best          of the lowest validation loss
 
 A checkpoint is written into .tmp-checkpoint-<step> (training_state.py); every file is flushed to the disk;
 manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.faults import fault_point
+from sdxl_lora.status import read_status
 
 MANIFEST = "manifest.json"
 MINIMUM_KEPT = 2
@@ -155,10 +157,24 @@ def read_manifest(checkpoint: Path) -> dict:
     return manifest
 
 
-def rotate(run_dir: Path, keep: int) -> None:
-    for old in checkpoints(run_dir)[:-keep]:
-        fault_point("checkpoint_file")
-        remove(old)
+def rotate(run_dir: Path, keep: int | None, best: str | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints (None for all), and those that were saved only as the best so far.
+
+    The newest two stay, and what `best` names.
+    """
+    there = checkpoints(run_dir)
+    for newer, old in zip(range(len(there) - 1, -1, -1), there, strict=True):
+        is_surplus = keep is not None and newer >= keep
+        if old.name != best and newer >= MINIMUM_KEPT and (is_surplus or was_best_only(old)):
+            fault_point("checkpoint_file")
+            remove(old)
+
+
+def was_best_only(checkpoint: Path) -> bool:
+    try:
+        return not read_manifest(checkpoint).get("is_due", True)
+    except CheckpointError:
+        return False
 
 
 def remove(checkpoint: Path) -> None:
@@ -233,28 +249,41 @@ def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
         )
 
 
-def describe(checkpoint: Path) -> str:
-    """One line: name, step, size, and whether it is whole."""
+def describe(checkpoint: Path, best: str | None) -> str:
+    """One line: name, size, whether it is whole, and whether its validation loss is the lowest."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}"
+    mark = ", best by validation loss" if checkpoint.name == best else ""
+    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}{mark}"
 
 
-def export(run_dir: Path, step: int | None, to: Path) -> Path:
-    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the newest or that of `step`.
+def export(run_dir: Path, name: str | None, to: Path) -> Path:
+    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the newest or the named one.
 
     Raises:
         CheckpointError: there is none, it is not whole, or `to` exists.
     """
-    name = None if step is None else f"checkpoint-{step}"
     source = choose_checkpoint(run_dir, name or "latest", None, print)
     if source is None:
         raise CheckpointError(f"there is no checkpoint in {run_dir}")
     if to.exists():
         raise CheckpointError(f"{to} exists: choose another name")
-    own = {"pytorch_lora_weights.safetensors", "lora_state.safetensors"}
-    file = next(path for path in sorted(source.glob("*.safetensors")) if path.name not in own)
     to.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copy(file, to))
+    return Path(shutil.copy(lora_file_of(source), to))
+
+
+def lora_file_of(checkpoint: Path) -> Path:
+    """The file for ComfyUI, A1111 and Forge in a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or has none.
+    """
+    if problem := problem_with(checkpoint):
+        raise CheckpointError(f"{checkpoint.name} cannot be used: {problem}")
+    others = ("pytorch_lora_weights.safetensors", "_state.safetensors")
+    files = [path for path in sorted(checkpoint.glob("*.safetensors")) if not path.name.endswith(others)]
+    if not files:
+        raise CheckpointError(f"{checkpoint.name} has no LoRA file")
+    return files[0]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,12 +291,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")
     parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest that is whole")
+    parser.add_argument("--best", action="store_true", help="export the one with the lowest validation loss")
     arguments = parser.parse_args(argv)
+    best = read_status(arguments.run_dir).get("best_checkpoint")
     try:
+        if arguments.best and best is None:
+            raise CheckpointError(f"{arguments.run_dir} has no best checkpoint: --validation_split finds one")
         if arguments.export:
-            print(f"wrote {export(arguments.run_dir, arguments.step, arguments.export)}")
+            name = best if arguments.best else arguments.step and f"checkpoint-{arguments.step}"
+            print(f"wrote {export(arguments.run_dir, name, arguments.export)}")
         else:
-            lines = [describe(path) for path in checkpoints(arguments.run_dir)]
+            lines = [describe(path, best) for path in checkpoints(arguments.run_dir)]
             print("\n".join(lines) or f"no checkpoints in {arguments.run_dir}")
         return 0
     except CheckpointError as error:

@@ -412,7 +412,11 @@ class TrainConfig:
     """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
     validation_split: float = 0.0
     """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
-    as validation_loss: as often as samples are drawn."""
+    as validation_loss: as often as samples are drawn. The checkpoint where it is lowest is kept, its LoRA file too."""
+    early_stopping_patience: int | None = None
+    """End the training after this many validations in a row that did not lower validation_loss."""
+    early_stopping_min_delta: float = 0.0
+    """It is lower only if it is so by more than this."""
     loss_bins: int = 4
     """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
     report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
@@ -447,6 +451,7 @@ class TrainConfig:
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
                 "validation_epochs", "validation_steps", "validation_inference_steps", "process_timeout_seconds",
+                "early_stopping_patience",
                 "huber_c", "snr_gamma", "max_timestep", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
                 "timestep_bias_multiplier", "timestep_bias_portion",
             ],
@@ -455,7 +460,7 @@ class TrainConfig:
                 "dataloader_num_workers", "validation_guidance_scale",
                 "noise_offset", "input_perturbation", "multires_noise_iterations", "multires_noise_discount",
                 "prior_loss_weight", "min_timestep", "timestep_bias_begin", "text_encoder_lr", "text_encoder_2_lr",
-                "validation_guidance_rescale",
+                "validation_guidance_rescale", "early_stopping_min_delta",
             ],
             below_one=["lora_dropout", "adam_beta1", "adam_beta2", "stop_text_encoder_training"],
         )  # fmt: skip
@@ -556,6 +561,8 @@ def watching_problems(config: TrainConfig) -> list[str]:
     has_prompts = config.validation_prompt or config.validation_prompts_file
     if config.validation_without_trigger and not has_prompts:
         problems.append("validation_without_trigger needs a validation_prompt")
+    if config.early_stopping_patience is not None and not config.validation_split:
+        problems.append("early_stopping_patience needs a validation_split: pictures whose loss tells when to stop")
     if config.validation_guidance_rescale is not None and config.validation_guidance_rescale > 1:
         problems.append(f"validation_guidance_rescale is {config.validation_guidance_rescale}, it must be from 0 to 1")
     return problems

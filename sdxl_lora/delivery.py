@@ -1,8 +1,11 @@
 """What a finished run leaves for a person beside the LoRA files: copies, side files, a card, and the last words."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sdxl_lora.checkpoint import lora_file_of
+from sdxl_lora.errors import CheckpointError
 from sdxl_lora.lora_files import copy_lora, write_side_files
 from sdxl_lora.lora_metadata import public_name, usage_lines
 from sdxl_lora.model_card import model_card
@@ -41,7 +44,24 @@ def write_card(
     replace_text(folder / "README.md", card)
 
 
-def last_words(files: Sequence[Path], name: str, trigger_word: str, samples: Path) -> str:
+def best_lora(folder: Path, checkpoint: str, name: str, say: Callable[[str], None]) -> list[Path]:
+    """<name>-best.safetensors: the LoRA of the checkpoint with the lowest validation loss. Returns what was written."""
+    target = folder / f"{name}-best.safetensors"
+    try:
+        return [copy_lora(lora_file_of(folder / checkpoint), folder, target.name)]
+    except CheckpointError as error:
+        say(f"there is no {target.name}: {error}")
+        return []
+
+
+def last_words(
+    files: Sequence[Path],
+    name: str,
+    trigger_word: str,
+    samples: Path,
+    best_step: int | None = None,
+    best_loss: float = math.inf,
+) -> str:
     """Where everything is, and a line to paste for each client."""
     for_diffusers, for_others = usage_lines(name, trigger_word)
     return "\n".join(
@@ -49,6 +69,7 @@ def last_words(files: Sequence[Path], name: str, trigger_word: str, samples: Pat
             "LoRA files:",
             *(f"  {path}" for path in files),
             *([f"samples: {samples}"] if samples.is_dir() else []),
+            *([f"lowest validation loss: {best_loss:.4f}, of step {best_step}"] if best_step is not None else []),
             f"trigger word: {trigger_word or 'none'}",
             f"diffusers: {for_diffusers}",
             f"ComfyUI, A1111, Forge: {for_others}",

@@ -98,8 +98,11 @@ def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
     return buffer.getvalue()
 
 
-def copy_lora(lora: Path, folder: str | Path) -> Path:
-    """Copies a LoRA into a client's folder, whole or not at all; the folder must be there.
+def copy_lora(lora: Path, folder: str | Path, name: str | None = None) -> Path:
+    """Copies a LoRA into a folder, a client's perhaps, whole or not at all; the folder must be there.
+
+    Args:
+        name: of the copy. Default: the same.
 
     Raises:
         ValueError: no such folder.
@@ -110,8 +113,8 @@ def copy_lora(lora: Path, folder: str | Path) -> Path:
         raise ValueError(f"{folder} is not a folder: make it first, or name the client's LoRA folder.")
     with TensorFile(lora) as file:
         layout = {name: (file.dtypes[name], file.shapes[name]) for name in file.shapes}
-        write_tensors(folder / lora.name, layout, file.read, file.metadata)
-    return folder / lora.name
+        write_tensors(folder / (name or lora.name), layout, file.read, file.metadata)
+    return folder / (name or lora.name)
 
 
 def write_side_files(

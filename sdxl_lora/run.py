@@ -3,8 +3,8 @@
     config.yaml  events.jsonl  status.json  stop  checkpoint-<step>/  samples/  the LoRA files
 
 The web page, a shell and a cluster job all speak to a run through this directory alone. status.json holds state
-(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint, host, pid
-and heartbeat; status-rank-<n>.json the same of the other processes.
+(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint,
+best_checkpoint, host, pid and heartbeat; status-rank-<n>.json the same of the other processes.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ class Run:
         self.folder, self.rank = folder, rank
         self.status = {"state": "new", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
         self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
+        self.status["best_checkpoint"] = read_status(folder).get("best_checkpoint")
         self._written = 0.0
         if rank == 0:
             self._hold()

@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdxl_lora.checkpoint import (
-    MINIMUM_KEPT,
     choose_checkpoint,
     disk_errors,
     publish,
@@ -51,12 +50,21 @@ def register_hooks(accelerator, models: dict[str, nn.Module], export: Callable[[
     accelerator.register_load_state_pre_hook(load)
 
 
-def save_checkpoint(accelerator, run_dir: Path, step: int, facts: dict, keep: int | None = None) -> Path:
+def save_checkpoint(
+    accelerator,
+    run_dir: Path,
+    step: int,
+    facts: dict,
+    keep: int | None = None,
+    best: str | None = None,
+    is_due: bool = True,
+) -> Path:
     """Save the training after `step` steps. Every process calls this, and raises what any of them raises.
 
     Args:
         facts: what a later run must have in common with this one to resume it; JSON values.
-        keep: remove all but the newest `keep` checkpoints, and never the newest two.
+        keep, best: see `rotate`.
+        is_due: False for one that was saved only because it is the best.
     Raises:
         DiskError: it could not be written whole; older checkpoints are as they were.
     """
@@ -64,9 +72,9 @@ def save_checkpoint(accelerator, run_dir: Path, step: int, facts: dict, keep: in
 
     def publish_and_rotate() -> None:
         with disk_errors(run_dir, temporary):
-            publish(temporary, final, {"step": step, "world_size": accelerator.num_processes, "facts": facts})
-            if keep is not None:
-                rotate(run_dir, max(keep, MINIMUM_KEPT))
+            about = {"step": step, "world_size": accelerator.num_processes, "is_due": is_due, "facts": facts}
+            publish(temporary, final, about)
+            rotate(run_dir, keep, best)
 
     with all_raise_what_one_raises(accelerator), disk_errors(run_dir, temporary):
         accelerator.save_state(str(temporary))
