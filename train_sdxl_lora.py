@@ -105,6 +105,7 @@ class Training(Watched):
         self.facts = {
             **same_on_resume(self.config),
             "optimizer_arguments": repr(self.config.optimizer_arguments),
+            "init_lora": self.start.sha256,
             "base": self.base_hash or public_name(self.base.path),
             "vae": self.latents.vae_key,
             "text_encoders": self.texts.encoders_key,

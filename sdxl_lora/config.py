@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,6 +207,17 @@ class TrainConfig:
     """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
     lora_dropout: float = 0.0
     """Share of a LoRA layer's inputs that is zeroed in training."""
+    rank_dropout: float = 0.0
+    """Share of a LoRA layer's ranks that is zeroed in training, others for each picture; of LoHa's and LoKr's rows."""
+    module_dropout: float = 0.0
+    """Share of the layers whose adapter does nothing, others in every forward pass."""
+    init_lora_weights: str = "kaiming"
+    """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
+    the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
+    twice the rank then."""
+    init_lora: str | None = None
+    """Go on training this LoRA, a file of any layout or a PEFT folder: its modules, ranks and alphas are taken in place
+    of rank, lora_alpha and target_modules."""
     adapter: Literal["lora", "loha", "lokr"] = "lora"
     """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
     LoRA."""
@@ -462,7 +474,10 @@ class TrainConfig:
                 "prior_loss_weight", "min_timestep", "timestep_bias_begin", "text_encoder_lr", "text_encoder_2_lr",
                 "validation_guidance_rescale", "early_stopping_min_delta",
             ],
-            below_one=["lora_dropout", "adam_beta1", "adam_beta2", "stop_text_encoder_training"],
+            below_one=[
+                "lora_dropout", "rank_dropout", "module_dropout", "adam_beta1", "adam_beta2",
+                "stop_text_encoder_training",
+            ],
         )  # fmt: skip
         if self.resolution > 0 and self.resolution % 8:
             problems.append(multiple_of_8_problem(self.resolution))
@@ -533,6 +548,28 @@ def adapter_problems(config: TrainConfig) -> list[str]:
             parse_blocks(getattr(config, name), number)
         except ValueError as error:
             problems.append(f"{name}: {error}")
+    starts = "kaiming, gaussian, orthogonal, pissa, pissa_niter_<number> or olora"
+    if not re.fullmatch(r"kaiming|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora", config.init_lora_weights):
+        problems.append(f"init_lora_weights is {config.init_lora_weights!r}, it must be {starts}")
+    of_lora = {
+        "lora_dropout (use rank_dropout)": config.lora_dropout > 0,
+        "init_lora_weights": config.init_lora_weights != "kaiming",
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+    }
+    if config.adapter != "lora" and any(of_lora.values()):
+        names = ", ".join(name for name, given in of_lora.items() if given)
+        problems.append(f"{names} belong to adapter lora: leave them out with {config.adapter}")
+    if config.use_dora and config.init_lora_weights.startswith(("pissa", "olora")):
+        problems.append(f"init_lora_weights {config.init_lora_weights} does not go with use_dora")
+    of_file = {
+        "block_ranks": bool(config.block_ranks),
+        "use_rslora": config.use_rslora,
+        "init_lora_weights": config.init_lora_weights != "kaiming",
+    }
+    if config.init_lora is not None and any(of_file.values()):
+        names = ", ".join(name for name, given in of_file.items() if given)
+        problems.append(f"init_lora brings its own ranks, strengths and weights: leave out {names}")
     return problems
 
 

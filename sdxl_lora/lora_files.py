@@ -14,10 +14,10 @@ from peft.utils.integrations import dequantize_module_weight
 from PIL import Image
 from torch import nn
 
-from sdxl_lora.lora import adapter_layers, module_adapter
 from sdxl_lora.lora_keys import kernel_size
 from sdxl_lora.lora_math import Adapter, as_lora
 from sdxl_lora.lora_read import Key
+from sdxl_lora.lora_state import adapter_layers, module_adapter
 from sdxl_lora.lora_write import Adapters, save_diffusers, save_kohya
 from sdxl_lora.names import DIFFUSERS_NAME, check_name
 from sdxl_lora.safetensors_io import TensorFile, write_tensors

@@ -19,7 +19,10 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import check_class_images
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.faults import fault_point
-from sdxl_lora.lora import adapter_parameters, add_lora, exactly, layers_with_ranks, target_modules
+from sdxl_lora.lora import add_lora, changes_base
+from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
+from sdxl_lora.lora_state import adapter_parameters
+from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first
@@ -29,11 +32,13 @@ from sdxl_lora.settings import (
     block_factors,
     captions_of,
     chance_of,
+    check_dropout,
     guidance_rescale_of,
     learning_rate_factors,
     objective_of,
     open_pictures,
     sample_prompts_of,
+    start_of,
 )
 from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.validation import held_out
@@ -119,6 +124,9 @@ class Parts:
         fault_point("loading")
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
         self.models = {"unet": self.bare_unet, **self.text_encoders()}
+        check_dropout(config, self.accelerator.num_processes)
+        self.start = start_of(config, self.models)
+        self.notes += self.start.notes
         factors = learning_rate_factors(config, self.total_steps)
         self.groups = []
         for name, model in self.models.items():
@@ -156,16 +164,26 @@ class Parts:
 
     def add_adapter(self, name: str, model: torch.nn.Module) -> None:
         config = self.config
+        start, note = without_unread(model, name, self.start.adapters.get(name, {}))
+        self.notes += [note] if note else []
+        if changes_base(config.init_lora_weights):
+            model.to(self.accelerator.device)  # a GPU decomposes weights a hundred times faster
         try:
             add_lora(
                 model,
-                **self.ranks_and_targets(name, model),
+                **(exactly(layers_of(model, name, start)) if start else self.ranks_and_targets(name, model)),
                 dropout=config.lora_dropout,
                 seed=config.seed,
                 kind=config.adapter,
+                init=config.init_lora_weights,
+                rank_dropout=config.rank_dropout,
+                module_dropout=config.module_dropout,
+                lokr_factor=lokr_factor(start.values()),
                 use_rslora=config.use_rslora,
                 use_dora=config.use_dora,
             )
+            if start:
+                load_adapters(model, name, start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if config.gradient_checkpointing:
@@ -175,18 +193,14 @@ class Parts:
     def ranks_and_targets(self, name: str, model: torch.nn.Module) -> dict:
         """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
         config = self.config
-        rank, alpha = config.rank, config.lora_alpha or config.rank
+        rank, targets = config.rank, config.target_modules
+        alpha = config.lora_alpha or rank
         if name != "unet":
-            return {
-                "rank": rank,
-                "alpha": alpha,
-                "targets": text_encoder_targets(model, name, config.target_modules),
-            }
-        if not config.block_ranks:
-            return {"rank": rank, "alpha": alpha, "targets": config.target_modules}
-        block_ranks = parse_blocks(config.block_ranks, int)
-        names = target_modules(model, config.target_modules)
-        return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
+            targets = text_encoder_targets(model, name, targets)
+        elif config.block_ranks:
+            names, block_ranks = target_modules(model, targets), parse_blocks(config.block_ranks, int)
+            return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
+        return {"rank": rank, "alpha": alpha, "targets": targets}
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Of all models, by model and name."""

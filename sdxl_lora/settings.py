@@ -11,6 +11,7 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora_start import Start, read_start
 from sdxl_lora.models import Base, check_base
 from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
@@ -21,7 +22,8 @@ from sdxl_lora.timesteps import TimestepDensity, bias_range
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
 SAME_ON_RESUME = (
     "adapter", "use_dora", "use_rslora",
-    "rank", "lora_alpha", "lora_dropout", "target_modules", "block_ranks", "block_lr_factors",
+    "rank", "lora_alpha", "lora_dropout", "rank_dropout", "module_dropout", "target_modules", "block_ranks",
+    "block_lr_factors", "init_lora_weights",
     "prediction_type", "optimizer_name", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
     "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
     "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
@@ -37,6 +39,8 @@ SAME_ON_RESUME = (
 def same_on_resume(config: TrainConfig) -> dict:
     """Settings that a resumed run shares with the run before, as JSON values."""
     values = {name: getattr(config, name) for name in SAME_ON_RESUME}
+    if config.init_lora is not None:
+        values |= dict.fromkeys(("rank", "lora_alpha", "target_modules"), f"as in {Path(config.init_lora).name}")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -114,6 +118,16 @@ def timestep_density_of(config: TrainConfig, num_train_timesteps: int) -> Timest
     )
 
 
+def start_of(config: TrainConfig, components: Iterable[str]) -> Start:
+    """What init_lora has for the models that train; ConfigError where it cannot be used."""
+    if config.init_lora is None:
+        return Start()
+    try:
+        return read_start(config.init_lora, "dora" if config.use_dora else config.adapter, components)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init_lora: {error}") from error
+
+
 def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, dict]:
     """What the models' parameter groups make of the learning rate of a step: a factor, and the step that ends it."""
     end_step = None
@@ -127,6 +141,16 @@ def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, di
         "text_encoder": {"lr_factor": first / base, "end_step": end_step},
         "text_encoder_2": {"lr_factor": second / base, "end_step": end_step},
     }
+
+
+def check_dropout(config: TrainConfig, processes: int) -> None:
+    """PEFT leaves LoHa and LoKr layers out by a branch; they have no gradient then, for which the processes would wait.
+
+    Raises:
+        ConfigError
+    """
+    if config.module_dropout and config.adapter != "lora" and processes > 1:
+        raise ConfigError(f"module_dropout of a {config.adapter} is for one process: use rank_dropout, or adapter lora")
 
 
 def block_factors(config: TrainConfig, modules: Iterable[str]) -> dict[str, float]:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.lora import TARGETS, target_modules
+from sdxl_lora.lora_keys import TARGETS
+from sdxl_lora.lora_targets import target_modules
 
 CHUNK = 75  # tokens that CLIP reads at once, beside its start and end marks
 
@@ -96,14 +97,16 @@ class PresentTexts:
 def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
     """The modules of a text encoder that train, as a regular expression for add_lora.
 
-    A regular expression for the UNet means the attention here. The first encoder's last layer is left out: SDXL reads
-    its hidden states before that layer.
+    A regular expression for the UNet means the attention here. What SDXL does not read is left out.
 
     Args:
         name: text_encoder or text_encoder_2.
     """
     names = target_modules(encoder, targets if targets in TARGETS else "attention")
-    if name == "text_encoder":
-        last = f"layers.{encoder.config.num_hidden_layers - 1}."
-        names = [module for module in names if last not in module]
+    names = [module for module in names if not is_unread(encoder, name, module)]
     return "^(" + "|".join(map(re.escape, names)) + ")$"
+
+
+def is_unread(encoder: nn.Module, name: str, module: str) -> bool:
+    """Whether a module lies in the first encoder's last layer: SDXL reads the hidden states before it."""
+    return name == "text_encoder" and f"layers.{encoder.config.num_hidden_layers - 1}." in module

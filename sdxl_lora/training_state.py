@@ -15,7 +15,7 @@ from sdxl_lora.checkpoint import (
     rotate,
 )
 from sdxl_lora.faults import fault_point
-from sdxl_lora.lora import load_lora_state, lora_state
+from sdxl_lora.lora_state import load_lora_state, lora_state
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 
 STATE_NAME = "lora_state.safetensors"

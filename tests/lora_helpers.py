@@ -3,7 +3,8 @@
 import torch
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.lora import adapter_layers, add_lora, module_adapter
+from sdxl_lora.lora import add_lora
+from sdxl_lora.lora_state import adapter_layers, module_adapter
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 

@@ -8,9 +8,11 @@ from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.blocks import block_of, check_blocks, parse_blocks, value_of
 from sdxl_lora.config import TrainConfig, load_config
 from sdxl_lora.errors import CheckpointError, ConfigError
-from sdxl_lora.lora import adapter_layers, add_lora, exactly, layers_with_ranks, target_modules
+from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_read import read_lora
+from sdxl_lora.lora_state import adapter_layers
+from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from tests.lora_helpers import model_adapters
 
 TO_Q = "transformer_blocks.0.attn1.to_q"

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.lora import add_lora, load_lora_state, lora_state, target_modules
+from sdxl_lora.lora import add_lora
+from sdxl_lora.lora_state import load_lora_state, lora_state
+from sdxl_lora.lora_targets import target_modules
 from tests.lora_helpers import largest_difference, model_adapters, outputs, tiny_with_lora
 
 ATTENTION = {"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"}
@@ -106,7 +108,8 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         ({"rank": 0}, "rank >= 1"),
         ({"alpha": 0}, "alpha > 0"),
         ({"dropout": 1.0}, "dropout < 1"),
-        ({"init": "pissa"}, "'pissa' changes the base's weights"),
+        ({"init": "pissa", "targets": "all-linear+conv"}, "pissa is for linear layers, .*conv1 is a convolution"),
+        ({"init": "olora", "use_dora": True}, "does not go with use_dora"),
         ({"kind": "oft"}, "must be one of lora, loha, lokr"),
         ({"kind": "loha", "use_dora": True}, "belong to kind lora"),
     ],

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.errors import DiskError, NonFiniteError
-from sdxl_lora.lora import TARGETS, add_lora
+from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_files import copy_lora, thumbnail_jpeg, write_lora_files, write_side_files
+from sdxl_lora.lora_keys import TARGETS
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_metadata import lora_metadata, public_name, usage_lines
 from sdxl_lora.lora_read import read_lora

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import train_sdxl_lora
 from sdxl_lora.errors import CheckpointError, ConfigError, NonFiniteError
 from sdxl_lora.events import read_events
-from sdxl_lora.lora import lora_state
+from sdxl_lora.lora_state import lora_state
 from sdxl_lora.processes import make_accelerator
 from sdxl_lora.run import read_status
 
