@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from sdxl_lora.blocks import parse_blocks
+from sdxl_lora.entries import parse_entries
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.prompts import parse_prompt
 
@@ -187,12 +188,16 @@ class TrainConfig:
     """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
     dataset_config_name: str | None = None
     """Configuration of the dataset on the Hub."""
+    datasets: tuple[str, ...] = ()
+    """Instead of both: several datasets, each a folder such as data/cat, with repeats per epoch data/cat:3, or
+    "{train_data_dir: data/cat, repeats: 3}" with further keys dataset_name, dataset_config_name, trigger_word (put in
+    front of captions), is_class_images, and instead of repeats weight, the share of the turns."""
     image_column: str = "image"
     """Dataset column with the pictures."""
     caption_column: str = "text"
     """Dataset column with the captions."""
     max_train_samples: int | None = None
-    """Use only the first N pictures."""
+    """Use only the first N pictures of each dataset."""
     resolution: int = 1024
     """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
     center_crop: bool = True
@@ -481,8 +486,14 @@ class TrainConfig:
         )  # fmt: skip
         if self.resolution > 0 and self.resolution % 8:
             problems.append(multiple_of_8_problem(self.resolution))
-        if (self.train_data_dir is None) == (self.dataset_name is None):
-            problems.append("give one of train_data_dir (a folder) and dataset_name (the Hub, or save_to_disk)")
+        if [self.train_data_dir is None, self.dataset_name is None, not self.datasets].count(False) != 1:
+            problems.append(
+                "give one of train_data_dir (a folder), dataset_name (the Hub, or save_to_disk) and datasets (several)"
+            )
+        try:
+            parse_entries(self.datasets)
+        except ConfigError as error:
+            problems.append(f"datasets: {error}")
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
@@ -725,6 +736,8 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
             problems.append(f"{where}: {name!r} stands here a second time")
         elif isinstance(value, yaml.MappingNode) and fields[name].type == tuple[str, ...] and is_flat(value):
             flags += [f"--{name}", *(f"{key.value}={item.value}" for key, item in value.value)]
+        elif name == "datasets" and isinstance(value, yaml.SequenceNode) and all(map(is_flat, value.value)):
+            flags += ["--datasets", *map(entry_text, value.value)]
         elif not (isinstance(value, yaml.ScalarNode) or (isinstance(value, yaml.SequenceNode) and is_flat(value))):
             problems.append(f"{where}: {name!r} must be a value or a list of values")
         elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
@@ -737,8 +750,18 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
     return flags
 
 
-def is_flat(value: yaml.CollectionNode) -> bool:
-    """Whether a list or a mapping holds nothing but single values."""
+def entry_text(value: yaml.Node) -> str:
+    """An item of `datasets` as a flag has it: a text, or a mapping in one line."""
+    if isinstance(value, yaml.ScalarNode):
+        return value.value
+    value.flow_style = True
+    return yaml.serialize(value, Dumper=yaml.SafeDumper, width=math.inf, allow_unicode=True).strip()
+
+
+def is_flat(value: yaml.Node) -> bool:
+    """Whether a list or a mapping holds nothing but single values; one of these is flat too."""
+    if isinstance(value, yaml.ScalarNode):
+        return True
     items = (item for _, item in value.value) if isinstance(value, yaml.MappingNode) else value.value
     return all(isinstance(item, yaml.ScalarNode) for item in items)
 

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SOURCE_COLUMN = "sha256"  # of the file that a picture was cut from
 class Example:
     """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width).
 
-    Crops and copies of one picture share a `source`.
+    Crops and copies of one picture share a `source`. repeats: how often it is passed per epoch.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Example:
     target_size: tuple[int, int]
     is_class_image: bool = False
     source: str = ""
+    repeats: Fraction | int = 1
 
 
 def open_dataset(
@@ -300,8 +302,10 @@ def time_ids(original_size, crop_top_left, target_size) -> torch.Tensor:
 
 
 def dataset_key(examples: Iterable[Example]) -> str:
-    """32 hexadecimal digits that change with any picture, size, caption, class mark or their order."""
-    marks = {True: "\0class", False: ""}
-    return content_key(
-        b"".join(f"{example.key}{example.caption}{marks[example.is_class_image]}\0".encode() for example in examples)
-    )
+    """32 hexadecimal digits that change with any picture, size, caption, class mark, repeats or their order."""
+
+    def facts(example: Example) -> str:
+        mark = "\0class" if example.is_class_image else ""
+        return f"{example.key}{example.caption}{mark}" + (f"\0{example.repeats}" if example.repeats != 1 else "")
+
+    return content_key(b"".join(f"{facts(example)}\0".encode() for example in examples))

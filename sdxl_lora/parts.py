@@ -90,7 +90,8 @@ class Parts:
         sizes = [example.target_size for example in self.examples]
         for index in self.held_out:
             sizes[index] = None
-        self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs)
+        repeats = [example.repeats for example in self.examples]
+        self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs, repeats)
         self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
 
     def prompts_to_show(self) -> list[str]:

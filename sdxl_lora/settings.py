@@ -10,7 +10,9 @@ from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
+from sdxl_lora.entries import DatasetEntry, parse_entries
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora_start import Start, read_start
 from sdxl_lora.models import Base, check_base
 from sdxl_lora.names import check_name
@@ -54,16 +56,32 @@ def base_of(config: TrainConfig) -> Base:
     )
 
 
-def open_pictures(config: TrainConfig) -> TrainingPictures:
-    return TrainingPictures(
-        open_dataset(config.train_data_dir, config.dataset_name, config.dataset_config_name, config.max_train_samples),
-        config.image_column,
-        config.caption_column,
-        config.resolution,
-        config.center_crop,
-        config.seed,
-        config.masked_loss,
-    )
+def open_pictures(config: TrainConfig) -> TrainingPictures | JoinedPictures:
+    parts = [
+        TrainingPictures(
+            open_dataset(entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.max_train_samples),
+            config.image_column,
+            config.caption_column,
+            config.resolution,
+            config.center_crop,
+            config.seed,
+            config.masked_loss,
+        )
+        for entry in entries_of(config)
+    ]
+    return JoinedPictures(parts, entries_of(config)) if config.datasets else parts[0]
+
+
+def entries_of(config: TrainConfig) -> list[DatasetEntry]:
+    """The datasets, also where it is one."""
+    one = DatasetEntry(config.train_data_dir, config.dataset_name, config.dataset_config_name)
+    return parse_entries(config.datasets) or [one]
+
+
+def trigger_words_of(config: TrainConfig) -> list[str]:
+    """Those of the datasets, each once: as the settings say, else as preprocess wrote into a dataset's card."""
+    words = [entry.trigger_word or trigger_word_of(entry.train_data_dir) for entry in entries_of(config)]
+    return [word for word in dict.fromkeys(words) if word]
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -196,9 +214,8 @@ def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> li
         )
         for line in lines
     ]
-    return (
-        with_partners(prompts, trigger_word_of(config.train_data_dir)) if config.validation_without_trigger else prompts
-    )
+    first_word = next(iter(trigger_words_of(config)), "")
+    return with_partners(prompts, first_word) if config.validation_without_trigger else prompts
 
 
 def guidance_rescale_of(config: TrainConfig, schedule_config) -> float:

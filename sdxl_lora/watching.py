@@ -12,7 +12,6 @@ from PIL import Image
 
 from sdxl_lora.averages import schedule_free_average
 from sdxl_lora.best import Best
-from sdxl_lora.data import trigger_word_of
 from sdxl_lora.delivery import best_lora, deliver, last_words, write_card
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
@@ -22,7 +21,7 @@ from sdxl_lora.memory import free_memory
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
-from sdxl_lora.settings import same_on_resume
+from sdxl_lora.settings import same_on_resume, trigger_words_of
 from sdxl_lora.validation import validation_batch, validation_sums
 
 
@@ -70,7 +69,7 @@ class Watched(Parts):
             config.lora_name,
             started_at=self.started_at,
             finished_at=datetime.now(timezone.utc),
-            trigger_phrase=trigger_word_of(config.train_data_dir),
+            trigger_phrase=", ".join(trigger_words_of(config)),
             resolution=self.sample_size()[::-1],
             rank=config.rank,
             alpha=config.lora_alpha or config.rank,
@@ -161,7 +160,7 @@ class Watched(Parts):
     def finish(self) -> None:
         """Write the LoRA files and say where they are. On the main process, which may take its time."""
         config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
-        trigger_word = trigger_word_of(config.train_data_dir)
+        trigger_word = ", ".join(trigger_words_of(config))
         files = self.export(folder)
         files += deliver(files[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
         if self.best.step is not None:

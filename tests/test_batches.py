@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 import torch
@@ -41,6 +42,48 @@ def test_starting_at_any_step_gives_the_same_rest(pictures, images_per_step, epo
         assert list(fresh.from_step(first)) == steps[first:]
     assert [batches.epoch_of(step) for step in range(len(steps))] == [epoch for epoch, _ in steps]
     assert batches.epoch_of(len(steps)) == epochs
+
+
+REPEATS = [Fraction(3), Fraction(1, 4), Fraction(5, 2), Fraction(1)]
+
+
+@pytest.mark.parametrize("images_per_step, kinds", [(4, 1), (1, 3), (7, 5)])
+def test_pictures_are_passed_as_often_as_their_repeats_say(images_per_step, kinds):
+    """Of each number of repeats: every pass holds every picture once, and what is over comes in turn."""
+    repeats = [repeat for repeat in REPEATS for _ in range(12)]
+    buckets = buckets_of(len(repeats), kinds)
+    batches = Batches(buckets, images_per_step, 3, 8, repeats)
+    steps = [turns for _, turns in batches.from_step(0)]
+    assert len(steps) == batches.first_step(8) and batches.turns_per_epoch == 12 * sum(REPEATS)
+    assert all(len({buckets[turn.example] for turn in turns}) == 1 for turns in steps)
+    seen = Counter(turn for turns in steps for turn in turns)
+    assert set(seen.values()) == {1}, "no turn twice: each has its own noise"
+    for example, repeat in enumerate(repeats):
+        passes = sorted(turn.epoch for turn in seen if turn.example == example)
+        assert passes == list(range(len(passes))) and abs(len(passes) - 8 * repeat) <= 1
+    share = Counter(repeats[turn.example] for turn in seen)
+    for repeat in REPEATS:
+        assert abs(share[repeat] - 8 * 12 * repeat) <= kinds
+    for first in (0, 1, len(steps) // 2, len(steps) - 1, len(steps)):
+        fresh = Batches(buckets, images_per_step, 3, 8, repeats)
+        assert [turns for _, turns in fresh.from_step(first)] == steps[first:]
+    assert [batches.epoch_of(step) for step in range(len(steps))] == [epoch for epoch, _ in batches.from_step(0)]
+
+
+def test_pictures_of_different_repeats_share_steps_and_one_repeat_each_changes_nothing():
+    repeats = [Fraction(2)] * 10 + [Fraction(1)] * 10
+    steps = [turns for _, turns in Batches([0] * 20, 5, 0, 4, repeats).from_step(0)]
+    mixed = sum(len({turn.example < 10 for turn in turns}) == 2 for turns in steps)
+    assert len(steps) == 24 and mixed > 12
+    once = [list(Batches(buckets_of(9, 2), 2, 1, 5, r).from_step(0)) for r in (None, [1] * 9, [Fraction(1)] * 9)]
+    assert once[0] == once[1] == once[2]
+
+
+def test_small_buckets_of_few_repeats_do_not_all_come_late():
+    """A hundred sizes of one picture each, half as often as the epoch: half of them come in the first."""
+    batches = Batches(list(range(100)), 1, 0, None, [Fraction(1, 2)] * 100)
+    first, second = ({turn.example for turns in batches.epoch(epoch) for turn in turns} for epoch in (0, 1))
+    assert 35 < len(first) < 65 and first | second == set(range(100)) and not first & second
 
 
 def test_without_end_an_epoch_carries_its_rest_into_the_next():

@@ -1,0 +1,100 @@
+"""One of several datasets to train on: what a text or a mapping in YAML says of it. Imports no torch, opens no file."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+import yaml
+
+from sdxl_lora.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetEntry:
+    """A dataset and its part in the training.
+
+    train_data_dir, dataset_name, dataset_config_name: as the settings of these names.
+    repeats: how often its pictures are passed per epoch; 0.5 is every other epoch.
+    weight: instead, its share of the turns relative to the other datasets' weights.
+    trigger_word: put in front of captions without it.
+    is_class_images: pictures of the class for prior preservation.
+    """
+
+    train_data_dir: str | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    repeats: float = 1.0
+    weight: float | None = None
+    trigger_word: str = ""
+    is_class_images: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.train_data_dir or self.dataset_name or ""
+
+
+def parse_entry(text: str) -> DatasetEntry:
+    """`data/cat`, `data/cat:3` for three repeats, or a mapping: `{train_data_dir: data/cat, weight: 2}`.
+
+    Raises:
+        ConfigError: none of these, or a value that cannot be.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{text!r} is not a mapping in YAML: {' '.join(str(error).split())}") from None
+        return checked(values, text)
+    if found := re.fullmatch(r"(.+):(\d+(?:\.\d*)?)", text):
+        return checked({"train_data_dir": found[1], "repeats": float(found[2])}, text)
+    return checked({"train_data_dir": text}, text)
+
+
+def checked(values: dict, text: str) -> DatasetEntry:
+    known = {field.name: field for field in dataclasses.fields(DatasetEntry)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            question = f", did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{text!r} has the unknown key {name!r}{question} (known: {', '.join(known)})")
+        if name in ("repeats", "weight"):
+            try:
+                values[name] = float(value)  # YAML reads 1e-1 as text
+            except (TypeError, ValueError):
+                raise ConfigError(f"{name} in {text!r} must be a number") from None
+            if not (math.isfinite(values[name]) and values[name] > 0):
+                raise ConfigError(f"{name} in {text!r} must be above 0")
+        elif name == "is_class_images":
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} in {text!r} must be true or false")
+        else:
+            values[name] = str(value)
+    entry = DatasetEntry(**values)
+    if (entry.train_data_dir is None) == (entry.dataset_name is None):
+        raise ConfigError(f"{text!r} must have one of train_data_dir and dataset_name")
+    if entry.weight is not None and "repeats" in values:
+        raise ConfigError(f"{text!r} has repeats and a weight: give one of them")
+    return entry
+
+
+def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
+    """Raises ConfigError where one cannot be, or some have a weight and others have none."""
+    entries = [parse_entry(text) for text in texts]
+    unweighted = [entry.name for entry in entries if entry.weight is None]
+    if unweighted and len(unweighted) < len(entries):
+        raise ConfigError(f"give every dataset a weight, or none: {', '.join(unweighted)} has none")
+    return entries
+
+
+def repeats_of(entries: Sequence[DatasetEntry], pictures: Sequence[int]) -> list[Fraction]:
+    """How often each dataset of so many pictures is passed per epoch.
+
+    By weights, the dataset that is passed least is passed once, and the turns are shared as the weights are.
+    """
+    if not entries or entries[0].weight is None:
+        return [Fraction(str(entry.repeats)) for entry in entries]
+    rates = [Fraction(str(entry.weight)) / count for entry, count in zip(entries, pictures, strict=True)]
+    return [rate / min(rates) for rate in rates]
