@@ -25,7 +25,7 @@ from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
-from sdxl_lora.processes import all_raise_what_one_raises, main_process_first
+from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
 from sdxl_lora.run import Run, StopRequest
 from sdxl_lora.settings import (
     base_of,
@@ -148,6 +148,8 @@ class Parts:
             config.optimizer_arguments,
         )
         bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
+        for model in bare:
+            send_only_what_trains(self.accelerator, model)
         *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
         self.optimizer.train()
         self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
