@@ -126,7 +126,15 @@ class Training(Watched):
         if self.accelerator.is_main_process:
             replace_text(folder / "config.yaml", to_yaml(config))
         run_name = config.tracker_run_name or folder.resolve().name
-        start_trackers(self.accelerator, config.tracker_project_name, run_name, folder, asdict(config), notes.append)
+        start_trackers(
+            self.accelerator,
+            config.tracker_project_name,
+            run_name,
+            folder,
+            asdict(config),
+            self.done_steps,
+            notes.append,
+        )
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
         plan = {
             "processes": self.accelerator.num_processes,

@@ -436,8 +436,8 @@ class TrainConfig:
     """It is lower only if it is so by more than this."""
     loss_bins: int = 4
     """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
-    report_to: Literal["tensorboard", "wandb", "all", "none"] = "tensorboard"
-    """Where metrics and pictures go, beside events.jsonl."""
+    report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = "tensorboard"
+    """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
     logging_dir: str = "logs"
     """Folder of TensorBoard's files, inside output_dir."""
     tracker_project_name: str = "sdxl-lora"

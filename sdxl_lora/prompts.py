@@ -99,20 +99,21 @@ def with_defaults(prompt: SamplePrompt, **defaults) -> SamplePrompt:
     return replace(prompt, **{name: value for name, value in defaults.items() if getattr(prompt, name) is None})
 
 
-def with_partners(prompts: Sequence[SamplePrompt], trigger_word: str) -> list[SamplePrompt]:
-    """Each prompt that has the trigger word is followed by itself without the word, all else equal.
+def with_partners(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str]) -> list[SamplePrompt]:
+    """Each prompt that has a trigger word is followed by itself without it, all else equal.
 
     Raises:
-        ConfigError: there is no trigger word, or no prompt has it.
+        ConfigError: there is no trigger word, or no prompt has one.
     """
-    if not trigger_word:
+    if not trigger_words:
         raise ConfigError(
             "validation_without_trigger needs a trigger word, which `python -m preprocess --trigger_word` writes into "
             "the README.md of the dataset (trigger_word: sks, in its header)"
         )
-    pairs = [(prompt, without_trigger(prompt.text, trigger_word)) for prompt in prompts]
+    pairs = [(prompt, without_trigger(prompt.text, trigger_words)) for prompt in prompts]
     if all(text == prompt.text for prompt, text in pairs):
-        raise ConfigError(f"validation_without_trigger: no validation prompt has the trigger word {trigger_word!r}")
+        words = " or ".join(map(repr, trigger_words))
+        raise ConfigError(f"validation_without_trigger: no validation prompt has the trigger word {words}")
     return [
         one
         for prompt, text in pairs
@@ -120,9 +121,11 @@ def with_partners(prompts: Sequence[SamplePrompt], trigger_word: str) -> list[Sa
     ]
 
 
-def without_trigger(text: str, trigger_word: str) -> str:
-    """The text without the word and the comma that is then too many; as it is where the word is not in it."""
-    rest = re.sub(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", "", text, flags=re.IGNORECASE)
+def without_trigger(text: str, trigger_words: Sequence[str]) -> str:
+    """The text without the words and the commas that are then too many; as it is where none is in it."""
+    rest = text
+    for word in trigger_words:
+        rest = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", rest, flags=re.IGNORECASE)
     if rest == text:
         return text
     tags = [" ".join(tag.split()) for tag in rest.split(",")]

@@ -1,5 +1,6 @@
 """From a TrainConfig to the plain values that other modules take. Only this, parts.py and the entry script read it."""
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -214,8 +215,7 @@ def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> li
         )
         for line in lines
     ]
-    first_word = next(iter(trigger_words_of(config)), "")
-    return with_partners(prompts, first_word) if config.validation_without_trigger else prompts
+    return with_partners(prompts, trigger_words_of(config)) if config.validation_without_trigger else prompts
 
 
 def guidance_rescale_of(config: TrainConfig, schedule_config) -> float:
@@ -233,5 +233,7 @@ def check_names(config: TrainConfig, base: Base) -> None:
         check_name(config.lora_name)
     except ValueError as error:
         raise ConfigError(f"{error} Choose it with --output_name.") from None
+    if config.report_to == "trackio" and importlib.util.find_spec("trackio") is None:
+        raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
     if config.loras_dir is not None and not Path(config.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.loras_dir} is not a folder: make it first")

@@ -15,13 +15,14 @@ from sdxl_lora.best import Best
 from sdxl_lora.delivery import best_lora, deliver, last_words, write_card
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
-from sdxl_lora.lora_metadata import lora_metadata
+from sdxl_lora.lora_metadata import lora_metadata, public_name
 from sdxl_lora.measures import means_by_timestep
 from sdxl_lora.memory import free_memory
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
 from sdxl_lora.settings import same_on_resume, trigger_words_of
+from sdxl_lora.trackers import log_lora
 from sdxl_lora.validation import validation_batch, validation_sums
 
 
@@ -161,13 +162,15 @@ class Watched(Parts):
         """Write the LoRA files and say where they are. On the main process, which may take its time."""
         config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
         trigger_word = ", ".join(trigger_words_of(config))
-        files = self.export(folder)
-        files += deliver(files[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
+        loras = self.export(folder)
         if self.best.step is not None:
-            files += best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
+            loras += best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
+        files = loras + deliver(loras[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
         more = {"steps": step, "pictures": len(self.examples), "learning_rate": config.learning_rate}
         settings = same_on_resume(config) | more
         write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings)
+        about = {**settings, "trigger_word": trigger_word, "base_model": public_name(base), "best_step": self.best.step}
+        log_lora(self.accelerator.trackers, config.lora_name, loras, about)
         self.run.event("finished", step=step, best_step=self.best.step, files=[str(path) for path in files])
         if self.best.is_given_up:
             self.journal.say(f"ended at step {step}: {self.best.waited} validation losses in a row were not lower")

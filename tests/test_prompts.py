@@ -85,14 +85,15 @@ def test_defaults_fill_only_what_is_left_open():
     ],
 )
 def test_the_trigger_word_is_taken_out_as_a_word(text, rest):
-    assert without_trigger(text, "sks") == rest
+    assert without_trigger(text, ["sks"]) == rest
+    assert without_trigger(f"ohwx man, {text}", ["sks", "ohwx man"]) == rest
 
 
 def test_each_prompt_with_the_trigger_word_gets_a_partner_that_differs_in_it_alone():
     first, other = SamplePrompt("sks, a cat", "dark", 64, 64, 3, 5.0, 4), SamplePrompt("a dog", seed=1)
     pair = SamplePrompt("a cat", "dark", 64, 64, 3, 5.0, 4, is_without_trigger=True)
-    assert with_partners([first, other], "sks") == [first, pair, other]
+    assert with_partners([first, other], ["xyz", "sks"]) == [first, pair, other]
     with pytest.raises(ConfigError, match="no validation prompt has the trigger word 'xyz'"):
-        with_partners([first, other], "xyz")
+        with_partners([first, other], ["xyz"])
     with pytest.raises(ConfigError, match="needs a trigger word, which `python -m preprocess"):
-        with_partners([first, other], "")
+        with_partners([first, other], [])
