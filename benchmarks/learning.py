@@ -20,8 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from examples.shapes.concepts import write_concept
-from examples.shapes.learning import TRIGGER_WORD, lora_quality, write_class_pictures
+from examples.shapes.learning import PICTURES, TRIGGER_WORD, lora_quality, write_pictures
 from examples.shapes.quality import BASE
 
 SCORES = ("with_trigger", "without_trigger", "known")
@@ -61,8 +60,7 @@ def main(argv=None):
 
 def make_dataset(work_dir):
     """The object concept and as many class pictures, through our preprocess; a plain imagefolder for the peer."""
-    write_concept(work_dir / "raw", "object", count=16)
-    write_class_pictures(work_dir / "class", count=16)
+    write_pictures(work_dir, repeats=1, class_pictures=PICTURES)
     command = [
         sys.executable,
         "-m",

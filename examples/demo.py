@@ -27,12 +27,10 @@ TRAINING_COLUMNS, DRAWN_COLUMNS = 2, 3
 
 def main() -> None:
     quiet_libraries()
-    from examples.shapes.concepts import write_concept
-    from examples.shapes.learning import write_class_pictures
+    from examples.shapes.learning import write_pictures
 
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pictures = write_concept(FOLDER / "raw", "object", count=20)
-    write_class_pictures(FOLDER / "class", count=24)
+    pictures = write_pictures(FOLDER)
     run(
         "-m", "preprocess", "--input_dir", str(FOLDER / "raw"), "--class_images", str(FOLDER / "class"),
         "--output_dir", str(FOLDER / "dataset"), "--trigger_word", TRIGGER_WORD, "--resolution", "64",

@@ -6,10 +6,22 @@ Trains nothing and starts no process: each of them launches the trainer its own 
 import random
 from pathlib import Path
 
+from examples.shapes.concepts import write_concept
 from examples.shapes.quality import base_quality, load_base, object_quality, plain_prompt
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
+PICTURES, REPEATS, CLASS_PICTURES = 20, 4, 100  # over half of what a step meets is what must stay as it is
+
+
+def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=CLASS_PICTURES):
+    """For preprocess: PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
+
+    Returns:
+        list of the concept's pictures' paths.
+    """
+    write_class_pictures(Path(folder) / "class", class_pictures)
+    return write_concept(Path(folder) / "raw" / f"{repeats}_{concept}", concept, PICTURES)
 
 
 def write_class_pictures(folder, count, seed=0):
