@@ -62,7 +62,7 @@ def run(config: PreprocessConfig) -> None:
     from preprocess.background import check_remover
     from preprocess.card import dataset_card
     from preprocess.dataset import build
-    from preprocess.export import check_hub, upload, write_parquet
+    from preprocess.export import upload, write_parquet
     from preprocess.folders import check_folders, find_all
     from preprocess.page import page
     from preprocess.plan import plan_lines
@@ -70,6 +70,7 @@ def run(config: PreprocessConfig) -> None:
     from preprocess.state import locked, write_whole
     from preprocess.team import Team
     from preprocess.tokens import load_tokenizer
+    from sdxl_lora.hub import check_hub
 
     input_dir, output = Path(config.input_dir), Path(config.output_dir)
     class_images = Path(config.class_images) if config.class_images else None
@@ -80,7 +81,9 @@ def run(config: PreprocessConfig) -> None:
     if config.dry_run:
         print(plan_lines(found, recipe_of(config).sizing, plan_of(config)))
         return
-    repository = check_hub(config.hub_dataset_id or output.resolve().name) if config.push_to_hub else None
+    repository = None
+    if config.push_to_hub:
+        repository = check_hub(config.hub_dataset_id or output.resolve().name, "hub_dataset_id")
     team = Team()
     report = {}
 

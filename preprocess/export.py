@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.sources import read_jsonl
-from sdxl_lora.errors import ConfigError
 
 Shard = list[dict]
 
@@ -74,29 +73,6 @@ def features_of(rows: list[dict]):
     inferred = Dataset.from_list(rows).features
     pictures = {"file_name": "image", "mask_file_name": "mask"}
     return Features({pictures.get(key, key): Image() if key in pictures else inferred[key] for key in rows[0]})
-
-
-def check_hub(name: str) -> str:
-    """The full id of the repository that `name` means.
-
-    Raises:
-        ConfigError: nobody is logged in, the Hub cannot be reached, or the name cannot be one.
-    """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"hub_dataset_id {name!r}: {error}") from None
-    if not get_token():
-        raise ConfigError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
-    if "/" in name:
-        return name
-    try:
-        return f"{HfApi().whoami()['name']}/{name}"
-    except Exception as error:  # requests, httpx and hub errors of many classes
-        raise ConfigError(f"push_to_hub: the Hub does not answer ({error}); give --hub_dataset_id user/name") from None
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:

@@ -445,6 +445,14 @@ class TrainConfig:
     tracker_run_name: str | None = None
     """Name of the run in the tracker. Default: output_dir's name."""
 
+    # --- publishing it ---
+    push_to_hub: bool = False
+    """Upload the LoRA files, the model card and its pictures to the Hub at the end."""
+    hub_model_id: str | None = None
+    """Repository to upload to, user/name. Default: output_name, under the account that is logged in."""
+    hub_private: bool = True
+    """Create that repository as private."""
+
     @property
     def optimizer_name(self) -> str:
         return "adamw8bit" if self.use_8bit_adam else self.optimizer
@@ -609,6 +617,8 @@ def watching_problems(config: TrainConfig) -> list[str]:
     has_prompts = config.validation_prompt or config.validation_prompts_file
     if config.validation_without_trigger and not has_prompts:
         problems.append("validation_without_trigger needs a validation_prompt")
+    if config.hub_model_id is not None and not config.push_to_hub:
+        problems.append("hub_model_id needs push_to_hub")
     if config.early_stopping_patience is not None and not config.validation_split:
         problems.append("early_stopping_patience needs a validation_split: pictures whose loss tells when to stop")
     if config.validation_guidance_rescale is not None and config.validation_guidance_rescale > 1:

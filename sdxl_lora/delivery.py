@@ -11,7 +11,7 @@ from sdxl_lora.lora_metadata import public_name, usage_lines
 from sdxl_lora.model_card import model_card
 from sdxl_lora.prompts import SamplePrompt
 from sdxl_lora.run import replace_text
-from sdxl_lora.samples import sample_path
+from sdxl_lora.samples import GRID_NAME, sample_path
 
 
 def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: bool, loras_dir: str | None) -> list[Path]:
@@ -32,7 +32,14 @@ def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: boo
 
 
 def write_card(
-    folder: Path, name: str, base: str, trigger_word: str, prompts: Sequence[SamplePrompt], step: int, settings: Mapping
+    folder: Path,
+    name: str,
+    base: str,
+    trigger_word: str,
+    prompts: Sequence[SamplePrompt],
+    step: int,
+    settings: Mapping,
+    repository: str | None = None,
 ) -> None:
     """README.md in the run's folder: what the Hub shows of a LoRA."""
     samples = [
@@ -40,7 +47,17 @@ def write_card(
         for number, prompt in enumerate(prompts)
         if sample_path(folder / "samples", step, number, 0).exists()
     ]
-    card = model_card(name, base, trigger_word, prompts[0].text if prompts else "", samples, settings)
+    grid = Path("samples", GRID_NAME)
+    card = model_card(
+        name,
+        base,
+        trigger_word,
+        prompts[0].text if prompts else "",
+        samples,
+        settings,
+        repository,
+        str(grid) if samples and (folder / grid).exists() else None,
+    )
     replace_text(folder / "README.md", card)
 
 

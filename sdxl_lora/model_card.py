@@ -15,6 +15,8 @@ def model_card(
     prompt: str = "",
     samples: Sequence[tuple[str, str]] = (),
     settings: Mapping[str, object] | None = None,
+    repository: str | None = None,
+    grid: str | None = None,
 ) -> str:
     """Markdown with the Hub's header.
 
@@ -24,6 +26,8 @@ def model_card(
         prompt: for the ready lines; the trigger word is put in front.
         samples: (prompt, picture's path relative to the card).
         settings: what the run was trained with, for a table; nothing private.
+        repository: on the Hub, from which the ready lines load; None where the file lies beside the card.
+        grid: path of a sheet of pictures by steps, relative to the card.
     """
     base = public_name(base_model)
     header = [f"base_model: {_quoted(base)}", "library_name: diffusers", "pipeline_tag: text-to-image"]
@@ -35,6 +39,8 @@ def model_card(
             header += [f"- text: {_quoted(text)}", "  output:", f"    url: {_quoted(path)}"]
     python, tag = usage_lines(name, trigger_word, prompt)
     load, draw = python.split("; ", 1)
+    if repository:
+        load = f"pipe.load_lora_weights({_quoted(repository)}, weight_name={_quoted(f'{name}.safetensors')})"
     parts = [
         "---",
         *header,
@@ -65,6 +71,8 @@ def model_card(
         "",
         f"`{name}.safetensors` loads in every client; `pytorch_lora_weights.safetensors` is the same for diffusers.",
     ]
+    if grid:
+        parts += ["", "## How it learned", "", f"![prompts by steps]({grid})"]
     if settings:
         parts += ["", "## Training", "", "| setting | value |", "|---|---|"]
         parts += [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in settings.items()]

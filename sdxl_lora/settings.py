@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
@@ -13,6 +13,7 @@ from sdxl_lora.data import TrainingPictures, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.entries import DatasetEntry, parse_entries
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.hub import check_hub, claim_repository
 from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora_start import Start, read_start
 from sdxl_lora.models import Base, check_base
@@ -45,6 +46,28 @@ def same_on_resume(config: TrainConfig) -> dict:
     if config.init_lora is not None:
         values |= dict.fromkeys(("rank", "lora_alpha", "target_modules"), f"as in {Path(config.init_lora).name}")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def settings_to_show(config: TrainConfig) -> dict:
+    """What a person wants to know of a LoRA: the main settings, and of the others what is not as usual."""
+    main = ("resolution", "rank", "lora_alpha", "learning_rate", "optimizer_name", "lr_scheduler", "mixed_precision")
+    usual = {field.name: field.default for field in fields(TrainConfig)}
+    values = {name: getattr(config, name) for name in main} | same_on_resume(config)
+    values["lora_alpha"] = values["lora_alpha"] or values["rank"]
+    return {
+        name: value
+        for name, value in values.items()
+        if name in main or (name in usual and getattr(config, name) != usual[name])
+    }
+
+
+def repository_of(config: TrainConfig) -> str | None:
+    """The Hub's repository for the LoRA, there for us to write to; None where it is not to be uploaded."""
+    if not config.push_to_hub:
+        return None
+    repository = check_hub(config.hub_model_id or config.lora_name, "hub_model_id")
+    claim_repository(repository, config.hub_private)
+    return repository
 
 
 def base_of(config: TrainConfig) -> Base:

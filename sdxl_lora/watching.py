@@ -3,6 +3,7 @@
 Reads the config, as parts.py does; the loop that says when is train_sdxl_lora.py.
 """
 
+import shlex
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from sdxl_lora.averages import schedule_free_average
 from sdxl_lora.best import Best
 from sdxl_lora.delivery import best_lora, deliver, last_words, write_card
+from sdxl_lora.hub import UploadError, published_files, upload
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name
@@ -21,7 +23,7 @@ from sdxl_lora.memory import free_memory
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
-from sdxl_lora.settings import same_on_resume, trigger_words_of
+from sdxl_lora.settings import settings_to_show, trigger_words_of
 from sdxl_lora.trackers import log_lora
 from sdxl_lora.validation import validation_batch, validation_sums
 
@@ -32,6 +34,7 @@ class Watched(Parts):
     journal: Journal
     done_steps: int
     base_hash: str
+    repository: str | None
 
     def __init__(self, config, accelerator, run, stop):
         super().__init__(config, accelerator, run, stop)
@@ -166,9 +169,8 @@ class Watched(Parts):
         if self.best.step is not None:
             loras += best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
         files = loras + deliver(loras[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
-        more = {"steps": step, "pictures": len(self.examples), "learning_rate": config.learning_rate}
-        settings = same_on_resume(config) | more
-        write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings)
+        settings = settings_to_show(config) | {"steps": step, "pictures": len(self.examples)}
+        write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings, self.repository)
         about = {**settings, "trigger_word": trigger_word, "base_model": public_name(base), "best_step": self.best.step}
         log_lora(self.accelerator.trackers, config.lora_name, loras, about)
         self.run.event("finished", step=step, best_step=self.best.step, files=[str(path) for path in files])
@@ -176,3 +178,17 @@ class Watched(Parts):
             self.journal.say(f"ended at step {step}: {self.best.waited} validation losses in a row were not lower")
         self.journal.bar.close()
         print(last_words(files, config.lora_name, trigger_word, folder / "samples", self.best.step, self.best.loss))
+        if self.repository:
+            self.publish()
+
+    def publish(self) -> None:
+        """Upload to the Hub. What fails here costs no more than the upload."""
+        folder, repository = self.run.folder, self.repository
+        try:
+            address = upload(folder, repository)
+        except UploadError as error:
+            again = f"python -m sdxl_lora.hub {shlex.quote(str(folder))} {repository}"
+            self.journal.say(f"{error}. The files are in {folder}; try again with: {again}")
+            return
+        self.run.event("published", address=address, files=published_files(folder))
+        print(f"uploaded to {address}")
