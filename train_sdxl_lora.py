@@ -27,6 +27,7 @@ from sdxl_lora.batches import Turn, keyed_seed, share
 from sdxl_lora.checkpoint import disk_errors
 from sdxl_lora.collate import collate
 from sdxl_lora.data import dataset_key
+from sdxl_lora.dry_run import dry_run
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal
@@ -292,7 +293,11 @@ class Training(Watched):
 def main(config: TrainConfig) -> int:
     """The exit code of a run; 0 for one that is done or was stopped on request. What a person can cause is one line."""
     try:
-        train(config)
+        if config.dry_run:
+            said = dry_run(config)
+            print(said * (int(os.environ.get("RANK", 0)) == 0))
+        else:
+            train(config)
         return 0
     except RUN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -320,6 +320,8 @@ class TrainConfig:
     with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
 
     # --- how long, how fast ---
+    dry_run: bool = False
+    """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
     train_batch_size: int = 1
     """Pictures per process and micro-step."""
     gradient_accumulation_steps: int = 1

@@ -132,10 +132,7 @@ def load_vae(base: Base) -> AutoencoderKL:
 def load_text_parts(base: Base, dtype: torch.dtype):
     """(tokenizers, text_encoders), two of each, frozen."""
     with _config_errors(base, "the text encoders"):
-        tokenizers = [
-            CLIPTokenizer.from_pretrained(base.configs, **base.hub_arguments(name, weights=False))
-            for name in ("tokenizer", "tokenizer_2")
-        ]
+        tokenizers = load_tokenizers(base)
         if base.is_file:
             pipeline = StableDiffusionXLPipeline.from_single_file(
                 base.path, config=base.configs, torch_dtype=dtype, unet=None, vae=None, scheduler=None
@@ -159,6 +156,30 @@ def load_unet(base: Base, dtype: torch.dtype) -> UNet2DConditionModel:
         else:
             unet = UNet2DConditionModel.from_pretrained(base.path, torch_dtype=dtype, **base.hub_arguments("unet"))
     return unet.requires_grad_(False)
+
+
+def models_without_weights(base: Base) -> dict[str, torch.nn.Module]:
+    """All four models from their configs alone, on the meta device: names and shapes, no memory."""
+    with _config_errors(base, "the configs"), torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_model_config(UNet2DConditionModel, base, "unet"))
+        vae_base = Base(base.vae_path) if base.vae_path is not None else base
+        flat = base.vae_path is not None and not (Path(base.vae_path) / "vae").is_dir()
+        vae = AutoencoderKL.from_config(_model_config(AutoencoderKL, vae_base, "" if flat else "vae"))
+        encoders = {
+            name: model(model.config_class.from_pretrained(base.configs, **base.hub_arguments(name, weights=False)))
+            for name, model in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
+        }
+    return {"unet": unet, **encoders, "vae": vae}
+
+
+def _model_config(model_class, base: Base, subfolder: str) -> dict:
+    arguments = base.hub_arguments(subfolder, weights=False)
+    return model_class.load_config(base.configs, **{name: value for name, value in arguments.items() if value})
+
+
+def load_tokenizers(base: Base) -> list[CLIPTokenizer]:
+    names = ("tokenizer", "tokenizer_2")
+    return [CLIPTokenizer.from_pretrained(base.configs, **base.hub_arguments(name, weights=False)) for name in names]
 
 
 def load_schedulers(

@@ -16,9 +16,10 @@ from sdxl_lora.blocks import parse_blocks
 from sdxl_lora.cache import Workers, fill_caches
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.config import TrainConfig
-from sdxl_lora.data import check_class_images
+from sdxl_lora.data import TrainingPictures, check_class_images
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.faults import fault_point
+from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora import add_lora, changes_base
 from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
 from sdxl_lora.lora_state import adapter_parameters
@@ -57,12 +58,7 @@ class Parts:
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
         config, accelerator = self.config, self.accelerator
-        self.pictures = main_process_first(accelerator, lambda: open_pictures(config))
-        self.examples = self.pictures.examples
-        check_class_images(self.examples, config.prior_loss_weight)
-        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
-        self.plan_steps()
-        self.prompts = sample_prompts_of(config, self.sample_size())
+        self.plan(main_process_first(accelerator, lambda: open_pictures(config)))
         captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
         with all_raise_what_one_raises(accelerator):
@@ -81,6 +77,15 @@ class Parts:
                 encode_live=captions is None,
                 read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
             )
+
+    def plan(self, pictures: TrainingPictures | JoinedPictures) -> None:
+        """Which pictures train, in which steps, and what samples show."""
+        config = self.config
+        self.pictures, self.examples = pictures, pictures.examples
+        check_class_images(self.examples, config.prior_loss_weight)
+        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
+        self.plan_steps()
+        self.prompts = sample_prompts_of(config, self.sample_size())
 
     def plan_steps(self) -> None:
         config = self.config

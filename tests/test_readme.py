@@ -42,6 +42,8 @@ def test_every_command_of_the_readme_parses(command, monkeypatch, tmp_path):
             assert load_config_from_file(arguments.config_file)
         if arguments.training_script == "train_sdxl_lora.py":
             load_config(TrainConfig, arguments.training_script_args)
+    elif words[:2] == ["python", "train_sdxl_lora.py"]:
+        load_config(TrainConfig, words[2:])
     elif words[:3] == ["python", "-m", "preprocess"]:
         load_config(PreprocessConfig, words[3:])
     elif words[0] == "make":

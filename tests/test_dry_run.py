@@ -1,0 +1,115 @@
+"""What --dry_run says before a training is what the training then does."""
+
+import json
+import re
+import time
+
+import pytest
+from diffusers import AutoencoderKL
+
+import train_sdxl_lora
+from examples.tiny_sdxl import tiny_tokenizer
+from sdxl_lora.dry_run import DryRun, dry_run
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.events import read_events
+from tests.full_sdxl import full_sdxl
+from tests.lora_helpers import tiny_with_lora
+from tests.test_lora_start import kohya_file
+
+CASES = {
+    "defaults": {},
+    "flips, epochs, a split and samples": {
+        "random_flip": True, "max_train_steps": None, "num_train_epochs": 3, "train_batch_size": 2,
+        "validation_split": 0.25, "validation_prompt": ("a cat", "a dog --n blurry"), "num_validation_images": 1,
+        "validation_inference_steps": 1, "init_lora_weights": "pissa",
+    },
+    "varied captions in two chunks, all layers": {
+        "shuffle_caption": True, "caption_separator": " ", "max_caption_chunks": 2,
+        "target_modules": "all-linear+conv", "block_ranks": ("mid=1", "down.0=0"),
+    },
+    "text encoders": {"train_text_encoder": True, "use_dora": True, "gradient_accumulation_steps": 2},
+    "lokr": {"adapter": "lokr", "max_cached_captions": 1, "proportion_empty_prompts": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
+    config = train_config(**CASES[case])
+    said, plan = dry_run(config), DryRun(config)
+    pictures, prompts, latents, texts = plan.cached_bytes()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+    started = next(read_events(train(**CASES[case]) / "events.jsonl", "started"))
+    assert started["total_steps"] == plan.total_steps and f"{plan.total_steps} of {plan.images_per_step} " in said
+    assert started["parameters"] == sum(parameter.numel() for parameter in plan.adapter_parameters().values())
+    assert f"together         {started['parameters']:>12,} parameters" in said
+    by_group = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) parameters in", said)]
+    assert sum(by_group) == started["parameters"]
+    for folder, records, size in (("latents", pictures, latents), ("text", prompts, texts)):
+        files = [path.stat().st_size for path in (tmp_path / "cache" / folder).rglob("*.safetensors")]
+        assert (len(files), sum(files)) == (records, size), folder
+    assert f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
+    again = dry_run(config)
+    assert "holds checkpoint-" in again and "but for what is there already" in again
+
+
+@pytest.fixture(scope="module")
+def full_configs(tmp_path_factory):
+    """A folder with configs and tokenizers of the full SDXL, and no weights."""
+    folder = tmp_path_factory.mktemp("full")
+    names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}
+    names |= {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    index = {
+        name: ["diffusers" if name in ("unet", "vae", "scheduler") else "transformers", names[name]] for name in names
+    }
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **index}))
+    for name, model in full_sdxl().items():
+        (model.save_config if name == "unet" else model.config.save_pretrained)(folder / name)
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).save_config(folder / "vae")
+    for name in ("tokenizer", "tokenizer_2"):
+        tiny_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
+    started = time.perf_counter()
+    said = dry_run(train_config(pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024,
+                                mixed_precision="bf16", gradient_checkpointing=True))  # fmt: skip
+    assert time.perf_counter() - started < 20
+    assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
+    assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.75" in said
+    assert re.search(r"about 6\.7 GiB while training", said), said
+
+
+def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
+    (tmp_path / "long").mkdir()
+    for name in ("coffee.png", "rocket.jpg"):
+        (tmp_path / "long" / name).write_bytes((captioned_photographs / name).read_bytes())
+    (tmp_path / "long" / "coffee.txt").write_text("a cup " * 30)
+    start = kohya_file(tmp_path, tiny_with_lora(3, 2, components=("unet",))[1])
+    said = dry_run(train_config(
+        train_data_dir=None, datasets=(f"{captioned_photographs}:2", str(tmp_path / "long")), init_lora=str(start),
+        train_batch_size=16,
+    ))  # fmt: skip
+    for words in (
+        "1 prompts are longer than 75 tokens",
+        "1 of 2 pictures have an empty caption: ",
+        "modules of init_lora, rank 3",
+        "4 of them 2 times per epoch",
+        "1 sizes have fewer pictures than a step",
+    ):
+        assert words in said, words
+
+
+def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, tiny_base):
+    with pytest.raises(DataError, match="no such folder"):
+        dry_run(train_config(train_data_dir="nowhere"))
+    with pytest.raises(ConfigError, match="no module that trains lies there"):
+        dry_run(train_config(block_lr_factors=("up.2=1",)))
+    with pytest.raises(ConfigError, match="no such base model"):
+        dry_run(train_config(pretrained_model_name_or_path="nowhere.safetensors"))
+    assert train_sdxl_lora.main(train_config(dry_run=True, target_modules="nothing")) == 2
+    assert "matches no linear or convolution layer" in capsys.readouterr().err
+    assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
+    assert capsys.readouterr().out.startswith("dry run: nothing is trained or written")
