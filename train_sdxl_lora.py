@@ -90,6 +90,7 @@ class Training(Watched):
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
         super().__init__(config, accelerator, run, stop)
         main_process_decides(accelerator, lambda: check_names(config, self.base))
+        main_process_decides(accelerator, self.load_similarity)
         self.repository = main_process_decides(accelerator, lambda: repository_of(config))
         self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
         self.prepare_pictures()

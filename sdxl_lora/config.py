@@ -429,6 +429,9 @@ class TrainConfig:
     """Classifier-free guidance of such a picture."""
     validation_guidance_rescale: float | None = None
     """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
+    similarity_model: str | None = None
+    """Report how much such pictures resemble the training pictures (cosine of embeddings, 1 is the same), by any vision
+    model of transformers: a folder or a Hub id, e.g. facebook/dinov2-base or openai/clip-vit-large-patch14."""
     validation_split: float = 0.0
     """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
     as validation_loss: as often as samples are drawn. The checkpoint where it is lowest is kept, its LoRA file too."""
@@ -617,8 +620,9 @@ def watching_problems(config: TrainConfig) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
     has_prompts = config.validation_prompt or config.validation_prompts_file
-    if config.validation_without_trigger and not has_prompts:
-        problems.append("validation_without_trigger needs a validation_prompt")
+    for name in ("validation_without_trigger", "similarity_model"):
+        if getattr(config, name) and not has_prompts:
+            problems.append(f"{name} needs a validation_prompt")
     if config.hub_model_id is not None and not config.push_to_hub:
         problems.append("hub_model_id needs push_to_hub")
     if config.early_stopping_patience is not None and not config.validation_split:

@@ -64,6 +64,12 @@ class Journal:
             prompts=[prompt.text for prompt in prompts],
         )
 
+    def similarity(self, step: int, measures: dict[str, float]) -> None:
+        """Of what was drawn after `step` steps to the training pictures. On the main process alone."""
+        for tracker in self.accelerator.trackers:
+            tracker.log(measures, step=step)
+        self.run.event("similarity", step=step, **measures)
+
     def say(self, message: str) -> None:
         """A line for the person, above the progress bar, and an event."""
         self.run.event("message", text=message)

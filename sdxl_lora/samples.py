@@ -72,7 +72,12 @@ def draw_sample(
     with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in half precision
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     vae.to(home)
-    return VaeImageProcessor().postprocess(pixels.float().cpu())[0]
+    return to_picture(pixels[0])
+
+
+def to_picture(pixels: torch.Tensor) -> Image.Image:
+    """Of (3, H, W) in [-1, 1]."""
+    return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
 
 
 def draw_samples(

@@ -22,10 +22,13 @@ from sdxl_lora.measures import means_by_timestep
 from sdxl_lora.memory import free_memory
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
-from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples
+from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples, spread, to_picture
 from sdxl_lora.settings import settings_to_show, trigger_words_of
+from sdxl_lora.similarity import Similarity
 from sdxl_lora.trackers import log_lora
 from sdxl_lora.validation import validation_batch, validation_sums
+
+SIMILARITY_REFERENCES = 100  # training pictures that samples are compared with
 
 
 class Watched(Parts):
@@ -41,6 +44,11 @@ class Watched(Parts):
         self.started_at = datetime.now(timezone.utc)
         self.best = Best(config.early_stopping_min_delta, config.early_stopping_patience)
         self.newest_sample: Image.Image | None = None
+        self.similarity: Similarity | None = None  # on the main process
+
+    def load_similarity(self) -> None:
+        if self.config.similarity_model:
+            self.similarity = Similarity(self.config.similarity_model)
 
     def look_again(self) -> None:
         """Validate and draw before the first step, and after a kill what should have been by now."""
@@ -129,6 +137,21 @@ class Watched(Parts):
         pictures = read_samples(folder, step, len(self.prompts), images)
         self.newest_sample = next((image for of_prompt in pictures for image in of_prompt), None)
         self.journal.samples(step, self.prompts, pictures, draw_grid(folder, step, self.prompts, images))
+        if self.similarity and self.newest_sample:
+            try:
+                self.journal.similarity(step, self.similarities(pictures))
+            except torch.OutOfMemoryError as error:  # nor is a number
+                free_memory()
+                self.journal.say(f"out of memory while measuring similarity at step {step}, going on ({error})")
+
+    def similarities(self, pictures: list[list[Image.Image]]) -> dict[str, float]:
+        """Of the samples to the pictures that train."""
+        device, held_out = self.accelerator.device, set(self.held_out)
+        if self.similarity.references is None:
+            trained = [i for i, e in enumerate(self.examples) if not e.is_class_image and i not in held_out]
+            shown = spread(trained, SIMILARITY_REFERENCES)
+            self.similarity.refer_to([to_picture(self.pictures.load(index)["pixels"]) for index in shown], device)
+        return self.similarity.of_samples(self.prompts, pictures, device)
 
     def validate(self) -> bool:
         """Report the loss on the held-out pictures, the processes sharing the work; not if asked to stop meanwhile.
