@@ -1,15 +1,18 @@
 # make demo: photographs to a LoRA on this machine, no GPU, no download of models.  make test: lint and every test.
-# Both install what they need into .venv first; a second run starts at once.
+# make ui: the web page.  All install what they need into .venv first; a second run starts at once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo ui test chromium clean
 
 demo: .venv/installed
 	$(BIN)/python -m examples.demo
 
-test: .venv/installed-dev
+ui: .venv/installed
+	$(BIN)/python -m sdxl_lora.ui
+
+test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow or learning" -n 2 --dist loadfile
@@ -24,6 +27,12 @@ test: .venv/installed-dev
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
+
+# The page is tested in Debian's browser; where there is none and none can be had, those tests are skipped and say so.
+chromium:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; } \
+		|| echo "no chromium, and it cannot be installed here: the tests in a browser will be skipped"
 
 clean:
 	rm -rf .venv demo

@@ -1,0 +1,241 @@
+"""The whole page, and the same as a tab of another Gradio app.
+
+with gr.Blocks() as app:
+    with gr.Tabs():
+        create_tab(before_training=unload_my_model)
+app.launch(i18n=I18N)
+"""
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+from gradio.context import get_blocks_context
+
+from sdxl_lora.ui import show
+from sdxl_lora.ui.context import Context, run_name, telling
+from sdxl_lora.ui.follow import history_of
+from sdxl_lora.ui.i18n import I18N, T, language_of, say
+from sdxl_lora.ui.jobs import Jobs
+from sdxl_lora.ui.places import Places, load_places
+from sdxl_lora.ui.runs import find_runs, stages, state_of
+from sdxl_lora.ui.tab_dataset import DatasetTab
+from sdxl_lora.ui.tab_prepare import KINDS, PrepareTab, job_card, state_of_job
+from sdxl_lora.ui.tab_results import ResultsTab
+from sdxl_lora.ui.tab_runs import RunsTab
+from sdxl_lora.ui.tab_train import TrainTab, free_name
+
+__all__ = ["I18N", "create_page", "create_tab"]
+
+SECONDS_BETWEEN_LOOKS = 1.0
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+def nothing() -> None:
+    """A host without a model of its own has nothing to free."""
+
+
+def create_page(places: Places, before_training: Callable[[], None] = nothing) -> gr.Blocks:
+    """The page as an app of its own."""
+    # The cache is of this process alone; what was offered for download goes a day after.
+    with gr.Blocks(title="SDXL LoRA", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        Page(Context(places, Jobs(places.projects), before_training))
+    return page
+
+
+def create_tab(
+    before_training: Callable[[], None] = nothing, places: Places | None = None, title: str = "SDXL LoRA"
+) -> gr.Tab:
+    """The page as a tab; call it inside `gr.Tabs()`, and give `I18N` to the host's `launch(i18n=...)`.
+
+    Args:
+        before_training: called before anything of ours will want the GPU, so that the host can free its own model.
+        places: default: what the settings file and the environment say.
+    """
+    places = places or load_places()
+    with gr.Tab(title, id="sdxl-lora") as tab:
+        Page(Context(places, Jobs(places.projects), before_training))
+    return tab
+
+
+class Page:
+    def __init__(self, context: Context):
+        self.context = context
+        gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
+        with gr.Column(elem_classes="sdxl-lora"):
+            with gr.Row(elem_classes="top", equal_height=True):
+                names = context.places.project_names()
+                self.project = gr.Dropdown(
+                    names or ["my-lora"],
+                    value=names[0] if names else "my-lora",
+                    allow_custom_value=True,
+                    label=T("Project folder"),
+                    info=T("Choose one, or type a new name"),
+                    elem_id="project",
+                    scale=1,
+                )
+                with gr.Column(scale=2, min_width=260):
+                    self.now = gr.HTML(elem_id="now", padding=False)
+                self.stop = gr.Button(
+                    T("Stop"), variant="stop", interactive=False, elem_id="stop", scale=0, min_width=110
+                )
+            with gr.Tabs(elem_id="tabs") as self.tabs:
+                with gr.Tab(T("1 · Prepare"), id="prepare"):
+                    self.prepare = PrepareTab(context, self.project)
+                with gr.Tab(T("2 · Dataset"), id="dataset"):
+                    self.dataset = DatasetTab(context)
+                with gr.Tab(T("3 · Train"), id="train"):
+                    self.train = TrainTab(context, self.project, self.prepare)
+                with gr.Tab(T("4 · Runs"), id="runs"):
+                    self.runs = RunsTab(context)
+                with gr.Tab(T("5 · Results"), id="results"):
+                    self.results = ResultsTab(context)
+        self.sent = gr.State({})
+        self._listen()
+
+    def _listen(self) -> None:
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        root = get_blocks_context()
+        root = getattr(root, "root_block", root)
+        choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
+        root.load(self.open, None, [self.project, self.train.form.widgets["output_dir"], *choosers], **quiet)
+        self.named = [self.project, self.train.form.widgets["output_dir"]]
+        self.project.change(self.name_run, self.named, self.named[1], **quiet)
+        seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
+        for button, inputs, start in (
+            (self.train.button, self.train.inputs, self.train.start),
+            (self.train.both, self.train.both_inputs, self.train.start_both),
+        ):
+            button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **quiet)
+        self.stop.click(self.stop_what_runs, None, None, **quiet)
+        looks = gr.Timer(SECONDS_BETWEEN_LOOKS)
+        self.live = [
+            self.now, self.stop, self.prepare.card, *self.runs.outputs, self.results.drawn,
+            self.runs.chosen, self.dataset.chosen, self.results.chosen, self.train.form.widgets["train_data_dir"],
+        ]  # fmt: skip
+        chosen = [self.runs.chosen, self.results.chosen, self.dataset.chosen]
+        looks.tick(self.look, [self.sent, *chosen], [self.sent, *self.live], concurrency_limit=None, **quiet)
+        looks.tick(
+            self.look_at_dataset, [self.dataset.chosen, self.dataset.shown], self.dataset.outputs,
+            concurrency_limit=None, **quiet,
+        )  # fmt: skip
+
+    def open(self, request: gr.Request) -> list:
+        """What a freshly opened page shows: the project and the run that are at work, or were last."""
+        self.context.jobs.ensure_worker()
+        runs = self.runs.choices()
+        active = [run for run in find_runs(self.context.places.projects, self.context.jobs) if self.is_active(run)]
+        run = run_name(active[0]) if active else (runs[0] if runs else None)
+        names = self.context.places.project_names()
+        project = run.partition("/")[0] if run else (names[0] if names else "my-lora")
+        datasets = self.dataset.choices()
+        dataset = next((name for name in datasets if name.startswith(f"{project}/")), datasets[0] if datasets else None)
+        finished = self.with_files()
+        return [
+            gr.Dropdown(names or ["my-lora"], value=project),
+            free_name(self.context, project),
+            gr.Dropdown(runs, value=run),
+            gr.Dropdown(datasets, value=dataset),
+            gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),
+        ]
+
+    def is_active(self, run: Path) -> bool:
+        return state_of(run, self.context.jobs).is_active
+
+    def with_files(self) -> list[str]:
+        """Runs that have saved something to use."""
+        runs = find_runs(self.context.places.projects, self.context.jobs)
+        return [run_name(run) for run in runs if stages(run)]
+
+    def name_run(self, project: str | None, name: str | None):
+        """A free name for the next run, unless the person has typed one."""
+        return free_name(self.context, project) if not name or name.startswith("run-") else gr.skip()
+
+    def starter(self, start: Callable[..., str]) -> Callable:
+        def press(request: gr.Request, *entered) -> list:
+            """Starts, and shows the run; or shows what has to be mended."""
+            language, (*inputs, project, name) = language_of(request), entered
+            complaint = start(language, *inputs)
+            if complaint:
+                return [complaint, gr.skip(), gr.skip(), gr.skip()]
+            gr.Info(say(language, "Queued: it starts as soon as nothing else runs."), duration=4)
+            runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
+            return ["", gr.Tabs(selected="runs"), runs, following(name)]
+
+        return press
+
+    def stop_what_runs(self) -> None:
+        job = self.context.jobs.running()
+        if job is not None:
+            self.context.jobs.stop(job)
+
+    def look(self, request: gr.Request, sent: dict, run: str | None, result: str | None, dataset: str | None) -> list:
+        """What has changed since the last look at it, and nothing else, so that the page stays still."""
+        language = language_of(request)
+        self.context.jobs.ensure_worker()
+        runs_view = self.runs.view(language, run)
+        now = [
+            *self.now_running(language),
+            job_card(language, self.context.jobs),
+            *runs_view,
+            self.results.view(language, result),
+            self.runs.choices(),
+            self.dataset.choices(),
+            self.with_files(),
+            self.context.places.datasets(),
+        ]
+        first = 3  # runs_view follows what now_running gives and the card
+        updates = list(now)
+        updates[1] = gr.Button(now[1][1] or T("Stop"), interactive=now[1][0])
+        updates[first : first + len(runs_view)] = self.runs.updates(runs_view)
+        for place, chosen in zip((-4, -3, -2), (run, dataset, result), strict=True):
+            names = now[place]
+            updates[place] = gr.Dropdown(names, value=chosen if chosen in names else (names[0] if names else None))
+        updates[-1] = gr.Dropdown(now[-1], value=newest(now[-1])) if now[-1] else gr.skip()
+        seen = {place: fingerprint(value) for place, value in enumerate(now)}
+        if seen == sent:
+            return [gr.skip()] * (1 + len(now))
+        changed = [update if sent.get(place) != seen[place] else gr.skip() for place, update in enumerate(updates)]
+        return [seen, *changed]
+
+    def now_running(self, language: str) -> list:
+        """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
+        jobs = self.context.jobs
+        job = jobs.running()
+        if job is None:
+            return [f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>', (False, "")]
+        words = say(language, KINDS[job.kind], name=Path(job.target).name)
+        state, share = state_of_job(jobs, job), 0.0
+        if job.kind == "train":
+            run_state, history = state_of(Path(job.target), jobs), history_of(Path(job.target))
+            state = run_state.state
+            share = 100 * min(1.0, run_state.step / history.total_steps) if history.total_steps else 0.0
+        waiting = len(jobs.waiting())
+        more = f" · {say(language, '{count} waiting', count=waiting)}" if waiting else ""
+        html = (
+            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
+            f'<small>{escape(more)}</small></div><div class="bar"><i style="width:{share:.1f}%"></i></div></div>'
+        )
+        is_asked = jobs.is_stopping(job)
+        return [html, (True, say(language, "End it now") if is_asked else say(language, "Stop"))]
+
+    def look_at_dataset(self, request: gr.Request, name: str | None, shown: dict) -> list:
+        view = self.dataset.refresh(language_of(request), name, shown)
+        return view if view is not None else [gr.skip()] * len(self.dataset.outputs)
+
+
+def newest(folders: list[str]) -> str:
+    """The dataset that was prepared last."""
+    return max(folders, key=lambda folder: (Path(folder) / "metadata.jsonl").stat().st_mtime)
+
+
+def following(name: str) -> str:
+    """The next name: cat-2 after cat-1, cat-2 after cat."""
+    stem, dash, number = name.rpartition("-")
+    return f"{stem}-{int(number) + 1}" if dash and number.isdecimal() else f"{name}-2"
+
+
+def fingerprint(value: object) -> str:
+    """Short, as it is kept for every browser."""
+    return str(hash(repr(value)))

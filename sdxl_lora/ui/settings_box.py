@@ -1,0 +1,65 @@
+"""A form's settings as a YAML file to copy, keep, share and load, and as the command line that does the same."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.config import to_yaml
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.ui.commands import command_line, read_config
+from sdxl_lora.ui.context import telling
+from sdxl_lora.ui.forms import Form
+from sdxl_lora.ui.i18n import T, language_of, say, say_problem
+
+
+class SettingsBox:
+    def __init__(self, form: Form, prefix: str, processes: gr.components.Component | None = None):
+        self.form = form
+        with gr.Accordion(T("These settings as a file and as a command"), open=False):
+            self.command = gr.Code(
+                label=T("The same as a command"), language="shell", interactive=False, wrap_lines=True,
+                elem_id=f"{prefix}-command",
+            )  # fmt: skip
+            self.yaml = gr.Code(
+                label=T("The same as a YAML file, for --config"), language="yaml", interactive=False, max_lines=18,
+                elem_id=f"{prefix}-yaml",
+            )  # fmt: skip
+            self.upload = gr.UploadButton(
+                T("Load a YAML file"), file_types=[".yaml", ".yml"], size="sm", elem_id=f"{prefix}-load"
+            )
+        more = [processes] if processes is not None else []
+        gr.on(
+            [widget.change for widget in [*form.inputs, *more]],
+            self.texts if processes is None else self.texts_for_processes,
+            [*more, *form.inputs],
+            [self.command, self.yaml],
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+        self.upload.upload(
+            telling(self.load),
+            [self.upload],
+            [*form.widgets.values()],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def texts_for_processes(self, request: gr.Request, processes: float, *entered) -> tuple[str, str]:
+        return self.texts(request, *entered, processes=int(processes or 1))
+
+    def texts(self, request: gr.Request, *entered, processes: int = 1) -> tuple[str, str]:
+        """The command line and the YAML; what has to be mended where the settings are not valid."""
+        try:
+            config = self.form.config(*entered)
+        except ConfigError as error:
+            language = language_of(request)
+            lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
+            words = "".join(f"# {line}\n" for line in lines)
+            return words, words
+        return command_line(config, processes), to_yaml(config)
+
+    def load(self, request: gr.Request, file: str) -> list:
+        config = read_config(self.form.config_class, Path(file))
+        gr.Info(say(language_of(request), "Loaded."))
+        return self.form.shown(config)
