@@ -278,6 +278,10 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"lora_plus_ratio": 2, "optimizer": "prodigy"}), (TrainConfig, {"optimizer_args": ("x",)}),
         (TrainConfig, {"ema_decay": 0.9, "optimizer": "schedule_free_adamw"}),
         (TrainConfig, {"block_lr_factors": ("down=2",), "optimizer": "prodigy"}),
+        (TrainConfig, {"init_lora_weights": "x"}), (TrainConfig, {"init_lora_weights": "pissa", "use_dora": True}),
+        (TrainConfig, {"init_lora": "x", "rank": 8}), (TrainConfig, {"adapter": "loha", "init_lora_weights": "pissa"}),
+        (TrainConfig, {"validation_without_trigger": True}), (TrainConfig, {"hub_model_id": "a/b"}),
+        (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip
     for config_class, changes in bad:
         required = {"output_dir": "x", **({"input_dir": "y"} if config_class is PreprocessConfig else {})}

@@ -181,6 +181,13 @@ FIELDS = {
             "Jeu de données du Hub",
             "À la place : jeu de données du Hub, ou dossier écrit par save_to_disk de datasets.",
         ),
+        "datasets": (
+            "Jeux de données",
+            "À la place des deux : plusieurs jeux, chacun un dossier comme data/cat, avec des répétitions par époque "
+            "data/cat:3, ou « {train_data_dir: data/cat, repeats: 3} » avec d'autres clés dataset_name, "
+            "dataset_config_name, trigger_word (mis devant les légendes), is_class_images, et au lieu de repeats weight, "
+            "la part des tours.",
+        ),
         "dataset_config_name": ("Configuration du jeu du Hub", "Configuration du jeu de données du Hub."),
         "image_column": ("Colonne des images", "Colonne du jeu de données qui contient les images."),
         "caption_column": ("Colonne des légendes", "Colonne du jeu de données qui contient les légendes."),
@@ -198,6 +205,26 @@ FIELDS = {
         "rank": ("Rang", "Rang des matrices LoRA."),
         "lora_alpha": ("Alpha", "Le LoRA est multiplié par alpha / rang. Par défaut : alpha = rang."),
         "lora_dropout": ("Dropout du LoRA", "Part des entrées d'une couche LoRA mise à zéro à l'entraînement."),
+        "rank_dropout": (
+            "Dropout des rangs",
+            "Part des rangs d'une couche LoRA mise à zéro à l'entraînement, d'autres pour chaque image ; pour LoHa et "
+            "LoKr, de leurs lignes.",
+        ),
+        "module_dropout": (
+            "Dropout des modules",
+            "Part des couches dont l'adaptateur ne fait rien, d'autres à chaque passage.",
+        ),
+        "init_lora_weights": (
+            "Poids de départ",
+            "Comment commence le LoRA : kaiming, gaussian ou orthogonal, sans rien changer ; pissa, pissa_niter_4 (plus "
+            "rapide) ou olora, comme les directions principales des poids de la base, qui apprennent plus vite. Le "
+            "fichier contient le changement de la base d'origine, alors au double du rang.",
+        ),
+        "init_lora": (
+            "LoRA de départ",
+            "Continuer d'entraîner ce LoRA, un fichier de toute disposition ou un dossier PEFT : ses modules, rangs et "
+            "alphas remplacent rank, lora_alpha et target_modules.",
+        ),
         "adapter": (
             "Adaptateur",
             "Sorte d'adaptateur. LoHa et LoKr vont entiers à ComfyUI, A1111, Forge et InvokeAI, à diffusers comme le "
@@ -369,6 +396,10 @@ FIELDS = {
         ),
         "num_train_epochs": ("Époques", "Passages sur le jeu de données."),
         "max_train_steps": ("Pas", "Pas à entraîner ; l'emporte sur les époques."),
+        "dry_run": (
+            "À blanc",
+            "Imprimer ce qui serait entraîné (images, pas, paramètres, mémoire, cache, avertissements) sans rien écrire.",
+        ),
         "learning_rate": ("Taux d'apprentissage", "Taux d'apprentissage maximal."),
         "scale_lr": (
             "Adapter le taux",
@@ -474,6 +505,33 @@ FIELDS = {
             "Écrire aussi <output_name>.json et .png, que A1111, Forge et InvokeAI montrent à côté d'un LoRA.",
         ),
         "validation_prompt": ("Textes d'échantillons", "Textes dessinés avec le LoRA pendant qu'il s'entraîne."),
+        "validation_prompts_file": (
+            "Fichier de textes",
+            "Fichier texte avec d'autres textes d'échantillons, un par ligne.",
+        ),
+        "validation_without_trigger": (
+            "Aussi sans déclencheur",
+            "Dessiner aussi sans le mot déclencheur chaque texte qui le contient, pour voir ce qui déborde.",
+        ),
+        "validation_steps": ("Dessiner tous les N pas", "Dessiner tous les N pas au lieu de toutes les N époques."),
+        "validation_guidance_rescale": (
+            "Guidage adouci",
+            "À quel point le guidage est gardé de surexposer, de 0 à 1. Par défaut : 0.7 avec un SNR final nul, sinon 0.",
+        ),
+        "early_stopping_patience": (
+            "Patience",
+            "Finir l'entraînement après tant de validations de suite qui n'ont pas baissé validation_loss.",
+        ),
+        "early_stopping_min_delta": ("Baisse minimale", "Elle n'a baissé que si c'est de plus que ceci."),
+        "push_to_hub": (
+            "Envoyer au Hub",
+            "Envoyer au Hub, à la fin, les fichiers LoRA, la fiche du modèle et ses images.",
+        ),
+        "hub_model_id": (
+            "Dépôt du modèle",
+            "Dépôt où envoyer, utilisateur/nom. Par défaut : output_name, sous le compte connecté.",
+        ),
+        "hub_private": ("Dépôt privé", "Créer ce dépôt comme privé."),
         "num_validation_images": ("Images par texte", "Images dessinées pour chaque texte."),
         "validation_epochs": ("Dessiner toutes les N époques", "Dessiner toutes les N époques, et à la fin."),
         "validation_inference_steps": ("Pas de débruitage", "Pas de débruitage d'une telle image."),

@@ -24,8 +24,9 @@ def key_of(text: str) -> str:
 
 
 def french_of(config_class: type, name: str) -> tuple[str, str]:
-    """Label and help of a field."""
-    return FIELDS[config_class.__name__][name]
+    """Label and help of a field; English ones until it has its line in french_fields.py."""
+    english = label_of(config_class, name), fields_of(config_class)[name].help
+    return FIELDS[config_class.__name__].get(name, english)
 
 
 def dictionaries() -> dict[str, dict[str, str]]:

@@ -46,6 +46,7 @@ SECTIONS = {  # the comments in config.py, as headings
     "how long, how fast": T("How long, how fast"),
     "checkpoints and LoRA files": T("Checkpoints and LoRA files"),
     "watching it": T("Watching it"),
+    "publishing it": T("Publishing it"),
 }
 
 
@@ -73,7 +74,7 @@ def form(
     for section in dict.fromkeys(field.section for field in fields.values()):
         names = [name for name in rest if fields[name].section == section]
         if names:
-            with gr.Accordion(SECTIONS[section], open=False), gr.Group(elem_classes="fields"):
+            with gr.Accordion(SECTIONS.get(section, section), open=False), gr.Group(elem_classes="fields"):
                 for name in names:
                     make(name)
     return {name: made[name] for name in fields}
