@@ -53,6 +53,32 @@ def captioned_photographs(photographs, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def full_configs(tmp_path_factory):
+    """A folder with configs and tokenizers of the full SDXL, and no weights."""
+    import json
+
+    from diffusers import AutoencoderKL
+
+    from examples.tiny_sdxl import tiny_tokenizer
+    from tests.full_sdxl import full_sdxl
+
+    folder = tmp_path_factory.mktemp("full")
+    names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}
+    names |= {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    index = {
+        name: ["diffusers" if name in ("unet", "vae", "scheduler") else "transformers", names[name]] for name in names
+    }
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **index}))
+    for name, model in full_sdxl().items():
+        (model.save_config if name == "unet" else model.config.save_pretrained)(folder / name)
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).save_config(folder / "vae")
+    for name in ("tokenizer", "tokenizer_2"):
+        tiny_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
 @pytest.fixture
 def train_config(tiny_base, captioned_photographs, tmp_path):
     """A function from settings to the TrainConfig of a short run on the tiny base, into tmp_path / "run"."""

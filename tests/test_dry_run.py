@@ -1,18 +1,14 @@
 """What --dry_run says before a training is what the training then does."""
 
-import json
 import re
 import time
 
 import pytest
-from diffusers import AutoencoderKL
 
 import train_sdxl_lora
-from examples.tiny_sdxl import tiny_tokenizer
 from sdxl_lora.dry_run import DryRun, dry_run
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.events import read_events
-from tests.full_sdxl import full_sdxl
 from tests.lora_helpers import tiny_with_lora
 from tests.test_lora_start import kohya_file
 
@@ -51,25 +47,6 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     assert f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
     again = dry_run(config)
     assert "holds checkpoint-" in again and "but for what is there already" in again
-
-
-@pytest.fixture(scope="module")
-def full_configs(tmp_path_factory):
-    """A folder with configs and tokenizers of the full SDXL, and no weights."""
-    folder = tmp_path_factory.mktemp("full")
-    names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}
-    names |= {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
-    index = {
-        name: ["diffusers" if name in ("unet", "vae", "scheduler") else "transformers", names[name]] for name in names
-    }
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", **index}))
-    for name, model in full_sdxl().items():
-        (model.save_config if name == "unet" else model.config.save_pretrained)(folder / name)
-    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).save_config(folder / "vae")
-    for name in ("tokenizer", "tokenizer_2"):
-        tiny_tokenizer().save_pretrained(folder / name)
-    return folder
 
 
 def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
