@@ -23,7 +23,7 @@ from sdxl_lora.ui.follow import History, smoothed
 from sdxl_lora.ui.forms import css_text, preprocess_config, train_config
 from sdxl_lora.ui.french import PROBLEMS, TEXTS
 from sdxl_lora.ui.french_fields import FIELDS
-from sdxl_lora.ui.i18n import dictionaries, key_of, language_of, say, say_problem
+from sdxl_lora.ui.i18n import dictionaries, french_of, key_of, language_of, say, say_problem
 from sdxl_lora.ui.labels import BASIC, LABELS, label_of
 from sdxl_lora.ui.page import create_page, create_tab, following
 from sdxl_lora.ui.places import Places, inside, load_places
@@ -231,7 +231,7 @@ def test_equal_english_words_have_one_translation():
     translations: dict[str, set[str]] = {english: {french} for english, french in TEXTS.items()}
     for config_class in CONFIGS:
         for name, field in fields_of(config_class).items():
-            label, help_ = FIELDS[config_class.__name__][name]
+            label, help_ = french_of(config_class, name)
             translations.setdefault(label_of(config_class, name), set()).add(label)
             translations.setdefault(field.help, set()).add(help_)
     assert {english: french for english, french in translations.items() if len(french) > 1} == {}
@@ -279,7 +279,7 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"ema_decay": 0.9, "optimizer": "schedule_free_adamw"}),
         (TrainConfig, {"block_lr_factors": ("down=2",), "optimizer": "prodigy"}),
         (TrainConfig, {"init_lora_weights": "x"}), (TrainConfig, {"init_lora_weights": "pissa", "use_dora": True}),
-        (TrainConfig, {"init_lora": "x", "rank": 8}), (TrainConfig, {"adapter": "loha", "init_lora_weights": "pissa"}),
+        (TrainConfig, {"init_lora": "x", "use_rslora": True}), (TrainConfig, {"adapter": "loha", "use_dora": True}),
         (TrainConfig, {"validation_without_trigger": True}), (TrainConfig, {"hub_model_id": "a/b"}),
         (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip

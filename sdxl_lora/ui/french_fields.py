@@ -518,6 +518,10 @@ FIELDS = {
             "Guidage adouci",
             "À quel point le guidage est gardé de surexposer, de 0 à 1. Par défaut : 0.7 avec un SNR final nul, sinon 0.",
         ),
+        "similarity_model": (
+            "Modèle de ressemblance",
+            "Rapporter combien ces images ressemblent aux images d'entraînement (cosinus d'encodages, 1 pour pareil), par tout modèle de vision de transformers : un dossier ou un nom du Hub, par ex. facebook/dinov2-base ou openai/clip-vit-large-patch14.",
+        ),
         "early_stopping_patience": (
             "Patience",
             "Finir l'entraînement après tant de validations de suite qui n'ont pas baissé validation_loss.",
