@@ -106,6 +106,8 @@ class Training(Watched):
             self.ema.register_hooks(self.accelerator)
         if self.held_out:
             self.best.register_hooks(self.accelerator)
+        if self.config.dataset_streaming:
+            self.batches.register_hooks(self.accelerator, lambda: self.done_steps)
         self.facts = {
             **same_on_resume(self.config),
             "optimizer_arguments": repr(self.config.optimizer_arguments),
@@ -113,7 +115,7 @@ class Training(Watched):
             "base": self.base_hash or public_name(self.base.path),
             "vae": self.latents.vae_key,
             "text_encoders": self.texts.encoders_key,
-            "dataset": dataset_key(self.examples),
+            "dataset": self.batches.key if self.config.dataset_streaming else dataset_key(self.examples),
             "images_per_step": self.images_per_step,
         }
         wanted = self.config.resume_from_checkpoint
@@ -275,7 +277,7 @@ class Training(Watched):
         """fp16's scaler expects infinite gradients now and then, and skips such a step itself."""
         if math.isfinite(loss) and (math.isfinite(grad_norm) or self.accelerator.scaler is not None):
             return
-        names = ", ".join(sorted({self.examples[turn.example].name for turn in turns}))
+        names = ", ".join(sorted({self.examples[turn.example].name for turn in turns if turn}))
         raise NonFiniteError(
             f"step {self.done_steps + 1}: loss {loss}, gradient norm {grad_norm}; the weights were not changed. "
             f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "

@@ -198,6 +198,9 @@ class TrainConfig:
     """Dataset column with the captions."""
     max_train_samples: int | None = None
     """Use only the first N pictures of each dataset."""
+    dataset_streaming: bool = False
+    """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
+    from the Hub, and encode them in every turn. Needs max_train_steps."""
     resolution: int = 1024
     """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
     center_crop: bool = True
@@ -510,6 +513,8 @@ class TrainConfig:
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
+        if self.dataset_streaming:
+            problems += streaming_problems(self)
         problems += objective_problems(self) + adapter_problems(self)
         problems += optimizer_problems(self) + caption_problems(self) + watching_problems(self)
         raise_all(problems)
@@ -594,6 +599,23 @@ def adapter_problems(config: TrainConfig) -> list[str]:
     if config.init_lora is not None and any(of_file.values()):
         names = ", ".join(name for name, given in of_file.items() if given)
         problems.append(f"init_lora brings its own ranks, strengths and weights: leave out {names}")
+    return problems
+
+
+def streaming_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting that a stream cannot have, as nobody knows how many pictures it brings."""
+    problems = [
+        f"dataset_streaming does not go with {name}: nobody knows which pictures will come"
+        for name, is_set in {
+            "datasets": bool(config.datasets),
+            "validation_split": config.validation_split > 0,
+            "dry_run": config.dry_run,
+            "checkpointing_epochs": config.checkpointing_epochs is not None,
+        }.items()
+        if is_set
+    ]
+    if config.max_train_steps is None:
+        problems.append("dataset_streaming needs max_train_steps: nobody knows how long an epoch is")
     return problems
 
 

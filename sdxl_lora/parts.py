@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from sdxl_lora.averages import Ema
 from sdxl_lora.batches import Batches
 from sdxl_lora.blocks import parse_blocks
-from sdxl_lora.cache import Workers, fill_caches
+from sdxl_lora.cache import TextCache, Workers, fill_caches, weights_key
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, check_class_images
@@ -24,7 +24,7 @@ from sdxl_lora.lora import add_lora, changes_base
 from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
-from sdxl_lora.models import load_schedulers, load_unet, load_vae
+from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae
 from sdxl_lora.optim import make_optimizer, parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
 from sdxl_lora.run import Run, StopRequest
@@ -38,9 +38,12 @@ from sdxl_lora.settings import (
     learning_rate_factors,
     objective_of,
     open_pictures,
+    open_rows_of,
     sample_prompts_of,
     start_of,
+    stream_of,
 )
+from sdxl_lora.streaming import StreamedBatches, StreamedPictures
 from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.validation import held_out
 
@@ -58,6 +61,9 @@ class Parts:
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
         config, accelerator = self.config, self.accelerator
+        if config.dataset_streaming:
+            self.prepare_stream()
+            return
         self.plan(main_process_first(accelerator, lambda: open_pictures(config)))
         captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
@@ -77,6 +83,31 @@ class Parts:
                 encode_live=captions is None,
                 read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
             )
+
+    def prepare_stream(self) -> None:
+        """In place of all that for pictures that come one by one: the encoders stay."""
+        config, accelerator = self.config, self.accelerator
+        stream = main_process_first(accelerator, lambda: stream_of(config))
+        vae = load_vae(self.base).to(accelerator.device)
+        self.examples = self.latents = StreamedPictures(open_rows_of(config), vae, weights_key(vae))
+        self.held_out, self.total_steps = [], config.max_train_steps
+        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self.batches = StreamedBatches(
+            stream,
+            self.examples,
+            config.image_column,
+            config.caption_column,
+            config.train_batch_size,
+            config.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self.prompts = sample_prompts_of(config, self.sample_size())
+        tokenizers, encoders = load_text_parts(self.base, DTYPES[config.mixed_precision])
+        encoders = [encoder.to(accelerator.device) for encoder in encoders]
+        encoders_key, folder = "".join(map(weights_key, encoders)), Path(config.cache_dir or self.run.folder / "cache")
+        self.texts = TextCache(folder, encoders_key, config.max_caption_chunks, (tokenizers, encoders))
+        self.notes.append("the pictures are a stream: they and their captions are encoded live")
 
     def plan(self, pictures: TrainingPictures | JoinedPictures) -> None:
         """Which pictures train, in which steps, and what samples show."""
@@ -219,5 +250,7 @@ class Parts:
         }
 
     def sample_size(self) -> tuple[int, int]:
-        """Height and width that most pictures have."""
+        """Height and width that most pictures have; of a stream, the square."""
+        if self.config.dataset_streaming:
+            return self.config.resolution, self.config.resolution
         return Counter(example.target_size for example in self.examples).most_common(1)[0][0]

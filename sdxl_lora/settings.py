@@ -1,15 +1,18 @@
 """From a TrainConfig to the plain values that other modules take. Only this, parts.py and the entry script read it."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
+from datasets import IterableDataset
+
+from sdxl_lora.batches import keyed_seed
 from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
-from sdxl_lora.data import TrainingPictures, open_dataset, trigger_word_of
+from sdxl_lora.data import TrainingPictures, content_key, open_dataset, trigger_word_of
 from sdxl_lora.draws import NoiseShape
 from sdxl_lora.entries import DatasetEntry, parse_entries
 from sdxl_lora.errors import ConfigError
@@ -21,11 +24,13 @@ from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
 from sdxl_lora.optim import learning_rate_at
 from sdxl_lora.prompts import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
+from sdxl_lora.streaming import Rows, open_stream
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.
 SAME_ON_RESUME = (
     "adapter", "use_dora", "use_rslora",
+    "dataset_streaming",
     "rank", "lora_alpha", "lora_dropout", "rank_dropout", "module_dropout", "target_modules", "block_ranks",
     "block_lr_factors", "init_lora_weights",
     "prediction_type", "optimizer_name", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
@@ -94,6 +99,28 @@ def open_pictures(config: TrainConfig) -> TrainingPictures | JoinedPictures:
         for entry in entries_of(config)
     ]
     return JoinedPictures(parts, entries_of(config)) if config.datasets else parts[0]
+
+
+def open_rows_of(config: TrainConfig) -> Callable[[Rows], TrainingPictures]:
+    """Rows of a stream as training pictures; where to crop at random is decided by the picture's bytes."""
+
+    def open_rows(rows: Rows) -> TrainingPictures:
+        data = rows[0].get(config.image_column, {}).get("bytes", b"")
+        return TrainingPictures(
+            rows,
+            config.image_column,
+            config.caption_column,
+            config.resolution,
+            config.center_crop,
+            keyed_seed(config.seed, content_key(data)),
+            config.masked_loss,
+        )
+
+    return open_rows
+
+
+def stream_of(config: TrainConfig) -> IterableDataset:
+    return open_stream(config.train_data_dir, config.dataset_name, config.dataset_config_name, config.max_train_samples)
 
 
 def entries_of(config: TrainConfig) -> list[DatasetEntry]:

@@ -22,7 +22,7 @@ from datasets.distributed import split_dataset_by_node
 from sdxl_lora.batches import Turn
 from sdxl_lora.cache import vae_moments
 from sdxl_lora.data import Example, TrainingPictures
-from sdxl_lora.errors import CheckpointError, DataError, NonFiniteError
+from sdxl_lora.errors import DataError, NonFiniteError
 
 PICTURE_SUFFIXES, CAPTION_SUFFIX = ("jpg", "jpeg", "png", "webp"), "txt"  # columns of a WebDataset
 STEPS_REMEMBERED = 256  # more than lie between reading a step's pictures and saving the step, or telling of it
@@ -74,7 +74,7 @@ class Rows(list):
 
 
 class StreamedPictures:
-    """What TrainingPictures' examples and a LatentCache are, for the pictures at hand: by their keys in place of indices.
+    """What TrainingPictures' examples and a LatentCache are, for the pictures at hand: by keys in place of indices.
 
     Args:
         open_rows: TrainingPictures of Rows.
@@ -138,12 +138,18 @@ class StreamedBatches:
         rank: int,
         world: int,
     ):
+        self.files = stream.num_shards
         self.stream, self.examples = split_dataset_by_node(stream, rank, world), pictures
         self.columns, self.batch_size, self.micro_steps = (image_column, caption_column), batch_size, micro_steps
         self.rank, self.world = rank, world
         self.waiting: dict[tuple, list[tuple[Turn, dict]]] = defaultdict(list)
         self.epoch, self._begin = 0, None
         self._recent: deque[tuple[int, dict, list[Turn]]] = deque(maxlen=STEPS_REMEMBERED)
+
+    @property
+    def key(self) -> str:
+        """What a resumed run must have in common with the run before."""
+        return f"a stream of {self.files} files, read by {self.world} processes"
 
     def passes(self, step: int) -> float:
         return 0.0
@@ -202,7 +208,6 @@ class StreamedBatches:
     def _state(self) -> dict:
         waiting = [item for of_size in self.waiting.values() for item in of_size]
         return {
-            "world": self.world,
             "epoch": self.epoch,
             "stream": self.stream.state_dict() if self._recent else self._begin,
             "waiting_epochs": [turn.epoch for turn, _ in waiting],
@@ -222,11 +227,6 @@ class StreamedBatches:
 
     def load(self, folder: Path) -> None:
         state = json.loads(self._file(folder, "json").read_text(encoding="utf-8"))
-        if state["world"] != self.world:
-            raise CheckpointError(
-                f"{folder} was saved by {state['world']} processes that shared a stream, here are {self.world}: "
-                "start as many, or choose another --output_dir"
-            )
         self.epoch, self._begin = state["epoch"], state["stream"]
         if self._begin:
             self.stream.load_state_dict(self._begin)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -106,14 +105,11 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
 def test_a_killed_process_of_one_machine_starts_again_by_itself(train_config, tmp_path):
     run, printed = tmp_path / "run", tmp_path / "printed"
     (tmp_path / "run.yaml").write_text(to_yaml(train_config(max_train_steps=40, checkpointing_steps=5)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", "accelerate_configs/cpu_two_processes.yaml",
-        "--max_restarts", "2", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file", "train_sdxl_lora.py", "--config",
-        str(tmp_path / "run.yaml"),
+        "--max_restarts", "2", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file",
+        "train_sdxl_lora.py", "--config", str(tmp_path / "run.yaml"),
     ]  # fmt: skip
     launcher = start(command, {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, printed)
     kill_rank_1_at(8, launcher, run, printed)

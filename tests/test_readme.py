@@ -46,6 +46,9 @@ def test_every_command_of_the_readme_parses(command, monkeypatch, tmp_path):
         load_config(TrainConfig, words[2:])
     elif words[:3] == ["python", "-m", "preprocess"]:
         load_config(PreprocessConfig, words[3:])
+    elif words[0] == "sbatch":
+        script = words.index("examples/slurm.sh")
+        assert (ROOT / words[script]).is_file() and load_config(TrainConfig, ["--output_dir", *words[script + 1 :]])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["pip", "install"]:
@@ -86,7 +89,9 @@ def test_requirements_are_exact():
 
 def test_every_flag_in_the_readme_is_a_setting():
     settings = {field.name for config in (TrainConfig, PreprocessConfig) for field in dataclasses.fields(config)}
-    of_others = {"config", "config_file", "num_processes", "module", "help"}  # ours for a YAML file, and the launcher's
+    of_others = {"config", "help"}  # ours for a YAML file, then the launcher's and Slurm's
+    of_others |= {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
+    of_others |= {"max_restarts", "rdzv_backend", "rdzv_conf", "nodes", "gpus"}
     of_page = {"host", "port", "settings"}
     of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     flags = set(re.findall(r"--([a-z][a-z_0-9]+)", README))
