@@ -279,6 +279,7 @@ def check_names(config: TrainConfig, base: Base) -> None:
     """What would fail at the end of the night is said at its start: ConfigError."""
     check_base(base)
     sample_prompts_of(config)
+    start_of(config, ["unet", *(["text_encoder", "text_encoder_2"] if config.train_text_encoder else [])])
     try:
         check_name(config.lora_name)
     except ValueError as error:

@@ -12,7 +12,9 @@ from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_files import write_lora_files
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_read import read_lora
+from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, read_start
 from sdxl_lora.lora_state import adapter_layers, load_lora_state, lora_state
+from sdxl_lora.lora_targets import exactly
 from sdxl_lora.lora_write import save_peft
 from sdxl_lora.settings import check_dropout
 from tests.lora_helpers import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
@@ -58,40 +60,54 @@ def peft_folder(folder, models):
     return save_peft(folder / "peft", adapters_of(models), "fp32")[0].parent
 
 
+def begun(file, kind="lora", components=("unet",)):
+    """A tiny base's models that begin as the file, and what is to be said of it."""
+    start = read_start(file, kind, components)
+    options = {"use_dora": True} if kind == "dora" else {"kind": kind}
+    models = {component: getattr(tiny_sdxl(), component) for component in components}
+    for component, model in models.items():
+        adapters = start.adapters[component]
+        layers = exactly(layers_of(model, component, adapters))
+        add_lora(model, **layers, lokr_factor=lokr_factor(adapters.values()), **options)
+        load_adapters(model, component, adapters)
+    return models, start.notes
+
+
 @pytest.mark.parametrize(
     "write", [kohya_file, diffusers_file, kohya_file_of_diffusers_names_and_many_ranks, peft_folder]
 )
-def test_a_training_begins_with_the_files_change_of_the_weights(train, tmp_path, write):
+def test_an_adapter_begins_as_the_files_change_of_the_weights(tmp_path, write):
     _, models = tiny_with_lora(4, 3, "attention+ff", ("unet",), **PATTERNS)
-    run = train(**STAND, init_lora=str(write(tmp_path, models)), target_modules="attention", rank=2)
-    for file in ("run.safetensors", "pytorch_lora_weights.safetensors"):
-        assert_equal_deltas(read_lora(run / file).adapters, adapters_of(models))
-    state = load_file(run / "checkpoint-1" / "lora_state.safetensors")
-    ranks = {tensor.shape[0] for name, tensor in state.items() if ".to_k.lora_A." in name}
-    assert ranks == ({4} if "many_ranks" in write.__name__ else {7}), "each module's rank is the file's"
+    here, notes = begun(write(tmp_path, models))
+    assert_equal_deltas(adapters_of(here), adapters_of(models))
+    ranks = {adapter.rank for adapter in adapters_of(here).values()}
+    assert ranks == ({4, 7} if "many_ranks" in write.__name__ else {7}), "kohya_file and others give all the largest"
+    assert notes[0].startswith(f"unet: {len(adapters_of(models))} modules of init_lora, rank ")
 
 
 @pytest.mark.parametrize(
-    "settings, options",
-    [
-        ({"use_dora": True}, {"use_dora": True}),
-        ({"adapter": "loha"}, {"kind": "loha"}),
-        ({"adapter": "lokr"}, {"kind": "lokr"}),
-        ({"adapter": "lokr"}, {"kind": "lokr", "lokr_factor": 4}),
-    ],
+    "options",
+    [{"use_dora": True}, {"kind": "loha"}, {"kind": "lokr"}, {"kind": "lokr", "lokr_factor": 4}],
     ids=["dora", "loha", "lokr", "lokr of factor 4"],
 )
-def test_other_kinds_begin_from_their_files_too(tmp_path, train, settings, options):
-    _, models = tiny_with_lora(2, 3, "attention+ff", ("unet",), **options)
+def test_other_kinds_begin_as_their_files_too(tmp_path, options):
+    trained, models = tiny_with_lora(2, 3, "attention+ff", ("unet",), **options)
     kohya, diffusers = write_lora_files(tmp_path, "own", models, "fp32")
-    file = diffusers if "use_dora" in settings else kohya
-    run = train(**STAND, **settings, init_lora=str(file))
-    for (_, name), adapter in read_lora(
-        run / ("run.safetensors" if file is kohya else diffusers.name)
-    ).adapters.items():
-        weight = adapter_layers(models["unet"], "unet")[name].get_base_layer().weight
-        expected = delta(model_adapters(models["unet"], "unet")[name], weight)
-        torch.testing.assert_close(delta(adapter, weight), expected, atol=1e-5, rtol=1e-4)
+    file = diffusers if "use_dora" in options else kohya
+    here = tiny_sdxl()
+    here.unet = begun(file, options.get("kind", "dora"))[0]["unet"]
+    assert largest_difference(outputs(here), outputs(trained)) < 1e-4
+
+
+def test_a_training_begins_there_by_the_files_ranks(train, tmp_path):
+    _, models = tiny_with_lora(4, 3, "attention+ff", ("unet",), **PATTERNS)
+    file = kohya_file_of_diffusers_names_and_many_ranks(tmp_path, models)
+    run = train(**STAND, init_lora=str(file), target_modules="attention", rank=2)
+    for name in ("run.safetensors", "pytorch_lora_weights.safetensors"):
+        assert_equal_deltas(read_lora(run / name).adapters, adapters_of(models))
+    state = load_file(run / "checkpoint-1" / "lora_state.safetensors")
+    for part, rank in ((".to_q.", 7), (".to_k.", 4)):
+        assert {tensor.shape[0] for name, tensor in state.items() if f"{part}lora_A" in name} == {rank}
 
 
 def test_text_encoders_go_on_where_they_train_and_are_missed_where_they_do_not(train, tmp_path, capsys):
@@ -136,18 +152,23 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
     save_file({f"{name}.lora_down.weight": torch.ones(4, 999), f"{name}.lora_up.weight": torch.ones(32, 4)}, larger)
     texts = kohya_file(tmp_path / "texts", tiny_with_lora(4, 3, components=("text_encoder_2",))[1])
     refusals = [
-        (lora, {"use_dora": True}, "is a lora, but a dora is to train: leave out"),
-        (dora, {}, "is a dora, but a lora is to train: add --use_dora"),
-        (lora, {"adapter": "lokr"}, "is a lora, but a lokr"),
-        (old, {}, "a LoRA for another model, SD 1.5 perhaps"),
-        (larger, {}, "lora_down \\(4, 999\\).*cannot go on training here.*\\(4, 32\\)"),
-        (texts, {}, "has nothing for unet: add --train_text_encoder"),
-        (tiny_base / "unet" / "diffusion_pytorch_model.safetensors", {}, "is not a LoRA"),
-        (tmp_path / "nowhere.safetensors", {}, "is not there"),
+        (lora, "dora", "is a lora, but a dora is to train: leave out"),
+        (dora, "lora", "is a dora, but a lora is to train: add --use_dora"),
+        (lora, "lokr", "is a lora, but a lokr"),
+        (old, "lora", "a LoRA for another model, SD 1.5 perhaps"),
+        (larger, "lora", r"lora_down \(4, 999\).*cannot go on training here.*\(4, 32\)"),
+        (texts, "lora", "has nothing for unet: add --train_text_encoder"),
+        (tiny_base / "unet" / "diffusion_pytorch_model.safetensors", "lora", "is not a LoRA"),
+        (tmp_path / "nowhere.safetensors", "lora", "is not there"),
     ]
-    for file, settings, words in refusals:
-        with pytest.raises(ConfigError, match=words):
-            train(**STAND, init_lora=str(file), **settings)
+    for file, kind, words in refusals:
+        with pytest.raises(ValueError, match=words):
+            begun(file, kind)
+    with pytest.raises(ConfigError, match="add --use_dora"):
+        train(**STAND, init_lora=str(dora))
+    assert not (tmp_path / "cache").exists(), "that is known before anything is cached"
+    with pytest.raises(ConfigError, match="cannot go on training here"):
+        train(**STAND, init_lora=str(larger))
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):
         with pytest.raises(ConfigError, match=f"leave out {next(iter(settings))}"):
             TrainConfig(output_dir="x", train_data_dir="y", init_lora="z", **settings)
@@ -196,16 +217,13 @@ def test_another_machines_decomposition_gives_way_to_the_saved_one():
             torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("init", ["pissa_niter_2", "orthogonal"])
-def test_a_run_of_another_start_resumes_exactly_and_its_file_is_the_change(
-    train, tmp_path, tiny_base, monkeypatch, init
-):
+def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, tmp_path, monkeypatch):
     import train_sdxl_lora
 
     trainings = []
     finish = train_sdxl_lora.Training.finish
     monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
-    settings = {"init_lora_weights": init, "learning_rate": 1e-2}
+    settings = {"init_lora_weights": "pissa_niter_2", "learning_rate": 1e-2}
     whole = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "whole"))
     train(**settings, max_train_steps=1)
     parts = train(**settings, max_train_steps=2)
@@ -220,6 +238,14 @@ def test_a_run_of_another_start_resumes_exactly_and_its_file_is_the_change(
     assert largest_difference(outputs(pipeline)[:1], [untrained]) > 1e-2
     with pytest.raises(CheckpointError, match="init_lora_weights"):
         train(max_train_steps=3)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_other_starts_are_no_change(init):
+    begun = tiny_sdxl()
+    first = add_lora(begun.unet, 4, 2, init=init)[0]
+    assert largest_difference(outputs(begun), outputs(tiny_sdxl())) < 1e-4
+    assert not torch.equal(first, add_lora(tiny_sdxl().unet, 4, 2)[0])
 
 
 def test_an_unknown_start_is_refused():
@@ -264,16 +290,17 @@ def test_dropped_ranks_and_modules_by_hand(targets):
 @pytest.mark.parametrize("settings", [{"adapter": "lokr"}, {"gradient_checkpointing": True}], ids=str)
 def test_a_run_that_drops_resumes_exactly(train, tmp_path, settings):
     settings |= {"rank_dropout": 0.2, "module_dropout": 0.2, "train_batch_size": 2}
-    whole = train(**settings, max_train_steps=3, output_dir=str(tmp_path / "whole"))
-    train(**settings, max_train_steps=2)
-    parts = train(**settings, max_train_steps=3)
-    one, two = (load_file(run / "checkpoint-3" / "lora_state.safetensors") for run in (whole, parts))
+    whole = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=1)
+    parts = train(**settings, max_train_steps=2)
+    one, two = (load_file(run / "checkpoint-2" / "lora_state.safetensors") for run in (whole, parts))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    losses = []
+    if "adapter" in settings:
+        return
+    losses = [[step["loss"] for step in read_events(whole / "events.jsonl", "step")]]
     for dropout in ({"rank_dropout": 0.0}, {"module_dropout": 0.0}):
         plain = train(**{**settings, **dropout, "max_train_steps": 2}, output_dir=str(tmp_path / next(iter(dropout))))
         losses.append([step["loss"] for step in read_events(plain / "events.jsonl", "step")])
-    losses.append([step["loss"] for step in read_events(whole / "events.jsonl", "step")][:2])
     assert len({tuple(of_run) for of_run in losses}) == 3, "each has its effect"
 
 
