@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.status import replace_text
 from sdxl_lora.ui.fields import fields_of
 from sdxl_lora.ui.jobs import Job, Jobs
+
+_parsing = threading.Lock()  # the parser, and what it prints to, are of the whole process
 
 
 def gpu_count() -> int:
@@ -96,7 +99,7 @@ def read_config(config_class: type, path: Path) -> Any:
     """
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with _parsing, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return load_config(config_class, ["--config", str(path)])
     except SystemExit:
         raise ConfigError(plain(said.getvalue()).replace(f"{path}:", "line ")) from None

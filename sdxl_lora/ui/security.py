@@ -18,8 +18,11 @@ from sdxl_lora.errors import ConfigError
 PASSWORD_VARIABLE = "SDXL_LORA_UI_PASSWORD"  # not a flag: a command line is seen by every user of the machine
 LEAST_PASSWORD_LENGTH = 8
 USER = "lora"
-# Gradio serves pictures of other addresses through these; the page needs none.
-REFUSED_PATHS = ("/file=http", "/proxy=", "/stream/", "/vibe", "/monitoring", "/component_server")
+# Ways of Gradio's that the page does not use: to files of other addresses, and past the queue to its functions.
+REFUSED_PATHS = (
+    "/file=http", "/proxy=", "/stream/", "/vibe", "/monitoring", "/component_server",
+    "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
+)  # fmt: skip
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'self'; "
