@@ -281,6 +281,7 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"init_lora_weights": "x"}), (TrainConfig, {"init_lora_weights": "pissa", "use_dora": True}),
         (TrainConfig, {"init_lora": "x", "use_rslora": True}), (TrainConfig, {"adapter": "loha", "use_dora": True}),
         (TrainConfig, {"validation_without_trigger": True}), (TrainConfig, {"hub_model_id": "a/b"}),
+        (TrainConfig, {"dataset_streaming": True, "validation_split": 0.5}),
         (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip
     for config_class, changes in bad:

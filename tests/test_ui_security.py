@@ -22,7 +22,8 @@ from .ui_server import Server
 PASSWORD = "correct horse, é"
 EVERY_WAY_IN = (
     "/", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/heartbeat/x",
-    "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=/etc/passwd", "/login_check", "/nowhere", "/docs", "/openapi.json",
+    "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=/etc/passwd", "/login_check", "/nowhere", "/docs",
+    "/openapi.json",
 )  # fmt: skip
 
 

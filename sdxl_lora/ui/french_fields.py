@@ -188,6 +188,10 @@ FIELDS = {
             "dataset_config_name, trigger_word (mis devant les légendes), is_class_images, et au lieu de repeats weight, "
             "la part des tours.",
         ),
+        "dataset_streaming": (
+            "Lecture au fil de l'eau",
+            "Lire les images à mesure qu'elles viennent, si nombreuses soient-elles, de fichiers .tar (WebDataset) ou .parquet dans train_data_dir ou du Hub, et les encoder à chaque tour. Demande max_train_steps.",
+        ),
         "dataset_config_name": ("Configuration du jeu du Hub", "Configuration du jeu de données du Hub."),
         "image_column": ("Colonne des images", "Colonne du jeu de données qui contient les images."),
         "caption_column": ("Colonne des légendes", "Colonne du jeu de données qui contient les légendes."),
