@@ -26,9 +26,18 @@ from sdxl_lora.footprint import (
     training_bytes,
 )
 from sdxl_lora.lora_state import adapter_layers, adapter_parameters
-from sdxl_lora.models import load_tokenizers, models_without_weights
+from sdxl_lora.models import load_schedulers, load_tokenizers, models_without_weights
+from sdxl_lora.optim import parameter_groups
 from sdxl_lora.parts import DTYPES, Parts
-from sdxl_lora.settings import block_factors, check_dropout, check_names, open_pictures, start_of
+from sdxl_lora.settings import (
+    block_factors,
+    chance_of,
+    check_dropout,
+    check_names,
+    open_pictures,
+    optimizer_of,
+    start_of,
+)
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -40,10 +49,13 @@ def dry_run(config: TrainConfig) -> str:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         plan = DryRun(config)
-        rows = [("pictures", plan.of_pictures()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
-        rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
-    texts = [str(warning.message) for warning in warned if warning.category is UserWarning]
-    rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", texts)]
+    return described(plan, [str(warning.message) for warning in warned if warning.category is UserWarning])
+
+
+def described(plan: "DryRun", warned: list[str]) -> str:
+    rows = [("pictures", plan.of_pictures()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
+    rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
+    rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
     lines = ["dry run: nothing is trained or written"]
     for heading, texts in rows:
         lines += [f"{heading if number == 0 else '':12} {text}" for number, text in enumerate(texts)]
@@ -71,13 +83,22 @@ class DryRun(Parts):
         with torch.device("meta"):
             for name, model in self.models.items():
                 self.add_adapter(name, model)
-        block_factors(config, adapter_parameters(self.models["unet"]))
+        self.check_rest()
         written = [example.caption for example in self.examples]
         warn_of_long_prompts(
             [*(written if self.captions is None else self.captions), *self.prompts_to_show()],
             load_tokenizers(self.base)[0],
             config.max_caption_chunks,
         )
+
+    def check_rest(self) -> None:
+        """What the training asks of its settings on the way, beside what is planned here."""
+        config = self.config
+        schedule, _ = load_schedulers(self.base, config.prediction_type, config.zero_terminal_snr)
+        chance_of(config, len(schedule.betas))
+        parameters = adapter_parameters(self.models["unet"])
+        groups = parameter_groups(parameters, config.lora_plus_ratio, block_factors(config, parameters))
+        optimizer_of(config, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
 
     def of_pictures(self) -> list[str]:
         count = Counter(example.target_size for example in self.examples)

@@ -25,7 +25,7 @@ from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae
-from sdxl_lora.optim import make_optimizer, parameter_groups
+from sdxl_lora.optim import parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
 from sdxl_lora.run import Run, StopRequest
 from sdxl_lora.settings import (
@@ -39,6 +39,7 @@ from sdxl_lora.settings import (
     objective_of,
     open_pictures,
     open_rows_of,
+    optimizer_of,
     sample_prompts_of,
     start_of,
     stream_of,
@@ -174,15 +175,7 @@ class Parts:
                 factor = group["lr_factor"] * factors[name]["lr_factor"]
                 self.groups.append({**group, **factors[name], "lr_factor": factor})
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
-        optimizer = make_optimizer(
-            config.optimizer_name,
-            [dict(group) for group in self.groups],
-            config.learning_rate,
-            (config.adam_beta1, config.adam_beta2),
-            config.adam_weight_decay,
-            config.adam_epsilon,
-            config.optimizer_arguments,
-        )
+        optimizer = optimizer_of(config, [dict(group) for group in self.groups])
         bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
         for model in bare:
             send_only_what_trains(self.accelerator, model)

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from datasets import IterableDataset
+from torch.optim import Optimizer
 
 from sdxl_lora.batches import keyed_seed
 from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
@@ -22,7 +23,7 @@ from sdxl_lora.lora_start import Start, read_start
 from sdxl_lora.models import Base, check_base
 from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
-from sdxl_lora.optim import learning_rate_at
+from sdxl_lora.optim import learning_rate_at, make_optimizer
 from sdxl_lora.prompts import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.streaming import Rows, open_stream
 from sdxl_lora.timesteps import TimestepDensity, bias_range
@@ -195,6 +196,18 @@ def start_of(config: TrainConfig, components: Iterable[str]) -> Start:
         return read_start(config.init_lora, "dora" if config.use_dora else config.adapter, components)
     except (OSError, ValueError) as error:
         raise ConfigError(f"init_lora: {error}") from error
+
+
+def optimizer_of(config: TrainConfig, groups: list[dict]) -> Optimizer:
+    return make_optimizer(
+        config.optimizer_name,
+        groups,
+        config.learning_rate,
+        (config.adam_beta1, config.adam_beta2),
+        config.adam_weight_decay,
+        config.adam_epsilon,
+        config.optimizer_arguments,
+    )
 
 
 def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, dict]:

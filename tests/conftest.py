@@ -58,7 +58,7 @@ def full_configs(tmp_path_factory):
     """A folder with configs and tokenizers of the full SDXL, and no weights."""
     import json
 
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler
 
     from examples.tiny_sdxl import tiny_tokenizer
     from tests.full_sdxl import full_sdxl
@@ -73,7 +73,9 @@ def full_configs(tmp_path_factory):
     for name, model in full_sdxl().items():
         (model.save_config if name == "unet" else model.config.save_pretrained)(folder / name)
     types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).save_config(folder / "vae")
+    with torch.device("meta"):
+        AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **types).save_config(folder / "vae")
+    EulerDiscreteScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
         tiny_tokenizer().save_pretrained(folder / name)
     return folder

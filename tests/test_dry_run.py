@@ -6,7 +6,7 @@ import time
 import pytest
 
 import train_sdxl_lora
-from sdxl_lora.dry_run import DryRun, dry_run
+from sdxl_lora.dry_run import DryRun, described, dry_run
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.events import read_events
 from tests.lora_helpers import tiny_with_lora
@@ -31,7 +31,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     config = train_config(**CASES[case])
-    said, plan = dry_run(config), DryRun(config)
+    plan = DryRun(config)
+    said = described(plan, [])
     pictures, prompts, latents, texts = plan.cached_bytes()
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
@@ -45,8 +46,7 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
         files = [path.stat().st_size for path in (tmp_path / "cache" / folder).rglob("*.safetensors")]
         assert (len(files), sum(files)) == (records, size), folder
     assert f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
-    again = dry_run(config)
-    assert "holds checkpoint-" in again and "but for what is there already" in again
+    assert "holds checkpoint-" in plan.of_output()[0] and "but for what is there already" in plan.of_caches()[1]
 
 
 def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
@@ -86,6 +86,14 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, tiny_base
         dry_run(train_config(block_lr_factors=("up.2=1",)))
     with pytest.raises(ConfigError, match="no such base model"):
         dry_run(train_config(pretrained_model_name_or_path="nowhere.safetensors"))
+    for settings, words in (
+        ({"zero_terminal_snr": True}, "needs a base that predicts v"),
+        ({"max_timestep": 2000}, "must lie in order"),
+        ({"adapter": "loha", "lora_plus_ratio": 4.0}, "lora_plus_ratio is for LoRA"),
+        ({"optimizer_args": ("momentun=0.9",)}, "does not take"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            dry_run(train_config(**settings))
     assert train_sdxl_lora.main(train_config(dry_run=True, target_modules="nothing")) == 2
     assert "matches no linear or convolution layer" in capsys.readouterr().err
     assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
