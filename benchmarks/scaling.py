@@ -1,0 +1,266 @@
+"""Images per second of one process and of several, measured here; the formula of scaling_model.py, checked against it.
+
+    python -m benchmarks.scaling --rounds 5
+
+On a machine with several GPUs: one process on each, up to all of them. Without: one and two processes, one thread each.
+Two processes also contend for memory and caches, and not only talk; so two trainings that know nothing of each other
+are measured too: what is left between them and two that train together is communication. The formula predicts that from
+an all-reduce of the same bytes by itself. Small and large gradients, in turns, medians of all rounds.
+Where a machine does other things too, --quantile 0.2 takes the steps that were disturbed least in place of medians.
+Writes scaling.json, scaling.md and scaling.png into --output_dir.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.scaling_model import CLUSTERS, SIZES, Cluster
+from sdxl_lora.config import TrainConfig
+from sdxl_lora.events import read_events
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train_sdxl_lora", "benchmarks.scaling"])
+KINDS = ("one", "apart", "together")
+STEPS_LEFT_OUT = 5  # the first ones warm up
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 512])
+    parser.add_argument("--base", default="examples/shapes/base", help="any base; one of your own on GPUs")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--quantile", type=float, default=0.5, help="of the steps' seconds; 0.5 is the median")
+    parser.add_argument("--processes", type=int, default=None, help="default: the GPUs, or 2 without one")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    args.processes = args.processes or max(2, gpus())
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(args, Path(folder))
+    result = {
+        "command": " ".join(["python -m benchmarks.scaling", *sys.argv[1:]]),
+        "machine": f"{gpus()} GPUs, {os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "measured": measured,
+        "on_paper": [on_paper(cluster) for cluster in CLUSTERS],
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.output_dir / "scaling.md").write_text(table(result))
+    plot(result, args.output_dir / "scaling.png")
+    print(table(result))
+
+
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def measure(args, folder: Path) -> list[dict]:
+    """For each rank of the LoRA: medians over the rounds, and what the formula says of them."""
+    write_pictures(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
+    n, seconds = args.processes, {(rank, kind): [] for rank in args.ranks for kind in KINDS}
+    allreduce, parameters = {rank: [] for rank in args.ranks}, {}
+    for round_number in range(args.rounds + 1):
+        for rank in args.ranks:
+            for kind, runs, world in (("one", 1, 1), ("apart", n, 1), ("together", 1, n)):
+                lasted, parameters[rank] = train(args, folder, rank, runs, world)
+                if round_number:  # the first fills the cache and warms up
+                    seconds[rank, kind] += lasted
+            allreduce[rank] += time_allreduce(4 * parameters[rank], n)
+        print(f"round {round_number} of {args.rounds}", flush=True)
+    return [
+        about(
+            rank, args.batch, n, 4 * parameters[rank],
+            *(
+                float(np.quantile(values, args.quantile))
+                for values in (allreduce[rank], *(seconds[rank, kind] for kind in KINDS))
+            ),
+        )
+        for rank in args.ranks
+    ]  # fmt: skip
+
+
+def about(rank, batch, n, gradient_bytes, allreduce, one, apart, together) -> dict:
+    link = 2 * (n - 1) / n * gradient_bytes / allreduce
+    # On a CPU the backward pass and gloo share the core: nothing is hidden behind it.
+    cluster = Cluster("here", apart, batch, n, link, link, latency=0, jitter=0, overlap=0 if not gpus() else 2 / 3,
+                      gradients=gradient_bytes)  # fmt: skip
+    predicted = apart + allreduce if not gpus() else cluster.step(n)
+    return {
+        "rank": rank, "processes": n, "gradient_bytes": gradient_bytes,
+        "step_seconds_one": one, "step_seconds_apart": apart, "step_seconds_together": together,
+        "allreduce_seconds": allreduce, "predicted_step_seconds": predicted,
+        "measured_over_predicted": together / predicted,
+        "images_per_second_one": batch / one, "images_per_second_together": n * batch / together,
+        "efficiency": one / together, "efficiency_beside_contention": apart / together,
+    }  # fmt: skip
+
+
+def train(args, folder: Path, rank: int, runs: int, world: int) -> tuple[list[float], int]:
+    """`runs` trainings at once, of `world` processes each: seconds of every step but the first, and parameters."""
+    processes, outputs = [], []
+    for run in range(runs):
+        outputs.append(Path(tempfile.mkdtemp(dir=folder)))
+        config = TrainConfig(
+            str(outputs[-1]), args.base, train_data_dir=str(folder / "pictures"), resolution=args.resolution,
+            cache_dir=str(folder / "cache"), rank=rank, train_batch_size=args.batch, max_train_steps=args.steps,
+            mixed_precision="bf16" if gpus() else "no", report_to="none", checkpointing_steps=None,
+        )  # fmt: skip
+        port = free_port()
+        processes += [
+            CONTEXT.Process(target=train_in_process, args=(config, environment(place, world, port, run)))
+            for place in range(world)
+        ]
+    run_all(processes)
+    events = [list(read_events(output / "events.jsonl")) for output in outputs]
+    times = [[event["time"] for event in of_run if event["event"] == "step"] for of_run in events]
+    lasted = [seconds for of_run in times for seconds in np.diff(of_run[STEPS_LEFT_OUT:]).tolist()]
+    return lasted, next(event["parameters"] for event in events[0] if event["event"] == "started")
+
+
+def train_in_process(config: TrainConfig, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(Path(config.output_dir) / f"stderr-{variables['RANK']}", os.O_WRONLY | os.O_CREAT), 2)
+    import torch
+
+    import train_sdxl_lora
+
+    torch.set_num_threads(1)
+    os._exit(train_sdxl_lora.main(config))
+
+
+def environment(place: int, world: int, port: str, device: int) -> dict[str, str]:
+    """What a launcher gives a process; several trainings at once get a GPU each."""
+    variables = {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world), "MASTER_PORT": port}
+    variables |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    if not gpus():
+        return {**variables, "ACCELERATE_USE_CPU": "true"}
+    return variables if world > 1 else {**variables, "CUDA_VISIBLE_DEVICES": str(device)}
+
+
+def time_allreduce(size: int, world: int) -> list[float]:
+    results, port = CONTEXT.Queue(), free_port()
+    run_all(
+        [CONTEXT.Process(target=allreduce_in_process, args=(size, environment(place, world, port, 0), results))
+         for place in range(world)]
+    )  # fmt: skip
+    return results.get()
+
+
+def allreduce_in_process(size: int, variables: dict[str, str], results) -> None:
+    os.environ.update(variables)
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("nccl" if gpus() else "gloo")
+    device = torch.device("cuda", int(variables["LOCAL_RANK"])) if gpus() else torch.device("cpu")
+    tensor, lasted = torch.ones(size // 4, device=device), []
+    for _ in range(25):
+        torch.distributed.barrier()
+        since = time.perf_counter()
+        torch.distributed.all_reduce(tensor)
+        tensor[0].item()  # waits for a GPU
+        lasted.append(time.perf_counter() - since)
+    if variables["RANK"] == "0":
+        results.put(lasted[5:])
+    torch.distributed.destroy_process_group()
+
+
+def run_all(processes: list) -> None:
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"processes ended with {[process.exitcode for process in processes]}")
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def write_pictures(folder: Path, number: int, side: int) -> None:
+    folder.mkdir()
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(0, 255, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("noise")
+
+
+def on_paper(cluster: Cluster) -> dict:
+    rows = {str(n): [round(cluster.images_per_second(n), 1), round(cluster.efficiency(n), 3)] for n in SIZES}
+    return {"cluster": cluster.name, "images_per_second_and_efficiency": rows}
+
+
+def table(result: dict) -> str:
+    lines = [
+        "# Scaling", "", f"{result['machine']}. `{result['command']}`", "",
+        "| LoRA rank | gradients, MB | s/step: 1 process | each of n apart | n together | predicted "
+        "| measured / predicted | images/s, 1 | images/s, n | efficiency | beside contention |", "|" + "---|" * 11,
+    ]  # fmt: skip
+    for row in result["measured"]:
+        lines.append(
+            f"| {row['rank']} | {row['gradient_bytes'] / 1e6:.2f} | {row['step_seconds_one']:.4f} "
+            f"| {row['step_seconds_apart']:.4f} | {row['step_seconds_together']:.4f} "
+            f"| {row['predicted_step_seconds']:.4f} | {row['measured_over_predicted']:.2f} "
+            f"| {row['images_per_second_one']:.1f} | {row['images_per_second_together']:.1f} "
+            f"| {row['efficiency']:.2f} | {row['efficiency_beside_contention']:.2f} |"
+        )
+    lines += ["", "On paper (formula and numbers in scaling_model.py), efficiency by number of GPUs:", ""]
+    lines += ["| | " + " | ".join(map(str, SIZES)) + " |", "|" + "---|" * (len(SIZES) + 1)]
+    for paper in result["on_paper"]:
+        of_sizes = paper["images_per_second_and_efficiency"].values()
+        lines.append(f"| {paper['cluster']} | " + " | ".join(f"{efficiency:.2f}" for _, efficiency in of_sizes) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
+    rows = result["measured"]
+    places = np.arange(len(rows))
+    for offset, (name, label) in enumerate({
+        "step_seconds_one": "1 process", "step_seconds_apart": "n apart", "step_seconds_together": "n together",
+        "predicted_step_seconds": "n together, predicted",
+    }.items()):  # fmt: skip
+        left.bar(places + 0.2 * (offset - 1.5), [1000 * row[name] for row in rows], 0.2, label=label)
+    left.set_xticks(places, [f"rank {row['rank']}\n{row['gradient_bytes'] / 1e6:.1f} MB of gradients" for row in rows])
+    left.set_ylabel("ms per step")
+    left.set_title(f"measured, n = {rows[0]['processes']}", fontsize=10)
+    left.legend(fontsize=8)
+    for paper in result["on_paper"]:
+        of_sizes = paper["images_per_second_and_efficiency"]
+        right.plot([int(n) for n in of_sizes], [e for _, e in of_sizes.values()], marker="o", label=paper["cluster"])
+    right.set_xscale("log", base=2)
+    right.set_xticks(SIZES, SIZES)
+    right.set_ylim(0, 1.05)
+    right.set_xlabel("GPUs")
+    right.set_title("efficiency on paper, SDXL at 1024 px, rank 16, batch 1", fontsize=10)
+    right.legend(fontsize=8, loc="lower left")
+    right.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
