@@ -17,7 +17,6 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 import math
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -64,7 +63,7 @@ def train(config: TrainConfig) -> None:
         config.process_timeout_seconds,
     )
     set_arithmetic(config.allow_tf32, config.deterministic)
-    folder = Path(config.output_dir)
+    folder = config.run_dir
     with (
         open_run(accelerator, folder) as run,
         StopRequest(folder) as stop,
@@ -95,6 +94,8 @@ class Training(Watched):
         self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
+        if config.cache_part:
+            raise Stopped(f"part {config.cache_part} of the caches is filled")
         self.prepare_model()
         self.end_if_asked_to("while loading")
         self.open_journal(self.resume())

@@ -65,6 +65,7 @@ def run(config: PreprocessConfig) -> None:
     from preprocess.export import upload, write_parquet
     from preprocess.folders import check_folders, find_all
     from preprocess.page import page
+    from preprocess.part import Part, check_all_done, held
     from preprocess.plan import plan_lines
     from preprocess.report import console_lines, report_of, to_json
     from preprocess.state import locked, write_whole
@@ -92,8 +93,11 @@ def run(config: PreprocessConfig) -> None:
         write_whole(output / "preprocess_report.json", to_json(report))
         write_whole(output / "report.html", page(report, output, {s.name: s.path for s in found.sources}))
 
-    with locked(output, team):
-        build(
+    part = Part.parse(config.part)
+    if team.rank == 0 and not part:
+        check_all_done(output)
+    with held(output, part, team) if part else locked(output, team):
+        built = build(
             found,
             output,
             recipe_of(config),
@@ -104,9 +108,16 @@ def run(config: PreprocessConfig) -> None:
             num_workers=workers_of(config, team.local_world),
             strict=config.strict,
             restore_deleted=config.restore_deleted,
+            part=part,
             card=lambda rows: dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model),
             on_built=write_report,
         )
+        if part:
+            if team.rank == 0:
+                done = f"{built.new_crops} crops and {built.new_captions} captions are new"
+                print(f"part {config.part} is done: {done}; without --part the same command puts all together")
+            team.close()
+            return
         if team.rank == 0 and config.format == "parquet":
             write_parquet(output, config.max_shard_mb * 10**6)
         if team.rank == 0 and repository:

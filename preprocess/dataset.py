@@ -11,6 +11,7 @@ from pathlib import Path
 from preprocess.captioning import CaptionPlan, Entry, caption_all, warn_of_text
 from preprocess.folders import no_usable
 from preprocess.memory import Memory
+from preprocess.part import Part
 from preprocess.pictures import Job, Recipe, Refused
 from preprocess.publish import publish
 from preprocess.quality import duplicates, picture_problems
@@ -61,12 +62,14 @@ def build(
     num_workers: int = 0,
     strict: bool = False,
     restore_deleted: bool = False,
+    part: Part | None = None,
     card: Callable[[list[dict]], str] = lambda rows: "",
     on_built: Callable[[Built], None] = lambda built: None,
 ) -> Built:
     """Prepares and captions what is new, then publishes all of it.
 
     Args:
+        part: only this part of the pictures, and publish nothing.
         reader: reads writing in the pictures, for a warning; None to leave that out.
         card: the text of README.md for these lines of metadata.jsonl.
         on_built: called with what the run did, before it is published or refused: writes the report.
@@ -78,6 +81,7 @@ def build(
     memory = Memory(output)
     built = Built(found, dict(found.left_out))
     sources = sources_to_do(found, memory, built, restore_deleted)
+    sources = part.share(sources) if part else sources
     if plan.load and any(source.caption is None for source in sources):
         plan.check()
     if reader:
@@ -86,9 +90,12 @@ def build(
     failed, built.new_captions = caption_all(entries, plan, memory, output, team)
     built.left_out |= {refused.source: refused.reason for refused in failed}
     entries = [entry for entry in entries if entry.source.name not in built.left_out]
-    add_problems(entries)
     if reader:
         warn_of_text(entries, reader, output, team)
+    if part:
+        team.wait()
+        return built
+    add_problems(entries)
     built.rows = rows_of(entries, plan, wording, memory)
     built.gone = sorted({row["source"] for row in memory.rows} - {row.columns["source"] for row in built.rows})
 

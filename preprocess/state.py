@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = T
     Raises:
         DiskError: the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")  # others may write it too
     pieces = [content] if isinstance(content, str | bytes) else content
     size = 0
     try:
@@ -142,13 +143,7 @@ def locked(output: Path, team: Team) -> Iterator[None]:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "under_way", ignore_errors=True)
     (folder / "under_way").mkdir()
-    pid_file = folder / "pid"
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        owner = pid_file.read_text() if pid_file.exists() else "unknown"
-        raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
+    pid_file, lock = folder / "pid", acquired(output)
     try:
         pid_file.write_text(str(os.getpid()))
         team.wait()
@@ -156,3 +151,19 @@ def locked(output: Path, team: Team) -> Iterator[None]:
     finally:
         pid_file.unlink(missing_ok=True)
         lock.release()
+
+
+def acquired(output: Path) -> FileLock:
+    """The lock of a dataset's folder; ConfigError where another run has it."""
+    lock, pid_file = FileLock(output / ".preprocess" / "lock", timeout=0), output / ".preprocess" / "pid"
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = pid_file.read_text() if pid_file.exists() else "unknown"
+        raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
+    return lock
+
+
+def check_free(output: Path) -> None:
+    """Raises ConfigError where a run is at work in this dataset."""
+    acquired(output).release()

@@ -44,6 +44,12 @@ class Workers:
         return items[self.rank :: self.world]
 
 
+def workers_of(part: str | None, rank: int, world: int, should_stop: Callable[[], object]) -> Workers:
+    """A process of one job alone, or of part "i/n" among n jobs of as many processes."""
+    number, jobs = map(int, (part or "1/1").split("/"))
+    return Workers((number - 1) * world + rank, jobs * world, should_stop)
+
+
 class LatentCache:
     """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes.
 

@@ -110,6 +110,9 @@ class PreprocessConfig:
     """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
 
     # --- how ---
+    part: str | None = None
+    """Prepare and caption only this part of the pictures, e.g. 3/16, and publish nothing: for as many jobs at once as
+    you like. The same command without it then puts the dataset together."""
     dry_run: bool = False
     """Show what would be done, by the headers of the files alone, and write nothing."""
     format: Literal["folder", "parquet"] = "folder"
@@ -161,6 +164,7 @@ class PreprocessConfig:
             problems.append(f"crops_per_picture {self.crops_per_picture} needs --crop random")
         if "\0" in self.output_dir or not self.output_dir.strip():
             problems.append(f"output_dir {self.output_dir!r} is an invalid name")
+        problems += part_problems("part", self.part)
         raise_all(problems)
 
 
@@ -391,6 +395,9 @@ class TrainConfig:
     """Processes that decode pictures while the caches are filled."""
     cache_dir: str | None = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
+    cache_part: str | None = None
+    """Fill only this part of the caches, e.g. 3/16, and end: for as many jobs at once as you like, before a training
+    that finds all of it there."""
 
     # --- checkpoints and LoRA files ---
     checkpointing_steps: int | None = 500
@@ -473,6 +480,13 @@ class TrainConfig:
         return own | dict(keyword_argument(text) for text in self.optimizer_args)
 
     @property
+    def run_dir(self) -> Path:
+        """The run's folder: output_dir, or one in it for a job that only fills a part of the caches."""
+        if self.cache_part is None:
+            return Path(self.output_dir)
+        return Path(self.output_dir) / f"cache-part-{self.cache_part.replace('/', '-of-')}"
+
+    @property
     def lora_name(self) -> str:
         return self.output_name or Path(self.output_dir).resolve().name
 
@@ -513,6 +527,7 @@ class TrainConfig:
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
+        problems += part_problems("cache_part", self.cache_part)
         if self.dataset_streaming:
             problems += streaming_problems(self)
         problems += objective_problems(self) + adapter_problems(self)
@@ -602,6 +617,13 @@ def adapter_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
+def part_problems(name: str, part: str | None) -> list[str]:
+    """A sentence where a part of a whole is none."""
+    if part is None or ((found := re.fullmatch(r"(\d+)/(\d+)", part)) and 1 <= int(found[1]) <= int(found[2])):
+        return []
+    return [f"{name} is {part!r}, it must be a part of a whole like 1/4 or 4/4"]
+
+
 def streaming_problems(config: TrainConfig) -> list[str]:
     """A sentence for each setting that a stream cannot have, as nobody knows how many pictures it brings."""
     problems = [
@@ -610,6 +632,7 @@ def streaming_problems(config: TrainConfig) -> list[str]:
             "datasets": bool(config.datasets),
             "validation_split": config.validation_split > 0,
             "dry_run": config.dry_run,
+            "cache_part": config.cache_part is not None,
             "checkpointing_epochs": config.checkpointing_epochs is not None,
         }.items()
         if is_set

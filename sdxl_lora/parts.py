@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from sdxl_lora.averages import Ema
 from sdxl_lora.batches import Batches
 from sdxl_lora.blocks import parse_blocks
-from sdxl_lora.cache import TextCache, Workers, fill_caches, weights_key
+from sdxl_lora.cache import TextCache, fill_caches, weights_key, workers_of
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, check_class_images
@@ -70,7 +70,7 @@ class Parts:
         self.run.update(state="caching")
         with all_raise_what_one_raises(accelerator):
             self.latents, self.texts = fill_caches(
-                Path(config.cache_dir or self.run.folder / "cache"),
+                Path(config.cache_dir or Path(config.output_dir) / "cache"),
                 self.base,
                 self.pictures,
                 prompts=[] if config.train_text_encoder else shown,
@@ -78,7 +78,9 @@ class Parts:
                 device=accelerator.device,
                 text_dtype=DTYPES[config.mixed_precision],
                 num_workers=config.dataloader_num_workers,
-                workers=Workers(accelerator.process_index, accelerator.num_processes, self.stop.reason),
+                workers=workers_of(
+                    config.cache_part, accelerator.process_index, accelerator.num_processes, self.stop.reason
+                ),
                 captions=captions or (),
                 chunks=config.max_caption_chunks,
                 encode_live=captions is None,
@@ -106,7 +108,10 @@ class Parts:
         self.prompts = sample_prompts_of(config, self.sample_size())
         tokenizers, encoders = load_text_parts(self.base, DTYPES[config.mixed_precision])
         encoders = [encoder.to(accelerator.device) for encoder in encoders]
-        encoders_key, folder = "".join(map(weights_key, encoders)), Path(config.cache_dir or self.run.folder / "cache")
+        encoders_key, folder = (
+            "".join(map(weights_key, encoders)),
+            Path(config.cache_dir or Path(config.output_dir) / "cache"),
+        )
         self.texts = TextCache(folder, encoders_key, config.max_caption_chunks, (tokenizers, encoders))
         self.notes.append("the pictures are a stream: they and their captions are encoded live")
 

@@ -117,6 +117,11 @@ FIELDS = {
             "Refaire toutes les légendes, même retouchées ; les anciennes sont gardées dans "
             ".preprocess/before_recaption.jsonl.",
         ),
+        "part": (
+            "Une part des images",
+            "Ne préparer et légender que cette part des images, p. ex. 3/16, sans rien publier : pour autant de travaux à "
+            "la fois qu'on veut. La même commande sans cette option assemble ensuite le jeu de données.",
+        ),
         "dry_run": (
             "À blanc",
             "Montrer ce qui serait fait, d'après les en-têtes des fichiers seulement, sans rien écrire.",
@@ -478,6 +483,11 @@ FIELDS = {
         "dataloader_num_workers": (
             "Processus de lecture",
             "Processus qui décodent les images pendant que les caches se remplissent.",
+        ),
+        "cache_part": (
+            "Une part du cache",
+            "Ne remplir que cette part du cache, p. ex. 3/16, et finir : pour autant de travaux à la fois qu'on veut, "
+            "avant un entraînement qui y trouve tout.",
         ),
         "cache_dir": (
             "Dossier de cache",
