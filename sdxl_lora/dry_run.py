@@ -32,7 +32,6 @@ from sdxl_lora.parts import DTYPES, Parts
 from sdxl_lora.settings import (
     block_factors,
     chance_of,
-    check_dropout,
     check_names,
     open_pictures,
     optimizer_of,
@@ -77,7 +76,6 @@ class DryRun(Parts):
         self.vae = everything.pop("vae")
         self.encoders = {name: model for name, model in everything.items() if name != "unet"}
         self.models = everything if config.train_text_encoder else {"unet": everything["unet"]}
-        check_dropout(config, processes.num_processes)
         self.start = start_of(config, self.models)
         self.notes += self.start.notes
         with torch.device("meta"):

@@ -56,6 +56,7 @@ class Parts:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
+        check_dropout(config, accelerator.num_processes)
         self.base = base_of(config)
         self.notes: list[str] = []  # said once the journal is open
 
@@ -167,7 +168,6 @@ class Parts:
         fault_point("loading")
         self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
         self.models = {"unet": self.bare_unet, **self.text_encoders()}
-        check_dropout(config, self.accelerator.num_processes)
         self.start = start_of(config, self.models)
         self.notes += self.start.notes
         factors = learning_rate_factors(config, self.total_steps)

@@ -79,7 +79,7 @@ def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photo
         assert words in said, words
 
 
-def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, tiny_base):
+def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypatch):
     with pytest.raises(DataError, match="no such folder"):
         dry_run(train_config(train_data_dir="nowhere"))
     with pytest.raises(ConfigError, match="no module that trains lies there"):
@@ -96,5 +96,11 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, tiny_base
             dry_run(train_config(**settings))
     assert train_sdxl_lora.main(train_config(dry_run=True, target_modules="nothing")) == 2
     assert "matches no linear or convolution layer" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
+        dry_run(train_config(adapter="loha", module_dropout=0.1))
+    plan = DryRun(train_config(max_train_steps=None, num_train_epochs=4))
+    assert (plan.images_per_step, plan.total_steps) == (4, 4)
+    monkeypatch.delenv("WORLD_SIZE")
     assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
     assert capsys.readouterr().out.startswith("dry run: nothing is trained or written")
