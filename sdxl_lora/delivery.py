@@ -45,7 +45,7 @@ def write_card(
     samples = [
         (prompt.text, str(sample_path(Path("samples"), step, number, 0)))
         for number, prompt in enumerate(prompts)
-        if sample_path(folder / "samples", step, number, 0).exists()
+        if not prompt.is_without_trigger and sample_path(folder / "samples", step, number, 0).exists()
     ]
     grid = Path("samples", GRID_NAME)
     card = model_card(
@@ -61,8 +61,14 @@ def write_card(
     replace_text(folder / "README.md", card)
 
 
-def best_lora(folder: Path, checkpoint: str, name: str, say: Callable[[str], None]) -> list[Path]:
-    """<name>-best.safetensors: the LoRA of the checkpoint with the lowest validation loss. Returns what was written."""
+def best_lora(folder: Path, checkpoint: str | None, name: str, say: Callable[[str], None]) -> list[Path]:
+    """<name>-best.safetensors: the LoRA of the checkpoint with the lowest validation loss. Returns what was written.
+
+    Args:
+        checkpoint: its name; None where no loss was measured.
+    """
+    if checkpoint is None:
+        return []
     target = folder / f"{name}-best.safetensors"
     try:
         return [copy_lora(lora_file_of(folder / checkpoint), folder, target.name)]

@@ -30,7 +30,8 @@ def model_card(
         grid: path of a sheet of pictures by steps, relative to the card.
     """
     base = public_name(base_model)
-    header = [f"base_model: {_quoted(base)}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    header = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a file here
     header += [f"instance_prompt: {_quoted(trigger_word)}"] if trigger_word else []
     header += ["tags:", *(f"- {_quoted(tag)}" for tag in TAGS)]
     if samples:

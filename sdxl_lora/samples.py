@@ -122,15 +122,23 @@ def draw_samples(
         )
         about = PngInfo()
         about.add_itxt("parameters", prompt.describe(image))
-        picture.save(sample_path(folder, step, number, image), pnginfo=about)
+        path = sample_path(folder, step, number, image)
+        temporary = path.with_name(f".tmp-{path.name}")  # half a picture is none
+        picture.save(temporary, format="PNG", pnginfo=about)
+        temporary.replace(path)
 
 
 def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) -> Path:
     return folder / f"step-{step:06d}-prompt-{prompt_number}-image-{image_number}.png"
 
 
-def are_drawn(folder: Path, step: int, prompts: int, images_per_prompt: int) -> bool:
-    return all(sample_path(folder, step, p, i).exists() for p in range(prompts) for i in range(images_per_prompt))
+def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
+    """Whether all pictures of a step are there, and by these prompts."""
+    return all(
+        picture_by(sample_path(folder, step, number, image), prompt.describe(image)) is not None
+        for number, prompt in enumerate(prompts)
+        for image in range(images_per_prompt)
+    )
 
 
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:

@@ -49,6 +49,7 @@ def start_trackers(
     except wandb.errors.Error as error:
         report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
         accelerator.trackers.clear()
+        wandb.teardown()  # else its service says that the id is in use
         kwargs["wandb"]["mode"] = "offline"
         accelerator.init_trackers(project, init_kwargs=kwargs)
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}

@@ -58,7 +58,7 @@ class Watched(Parts):
             self.validate()
         folder, number = self.run.folder / "samples", self.config.num_validation_images
         if is_time and not main_process_decides(
-            self.accelerator, lambda: step and are_drawn(folder, step, len(self.prompts), number)
+            self.accelerator, lambda: step and are_drawn(folder, step, self.prompts, number)
         ):
             self.draw()
 
@@ -188,11 +188,12 @@ class Watched(Parts):
         """Write the LoRA files and say where they are. On the main process, which may take its time."""
         config, folder, base, step = self.config, self.run.folder, self.base.path, self.done_steps
         trigger_word = ", ".join(trigger_words_of(config))
-        loras = self.export(folder)
-        if self.best.step is not None:
-            loras += best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
+        best = best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
+        loras = self.export(folder) + best
         files = loras + deliver(loras[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
         settings = settings_to_show(config) | {"steps": step, "pictures": len(self.examples)}
+        if best:
+            settings["lowest validation loss"] = f"{self.best.loss:.4f}, of step {self.best.step}: {best[0].name}"
         write_card(folder, config.lora_name, base, trigger_word, self.prompts, step, settings, self.repository)
         about = {**settings, "trigger_word": trigger_word, "base_model": public_name(base), "best_step": self.best.step}
         log_lora(self.accelerator.trackers, config.lora_name, loras, about)

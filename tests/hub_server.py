@@ -5,9 +5,12 @@ What is committed lies in `folder`/<repository>; `refuse` names a path whose req
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import yaml
 
 
 class Hub:
@@ -38,7 +41,11 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.created.append(json.loads(body))
             self.answer({"url": f"{self.hub.endpoint}/me/cat"})
         elif self.path == "/api/validate-yaml":
-            self.answer({"errors": [], "warnings": []})
+            header = yaml.safe_load(json.loads(body)["content"].split("\n---\n")[0])
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", header.get("base_model", "owner/name")):
+                self.answer({"errors": [], "warnings": []})
+            else:
+                self.answer({"error": f'"base_model" with value "{header["base_model"]}" is not valid'}, 400)
         elif "/preupload/" in self.path:
             files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
             self.answer({"files": [{**file, "shouldIgnore": False} for file in files]})

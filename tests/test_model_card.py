@@ -38,7 +38,8 @@ def test_the_header_is_valid_yaml_and_private_paths_stay_out():
     samples = [('sks, a "quoted": prompt\n---', "samples/1.png")]
     card = model_card("cat", "/home/someone/models/base.safetensors", "sks: #1", "a cat", samples, {"rank": 16})
     header = yaml.safe_load(card.split("\n---\n")[0])
-    assert header["base_model"] == "base.safetensors"
+    assert "base_model" not in header and "trained on base.safetensors." in card
+    assert yaml.safe_load(model_card("cat", "owner/base").split("\n---\n")[0])["base_model"] == "owner/base"
     assert header["instance_prompt"] == "sks: #1"
     assert header["widget"] == [{"text": samples[0][0], "output": {"url": "samples/1.png"}}]
     assert "| rank | 16 |" in card
