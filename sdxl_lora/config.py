@@ -226,7 +226,7 @@ class TrainConfig:
     init_lora_weights: str = "kaiming"
     """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
     the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
-    twice the rank then."""
+    twice the rank then, exactly where the base is in float32, else to its rounding."""
     init_lora: str | None = None
     """Go on training this LoRA, a file of any layout or a PEFT folder: its modules, ranks and alphas are taken in place
     of rank, lora_alpha and target_modules."""

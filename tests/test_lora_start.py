@@ -200,6 +200,19 @@ def test_what_began_as_a_part_of_the_base_is_saved_as_a_change_of_the_whole_base
         pipeline.unload_lora_weights()
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_in_half_precision_the_change_is_right_to_the_rounding_of_the_base(init):
+    unet = tiny_sdxl().unet.to(torch.bfloat16)
+    base = {name: tensor.clone().float() for name, tensor in unet.state_dict().items()}
+    add_lora(unet, 4, 2, init=init)
+    for name, layer in adapter_layers(unet, "unet").items():
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        down.data += 0.01 * torch.randn(down.shape, generator=torch.Generator().manual_seed(0))
+        trained = layer.get_base_layer().weight.float() + layer.scaling["default"] * up @ down
+        saved = base[f"{name}.weight"] + delta(model_adapters(unet, "unet")[name])
+        assert (trained - saved).norm() < 0.003 * base[f"{name}.weight"].norm(), name
+
+
 def test_another_machines_decomposition_gives_way_to_the_saved_one():
     trained = tiny_sdxl()
     add_lora(trained.unet, 4, 2, init="pissa")
