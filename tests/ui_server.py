@@ -13,6 +13,19 @@ import yaml
 from .conftest import ROOT
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).status_code > 0
+    except httpx.TransportError:
+        return False
+
+
 class Server:
     """`python -m sdxl_lora.ui` with its projects in a folder; `url` answers once this is made."""
 
@@ -21,9 +34,7 @@ class Server:
         self.log = folder / "page.log"
         self.settings = folder / "ui.yaml"
         self.settings.write_text(yaml.safe_dump({"LORA_PROJECTS_DIR": str(self.projects), **(settings or {})}))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments, self.environment = arguments, {**os.environ, **environment}
         self.start()
@@ -36,11 +47,9 @@ class Server:
             )
         for _ in range(600):
             assert self.process.poll() is None, self.log.read_text()
-            try:
-                httpx.get(self.url, timeout=10)
+            if answers(self.url):
                 return
-            except httpx.TransportError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         raise AssertionError(self.log.read_text())
 
     def kill(self) -> None:

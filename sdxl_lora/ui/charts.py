@@ -21,19 +21,15 @@ class Line:
     kind: str = "smooth"
 
 
-def chart(title: str, lines: list[Line], empty: str, last_step: float = 0) -> str:
-    """
-    Args:
-        empty: what to say where there are no points yet.
-        last_step: where the axis of steps ends, if no point lies beyond it.
-    """
+def chart(title: str, lines: list[Line], empty: str) -> str:
+    """`empty` is what to say where there are no points yet."""
     lines = [Line(line.name, thinned(finite(line.points)), line.kind) for line in lines]
     points = [point for line in lines for point in line.points]
     if not points:
         caption = f"<figcaption>{escape(title)}</figcaption>"
         return f'<figure class="chart">{caption}<p class="empty">{escape(empty)}</p></figure>'
     low, high = value_range([value for _, value in points])
-    right = max(last_step, *(step for step, _ in points), 1)
+    right = max(1, *(step for step, _ in points))
     ticks = nice_ticks(low, high)
     drawn = "".join(drawn_line(line, right, low, high) for line in lines)
     grid = "".join(

@@ -54,6 +54,11 @@ def dataset_name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
+def tell(words: str) -> None:
+    """A message that goes by itself."""
+    gr.Info(escape(words), duration=5, title="SDXL LoRA")
+
+
 def telling(handler: Callable) -> Callable:
     """A handler whose first argument is the request, and whose errors that a person can mend become a message."""
 

@@ -200,7 +200,7 @@ FIELDS = {
         "dataset_config_name": ("Configuration du jeu du Hub", "Configuration du jeu de données du Hub."),
         "image_column": ("Colonne des images", "Colonne du jeu de données qui contient les images."),
         "caption_column": ("Colonne des légendes", "Colonne du jeu de données qui contient les légendes."),
-        "max_train_samples": ("Images au plus", "N'utiliser que les N premières images."),
+        "max_train_samples": ("Images au plus", "N'utiliser que les N premières images de chaque jeu."),
         "resolution": (
             "Résolution",
             "Les images que la préparation n'a pas mises en taille sont recadrées à ce carré, en pixels ; un multiple "
@@ -518,7 +518,10 @@ FIELDS = {
             "Fichiers d'accompagnement",
             "Écrire aussi <output_name>.json et .png, que A1111, Forge et InvokeAI montrent à côté d'un LoRA.",
         ),
-        "validation_prompt": ("Textes d'échantillons", "Textes dessinés avec le LoRA pendant qu'il s'entraîne."),
+        "validation_prompt": (
+            "Textes d'échantillons",
+            "Textes dessinés avec le LoRA pendant qu'il s'entraîne ; chacun peut porter derrière lui ses propres options, comme chez kohya, pour largeur, hauteur, graine, guidage, pas et négatif : « a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry ».",
+        ),
         "validation_prompts_file": (
             "Fichier de textes",
             "Fichier texte avec d'autres textes d'échantillons, un par ligne.",
@@ -551,20 +554,22 @@ FIELDS = {
         ),
         "hub_private": ("Dépôt privé", "Créer ce dépôt comme privé."),
         "num_validation_images": ("Images par texte", "Images dessinées pour chaque texte."),
-        "validation_epochs": ("Dessiner toutes les N époques", "Dessiner toutes les N époques, et à la fin."),
+        "validation_epochs": (
+            "Dessiner toutes les N époques",
+            "Dessiner avant le premier pas, toutes les N époques, et à la fin.",
+        ),
         "validation_inference_steps": ("Pas de débruitage", "Pas de débruitage d'une telle image."),
         "validation_guidance_scale": ("Guidage", "Guidage sans classifieur d'une telle image."),
         "validation_split": (
             "Part de validation",
-            "Tenir cette part des images hors de l'entraînement et rapporter leur perte, à instants et bruits fixes, "
-            "comme validation_loss : au début, toutes les validation_epochs, et à la fin.",
+            "Tenir cette part des images hors de l'entraînement et rapporter leur perte, à instants et bruits fixes, comme validation_loss : aussi souvent que des échantillons sont dessinés. La sauvegarde où elle est la plus basse est gardée, son fichier LoRA aussi.",
         ),
         "loss_bins": (
             "Intervalles de perte",
             "Rapporter la perte aussi pour chacun de tant d'intervalles égaux d'instants ; 0 pour aucun.",
         ),
-        "report_to": ("Suivi", "Où vont mesures et images, en plus de events.jsonl."),
-        "logging_dir": ("Dossier du suivi", "Dossier des fichiers du suivi, dans output_dir."),
+        "report_to": ("Suivi", "Où vont mesures et images, en plus de events.jsonl ; all est TensorBoard et W&B."),
+        "logging_dir": ("Dossier du suivi", "Dossier des fichiers de TensorBoard, dans output_dir."),
         "tracker_project_name": ("Projet du suivi", "Projet dans l'outil de suivi."),
         "tracker_run_name": (
             "Nom dans le suivi",

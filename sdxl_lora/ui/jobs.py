@@ -71,6 +71,7 @@ class Jobs:
         (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock")
         self.worker_lock = FileLock(self.folder / "worker.lock")
+        self._read: dict[str, tuple[tuple[int, int], Job]] = {}
 
     def folder_of(self, job_id: str) -> Path:
         return self.folder / "jobs" / job_id
@@ -79,8 +80,14 @@ class Jobs:
         return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
     def read(self, job_id: str) -> Job | None:
+        """The job as its file says; files that have not changed are not read again, since pages ask every second."""
+        path = self.folder_of(job_id) / "job.json"
         try:
-            return Job(**json.loads((self.folder_of(job_id) / "job.json").read_text(encoding="utf-8")))
+            status = path.stat()
+            stamp = (status.st_ino, status.st_mtime_ns)
+            if self._read.get(job_id, (None, None))[0] != stamp:
+                self._read[job_id] = (stamp, Job(**json.loads(path.read_text(encoding="utf-8"))))
+            return dataclasses.replace(self._read[job_id][1])
         except (OSError, ValueError, TypeError):
             return None
 

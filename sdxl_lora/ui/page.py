@@ -6,6 +6,7 @@ with gr.Blocks() as app:
 app.launch(i18n=I18N)
 """
 
+import dataclasses
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -14,7 +15,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from sdxl_lora.ui import show
-from sdxl_lora.ui.context import Context, run_name, telling
+from sdxl_lora.ui.context import Context, run_name, tell, telling
 from sdxl_lora.ui.follow import history_of
 from sdxl_lora.ui.i18n import I18N, T, language_of, say
 from sdxl_lora.ui.jobs import Jobs
@@ -108,6 +109,10 @@ class Page:
             (self.train.both, self.train.both_inputs, self.train.start_both),
         ):
             button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **quiet)
+        self.runs.again.click(
+            telling(self.use_settings), [self.runs.chosen],
+            [self.tabs, self.project, *self.train.form.widgets.values()], **quiet,
+        )  # fmt: skip
         self.stop.click(self.stop_what_runs, None, None, **quiet)
         looks = gr.Timer(SECONDS_BETWEEN_LOOKS)
         self.live = [
@@ -159,11 +164,18 @@ class Page:
             complaint = start(language, *inputs)
             if complaint:
                 return [complaint, gr.skip(), gr.skip(), gr.skip()]
-            gr.Info(say(language, "Queued: it starts as soon as nothing else runs."), duration=4)
+            tell(say(language, "Queued: it starts as soon as nothing else runs."))
             runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
             return ["", gr.Tabs(selected="runs"), runs, following(name)]
 
         return press
+
+    def use_settings(self, request: gr.Request, name: str | None) -> list:
+        """The settings of a run in the form of the next one, under another name."""
+        config = self.runs.settings_of(language_of(request), name)
+        project, _, run = (name or "").partition("/")
+        config = dataclasses.replace(config, output_dir=following(run), resume_from_checkpoint="latest")
+        return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
 
     def stop_what_runs(self) -> None:
         job = self.context.jobs.running()

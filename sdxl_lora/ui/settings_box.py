@@ -7,18 +7,24 @@ import gradio as gr
 from sdxl_lora.config import to_yaml
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui.commands import command_line, read_config
-from sdxl_lora.ui.context import telling
+from sdxl_lora.ui.context import tell, telling
 from sdxl_lora.ui.forms import Form
 from sdxl_lora.ui.i18n import T, language_of, say, say_problem
 
 
 class SettingsBox:
-    def __init__(self, form: Form, prefix: str, processes: gr.components.Component | None = None):
+    """
+    Args:
+        problems: what the form's button last complained of; it goes as it is mended.
+        processes: the number of processes, where the form has one.
+    """
+
+    def __init__(self, form: Form, prefix: str, problems: gr.HTML, processes: gr.components.Component | None = None):
         self.form = form
         with gr.Accordion(T("These settings as a file and as a command"), open=False):
-            self.command = gr.Code(
-                label=T("The same as a command"), language="shell", interactive=False, wrap_lines=True,
-                elem_id=f"{prefix}-command",
+            self.command = gr.Textbox(
+                label=T("The same as a command"), lines=3, max_lines=12, interactive=False, buttons=["copy"],
+                elem_id=f"{prefix}-command", elem_classes="code",
             )  # fmt: skip
             self.yaml = gr.Code(
                 label=T("The same as a YAML file, for --config"), language="yaml", interactive=False, max_lines=18,
@@ -31,8 +37,8 @@ class SettingsBox:
         gr.on(
             [widget.change for widget in [*form.inputs, *more]],
             self.texts if processes is None else self.texts_for_processes,
-            [*more, *form.inputs],
-            [self.command, self.yaml],
+            [*more, problems, *form.inputs],
+            [self.command, self.yaml, problems],
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
@@ -45,21 +51,21 @@ class SettingsBox:
             api_visibility="private",
         )
 
-    def texts_for_processes(self, request: gr.Request, processes: float, *entered) -> tuple[str, str]:
-        return self.texts(request, *entered, processes=int(processes or 1))
+    def texts_for_processes(self, request: gr.Request, processes: float, complaint: str, *entered) -> tuple:
+        return self.texts(request, complaint, *entered, processes=int(processes or 1))
 
-    def texts(self, request: gr.Request, *entered, processes: int = 1) -> tuple[str, str]:
-        """The command line and the YAML; what has to be mended where the settings are not valid."""
+    def texts(self, request: gr.Request, complaint: str, *entered, processes: int = 1) -> tuple:
+        """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
+        language = language_of(request)
         try:
             config = self.form.config(*entered)
         except ConfigError as error:
-            language = language_of(request)
             lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
-            return words, words
-        return command_line(config, processes), to_yaml(config)
+            return words, words, self.form.complaint(language, *entered) if complaint else gr.skip()
+        return command_line(config, processes), to_yaml(config), "" if complaint else gr.skip()
 
     def load(self, request: gr.Request, file: str) -> list:
         config = read_config(self.form.config_class, Path(file))
-        gr.Info(say(language_of(request), "Loaded."))
+        tell(say(language_of(request), "Loaded."))
         return self.form.shown(config)

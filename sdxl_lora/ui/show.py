@@ -103,23 +103,23 @@ def plots(language: str, history: History) -> str:
     ]
     rate = [(event["step"], event.get("learning_rate")) for event in history.steps]
     charts = [
-        chart(say(language, "Loss"), loss, empty, history.total_steps),
-        chart(say(language, "Learning rate"), [Line("", rate)], empty, history.total_steps),
+        chart(say(language, "Loss"), loss, empty),
+        chart(say(language, "Learning rate"), [Line("", rate)], empty),
     ]
     if history.validations:
         points = [(event["step"], event.get("validation_loss")) for event in history.validations]
         title = say(language, "Loss on pictures held out")
-        charts.append(chart(title, [Line("", points, "dots")], empty, history.total_steps))
+        charts.append(chart(title, [Line("", points, "dots")], empty))
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def gallery(
     language: str, pictures: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int
 ) -> str:
-    """A row for each prompt and seed, a column for each of the last steps."""
+    """A row for each prompt and seed, a column for each of the last steps, the newest first."""
     if not pictures:
         return f'<p class="empty">{escape(say(language, "No samples yet. Give sample prompts before training."))}</p>'
-    steps = sorted({step for by_step in pictures.values() for step in by_step})[-SHOWN_SAMPLE_STEPS:]
+    steps = sorted({step for by_step in pictures.values() for step in by_step}, reverse=True)[:SHOWN_SAMPLE_STEPS]
     head = "".join(f"<th>{escape(say(language, 'step {step}', step=step))}</th>" for step in steps)
     rows = []
     for (prompt, image), by_step in pictures.items():
@@ -180,11 +180,13 @@ def log_lines(language: str, lines: list[tuple[str, str, str]]) -> str:
 
 
 def words_of(event: dict) -> str:
-    """An event in the run's own words."""
+    """An event in the run's own words, without lists, and with names in place of paths."""
     if event["event"] == "message":
         return str(event.get("text", ""))
     facts = {name: value for name, value in event.items() if name not in ("time", "event")}
-    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+    plain = {name: value for name, value in facts.items() if not isinstance(value, list | dict)}
+    names = {name: Path(value).name if str(value).startswith("/") else value for name, value in plain.items()}
+    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in names.items())
 
 
 def level_of(line: str) -> str:

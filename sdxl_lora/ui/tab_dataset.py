@@ -9,7 +9,7 @@ from preprocess.page import crop_in_percent
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import dataset as datasets
 from sdxl_lora.ui.commands import caption_job, prepare_job
-from sdxl_lora.ui.context import Context, dataset_name, telling
+from sdxl_lora.ui.context import Context, dataset_name, tell, telling
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.show import picture
 
@@ -125,7 +125,7 @@ class DatasetTab:
                 folder = self.folder(language, name)
                 self.require_captioner(language, folder)
                 self.context.start(caption_job(self.context.jobs, folder, rows[number][0]))
-                gr.Info(say(language, "The captioner will look at it; the new caption appears here."))
+                tell(say(language, "The captioner will look at it; the new caption appears here."))
 
         return caption
 
@@ -139,7 +139,7 @@ class DatasetTab:
         language = language_of(request)
         folder = self.folder(language, name)
         changed = datasets.add_trigger_word(folder, word)
-        gr.Info(say(language, "{changed} captions changed.", changed=changed))
+        tell(say(language, "{changed} captions changed.", changed=changed))
         return self.view(language, datasets.read_dataset(folder), name, shown.get("page", 0))
 
     def caption_all_anew(self, request: gr.Request, name: str | None) -> None:
@@ -148,7 +148,7 @@ class DatasetTab:
         self.require_captioner(language, folder)
         config = datasets.read_dataset(folder).config(recaption=True)
         self.context.start(prepare_job(self.context.jobs, config))
-        gr.Info(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
+        tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
     def view(self, language: str, dataset: datasets.Dataset, name: str, page: int) -> list:
         last = max(0, (len(dataset.pictures) - 1) // CARDS)

@@ -39,8 +39,9 @@ class PrepareTab:
             elem_id="prepare-auto_caption",
         )
         self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))
-        self.settings = SettingsBox(self.form, "prepare")
-        self.problems = gr.HTML(elem_id="prepare-problems", padding=False)
+        self.problems = gr.HTML(elem_id="prepare-problems", padding=False, render=False)
+        self.settings = SettingsBox(self.form, "prepare", self.problems)
+        self.problems.render()
         with gr.Row(elem_classes="actions"):
             self.button = gr.Button(T("Prepare"), variant="primary", elem_id="prepare")
         self.card = gr.HTML(elem_id="prepare-card", padding=False)

@@ -11,7 +11,7 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import show
 from sdxl_lora.ui.commands import draw_job, read_config
-from sdxl_lora.ui.context import Context, telling
+from sdxl_lora.ui.context import Context, tell, telling
 from sdxl_lora.ui.drawings import drawing_request, picture_path, read_request
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.jobs import Job
@@ -31,9 +31,8 @@ class ResultsTab:
             )
             with gr.Row():
                 self.weights = gr.Textbox(
-                    "0.6 1", label=T("Weights of the LoRA"), info=T("The base alone stands beside them."), max_lines=1,
-                    elem_id="result-weights",
-                )  # fmt: skip
+                    "0.6 1", label=T("Weights, beside the base"), max_lines=1, elem_id="result-weights", min_width=180
+                )
                 self.seed = gr.Number(0, label=T("Seed"), precision=None, elem_id="result-seed", min_width=100)
                 self.steps = gr.Number(25, label=T("Denoising steps"), elem_id="result-steps", min_width=100)
                 self.guidance = gr.Number(5, label=T("Guidance"), elem_id="result-guidance", min_width=100)
@@ -84,13 +83,13 @@ class ResultsTab:
         language = language_of(request)
         run = self.run(language, name)
         self.context.start(draw_job(self.context.jobs, run, drawing_request(run, *asked)))
-        gr.Info(say(language, "The pictures appear here as they are drawn."))
+        tell(say(language, "The pictures appear here as they are drawn."))
 
     def view(self, language: str, name: str | None) -> str:
         """The newest drawing of the chosen run."""
         run = self.context.run_of(name)
         if run is None:
-            return ""
+            return f'<p class="empty">{escape(say(language, "No run has saved anything yet."))}</p>'
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
         if job is None:
@@ -117,7 +116,7 @@ class ResultsTab:
         temporary = to / f".{lora.name}.part"
         shutil.copyfile(lora, temporary)
         os.replace(temporary, to / lora.name)
-        gr.Info(escape(say(language, "Copied to {path}.", path=to / lora.name)))
+        tell(say(language, "Copied to {path}.", path=to / lora.name))
 
 
 def stage_words(language: str, stage: str) -> str:

@@ -13,7 +13,7 @@ from sdxl_lora.ui import show
 from sdxl_lora.ui.commands import read_config, train_job
 from sdxl_lora.ui.context import Context, run_name, telling
 from sdxl_lora.ui.fields import fields_of, number
-from sdxl_lora.ui.follow import history_of
+from sdxl_lora.ui.follow import History, history_of
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.jobs import Job, Jobs
 from sdxl_lora.ui.runs import RunState, console_lines, find_runs, samples_of, stages, state_of
@@ -41,6 +41,7 @@ class RunsTab:
                 label=T("Until epoch"), placeholder=T("as it was planned"), max_lines=1, elem_id="run-until"
             )
             self.resume = gr.Button(T("Resume"), elem_id="run-resume", scale=0, min_width=160)
+            self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=220)
         self.plots = gr.HTML(elem_id="run-plots", padding=False)
         self.samples = gr.HTML(elem_id="run-samples", padding=False)
         self.log = gr.HTML(elem_id="run-log", padding=False)
@@ -71,7 +72,7 @@ class RunsTab:
             return [empty, "", "", "", False, "", False, [], *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
-        prompts, seed = prompts_of(run)
+        prompts, seed = prompts_of(run, history)
         can_stop = state.is_active or state.state == "waiting"
         stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
         return [
@@ -109,17 +110,25 @@ class RunsTab:
             (run / "stop").touch()  # started from a shell: its folder is all that we share
 
     def go_on(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
-        language, run = language_of(request), self.context.run_of(name)
-        if run is None or not (run / "config.yaml").exists():
-            raise ConfigError(say(language, "Choose a run first."))
+        config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
         if not can_resume(state_of(run, self.context.jobs)):
             return
-        config = read_config(TrainConfig, run / "config.yaml")
         changes: dict = {"output_dir": str(run), "resume_from_checkpoint": checkpoint or "latest"}
         if (until or "").strip():
             epochs = number(fields_of(TrainConfig)["num_train_epochs"], until.strip())
             changes |= {"num_train_epochs": epochs, "max_train_steps": None}
         self.context.start(train_job(self.context.jobs, dataclasses.replace(config, **changes), processes_of(run)))
+
+    def settings_of(self, language: str, name: str | None) -> TrainConfig:
+        """What a run was started with.
+
+        Raises:
+            ConfigError: no such run, or another version of the trainer wrote it.
+        """
+        run = self.context.run_of(name)
+        if run is None or not (run / "config.yaml").exists():
+            raise ConfigError(say(language, "Choose a run first."))
+        return read_config(TrainConfig, run / "config.yaml")
 
     def mover(self, by: int):
         def move(job_id: str | None) -> None:
@@ -147,11 +156,13 @@ def processes_of(run: Path) -> int:
     return started[-1].get("processes", 1) if started else 1
 
 
-def prompts_of(run: Path) -> tuple[tuple[str, ...], int]:
+def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
     """The prompts that it draws, and the seed of the first picture."""
     path = run / "config.yaml"
     config = config_at(path, path.stat().st_mtime_ns) if path.exists() else None
-    return (config.validation_prompt, config.seed) if config else ((), 0)
+    told = [event["prompts"] for event in history.messages if event["event"] == "samples" and event.get("prompts")]
+    prompts = tuple(map(str, told[-1])) if told else config.validation_prompt if config else ()
+    return prompts, config.seed if config else 0
 
 
 @lru_cache(maxsize=64)

@@ -41,8 +41,9 @@ class TrainTab:
             visible=gpus > 1,
             elem_id="train-processes",
         )
-        self.settings = SettingsBox(self.form, "train", self.processes)
-        self.problems = gr.HTML(elem_id="train-problems", padding=False)
+        self.problems = gr.HTML(elem_id="train-problems", padding=False, render=False)
+        self.settings = SettingsBox(self.form, "train", self.problems, self.processes)
+        self.problems.render()
         with gr.Row(elem_classes="actions"):
             self.button = gr.Button(T("Train"), variant="primary", elem_id="train")
             self.both = gr.Button(T("Prepare and train"), elem_id="prepare-and-train")
