@@ -33,7 +33,7 @@ case $1 in show) echo 127.0.0.1 ;; *) echo "$@" >> "$TOLD_SLURM" ;; esac
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a job on two machines, of a Slurm that notes what it is told in tmp_path/told."""
+    """The environment of a job, of a Slurm that notes what it is told in tmp_path/told."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -43,7 +43,7 @@ def slurm(tmp_path):
         **os.environ,
         "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TOLD_SLURM": str(tmp_path / "told"),
-        "SLURM_NNODES": "2", "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]",
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
@@ -77,12 +77,14 @@ def kill_rank_1_at(step, process, run, printed):
     worker(process, 1).kill()
 
 
-def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm):
-    """Two machines: asked to leave, queued again; then one process dies, all start again, and the run ends."""
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, nodes):
+    """Asked to leave, queued again, and there to its end; of two machines one loses its process on the way."""
     run, printed = tmp_path / "run", tmp_path / "printed"
     settings = train_config(max_train_steps=40, checkpointing_steps=5, output_dir="given by the command")
     (tmp_path / "run.yaml").write_text(to_yaml(settings))
     command = ["bash", "examples/slurm.sh", str(run), "--config", str(tmp_path / "run.yaml")]
+    slurm["SLURM_NNODES"] = str(nodes)
     job = start(command, slurm, printed)
     wait_for(lambda: (run / "events.jsonl").exists() and steps_of(run)[-1:] >= [2], job, printed)
     job.send_signal(signal.SIGUSR1)
@@ -93,11 +95,14 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
     assert problem_with(run / status["last_checkpoint"]) is None
 
     job = start(command, slurm, printed)
-    kill_rank_1_at(min(status["step"] + 8, 38), job, run, printed)
+    if nodes > 1:
+        kill_rank_1_at(min(status["step"] + 8, 38), job, run, printed)
     assert job.wait(150) == 0, printed.read_text()
     assert read_status(run)["state"] == "done" and checkpoints(run)[-1].name == "checkpoint-40"
     starts = [event["step"] for event in read_events(run / "events.jsonl", "started")]
-    assert starts[:2] == [0, status["step"]] and len(starts) == 3 and starts[2] % 5 == 0 and starts[2] > starts[1]
+    assert starts[:2] == [0, status["step"]]
+    if nodes > 1:
+        assert len(starts) == 3 and starts[2] % 5 == 0 and starts[2] > starts[1]
     assert (tmp_path / "told").read_text().count("requeue") == 1, "a run that is done does not come back"
 
 

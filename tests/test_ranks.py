@@ -1,0 +1,110 @@
+"""Two processes that keep in step: equal results for every split, equal collectives, and patience with each other."""
+
+import json
+import os
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdxl_lora.checkpoint import checkpoints
+from sdxl_lora.events import read_events
+
+from .forked import launch
+from .test_processes import two_sizes  # noqa: F401  the fixture
+
+TIMEOUT = 4
+LOOKING = {
+    "validation_prompt": ("a cat",), "num_validation_images": 3, "validation_inference_steps": 1,
+    "validation_split": 0.25,
+}  # fmt: skip
+
+
+def test_every_split_of_a_step_gives_the_same(train_config, two_sizes, tmp_path):  # noqa: F811
+    """One process of batch 4, two of 2, one of 2 with two micro-steps; two sizes, short last steps, own caches."""
+    splits = {"one": (1, 4, 1), "two": (2, 2, 1), "micro": (1, 2, 2)}
+    for name, (world, batch, micro_steps) in splits.items():
+        config = train_config(
+            train_data_dir=None, dataset_name=str(two_sizes), max_train_steps=None, num_train_epochs=3,
+            adam_epsilon=1e-4, random_flip=True, lr_scheduler="cosine", train_batch_size=batch,
+            gradient_accumulation_steps=micro_steps, output_dir=str(tmp_path / name),
+            cache_dir=str(tmp_path / f"cache {name}"),
+        )  # fmt: skip
+        codes, printed = launch(config, tmp_path / "log", world)
+        assert codes == [0] * world, printed
+    one, *others = (list(read_events(tmp_path / name / "events.jsonl", "step")) for name in splits)
+    assert len({len(steps) for steps in (one, *others)}) == 1 and len(one) > 3
+    for other in others:
+        assert [step["learning_rate"] for step in other] == [step["learning_rate"] for step in one]
+        assert [step["loss"] for step in other] == pytest.approx([step["loss"] for step in one], rel=1e-5)
+    weights = [load_file(checkpoints(tmp_path / name)[-1] / "lora_state.safetensors") for name in splits]
+    for other in weights[1:]:
+        assert max((weights[0][key] - other[key]).abs().max() for key in other) < 1e-6
+    caches = [{p.name: load_file(p) for p in (tmp_path / f"cache {n}").rglob("*.safetensors")} for n in splits]
+    assert caches[0].keys() == caches[1].keys()
+    for name, record in caches[0].items():
+        assert all(torch.equal(tensor, caches[1][name][key]) for key, tensor in record.items())
+
+
+def note_collectives():
+    """In a process that is about to train: write the name of every collective to the file NOTED.<rank>."""
+    import torch.distributed as dist
+
+    file = open(f"{os.environ['NOTED']}.{os.environ['RANK']}", "w", buffering=1)  # noqa: SIM115
+
+    def noting(name, collective):
+        def call(*args, **options):
+            file.write(name + "\n")
+            return collective(*args, **options)
+
+        return call
+
+    for name in ("all_reduce", "broadcast", "all_gather_object", "barrier", "broadcast_object_list"):
+        setattr(dist, name, noting(name, getattr(dist, name)))
+
+
+@pytest.mark.parametrize(
+    "fault, codes",
+    [
+        ("term@step=3,rank=1", [0, 0]),  # save, sample, validate, stop
+        ("oom@sample=1,rank=1", [0, 0]),
+        ("oom@checkpoint_file=2", [7, 7]),  # on the main process
+        ("nan@step=3,rank=0", [6, 6]),
+    ],
+)
+def test_both_processes_take_part_in_the_same_collectives(train_config, tmp_path, fault, codes):
+    """Whatever happens to one of them: no collective hides in a branch of the main process."""
+    config = train_config(max_train_steps=4, checkpointing_steps=2, **LOOKING)
+    given, printed = launch(
+        config, tmp_path / "log", world=2, first=note_collectives, NOTED=str(tmp_path / "noted"), TRAINER_FAULT=fault
+    )
+    assert given == codes, printed
+    noted = [(tmp_path / f"noted.{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert noted[0] == noted[1] and len(noted[0]) > 20
+
+
+def take_long():
+    """In a process that is about to train: uploads of pictures and of the LoRA, and pictures of rank 1, take long."""
+    import sdxl_lora.watching
+
+    def slow(function, ranks):
+        def call(*args, **options):
+            if os.environ["RANK"] in ranks:
+                time.sleep(1.5 * TIMEOUT)
+            return function(*args, **options)
+
+        return call
+
+    sdxl_lora.watching.deliver = slow(sdxl_lora.watching.deliver, "0")
+    sdxl_lora.watching.read_samples = slow(sdxl_lora.watching.read_samples, "0")
+    sdxl_lora.watching.validation_sums = slow(sdxl_lora.watching.validation_sums, "1")
+
+
+def test_an_upload_longer_than_the_timeout_ends_nothing(train_config, tmp_path):
+    config = train_config(max_train_steps=2, process_timeout_seconds=TIMEOUT, validation_epochs=9, **LOOKING)
+    codes, printed = launch(config, tmp_path / "log", world=2, first=take_long)
+    assert codes == [0, 0], printed
+    times = [json.loads(line)["time"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert max(later - before for before, later in pairwise(times)) > TIMEOUT
