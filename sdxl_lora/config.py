@@ -631,6 +631,7 @@ def streaming_problems(config: TrainConfig) -> list[str]:
         for name, is_set in {
             "datasets": bool(config.datasets),
             "validation_split": config.validation_split > 0,
+            "similarity_model": config.similarity_model is not None,
             "dry_run": config.dry_run,
             "cache_part": config.cache_part is not None,
             "checkpointing_epochs": config.checkpointing_epochs is not None,

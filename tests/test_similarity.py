@@ -131,3 +131,5 @@ def test_what_cannot_measure_is_refused_before_any_work(train, models, tmp_path)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "cache").exists()
     with pytest.raises(ConfigError, match="similarity_model needs a validation_prompt"):
         train(similarity_model=str(models / "dinov2"))
+    with pytest.raises(ConfigError, match="dataset_streaming does not go with similarity_model"):
+        train(**settings, similarity_model=str(models / "dinov2"), dataset_streaming=True)
