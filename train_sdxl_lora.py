@@ -40,7 +40,6 @@ from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, rep
 from sdxl_lora.settings import (
     check_names,
     learning_rate_of,
-    repository_of,
     same_on_resume,
 )
 from sdxl_lora.trackers import start_trackers
@@ -90,7 +89,7 @@ class Training(Watched):
         super().__init__(config, accelerator, run, stop)
         main_process_decides(accelerator, lambda: check_names(config, self.base))
         main_process_decides(accelerator, self.load_similarity)
-        self.repository = main_process_decides(accelerator, lambda: repository_of(config))
+        self.repository = main_process_decides(accelerator, self.claim_repository)
         self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
         self.prepare_pictures()
         self.end_if_asked_to("while caching")

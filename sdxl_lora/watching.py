@@ -13,7 +13,9 @@ from PIL import Image
 
 from sdxl_lora.averages import schedule_free_average
 from sdxl_lora.best import Best
+from sdxl_lora.checkpoint import checkpoints
 from sdxl_lora.delivery import best_lora, deliver, last_words, write_card
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.hub import UploadError, published_files, upload
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
@@ -23,7 +25,7 @@ from sdxl_lora.memory import free_memory
 from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples, spread, to_picture
-from sdxl_lora.settings import settings_to_show, trigger_words_of
+from sdxl_lora.settings import repository_of, settings_to_show, trigger_words_of
 from sdxl_lora.similarity import Similarity
 from sdxl_lora.trackers import log_lora
 from sdxl_lora.validation import validation_batch, validation_sums
@@ -49,6 +51,20 @@ class Watched(Parts):
     def load_similarity(self) -> None:
         if self.config.similarity_model:
             self.similarity = Similarity(self.config.similarity_model)
+
+    def claim_repository(self) -> str | None:
+        """The Hub's repository to upload to. A run that goes on is not kept from it by a Hub that it needs at the end.
+
+        Raises:
+            ConfigError: a new run may not upload.
+        """
+        try:
+            return repository_of(self.config)
+        except ConfigError as error:
+            if not checkpoints(self.run.folder):
+                raise
+            self.notes.append(f"{error}. Going on; the upload is tried at the end")
+            return self.config.hub_model_id or self.config.lora_name
 
     def look_again(self) -> None:
         """Validate and draw before the first step, and after a kill what should have been by now."""

@@ -68,9 +68,14 @@ def test_the_hub_gets_what_a_user_needs_and_the_cards_python_draws_with_it(train
 
 def test_an_upload_that_fails_loses_nothing_and_says_how_to_try_again(train, hub, capsys):
     hub.refuse = "/commit/"
-    run = train(**SETTINGS)
+    run = train(**{**SETTINGS, "max_train_steps": 1})
     said = capsys.readouterr().err
     assert "could not upload to me/cat: 403 Forbidden" in said and f"python -m sdxl_lora.hub {run} me/cat" in said
+    hub.refuse = "/api/"
+    train(**SETTINGS)
+    said = capsys.readouterr().err
+    assert "Going on; the upload is tried at the end" in said, "a run that goes on is not kept from it"
+    assert "could not upload to cat: " in said and f"try again with: python -m sdxl_lora.hub {run} cat" in said
     status = read_status(run)
     assert (status["state"], status["exit_code"]) == ("done", 0) and (run / "cat.safetensors").exists()
     assert not arrived(hub) and not list(read_events(run / "events.jsonl", "published"))
