@@ -169,6 +169,8 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
     assert not (tmp_path / "cache").exists(), "that is known before anything is cached"
     with pytest.raises(ConfigError, match="cannot go on training here"):
         train(**STAND, init_lora=str(larger))
+    start = read_start(texts, "lora", ["unet", "text_encoder_2"])
+    assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it begins anew" in start.notes[0]
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):
         with pytest.raises(ConfigError, match=f"leave out {next(iter(settings))}"):
             TrainConfig(output_dir="x", train_data_dir="y", init_lora="z", **settings)
