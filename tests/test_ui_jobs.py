@@ -1,5 +1,6 @@
 """The page's queue with real processes: order, stop, end, and that no kill of page or worker costs a job."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,11 @@ import psutil
 import pytest
 
 from sdxl_lora.config import PreprocessConfig, TrainConfig
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.events import EventLog
 from sdxl_lora.status import replace_text
 from sdxl_lora.ui import jobs as jobs_module
-from sdxl_lora.ui.commands import new_job, prepare_job, train_job
+from sdxl_lora.ui.commands import caption_job, new_job, prepare_job, train_job
 from sdxl_lora.ui.jobs import Job, Jobs
 from sdxl_lora.ui.runs import RunState, console_lines, find_runs, state_of
 from sdxl_lora.ui.worker import work
@@ -83,7 +85,7 @@ def no_worker(projects: Path) -> bool:
 
 def test_what_waits_is_moved_and_cancelled(jobs, monkeypatch):
     monkeypatch.setattr(Jobs, "ensure_worker", lambda self: None)
-    a, b, c = (add(jobs, WAITS) for _ in range(3))
+    a, b, c = (add(jobs, f"{WAITS}  # {name}") for name in "abc")
     jobs.move(c.id, -1)
     jobs.move(a.id, -1)
     assert [job.id for job in jobs.waiting()] == [a.id, c.id, b.id]
@@ -104,6 +106,10 @@ def test_start_pressed_twice_is_one_run(jobs, tmp_path, monkeypatch):
         thread.join()
     assert [job.id for job in jobs.waiting()] == [first.id]
     assert find_runs(tmp_path, jobs) == [Path(config.output_dir)]
+    with pytest.raises(ConfigError, match="with other settings"):
+        jobs.add(train_job(jobs, dataclasses.replace(config, rank=3)))
+    pictures = [caption_job(jobs, tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
+    assert len({jobs.add(job).id for job in pictures}) == 2
     assert state_of(Path(config.output_dir), jobs) == RunState("waiting")
 
 

@@ -97,13 +97,13 @@ def preprocess_config(places: Places, project: str, entered: dict[str, Any]) -> 
     return config_or_all_problems(PreprocessConfig, entered, problems)
 
 
-def train_config(places: Places, project: str, entered: dict[str, Any], may_exist: bool = False) -> TrainConfig:
+def train_config(places: Places, project: str, entered: dict[str, Any]) -> TrainConfig:
     """
     Raises:
-        ConfigError: with all its problems at once; also where an earlier run has that name, but for `may_exist`.
+        ConfigError: with all its problems at once; also where an earlier run has that name.
     """
     problems, folder = place_of(places.run_folder, project, entered["output_dir"])
-    if not problems and not may_exist and has_run(places.run_folder(project, entered["output_dir"])):
+    if not problems and has_run(places.run_folder(project, entered["output_dir"])):
         name = entered["output_dir"]
         problems.append(f"output_dir {name!r} is taken by an earlier run: choose another name, or resume it under Runs")
     return config_or_all_problems(TrainConfig, {**entered, "output_dir": folder}, problems)

@@ -267,6 +267,8 @@ PROBLEMS = [
     (r"optimizer_args may not set (\w+).*", r"optimizer_args ne peut pas fixer \1"),
     (r"optimizer_args has (.+), it must be name=value .+",
      r"optimizer_args contient \1, il faut nom=valeur avec les valeurs de Python : 0.1, True, (0.9, 0.99), 'texte'"),
+    (r"(.+) waits or runs already, with other settings: .+",
+     r"\1 attend ou tourne déjà, avec d'autres réglages : arrêtez-le ou choisissez un autre nom"),
     (r"(.+) is being prepared: wait until that is done", r"\1 est en préparation : attendez que ce soit fini"),
     (r"(.+) is no longer in the dataset: load it again", r"\1 n'est plus dans le jeu de données : rechargez-le"),
     (r"the caption of (.+) was changed elsewhere: load the dataset again",

@@ -18,7 +18,9 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.status import replace_text
+from sdxl_lora.ui.security import PASSWORD_VARIABLE
 
 ROOT = Path(__file__).parents[2]  # where train_sdxl_lora.py and preprocess/ are
 SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the first one, doubled
@@ -122,15 +124,32 @@ class Jobs:
         return next((job for job in reversed(self.all()) if job.state == "running"), None)
 
     def add(self, job: Job) -> Job:
-        """Put it at the end; the same work on the same folder that is not over yet is that job, not a second one."""
+        """Put it at the end. Asked for twice, a job is one: the one that waits or runs already is returned.
+
+        Raises:
+            ConfigError: a training or preparation of this folder, with other settings, is not over yet.
+        """
         with self.lock:
             for other in self.of(Path(job.target)):
-                if not other.is_over and other.kind == job.kind and job.kind != "draw":
+                if other.is_over or other.kind != job.kind:
+                    continue
+                if self.wish(other) == self.wish(job):
                     return other
+                if job.kind in ("prepare", "train"):
+                    name = Path(job.target).name
+                    raise ConfigError(
+                        f"{name} waits or runs already, with other settings: stop it or choose another name"
+                    )
             self.write(job)
             self.write_order([*(waiting.id for waiting in self.waiting()), job.id])
         self.ensure_worker()
         return job
+
+    def wish(self, job: Job) -> tuple[list[str], str]:
+        """What was asked for, whichever job it is: the command and the settings."""
+        path = self.folder_of(job.id) / "config.yaml"
+        settings = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [word.replace(job.id, "") for word in job.command], settings
 
     def move(self, job_id: str, by: int) -> None:
         with self.lock:
@@ -179,6 +198,7 @@ class Jobs:
                 self.worker_lock.release()
             except Timeout:
                 return
+            others = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
             with open(self.folder / "worker.log", "ab") as log:
                 subprocess.Popen(
                     [sys.executable, "-m", "sdxl_lora.ui.worker", str(self.folder.parent)],
@@ -187,5 +207,5 @@ class Jobs:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    env={**others, "PYTHONUNBUFFERED": "1"},
                 )

@@ -92,7 +92,7 @@ class Page:
                     self.runs = RunsTab(context)
                 with gr.Tab(T("5 · Results"), id="results"):
                     self.results = ResultsTab(context)
-        self.sent = gr.State({})
+        self.sent = gr.State([])
         self._listen()
 
     def _listen(self) -> None:
@@ -116,13 +116,12 @@ class Page:
         self.stop.click(self.stop_what_runs, None, None, **quiet)
         looks = gr.Timer(SECONDS_BETWEEN_LOOKS)
         self.live = [
-            self.now, self.stop, self.prepare.card, *self.runs.outputs, self.results.drawn,
+            self.now, self.stop, self.prepare.card, *self.runs.outputs, *self.results.live,
             self.runs.chosen, self.dataset.chosen, self.results.chosen, self.train.form.widgets["train_data_dir"],
         ]  # fmt: skip
-        chosen = [self.runs.chosen, self.results.chosen, self.dataset.chosen]
-        looks.tick(self.look, [self.sent, *chosen], [self.sent, *self.live], concurrency_limit=None, **quiet)
+        # One event a look, for all of it: each costs the browser a pass over every widget.
         looks.tick(
-            self.look_at_dataset, [self.dataset.chosen, self.dataset.shown], self.dataset.outputs,
+            self.look, [self.sent, self.dataset.shown, *choosers], [self.sent, *self.live, *self.dataset.outputs],
             concurrency_limit=None, **quiet,
         )  # fmt: skip
 
@@ -182,41 +181,40 @@ class Page:
         if job is not None:
             self.context.jobs.stop(job)
 
-    def look(self, request: gr.Request, sent: dict, run: str | None, result: str | None, dataset: str | None) -> list:
+    def look(
+        self, request: gr.Request, sent: list, shown: dict, run: str | None, dataset: str | None, result: str | None
+    ) -> list:
         """What has changed since the last look at it, and nothing else, so that the page stays still."""
-        language = language_of(request)
-        self.context.jobs.ensure_worker()
-        runs_view = self.runs.view(language, run)
-        now = [
+        language, jobs = language_of(request), self.context.jobs
+        jobs.ensure_worker()
+        folders = self.context.places.datasets()
+        parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
             *self.now_running(language),
-            job_card(language, self.context.jobs),
-            *runs_view,
-            self.results.view(language, result),
-            self.runs.choices(),
-            self.dataset.choices(),
-            self.with_files(),
-            self.context.places.datasets(),
+            (card := job_card(language, jobs), card),
+            *self.runs.look(language, run),
+            *self.results.look(language, result),
+            chooser(self.runs.choices(), run),
+            chooser(self.dataset.choices(), dataset),
+            chooser(self.with_files(), result),
+            (folders, gr.Dropdown(folders, value=newest(folders)) if folders else gr.skip()),
         ]
-        first = 3  # runs_view follows what now_running gives and the card
-        updates = list(now)
-        updates[1] = gr.Button(now[1][1] or T("Stop"), interactive=now[1][0])
-        updates[first : first + len(runs_view)] = self.runs.updates(runs_view)
-        for place, chosen in zip((-4, -3, -2), (run, dataset, result), strict=True):
-            names = now[place]
-            updates[place] = gr.Dropdown(names, value=chosen if chosen in names else (names[0] if names else None))
-        updates[-1] = gr.Dropdown(now[-1], value=newest(now[-1])) if now[-1] else gr.skip()
-        seen = {place: fingerprint(value) for place, value in enumerate(now)}
+        pictures = self.dataset.refresh(language, dataset, shown) or [gr.skip()] * len(self.dataset.outputs)
+        seen = [fingerprint(value) for value, _ in parts]
         if seen == sent:
-            return [gr.skip()] * (1 + len(now))
-        changed = [update if sent.get(place) != seen[place] else gr.skip() for place, update in enumerate(updates)]
-        return [seen, *changed]
+            return [gr.skip()] * (1 + len(parts)) + pictures
+        before = sent or [None] * len(seen)
+        changed = (
+            update if new != old else gr.skip() for (_, update), new, old in zip(parts, seen, before, strict=True)
+        )
+        return [seen, *changed, *pictures]
 
-    def now_running(self, language: str) -> list:
+    def now_running(self, language: str) -> list[tuple]:
         """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
         jobs = self.context.jobs
         job = jobs.running()
         if job is None:
-            return [f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>', (False, "")]
+            html = f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>'
+            return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
         words = say(language, KINDS[job.kind], name=Path(job.target).name)
         state, share = state_of_job(jobs, job), 0.0
         if job.kind == "train":
@@ -229,12 +227,15 @@ class Page:
             f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
             f'<small>{escape(more)}</small></div><div class="bar"><i style="width:{share:.1f}%"></i></div></div>'
         )
-        is_asked = jobs.is_stopping(job)
-        return [html, (True, say(language, "End it now") if is_asked else say(language, "Stop"))]
+        words = say(language, "End it now") if jobs.is_stopping(job) else say(language, "Stop")
+        return [(html, html), (words, gr.Button(words, interactive=True))]
 
-    def look_at_dataset(self, request: gr.Request, name: str | None, shown: dict) -> list:
-        view = self.dataset.refresh(language_of(request), name, shown)
-        return view if view is not None else [gr.skip()] * len(self.dataset.outputs)
+
+def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:
+    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
+    if chosen in names:
+        return names, gr.Dropdown(names)
+    return names, gr.Dropdown(names, value=names[0] if names else None)
 
 
 def newest(folders: list[str]) -> str:

@@ -49,6 +49,7 @@ class ResultsTab:
             self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
+        self.live = [self.drawn, self.stages, self.stage]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         self.chosen.change(
             telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **quiet
@@ -85,18 +86,26 @@ class ResultsTab:
         self.context.start(draw_job(self.context.jobs, run, drawing_request(run, *asked)))
         tell(say(language, "The pictures appear here as they are drawn."))
 
-    def view(self, language: str, name: str | None) -> str:
-        """The newest drawing of the chosen run."""
+    def look(self, language: str, name: str | None) -> list[tuple]:
+        """For each of `live`: a plain value by which a change is seen, and what Gradio takes."""
         run = self.context.run_of(name)
+        drawn = self.drawn_html(language, run)
+        choices = [(stage_words(language, stage), stage) for stage in stages(run)] if run is not None else []
+        return [
+            (drawn, drawn),
+            (choices, gr.CheckboxGroup(choices)),
+            (choices, gr.Dropdown(choices)),
+        ]
+
+    def drawn_html(self, language: str, run: Path | None) -> str:
+        """The newest drawing of a run."""
         if run is None:
             return f'<p class="empty">{escape(say(language, "No run has saved anything yet."))}</p>'
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
-        if job is None:
-            return f'<p class="empty">{escape(say(language, "Nothing drawn yet."))}</p>'
-        request = read_request(jobs.folder_of(job.id))
+        request = read_request(jobs.folder_of(job.id)) if job is not None else None
         if request is None:
-            return ""
+            return f'<p class="empty">{escape(say(language, "Nothing drawn yet."))}</p>'
         return drawing_html(language, self.context, job, request)
 
     def offer(self, request: gr.Request, name: str | None, stage: str | None):

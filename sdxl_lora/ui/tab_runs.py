@@ -21,7 +21,7 @@ from sdxl_lora.ui.tab_prepare import KINDS
 
 
 class RunsTab:
-    """`outputs` are what `view` fills, a card each, for the run that is chosen."""
+    """`outputs` are what `look` fills for the run that is chosen."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -61,44 +61,38 @@ class RunsTab:
     def choices(self) -> list[str]:
         return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
 
-    def view(self, language: str, name: str | None) -> list:
-        """The outputs, as plain values that can be compared with those that were sent before."""
+    def look(self, language: str, name: str | None) -> list[tuple]:
+        """For each of the outputs: a plain value by which a change is seen, and what Gradio takes."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
-        queue = [queue_html(language, waiting), bool(waiting), [(words_for(language, job), job.id) for job in waiting]]
+        jobs_waiting = [(words_for(language, job), job.id) for job in waiting]
+        queue = [
+            twice(queue_html(language, waiting)),
+            (bool(waiting), gr.Row(visible=bool(waiting))),
+            (jobs_waiting, gr.Dropdown(jobs_waiting, value=waiting[0].id if waiting else None)),
+        ]
         run = self.context.run_of(name)
         if run is None:
             empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
-            return [empty, "", "", "", False, "", False, [], *queue]
+            hidden = (False, gr.Row(visible=False))
+            return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
         prompts, seed = prompts_of(run, history)
         can_stop = state.is_active or state.state == "waiting"
         stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
+        resumable = can_resume(state) and (run / "config.yaml").exists()
+        saved = [stage for stage in stages(run) if stage != "final"]
         return [
-            show.progress(language, name, state, history),
-            show.plots(language, history),
-            heading(say(language, "Samples")) + show.gallery(language, samples_of(run), prompts, seed),
-            heading(say(language, "Log")) + show.log(language, history, console_lines(jobs, job) if job else []),
-            can_stop,
-            stop_words,
-            can_resume(state) and (run / "config.yaml").exists(),
-            [stage for stage in stages(run) if stage != "final"],
+            twice(show.progress(language, name, state, history)),
+            twice(show.plots(language, history)),
+            twice(heading(say(language, "Samples")) + show.gallery(language, samples_of(run), prompts, seed)),
+            twice(heading(say(language, "Log")) + show.log(language, history, console_lines(jobs, job) if job else [])),
+            (can_stop, gr.Row(visible=can_stop)),
+            twice(stop_words),
+            (resumable, gr.Row(visible=resumable)),
+            (saved, gr.Dropdown(saved, value=saved[0] if saved else None)),
             *queue,
-        ]
-
-    def updates(self, view: list) -> list:
-        """The same as what Gradio takes."""
-        *html, can_stop, stop_words, resumable, checkpoints, waiting, any_waits, waiting_jobs = view
-        return [
-            *html,
-            gr.Row(visible=can_stop),
-            gr.Button(stop_words or T("Stop")),
-            gr.Row(visible=resumable),
-            gr.Dropdown(checkpoints, value=checkpoints[0] if checkpoints else None),
-            waiting,
-            gr.Row(visible=any_waits),
-            gr.Dropdown(waiting_jobs, value=waiting_jobs[0][1] if waiting_jobs else None),
         ]
 
     def ask_to_stop(self, request: gr.Request, name: str | None) -> None:
@@ -136,6 +130,11 @@ class RunsTab:
                 self.context.jobs.move(job_id, by)
 
         return move
+
+
+def twice(html: str) -> tuple[str, str]:
+    """What is sent as it is compared."""
+    return html, html
 
 
 def heading(words: str) -> str:
