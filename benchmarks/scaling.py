@@ -19,6 +19,8 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.events import read_events
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train_sdxl_lora", "benchmarks.scaling"])
+CONTEXT.set_forkserver_preload(["train_sdxl_lora"])
 KINDS = ("one", "apart", "together")
 STEPS_LEFT_OUT = 5  # the first ones warm up
 
@@ -48,7 +50,11 @@ def main() -> None:
     args = parser.parse_args()
     args.processes = args.processes or max(2, gpus())
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(args, Path(folder))
+        for measured in measure(args, Path(folder)):
+            write_results(args, measured)
+
+
+def write_results(args, measured: list[dict]) -> None:
     result = {
         "command": " ".join(["python -m benchmarks.scaling", *sys.argv[1:]]),
         "machine": f"{gpus()} GPUs, {os.cpu_count()} cores, {platform.processor() or platform.machine()}",
@@ -68,39 +74,42 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def measure(args, folder: Path) -> list[dict]:
-    """For each rank of the LoRA: medians over the rounds, and what the formula says of them."""
+def measure(args, folder: Path) -> Iterator[list[dict]]:
+    """After each round, for each rank of the LoRA: medians so far, and what the formula says of them."""
     write_pictures(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
     n, seconds = args.processes, {(rank, kind): [] for rank in args.ranks for kind in KINDS}
     allreduce, parameters = {rank: [] for rank in args.ranks}, {}
-    for round_number in range(args.rounds + 1):
+    for round_number in range(1, args.rounds + 1):
         for rank in args.ranks:
             for kind, runs, world in (("one", 1, 1), ("apart", n, 1), ("together", 1, n)):
                 lasted, parameters[rank] = train(args, folder, rank, runs, world)
-                if round_number:  # the first fills the cache and warms up
-                    seconds[rank, kind] += lasted
+                seconds[rank, kind] += lasted
             allreduce[rank] += time_allreduce(4 * parameters[rank], n)
         print(f"round {round_number} of {args.rounds}", flush=True)
-    return [
-        about(
-            rank, args.batch, n, 4 * parameters[rank],
-            *(
-                float(np.quantile(values, args.quantile))
-                for values in (allreduce[rank], *(seconds[rank, kind] for kind in KINDS))
-            ),
-        )
-        for rank in args.ranks
-    ]  # fmt: skip
+        yield [
+            about(
+                rank,
+                round_number,
+                args.batch,
+                n,
+                4 * parameters[rank],
+                *(
+                    float(np.quantile(values, args.quantile))
+                    for values in (allreduce[rank], *(seconds[rank, kind] for kind in KINDS))
+                ),
+            )
+            for rank in args.ranks
+        ]
 
 
-def about(rank, batch, n, gradient_bytes, allreduce, one, apart, together) -> dict:
+def about(rank, rounds, batch, n, gradient_bytes, allreduce, one, apart, together) -> dict:
     link = 2 * (n - 1) / n * gradient_bytes / allreduce
     # On a CPU the backward pass and gloo share the core: nothing is hidden behind it.
     cluster = Cluster("here", apart, batch, n, link, link, latency=0, jitter=0, overlap=0 if not gpus() else 2 / 3,
                       gradients=gradient_bytes)  # fmt: skip
     predicted = apart + allreduce if not gpus() else cluster.step(n)
     return {
-        "rank": rank, "processes": n, "gradient_bytes": gradient_bytes,
+        "rank": rank, "rounds": rounds, "processes": n, "gradient_bytes": gradient_bytes,
         "step_seconds_one": one, "step_seconds_apart": apart, "step_seconds_together": together,
         "allreduce_seconds": allreduce, "predicted_step_seconds": predicted,
         "measured_over_predicted": together / predicted,
@@ -126,8 +135,13 @@ def train(args, folder: Path, rank: int, runs: int, world: int) -> tuple[list[fl
         ]
     run_all(processes)
     events = [list(read_events(output / "events.jsonl")) for output in outputs]
-    times = [[event["time"] for event in of_run if event["event"] == "step"] for of_run in events]
-    lasted = [seconds for of_run in times for seconds in np.diff(of_run[STEPS_LEFT_OUT:]).tolist()]
+    steps = [[event for event in of_run if event["event"] == "step"] for of_run in events]
+    lasted = [
+        (after["time"] - before["time"]) / (after["step"] - before["step"])
+        for of_run in steps
+        for before, after in pairwise(of_run)
+        if before["step"] >= STEPS_LEFT_OUT
+    ]
     return lasted, next(event["parameters"] for event in events[0] if event["event"] == "started")
 
 

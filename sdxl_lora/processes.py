@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NoAnswer
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -114,23 +116,30 @@ def at_own_pace(accelerator):
             while not done.wait(min(SIGN_SECONDS, limit / 4)):
                 store.add("signs", 1)
 
-    thread = threading.Thread(target=show_life, daemon=True)
-    thread.start()
+    threading.Thread(target=show_life, daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        thread.join()
-    store.add("done", 1)
+    asking = ThreadPoolExecutor(1)  # a store that is cut off never answers
+
+    def ask(key: str, number: int) -> int:
+        try:
+            return asking.submit(store.add, key, number).result(limit)
+        except NoAnswer:
+            raise RuntimeError(f"Timed out waiting {limit:.0f} s for an answer of the main process") from None
+
+    ask("done", 1)
     signs, since, pause = 0, time.monotonic(), 0.01
-    while store.add("done", 0) < accelerator.num_processes:
-        before, signs = signs, store.add("signs", 0)
+    while ask("done", 0) < accelerator.num_processes:
+        before, signs = signs, ask("signs", 0)
         if signs != before:
             since = time.monotonic()
         elif time.monotonic() - since > limit:
             raise RuntimeError(f"Timed out waiting {limit:.0f} s for a sign of life of another process")
         time.sleep(pause)
         pause = min(2 * pause, 1)
+    asking.shutdown()
 
 
 @contextlib.contextmanager

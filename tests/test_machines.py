@@ -1,7 +1,9 @@
 """Several machines: two network namespaces with a cable between them, each with a host name of its own."""
 
+import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +45,7 @@ def test_a_machine_that_is_cut_off_is_named_in_time_and_the_run_goes_on_afterwar
     machines[1].cut()
     since = time.time()
     assert launched.wait(60) == [8, 8], launched.printed()
-    assert time.time() - since < TIMEOUT + 10
+    assert time.time() - since < TIMEOUT + 20
     words = launched.printed()
     for rank, other in ((0, 1), (1, 0)):
         line = rf"error: rank {other} does not answer \(last seen at step \d+ on {machines[other].name}\); "
@@ -55,6 +57,36 @@ def test_a_machine_that_is_cut_off_is_named_in_time_and_the_run_goes_on_afterwar
     assert saved and all(problem_with(path) is None for path in saved)
     done = int(saved[-1].name.split("-")[1])
     launched = Launched(train_config(**settings, max_train_steps=done + 3), tmp_path / "log 2", machines=machines)
-    assert launched.wait(60) == [0, 0], launched.printed()
+    assert launched.wait() == [0, 0], launched.printed()
     assert f"going on after step {done}" in launched.printed()
     assert steps_of(run)[-3:] == [done + 1, done + 2, done + 3]
+
+
+def upload_for_ever():
+    """In a process that is about to train: the main process is busy with its pictures, and says so."""
+    import sdxl_lora.watching
+
+    def read_samples(*_):
+        Path(os.environ["BUSY"]).touch()
+        time.sleep(600)
+
+    if os.environ["RANK"] == "0":
+        sdxl_lora.watching.read_samples = read_samples
+
+
+def test_a_machine_that_is_cut_off_while_it_waits_for_an_upload_ends_in_time(train_config, tmp_path, machines):
+    """The one that uploads has nobody to wait for; it finds out when it is done."""
+    config = train_config(
+        process_timeout_seconds=TIMEOUT, max_train_steps=2, validation_prompt=("a cat",), num_validation_images=1,
+        validation_inference_steps=1,
+    )  # fmt: skip
+    busy = tmp_path / "busy"
+    launched = Launched(config, tmp_path / "log", machines=machines, first=upload_for_ever, BUSY=str(busy))
+    wait_for(busy.exists)
+    time.sleep(2 * TIMEOUT)
+    assert all(process.is_alive() for process in launched.processes), "beyond the timeout, patiently"
+    machines[1].cut()
+    launched.processes[1].join(3 * TIMEOUT + 20)
+    launched.processes[0].kill()
+    assert launched.processes[1].exitcode == 8, launched.printed()
+    assert "rank 0 does not answer" in launched.printed()
