@@ -182,10 +182,10 @@ class Training(Watched):
                 **by_timestep,
             )
 
-            is_stopping = self.is_asked_to_stop()
             passed = epochs_before, self.batches.epoch_of(self.done_steps)
-            is_time_to_look = not is_stopping and self.is_time_to_look(passed)
-            is_best = is_time_to_look and self.validate()
+            is_time_to_look = self.is_time_to_look(passed)
+            is_best = is_time_to_look and not self.is_asked_to_stop() and self.validate()
+            is_stopping = self.is_asked_to_stop()  # perhaps while validating: the next start does that again
             is_due = is_stopping or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps)
             if is_due or is_best or self.best.is_given_up:
                 self.save(is_due)

@@ -136,6 +136,31 @@ def test_a_killed_run_decides_as_the_uninterrupted_one(train, validation_losses,
         assert (parts / "checkpoint-6" / name).read_bytes() == (whole / "checkpoint-6" / name).read_bytes()
 
 
+def test_a_validation_that_is_stopped_is_done_by_the_next_start(train, monkeypatch, tmp_path):
+    settings = {"validation_split": 0.5, "validation_steps": 2, "max_train_steps": 4, "checkpointing_steps": None}
+    whole = train(**settings, output_dir=str(tmp_path / "whole"))
+    parts, batch = tmp_path / "parts", watching.validation_batch
+
+    def stop_meanwhile(*arguments):
+        if read_status(parts)["state"] == "training":  # not that before the first step
+            (parts / "stop").touch()
+        return batch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "validation_batch", stop_meanwhile)
+        train(**settings, output_dir=str(parts))
+    status = read_status(parts)
+    assert (status["state"], status["last_checkpoint"], status["best_checkpoint"]) == ("stopped", "checkpoint-2", None)
+    train(**settings, output_dir=str(parts))
+    losses = [
+        {event["step"]: event["validation_loss"] for event in read_events(run / "events.jsonl", "validation")}
+        for run in (whole, parts)
+    ]
+    assert losses[0] == losses[1] and sorted(losses[0]) == [0, 2, 4]
+    states = [(run / "checkpoint-4" / "best.json").read_bytes() for run in (whole, parts)]
+    assert states[0] == states[1]
+
+
 def test_a_learning_rate_that_ruins_everything_is_stopped_for_real(train):
     run = train(
         validation_split=0.25, validation_steps=1, early_stopping_patience=1, max_train_steps=40, learning_rate=0.3,
