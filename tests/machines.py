@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
@@ -24,6 +25,11 @@ class Machine:
     name: str
     device: str
     address: str
+
+    @property
+    def files(self) -> Path:
+        """What commands there find in place of /etc's."""
+        return Path("/etc/netns") / self.name
 
     def cut(self) -> None:
         ip("-n", self.name, "link", "set", self.device, "down")
@@ -70,8 +76,11 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
     machines = [Machine(f"sdxl-{number}-{end}", f"cable{number}{end}", f"10.77.0.{1 + place}") for place, end in
                 enumerate("ab")]  # fmt: skip
     try:
+        hosts = "127.0.0.1 localhost\n" + "".join(f"{machine.address} {machine.name}\n" for machine in machines)
         for machine in machines:
             ip("netns", "add", machine.name)
+            machine.files.mkdir(parents=True)
+            (machine.files / "hosts").write_text(hosts)
         ip("link", "add", machines[0].device, "netns", machines[0].name, "type", "veth",
            "peer", "name", machines[1].device, "netns", machines[1].name)  # fmt: skip
         for machine in machines:
@@ -83,6 +92,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
         for machine in machines:
             with contextlib.suppress(OSError):
                 ip("netns", "delete", machine.name)
+            shutil.rmtree(machine.files, ignore_errors=True)
 
 
 def enter(machine: Machine) -> None:

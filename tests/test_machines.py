@@ -2,14 +2,19 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from sdxl_lora.checkpoint import checkpoints, problem_with
+from sdxl_lora.config import to_yaml
 from sdxl_lora.events import read_events
+from sdxl_lora.status import read_status
 
+from .conftest import ROOT
 from .forked import Launched
 from .machines import two_machines, why_not
 
@@ -90,3 +95,33 @@ def test_a_machine_that_is_cut_off_while_it_waits_for_an_upload_ends_in_time(tra
     launched.processes[0].kill()
     assert launched.processes[1].exitcode == 8, launched.printed()
     assert "rank 0 does not answer" in launched.printed()
+
+
+@pytest.mark.slow
+def test_launchers_on_two_machines_train_one_run(train_config, tmp_path, machines):
+    """The README's command on each, with the launch file for several machines."""
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    file.write_text(to_yaml(train_config(max_train_steps=4, output_dir=str(run))))
+    launchers, logs = [], [tmp_path / "log 0", tmp_path / "log 1"]
+    for rank, machine in enumerate(machines):
+        command = machine.command(
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/multi_node.yaml",
+            "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip",
+            machines[0].address, "--max_restarts", "3", "train_sdxl_lora.py", "--config", str(file),
+        )  # fmt: skip
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        with open(logs[rank], "w") as log:
+            launchers.append(
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
+                    env={**environment, "GLOO_SOCKET_IFNAME": machine.device},
+                )
+            )
+    codes = [launcher.wait(300) for launcher in launchers]
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+    assert steps_of(run) == [1, 2, 3, 4]
+    hosts = {read_status(run, rank)["host"] for rank in (0, 1)}
+    assert hosts == {machine.name for machine in machines}
