@@ -16,22 +16,23 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 
 import math
 import os
+from contextlib import closing
 from dataclasses import asdict
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
 
+from sdxl_lora.ahead import ahead
 from sdxl_lora.base_weights import base_sha256
-from sdxl_lora.batches import Turn, keyed_seed, share
+from sdxl_lora.batches import Turn, keyed_seed
 from sdxl_lora.checkpoint import disk_errors
-from sdxl_lora.collate import collate
 from sdxl_lora.data import dataset_key
 from sdxl_lora.dry_run import dry_run
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
 from sdxl_lora.faults import fault_point
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_metadata import public_name
-from sdxl_lora.measures import means_by_timestep, sums_by_timestep
 from sdxl_lora.memory import out_of_memory_advice
 from sdxl_lora.objective import noise_prediction_loss
 from sdxl_lora.optim import set_learning_rate
@@ -42,6 +43,7 @@ from sdxl_lora.settings import (
     learning_rate_of,
     same_on_resume,
 )
+from sdxl_lora.tally import Numbers, Tally
 from sdxl_lora.trackers import start_trackers
 from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
 from sdxl_lora.watching import Watched
@@ -142,6 +144,9 @@ class Training(Watched):
             notes.append,
         )
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
+        self.tally = Tally(self.accelerator.device, config.loss_bins, len(self.schedule.betas))
+        self.since_report: list[tuple[int, set[str]]] = []  # pictures of each step: their number, names of ours
+        self.reported_steps = self.done_steps
         plan = {
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
@@ -162,37 +167,40 @@ class Training(Watched):
         config = self.config
         self.look_again()
         self.end_if_asked_to(f"before step {self.done_steps + 1}")
-        for epochs_before, turns in self.batches.from_step(self.done_steps):
-            if self.done_steps >= self.total_steps or self.best.is_given_up:
-                break
-            learning_rate = learning_rate_of(config, self.done_steps, self.total_steps, self.images_per_step)
-            set_learning_rate(self.optimizer, learning_rate, self.done_steps)
-            loss, grad_norm = self.step(turns)
-            self.done_steps += 1
-            if self.ema:
-                self.ema.update(self.done_steps)
-            by_timestep = means_by_timestep(self.loss_sums, len(self.schedule.betas))
-            self.journal.step(
-                self.done_steps,
-                len(turns),
-                self.batches.passes(self.done_steps),
-                loss,
-                learning_rate,
-                grad_norm,
-                **by_timestep,
-            )
+        to_do = islice(self.batches.from_step(self.done_steps), max(0, self.total_steps - self.done_steps))
+        with closing(ahead(self.collator.steps(to_do), 0 if self.texts_are_live else 2)) as steps:
+            for epochs_before, turns, micro_batches in steps:
+                if self.best.is_given_up:
+                    break
+                learning_rate = learning_rate_of(config, self.done_steps, self.total_steps, self.images_per_step)
+                set_learning_rate(self.optimizer, learning_rate, self.done_steps)
+                self.step(turns, micro_batches)
+                self.done_steps += 1
+                if self.ema:
+                    self.ema.update(self.done_steps)
+                passed = epochs_before, self.batches.epoch_of(self.done_steps)
+                is_due = self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps)
+                is_time_to_look = self.is_time_to_look(passed)
+                if not (is_due or is_time_to_look or self.is_time_to_report(passed)):
+                    continue
 
-            passed = epochs_before, self.batches.epoch_of(self.done_steps)
-            is_time_to_look = self.is_time_to_look(passed)
-            is_best = is_time_to_look and not self.is_asked_to_stop() and self.validate()
-            is_stopping = self.is_asked_to_stop()  # perhaps while validating: the next start does that again
-            is_due = is_stopping or self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps)
-            if is_due or is_best or self.best.is_given_up:
-                self.save(is_due)
-            if is_stopping:
-                self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
-            if is_time_to_look:
-                self.draw()
+                is_stopping = self.report(learning_rate)
+                is_best = is_time_to_look and not is_stopping and self.validate()
+                if is_time_to_look:  # perhaps asked to stop while validating: the next start does that again
+                    is_stopping = self.is_asked_to_stop() or is_stopping
+                if is_due or is_stopping or is_best or self.best.is_given_up:
+                    self.save(is_due or is_stopping)
+                if is_stopping:
+                    self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
+                if is_time_to_look:
+                    self.draw()
+
+    def is_time_to_report(self, epochs: tuple[int, int]) -> bool:
+        """Alone, a process heeds a request to stop at once; among others at a step in which all report."""
+        return self.is_alone_and_asked_to_stop() or self.is_due(epochs, None, self.config.logging_steps)
+
+    def is_alone_and_asked_to_stop(self) -> bool:
+        return self.accelerator.num_processes == 1 and bool(self.stop.reason())
 
     def is_asked_to_stop(self) -> bool:
         """The same answer on every process: whether any of them was asked to."""
@@ -211,24 +219,20 @@ class Training(Watched):
             print(f"{words}; the same command goes on from there", file=sys.stderr)
         raise Stopped(words)
 
-    def step(self, turns: list[Turn]) -> tuple[float, float]:
-        """One optimizer step over the turns, this process doing its share. Returns the mean loss and gradient norm.
+    def step(self, turns: list[Turn], micro_batches: list[tuple[bool, dict]]) -> None:
+        """One optimizer step over the turns, this process doing its share.
 
-        Raises:
-            NonFiniteError: NaN or infinity, seen by every process before any weight changes.
+        NaN or infinity changes no weight: an optimizer that sees it on the device goes on without effect until
+        `report` says so, for others the host looks in every step.
         """
-        accelerator, config = self.accelerator, self.config
-        rank, world, micro_steps = (
-            accelerator.process_index,
-            accelerator.num_processes,
-            config.gradient_accumulation_steps,
-        )
-        loss_sum = torch.zeros((), device=accelerator.device)
-        loss_sums = torch.zeros(2, config.loss_bins, device=accelerator.device)
-        for micro_step, micro_turns in enumerate(share(turns, rank, world, micro_steps)):
+        accelerator, config, tally = self.accelerator, self.config, self.tally
+        rank, world = accelerator.process_index, accelerator.num_processes
+        names = {self.examples[turn.example].name for turn in turns if turn}  # a stream forgets its pictures
+        self.since_report.append((len(turns), names))
+        for micro_step, (counts, batch) in enumerate(micro_batches):
             with accelerator.accumulate(*self.wrapped):
                 torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
-                batch = self.batch(micro_turns or turns[:1])
+                batch = self.on_device(batch)
                 losses = noise_prediction_loss(
                     self.wrapped[0],
                     self.schedule,
@@ -238,48 +242,56 @@ class Training(Watched):
                     batch["timesteps"],
                     self.objective,
                 )
-                # Where there are too few turns for all, one that counts nothing keeps the processes in step.
-                loss = losses.sum() * bool(micro_turns)
-                loss_sum += loss.detach()
-                if micro_turns:
-                    loss_sums += sums_by_timestep(
-                        losses, batch["timesteps"], len(self.schedule.betas), config.loss_bins
-                    )
+                if counts:
+                    tally.add(losses, batch["timesteps"])
                 # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
-                accelerator.backward(loss * (micro_steps * world / len(turns)))
+                accelerator.backward(losses.sum() * (counts * self.micro_steps * world / len(turns)))
                 if accelerator.sync_gradients:
-                    if fault_point("step", self.done_steps + 1):
-                        loss_sum += torch.nan
-                    mean_loss = accelerator.reduce(loss_sum, "sum").item() / len(turns)
-                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf).item()
-                    self.check_finite(mean_loss, grad_norm, turns)
+                    is_spoilt = fault_point("step", self.done_steps + 1)
+                    tally.close(accelerator, len(turns), bool(self.stop.reason()), is_spoilt)
+                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
+                    tally.guard(grad_norm, accelerator.scaler is not None)
+                    if self.sees_found_inf:
+                        self.optimizer.optimizer.found_inf = tally.found_inf
+                    else:
+                        self.check_finite(tally.look(forget=False))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.loss_sums = accelerator.reduce(loss_sums, "sum")
-        return mean_loss, grad_norm
 
-    def batch(self, turns: list[Turn]) -> dict[str, torch.Tensor]:
-        batch = collate(
-            turns,
-            self.examples,
-            self.latents,
-            None if self.config.train_text_encoder else self.texts,
-            self.config.seed,
-            self.schedule.config.num_train_timesteps,
-            self.chance,
-            self.config.prior_loss_weight,
+    def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
+        prompts = batch.get("prompts")
+        tensors = {name: tensor for name, tensor in batch.items() if name != "prompts"}
+        tensors = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in tensors.items()}
+        return tensors if prompts is None else {**tensors, **self.texts.encode(prompts, self.wrapped[1])}
+
+    def report(self, learning_rate: float) -> bool:
+        """Write down the steps since the last report. Returns, the same on every process, whether one is to stop.
+
+        Raises:
+            NonFiniteError: NaN or infinity in one of them; no weight has changed since.
+        """
+        numbers = self.tally.look()
+        self.check_finite(numbers)
+        self.journal.step(
+            self.done_steps,
+            sum(pictures for pictures, _ in self.since_report),
+            self.batches.passes(self.done_steps),
+            numbers.loss,
+            learning_rate,
+            numbers.grad_norm,
+            **numbers.by_timestep,
         )
-        prompts = batch.pop("prompts", None)
-        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-        return batch if prompts is None else {**batch, **self.texts.encode(prompts, self.wrapped[1])}
+        self.since_report, self.reported_steps = [], self.done_steps
+        return numbers.is_asked_to_stop or self.is_alone_and_asked_to_stop()
 
-    def check_finite(self, loss: float, grad_norm: float, turns: list[Turn]) -> None:
-        """fp16's scaler expects infinite gradients now and then, and skips such a step itself."""
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.accelerator.scaler is not None):
+    def check_finite(self, numbers: Numbers) -> None:
+        """Raises NonFiniteError where a step since the last report was not."""
+        if numbers.finite_steps == numbers.steps:
             return
-        names = ", ".join(sorted({self.examples[turn.example].name for turn in turns if turn}))
+        step = self.reported_steps + numbers.finite_steps + 1
+        names = ", ".join(sorted(self.since_report[numbers.finite_steps][1]))
         raise NonFiniteError(
-            f"step {self.done_steps + 1}: loss {loss}, gradient norm {grad_norm}; the weights were not changed. "
+            f"step {step}: loss {numbers.loss}, gradient norm {numbers.grad_norm}; the weights were not changed. "
             f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "
             f"the newest checkpoint is {self.run.status['last_checkpoint'] or 'none yet'}."
         )

@@ -7,8 +7,7 @@ after the other on the same cores, with a checkpoint every --every steps. Each c
 scored. Batches are equal, so equal steps are equal images. Seconds run from the launch to the checkpoint's last file
 and so include imports and caching. Writes learning.json, learning.md and learning.png into --output_dir.
 
-The peer is diffusers' examples/text_to_image/train_text_to_image_lora_sdxl.py (it needs torchvision); it is not part of
-this repository. Without --peer only our trainer runs.
+The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only our trainer runs.
 """
 
 import argparse
@@ -20,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.trainers import OURS, launch, our_flags, peer_flags
 from examples.shapes.learning import PICTURES, TRIGGER_WORD, lora_quality, write_pictures
 from examples.shapes.quality import BASE
 
@@ -75,12 +75,6 @@ def make_dataset(work_dir):
     return work_dir / "data"
 
 
-def launch(script, flags):
-    options = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    flags = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *flags]
-
-
 def common_flags(args, data, run_dir, seed):
     return {
         "pretrained_model_name_or_path": BASE,
@@ -99,12 +93,11 @@ def common_flags(args, data, run_dir, seed):
 
 
 def our_command(args, data, run_dir, seed):
-    return launch("train_sdxl_lora.py", common_flags(args, data, run_dir, seed) | {"report_to": "none"})
+    return launch(OURS, our_flags(**common_flags(args, data, run_dir, seed)))
 
 
 def peer_command(args, data, run_dir, seed):
-    flags = common_flags(args, data, run_dir, seed) | {"caption_column": "text", "report_to": "tensorboard"}
-    return launch(args.peer, flags)
+    return launch(args.peer, peer_flags(**common_flags(args, data, run_dir, seed)))
 
 
 def run(command, run_dir, steps, every):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from examples.full_sdxl import full_sdxl
 from sdxl_lora.lora_keys import canonical, is_target, to_sgm
 from sdxl_lora.lora_math import plain, svd_lora
 from sdxl_lora.lora_write import save_diffusers, save_kohya
 from sdxl_lora.safetensors_io import write_tensors
 from sdxl_lora.tools.models import merge
-from tests.full_sdxl import full_sdxl
 
 RANK = 16
 

@@ -6,8 +6,11 @@ runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 """
 
 import hashlib
+import json
+import mmap
 import multiprocessing
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,15 +18,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from tqdm import tqdm
 
 from sdxl_lora.data import TrainingPictures, content_key
 from sdxl_lora.errors import DataError, NonFiniteError
 from sdxl_lora.faults import fault_point
+from sdxl_lora.memo import NO_MEMO, Memo, file_facts
 from sdxl_lora.memory import free_memory
-from sdxl_lora.models import Base, load_text_parts, load_vae
+from sdxl_lora.models import Base, load_text_encoders, load_tokenizers, load_vae, part_files
 from sdxl_lora.text import CHUNK, encode_prompts, token_count
 
 WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
@@ -54,16 +58,30 @@ class LatentCache:
     """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes.
 
     With masks also `mask` (1, h, w): the share of each latent's square of pixels that counts.
+    With `load_vae`, a record that turns out to be damaged when it is read is made again, on the CPU.
     """
 
-    def __init__(self, folder: Path, pictures: TrainingPictures, vae_key: str):
+    def __init__(self, folder: Path, pictures: TrainingPictures, vae_key: str, load_vae: Callable | None = None):
         self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
+        self.load_vae = load_vae
 
     def path(self, index: int, flip: bool) -> Path:
         return record_path(self.folder, self.pictures.examples[index].key, self.vae_key, flip)
 
     def read(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
-        return read_record(self.path(index, flip))
+        try:
+            return read_record(self.path(index, flip))
+        except DataError:
+            if self.load_vae is None:
+                raise
+            warnings.warn(f"{self.path(index, flip)} is damaged and is made again", stacklevel=2)
+            self._encode(self.load_vae(), index, flip, self.pictures.load(index, flip))
+            return read_record(self.path(index, flip))
+
+    def missing(self, flips: Iterable[bool], workers: Workers) -> list[tuple[int, bool]]:
+        """This process's share of the records that are not there, or not whole."""
+        wanted = [(index, flip) for index in range(len(self.pictures)) for flip in flips]
+        return [item for item in workers.share(wanted) if not is_whole(self.path(*item))]
 
     def fill(self, vae, flips: Iterable[bool], num_workers: int, workers: Workers) -> int:
         """Encode what is missing, each process its share. Returns how many records this process wrote.
@@ -72,8 +90,7 @@ class LatentCache:
             DataError: a picture cannot be decoded.
             NonFiniteError: the VAE gave NaN or infinity for a picture, which is named.
         """
-        wanted = [(index, flip) for index in range(len(self.pictures)) for flip in flips]
-        missing = [item for item in workers.share(wanted) if not self.path(*item).exists()]
+        missing = self.missing(flips, workers)
         records = self._decoded(missing, num_workers)
         for (index, flip), record in tqdm(
             zip(missing, records, strict=True),
@@ -81,15 +98,20 @@ class LatentCache:
         ):  # fmt: skip
             if workers.should_stop():
                 break
-            record |= vae_moments(vae, record.pop("pixels")[None])
-            if "mask" in record:
-                record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
-            if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
-                name = self.pictures.examples[index].name
-                raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
-            write_record(self.path(index, flip), record)
+            self._encode(vae, index, flip, record)
             fault_point("caching")
         return len(missing)
+
+    def _encode(self, vae, index: int, flip: bool, picture: dict[str, torch.Tensor]) -> None:
+        """Write the record of a picture as TrainingPictures.load gives it."""
+        record = {**picture, **vae_moments(vae, picture["pixels"][None])}
+        del record["pixels"]
+        if "mask" in record:
+            record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
+        if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
+            name = self.pictures.examples[index].name
+            raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+        write_record(self.path(index, flip), record)
 
     def _decoded(self, items: list[tuple[int, bool]], num_workers: int) -> Iterator[dict]:
         """The pictures of (index, flip) pairs, in order, by worker processes; a few at a time wait to be taken.
@@ -152,11 +174,19 @@ class TextCache:
     """Embeddings of prompts: `prompt_embeds` (77 * chunks, D) and `pooled_embeds` (P,), each prompt stored once.
 
     With `live_parts`, tokenizers and encoders, prompts that are not stored are encoded when they are read.
+    With `load_parts`, which gives these, a record that turns out to be damaged is made again, on the CPU.
     """
 
-    def __init__(self, folder: Path, encoders_key: str, chunks: int = 1, live_parts: tuple | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        encoders_key: str,
+        chunks: int = 1,
+        live_parts: tuple | None = None,
+        load_parts: Callable | None = None,
+    ):
         self.folder, self.encoders_key, self.chunks = folder / "text", encoders_key, chunks
-        self.live_parts = live_parts
+        self.live_parts, self.load_parts = live_parts, load_parts
 
     def path(self, prompt: str) -> Path:
         more = (self.chunks,) if self.chunks > 1 else ()
@@ -165,7 +195,18 @@ class TextCache:
     def read(self, prompt: str) -> dict[str, torch.Tensor]:
         if self.live_parts and not self.path(prompt).exists():
             return self.encode(prompt, *self.live_parts)
-        return read_record(self.path(prompt))
+        try:
+            return read_record(self.path(prompt))
+        except DataError:
+            if self.load_parts is None:
+                raise
+            warnings.warn(f"{self.path(prompt)} is damaged and is made again", stacklevel=2)
+            write_record(self.path(prompt), self.encode(prompt, *self.load_parts()))
+            return read_record(self.path(prompt))
+
+    def missing(self, prompts: Iterable[str], workers: Workers) -> list[str]:
+        """This process's share of the prompts whose records are not there, or not whole."""
+        return [prompt for prompt in workers.share(sorted(set(prompts))) if not is_whole(self.path(prompt))]
 
     def encode(self, prompt: str, tokenizers, text_encoders) -> dict[str, torch.Tensor]:
         """One prompt at a time: in a batch the last bits would depend on what else is in it."""
@@ -174,7 +215,7 @@ class TextCache:
 
     def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
         """Encode what is missing, each process its share. Returns how many records this process wrote."""
-        missing = [prompt for prompt in workers.share(sorted(set(prompts))) if not self.path(prompt).exists()]
+        missing = self.missing(prompts, workers)
         for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
             if workers.should_stop():
                 break
@@ -196,6 +237,7 @@ def fill_caches(
     chunks: int = 1,
     encode_live: bool = False,
     read_live: Iterable[str] = (),
+    memo: Memo = NO_MEMO,
 ) -> tuple[LatentCache, TextCache]:
     """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
 
@@ -203,26 +245,58 @@ def fill_caches(
         captions: all that will be read beside `prompts`; None for the examples' as they are written.
         encode_live: the text encoders stay, for captions that are not among these.
         read_live: some that will be read so; too long ones are warned of like the others.
+        memo: knows the keys of unchanged weights, so that a start that misses no record loads no encoder.
     """
-    workers = workers or Workers()
-    vae = load_vae(base).to(device)
-    latents = LatentCache(folder, pictures, weights_key(vae))
-    latents.fill(vae, flips, num_workers, workers)
-    del vae
-    free_memory()
+    workers, flips = workers or Workers(), list(flips)
+    vae = Once(lambda: load_vae(base).to(device))
+    facts = [*map(file_facts, part_files(base, "vae"))]
+    latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base))
+    if latents.missing(flips, workers):
+        latents.fill(vae()[0], flips, num_workers, workers)
+    vae.forget()
 
-    tokenizers, text_encoders = load_text_parts(base, text_dtype)
-    text_encoders = [encoder.to(device) for encoder in text_encoders]
-    encoders_key = "".join(weights_key(encoder) for encoder in text_encoders)
-    text = TextCache(folder, encoders_key, chunks, (tokenizers, text_encoders) if encode_live else None)
+    tokenizers = load_tokenizers(base)
+    encoders = Once(lambda: [encoder.to(device) for encoder in load_text_encoders(base, text_dtype)])
+    facts = [*map(file_facts, part_files(base, "text_encoder") + part_files(base, "text_encoder_2"))]
+    encoders_key = known_key(memo, f"text encoders in {text_dtype}", facts, encoders)
+    live_parts = (tokenizers, encoders()) if encode_live else None
+    text = TextCache(
+        folder, encoders_key, chunks, live_parts, lambda: (tokenizers, load_text_encoders(base, text_dtype))
+    )
     if captions is None:
         captions = [example.caption for example in pictures.examples]
     wanted = [*captions, *prompts]
     warn_of_long_prompts([*wanted, *read_live], tokenizers[0], chunks)
-    text.fill(wanted, tokenizers, text_encoders, workers)
-    del text_encoders
-    free_memory()
+    if text.missing(wanted, workers):
+        text.fill(wanted, tokenizers, encoders(), workers)
+    encoders.forget()
     return latents, text
+
+
+class Once:
+    """Models that are loaded when they are first asked for, if at all, and then stay until they are forgotten."""
+
+    def __init__(self, load: Callable):
+        self.load, self.models = load, None
+
+    def __call__(self) -> list[torch.nn.Module]:
+        if self.models is None:
+            loaded = self.load()
+            self.models = loaded if isinstance(loaded, list) else [loaded]
+        return self.models
+
+    def forget(self) -> None:
+        self.models = None
+        free_memory()
+
+
+def known_key(memo: Memo, kind: str, files: list, models: Once) -> str:
+    """`weights_key` of models by the facts of their files; where these cannot be told, the models are loaded for it."""
+
+    def make() -> str:
+        return "".join(map(weights_key, models()))
+
+    return memo.recall([kind, *files], make) if files else make()
 
 
 def warn_of_long_prompts(prompts: Iterable[str], tokenizer, chunks: int) -> None:
@@ -253,15 +327,44 @@ def record_path(folder: Path, *facts) -> Path:
 
 
 def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
-    """Whole or not at all: save_file writes under a temporary name and renames."""
+    """Whole or not at all, with a checksum: save_file writes under a temporary name and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in record.items()}, path)
+    record = {name: tensor.contiguous() for name, tensor in record.items()}
+    checksum = zlib.crc32(data_of(save(record)))
+    save_file(record, path, {"crc32": f"{checksum:08x}"})
+
+
+def data_of(file: bytes | memoryview) -> memoryview:
+    """What stands in a safetensors file behind its header."""
+    return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
+
+
+def is_whole(path: Path) -> bool:
+    """Is a record there in its full length? Looks at its header alone."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            data_begin = file.tell()
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return path.stat().st_size == data_begin + max(ends)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError):
+        return False
 
 
 def read_record(path: Path) -> dict[str, torch.Tensor]:
+    """Memory-mapped, its checksum compared.
+
+    Raises:
+        DataError: the record is not there or damaged.
+    """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file, open(path, "rb") as raw:
+            checksum = (file.metadata() or {}).get("crc32")
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                if checksum is not None and zlib.crc32(data_of(mapped)) != int(checksum, 16):
+                    raise SafetensorError("its checksum does not fit")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError, ValueError) as error:
         raise DataError(
             f"{path} is a damaged cache record ({error}): delete it and run the same command again"
         ) from None

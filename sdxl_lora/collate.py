@@ -1,11 +1,11 @@
 """Turns to the tensors of a micro-batch: cached records, the draws of chance, size conditioning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from sdxl_lora.batches import Turn
+from sdxl_lora.batches import Turn, share
 from sdxl_lora.captions import AS_WRITTEN, CaptionVariants, caption_in_turn
 from sdxl_lora.data import Example, time_ids
 from sdxl_lora.draws import (
@@ -75,3 +75,28 @@ def collate(
         rows.append(row)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {name: rows if name == "prompts" else torch.stack(rows) for name, rows in columns.items()}
+
+
+class Collator:
+    """What `collate` takes beside the turns, and this process's place among those that share a step.
+
+    pin: put batches into memory that a GPU copies from by itself, while the host goes on.
+    """
+
+    def __init__(self, settings: dict, rank: int, world: int, micro_steps: int, pin: bool):
+        self.settings, self.rank, self.world, self.micro_steps, self.pin = settings, rank, world, micro_steps, pin
+
+    def __call__(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor | list[str]]:
+        batch = collate(turns, **self.settings)
+        return {
+            name: value.pin_memory() if self.pin and torch.is_tensor(value) else value for name, value in batch.items()
+        }
+
+    def steps(self, steps: Iterable[tuple[int, list[Turn]]]) -> Iterator[tuple[int, list[Turn], list[tuple]]]:
+        """To each step's epoch and turns, this process's micro-batches, each with whether it counts.
+
+        Where there are too few turns for all, one that counts nothing keeps the processes in step.
+        """
+        for epoch, turns in steps:
+            shares = share(turns, self.rank, self.world, self.micro_steps)
+            yield epoch, turns, [(bool(share), self(share or turns[:1])) for share in shares]

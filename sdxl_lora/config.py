@@ -335,6 +335,10 @@ class TrainConfig:
     """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
+    gradient_checkpointing_blocks: tuple[str, ...] = ()
+    """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
+    compile: bool = False
+    """Compile the UNet's repeated blocks: a minute at the start for faster steps. Goes on without where that fails."""
     num_train_epochs: int = 10
     """Passes over the dataset."""
     max_train_steps: int | None = None
@@ -383,6 +387,9 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 for no clipping."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
     """Precision of the base and of the computation; LoRA weights are float32 in every one."""
+    base_precision: Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None = None
+    """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
+    Default: mixed_precision."""
     allow_tf32: bool = False
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     seed: int = 0
@@ -451,6 +458,8 @@ class TrainConfig:
     """It is lower only if it is so by more than this."""
     loss_bins: int = 4
     """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
+    logging_steps: int = 1
+    """Report every N steps, the mean of the loss over them; between reports a GPU never waits for the host."""
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = "tensorboard"
     """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
     logging_dir: str = "logs"
@@ -498,7 +507,7 @@ class TrainConfig:
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
                 "validation_epochs", "validation_steps", "validation_inference_steps", "process_timeout_seconds",
-                "early_stopping_patience",
+                "early_stopping_patience", "logging_steps",
                 "huber_c", "snr_gamma", "max_timestep", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
                 "timestep_bias_multiplier", "timestep_bias_portion",
             ],
@@ -530,6 +539,7 @@ class TrainConfig:
         problems += part_problems("cache_part", self.cache_part)
         if self.dataset_streaming:
             problems += streaming_problems(self)
+        problems += memory_problems(self)
         problems += objective_problems(self) + adapter_problems(self)
         problems += optimizer_problems(self) + caption_problems(self) + watching_problems(self)
         raise_all(problems)
@@ -640,6 +650,21 @@ def streaming_problems(config: TrainConfig) -> list[str]:
     ]
     if config.max_train_steps is None:
         problems.append("dataset_streaming needs max_train_steps: nobody knows how long an epoch is")
+    return problems
+
+
+def memory_problems(config: TrainConfig) -> list[str]:
+    """A sentence for each setting of precision and memory that cannot be."""
+    problems = []
+    if config.base_precision in ("bf16", "fp16") and config.base_precision != config.mixed_precision:
+        problems.append(
+            f"base_precision {config.base_precision} needs mixed_precision {config.base_precision}, "
+            f"not {config.mixed_precision}"
+        )
+    if config.base_precision in ("int8", "nf4", "fp8") and config.init_lora_weights.startswith(("pissa", "olora")):
+        problems.append(f"init_lora_weights {config.init_lora_weights} changes the base: leave out base_precision")
+    if config.gradient_checkpointing_blocks and not config.gradient_checkpointing:
+        problems.append("gradient_checkpointing_blocks needs gradient_checkpointing")
     return problems
 
 

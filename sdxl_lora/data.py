@@ -6,6 +6,7 @@ resolution's square. Knows no models.
 """
 
 import hashlib
+import os
 import random
 import warnings
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from PIL import Image, ImageOps
 from sdxl_lora.batches import keyed_seed
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.images import SUFFIXES, cover_and_crop, decode_image, upright_rgb
+from sdxl_lora.memo import NO_MEMO, Memo, file_facts, folder_facts
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")
 MASK_COLUMN, CLASS_COLUMN = "mask", "is_class_image"
@@ -50,6 +52,7 @@ def open_dataset(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     max_samples: int | None = None,
+    memo: Memo = NO_MEMO,
 ) -> datasets.Dataset:
     """The training pictures as a dataset with a column of encoded images, one of captions, and perhaps SIZE_COLUMNS.
 
@@ -68,7 +71,7 @@ def open_dataset(
         elif not folder.is_dir():
             raise DataError(f"no such folder: {folder}")
         elif any(folder.glob("metadata.*")):
-            dataset = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+            dataset = open_image_folder(folder, memo)
         elif any(folder.rglob("*.parquet")):
             dataset = datasets.load_dataset("parquet", data_dir=str(folder), split="train")
         else:
@@ -84,6 +87,20 @@ def open_dataset(
     if not len(dataset):
         raise DataError(f"no usable images in {folder}")
     return dataset
+
+
+def open_image_folder(folder: Path, memo: Memo) -> datasets.Dataset:
+    """What `datasets` makes of a folder with metadata; of an unchanged one, the Arrow file it made before."""
+    loaded = []
+
+    def load() -> list[str]:
+        loaded.append(datasets.load_dataset("imagefolder", data_dir=str(folder), split="train"))
+        return [file["filename"] for file in loaded[0].cache_files]
+
+    files = memo.recall(["imagefolder", *folder_facts(folder)], load)
+    if loaded or len(files) != 1 or not Path(files[0]).exists():
+        return loaded[0] if loaded else datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+    return datasets.Dataset.from_file(files[0])
 
 
 def folder_of_captioned_pictures(folder: Path) -> datasets.Dataset:
@@ -126,6 +143,7 @@ class TrainingPictures:
         center_crop=True,
         seed=0,
         masked=False,
+        memo: Memo = NO_MEMO,
     ):
         missing = {image_column, caption_column} - set(dataset.column_names)
         if missing:
@@ -138,32 +156,43 @@ class TrainingPictures:
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
         self.resolution, self.masked = resolution, masked
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
-        self.examples = [self._example(i, row, caption_column) for i, row in enumerate(self.dataset)]
+        self.examples = [self._example(i, row, caption_column, memo) for i, row in enumerate(self.dataset)]
         self._warn_of_empty_captions()
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def _example(self, index: int, row: dict, caption_column: str) -> Example:
-        data, name = image_bytes(row[self.image_column], index)
+    def _example(self, index: int, row: dict, caption_column: str, memo: Memo) -> Example:
+        path = row[self.image_column]["path"]
+        name = path or f"picture {index}"
         caption = row[caption_column]
         if not isinstance(caption, str):
             raise DataError(f"the caption of {name} must be text, it is {caption!r}")
+        sizes = list(self._position(index))
         if self.is_prepared:
             sizes = [*pair(row["original_size"], name), *pair(row["crop_top_left"], name)]
+        about = [None if self.is_prepared else self.resolution, *sizes]
+        if self.masked or row[self.image_column]["bytes"] is not None or not os.path.isfile(path):
+            key, source, *target_size = self._digests(index, row, sizes)
+        else:
+            key, source, *target_size = memo.recall(
+                ["picture", *file_facts(path), *about], lambda: self._digests(index, row, sizes)
+            )
+        source = row.get(SOURCE_COLUMN) or source
+        return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source)
+
+    def _digests(self, index: int, row: dict, sizes: list) -> list:
+        """Key and source of an example, height and width in pixels: all that its bytes are read for."""
+        data, name = image_bytes(row[self.image_column], index)
+        target_size = (self.resolution, self.resolution)
+        if self.is_prepared:
             with Image.open(BytesIO(data)) as image:
                 target_size = (image.height, image.width)
-        else:
-            sizes = list(self._position(index))
-            target_size = (self.resolution, self.resolution)
         if target_size[0] % 8 or target_size[1] % 8:
             height, width = target_size
             raise DataError(f"{name} is {width}x{height} px, width and height must be multiples of 8: run preprocess")
-        if self.masked:
-            sizes.append(content_key(mask_bytes(row) or b""))
-        key = content_key(data, *sizes, *target_size)
-        source = row.get(SOURCE_COLUMN) or hashlib.sha256(data).hexdigest()
-        return Example(name, caption, key, target_size, bool(row.get(CLASS_COLUMN)), source)
+        mask = [content_key(mask_bytes(row) or b"")] if self.masked else []
+        return [content_key(data, *sizes, *mask, *target_size), hashlib.sha256(data).hexdigest(), *target_size]
 
     def _position(self, index: int) -> tuple[float, float]:
         """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""

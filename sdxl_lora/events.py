@@ -3,7 +3,7 @@
     python -m sdxl_lora.events runs/cat        what happens in a run, until it ends
 
 
-What is written: started, step, message, checkpoint, samples, similarity, validation, best, finished, published,
+What is written: cached, started, step, message, checkpoint, samples, similarity, validation, best, finished, published,
 stopped, failed.
 """
 

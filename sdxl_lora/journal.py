@@ -43,7 +43,7 @@ class Journal:
         self.run.event("step", step=step, **metrics)
         self.run.update(state="training", step=step)
         self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
-        self.bar.update()
+        self.bar.update(step - self.bar.n)
 
     def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
         """The loss on held-out pictures after `step` steps."""

@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -112,6 +113,25 @@ def tensor_names(path: Path) -> list[str]:
         raise ConfigError(f"{path} is not a readable .safetensors file: {error}") from None
 
 
+def part_files(base: Base, subfolder: str) -> list[Path]:
+    """Files that hold a part's weights and config on this disk; [] where they cannot be told without a connection."""
+    if subfolder == "vae" and base.vae_path is not None:
+        source, subfolder = base.vae_path, "vae" if (Path(base.vae_path) / "vae").is_dir() else ""
+    elif base.is_file:
+        return [Path(base.path)]
+    else:
+        source = base.path
+    try:
+        folder = (
+            Path(source)
+            if Path(source).is_dir()
+            else Path(snapshot_download(source, revision=base.revision, local_files_only=True))
+        )
+    except (OSError, ValueError):
+        return []
+    return sorted(path for path in (folder / subfolder).iterdir() if path.suffix in (".json", ".safetensors"))
+
+
 def load_vae(base: Base) -> AutoencoderKL:
     """The VAE in float32, frozen: SDXL's overflows in half precision."""
     with _config_errors(base, "the VAE"):
@@ -131,8 +151,12 @@ def load_vae(base: Base) -> AutoencoderKL:
 
 def load_text_parts(base: Base, dtype: torch.dtype):
     """(tokenizers, text_encoders), two of each, frozen."""
+    return load_tokenizers(base), load_text_encoders(base, dtype)
+
+
+def load_text_encoders(base: Base, dtype: torch.dtype) -> list[torch.nn.Module]:
+    """Both, frozen."""
     with _config_errors(base, "the text encoders"):
-        tokenizers = load_tokenizers(base)
         if base.is_file:
             pipeline = StableDiffusionXLPipeline.from_single_file(
                 base.path, config=base.configs, torch_dtype=dtype, unet=None, vae=None, scheduler=None
@@ -143,7 +167,7 @@ def load_text_parts(base: Base, dtype: torch.dtype):
                 loader.from_pretrained(base.path, dtype=dtype, **base.hub_arguments(name))
                 for loader, name in ((CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2"))
             ]
-    return tokenizers, [encoder.requires_grad_(False).eval() for encoder in encoders]
+    return [encoder.requires_grad_(False).eval() for encoder in encoders]
 
 
 def load_unet(base: Base, dtype: torch.dtype) -> UNet2DConditionModel:

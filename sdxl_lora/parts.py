@@ -3,6 +3,7 @@
 Reads the config, as settings.py does; the loop over these parts is train_sdxl_lora.py.
 """
 
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,20 +16,27 @@ from sdxl_lora.batches import Batches
 from sdxl_lora.blocks import parse_blocks
 from sdxl_lora.cache import TextCache, fill_caches, weights_key, workers_of
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
+from sdxl_lora.collate import Collator
+from sdxl_lora.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.config import TrainConfig
 from sdxl_lora.data import TrainingPictures, check_class_images
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.faults import fault_point
+from sdxl_lora.fused_lora import fuse_lora
 from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora import add_lora, changes_base
 from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
+from sdxl_lora.memo import Memo
 from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae
 from sdxl_lora.optim import parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
+from sdxl_lora.quantize import KINDS, quantize_linears
 from sdxl_lora.run import Run, StopRequest
 from sdxl_lora.settings import (
+    DTYPES,
+    base_dtype,
     base_of,
     block_factors,
     captions_of,
@@ -48,8 +56,6 @@ from sdxl_lora.streaming import StreamedBatches, StreamedPictures
 from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.validation import held_out
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 class Parts:
     """Made in two steps, so that the encoders are gone before the UNet arrives: pictures, then models."""
@@ -58,6 +64,7 @@ class Parts:
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         check_dropout(config, accelerator.num_processes)
         self.base = base_of(config)
+        self.micro_steps = config.gradient_accumulation_steps
         self.notes: list[str] = []  # said once the journal is open
 
     def prepare_pictures(self) -> None:
@@ -66,12 +73,15 @@ class Parts:
         if config.dataset_streaming:
             self.prepare_stream()
             return
-        self.plan(main_process_first(accelerator, lambda: open_pictures(config)))
+        cache_dir = Path(config.cache_dir or Path(config.output_dir) / "cache")
+        memo = Memo(cache_dir / "memo.json")
+        self.plan(main_process_first(accelerator, lambda: open_pictures(config, memo)))
         captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
+        began = time.perf_counter()
         with all_raise_what_one_raises(accelerator):
             self.latents, self.texts = fill_caches(
-                Path(config.cache_dir or Path(config.output_dir) / "cache"),
+                cache_dir,
                 self.base,
                 self.pictures,
                 prompts=[] if config.train_text_encoder else shown,
@@ -86,7 +96,11 @@ class Parts:
                 chunks=config.max_caption_chunks,
                 encode_live=captions is None,
                 read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
+                memo=memo,
             )
+        if accelerator.is_main_process:
+            memo.save()
+        self.run.event("cached", pictures=len(self.examples), seconds=round(time.perf_counter() - began, 3))
 
     def prepare_stream(self) -> None:
         """In place of all that for pictures that come one by one: the encoders stay."""
@@ -128,7 +142,7 @@ class Parts:
     def plan_steps(self) -> None:
         config = self.config
         processes = self.accelerator.num_processes
-        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+        self.images_per_step = config.train_batch_size * self.micro_steps * processes
         num_epochs = None if config.max_train_steps else config.num_train_epochs
         sizes = [example.target_size for example in self.examples]
         for index in self.held_out:
@@ -165,8 +179,9 @@ class Parts:
         )
         self.guidance_rescale = guidance_rescale_of(config, self.sampling_schedule.config)
         self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
+        self.collator = self.make_collator()
         fault_point("loading")
-        self.bare_unet = load_unet(self.base, DTYPES[config.mixed_precision])
+        self.bare_unet = self.load_base_unet()
         self.models = {"unet": self.bare_unet, **self.text_encoders()}
         self.start = start_of(config, self.models)
         self.notes += self.start.notes
@@ -186,6 +201,8 @@ class Parts:
             send_only_what_trains(self.accelerator, model)
         *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
         self.optimizer.train()
+        # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
+        self.sees_found_inf = config.optimizer_name == "adamw" and self.accelerator.scaler is None
         self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
         self.vae = load_vae(self.base) if self.prompts else None
 
@@ -226,8 +243,10 @@ class Parts:
                 load_adapters(model, name, start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
+        if name == "unet":
+            self.set_computation(model)
+        elif config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         model.train()
 
     def ranks_and_targets(self, name: str, model: torch.nn.Module) -> dict:
@@ -241,6 +260,49 @@ class Parts:
             names, block_ranks = target_modules(model, targets), parse_blocks(config.block_ranks, int)
             return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
         return {"rank": rank, "alpha": alpha, "targets": targets}
+
+    def load_base_unet(self) -> torch.nn.Module:
+        """Frozen, in the base's precision; the products stay in that of the computation."""
+        config = self.config
+        torch.backends.cudnn.benchmark = not config.deterministic  # not before the VAE is gone, whose sizes are many
+        unet = load_unet(self.base, base_dtype(config))
+        if config.base_precision in KINDS:
+            count = quantize_linears(unet, config.base_precision, self.accelerator.device)
+            self.notes.append(f"base in {config.base_precision}: {count} linear layers are packed")
+        return unet
+
+    def set_computation(self, unet: torch.nn.Module) -> None:
+        """How the UNet with its adapter computes."""
+        config, dtype = self.config, DTYPES[self.config.mixed_precision]
+        left = fuse_lora(unet)
+        if config.mixed_precision == "bf16" and unet.dtype == dtype and not left:
+            without_autocast(unet, dtype)
+        try:
+            if config.gradient_checkpointing:
+                checkpoint_blocks(unet, config.gradient_checkpointing_blocks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if config.compile:
+            compile_blocks(unet, lambda text: self.journal.say(text))
+
+    def make_collator(self) -> Collator:
+        config, accelerator = self.config, self.accelerator
+        settings = {
+            "examples": self.examples,
+            "latents": self.latents,
+            "texts": None if config.train_text_encoder else self.texts,
+            "seed": config.seed,
+            "num_train_timesteps": self.schedule.config.num_train_timesteps,
+            "chance": self.chance,
+            "prior_loss_weight": config.prior_loss_weight,
+        }
+        rank, world, pin = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cuda"
+        return Collator(settings, rank, world, self.micro_steps, pin)
+
+    @property
+    def texts_are_live(self) -> bool:
+        """Whether models that must not work beside the UNet's step read the captions."""
+        return self.config.train_text_encoder or bool(self.texts.live_parts)
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Of all models, by model and name."""

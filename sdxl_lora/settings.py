@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
 from datasets import IterableDataset
 from torch.optim import Optimizer
 
@@ -20,6 +21,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.hub import check_hub, claim_repository
 from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora_start import Start, read_start
+from sdxl_lora.memo import NO_MEMO, Memo
 from sdxl_lora.models import Base, check_base
 from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
@@ -35,7 +37,7 @@ SAME_ON_RESUME = (
     "rank", "lora_alpha", "lora_dropout", "rank_dropout", "module_dropout", "target_modules", "block_ranks",
     "block_lr_factors", "init_lora_weights",
     "prediction_type", "optimizer_name", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-    "mixed_precision", "seed", "random_flip", "loss_type", "huber_c",
+    "mixed_precision", "base_precision", "seed", "random_flip", "loss_type", "huber_c",
     "huber_schedule", "snr_gamma", "debiased_estimation", "zero_terminal_snr", "noise_offset", "input_perturbation",
     "multires_noise_iterations", "multires_noise_discount", "masked_loss", "prior_loss_weight", "min_timestep",
     "max_timestep", "timestep_sampling", "logit_mean", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
@@ -76,6 +78,14 @@ def repository_of(config: TrainConfig) -> str | None:
     return repository
 
 
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def base_dtype(config: TrainConfig) -> torch.dtype:
+    """What the frozen UNet is loaded in; where it is quantized, that of the layers that are not."""
+    return torch.float32 if config.base_precision == "fp32" else DTYPES[config.mixed_precision]
+
+
 def base_of(config: TrainConfig) -> Base:
     return Base(
         config.pretrained_model_name_or_path,
@@ -86,16 +96,19 @@ def base_of(config: TrainConfig) -> Base:
     )
 
 
-def open_pictures(config: TrainConfig) -> TrainingPictures | JoinedPictures:
+def open_pictures(config: TrainConfig, memo: Memo = NO_MEMO) -> TrainingPictures | JoinedPictures:
     parts = [
         TrainingPictures(
-            open_dataset(entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.max_train_samples),
+            open_dataset(
+                entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.max_train_samples, memo
+            ),
             config.image_column,
             config.caption_column,
             config.resolution,
             config.center_crop,
             config.seed,
             config.masked_loss,
+            memo,
         )
         for entry in entries_of(config)
     ]

@@ -79,7 +79,9 @@ class Watched(Parts):
             self.draw()
 
     def is_time_to_look(self, epochs: tuple[int, int]) -> bool:
-        """After the step that took the number of finished epochs from epochs[0] to epochs[1]."""
+        """Is something to be shown after the step that took the finished epochs from epochs[0] to epochs[1]?"""
+        if not (self.prompts or self.held_out):
+            return False
         every_n_epochs = None if self.config.validation_steps else self.config.validation_epochs
         return self.is_due(epochs, every_n_epochs, self.config.validation_steps)
 

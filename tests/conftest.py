@@ -60,8 +60,8 @@ def full_configs(tmp_path_factory):
 
     from diffusers import AutoencoderKL, EulerDiscreteScheduler
 
+    from examples.full_sdxl import full_sdxl
     from examples.tiny_sdxl import tiny_tokenizer
-    from tests.full_sdxl import full_sdxl
 
     folder = tmp_path_factory.mktemp("full")
     names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}

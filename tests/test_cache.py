@@ -1,6 +1,7 @@
 """Cached records equal live encoding, and only what changed is encoded again."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from sdxl_lora import cache
-from sdxl_lora.cache import LatentCache, TextCache, Workers, fill_caches, read_record, weights_key
+from sdxl_lora.cache import LatentCache, TextCache, Workers, fill_caches, read_record, weights_key, write_record
 from sdxl_lora.data import TrainingPictures, open_dataset
 from sdxl_lora.errors import DataError, NonFiniteError
+from sdxl_lora.memo import Memo
 from sdxl_lora.models import Base, load_text_parts, load_vae
 from sdxl_lora.text import encode_prompts
 
@@ -91,12 +93,74 @@ def test_nan_latents_name_the_picture_and_leave_no_record(tmp_path, tiny_base, p
     assert not records(tmp_path)
 
 
-def test_a_damaged_record_is_named(tmp_path, tiny_base, pictures):
-    _, texts = fill(tmp_path, tiny_base, pictures)
-    path = texts.path(CAPTIONS["coffee"])
+@pytest.mark.parametrize("damage", ["cut", "flipped bit", "missing", "rubbish"])
+def test_a_damaged_record_is_found_and_made_again(tmp_path, tiny_base, pictures, damage):
+    latents, texts = fill(tmp_path, tiny_base, pictures)
+    for path, read in (
+        (latents.path(1, True), lambda: latents.read(1, True)),
+        (texts.path(CAPTIONS["coffee"]), lambda: texts.read(CAPTIONS["coffee"])),
+    ):
+        whole, before = path.read_bytes(), read()
+        spoilt = {
+            "cut": whole[:-50],
+            "rubbish": b"rubbish",
+            "flipped bit": whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:],
+        }
+        path.unlink()  # tensors that were read map the old file
+        if damage in spoilt:
+            path.write_bytes(spoilt[damage])
+        if damage != "missing":
+            with pytest.warns(UserWarning, match=f"{path.name} is damaged and is made again"):
+                after = read()
+        else:
+            fill(tmp_path, tiny_base, pictures)
+            after = read()
+        torch.testing.assert_close(after, before)
+        assert path.read_bytes() == whole
+    kept = records(tmp_path)
+    latents.path(0, False).write_bytes(b"half")  # a start finds what is not whole without reading it all
+    fill(tmp_path, tiny_base, pictures)
+    assert {path for path, time in records(tmp_path).items() if kept[path] != time} == {latents.path(0, False)}
+
+
+def test_without_encoders_a_damaged_record_is_named(tmp_path):
+    texts = TextCache(tmp_path, "key")
+    write_record(texts.path("a cat"), {"prompt_embeds": torch.ones(77, 8)})
+    path = texts.path("a cat")
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match=f"{path.name} is a damaged cache record"):
-        texts.read(CAPTIONS["coffee"])
+        texts.read("a cat")
+
+
+def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_base, captioned_photographs, monkeypatch):
+    raw = tmp_path / "raw"
+    shutil.copytree(captioned_photographs, raw)
+
+    def start():
+        memo = Memo(tmp_path / "cache" / "memo.json")
+        opened = TrainingPictures(open_dataset(str(raw)), resolution=64, memo=memo)
+        caches = fill(tmp_path / "cache", tiny_base, opened, memo=memo)
+        memo.save()
+        return opened, caches
+
+    first, (latents, texts) = start()
+
+    def forbidden(*_):
+        raise AssertionError("nothing has changed")
+
+    with monkeypatch.context() as patch:
+        for name in ("load_vae", "load_text_encoders"):
+            patch.setattr(cache, name, forbidden)
+        patch.setattr(TrainingPictures, "_digests", forbidden)
+        second, (again, texts_again) = start()
+    assert second.examples == first.examples
+    assert (again.vae_key, texts_again.encoders_key) == (latents.vae_key, texts.encoders_key)
+    changed = raw / "coffee.png"
+    changed.write_bytes((raw / "astronaut.png").read_bytes())
+    before = records(tmp_path / "cache")
+    third, _ = start()
+    assert [a.key != b.key for a, b in zip(first.examples, third.examples, strict=True)].count(True) == 1
+    assert before.items() <= records(tmp_path / "cache").items()
 
 
 def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, captioned_photographs):

@@ -45,9 +45,9 @@ def count_bytes():
     for name in ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_object", "gather"):
         setattr(dist, name, counting(getattr(dist, name)))
 
-    def step_and_write(self, turns):
+    def step_and_write(self, *of_step):
         counted.clear()
-        given = step(self, turns)
+        given = step(self, *of_step)
         with open(f"{os.environ['COUNTED']}.{os.environ['RANK']}", "a") as file:
             file.write(json.dumps(counted) + "\n")
         return given

@@ -10,12 +10,12 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_mo
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
+from examples.full_sdxl import full_sdxl
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.lora_keys import canonical
 from sdxl_lora.lora_math import delta
 from sdxl_lora.lora_read import read_lora
 from sdxl_lora.lora_write import save_diffusers, save_kohya, save_peft
-from tests.full_sdxl import full_sdxl
 from tests.lora_helpers import model_adapters, tiny_with_lora
 
 KEY_MAP = json.loads((Path(__file__).parent / "data" / "sdxl_key_map.json").read_text())

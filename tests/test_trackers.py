@@ -134,10 +134,10 @@ def test_a_run_that_starts_anew_in_its_folder_is_a_new_one(train, monkeypatch):
     settings = {"report_to": "all", "max_train_steps": 3}
     step = train_sdxl_lora.Training.step
 
-    def dying(self, turns):
+    def dying(self, *of_step):
         if self.done_steps == 2:
             raise KeyboardInterrupt
-        return step(self, turns)
+        return step(self, *of_step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_sdxl_lora.Training, "step", dying)

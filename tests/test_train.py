@@ -135,7 +135,7 @@ def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, monkeyp
     run = train(max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
     training = trainings[0]
     turns = training.batches.epoch(0)[0]
-    batch = training.batch(turns)
+    batch = training.on_device(training.collator(turns))
     inputs = {
         "sample": batch["latents"],
         "timestep": batch["timesteps"],
@@ -215,7 +215,7 @@ def test_other_adapters_train_resume_and_load(train, tiny_base, monkeypatch, set
     run = train(**settings, max_train_steps=3, learning_rate=1e-2)
     assert column(run, "step") == [1, 2, 3]
     training = trainings[-1]
-    batch = training.batch(training.batches.epoch(0)[0])
+    batch = training.on_device(training.collator(training.batches.epoch(0)[0]))
     inputs = (batch["latents"], batch["timesteps"], batch["prompt_embeds"])
     conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
     fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
@@ -308,8 +308,8 @@ def test_the_resolved_config_is_recorded_and_reruns(train, train_config):
 def test_a_stop_file_saves_and_the_next_run_goes_on(train, tmp_path, monkeypatch):
     step = train_sdxl_lora.Training.step
 
-    def step_and_ask_to_stop(self, turns):
-        result = step(self, turns)
+    def step_and_ask_to_stop(self, turns, micro_batches):
+        result = step(self, turns, micro_batches)
         if self.done_steps == 1:  # counts this step only when it is over
             (self.run.folder / "stop").touch()
         return result
@@ -349,12 +349,12 @@ def test_nan_ends_the_run_before_any_weight_changes(train, tmp_path, monkeypatch
     trainings = []
     step = train_sdxl_lora.Training.step
 
-    def spoiled_step(self, turns):
+    def spoiled_step(self, turns, micro_batches):
         trainings.append((self, lora_state(self.bare_unet)))
         with monkeypatch.context() as patch:
             if self.done_steps == 2:
                 patch.setattr(train_sdxl_lora, "noise_prediction_loss", lambda *a: loss(*a) * torch.nan)
-            return step(self, turns)
+            return step(self, turns, micro_batches)
 
     monkeypatch.setattr(train_sdxl_lora.Training, "step", spoiled_step)
     with pytest.raises(NonFiniteError, match=r"step 3: loss nan.*(astronaut|chelsea|coffee|rocket)"):

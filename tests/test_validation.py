@@ -57,7 +57,7 @@ def test_validation_changes_nothing_and_repeats_itself(train, tmp_path, monkeypa
     }  # fmt: skip
     once = train(**settings, output_dir=str(tmp_path / "once"), validation_epochs=99)
     before = train_sdxl_lora.Training.step
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", lambda self, turns: (self.validate(), before(self, turns))[1])
+    monkeypatch.setattr(train_sdxl_lora.Training, "step", lambda self, *step: (self.validate(), before(self, *step))[1])
     often = train(**settings, output_dir=str(tmp_path / "often"), validation_epochs=99)
     assert_equal_weights(weights_of(once, 3), weights_of(often, 3))
 

@@ -1,6 +1,6 @@
-"""SDXL base's three trained models at full size on the meta device: names and shapes, no memory.
+"""SDXL base's models at full size: their configs, and the three that train on the meta device (shapes, no memory).
 
-Values of stabilityai/stable-diffusion-xl-base-1.0's unet, text_encoder and text_encoder_2 config.json.
+Values of stabilityai/stable-diffusion-xl-base-1.0's config.json files.
 """
 
 import torch
@@ -36,6 +36,17 @@ TEXT_ENCODER_2 = {
     "num_attention_heads": 20,
     "hidden_act": "gelu",
     "projection_dim": 1280,
+}
+
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
 }
 
 

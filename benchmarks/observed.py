@@ -1,0 +1,44 @@
+"""Run a training script as it stands, and write what its process took.
+
+    python -m benchmarks.observed took.json train_sdxl_lora.py --its flags ...
+
+The script is not changed: it runs as __main__ in this process, which looks at itself when the script has ended.
+CUDA_LIMIT_GIB in the environment keeps torch from reserving more than that on the GPU.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    output, script = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.argv = sys.argv[2:]
+    sys.path[0] = str(script.resolve().parent)
+    if limit := os.environ.get("CUDA_LIMIT_GIB"):
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / torch.cuda.mem_get_info()[1])
+    code = 1
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
+    finally:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        took = {"code": code or 0, "peak_rss_gib": usage.ru_maxrss / 2**20, "cpu_seconds": time.process_time()}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            took["cuda_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+            took["cuda_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        output.write_text(json.dumps(took))
+
+
+if __name__ == "__main__":
+    main()

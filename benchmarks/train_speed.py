@@ -1,0 +1,311 @@
+"""Seconds per step, memory and start of our trainer and a peer's, run in turn on the same model, data, seed, precision.
+
+    python -m benchmarks.train_speed --peer train_text_to_image_lora_sdxl.py --size toy
+    python -m benchmarks.train_speed --peer ... --size sdxl --precision bf16 --variant "compiled=--compile"
+
+Each round runs every trainer once, so that a slow minute of the machine meets all of them. Times are those of the
+TensorBoard lines that each trainer writes per step, memory is what the system (or torch, on a GPU) counted for the
+process: nothing is put into a trainer's loop. See benchmarks/sizes.py for the models, benchmarks/trainers.py for the
+peer. --growth also measures ours over pixels, batches, pictures to cache and processes.
+
+Writes <name>.json, <name>.md and <name>.png into --output_dir.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import mean, median, quantiles
+
+import psutil
+
+from benchmarks.hardware import measured_peaks, step_bytes, step_flops
+from benchmarks.sizes import RESOLUTION, save_base, write_pictures
+from benchmarks.trainers import OURS, launch, our_flags, peer_flags
+
+LOSS_TAGS = ("loss", "train_loss")  # ours, diffusers'
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", type=Path, help="path of diffusers' train_text_to_image_lora_sdxl.py")
+    parser.add_argument("--peer_flags", default="", help="more flags for the peer, e.g. its best ones")
+    parser.add_argument("--size", choices=sorted(RESOLUTION), default="toy")
+    parser.add_argument("--variant", action="append", default=[], help='NAME=FLAGS: ours once more, "fast=--compile"')
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--resolution", type=int, help="default: 256 for toy, 1024 for sdxl")
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps after the warm-up")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--memory_limit_gib", type=float, help="torch may reserve no more than this on the GPU")
+    parser.add_argument("--growth", action="store_true", help="also ours over pixels, batch, pictures and processes")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/train_speed"))
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="train_speed")
+    args = parser.parse_args(argv)
+    args.resolution = args.resolution or RESOLUTION[args.size]
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    base = save_base(args.size, args.work_dir)
+    data = write_pictures(args.work_dir, args.pictures, args.resolution)
+    trainers = {"ours": (OURS, [])}
+    trainers |= {"diffusers": (args.peer, shlex.split(args.peer_flags))} if args.peer else {}
+    for variant in args.variant:
+        name, _, flags = variant.partition("=")
+        trainers[name] = (OURS, shlex.split(flags))
+    records, peaks = [], []
+    for number in range(args.rounds):
+        peaks.append(measured_peaks(args.precision, args.threads))
+        for name, (script, flags) in trainers.items():
+            record = run(args, script, flags, base, data)
+            records.append({"trainer": name, "round": number, **record})
+            print(json.dumps({k: v for k, v in records[-1].items() if k != "seconds"}), flush=True)
+    peak = {name: max(one[name] for one in peaks) for name in peaks[0]}
+    result = {
+        "command": "python -m benchmarks.train_speed " + shlex.join(sys.argv[1:] if argv is None else argv),
+        "machine": machine(args),
+        "peak": peak,
+        "floors": floors(args, base, peak),
+        "trainers": {name: summary([r for r in records if r["trainer"] == name]) for name in trainers},
+        "records": records,
+    }
+    if args.growth:
+        result["growth"] = growth(args, base)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.output_dir / f"{args.name}.md").write_text(table(args, result))
+    plot(result, args.output_dir / f"{args.name}.png")
+    print((args.output_dir / f"{args.name}.md").read_text())
+
+
+def machine(args) -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    load = os.getloadavg()[0]
+    return f"{platform.machine()}, {args.threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
+
+
+def floors(args, base: Path, peak: dict[str, float]) -> dict[str, float]:
+    """Model FLOPs of a step, and the seconds below which no step of this machine can go."""
+    flops = step_flops(base, args.rank, args.batch, args.resolution)
+    moved = step_bytes(flops, args.precision)
+    return {
+        **flops,
+        "bytes": moved,
+        "flop_floor_seconds": flops["step"] / peak["flops_per_second"],
+        "byte_floor_seconds": moved / peak["bytes_per_second"],
+    }
+
+
+def run(args, script, flags, base, data, batch=None, resolution=None, processes=1) -> dict:
+    """Train warmup + steps once; what it took."""
+    run_dir = args.work_dir / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
+    steps = args.warmup + args.steps
+    common = {
+        "pretrained_model_name_or_path": base,
+        "train_data_dir": data,
+        "output_dir": run_dir,
+        "resolution": resolution or args.resolution,
+        "center_crop": True,
+        "rank": args.rank,
+        "learning_rate": 1e-4,
+        "lr_warmup_steps": 0,
+        "train_batch_size": batch or args.batch,
+        "max_train_steps": steps,
+        "checkpointing_steps": 10**6,
+        "mixed_precision": args.precision,
+        "seed": 0,
+    }
+    words = [*(our_flags(**common) if script == OURS else peer_flags(**common)), *flags]
+    took = run_dir / "took.json"
+    if processes == 1:
+        command = [sys.executable, "-m", "benchmarks.observed", str(took), str(script), *words]
+    else:
+        observed = Path(__file__).with_name("observed.py")
+        command = launch(observed, [str(took), str(script), *words], args.precision, processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    if args.memory_limit_gib:
+        environment["CUDA_LIMIT_GIB"] = str(args.memory_limit_gib)
+    began = time.time()
+    with open(run_dir / "output.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        watch = Watch(process.pid)
+        code = process.wait()
+    times = step_times(run_dir)
+    if code or len(times) < steps:
+        tail = (run_dir / "output.log").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{script} ended with {code} after {len(times)} of {steps} steps:\n{tail}")
+    seconds = [later - earlier for earlier, later in itertools.pairwise(times)][args.warmup - 1 :]
+    cpu = (watch.cpu_at(times[-1]) - watch.cpu_at(times[args.warmup - 1])) / len(seconds)
+    return {
+        "seconds": [round(second, 4) for second in seconds],
+        "cpu_seconds_per_step": cpu,
+        "start_seconds": times[0] - began - median(seconds),
+        "wall_seconds": times[-1] - began,
+        "cache_seconds": cache_seconds(run_dir),
+        "peak_gib": watch.peak_until(times[-1]),
+        **json.loads(took.read_text()),
+    }
+
+
+class Watch:
+    """A process's memory high-water mark and processor time, as the system counts them, looked up as time passes."""
+
+    def __init__(self, pid: int):
+        self.process, self.samples = psutil.Process(pid), []
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                status = Path(f"/proc/{self.process.pid}/status").read_text()
+                times = self.process.cpu_times()
+            except (OSError, psutil.Error):
+                return
+            if "VmHWM" not in status:
+                return
+            peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
+            self.samples.append((time.time(), peak, times.user + times.system))
+            time.sleep(0.02)
+
+    def peak_until(self, moment: float) -> float:
+        return max(peak for when, peak, _ in self.samples if when <= moment)
+
+    def cpu_at(self, moment: float) -> float:
+        return min(self.samples, key=lambda sample: abs(sample[0] - moment))[2]
+
+
+def step_times(run_dir: Path) -> list[float]:
+    """When each step was logged, by the run's TensorBoard file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for file in run_dir.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in LOSS_TAGS:
+            if tag in events.Tags()["scalars"]:
+                return [event.wall_time for event in events.Scalars(tag)]
+    return []
+
+
+def cache_seconds(run_dir: Path) -> float:
+    """What filling our caches took; 0 for a peer."""
+    file = run_dir / "events.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return next((line["seconds"] for line in lines if line["event"] == "cached"), 0.0)
+
+
+def summary(records: list[dict]) -> dict:
+    """Over the rounds of one trainer."""
+    seconds = [second for record in records for second in record["seconds"]]
+    first, _, third = quantiles(seconds, n=4)
+    memory = "cuda_reserved_gib" if "cuda_reserved_gib" in records[0] else "peak_gib"
+    return {
+        "seconds_per_step": median(seconds),
+        "quartiles": [first, third],
+        "cpu_seconds_per_step": median(record["cpu_seconds_per_step"] for record in records),
+        "peak_gib": max(record[memory] for record in records),
+        **{name: mean(record[name] for record in records) for name in ("start_seconds", "wall_seconds")},
+        "cache_seconds": mean(record["cache_seconds"] for record in records),
+    }
+
+
+def growth(args, base: Path) -> dict[str, list]:
+    """Of ours: s/step against pixels, batch and processes; seconds of the cache against pictures."""
+
+    def seconds(**settings) -> float:
+        resolution = settings.get("resolution", args.resolution)
+        return median(run(args, OURS, [], base, write_pictures(args.work_dir, 16, resolution), **settings)["seconds"])
+
+    def caching(count: int) -> list[float]:
+        """Seconds of the first run and of a second that finds all in the cache."""
+        cache = args.work_dir / f"cache-{count}"
+        shutil.rmtree(cache, ignore_errors=True)
+        data = write_pictures(args.work_dir, count, 64)
+        records = [run(args, OURS, ["--cache_dir", str(cache)], base, data, resolution=64) for _ in range(2)]
+        return [count, *(record["cache_seconds"] for record in records), *(r["peak_gib"] for r in records)]
+
+    sides = [args.resolution * eighths // 8 for eighths in (4, 6, 8, 10)]
+    return {
+        "side, seconds_per_step": [[side, seconds(resolution=side)] for side in sides],
+        "batch, seconds_per_step": [[batch, seconds(batch=batch)] for batch in (1, 2, 4)],
+        "processes, seconds_per_step": [[count, seconds(processes=count)] for count in (1, 2)],
+        "pictures, cache_seconds, again, peak_gib, again": [caching(count) for count in (16, 256, 4096)],
+    }
+
+
+def table(args, result: dict) -> str:
+    trainers, floor = result["trainers"], result["floors"]
+    first = trainers["ours"]
+    lines = [
+        f"{args.size}, {args.resolution} px, batch {args.batch}, rank {args.rank}, precision {args.precision}, "
+        f"{args.rounds} rounds of {args.warmup} + {args.steps} steps. {result['machine']}.",
+        "",
+        f"A step is {floor['step'] / 1e9:.1f} GFLOP; the best matrix product here ran at "
+        f"{result['peak']['flops_per_second'] / 1e9:.0f} GFLOP/s and a copy at "
+        f"{result['peak']['bytes_per_second'] / 1e9:.1f} GB/s: floors of {floor['flop_floor_seconds']:.4f} s by FLOPs "
+        f"and {floor['byte_floor_seconds']:.4f} s by bytes.",
+        "",
+        "| | s/step | quartiles | to ours | MFU | times the floor | CPU s/step | peak GiB | start s | cache s "
+        "| all steps s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    at_least = max(floor["flop_floor_seconds"], floor["byte_floor_seconds"])
+    for name, one in trainers.items():
+        spent = one["seconds_per_step"]
+        lines.append(
+            f"| {name} | {spent:.4f} | {one['quartiles'][0]:.4f}-{one['quartiles'][1]:.4f} "
+            f"| {spent / first['seconds_per_step']:.2f} | {floor['flop_floor_seconds'] / spent:.0%} "
+            f"| {spent / at_least:.2f} | {one['cpu_seconds_per_step']:.4f} | {one['peak_gib']:.2f} "
+            f"| {one['start_seconds']:.1f} | {one['cache_seconds']:.1f} | {one['wall_seconds']:.1f} |"
+        )
+    for name, rows in result.get("growth", {}).items():
+        lines += ["", f"Ours, {name}:", "", "| " + " | ".join(name.split(", ")) + " |", "|---" * len(rows[0]) + "|"]
+        lines += ["| " + " | ".join(f"{value:.4g}" for value in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = result.get("growth", {})
+    figure, axes = pyplot.subplots(1, 1 + len(curves), figsize=(5 * (1 + len(curves)), 4), squeeze=False)
+    trainers = result["trainers"]
+    seconds = [[s for r in result["records"] if r["trainer"] == name for s in r["seconds"]] for name in trainers]
+    axes[0, 0].boxplot(seconds, tick_labels=list(trainers), whis=(5, 95), showfliers=False)
+    axes[0, 0].axhline(result["floors"]["flop_floor_seconds"], color="grey", linestyle=":", label="floor by FLOPs")
+    axes[0, 0].set(title="seconds per step", ylim=(0, None))
+    axes[0, 0].legend()
+    for axis, (name, rows) in zip(axes[0, 1:], curves.items(), strict=True):
+        across, up = name.split(", ")[:2]
+        axis.plot([row[0] for row in rows], [row[1] for row in rows], "o-")
+        axis.set(title=f"ours: {up} against {across}", xlabel=across, ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    main()

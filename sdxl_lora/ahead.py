@@ -1,0 +1,52 @@
+"""The next items of an iterator, made by a thread while the present one is worked on."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """The items, in order, `depth` of them made before they are asked for; 0 makes none ahead, and needs no thread.
+
+    What making one raises is raised where it would have come. Closing the iterator ends the thread.
+    """
+    if not depth:
+        yield from items
+        return
+    made: queue.Queue = queue.Queue(depth)
+    has_ended = threading.Event()
+
+    def put(entry) -> bool:
+        while not has_ended.is_set():
+            try:
+                made.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=make, name="collating ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        has_ended.set()
+        thread.join()

@@ -1,0 +1,78 @@
+"""How the frozen UNet computes: in half precision, compiled, with which blocks recomputed. Knows no LoRA, no config."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+COMPILER = "inductor"
+
+
+def without_autocast(unet: nn.Module, dtype: torch.dtype) -> None:
+    """Let the UNet compute in its own half precision, whatever autocast says around it.
+
+    Under autocast, norms give float32, which the next layer casts back: a third more operations and memory. Norms and
+    softmax compute in float32 inside either way. Timesteps and sizes stay float32 up to their sinusoids: bfloat16
+    knows no 1023.
+    """
+    forward = unet.forward
+
+    @functools.wraps(forward)
+    def in_half_precision(sample, timestep, encoder_hidden_states, *args, **kwargs):
+        with torch.autocast(sample.device.type, enabled=False):
+            return forward(sample.to(dtype), timestep, encoder_hidden_states.to(dtype), *args, **kwargs)
+
+    unet.forward = in_half_precision
+
+
+def checkpointed_blocks(unet: nn.Module) -> list[str]:
+    """Names of the parts that can be recomputed by themselves: down_blocks.0, ..., mid_block, up_blocks.0, ..."""
+    blocks = [f"{row}.{number}" for row in ("down_blocks", "up_blocks") for number in range(len(getattr(unet, row)))]
+    return [*blocks, *(["mid_block"] if unet.mid_block is not None else [])]
+
+
+def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = ()) -> None:
+    """Recompute activations in the backward pass, in all blocks or in those named.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    known = checkpointed_blocks(unet)
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(
+            f"gradient_checkpointing_blocks has {', '.join(unknown)}, the UNet's blocks are {', '.join(known)}"
+        )
+    unet.enable_gradient_checkpointing()
+    for name, module in unet.named_modules():
+        if only and hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in only)
+
+
+def compile_blocks(unet: nn.Module, report: Callable[[str], object]) -> None:
+    """Compile the UNet's repeated blocks, each kind once. A block that cannot be compiled runs as it is.
+
+    Names and state dicts stay as they are. `report` is told once why a block could not be compiled.
+    """
+    unet.compile_repeated_blocks(fullgraph=True, backend=COMPILER)
+    failures: list[Exception] = []
+    for block in unet.modules():
+        if block._compiled_call_impl is not None:
+            block._compiled_call_impl = _or_plain(block._compiled_call_impl, block._call_impl, failures, report)
+
+
+def _or_plain(compiled: Callable, plain: Callable, failures: list[Exception], report: Callable[[str], object]):
+    """`compiled`, and `plain` from the first failure of any block on."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds
+
+    def call(*args, **kwargs):
+        if not failures:
+            try:
+                return compiled(*args, **kwargs)
+            except TorchDynamoException as error:
+                failures.append(error)
+                reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+                report(f"going on without --compile, which failed: {reason}")
+        return plain(*args, **kwargs)
+
+    return call

@@ -1,0 +1,66 @@
+"""Results that take time, kept with what they were made from, so that a second start need not make them again.
+
+One JSON file beside the caches. A file counts as unchanged while its path, size and time of change are the same.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Memo:
+    """`recall` gives what was made before; `save` writes what is new, whole or not at all.
+
+    path: None for a memo that keeps nothing.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path, self.results, self.is_new = path, {}, False
+        with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one: all is made again
+            self.results = dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
+
+    def recall(self, facts: Iterable, make: Callable[[], Any]) -> Any:
+        """What `make` gave for equal facts, a JSON value; None is not kept."""
+        if self.path is None:
+            return make()
+        key = "|".join(map(str, facts))
+        if key not in self.results:
+            result = make()
+            if result is None:
+                return None
+            self.results[key], self.is_new = result, True
+        return self.results[key]
+
+    def save(self) -> None:
+        if not self.is_new:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".tmp-{os.getpid()}-{self.path.name}")
+        temporary.write_text(json.dumps(self.results), encoding="utf-8")
+        temporary.replace(self.path)
+        self.is_new = False
+
+
+NO_MEMO = Memo()
+
+
+def file_facts(path: Path | str) -> tuple[str, int, int]:
+    """Path, size and time of change of a file."""
+    status = os.stat(path)
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
+
+
+def folder_facts(folder: Path | str) -> tuple[str, str]:
+    """A folder's path and a digest of its files' names, sizes and times of change, subfolders included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(where, name)
+            if os.path.exists(path):
+                digest.update(repr(file_facts(path)).encode())
+    return os.path.abspath(folder), digest.hexdigest()
