@@ -209,9 +209,7 @@ def used_texts() -> dict[str, str]:
 
 
 def test_no_text_is_without_its_french_and_none_is_left_over():
-    from sdxl_lora.ui.tab_prepare import KINDS
-
-    used = {*used_texts(), *show.STATES.values(), *KINDS.values()}
+    used = {*used_texts(), *show.STATES.values(), *show.KINDS.values()}
     assert sorted(used - set(TEXTS)) == []
     assert sorted(set(TEXTS) - used) == []
     for english, french in TEXTS.items():
@@ -324,8 +322,7 @@ def test_a_history_reads_on_and_forgets_what_a_resumed_run_did_again(tmp_path):
     with open(tmp_path / "events.jsonl", "ab") as file:
         file.write(b'ep", "step": 3, "loss": 9.0}\nrubbish\n')
     assert [event["loss"] for event in history.read().steps] == [1.0, 2.0, 9.0]
-    version = history.version
-    assert history.read().version == version
+    assert len(history.read().steps) == 3
     (tmp_path / "events.jsonl").unlink()
     EventLog(tmp_path / "events.jsonl").write("step", step=1, loss=5.0)
     assert [event["loss"] for event in history.read().steps] == [5.0]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdxl_lora.ui.draw import draw
 from sdxl_lora.ui.drawings import drawing_request, picture_path
-from sdxl_lora.ui.runs import own_lora_files, stages
+from sdxl_lora.ui.runs import lora_files, stages
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def run(train):
 
 def test_base_weights_and_checkpoints_are_drawn_side_by_side_by_one_seed(run, tmp_path):
     assert list(stages(run)) == ["final", "checkpoint-2", "checkpoint-1"]
-    assert [path.name for path in own_lora_files(run)] == ["run.safetensors", "pytorch_lora_weights.safetensors"]
-    assert len(own_lora_files(run / "checkpoint-1")) == 2
+    assert [path.name for path in lora_files(run)] == ["run.safetensors", "pytorch_lora_weights.safetensors"]
+    assert len(lora_files(run / "checkpoint-1")) == 2
     request = drawing_request(run, ["final", "checkpoint-1"], "a cat\na dog", "0 0.5 1", 7, 2, 5, 64)
     folder = tmp_path / "drawn"
     folder.mkdir()

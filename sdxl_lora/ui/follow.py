@@ -22,7 +22,6 @@ class History:
     validations: list[dict] = field(default_factory=list)
     messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
     total_steps: int = 0
-    version: int = 0  # grows with every event
     _place: int = 0
     _inode: int = 0
 
@@ -32,7 +31,7 @@ class History:
         except OSError:
             return self
         if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
-            self.__init__(self.path, version=self.version + 1)
+            self.__init__(self.path)
             self._inode = status.st_ino
         with open(self.path, "rb") as file:
             file.seek(self._place)
@@ -40,7 +39,6 @@ class History:
         for line in lines:
             self._place += len(line) + 1
             if event := parse_event(line):
-                self.version += 1
                 self._take(event)
         return self
 

@@ -20,9 +20,9 @@ from sdxl_lora.ui.follow import history_of
 from sdxl_lora.ui.i18n import I18N, T, language_of, say
 from sdxl_lora.ui.jobs import Jobs
 from sdxl_lora.ui.places import Places, load_places
-from sdxl_lora.ui.runs import find_runs, stages, state_of
+from sdxl_lora.ui.runs import find_runs, stages, state_of, state_of_job
 from sdxl_lora.ui.tab_dataset import DatasetTab
-from sdxl_lora.ui.tab_prepare import KINDS, PrepareTab, job_card, state_of_job
+from sdxl_lora.ui.tab_prepare import PrepareTab
 from sdxl_lora.ui.tab_results import ResultsTab
 from sdxl_lora.ui.tab_runs import RunsTab
 from sdxl_lora.ui.tab_train import TrainTab, free_name
@@ -190,7 +190,7 @@ class Page:
         folders = self.context.places.datasets()
         parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
             *self.now_running(language),
-            (card := job_card(language, jobs), card),
+            (card := show.job_card(language, jobs), card),
             *self.runs.look(language, run),
             *self.results.look(language, result),
             chooser(self.runs.choices(), run),
@@ -215,7 +215,7 @@ class Page:
         if job is None:
             html = f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>'
             return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
-        words = say(language, KINDS[job.kind], name=Path(job.target).name)
+        words = show.words_for(language, job)
         state, share = state_of_job(jobs, job), 0.0
         if job.kind == "train":
             run_state, history = state_of(Path(job.target), jobs), history_of(Path(job.target))

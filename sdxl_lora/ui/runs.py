@@ -94,12 +94,8 @@ def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
     return [line for line in lines if line]
 
 
-def lora_files(run: Path) -> list[Path]:
-    """The two files of the finished run: for ComfyUI and A1111, then for diffusers."""
-    return own_lora_files(run)
-
-
-def own_lora_files(folder: Path) -> list[Path]:
+def lora_files(folder: Path) -> list[Path]:
+    """The two files of a finished run or of a checkpoint: for ComfyUI and A1111, then for diffusers."""
     found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "lora_state.safetensors"]
     return sorted(found, key=lambda path: path.name == DIFFUSERS_NAME)
 
@@ -123,3 +119,14 @@ def samples_of(run: Path) -> dict[tuple[int, int], dict[int, Path]]:
 def has_run(folder: Path) -> bool:
     """Whether a run has left anything there to go on with or to lose."""
     return (folder / "events.jsonl").exists() or bool(checkpoints(folder))
+
+
+def state_of_job(jobs: Jobs, job: Job) -> str:
+    """waiting, running, stopping, done, stopped, failed or cancelled."""
+    if job.state == "running":
+        return "stopping" if jobs.is_stopping(job) else "running"
+    if job.state == "ended":
+        if jobs.is_stopping(job) and job.exit_code != 0:
+            return "stopped"
+        return "done" if job.exit_code == 0 else "failed"
+    return job.state

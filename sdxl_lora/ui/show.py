@@ -12,7 +12,8 @@ from sdxl_lora.images import ImageError, open_image
 from sdxl_lora.ui.charts import Line, chart, short
 from sdxl_lora.ui.follow import History, smoothed
 from sdxl_lora.ui.i18n import say
-from sdxl_lora.ui.runs import RunState
+from sdxl_lora.ui.jobs import Job, Jobs
+from sdxl_lora.ui.runs import RunState, console_lines, last_error, state_of_job
 
 SHOWN_SAMPLE_STEPS = 6
 SHOWN_LOG_LINES = 200
@@ -33,6 +34,18 @@ STATES = {
     "killed": "ended",
     "cancelled": "cancelled",
 }
+
+
+KINDS = {
+    "prepare": "Preparing {name}",
+    "caption": "A new caption in {name}",
+    "train": "Training {name}",
+    "draw": "Drawing with {name}",
+}
+
+
+def words_for(language: str, job: Job) -> str:
+    return say(language, KINDS[job.kind], name=Path(job.target).name)
 
 
 def pill(language: str, state: str) -> str:
@@ -193,3 +206,20 @@ def level_of(line: str) -> str:
     if re.search(r"^error|Error\b|^Traceback|^ERROR", line):
         return "error"
     return "warning" if re.search(r"warn|^W\d{4} ", line, re.IGNORECASE) else ""
+
+
+def job_card(language: str, jobs: Jobs) -> str:
+    """The newest job of preparing or captioning: how it stands and what it prints."""
+    job = next((job for job in reversed(jobs.all()) if job.kind in ("prepare", "caption")), None)
+    if job is None:
+        return ""
+    words = escape(words_for(language, job))
+    lines = [("", level_of(line), line) for line in reversed(console_lines(jobs, job))]
+    state = state_of_job(jobs, job)
+    failure = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
+    is_open = "open" if state in ("running", "failed") else ""
+    return (
+        f'<div class="card"><div class="head"><strong>{words}</strong>{pill(language, state)}</div>{failure}'
+        f"<details {is_open}><summary>{escape(say(language, 'Console'))}</summary>{log_lines(language, lines)}"
+        "</details></div>"
+    )

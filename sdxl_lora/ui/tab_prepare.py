@@ -1,8 +1,6 @@
 """The tab that turns a folder of pictures into a dataset."""
 
 from functools import partial
-from html import escape
-from pathlib import Path
 
 import gradio as gr
 
@@ -10,19 +8,11 @@ from sdxl_lora.config import PreprocessConfig
 from sdxl_lora.ui.commands import prepare_job
 from sdxl_lora.ui.context import Context, telling
 from sdxl_lora.ui.forms import Form, preprocess_config
-from sdxl_lora.ui.i18n import T, language_of, say
-from sdxl_lora.ui.jobs import Job, Jobs
-from sdxl_lora.ui.runs import console_lines, last_error
+from sdxl_lora.ui.i18n import T, language_of
+from sdxl_lora.ui.jobs import Job
 from sdxl_lora.ui.settings_box import SettingsBox
-from sdxl_lora.ui.show import level_of, log_lines, pill
+from sdxl_lora.ui.show import job_card
 from sdxl_lora.ui.widgets import form
-
-KINDS = {
-    "prepare": "Preparing {name}",
-    "caption": "A new caption in {name}",
-    "train": "Training {name}",
-    "draw": "Drawing with {name}",
-}
 
 
 class PrepareTab:
@@ -64,31 +54,3 @@ class PrepareTab:
         """Queues the preparation that the form asks for."""
         config = self.form.config(*entered)
         return self.context.start(prepare_job(self.context.jobs, config))
-
-
-def job_card(language: str, jobs: Jobs) -> str:
-    """The newest job of preparing or captioning: how it stands and what it prints."""
-    job = next((job for job in reversed(jobs.all()) if job.kind in ("prepare", "caption")), None)
-    if job is None:
-        return ""
-    words = escape(say(language, KINDS[job.kind], name=Path(job.target).name))
-    lines = [("", level_of(line), line) for line in reversed(console_lines(jobs, job))]
-    state = state_of_job(jobs, job)
-    failure = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
-    is_open = "open" if state in ("running", "failed") else ""
-    return (
-        f'<div class="card"><div class="head"><strong>{words}</strong>{pill(language, state)}</div>{failure}'
-        f"<details {is_open}><summary>{escape(say(language, 'Console'))}</summary>{log_lines(language, lines)}"
-        "</details></div>"
-    )
-
-
-def state_of_job(jobs: Jobs, job: Job) -> str:
-    """One of show.STATES."""
-    if job.state == "running":
-        return "stopping" if jobs.is_stopping(job) else "running"
-    if job.state == "ended":
-        if jobs.is_stopping(job) and job.exit_code != 0:
-            return "stopped"
-        return "done" if job.exit_code == 0 else "failed"
-    return job.state

@@ -15,9 +15,8 @@ from sdxl_lora.ui.context import Context, tell, telling
 from sdxl_lora.ui.drawings import drawing_request, picture_path, read_request
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.jobs import Job
-from sdxl_lora.ui.runs import console_lines, last_error, own_lora_files, stages
+from sdxl_lora.ui.runs import console_lines, last_error, lora_files, stages, state_of_job
 from sdxl_lora.ui.security import publish
-from sdxl_lora.ui.tab_prepare import state_of_job
 
 
 class ResultsTab:
@@ -112,7 +111,7 @@ class ResultsTab:
         """The files of one stage, put where Gradio serves them: nothing else of the run is."""
         run = self.run(language_of(request), name)
         folder = stages(run).get(stage or "final") or next(iter(stages(run).values()))
-        return gr.File([publish(path, folder) for path in own_lora_files(folder)], visible=True)
+        return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True)
 
     def copy_to_loras(self, request: gr.Request, name: str | None, stage: str | None) -> None:
         language = language_of(request)
@@ -121,7 +120,7 @@ class ResultsTab:
         to = self.context.places.loras
         if to is None or not to.is_dir():
             raise ConfigError(say(language, "Name your LoRA folder first: LORAS_DIR in ui.yaml or in the environment."))
-        lora = own_lora_files(folder)[0]
+        lora = lora_files(folder)[0]
         temporary = to / f".{lora.name}.part"
         shutil.copyfile(lora, temporary)
         os.replace(temporary, to / lora.name)
@@ -143,7 +142,7 @@ def resolution_of(run: Path) -> int:
 
 def files_html(language: str, run: Path) -> str:
     """Where the files lie on the machine that the page runs on."""
-    files = own_lora_files(run)
+    files = lora_files(run)
     title = f"<h3>{escape(say(language, 'Files'))}</h3>"
     if not files:
         words = say(language, "It has not finished: its checkpoints hold the LoRA so far.")

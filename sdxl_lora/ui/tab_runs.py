@@ -17,7 +17,6 @@ from sdxl_lora.ui.follow import History, history_of
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.jobs import Job, Jobs
 from sdxl_lora.ui.runs import RunState, console_lines, find_runs, samples_of, stages, state_of
-from sdxl_lora.ui.tab_prepare import KINDS
 
 
 class RunsTab:
@@ -65,7 +64,7 @@ class RunsTab:
         """For each of the outputs: a plain value by which a change is seen, and what Gradio takes."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
-        jobs_waiting = [(words_for(language, job), job.id) for job in waiting]
+        jobs_waiting = [(show.words_for(language, job), job.id) for job in waiting]
         queue = [
             twice(queue_html(language, waiting)),
             (bool(waiting), gr.Row(visible=bool(waiting))),
@@ -173,13 +172,9 @@ def config_at(path: Path, changed: int) -> TrainConfig | None:
         return None
 
 
-def words_for(language: str, job: Job) -> str:
-    return say(language, KINDS[job.kind], name=Path(job.target).name)
-
-
 def queue_html(language: str, waiting: list[Job]) -> str:
     if not waiting:
         return ""
-    lines = "".join(f"<li>{escape(words_for(language, job))}</li>" for job in waiting)
+    lines = "".join(f"<li>{escape(show.words_for(language, job))}</li>" for job in waiting)
     title = escape(say(language, "Waiting for their turn"))
     return f'<div class="card queue"><div class="head"><strong>{title}</strong></div><ol>{lines}</ol></div>'
