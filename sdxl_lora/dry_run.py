@@ -21,6 +21,7 @@ from sdxl_lora.footprint import (
     GIB,
     VAE_ACTIVATIONS,
     activation_bytes,
+    frozen_bytes,
     latent_record,
     text_record,
     training_bytes,
@@ -28,8 +29,10 @@ from sdxl_lora.footprint import (
 from sdxl_lora.lora_state import adapter_layers, adapter_parameters
 from sdxl_lora.models import load_schedulers, load_tokenizers, models_without_weights
 from sdxl_lora.optim import parameter_groups
-from sdxl_lora.parts import DTYPES, Parts
+from sdxl_lora.parts import Parts
 from sdxl_lora.settings import (
+    DTYPES,
+    base_dtype,
     block_factors,
     chance_of,
     check_names,
@@ -67,12 +70,13 @@ class DryRun(Parts):
     def __init__(self, config: TrainConfig):
         # what depends on weights' values is left out: it changes no number that is shown
         processes = SimpleNamespace(num_processes=int(os.environ.get("WORLD_SIZE", 1)))
-        super().__init__(replace(config, init_lora_weights="kaiming"), processes, None, None)
+        super().__init__(replace(config, init_lora_weights="kaiming", compile=False), processes, None, None)
         check_names(config, self.base)
         self.plan(open_pictures(config))
         self.captions = self.captions_that_will_occur()
         everything = models_without_weights(self.base)
         self.values = {name: sum(p.numel() for p in model.parameters()) for name, model in everything.items()}
+        self.frozen_bytes = frozen_bytes(everything["unet"], base_dtype(config), config.base_precision)
         self.vae = everything.pop("vae")
         self.encoders = {name: model for name, model in everything.items() if name != "unet"}
         self.models = everything if config.train_text_encoder else {"unet": everything["unet"]}
@@ -167,12 +171,13 @@ class DryRun(Parts):
         pixels = max(height * width for height, width in (example.target_size for example in self.examples))
         trained = self.adapter_parameters().values()
         encoders = sum(self.values[name] for name in self.encoders) if self.captions is None else 0
+        recomputes = config.gradient_checkpointing and not config.gradient_checkpointing_blocks
         parts = {
-            "UNet": self.values["unet"] * size,
+            "UNet": self.frozen_bytes,
             "text encoders": encoders * size,
             "VAE for samples": self.values["vae"] * 4 if self.prompts else 0,
             "adapter and optimizer": training_bytes(trained, config.optimizer_name, config.ema_decay is not None),
-            "activations": activation_bytes(pixels, config.train_batch_size, size == 2, config.gradient_checkpointing),
+            "activations": activation_bytes(pixels, config.train_batch_size, size == 2, recomputes),
             "CUDA": round(CUDA_CONTEXT * GIB),
         }
         caching = self.values["vae"] * 4 / GIB + VAE_ACTIVATIONS * pixels / 1024**2 + CUDA_CONTEXT

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from sdxl_lora.quantize import KINDS, packable, packed_bytes
+
 GIB = 2**30
 # GiB beyond the weights at 1024 px and batch 1, float32 LoRA under autocast, without and with gradient checkpointing
 ACTIVATIONS = {False: 7.27, True: 0.75}
@@ -27,6 +29,15 @@ OPTIMIZER_BYTES = {
     "schedule_free_adamw": 8,
 }
 SMALL = 4096
+
+
+def frozen_bytes(unet: nn.Module, dtype: torch.dtype, precision: str | None) -> int:
+    """Of the base's UNet in `dtype`, its linear layers packed where `precision` is one of quantize.KINDS."""
+    total = sum(parameter.numel() for parameter in unet.parameters()) * dtype.itemsize
+    if precision not in KINDS:
+        return total
+    weights = [layer.weight for _, _, layer in packable(unet)]
+    return total + sum(packed_bytes(tuple(w.shape), precision) - w.numel() * dtype.itemsize for w in weights)
 
 
 def training_bytes(parameters: Iterable[nn.Parameter], optimizer: str, has_average: bool) -> int:

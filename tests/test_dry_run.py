@@ -4,11 +4,17 @@ import re
 import time
 
 import pytest
+import torch
 
 import train_sdxl_lora
+from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.dry_run import DryRun, described, dry_run
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.events import read_events
+from sdxl_lora.footprint import frozen_bytes
+from sdxl_lora.models import models_without_weights
+from sdxl_lora.quantize import quantize_linears
+from sdxl_lora.settings import base_of
 from tests.lora_helpers import tiny_with_lora
 from tests.test_lora_start import kohya_file
 
@@ -57,6 +63,21 @@ def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, 
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
     assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.75" in said
     assert re.search(r"about 6\.7 GiB while training", said), said
+
+
+@pytest.mark.parametrize("precision", [None, "int8", "nf4", "fp8"])
+def test_bytes_of_the_base_are_those_of_the_loaded_one(precision):
+    unet = tiny_sdxl().unet.to(torch.bfloat16)
+    counted = frozen_bytes(unet, torch.bfloat16, precision)
+    if precision:
+        quantize_linears(unet, precision)
+    assert counted == sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
+
+
+def test_the_full_base_packed_is_a_good_deal_smaller(train_config, full_configs):
+    unet = models_without_weights(base_of(train_config(pretrained_model_name_or_path=str(full_configs))))["unet"]
+    for precision, gib in ((None, 4.78), ("int8", 2.73), ("fp8", 2.73), ("nf4", 1.77)):
+        assert frozen_bytes(unet, torch.bfloat16, precision) / 2**30 == pytest.approx(gib, abs=0.03), precision
 
 
 def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
