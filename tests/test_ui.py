@@ -280,6 +280,8 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"init_lora": "x", "use_rslora": True}), (TrainConfig, {"adapter": "loha", "use_dora": True}),
         (TrainConfig, {"validation_without_trigger": True}), (TrainConfig, {"hub_model_id": "a/b"}),
         (TrainConfig, {"dataset_streaming": True, "validation_split": 0.5}),
+        (TrainConfig, {"base_precision": "fp16"}), (TrainConfig, {"gradient_checkpointing_blocks": ("mid",)}),
+        (TrainConfig, {"base_precision": "nf4", "init_lora_weights": "pissa"}),
         (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip
     for config_class, changes in bad:
@@ -330,9 +332,11 @@ def test_a_history_reads_on_and_forgets_what_a_resumed_run_did_again(tmp_path):
 
 def test_the_speed_is_that_of_the_last_steps_whatever_came_between(tmp_path):
     history = History(tmp_path / "none")
-    history.steps = [{"event": "step", "step": n, "time": 2.0 * n + (100 if n > 5 else 0)} for n in range(1, 11)]
     history.total_steps = 20
-    assert history.seconds_per_step() == 2 and history.seconds_left() == 20
+    for every in (1, 2):
+        told = range(every, 11, every)
+        history.steps = [{"event": "step", "step": n, "time": 2.0 * n + (100 if n > 5 else 0)} for n in told]
+        assert history.seconds_per_step() == 2 and history.seconds_left() == 20
 
 
 def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():

@@ -56,11 +56,13 @@ class History:
             self.messages.append(event)
 
     def seconds_per_step(self) -> float | None:
-        """Of the last steps that follow one another; None before there are two."""
-        last = self.steps[-RATE_STEPS:]
-        spans = [b["time"] - a["time"] for a, b in pairwise(last) if b["step"] == a["step"] + 1]
-        spans = sorted(span for span in spans if span >= 0)
-        return spans[len(spans) // 2] if spans else None  # the median: a save or pictures between steps do not count
+        """Of the last steps; None before two are told of."""
+        paces = sorted(
+            (after["time"] - before["time"]) / (after["step"] - before["step"])
+            for before, after in pairwise(self.steps[-RATE_STEPS:])
+            if after["time"] >= before["time"]
+        )
+        return paces[len(paces) // 2] if paces else None  # the median: a save or pictures between steps do not count
 
     def seconds_left(self) -> float | None:
         pace = self.seconds_per_step()

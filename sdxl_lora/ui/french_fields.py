@@ -403,6 +403,22 @@ FIELDS = {
             "Économie de mémoire",
             "Recalculer les activations au retour : un tiers de temps en plus pour bien moins de mémoire.",
         ),
+        "gradient_checkpointing_blocks": (
+            "Blocs économes",
+            "Avec gradient_checkpointing : seulement ces blocs du UNet, par ex. down_blocks.1 up_blocks.1. Par défaut : tous.",
+        ),
+        "compile": (
+            "Compiler",
+            "Compiler les blocs répétés du UNet : une minute au début pour des pas plus rapides. Continue sans, où cela échoue.",
+        ),
+        "base_precision": (
+            "Précision de la base",
+            "Précision du UNet figé ; en int8, fp8 et nf4 les couches linéaires de ses transformers, sa plus grande part, sont tassées. Par défaut : mixed_precision.",
+        ),
+        "logging_steps": (
+            "Rapporter tous les N pas",
+            "Rapporter tous les N pas la perte moyenne de ces pas ; entre deux rapports un GPU n'attend jamais l'hôte.",
+        ),
         "num_train_epochs": ("Époques", "Passages sur le jeu de données."),
         "max_train_steps": ("Pas", "Pas à entraîner ; l'emporte sur les époques."),
         "dry_run": (
@@ -549,7 +565,7 @@ FIELDS = {
             "Envoyer au Hub, à la fin, les fichiers LoRA, la fiche du modèle et ses images.",
         ),
         "hub_model_id": (
-            "Dépôt du modèle",
+            "Dépôt sur le Hub",
             "Dépôt où envoyer, utilisateur/nom. Par défaut : output_name, sous le compte connecté.",
         ),
         "hub_private": ("Dépôt privé", "Créer ce dépôt comme privé."),
