@@ -42,6 +42,7 @@ from sdxl_lora.settings import (
     check_names,
     learning_rate_of,
     same_on_resume,
+    smaller_settings,
 )
 from sdxl_lora.tally import Numbers, Tally
 from sdxl_lora.trackers import start_trackers
@@ -74,8 +75,7 @@ def train(config: TrainConfig) -> None:
             accelerator.device,
             config.resolution,
             config.train_batch_size,
-            config.gradient_checkpointing,
-            config.optimizer,
+            smaller_settings(config),
         ),
     ):
         training = Training(config, accelerator, run, stop)

@@ -390,6 +390,9 @@ class TrainConfig:
     base_precision: Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None = None
     """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
     Default: mixed_precision."""
+    memory_budget: str | None = None
+    """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer and the base's precision by
+    counting what this model needs, and says what to expect."""
     allow_tf32: bool = False
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     seed: int = 0
@@ -663,6 +666,11 @@ def memory_problems(config: TrainConfig) -> list[str]:
         )
     if config.base_precision in ("int8", "nf4", "fp8") and config.init_lora_weights.startswith(("pissa", "olora")):
         problems.append(f"init_lora_weights {config.init_lora_weights} changes the base: leave out base_precision")
+    if config.memory_budget is not None:
+        if not re.fullmatch(r"\s*\d*\.?\d+\s*(G|GB|GiB)?\s*", config.memory_budget, re.IGNORECASE):
+            problems.append(f"memory_budget is {config.memory_budget!r}, it must be gibibytes such as 8GB")
+        if config.init_lora_weights.startswith(("pissa", "olora")):
+            problems.append(f"memory_budget does not go with init_lora_weights {config.init_lora_weights}")
     if config.gradient_checkpointing_blocks and not config.gradient_checkpointing:
         problems.append("gradient_checkpointing_blocks needs gradient_checkpointing")
     return problems

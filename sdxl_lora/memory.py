@@ -24,19 +24,17 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_advice(
-    device: torch.device, resolution: int, batch_size: int, gradient_checkpointing: bool, optimizer: str
-):
-    """Turn torch's error into one that says what to change."""
+def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int, smaller: list[str]):
+    """Turn torch's error into one that says what to change.
+
+    Args:
+        smaller: what to try, the gentlest first (the rungs below the present one, see budget.py).
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = [] if gradient_checkpointing else ["--gradient_checkpointing"]
-        if batch_size > 1:
-            advice.append("a smaller --train_batch_size with more --gradient_accumulation_steps")
-        if optimizer in ("adamw", "lion"):
-            advice.append(f"--optimizer {optimizer}8bit")
+        batch = ["a smaller --train_batch_size with more --gradient_accumulation_steps"] if batch_size > 1 else []
         raise OutOfMemory(
             f"out of memory at {resolution} px, batch {batch_size}, peak {memory_gib(device):.1f} GiB ({error}). "
-            f"Try {', '.join([*advice, 'a smaller --resolution'])}."
+            f"Try one after the other: {'; '.join([*smaller, *batch, 'a smaller --resolution'])}."
         ) from error

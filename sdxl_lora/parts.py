@@ -3,6 +3,7 @@
 Reads the config, as settings.py does; the loop over these parts is train_sdxl_lora.py.
 """
 
+import math
 import time
 from collections import Counter
 from itertools import islice
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from sdxl_lora.averages import Ema
 from sdxl_lora.batches import Batches
 from sdxl_lora.blocks import parse_blocks
+from sdxl_lora.budget import MemoryCount, bytes_of, choose, next_rungs
 from sdxl_lora.cache import TextCache, fill_caches, weights_key, workers_of
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.collate import Collator
@@ -29,7 +31,7 @@ from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from sdxl_lora.memo import Memo
-from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae
+from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae, models_without_weights
 from sdxl_lora.optim import parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
 from sdxl_lora.quantize import KINDS, quantize_linears
@@ -45,9 +47,11 @@ from sdxl_lora.settings import (
     guidance_rescale_of,
     learning_rate_factors,
     objective_of,
+    on_rung,
     open_pictures,
     open_rows_of,
     optimizer_of,
+    rung_of,
     sample_prompts_of,
     start_of,
     stream_of,
@@ -173,6 +177,8 @@ class Parts:
 
     def prepare_model(self) -> None:
         """The models with their adapters, and the optimizer over the adapters."""
+        if self.config.memory_budget is not None:
+            self.fit_into_memory(bytes_of(self.config.memory_budget))
         config = self.config
         self.schedule, self.sampling_schedule = load_schedulers(
             self.base, config.prediction_type, config.zero_terminal_snr
@@ -260,6 +266,30 @@ class Parts:
             names, block_ranks = target_modules(model, targets), parse_blocks(config.block_ranks, int)
             return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
         return {"rank": rank, "alpha": alpha, "targets": targets}
+
+    def fit_into_memory(self, budget: int) -> None:
+        """Choose the highest rung of the ladder that fits; what the config asks for already stays."""
+        config, dtype = self.config, DTYPES[self.config.mixed_precision]
+        models = models_without_weights(self.base)
+        values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
+        encoders = (values["text_encoder"] + values["text_encoder_2"]) * self.texts_are_live
+        more = encoders * dtype.itemsize + values["vae"] * 4 * bool(self.prompts)
+        unet = models["unet"].to(dtype)
+        add_lora(
+            unet,
+            **self.ranks_and_targets("unet", unet),
+            kind=config.adapter,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        )
+        fuse_lora(unet.train())
+        size = max((example.target_size for example in self.examples), default=(config.resolution,) * 2, key=math.prod)
+        now = rung_of(config)
+        rungs = [now, *next_rungs(now)]
+        counter = MemoryCount(unet, dtype, config.train_batch_size, size, config.max_caption_chunks, more)
+        rung, needed = choose(rungs, counter, budget)
+        self.config = on_rung(config, rung)
+        self.notes.append(f"memory_budget {config.memory_budget}: {rung.flags()}; expects {needed / 2**30:.1f} GiB")
 
     def load_base_unet(self) -> torch.nn.Module:
         """Frozen, in the base's precision; the products stay in that of the computation."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from sdxl_lora.batches import keyed_seed
 from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
+from sdxl_lora.budget import OUTER_BLOCKS, Rung, next_rungs
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
@@ -27,6 +28,7 @@ from sdxl_lora.names import check_name
 from sdxl_lora.objective import Objective
 from sdxl_lora.optim import learning_rate_at, make_optimizer
 from sdxl_lora.prompts import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
+from sdxl_lora.quantize import KINDS
 from sdxl_lora.streaming import Rows, open_stream
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
@@ -84,6 +86,31 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def base_dtype(config: TrainConfig) -> torch.dtype:
     """What the frozen UNet is loaded in; where it is quantized, that of the layers that are not."""
     return torch.float32 if config.base_precision == "fp32" else DTYPES[config.mixed_precision]
+
+
+def rung_of(config: TrainConfig) -> Rung:
+    """Where the settings stand on the ladder from fast to small."""
+    some = "outer" if config.gradient_checkpointing_blocks else "all"
+    base_precision = config.base_precision if config.base_precision in ("fp32", *KINDS) else None
+    return Rung(some if config.gradient_checkpointing else "none", config.optimizer_name, base_precision)
+
+
+def smaller_settings(config: TrainConfig) -> list[str]:
+    """What to try when memory does not suffice, the gentlest first."""
+    if config.memory_budget is not None:
+        return [f"a --memory_budget below {config.memory_budget}"]
+    return [rung.flags() for rung in next_rungs(rung_of(config))]
+
+
+def on_rung(config: TrainConfig, rung: Rung) -> TrainConfig:
+    return replace(
+        config,
+        gradient_checkpointing=rung.recomputed != "none",
+        gradient_checkpointing_blocks=OUTER_BLOCKS if rung.recomputed == "outer" else (),
+        optimizer=rung.optimizer,
+        use_8bit_adam=False,
+        base_precision=rung.base_precision,
+    )
 
 
 def base_of(config: TrainConfig) -> Base:
