@@ -163,23 +163,6 @@ FIELDS = {
             "Nom de l'entraînement",
             "Dossier de l'entraînement : config.yaml, events.jsonl, checkpoint-<pas>/, samples/ et les fichiers LoRA.",
         ),
-        "logging_steps": (
-            "Pas entre les rapports",
-            "Rapporter tous les N pas la perte moyenne ; entre deux rapports le GPU n'attend jamais l'hôte.",
-        ),
-        "gradient_checkpointing_blocks": (
-            "Blocs recalculés",
-            "Avec gradient_checkpointing : seulement ces blocs de l'UNet, p. ex. down_blocks.1 up_blocks.1. Par défaut : tous.",
-        ),
-        "compile": (
-            "Compiler",
-            "Compiler les blocs répétés de l'UNet : une minute au départ pour des pas plus rapides. En cas d'échec, continue sans.",
-        ),
-        "base_precision": (
-            "Précision de la base",
-            "Précision de l'UNet gelé ; en int8, fp8 et nf4 les couches linéaires de ses transformeurs sont comprimées. "
-            "Par défaut : mixed_precision.",
-        ),
         "memory_budget": (
             "Budget de mémoire",
             "Mémoire du GPU à utiliser, p. ex. 8GB : choisit ce qui est recalculé, l'optimiseur en 8 bits et la précision de "
