@@ -126,7 +126,14 @@ def naming_lost_processes(accelerator, run: Run):
     try:
         yield
     except RuntimeError as error:
-        signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "socket")
+        signs = (
+            "gloo",
+            "NCCL",
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "Timed out waiting",
+            "SocketImpl",
+        )
         if accelerator.num_processes == 1 or not any(sign in str(error) for sign in signs):
             raise
         lost = lost_ranks(run.folder, accelerator.num_processes, accelerator.process_index)
