@@ -414,7 +414,10 @@ def test_preparing_and_training_follow_one_another_by_one_press(story, captioned
     tab(page, 1)
     fill(page, "project", "dog")
     fill(page, "prepare-input_dir", str(captioned_photographs))
+    assert box(page, "prepare-resolution").input_value() == "64", "a page opened anew shows what was last asked for"
     tab(page, 3)
+    fill(page, "train-resolution", "64")
+    choose(page, "train-mixed_precision", "no")
     fill(page, "train-output_dir", "only")
     fill(page, "train-num_train_epochs", "1")
     fill(page, "train-validation_prompt", "")

@@ -6,6 +6,7 @@ with gr.Blocks() as app:
 app.launch(i18n=I18N)
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from html import escape
@@ -14,9 +15,12 @@ from pathlib import Path
 import gradio as gr
 from gradio.context import get_blocks_context
 
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import show
+from sdxl_lora.ui.commands import read_config
 from sdxl_lora.ui.context import Context, run_name, tell, telling
 from sdxl_lora.ui.follow import history_of
+from sdxl_lora.ui.forms import Form
 from sdxl_lora.ui.i18n import I18N, T, language_of, say
 from sdxl_lora.ui.jobs import Jobs
 from sdxl_lora.ui.places import Places, load_places
@@ -30,6 +34,7 @@ from sdxl_lora.ui.tab_train import TrainTab, free_name
 __all__ = ["I18N", "create_page", "create_tab"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
+CURTAIN = "@keyframes rise{to{visibility:visible}}.sdxl-lora{visibility:hidden;animation:rise 0s 10s forwards}"
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
@@ -64,6 +69,8 @@ class Page:
     def __init__(self, context: Context):
         self.context = context
         gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
+        # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
+        self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
             with gr.Row(elem_classes="top", equal_height=True):
                 names = context.places.project_names()
@@ -100,7 +107,8 @@ class Page:
         root = get_blocks_context()
         root = getattr(root, "root_block", root)
         choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
-        root.load(self.open, None, [self.project, self.train.form.widgets["output_dir"], *choosers], **quiet)
+        forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]
+        root.load(self.open, None, [self.curtain, self.project, *choosers, *forms], **quiet)
         self.named = [self.project, self.train.form.widgets["output_dir"]]
         self.project.change(self.name_run, self.named, self.named[1], **quiet)
         seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
@@ -126,7 +134,8 @@ class Page:
         )  # fmt: skip
 
     def open(self, request: gr.Request) -> list:
-        """What a freshly opened page shows: the project and the run that are at work, or were last."""
+        """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
+        what was last asked for."""
         self.context.jobs.ensure_worker()
         runs = self.runs.choices()
         active = [run for run in find_runs(self.context.places.projects, self.context.jobs) if self.is_active(run)]
@@ -137,12 +146,30 @@ class Page:
         dataset = next((name for name in datasets if name.startswith(f"{project}/")), datasets[0] if datasets else None)
         finished = self.with_files()
         return [
+            "",
             gr.Dropdown(names or ["my-lora"], value=project),
-            free_name(self.context, project),
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
             gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),
+            *self.last_asked(self.prepare.form, "prepare", {}),
+            *self.last_asked(self.train.form, "train", self.for_next_run(project)),
         ]
+
+    def last_asked(self, form: Form, kind: str, others: dict) -> list:
+        """The values of a form's widgets as they last started a job of this kind, but for others."""
+        job = next((job for job in reversed(self.context.jobs.all()) if job.kind == kind), None)
+        values = dict.fromkeys(form.widgets, gr.skip())
+        if job is not None:
+            with contextlib.suppress(ConfigError):  # another version of the page wrote it
+                config = read_config(form.config_class, self.context.jobs.folder_of(job.id) / "config.yaml")
+                values = dict(zip(form.widgets, form.shown(config), strict=True))
+        return list({**values, **others}.values())
+
+    def for_next_run(self, project: str) -> dict:
+        """What is not as in the last training."""
+        folders = self.context.places.datasets()
+        values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest"}
+        return {**values, "train_data_dir": newest(folders)} if folders else values
 
     def is_active(self, run: Path) -> bool:
         return state_of(run, self.context.jobs).is_active
@@ -196,7 +223,7 @@ class Page:
             chooser(self.runs.choices(), run),
             chooser(self.dataset.choices(), dataset),
             chooser(self.with_files(), result),
-            (folders, gr.Dropdown(folders, value=newest(folders)) if folders else gr.skip()),
+            (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
         ]
         pictures = self.dataset.refresh(language, dataset, shown) or [gr.skip()] * len(self.dataset.outputs)
         seen = [fingerprint(value) for value, _ in parts]
