@@ -2,6 +2,7 @@
 pictures and files. Numbers go through accelerator.log.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def start_trackers(
     except wandb.errors.Error as error:
         report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
         accelerator.trackers.clear()
-        wandb.teardown()  # else its service says that the id is in use
+        wandb.teardown()  # else its service says that the id is in use,
+        os.environ.pop("WANDB_SERVICE", None)  # and so does one that was started before this process
         kwargs["wandb"]["mode"] = "offline"
         accelerator.init_trackers(project, init_kwargs=kwargs)
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}

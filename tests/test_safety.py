@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+import wandb
 from safetensors import safe_open
 
 from sdxl_lora.events import read_events
@@ -34,9 +35,13 @@ def test_no_byte_that_a_run_writes_holds_a_token(train_config, tmp_path):
             assert canary.encode() not in data, f"{path.relative_to(tmp_path)} holds {canary}"
 
 
-def test_wandb_that_is_not_reachable_costs_a_line_and_not_the_run(train_config, tmp_path):
+@pytest.mark.parametrize("service", ["its own", "of before"])
+def test_wandb_that_is_not_reachable_costs_a_line_and_not_the_run(train_config, tmp_path, service):
     """The discard port of this machine in place of the server."""
-    environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "5"}
+    if service == "of before":  # as under a sweep
+        wandb.setup().ensure_service()
+    environment = {"WANDB_SERVICE": os.environ["WANDB_SERVICE"]} if service == "of before" else {}
+    environment |= {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "5"}
     codes, printed = launch(
         train_config(report_to="wandb"), tmp_path / "log", WANDB_API_KEY=CANARIES["WANDB_API_KEY"], **environment
     )
