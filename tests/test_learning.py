@@ -13,7 +13,7 @@ from sdxl_lora.config import TrainConfig, load_config
 
 from .conftest import ROOT
 
-ASKED = 28  # prompts of each kind; every (colour, background) once
+ASKED = 28  # every (colour, background) once; for known shapes each of the 140 combinations
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from examples.shapes.quality import base_quality, load_base, object_quality, pla
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
-PICTURES, REPEATS, CLASS_PICTURES = 20, 4, 100  # over half of what a step meets is what must stay as it is
+PICTURES, REPEATS, CLASS_PICTURES = 20, 8, 200  # over half of what a step meets is what must stay as it is
 
 
 def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=CLASS_PICTURES):
@@ -27,7 +27,8 @@ def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=CLA
 def write_class_pictures(folder, count, seed=0):
     """`count` known scenes with captions, as pictures of the class for prior preservation.
 
-    Two captions of three say "shape", as the concept's captions do: what differs is the trigger word alone.
+    One caption of three says "shape", as the concept's captions do: what differs is the trigger word alone. The scenes
+    take turns through all combinations, else a colour on a background would come to stand for a shape.
 
     Returns:
         list of the pictures' paths.
@@ -35,12 +36,13 @@ def write_class_pictures(folder, count, seed=0):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"class pictures {seed}")
+    turns = rng.sample(combinations(), len(combinations()))
     paths = []
     for index in range(count):
-        scene = random_scene(rng)
-        path = folder / f"{index:02d}.png"
+        scene = random_scene(rng, combination=turns[index % len(turns)])
+        path = folder / f"{index:03d}.png"
         draw(scene).save(path)
-        noun = "shape" if index % 3 else scene.shape
+        noun = scene.shape if index % 3 else "shape"
         path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n")
         paths.append(path)
     return paths
@@ -51,7 +53,8 @@ def lora_quality(lora=None, asked=None, seed=0):
 
     Args:
         lora: folder or file of the LoRA; None for the base alone.
-        asked: number of prompts of each kind, spread over the combinations; None for all of them.
+        asked: number of prompts with and without the trigger word, for known shapes five times as many, spread
+            over the combinations; None for all of them.
     Returns:
         dict of shares: with_trigger, without_trigger (see object_quality) and known (prompts for known shapes right).
     """
@@ -59,7 +62,7 @@ def lora_quality(lora=None, asked=None, seed=0):
     if lora is not None:
         pipeline.load_lora_weights(lora)
     shares = object_quality(pipeline, TRIGGER_WORD, spread(colour_pairs(), asked), seed)
-    return shares | {"known": base_quality(pipeline, spread(combinations(), asked), seed)["right"]}
+    return shares | {"known": base_quality(pipeline, spread(combinations(), asked and 5 * asked), seed)["right"]}
 
 
 def spread(items, count):
