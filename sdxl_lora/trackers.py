@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import wandb
 from PIL import Image
 
 from sdxl_lora.prompts import SamplePrompt
@@ -36,18 +35,19 @@ def start_trackers(
     kwargs = {
         "tensorboard": {"purge_step": done_steps + 1 if done_steps else 0},
         "trackio": {"name": run_name, "resume": "allow" if done_steps else "never"},
-        "wandb": {
-            "name": run_name,
-            "dir": str(folder),
-            "resume": "allow",
-            "settings": wandb.Settings(finish_timeout=UPLOAD_SECONDS),
-        },
     }
-    if "wandb" in map(str, accelerator.log_with) and accelerator.is_main_process:
-        kwargs["wandb"]["id"] = wandb_id(folder, done_steps)
+    unreachable: tuple[type[Exception], ...] = ()
+    if "wandb" in map(str, accelerator.log_with):
+        import wandb  # takes a second, and a run without it does without it
+
+        unreachable = (wandb.errors.Error,)
+        settings = wandb.Settings(finish_timeout=UPLOAD_SECONDS)
+        kwargs["wandb"] = {"name": run_name, "dir": str(folder), "resume": "allow", "settings": settings}
+        if accelerator.is_main_process:
+            kwargs["wandb"]["id"] = wandb_id(folder, done_steps)
     try:
         accelerator.init_trackers(project, init_kwargs=kwargs)
-    except wandb.errors.Error as error:
+    except unreachable as error:
         report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
         accelerator.trackers.clear()
         wandb.teardown()  # else its service says that the id is in use,
@@ -90,6 +90,8 @@ def log_samples(
 
 
 def table_rows(step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]]) -> list[list]:
+    import wandb
+
     return [
         [
             step,
@@ -110,6 +112,8 @@ def log_lora(trackers, name: str, files: Sequence[Path], about: Mapping) -> None
     """The LoRA as an artifact of W&B, with what it was trained by; it is read where it lies, not copied."""
     for tracker in trackers:
         if tracker.name == "wandb":
+            import wandb
+
             artifact = wandb.Artifact(name, type="model", metadata=dict(about))
             for file in files:
                 artifact.add_file(str(file), policy="immutable")
