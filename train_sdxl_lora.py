@@ -23,7 +23,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
-from sdxl_lora.ahead import ahead
+from sdxl_lora.ahead import ahead, meanwhile
 from sdxl_lora.base_weights import base_sha256
 from sdxl_lora.batches import Turn, keyed_seed
 from sdxl_lora.checkpoint import disk_errors
@@ -39,6 +39,7 @@ from sdxl_lora.optim import set_learning_rate
 from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
 from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
 from sdxl_lora.settings import (
+    check_graphs,
     check_names,
     learning_rate_of,
     same_on_resume,
@@ -88,17 +89,20 @@ class Training(Watched):
     """A run and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
+        check_graphs(config, accelerator.num_processes, accelerator.device)
         super().__init__(config, accelerator, run, stop)
         main_process_decides(accelerator, lambda: check_names(config, self.base))
         main_process_decides(accelerator, self.load_similarity)
         self.repository = main_process_decides(accelerator, self.claim_repository)
-        self.base_hash = main_process_decides(accelerator, lambda: base_sha256(self.base.path))
+        hashed = meanwhile(lambda: base_sha256(self.base.path)) if accelerator.is_main_process else None
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
         if config.cache_part:
             raise Stopped(f"part {config.cache_part} of the caches is filled")
         self.prepare_model()
+        self.micro_step = self.recorded(self.compute) if config.cuda_graphs else self.compute
         self.end_if_asked_to("while loading")
+        self.base_hash = main_process_decides(accelerator, hashed)
         self.open_journal(self.resume())
 
     def resume(self) -> list[str]:
@@ -233,19 +237,11 @@ class Training(Watched):
             with accelerator.accumulate(*self.wrapped):
                 torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
                 batch = self.on_device(batch)
-                losses = noise_prediction_loss(
-                    self.wrapped[0],
-                    self.schedule,
-                    batch["latents"],
-                    batch,
-                    batch["noise"],
-                    batch["timesteps"],
-                    self.objective,
-                )
+                # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
+                share = counts * self.micro_steps * world / len(turns)
+                losses = self.micro_step({**batch, "share": torch.full((), share, device=accelerator.device)})
                 if counts:
                     tally.add(losses, batch["timesteps"])
-                # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
-                accelerator.backward(losses.sum() * (counts * self.micro_steps * world / len(turns)))
                 if accelerator.sync_gradients:
                     is_spoilt = fault_point("step", self.done_steps + 1)
                     tally.close(accelerator, len(turns), bool(self.stop.reason()), is_spoilt)
@@ -256,7 +252,21 @@ class Training(Watched):
                     else:
                         self.check_finite(tally.look(forget=False))
                 self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.optimizer.zero_grad(set_to_none=not config.cuda_graphs)
+
+    def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
+        losses = noise_prediction_loss(
+            self.wrapped[0],
+            self.schedule,
+            batch["latents"],
+            batch,
+            batch["noise"],
+            batch["timesteps"],
+            self.objective,
+        )
+        self.accelerator.backward(losses.sum() * batch["share"])
+        return losses
 
     def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
         prompts = batch.get("prompts")

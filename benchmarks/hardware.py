@@ -1,5 +1,6 @@
 """What the machine can do at best, and what a training step needs at least: FLOPs, bytes, and the floors they set."""
 
+import json
 import time
 from pathlib import Path
 from statistics import median
@@ -11,14 +12,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdxl_lora.lora import add_lora
 
 
-def step_flops(base: Path, rank: int, batch: int, resolution: int, checkpointing: bool = False) -> dict[str, float]:
-    """FLOPs of matrix products, convolutions and attention in the UNet that stands in `base`, with its LoRA.
+def step_flops(
+    config: dict, rank: int, batch: int, resolution: int, checkpointing: bool = False, remember_in: Path | None = None
+) -> dict[str, float]:
+    """FLOPs of matrix products, convolutions and attention in a UNet of this config, with its LoRA.
 
     Counted by torch while the model runs on the meta device, as our trainer runs it: `forward` without LoRA, and
     `step`, forward and backward with LoRA. Also the number of `weights` and of trained `parameters`.
+
+    Args:
+        remember_in: folder for the counts, which take half a minute for SDXL.
     """
+    counted = f"flops-{config['block_out_channels'][0]}-{rank}-{batch}-{resolution}-{checkpointing:d}.json"
+    if remember_in is not None and (remember_in / counted).exists():
+        return json.loads((remember_in / counted).read_text())
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base, subfolder="unet"))
+        unet = UNet2DConditionModel.from_config(config)
     unet.requires_grad_(False)
     weights = sum(parameter.numel() for parameter in unet.parameters())
     with FlopCounterMode(display=False) as forward, torch.no_grad():
@@ -29,12 +38,16 @@ def step_flops(base: Path, rank: int, batch: int, resolution: int, checkpointing
     unet.train()
     with FlopCounterMode(display=False) as step:
         run_unet(unet, batch, resolution).mean().backward()
-    return {
+    counts = {
         "forward": forward.get_total_flops(),
         "step": step.get_total_flops(),
         "weights": weights,
         "parameters": sum(parameter.numel() for parameter in parameters),
     }
+    if remember_in is not None:
+        remember_in.mkdir(parents=True, exist_ok=True)
+        (remember_in / counted).write_text(json.dumps(counts))
+    return counts
 
 
 def run_unet(unet, batch: int, resolution: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ TOY_UNET = {
     "projection_class_embeddings_input_dim": 6 * 32 + TOY_HIDDEN[1],
 }
 TOY_VAE = {**full_sdxl.VAE, "block_out_channels": (16, 32, 72, 72), "norm_num_groups": 8, "sample_size": 256}
+UNETS, VAES = {"toy": TOY_UNET, "sdxl": full_sdxl.UNET}, {"toy": TOY_VAE, "sdxl": full_sdxl.VAE}
 
 
 def save_base(size: str, folder: Path) -> Path:
@@ -45,15 +46,15 @@ def make_base(size: str) -> StableDiffusionXLPipeline:
     tokenizers = [tiny_tokenizer(), tiny_tokenizer(pad_token="!")]
     if size == "toy":
         text = [tiny_text_config(tokenizer, hidden) for tokenizer, hidden in zip(tokenizers, TOY_HIDDEN, strict=True)]
-        unet, vae, dtype = TOY_UNET, TOY_VAE, torch.float32
+        dtype = torch.float32
     else:
         text = [CLIPTextConfig(**config) for config in (full_sdxl.TEXT_ENCODER, full_sdxl.TEXT_ENCODER_2)]
-        unet, vae, dtype = full_sdxl.UNET, full_sdxl.VAE, torch.bfloat16
+        dtype = torch.bfloat16
     device = torch.device("cuda" if size == "sdxl" and torch.cuda.is_available() else "cpu")  # draws 100 times faster
     with device:
         parts = {
-            "unet": UNet2DConditionModel(**unet),
-            "vae": AutoencoderKL(**vae),
+            "unet": UNet2DConditionModel(**UNETS[size]),
+            "vae": AutoencoderKL(**VAES[size]),
             "text_encoder": CLIPTextModel(text[0]),
             "text_encoder_2": CLIPTextModelWithProjection(text[1]),
         }

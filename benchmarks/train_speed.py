@@ -28,7 +28,7 @@ from statistics import mean, median, quantiles
 import psutil
 
 from benchmarks.hardware import measured_peaks, step_bytes, step_flops
-from benchmarks.sizes import RESOLUTION, save_base, write_pictures
+from benchmarks.sizes import RESOLUTION, UNETS, save_base, write_pictures
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
 
 LOSS_TAGS = ("loss", "train_loss")  # ours, diffusers'
@@ -69,28 +69,29 @@ def main(argv=None):
         name, _, flags = variant.partition("=")
         trainers[name] = (OURS, shlex.split(flags))
     records, peaks = [], []
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     for number in range(args.rounds):
         peaks.append(measured_peaks(args.precision, args.threads))
         for name, (script, flags) in trainers.items():
             record = run(args, script, flags, base, data)
             records.append({"trainer": name, "round": number, **record})
             print(json.dumps({k: v for k, v in records[-1].items() if k != "seconds"}), flush=True)
+            (args.output_dir / f"{args.name}.json").write_text(json.dumps({"records": records}, indent=1) + "\n")
     peak = {name: max(one[name] for one in peaks) for name in peaks[0]}
     result = {
         "command": "python -m benchmarks.train_speed " + shlex.join(sys.argv[1:] if argv is None else argv),
         "machine": machine(args),
         "peak": peak,
-        "floors": floors(args, base, peak),
+        "floors": floors(args, peak),
         "trainers": {name: summary([r for r in records if r["trainer"] == name]) for name in trainers},
         "records": records,
     }
     if args.growth:
         result["growth"] = growth(args, base)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.output_dir / f"{args.name}.md").write_text(table(args, result))
+    print(table(args, result), flush=True)
     plot(result, args.output_dir / f"{args.name}.png")
-    print((args.output_dir / f"{args.name}.md").read_text())
 
 
 def machine(args) -> str:
@@ -102,9 +103,9 @@ def machine(args) -> str:
     return f"{platform.machine()}, {args.threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
 
 
-def floors(args, base: Path, peak: dict[str, float]) -> dict[str, float]:
+def floors(args, peak: dict[str, float]) -> dict[str, float]:
     """Model FLOPs of a step, and the seconds below which no step of this machine can go."""
-    flops = step_flops(base, args.rank, args.batch, args.resolution)
+    flops = step_flops(UNETS[args.size], args.rank, args.batch, args.resolution, remember_in=args.work_dir)
     moved = step_bytes(flops, args.precision)
     return {
         **flops,

@@ -1,11 +1,30 @@
-"""The next items of an iterator, made by a thread while the present one is worked on."""
+"""What a thread makes while others work: the next items of an iterator, or one thing that is needed later."""
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+
+def meanwhile(make: Callable[[], Item]) -> Callable[[], Item]:
+    """Start `make` in a thread that nothing waits for at the end of the program.
+
+    Returns:
+        A function that waits for what it made, or raises what it raised.
+    """
+    future: Future[Item] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result
 
 
 def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:

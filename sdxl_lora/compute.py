@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 COMPILER = "inductor"
 
@@ -32,9 +33,12 @@ def checkpointed_blocks(unet: nn.Module) -> list[str]:
     return [*blocks, *(["mid_block"] if unet.mid_block is not None else [])]
 
 
-def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = ()) -> None:
+def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = (), drops: bool = False) -> None:
     """Recompute activations in the backward pass, in all blocks or in those named.
 
+    Args:
+        drops: there is dropout, which must draw the same again: the random state is kept for each block. A CUDA
+            graph cannot do that.
     Raises:
         ValueError: there is no such block.
     """
@@ -43,7 +47,11 @@ def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = ()) -> None:
         raise ValueError(
             f"gradient_checkpointing_blocks has {', '.join(unknown)}, the UNet's blocks are {', '.join(known)}"
         )
-    unet.enable_gradient_checkpointing()
+
+    def recomputing(module: nn.Module, *args):
+        return checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=drops)
+
+    unet.enable_gradient_checkpointing(recomputing)
     for name, module in unet.named_modules():
         if only and hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in only)
@@ -63,13 +71,13 @@ def compile_blocks(unet: nn.Module, report: Callable[[str], object]) -> None:
 
 def _or_plain(compiled: Callable, plain: Callable, failures: list[Exception], report: Callable[[str], object]):
     """`compiled`, and `plain` from the first failure of any block on."""
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds
 
     def call(*args, **kwargs):
         if not failures:
             try:
                 return compiled(*args, **kwargs)
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 failures.append(error)
                 reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
                 report(f"going on without --compile, which failed: {reason}")

@@ -6,6 +6,7 @@ Reads the config, as settings.py does; the loop over these parts is train_sdxl_l
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from sdxl_lora.cache import TextCache, fill_caches, weights_key, workers_of
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.collate import Collator
 from sdxl_lora.compute import checkpoint_blocks, compile_blocks, without_autocast
-from sdxl_lora.config import TrainConfig
+from sdxl_lora.config import TrainConfig, drops
 from sdxl_lora.data import TrainingPictures, check_class_images
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.faults import fault_point
 from sdxl_lora.fused_lora import fuse_lora
+from sdxl_lora.graphs import RecordedMicroStep
 from sdxl_lora.joined import JoinedPictures
 from sdxl_lora.lora import add_lora, changes_base
 from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
@@ -309,11 +311,14 @@ class Parts:
             without_autocast(unet, dtype)
         try:
             if config.gradient_checkpointing:
-                checkpoint_blocks(unet, config.gradient_checkpointing_blocks)
+                checkpoint_blocks(unet, config.gradient_checkpointing_blocks, drops(config))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if config.compile:
             compile_blocks(unet, lambda text: self.journal.say(text))
+
+    def recorded(self, compute: Callable[[dict], torch.Tensor]) -> RecordedMicroStep:
+        return RecordedMicroStep(compute, self.parameters, lambda text: self.journal.say(text))
 
     def make_collator(self) -> Collator:
         config, accelerator = self.config, self.accelerator

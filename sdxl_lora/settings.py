@@ -268,11 +268,24 @@ def learning_rate_factors(config: TrainConfig, total_steps: int) -> dict[str, di
 def check_dropout(config: TrainConfig, processes: int) -> None:
     """PEFT leaves LoHa and LoKr layers out by a branch; they have no gradient then, for which the processes would wait.
 
+    A CUDA graph would take the same branch for ever.
+
     Raises:
         ConfigError
     """
-    if config.module_dropout and config.adapter != "lora" and processes > 1:
-        raise ConfigError(f"module_dropout of a {config.adapter} is for one process: use rank_dropout, or adapter lora")
+    if config.module_dropout and config.adapter != "lora" and (processes > 1 or config.cuda_graphs):
+        raise ConfigError(
+            f"module_dropout of a {config.adapter} is for one process without cuda_graphs: use rank_dropout, or "
+            "adapter lora"
+        )
+
+
+def check_graphs(config: TrainConfig, processes: int, device: torch.device) -> None:
+    """Raises ConfigError where cuda_graphs cannot be had."""
+    if config.cuda_graphs and (processes > 1 or device.type != "cuda"):
+        raise ConfigError(
+            f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device.type}: leave it out"
+        )
 
 
 def block_factors(config: TrainConfig, modules: Iterable[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_sdxl_lora
-from sdxl_lora.ahead import ahead
+from sdxl_lora.ahead import ahead, meanwhile
 from sdxl_lora.errors import NonFiniteError
 from sdxl_lora.events import read_events
 from sdxl_lora.lora_state import lora_state
@@ -88,6 +88,14 @@ def test_items_come_in_order_and_errors_where_they_arose():
             taken.append(item)
     assert taken == [0, 1, 2, 3, 4]
     assert list(ahead(iter(range(3)), 0)) == [0, 1, 2]
+
+
+def test_what_is_made_meanwhile_is_there_when_it_is_asked_for_or_its_error_is():
+    assert meanwhile(lambda: 7)() == 7
+    later = meanwhile(lambda: [][0])
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            later()
 
 
 def test_closing_ends_the_thread_of_an_endless_iterator():

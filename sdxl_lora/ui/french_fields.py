@@ -416,6 +416,10 @@ FIELDS = {
             "Compiler",
             "Compiler les blocs répétés du UNet : une minute au début pour des pas plus rapides. Continue sans, où cela échoue.",
         ),
+        "cuda_graphs": (
+            "Graphes CUDA",
+            "Enregistrer un micro-pas pour chaque taille d'images et le rejouer : des pas bien plus rapides là où un GPU attend son hôte, comme un H100 au lot 1. Pour un processus, sans train_text_encoder. Continue sans, où cela échoue.",
+        ),
         "base_precision": (
             "Précision de la base",
             "Précision du UNet figé ; en int8, fp8 et nf4 les couches linéaires de ses transformers, sa plus grande part, sont tassées. Par défaut : mixed_precision.",

@@ -1,0 +1,337 @@
+"""What each part of a step is worth: the whole step with it and without, in turn, in one process, on the same weights.
+
+    python -m benchmarks.step_ratios --size toy
+    python -m benchmarks.step_ratios --size sdxl --precision bf16
+
+Each way is compared with the trainer's own in time, in memory beyond the weights, and in the loss and gradient of its
+first step (how far they are from PEFT's layers in the same precision). Weights are random, the batch is fixed: loading,
+collating and logging are left to benchmarks/train_speed.py. Writes <name>.json and <name>.md into --output_dir, with
+--profile also what a step's time goes into, by kernel.
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch._dynamo
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+
+from benchmarks.hardware import measured_peaks, step_flops
+from benchmarks.sizes import RESOLUTION, UNETS, VAES
+from sdxl_lora.budget import OUTER_BLOCKS
+from sdxl_lora.compute import checkpoint_blocks, compile_blocks, without_autocast
+from sdxl_lora.fused_lora import fuse_lora
+from sdxl_lora.graphs import RecordedMicroStep
+from sdxl_lora.lora import add_lora
+from sdxl_lora.lora_state import adapter_parameters
+from sdxl_lora.objective import noise_prediction_loss
+from sdxl_lora.optim import make_optimizer
+from sdxl_lora.quantize import KINDS, quantize_linears
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BLOCKS = ("BasicTransformerBlock",)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step computes. The defaults are the trainer's."""
+
+    fuses: bool = True
+    casts: bool = False  # under autocast
+    optimizer: str = "adamw"
+    compiles: tuple[str, ...] = ()  # kinds of blocks
+    graphed: bool = False  # forward and backward recorded once as a CUDA graph
+    recomputes: str = "none"
+    base: str | None = None  # precision of the frozen base, if another
+    looks: bool = False  # the host reads the loss in each step
+    encodes: bool = False  # the VAE reads each picture anew, in float32
+    channels_last: bool = False
+
+
+WAYS = {
+    "ours": Way(),
+    "PEFT's layers": Way(fuses=False, casts=True),
+    "under autocast": Way(casts=True),
+    "foreach AdamW": Way(optimizer="foreach"),
+    "reading the loss in each step": Way(looks=True),
+    "encoding pictures in each step": Way(encodes=True),
+    "channels last": Way(channels_last=True),
+    "compiled": Way(compiles=BLOCKS),
+    "CUDA graph": Way(graphed=True),
+    "CUDA graph, compiled": Way(graphed=True, compiles=BLOCKS),
+    "compiled, resnets too": Way(compiles=(*BLOCKS, "ResnetBlock2D")),
+    "CUDA graph, compiled, resnets too": Way(graphed=True, compiles=(*BLOCKS, "ResnetBlock2D")),
+    "outer blocks recomputed": Way(recomputes="outer"),
+    "all blocks recomputed": Way(recomputes="all"),
+    **{f"base in {kind}": Way(base=kind) for kind in KINDS},
+    "AdamW in 8 bits": Way(optimizer="adamw8bit"),
+}
+REFERENCE = "PEFT's layers"
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=sorted(RESOLUTION), default="toy")
+    parser.add_argument("--precision", choices=sorted(DTYPES), default="no")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--resolution", type=int, help="default: 256 for toy, 1024 for sdxl")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--profile", nargs="*", default=[], choices=list(WAYS), help="list the kernels of these ways")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/train_speed"), help="for counts of FLOPs")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="step_ratios")
+    args = parser.parse_args(argv)
+    args.resolution = args.resolution or RESOLUTION[args.size]
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64  # resnets have many sizes
+    peaks = measured_peaks(args.precision, args.threads)
+    bench = Bench(args, device)
+    names = [name for name in args.ways if name != REFERENCE]
+    steps, first, failures = {}, {}, {}
+    for name in [REFERENCE, *names]:
+        try:
+            step = bench.prepare(WAYS[name])
+            first[name] = bench.first_step(step)
+            steps[name] = step
+        except Exception as error:  # listed with its reason
+            failures[name] = str(error).strip().splitlines()[0][:300]
+            print(name, "failed:", error, flush=True)
+        if name in first:
+            print(name, {key: value for key, value in first[name].items() if key != "gradient"}, flush=True)
+    rounds = {name: [] for name in steps}
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            rounds[name].append(bench.seconds(step))
+            print(name, f"{rounds[name][-1] * 1e3:.1f} ms/step", flush=True)
+    flops = step_flops(UNETS[args.size], args.rank, args.batch, args.resolution, remember_in=args.work_dir)
+    seconds = {name: median(of_rounds) for name, of_rounds in rounds.items()}
+    result = {
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "machine": f"{torch.cuda.get_device_name() if device.type == 'cuda' else platform.machine()}, "
+        f"torch {torch.__version__}",
+        "peak": peaks,
+        "flops": flops["step"],
+        "ways": {
+            name: {
+                "seconds": seconds[name],
+                "rounds": rounds[name],
+                "first_step_seconds": first[name]["seconds"],
+                "gib_beyond_weights": first[name]["bytes"] / 2**30,
+                **distance(first[name], first[REFERENCE]),
+            }
+            for name in steps
+        },
+        "failures": failures,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.output_dir / f"{args.name}.md").write_text(table(args, result))
+    print(table(args, result))
+    for name in filter(steps.__contains__, args.profile):
+        file = f"{args.name}-{''.join(letter for letter in name if letter.isalnum())}.txt"
+        print(name, bench.profile(steps[name], args.output_dir / file), flush=True)
+
+
+class Bench:
+    """The base's weights, which all ways share, and one batch."""
+
+    def __init__(self, args, device: torch.device):
+        self.args, self.device, self.dtype = args, device, DTYPES[args.precision]
+        torch.manual_seed(0)
+        with device:
+            unet = UNet2DConditionModel(**UNETS[args.size]).to(self.dtype).requires_grad_(False)
+            self.vae = AutoencoderKL(**VAES[args.size]).requires_grad_(False).eval()
+            self.picture = torch.rand(args.batch, 3, args.resolution, args.resolution) * 2 - 1
+        self.weights = unet.state_dict()
+        self.schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.batch = self._batch(unet.config)
+
+    def _batch(self, config) -> dict[str, torch.Tensor]:
+        generator, batch, side = torch.Generator().manual_seed(1), self.args.batch, self.args.resolution // 8
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+
+        def normal(*shape):
+            tensor = torch.randn(batch, *shape, generator=generator)
+            return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+        return {
+            "latents": normal(config.in_channels, side, side),
+            "noise": normal(config.in_channels, side, side),
+            "prompt_embeds": normal(77, config.cross_attention_dim).to(self.dtype),
+            "pooled_embeds": normal(pooled).to(self.dtype),
+            "time_ids": torch.tensor([[side * 8.0, side * 8.0, 0, 0, side * 8.0, side * 8.0]] * batch),
+            "timesteps": torch.arange(batch) * 200 % 1000 + 100,
+        }
+
+    def prepare(self, way: Way) -> "Step":
+        """A UNet that shares the base's weights, with an adapter that is the same for all ways."""
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**UNETS[self.args.size])
+        unet.load_state_dict(self.weights, assign=True)
+        unet.requires_grad_(False)
+        if way.base:
+            quantize_linears(unet, way.base, self.device)
+        add_lora(unet, self.args.rank, self.args.rank)
+        generator = torch.Generator().manual_seed(2)
+        parameters = list(adapter_parameters(unet).values())
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        unet.to(self.device).train()
+        if way.channels_last:
+            unet.to(memory_format=torch.channels_last)
+        if way.fuses:
+            fuse_lora(unet)
+        if not way.casts and self.dtype != torch.float32:
+            without_autocast(unet, self.dtype)
+        if way.recomputes != "none":
+            checkpoint_blocks(unet, OUTER_BLOCKS if way.recomputes == "outer" else ())
+        if way.compiles:
+            unet._repeated_blocks = list(way.compiles)
+            compile_blocks(unet, print)
+        name, foreach = (
+            ("adamw", {"fused": False, "foreach": True}) if way.optimizer == "foreach" else (way.optimizer, {})
+        )
+        return Step(self, way, unet, parameters, make_optimizer(name, parameters, 1e-4, arguments=foreach))
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def first_step(self, step: "Step") -> dict:
+        """Its loss, gradient, seconds (compiling included) and the most bytes beyond what was there before."""
+        self.synchronize()
+        before = self._reset_peak()
+        began = time.perf_counter()
+        loss, gradient = step(keep_gradient=True)
+        self.synchronize()
+        spent = time.perf_counter() - began
+        step(), step()  # the peak of the second, in which the optimizer's state is there; the third warms up
+        return {
+            "loss": loss.item(),
+            "gradient": gradient.cpu(),
+            "seconds": spent,
+            "bytes": torch.cuda.max_memory_allocated() - before if self.device.type == "cuda" else 0,
+        }
+
+    def _reset_peak(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def seconds(self, step: "Step") -> float:
+        """Of one step, the mean over a round."""
+        self.synchronize()
+        began = time.perf_counter()
+        for _ in range(self.args.steps):
+            step()
+        self.synchronize()
+        return (time.perf_counter() - began) / self.args.steps
+
+    def profile(self, step: "Step", path: Path, times: int = 3) -> str:
+        from torch.profiler import ProfilerActivity, profile
+
+        kinds = [ProfilerActivity.CUDA if self.device.type == "cuda" else ProfilerActivity.CPU]
+        with profile(activities=kinds) as profiler:
+            for _ in range(times):
+                step()
+            self.synchronize()
+        averages = profiler.key_averages()
+        by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        path.write_text(averages.table(sort_by=by, row_limit=45, max_name_column_width=90))
+        kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        spent = sum(event.device_time for event in kernels) / times / 1e3
+        return f"{len(kernels) / times:.0f} kernels, {spent:.1f} ms on the device in a step"
+
+
+class Step:
+    """One optimizer step."""
+
+    def __init__(self, bench: Bench, way: Way, unet: nn.Module, parameters: list, optimizer: torch.optim.Optimizer):
+        self.bench, self.way, self.unet, self.parameters, self.optimizer = bench, way, unet, parameters, optimizer
+        self.micro_step = self.forward_and_backward
+        if way.graphed:
+            self.micro_step = RecordedMicroStep(self.forward_and_backward, parameters, print)
+
+    def forward_and_backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        bench = self.bench
+        with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype != torch.float32):
+            losses = noise_prediction_loss(
+                self.unet, bench.schedule, batch["latents"], batch, batch["noise"], batch["timesteps"]
+            )
+        loss = losses.mean()
+        loss.backward()
+        return loss
+
+    def __call__(self, keep_gradient: bool = False):
+        bench = self.bench
+        batch = {name: tensor.to(bench.device, non_blocking=True) for name, tensor in bench.batch.items()}
+        if self.way.encodes:
+            with torch.no_grad():
+                bench.vae.encode(bench.picture)
+        loss = self.micro_step(batch)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        gradient = None
+        if keep_gradient:
+            gradient = torch.cat([parameter.grad.detach().float().flatten() for parameter in self.parameters])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self.way.graphed)
+        if self.way.looks:
+            loss.item()
+        return (loss.detach().clone(), gradient) if keep_gradient else None  # a graph's next replay writes over it
+
+
+def distance(one: dict, reference: dict) -> dict[str, float]:
+    """Relative difference of the losses, and of the (clipped) gradients as vectors."""
+    gradient = torch.linalg.vector_norm(one["gradient"] - reference["gradient"])
+    return {
+        "loss_difference": abs(one["loss"] - reference["loss"]) / abs(reference["loss"]),
+        "gradient_difference": (gradient / torch.linalg.vector_norm(reference["gradient"])).item(),
+    }
+
+
+def table(args, result: dict) -> str:
+    ours, ways = result["ways"]["ours"]["seconds"], result["ways"]
+    floor = result["flops"] / result["peak"]["flops_per_second"]
+    lines = [
+        f"{args.size}, {args.resolution} px, batch {args.batch}, rank {args.rank}, precision {args.precision}, "
+        f"{args.rounds} rounds of {args.steps} steps in turn. {result['machine']}.",
+        "",
+        f"A step is {result['flops'] / 1e9:.1f} GFLOP, {floor * 1e3:.1f} ms at the "
+        f"{result['peak']['flops_per_second'] / 1e12:.3g} TFLOP/s of the best matrix product here. Losses and "
+        f"gradients: relative difference to {REFERENCE}, first step.",
+        "",
+        "| | ms/step | to ours | MFU | GiB beyond weights | first step s | loss differs | gradient differs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, way in ways.items():
+        spent, memory = way["seconds"], way["gib_beyond_weights"]
+        lines.append(
+            f"| {name} | {spent * 1e3:.1f} | {spent / ours:.2f} | {floor / spent:.0%} | {memory:.2f} "
+            f"| {way['first_step_seconds']:.1f} | {way['loss_difference']:.1e} | {way['gradient_difference']:.1e} |"
+        )
+    lines += [f"| {name} | failed: {reason} |" for name, reason in result["failures"].items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
