@@ -252,7 +252,7 @@ class Training(Watched):
                     else:
                         self.check_finite(tally.look(forget=False))
                 self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=not config.cuda_graphs)
+                self.optimizer.zero_grad(**({"set_to_none": False} if config.cuda_graphs else {}))
 
     def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
