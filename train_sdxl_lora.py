@@ -99,6 +99,7 @@ class Training(Watched):
         self.end_if_asked_to("while caching")
         if config.cache_part:
             raise Stopped(f"part {config.cache_part} of the caches is filled")
+        self.fit_into_memory()
         self.prepare_model()
         self.micro_step = self.recorded(self.compute) if config.cuda_graphs else self.compute
         self.end_if_asked_to("while loading")
@@ -125,7 +126,7 @@ class Training(Watched):
             "images_per_step": self.images_per_step,
         }
         wanted = self.config.resume_from_checkpoint
-        notes = self.notes
+        notes = list(dict.fromkeys(self.notes))
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
         self.run.update(best_checkpoint=self.best.checkpoint)
         for group, now in zip(self.optimizer.param_groups, self.groups, strict=True):  # rates may change on resume
@@ -169,6 +170,8 @@ class Training(Watched):
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done, nothing gets better, or someone asks to stop."""
         config = self.config
+        if config.train_batch_size == "auto":
+            self.rehearse()
         self.look_again()
         self.end_if_asked_to(f"before step {self.done_steps + 1}")
         to_do = islice(self.batches.from_step(self.done_steps), max(0, self.total_steps - self.done_steps))

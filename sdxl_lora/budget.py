@@ -1,85 +1,118 @@
 """How much memory a training takes at each step of a ladder from fast to small, counted on the model without weights.
 
 Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
-state in 8 bits, then the frozen base in 8 and in 4. Knows no config.
+state in 8 bits, then the frozen base in 8 and in 4. Pictures at once come last: what a rung leaves is filled with them.
+Knows no config.
 """
 
 import re
-import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from sdxl_lora.activations import step_bytes
 from sdxl_lora.compute import checkpoint_blocks
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.footprint import CUDA_CONTEXT, GIB, training_bytes
 from sdxl_lora.quantize import packable, packed_bytes
+from sdxl_lora.text import TextEncoders
 
 OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large pictures, few weights
+OUTER = " ".join(OUTER_BLOCKS)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A step of the ladder. base_precision None: as the computation; recomputed: "none", "outer" blocks or "all"."""
+    """A step of the ladder. base_precision None: as the computation; recomputed: "none", "all", or names of blocks."""
 
     recomputed: str
     optimizer: str
     base_precision: str | None
 
     def flags(self) -> str:
-        words = {
-            "none": [],
-            "outer": [f"--gradient_checkpointing --gradient_checkpointing_blocks {' '.join(OUTER_BLOCKS)}"],
-            "all": ["--gradient_checkpointing"],
-        }[self.recomputed]
+        words = [] if self.recomputed == "none" else ["--gradient_checkpointing"]
+        words += [] if self.recomputed in ("none", "all") else [f"--gradient_checkpointing_blocks {self.recomputed}"]
         words += [f"--base_precision {self.base_precision}"] if self.base_precision else []
         return " ".join([*words, f"--optimizer {self.optimizer}"])
 
 
-def ladder(optimizer: str, base_precision: str | None) -> list[Rung]:
+def ladder(now: Rung) -> list[Rung]:
     """From what is wished for downwards."""
-    small = f"{optimizer}8bit" if optimizer in ("adamw", "lion") else optimizer
-    rungs = [Rung(recomputed, optimizer, base_precision) for recomputed in ("none", "outer", "all")]
-    rungs += [Rung("all", small, base_precision)] if small != optimizer else []
+    steps = ["none", OUTER, "all"]
+    recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
+    rungs = [Rung(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
+    small = f"{now.optimizer}8bit" if now.optimizer in ("adamw", "lion") else now.optimizer
+    rungs += [Rung("all", small, now.base_precision)] if small != now.optimizer else []
     kinds = ["int8", "nf4"]
-    first = kinds.index(base_precision) + 1 if base_precision in kinds else base_precision == "fp8"
+    first = kinds.index(now.base_precision) + 1 if now.base_precision in kinds else now.base_precision == "fp8"
     return rungs + [Rung("all", small, kind) for kind in kinds[first:]]
 
 
-def next_rungs(now: Rung) -> list[Rung]:
-    """What is left of the ladder below a rung."""
-    rungs = ladder(now.optimizer, now.base_precision)
-    return rungs[rungs.index(now) + 1 :] if now in rungs else []
-
-
+@dataclass
 class MemoryCount:
-    """Bytes of a training on each rung. The device's own CUDA_CONTEXT is included.
+    """Bytes of a training on each rung, by what takes them.
 
-    unet: on the meta device, in the computation's dtype, with its adapter as it will compute.
-    more: bytes of what else stays on the device (text encoders, the VAE for samples).
+    Attributes:
+        unet: on the meta device, with its adapter as it will compute.
+        encoders: text encoders that train, likewise.
+        trained: the adapters' values.
+        dtype: of the computation; with autocast, what it computes in.
+        size: height and width in pixels of the largest picture.
+        chunks: of 75 tokens in a caption.
+        others: bytes of what else stays on the device, by name.
     """
 
-    def __init__(self, unet: nn.Module, dtype: torch.dtype, batch: int, size: tuple[int, int], chunks: int, more: int):
-        self.unet, self.dtype, self.batch, self.size, self.chunks, self.more = unet, dtype, batch, size, chunks, more
-        self.peaks: dict[str, int] = {}  # by what is recomputed; each takes seconds
+    unet: nn.Module
+    encoders: TextEncoders | None
+    trained: Sequence[nn.Parameter]
+    has_average: bool
+    dtype: torch.dtype
+    autocast: bool
+    size: tuple[int, int]
+    chunks: int
+    others: dict[str, int]
 
-    def __call__(self, rung: Rung) -> int:
-        trained = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+    def __post_init__(self):
+        self._peaks: dict[tuple[str, int], int] = {}  # each takes seconds
+
+    def __call__(self, rung: Rung, batch: int) -> int:
+        return sum(self.parts(rung, batch).values())
+
+    def parts(self, rung: Rung, batch: int) -> dict[str, int]:
+        """By name; the device's own CUDA_CONTEXT is one."""
         weights, dense = base_bytes(self.unet, rung.base_precision, self.dtype)
-        kept = weights + training_bytes(trained, rung.optimizer, False) + self.more + round(CUDA_CONTEXT * GIB)
-        return kept + dense + self._peak(rung.recomputed)
+        return {
+            "UNet": weights,
+            **self.others,
+            "adapter and optimizer": training_bytes(self.trained, rung.optimizer, self.has_average),
+            "activations": dense + self._peak(rung.recomputed, batch),
+            "CUDA": round(CUDA_CONTEXT * GIB),
+        }
 
-    def _peak(self, recomputed: str) -> int:
-        if recomputed not in self.peaks:
-            self.unet.disable_gradient_checkpointing()
+    def _peak(self, recomputed: str, batch: int) -> int:
+        if (recomputed, batch) not in self._peaks:
+            self._recompute(recomputed)
+            self._peaks[recomputed, batch] = step_bytes(
+                self.unet, self.dtype, batch, self.size, self.chunks, self.autocast, self.encoders
+            )
+        return self._peaks[recomputed, batch]
+
+    def _recompute(self, recomputed: str) -> None:
+        self.unet.disable_gradient_checkpointing()
+        try:
             if recomputed != "none":
-                checkpoint_blocks(self.unet, OUTER_BLOCKS if recomputed == "outer" else ())
-            self.peaks[recomputed] = peak_bytes(self.unet, self.dtype, self.batch, *self.size, self.chunks)
-        return self.peaks[recomputed]
+                checkpoint_blocks(self.unet, () if recomputed == "all" else recomputed.split())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for encoder in self.encoders.children() if self.encoders else ():
+            (
+                encoder.gradient_checkpointing_disable
+                if recomputed == "none"
+                else encoder.gradient_checkpointing_enable
+            )()
 
 
 def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) -> tuple[int, int]:
@@ -92,82 +125,6 @@ def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) 
     dense = sum(weight.numel() for weight in packed)
     small = sum(packed_bytes(tuple(weight.shape), base_precision) for weight in packed)
     return (frozen - dense) * size + small, max(weight.numel() for weight in packed) * size
-
-
-def peak_bytes(unet: nn.Module, dtype: torch.dtype, batch: int, height: int, width: int, chunks: int = 1) -> int:
-    """The most bytes that tensors beside the weights hold at once in a forward and a backward, without values."""
-    config = unet.config
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    with AliveBytes(unet) as alive:
-        latents = torch.empty(batch, config.in_channels, height // 8, width // 8, dtype=dtype, device="meta")
-        out = unet(
-            latents,
-            torch.empty(batch, device="meta"),
-            torch.empty(batch, 77 * chunks, config.cross_attention_dim, dtype=dtype, device="meta"),
-            added_cond_kwargs={
-                "text_embeds": torch.empty(batch, pooled, dtype=dtype, device="meta"),
-                "time_ids": torch.empty(batch, 6, device="meta"),
-            },
-        ).sample
-        out.float().square().mean().backward()
-        del out, latents
-        peak = alive.peak
-    unet.zero_grad()
-    return peak
-
-
-class AliveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make and takes off those that are gone. Attention keeps no scores."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.alive = self.peak = 0
-        self.known = {id(p.untyped_storage()): p.untyped_storage() for p in model.parameters()}
-        self.watched: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._watch(tensor.untyped_storage())
-        return out
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
-        if key in self.known or key in self.watched:
-            return
-        size = storage.nbytes()
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-
-        def gone(_) -> None:
-            self.alive -= size
-            del self.watched[key]
-
-        self.watched[key] = weakref.ref(storage, gone)
-
-    def __enter__(self):
-        self.plain_attention = nn.functional.scaled_dot_product_attention
-        nn.functional.scaled_dot_product_attention = lambda q, k, v, *args, **kwargs: _Attention.apply(q, k, v)
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        nn.functional.scaled_dot_product_attention = self.plain_attention
-        return super().__exit__(*error)
-
-
-class _Attention(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output and a number per row."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], device=query.device))
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
 def choose(rungs: Sequence[Rung], count_of: Callable[[Rung], int], budget: int) -> tuple[Rung, int]:
@@ -184,6 +141,24 @@ def choose(rungs: Sequence[Rung], count_of: Callable[[Rung], int], budget: int) 
         f"memory_budget {budget / GIB:.1f} GiB is too small: the least is {needed / GIB:.1f} GiB, with {rung.flags()}. "
         "Lower --train_batch_size, --resolution or --rank."
     )
+
+
+def largest_batch(pictures: int, count_of: Callable[[int], int], budget: int) -> int:
+    """The most pictures at once that fit, of those that share `pictures` out evenly; 1 where not even that does.
+
+    Args:
+        count_of: bytes of a training with so many at once; more for more.
+    """
+    sizes = even_shares(pictures)
+    return sizes[max(0, bisect_right(sizes, budget, key=count_of) - 1)]
+
+
+def next_smaller(pictures: int, batch: int) -> int:
+    return max(size for size in even_shares(pictures) if size < batch)
+
+
+def even_shares(pictures: int) -> list[int]:
+    return [size for size in range(1, pictures + 1) if pictures % size == 0]
 
 
 def bytes_of(gibibytes: str) -> int:

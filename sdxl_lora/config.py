@@ -329,8 +329,9 @@ class TrainConfig:
     # --- how long, how fast ---
     dry_run: bool = False
     """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
-    train_batch_size: int = 1
-    """Pictures per process and micro-step."""
+    train_batch_size: int | Literal["auto"] = 1
+    """Pictures per process and micro-step. auto: learns what 1 does with the same gradient_accumulation_steps, with as
+    many of a step's pictures at once as fit into the GPU's memory, or into memory_budget."""
     gradient_accumulation_steps: int = 1
     """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
     gradient_checkpointing: bool = False
@@ -495,6 +496,12 @@ class TrainConfig:
         return own | dict(keyword_argument(text) for text in self.optimizer_args)
 
     @property
+    def pictures_per_process(self) -> int:
+        """In a step, in all its micro-steps together."""
+        at_once = 1 if self.train_batch_size == "auto" else self.train_batch_size
+        return at_once * self.gradient_accumulation_steps
+
+    @property
     def run_dir(self) -> Path:
         """The run's folder: output_dir, or one in it for a job that only fills a part of the caches."""
         if self.cache_part is None:
@@ -509,7 +516,7 @@ class TrainConfig:
         problems = number_problems(
             self,
             positive=[
-                "rank", "lora_alpha", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+                "rank", "lora_alpha", "gradient_accumulation_steps", "num_train_epochs",
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
                 "validation_epochs", "validation_steps", "validation_inference_steps", "process_timeout_seconds",
@@ -666,7 +673,7 @@ def drops(config: TrainConfig) -> bool:
 
 def memory_problems(config: TrainConfig) -> list[str]:
     """A sentence for each setting of precision and memory that cannot be."""
-    problems = []
+    problems = batch_problems(config)
     if config.base_precision in ("bf16", "fp16") and config.base_precision != config.mixed_precision:
         problems.append(
             f"base_precision {config.base_precision} needs mixed_precision {config.base_precision}, "
@@ -685,6 +692,23 @@ def memory_problems(config: TrainConfig) -> list[str]:
         problems.append("cuda_graphs does not go with gradient_checkpointing and dropout: a graph cannot draw it again")
     if config.gradient_checkpointing_blocks and not config.gradient_checkpointing:
         problems.append("gradient_checkpointing_blocks needs gradient_checkpointing")
+    return problems
+
+
+def batch_problems(config: TrainConfig) -> list[str]:
+    """A sentence for what train_batch_size cannot be."""
+    batch = config.train_batch_size
+    if batch != "auto":
+        is_number = isinstance(batch, int) and batch > 0
+        return [] if is_number else [f"train_batch_size is {batch!r}, it must be a whole number above 0, or auto"]
+    problems = []
+    if config.gradient_accumulation_steps == 1:
+        problems.append(
+            "train_batch_size auto takes as many of a step's gradient_accumulation_steps pictures at once as fit: "
+            "say how many a step has, e.g. --gradient_accumulation_steps 8"
+        )
+    if config.dataset_streaming:
+        problems.append("train_batch_size auto does not go with dataset_streaming: give a number")
     return problems
 
 

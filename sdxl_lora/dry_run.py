@@ -6,39 +6,31 @@ It is the training's own planning (parts.py) over models on the meta device, so 
 import os
 import warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from sdxl_lora.activations import encoding_bytes
 from sdxl_lora.blocks import block_of
+from sdxl_lora.budget import bytes_of
 from sdxl_lora.cache import warn_of_long_prompts
 from sdxl_lora.checkpoint import checkpoints
 from sdxl_lora.config import TrainConfig
-from sdxl_lora.footprint import (
-    CUDA_CONTEXT,
-    GIB,
-    VAE_ACTIVATIONS,
-    activation_bytes,
-    frozen_bytes,
-    latent_record,
-    text_record,
-    training_bytes,
-)
+from sdxl_lora.fitting import ENCODERS, Fitted
+from sdxl_lora.footprint import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.lora_state import adapter_layers, adapter_parameters
+from sdxl_lora.memory import usable_bytes
 from sdxl_lora.models import load_schedulers, load_tokenizers, models_without_weights
 from sdxl_lora.optim import parameter_groups
-from sdxl_lora.parts import Parts
 from sdxl_lora.settings import (
     DTYPES,
-    base_dtype,
     block_factors,
     chance_of,
     check_names,
     open_pictures,
     optimizer_of,
-    start_of,
+    rung_of,
 )
 
 
@@ -64,27 +56,21 @@ def described(plan: "DryRun", warned: list[str]) -> str:
     return "\n".join(lines)
 
 
-class DryRun(Parts):
+class DryRun(Fitted):
     """The parts of a training as far as they exist without weights."""
 
     def __init__(self, config: TrainConfig):
-        # what depends on weights' values is left out: it changes no number that is shown
-        processes = SimpleNamespace(num_processes=int(os.environ.get("WORLD_SIZE", 1)))
-        super().__init__(replace(config, init_lora_weights="kaiming", compile=False), processes, None, None)
+        super().__init__(config, SimpleNamespace(num_processes=int(os.environ.get("WORLD_SIZE", 1))), None, None)
         check_names(config, self.base)
         self.plan(open_pictures(config))
         self.captions = self.captions_that_will_occur()
         everything = models_without_weights(self.base)
         self.values = {name: sum(p.numel() for p in model.parameters()) for name, model in everything.items()}
-        self.frozen_bytes = frozen_bytes(everything["unet"], base_dtype(config), config.base_precision)
-        self.vae = everything.pop("vae")
-        self.encoders = {name: model for name, model in everything.items() if name != "unet"}
-        self.models = everything if config.train_text_encoder else {"unet": everything["unet"]}
-        self.start = start_of(config, self.models)
+        self.vae, self.encoders = everything["vae"], [everything[name] for name in ENCODERS]
+        self.count = self.memory_count(everything)
         self.notes += self.start.notes
-        with torch.device("meta"):
-            for name, model in self.models.items():
-                self.add_adapter(name, model)
+        if (budget := self.budget()) is not None:
+            self.settle(self.count, budget)
         self.check_rest()
         written = [example.caption for example in self.examples]
         warn_of_long_prompts(
@@ -92,6 +78,21 @@ class DryRun(Parts):
             load_tokenizers(self.base)[0],
             config.max_caption_chunks,
         )
+
+    def budget(self) -> int | None:
+        """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
+        if self.config.memory_budget is not None:
+            return bytes_of(self.config.memory_budget)
+        if self.config.train_batch_size != "auto":
+            return None
+        if torch.cuda.is_available():
+            return usable_bytes(torch.device("cuda"))
+        self.notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
+        return None
+
+    @property
+    def texts_are_live(self) -> bool:
+        return self.captions is None
 
     def check_rest(self) -> None:
         """What the training asks of its settings on the way, beside what is planned here."""
@@ -115,11 +116,11 @@ class DryRun(Parts):
         return lines
 
     def of_steps(self) -> list[str]:
-        config, per_epoch = self.config, float(self.batches.turns_per_epoch / self.images_per_step)
+        per_epoch = float(self.batches.turns_per_epoch / self.images_per_step)
         epochs = self.batches.passes(self.total_steps)
         lines = [
-            f"{self.total_steps} of {self.images_per_step} pictures ({config.train_batch_size} x "
-            f"{config.gradient_accumulation_steps} micro-steps x {self.accelerator.num_processes} processes); "
+            f"{self.total_steps} of {self.images_per_step} pictures ({self.micro_batch} x "
+            f"{self.micro_steps} micro-steps x {self.accelerator.num_processes} processes); "
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
         small = [rows for rows in self.batches.members.values() if sum(map(len, rows.values())) < self.images_per_step]
@@ -149,8 +150,8 @@ class DryRun(Parts):
             size: latent_record(size, vae.latent_channels, factor, config.masked_loss) for size in sizes.values()
         }
         prompts = set(self.captions or ()) | set(() if config.train_text_encoder else self.prompts_to_show())
-        widths = tuple(encoder.config.hidden_size for encoder in self.encoders.values())
-        pooled = self.encoders["text_encoder_2"].config.projection_dim
+        widths = tuple(encoder.config.hidden_size for encoder in self.encoders)
+        pooled = self.encoders[1].config.projection_dim
         of_prompt = text_record(widths, pooled, config.max_caption_chunks, DTYPES[config.mixed_precision])
         latents = sum(of_size[size] for size in sizes.values()) * flips
         return len(sizes) * flips, len(prompts), latents, len(prompts) * of_prompt
@@ -166,25 +167,12 @@ class DryRun(Parts):
 
     def of_memory(self) -> list[str]:
         """While training, by what takes it; and while the cache is filled, where that is more."""
-        config = self.config
-        size = DTYPES[config.mixed_precision].itemsize
-        pixels = max(height * width for height, width in (example.target_size for example in self.examples))
-        trained = self.adapter_parameters().values()
-        encoders = sum(self.values[name] for name in self.encoders) if self.captions is None else 0
-        recomputes = config.gradient_checkpointing and not config.gradient_checkpointing_blocks
-        parts = {
-            "UNet": self.frozen_bytes,
-            "text encoders": encoders * size,
-            "VAE for samples": self.values["vae"] * 4 if self.prompts else 0,
-            "adapter and optimizer": training_bytes(trained, config.optimizer_name, config.ema_decay is not None),
-            "activations": activation_bytes(pixels, config.train_batch_size, size == 2, recomputes),
-            "CUDA": round(CUDA_CONTEXT * GIB),
-        }
-        caching = self.values["vae"] * 4 / GIB + VAE_ACTIVATIONS * pixels / 1024**2 + CUDA_CONTEXT
+        parts = self.count.parts(rung_of(self.config), self.micro_batch)
+        caching = self.values["vae"] * 4 + encoding_bytes(self.vae, self.count.size) + round(CUDA_CONTEXT * GIB)
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
         return [
             f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",
-            f"about {caching:.1f} GiB while pictures are encoded; activations are estimated, the rest is counted",
+            f"about {caching / GIB:.1f} GiB while pictures are encoded",
         ]
 
     def of_output(self) -> list[str]:

@@ -5,7 +5,7 @@
                                            over the whole run
     TRAINER_FAULT=nan@step=5,rank=1        only on that process
     actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word)
-    points: loading, caching, step, checkpoint_file, sample
+    points: loading, caching, rehearsal, step, checkpoint_file, sample
 
 Unset, it does nothing. stdlib only.
 """

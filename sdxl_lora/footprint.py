@@ -1,7 +1,6 @@
 """How much memory and disk a training takes, counted from shapes before anything is loaded.
 
-Weights, gradients, optimizer and cache records are exact. Activations are those measured at 1024 px, batch 1, on the
-full UNet, scaled by pixels and batch: an estimate.
+Trained values, gradients, optimizer and cache records; weights and activations are counted in budget.py.
 """
 
 from collections.abc import Iterable
@@ -10,13 +9,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from sdxl_lora.quantize import KINDS, packable, packed_bytes
-
 GIB = 2**30
-# GiB beyond the weights at 1024 px and batch 1, float32 LoRA under autocast, without and with gradient checkpointing
-ACTIVATIONS = {False: 7.27, True: 0.75}
-VAE_ACTIVATIONS = 2.51  # of encoding one picture of 1024 px in float32
-CUDA_CONTEXT = 0.8
+CUDA_CONTEXT = 0.8  # GiB
 # Bytes of state for each trained value; 8-bit optimizers keep tensors under 4096 values in float32
 OPTIMIZER_BYTES = {
     "adamw": 8,
@@ -31,15 +25,6 @@ OPTIMIZER_BYTES = {
 SMALL = 4096
 
 
-def frozen_bytes(unet: nn.Module, dtype: torch.dtype, precision: str | None) -> int:
-    """Of the base's UNet in `dtype`, its linear layers packed where `precision` is one of quantize.KINDS."""
-    total = sum(parameter.numel() for parameter in unet.parameters()) * dtype.itemsize
-    if precision not in KINDS:
-        return total
-    weights = [layer.weight for _, _, layer in packable(unet)]
-    return total + sum(packed_bytes(tuple(w.shape), precision) - w.numel() * dtype.itemsize for w in weights)
-
-
 def training_bytes(parameters: Iterable[nn.Parameter], optimizer: str, has_average: bool) -> int:
     """Trained float32 values with gradients, optimizer state (Adam's for unknown ones) and the moving average."""
     per_value = OPTIMIZER_BYTES.get(optimizer, 8)
@@ -49,12 +34,6 @@ def training_bytes(parameters: Iterable[nn.Parameter], optimizer: str, has_avera
         state = (4 if "lion" in optimizer else 8) if is_small else per_value
         total += parameter.numel() * (4 + 4 + state + 4 * has_average)
     return total
-
-
-def activation_bytes(pixels: int, batch: int, is_half: bool, gradient_checkpointing: bool) -> int:
-    """Of forward and backward through SDXL's UNet."""
-    share = pixels / 1024**2 * batch * (1 if is_half else 2)
-    return round(ACTIVATIONS[gradient_checkpointing] * share * GIB)
 
 
 def record_bytes(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> int:

@@ -2,11 +2,15 @@
 
 import contextlib
 import gc
+import os
 
 import psutil
 import torch
 
 from sdxl_lora.errors import OutOfMemory
+from sdxl_lora.footprint import CUDA_CONTEXT, GIB
+
+USABLE = 0.9  # of free memory: the rest is lost where blocks are cut to size
 
 
 def memory_gib(device: torch.device) -> float:
@@ -14,6 +18,19 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
+
+
+def usable_bytes(device: torch.device) -> int:
+    """What this process can have of a device's memory, what it has by now and CUDA's own share included.
+
+    Without a GPU, its part of what this machine has left.
+    """
+    if device.type != "cuda":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return psutil.virtual_memory().available // processes + psutil.Process().memory_info().rss
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = round(total * torch.cuda.get_per_process_memory_fraction(device))
+    return round(USABLE * min(free + torch.cuda.memory_reserved(device), allowed)) + round(CUDA_CONTEXT * GIB)
 
 
 def free_memory() -> None:
@@ -24,7 +41,7 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int, smaller: list[str]):
+def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int | str, smaller: list[str]):
     """Turn torch's error into one that says what to change.
 
     Args:
@@ -33,7 +50,9 @@ def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int,
     try:
         yield
     except torch.OutOfMemoryError as error:
-        batch = ["a smaller --train_batch_size with more --gradient_accumulation_steps"] if batch_size > 1 else []
+        batch = {1: [], "auto": ["a number in place of --train_batch_size auto, smaller than what it chose"]}.get(
+            batch_size, ["a smaller --train_batch_size with more --gradient_accumulation_steps"]
+        )
         raise OutOfMemory(
             f"out of memory at {resolution} px, batch {batch_size}, peak {memory_gib(device):.1f} GiB ({error}). "
             f"Try one after the other: {'; '.join([*smaller, *batch, 'a smaller --resolution'])}."

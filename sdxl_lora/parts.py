@@ -3,7 +3,6 @@
 Reads the config, as settings.py does; the loop over these parts is train_sdxl_lora.py.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from accelerate import Accelerator
 from sdxl_lora.averages import Ema
 from sdxl_lora.batches import Batches
 from sdxl_lora.blocks import parse_blocks
-from sdxl_lora.budget import MemoryCount, bytes_of, choose, next_rungs
 from sdxl_lora.cache import TextCache, fill_caches, weights_key, workers_of
 from sdxl_lora.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.collate import Collator
@@ -33,7 +31,7 @@ from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.lora_targets import exactly, layers_with_ranks, target_modules
 from sdxl_lora.memo import Memo
-from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae, models_without_weights
+from sdxl_lora.models import load_schedulers, load_text_parts, load_unet, load_vae
 from sdxl_lora.optim import parameter_groups
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_first, send_only_what_trains
 from sdxl_lora.quantize import KINDS, quantize_linears
@@ -49,11 +47,9 @@ from sdxl_lora.settings import (
     guidance_rescale_of,
     learning_rate_factors,
     objective_of,
-    on_rung,
     open_pictures,
     open_rows_of,
     optimizer_of,
-    rung_of,
     sample_prompts_of,
     start_of,
     stream_of,
@@ -70,8 +66,15 @@ class Parts:
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         check_dropout(config, accelerator.num_processes)
         self.base = base_of(config)
-        self.micro_steps = config.gradient_accumulation_steps
+        self.share_step(1 if config.train_batch_size == "auto" else config.train_batch_size)
         self.notes: list[str] = []  # said once the journal is open
+
+    def share_step(self, micro_batch: int) -> None:
+        """Let a process do its pictures of a step so many at once."""
+        self.micro_batch = micro_batch
+        self.micro_steps = self.accelerator.gradient_accumulation_steps = (
+            self.config.pictures_per_process // micro_batch
+        )
 
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
@@ -115,14 +118,14 @@ class Parts:
         vae = load_vae(self.base).to(accelerator.device)
         self.examples = self.latents = StreamedPictures(open_rows_of(config), vae, weights_key(vae))
         self.held_out, self.total_steps = [], config.max_train_steps
-        self.images_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self.images_per_step = config.pictures_per_process * accelerator.num_processes
         self.batches = StreamedBatches(
             stream,
             self.examples,
             config.image_column,
             config.caption_column,
-            config.train_batch_size,
-            config.gradient_accumulation_steps,
+            self.micro_batch,
+            self.micro_steps,
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -147,8 +150,7 @@ class Parts:
 
     def plan_steps(self) -> None:
         config = self.config
-        processes = self.accelerator.num_processes
-        self.images_per_step = config.train_batch_size * self.micro_steps * processes
+        self.images_per_step = config.pictures_per_process * self.accelerator.num_processes
         num_epochs = None if config.max_train_steps else config.num_train_epochs
         sizes = [example.target_size for example in self.examples]
         for index in self.held_out:
@@ -179,8 +181,6 @@ class Parts:
 
     def prepare_model(self) -> None:
         """The models with their adapters, and the optimizer over the adapters."""
-        if self.config.memory_budget is not None:
-            self.fit_into_memory(bytes_of(self.config.memory_budget))
         config = self.config
         self.schedule, self.sampling_schedule = load_schedulers(
             self.base, config.prediction_type, config.zero_terminal_snr
@@ -196,7 +196,12 @@ class Parts:
         factors = learning_rate_factors(config, self.total_steps)
         self.groups = []
         for name, model in self.models.items():
-            self.add_adapter(name, model)
+            self.add_adapter(name, model, config.init_lora_weights)
+            if name == "unet":
+                self.set_computation(model)
+            elif config.gradient_checkpointing:
+                model.gradient_checkpointing_enable()
+            model.train()
             parameters = adapter_parameters(model)
             of_blocks = block_factors(config, parameters) if name == "unet" else None
             for group in parameter_groups(parameters, config.lora_plus_ratio, of_blocks):
@@ -224,14 +229,14 @@ class Parts:
         )
         return {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
 
-    def add_adapter(self, name: str, model: torch.nn.Module) -> None:
+    def add_adapter(self, name: str, model: torch.nn.Module, init: str) -> None:
         config = self.config
         start, note = without_unread(model, name, self.start.adapters.get(name, {}))
         self.notes += [note] if note else []
-        if changes_base(config.init_lora_weights):
+        if changes_base(init):
             model.to(self.accelerator.device)  # a GPU decomposes weights a hundred times faster
             if model.dtype != torch.float32:
-                rounded = f"{name}: what {config.init_lora_weights} leaves of the base is rounded to {model.dtype}"
+                rounded = f"{name}: what {init} leaves of the base is rounded to {model.dtype}"
                 self.notes.append(f"{rounded}, which no file tells: 0.2 % of its weights; none in float32")
         try:
             add_lora(
@@ -240,7 +245,7 @@ class Parts:
                 dropout=config.lora_dropout,
                 seed=config.seed,
                 kind=config.adapter,
-                init=config.init_lora_weights,
+                init=init,
                 rank_dropout=config.rank_dropout,
                 module_dropout=config.module_dropout,
                 lokr_factor=lokr_factor(start.values()),
@@ -251,11 +256,6 @@ class Parts:
                 load_adapters(model, name, start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if name == "unet":
-            self.set_computation(model)
-        elif config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        model.train()
 
     def ranks_and_targets(self, name: str, model: torch.nn.Module) -> dict:
         """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
@@ -268,30 +268,6 @@ class Parts:
             names, block_ranks = target_modules(model, targets), parse_blocks(config.block_ranks, int)
             return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
         return {"rank": rank, "alpha": alpha, "targets": targets}
-
-    def fit_into_memory(self, budget: int) -> None:
-        """Choose the highest rung of the ladder that fits; what the config asks for already stays."""
-        config, dtype = self.config, DTYPES[self.config.mixed_precision]
-        models = models_without_weights(self.base)
-        values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
-        encoders = (values["text_encoder"] + values["text_encoder_2"]) * self.texts_are_live
-        more = encoders * dtype.itemsize + values["vae"] * 4 * bool(self.prompts)
-        unet = models["unet"].to(dtype)
-        add_lora(
-            unet,
-            **self.ranks_and_targets("unet", unet),
-            kind=config.adapter,
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-        )
-        fuse_lora(unet.train())
-        size = max((example.target_size for example in self.examples), default=(config.resolution,) * 2, key=math.prod)
-        now = rung_of(config)
-        rungs = [now, *next_rungs(now)]
-        counter = MemoryCount(unet, dtype, config.train_batch_size, size, config.max_caption_chunks, more)
-        rung, needed = choose(rungs, counter, budget)
-        self.config = on_rung(config, rung)
-        self.notes.append(f"memory_budget {config.memory_budget}: {rung.flags()}; expects {needed / 2**30:.1f} GiB")
 
     def load_base_unet(self) -> torch.nn.Module:
         """Frozen, in the base's precision; the products stay in that of the computation."""
@@ -306,8 +282,7 @@ class Parts:
     def set_computation(self, unet: torch.nn.Module) -> None:
         """How the UNet with its adapter computes."""
         config, dtype = self.config, DTYPES[self.config.mixed_precision]
-        left = fuse_lora(unet)
-        if config.mixed_precision == "bf16" and unet.dtype == dtype and not left:
+        if self.computes_in_half(unet, fuse_lora(unet)):
             without_autocast(unet, dtype)
         try:
             if config.gradient_checkpointing:
@@ -316,6 +291,10 @@ class Parts:
             raise ConfigError(str(error)) from error
         if config.compile:
             compile_blocks(unet, lambda text: self.journal.say(text))
+
+    def computes_in_half(self, unet: torch.nn.Module, not_fused: dict) -> bool:
+        """Whether the UNet can do without autocast."""
+        return self.config.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused
 
     def recorded(self, compute: Callable[[dict], torch.Tensor]) -> RecordedMicroStep:
         return RecordedMicroStep(compute, self.parameters, lambda text: self.journal.say(text))

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sdxl_lora.batches import keyed_seed
 from sdxl_lora.blocks import check_blocks, parse_blocks, value_of
-from sdxl_lora.budget import OUTER_BLOCKS, Rung, next_rungs
+from sdxl_lora.budget import Rung, ladder
 from sdxl_lora.captions import CaptionVariants
 from sdxl_lora.collate import Chance
 from sdxl_lora.config import TrainConfig
@@ -90,23 +90,23 @@ def base_dtype(config: TrainConfig) -> torch.dtype:
 
 def rung_of(config: TrainConfig) -> Rung:
     """Where the settings stand on the ladder from fast to small."""
-    some = "outer" if config.gradient_checkpointing_blocks else "all"
+    recomputed = " ".join(config.gradient_checkpointing_blocks) or "all"
     base_precision = config.base_precision if config.base_precision in ("fp32", *KINDS) else None
-    return Rung(some if config.gradient_checkpointing else "none", config.optimizer_name, base_precision)
+    return Rung(recomputed if config.gradient_checkpointing else "none", config.optimizer_name, base_precision)
 
 
 def smaller_settings(config: TrainConfig) -> list[str]:
     """What to try when memory does not suffice, the gentlest first."""
     if config.memory_budget is not None:
         return [f"a --memory_budget below {config.memory_budget}"]
-    return [rung.flags() for rung in next_rungs(rung_of(config))]
+    return [rung.flags() for rung in ladder(rung_of(config))[1:]]
 
 
 def on_rung(config: TrainConfig, rung: Rung) -> TrainConfig:
     return replace(
         config,
         gradient_checkpointing=rung.recomputed != "none",
-        gradient_checkpointing_blocks=OUTER_BLOCKS if rung.recomputed == "outer" else (),
+        gradient_checkpointing_blocks=() if rung.recomputed in ("none", "all") else tuple(rung.recomputed.split()),
         optimizer=rung.optimizer,
         use_8bit_adam=False,
         base_precision=rung.base_precision,

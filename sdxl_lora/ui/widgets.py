@@ -33,6 +33,7 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
             (T("1: for prodigy, which finds its own"), "1"),
         ),
         "resume_from_checkpoint": ("latest", "None"),
+        "train_batch_size": ("1", "2", "4", "8", "auto"),
     },
 }
 SECTIONS = {  # the comments in config.py, as headings
@@ -93,7 +94,7 @@ def widget(
         return gr.Dropdown(options, value=value, filterable=False, **about)
     if choices is not None:
         return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **about)
-    if field.kind == "int" and not field.optional:  # Gradio shows a number that is not there as 0
+    if field.kind == "int" and not field.optional and not field.choices:  # Gradio shows a number that is not there as 0
         return gr.Number(value=value, step=1, **about)
     if field.kind == "lines":
         return gr.Textbox(value=value, lines=2, placeholder=T("one per line"), **about)
