@@ -7,11 +7,13 @@ from examples.full_sdxl import full_sdxl
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.activations import step_bytes
 from sdxl_lora.budget import GIB, OUTER, MemoryCount, Rung, base_bytes, choose, ladder
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.errors import ConfigError, OutOfMemory
 from sdxl_lora.events import read_events
 from sdxl_lora.fused_lora import fuse_lora
 from sdxl_lora.lora import add_lora
+from sdxl_lora.memory import out_of_memory_advice
 from sdxl_lora.quantize import quantize_linears
+from sdxl_lora.settings import smaller_settings
 
 FAST = Rung("none", "adamw", None)
 
@@ -29,6 +31,33 @@ def test_the_ladder_gives_up_what_changes_no_number_first():
     assert choose(rungs, needs.get, 7) == (rungs[2], 6)
     with pytest.raises(ConfigError, match=r"too small.*--base_precision nf4 --optimizer adamw8bit"):
         choose(rungs, needs.get, 2)
+
+
+@pytest.mark.parametrize(
+    "settings, advice",
+    [
+        ({"gradient_checkpointing": True, "base_precision": "int8"}, [
+            "--gradient_checkpointing --base_precision int8 --optimizer adamw8bit",
+            "--gradient_checkpointing --base_precision nf4 --optimizer adamw8bit",
+        ]),
+        ({"memory_budget": "8GB"}, ["a --memory_budget below 8GB"]),
+        ({"base_precision": "nf4", "optimizer": "prodigy", "gradient_checkpointing": True, "train_batch_size": 2}, [
+            "a smaller --train_batch_size with more --gradient_accumulation_steps",
+        ]),
+        ({"base_precision": "nf4", "use_8bit_adam": True, "gradient_checkpointing": True, "train_batch_size": "auto",
+          "gradient_accumulation_steps": 2}, [
+            "a number in place of --train_batch_size auto, smaller than what it chose",
+        ]),
+    ],
+)  # fmt: skip
+def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
+    config = train_config(**settings)
+    with (
+        pytest.raises(OutOfMemory, match="out of memory at 64 px") as raised,
+        out_of_memory_advice(torch.device("cpu"), 64, config.train_batch_size, smaller_settings(config)),
+    ):
+        raise torch.OutOfMemoryError("a test")
+    assert str(raised.value).endswith(f"Try one after the other: {'; '.join([*advice, 'a smaller --resolution'])}.")
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "nf4", "fp8"])

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -65,8 +66,9 @@ def test_a_second_run_encodes_nothing_and_a_changed_caption_only_itself(tmp_path
 
 def test_two_workers_fill_what_one_does(tmp_path, tiny_base, pictures):
     fill(tmp_path / "one", tiny_base, pictures)
-    for rank in (0, 1):
+    for rank, filled in ((0, 4 + 3), (1, 8 + 5)):  # of 8 pictures and mirrored ones and 5 prompts
         fill(tmp_path / "two", tiny_base, pictures, workers=Workers(rank, 2))
+        assert len(records(tmp_path / "two")) == filled, "each does its share alone"
     one, two = ({path.relative_to(folder): read_record(path) for path in records(folder)} for folder in
                 (tmp_path / "one", tmp_path / "two"))  # fmt: skip
     assert one.keys() == two.keys()
@@ -161,6 +163,30 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
     third, _ = start()
     assert [a.key != b.key for a, b in zip(first.examples, third.examples, strict=True)].count(True) == 1
     assert before.items() <= records(tmp_path / "cache").items()
+
+
+def test_encoders_are_gone_before_the_unet_arrives(train, monkeypatch):
+    from sdxl_lora import parts
+
+    loaded, at_arrival = [], []
+
+    def watched(load):
+        def call(*arguments):
+            models = load(*arguments)
+            loaded.extend(weakref.ref(model) for model in (models if isinstance(models, list) else [models]))
+            return models
+
+        return call
+
+    def arrive(*arguments, load_unet=parts.load_unet):
+        at_arrival.append([model() for model in loaded])
+        return load_unet(*arguments)
+
+    for name in ("load_vae", "load_text_encoders"):
+        monkeypatch.setattr(cache, name, watched(getattr(cache, name)))
+    monkeypatch.setattr(parts, "load_unet", arrive)
+    train(max_train_steps=1)
+    assert at_arrival == [[None, None, None]], "the VAE and two text encoders"
 
 
 def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, captioned_photographs):

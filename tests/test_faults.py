@@ -130,6 +130,18 @@ def test_a_signal_finishes_the_step_and_saves(config, tmp_path, uninterrupted, f
     assert_ends_as_uninterrupted(uninterrupted, config, tmp_path / "run")
 
 
+def test_killed_while_caching_the_same_command_fills_in_what_is_missing(config, tmp_path):
+    def records():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+
+    codes, _ = launch(config(), tmp_path / "log", TRAINER_FAULT="kill9@caching=3")
+    before = records()
+    assert codes == [-signal.SIGKILL] and len(before) == 3
+    codes, printed = launch(config(max_train_steps=1), tmp_path / "log")
+    assert codes == [0] and "going on" not in printed
+    assert len(records()) == 4 + 4 and before.items() <= records().items(), "pictures and captions; none is made again"
+
+
 def test_a_signal_while_caching_loading_or_sampling_stops_too(config, tmp_path):
     codes, printed = launch(config(), tmp_path / "log", TRAINER_FAULT="term@caching=2")
     assert codes == [0] and "stopped while caching (SIGTERM)" in printed
