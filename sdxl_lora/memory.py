@@ -29,7 +29,7 @@ def usable_bytes(device: torch.device) -> int:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return psutil.virtual_memory().available // processes + psutil.Process().memory_info().rss
     free, total = torch.cuda.mem_get_info(device)
-    allowed = round(total * torch.cuda.get_per_process_memory_fraction(device))
+    allowed = round(total * torch.cuda.get_per_process_memory_fraction(device.index))
     return round(USABLE * min(free + torch.cuda.memory_reserved(device), allowed)) + round(CUDA_CONTEXT * GIB)
 
 

@@ -128,3 +128,15 @@ def test_what_auto_cannot_be_is_refused(settings, words, capsys):
     with pytest.raises(SystemExit) as ended:
         load_config(TrainConfig, [*NEEDED, "--train_batch_size=atuo"])
     assert ended.value.code == 2 and "auto" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_what_is_usable_of_a_gpu_heeds_its_limit():
+    device = torch.device("cuda")
+    _, total = torch.cuda.mem_get_info(device)
+    try:
+        torch.cuda.set_per_process_memory_fraction(0.1)
+        limited = usable_bytes(device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 0.08 * total < limited < 0.1 * total + GIB
