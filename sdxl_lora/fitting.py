@@ -94,6 +94,7 @@ class Fitted(Parts):
             self.share_step(next_smaller(self.config.pictures_per_process, before))
             self.collator = self.make_collator()
             self.journal.say(f"out of memory with {before} pictures at once: going on with {self.micro_batch}")
+        self.journal.skip_time()
 
     def fits(self, turns: list) -> bool:
         """Whether a forward and a backward of these turns do."""

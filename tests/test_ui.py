@@ -286,6 +286,9 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"dataset_streaming": True, "validation_split": 0.5}),
         (TrainConfig, {"base_precision": "fp16"}), (TrainConfig, {"gradient_checkpointing_blocks": ("mid",)}),
         (TrainConfig, {"base_precision": "nf4", "init_lora_weights": "pissa"}),
+        (TrainConfig, {"train_batch_size": "atuo"}), (TrainConfig, {"train_batch_size": "auto"}),
+        (TrainConfig, {"train_batch_size": "auto", "gradient_accumulation_steps": 2, "dataset_streaming": True}),
+        (TrainConfig, {"memory_budget": "much"}), (TrainConfig, {"memory_budget": "8GB", "init_lora_weights": "pissa"}),
         (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip
     for config_class, changes in bad:
