@@ -1,0 +1,89 @@
+"""How long a start takes with everything cached, and by how much memory grows, against the number of pictures.
+
+    python -m benchmarks.cache_open --output benchmarks/results/cache_open.json
+
+A start is what a training does, in a process of its own: open the pictures, know the encoders by their files, look
+whether each record is whole, read the first. Pictures are of 64 px, on the toy base of sizes.py: a start reads the
+headers of records alone, so their size does not matter. The first start fills the cache; of the later ones the
+quickest counts. On busy cores look at cpu_seconds.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.sizes import save_base, write_pictures
+from sdxl_lora.cache import fill_caches
+from sdxl_lora.config import TrainConfig
+from sdxl_lora.memo import Memo
+from sdxl_lora.settings import base_of, open_pictures
+
+REPEATS = 3  # starts with everything cached
+
+
+def held_mb() -> tuple[float, float]:
+    """What this process holds, and the most that it has held."""
+    status = Path("/proc/self/status").read_text()
+    return tuple(int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+
+
+def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
+    """What `Parts.prepare_pictures` does before the steps are planned."""
+    config = TrainConfig(
+        output_dir="run", pretrained_model_name_or_path=str(base), train_data_dir=str(data), resolution=64
+    )
+    before, began, worked = held_mb(), time.perf_counter(), time.process_time()
+    memo = Memo(cache / "memo.json")
+    pictures = open_pictures(config, memo)
+    latents, texts = fill_caches(
+        cache, base_of(config), pictures, [""], (False,), torch.device("cpu"), torch.float32, memo=memo
+    )
+    memo.save()
+    assert latents.read(0) and texts.read(pictures.examples[0].caption)
+    took = time.perf_counter() - began, time.process_time() - worked
+    return {
+        "pictures": len(pictures),
+        "seconds": round(took[0], 3),
+        "cpu_seconds": round(took[1], 3),
+        **{
+            name: round(now - then, 1)
+            for name, now, then in zip(("kept_mb", "peak_mb"), held_mb(), before, strict=True)
+        },
+    }
+
+
+def alone(function, *arguments):
+    """What a function gives in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    result = {"command": f"python -m benchmarks.cache_open --pictures {' '.join(map(str, args.pictures))}"}
+    result |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "first": [], "again": []}
+    with tempfile.TemporaryDirectory() as folder:
+        base = save_base("toy", Path(folder))
+        for count in args.pictures:
+            data = write_pictures(Path(folder), count, 64)
+            arguments = base, data, Path(folder) / f"cache-{count}"
+            first, *again = (alone(start, *arguments) for _ in range(1 + REPEATS))
+            result["first"].append(first)
+            result["again"].append(min(again, key=lambda record: record["seconds"]))
+            print(first, *again, sep="\n", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
