@@ -175,7 +175,9 @@ class Training(Watched):
         self.look_again()
         self.end_if_asked_to(f"before step {self.done_steps + 1}")
         to_do = islice(self.batches.from_step(self.done_steps), max(0, self.total_steps - self.done_steps))
-        with closing(ahead(self.collator.steps(to_do), 0 if self.texts_are_live else 2)) as steps:
+        with closing(
+            ahead(self.collator.steps(to_do), 0 if self.texts_are_live or not config.cache_latents else 2)
+        ) as steps:
             for epochs_before, turns, micro_batches in steps:
                 if self.best.is_given_up:
                     break

@@ -59,23 +59,28 @@ class LatentCache:
 
     With masks also `mask` (1, h, w): the share of each latent's square of pixels that counts.
     With `load_vae`, a record that turns out to be damaged when it is read is made again, on the CPU.
+    With `live_vae`, nothing is kept: it encodes each picture when it is read.
     """
 
-    def __init__(self, folder: Path, pictures: TrainingPictures, vae_key: str, load_vae: Callable | None = None):
+    def __init__(
+        self, folder: Path, pictures: TrainingPictures, vae_key: str, load_vae: Callable | None = None, live_vae=None
+    ):
         self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
-        self.load_vae = load_vae
+        self.load_vae, self.live_vae = load_vae, live_vae
 
     def path(self, index: int, flip: bool) -> Path:
         return record_path(self.folder, self.pictures.examples[index].key, self.vae_key, flip)
 
     def read(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
+        if self.live_vae is not None:
+            return self._encode(self.live_vae, index, self.pictures.load(index, flip))
         try:
             return read_record(self.path(index, flip))
         except DataError:
             if self.load_vae is None:
                 raise
             warnings.warn(f"{self.path(index, flip)} is damaged and is made again", stacklevel=2)
-            self._encode(self.load_vae(), index, flip, self.pictures.load(index, flip))
+            write_record(self.path(index, flip), self._encode(self.load_vae(), index, self.pictures.load(index, flip)))
             return read_record(self.path(index, flip))
 
     def missing(self, flips: Iterable[bool], workers: Workers) -> list[tuple[int, bool]]:
@@ -98,12 +103,12 @@ class LatentCache:
         ):  # fmt: skip
             if workers.should_stop():
                 break
-            self._encode(vae, index, flip, record)
+            write_record(self.path(index, flip), self._encode(vae, index, record))
             fault_point("caching")
         return len(missing)
 
-    def _encode(self, vae, index: int, flip: bool, picture: dict[str, torch.Tensor]) -> None:
-        """Write the record of a picture as TrainingPictures.load gives it."""
+    def _encode(self, vae, index: int, picture: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The record of a picture as TrainingPictures.load gives it."""
         record = {**picture, **vae_moments(vae, picture["pixels"][None])}
         del record["pixels"]
         if "mask" in record:
@@ -111,7 +116,7 @@ class LatentCache:
         if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
             name = self.pictures.examples[index].name
             raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
-        write_record(self.path(index, flip), record)
+        return record
 
     def _decoded(self, items: list[tuple[int, bool]], num_workers: int) -> Iterator[dict]:
         """The pictures of (index, flip) pairs, in order, by worker processes; a few at a time wait to be taken.
@@ -235,6 +240,7 @@ def fill_caches(
     workers: Workers | None = None,
     captions: Iterable[str] | None = None,
     chunks: int = 1,
+    latents_live: bool = False,
     encode_live: bool = False,
     read_live: Iterable[str] = (),
     memo: Memo = NO_MEMO,
@@ -243,6 +249,7 @@ def fill_caches(
 
     Args:
         captions: all that will be read beside `prompts`; None for the examples' as they are written.
+        latents_live: the VAE stays, and latents are not kept.
         encode_live: the text encoders stay, for captions that are not among these.
         read_live: some that will be read so; too long ones are warned of like the others.
         memo: knows the keys of unchanged weights, so that a start that misses no record loads no encoder.
@@ -250,8 +257,9 @@ def fill_caches(
     workers, flips = workers or Workers(), list(flips)
     vae = Once(lambda: load_vae(base).to(device))
     facts = [*map(file_facts, part_files(base, "vae"))]
-    latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base))
-    if latents.missing(flips, workers):
+    live_vae = vae()[0] if latents_live else None
+    latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
+    if not latents_live and latents.missing(flips, workers):
         latents.fill(vae()[0], flips, num_workers, workers)
     vae.forget()
 

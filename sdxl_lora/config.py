@@ -322,6 +322,12 @@ class TrainConfig:
     """Choose one of {red|green|blue} in a caption anew in every turn; choices may hold further ones."""
     max_caption_chunks: int = 1
     """Captions and sample prompts are read as this many chunks of 75 tokens; 3 for up to 225 tokens."""
+    cache_latents: bool = True
+    """Encode each picture once and keep its latents on the disk. Without it the VAE stays in GPU memory and encodes
+    pictures in every turn."""
+    cache_text_embeddings: bool = True
+    """Encode each caption once and keep its embeddings. Without it, or where captions vary too much, the text encoders
+    stay; where they train, captions are encoded in every turn in any case."""
     max_cached_captions: int = 4000
     """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
     with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
@@ -550,6 +556,8 @@ class TrainConfig:
         if not self.train_text_encoder and any(getattr(self, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
         problems += part_problems("cache_part", self.cache_part)
+        if self.cache_part is not None and not self.cache_latents:
+            problems.append("cache_part fills the caches: leave out no_cache_latents")
         if self.dataset_streaming:
             problems += streaming_problems(self)
         problems += memory_problems(self)

@@ -153,13 +153,14 @@ class DryRun(Fitted):
         widths = tuple(encoder.config.hidden_size for encoder in self.encoders)
         pooled = self.encoders[1].config.projection_dim
         of_prompt = text_record(widths, pooled, config.max_caption_chunks, DTYPES[config.mixed_precision])
-        latents = sum(of_size[size] for size in sizes.values()) * flips
-        return len(sizes) * flips, len(prompts), latents, len(prompts) * of_prompt
+        kept = list(sizes.values()) * flips if config.cache_latents else []
+        return len(kept), len(prompts), sum(of_size[size] for size in kept), len(prompts) * of_prompt
 
     def of_caches(self) -> list[str]:
         pictures, prompts, latents, texts = self.cached_bytes()
         folder = Path(self.config.cache_dir or Path(self.config.output_dir) / "cache")
-        live = "" if self.captions is not None else "; captions are encoded live"
+        live = "" if self.config.cache_latents else "; pictures are encoded live"
+        live += "" if self.captions is not None else "; captions are encoded live"
         return [
             f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
             f"into {folder}, but for what is there already" if folder.is_dir() else f"into {folder}",

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from sdxl_lora.activations import encoding_bytes
 from sdxl_lora.budget import MemoryCount, bytes_of, choose, ladder, largest_batch, next_smaller
 from sdxl_lora.faults import fault_point
 from sdxl_lora.footprint import GIB
@@ -64,6 +65,7 @@ class Fitted(Parts):
                 self.add_adapter(name, model, init="kaiming")  # how it begins changes no size
             model.train()
         left = fuse_lora(models["unet"])
+        size = max((e.target_size for e in self.examples), default=(config.resolution,) * 2, key=math.prod)
         return MemoryCount(
             unet=models["unet"],
             encoders=TextEncoders(*(models[name] for name in ENCODERS)) if config.train_text_encoder else None,
@@ -71,11 +73,12 @@ class Fitted(Parts):
             has_average=config.ema_decay is not None,
             dtype=dtype,
             autocast=dtype != torch.float32 and not self.computes_in_half(models["unet"], left),
-            size=max((e.target_size for e in self.examples), default=(config.resolution,) * 2, key=math.prod),
+            size=size,
             chunks=config.max_caption_chunks,
             others={
                 "text encoders": sum(values[name] for name in ENCODERS) * dtype.itemsize * encoders_stay,
                 "VAE for samples": values["vae"] * 4 * bool(self.prompts),
+                "VAE": 0 if config.cache_latents else values["vae"] * 4 + encoding_bytes(models["vae"], size),
             },
         )  # fmt: skip
 

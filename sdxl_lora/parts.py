@@ -103,6 +103,7 @@ class Parts:
                 ),
                 captions=captions or (),
                 chunks=config.max_caption_chunks,
+                latents_live=not config.cache_latents,
                 encode_live=captions is None,
                 read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
                 memo=memo,
@@ -169,6 +170,8 @@ class Parts:
         config, variants = self.config, captions_of(self.config)
         if config.train_text_encoder:
             self.notes.append("the text encoders train: captions are encoded live")
+            return None
+        if not config.cache_text_embeddings:
             return None
         written, limit = [example.caption for example in self.examples], config.max_cached_captions
         turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)

@@ -136,6 +136,17 @@ def test_captions_encoded_live_train_what_cached_ones_do(train, tmp_path, capsys
     assert (live / "samples" / "step-000003-prompt-0-image-0.png").exists()
 
 
+def test_what_is_not_cached_trains_the_same_and_leaves_nothing_on_the_disk(train, tmp_path):
+    settings = {"random_flip": True, "max_train_steps": 3, "train_batch_size": 2, "validation_split": 0.25}
+    cached = train(**settings, output_dir=str(tmp_path / "cached"))
+    live = {"cache_latents": False, "cache_text_embeddings": False, "cache_dir": str(tmp_path / "another cache")}
+    plain = train(**settings, **live, output_dir=str(tmp_path / "live"))
+    assert_equal_weights(weights_of(plain, 3), weights_of(cached, 3))
+    assert not list((tmp_path / "another cache" / "latents").glob("*/*"))
+    with pytest.raises(ConfigError, match="cache_part fills the caches: leave out no_cache_latents"):
+        train(cache_latents=False, cache_part="1/2")
+
+
 def test_captions_that_are_cut_are_pointed_out_also_where_text_encoders_train(train, captioned_photographs, tmp_path):
     shutil.copytree(captioned_photographs, tmp_path / "long")
     (tmp_path / "long" / "coffee.txt").write_text("a cup " * 20)

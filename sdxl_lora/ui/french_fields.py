@@ -393,6 +393,14 @@ FIELDS = {
             "Morceaux de légende",
             "Légendes et textes d'échantillons sont lus en tant de morceaux de 75 jetons ; 3 pour 225 jetons au plus.",
         ),
+        "cache_latents": (
+            "Garder les latents",
+            "Encoder chaque image une fois et garder ses latents sur le disque. Sans cela le VAE reste dans la mémoire du GPU et encode les images à chaque tour.",
+        ),
+        "cache_text_embeddings": (
+            "Garder les légendes encodées",
+            "Encoder chaque légende une fois et garder ses embeddings. Sans cela, ou où les légendes varient trop, les encodeurs de texte restent ; où ils sont entraînés, les légendes sont encodées à chaque tour de toute façon.",
+        ),
         "max_cached_captions": (
             "Légendes en cache",
             "Si les légendes varient, garder les encodages de toutes celles qui viendront jusqu'à ce nombre (environ "
