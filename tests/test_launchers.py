@@ -90,8 +90,15 @@ def kill_at(step, rank, process, run, printed):
     worker(process, rank).kill()
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, start, nodes):
+@pytest.mark.parametrize(
+    "nodes, asks",
+    [
+        (1, signal.SIGUSR1),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, start, nodes, asks):
     """Asked to leave, queued again, and there to its end; of two machines one loses its process on the way."""
     run, printed = tmp_path / "run", tmp_path / "printed"
     settings = train_config(max_train_steps=40, checkpointing_steps=5, output_dir="given by the command")
@@ -100,7 +107,7 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
     slurm["SLURM_NNODES"] = str(nodes)
     job = start(command, slurm, printed)
     wait_for(lambda: (run / "events.jsonl").exists() and steps_of(run)[-1:] >= [2], job, printed)
-    job.send_signal(signal.SIGUSR1)
+    job.send_signal(asks)
     assert job.wait(60) == 0, printed.read_text()
     assert (tmp_path / "told").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
     status = read_status(run)

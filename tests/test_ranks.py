@@ -14,6 +14,7 @@ from sdxl_lora.checkpoint import checkpoints
 from sdxl_lora.events import read_events
 
 from .forked import launch
+from .met import met, note_what_is_met
 from .test_processes import two_sizes  # noqa: F401  the fixture
 
 TIMEOUT = 4
@@ -33,8 +34,13 @@ def test_every_split_of_a_step_gives_the_same(train_config, two_sizes, tmp_path)
             gradient_accumulation_steps=micro_steps, output_dir=str(tmp_path / name),
             cache_dir=str(tmp_path / f"cache {name}"),
         )  # fmt: skip
-        codes, printed = launch(config, tmp_path / "log", world)
+        codes, printed = launch(
+            config, tmp_path / "log", world, first=note_what_is_met, MET=str(tmp_path / f"met by {name}")
+        )
         assert codes == [0] * world, printed
+    steps = met(tmp_path / "met by one")
+    assert all(met(tmp_path / f"met by {name}") == steps for name in splits)
+    assert {len(of_step) for of_step in steps.values()} >= {1, 4}, "whole steps and short ones"
     one, *others = (list(read_events(tmp_path / name / "events.jsonl", "step")) for name in splits)
     assert len({len(steps) for steps in (one, *others)}) == 1 and len(one) > 3
     for other in others:
