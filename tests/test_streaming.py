@@ -29,6 +29,7 @@ from .forked import launch
 from .hub_server import Hub
 
 PICTURES, SHARDS = 20, 4
+ENCODED = datasets.Image(decode=False)
 
 
 def png(width, height, seed):
@@ -54,6 +55,26 @@ def shards(tmp_path_factory):
         ]  # fmt: skip
         dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features))
         dataset.to_parquet(folder / f"shard-{shard}.parquet")
+    return folder
+
+
+def add_to_tar(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def tars(shards, tmp_path_factory):
+    """The same as four WebDataset tars."""
+    folder = tmp_path_factory.mktemp("tars")
+    for shard in sorted(shards.glob("*.parquet")):
+        with tarfile.open(folder / f"{shard.stem}.tar", "w") as tar:
+            for number, row in enumerate(datasets.Dataset.from_parquet(str(shard)).cast_column("image", ENCODED)):
+                sizes = {name: row[name] for name in ("original_size", "crop_top_left")}
+                add_to_tar(tar, f"{number}.png", row["image"]["bytes"])
+                add_to_tar(tar, f"{number}.txt", row["text"].encode())
+                add_to_tar(tar, f"{number}.json", json.dumps(sizes).encode())
     return folder
 
 
@@ -101,20 +122,21 @@ def test_blocks_are_shuffled_and_each_pass_brings_every_picture_once(shards, blo
         assert orders[0] != orders[1] != orders[2] != captions_of(shards, block_size, PICTURES, seed=1) != orders[0]
 
 
-@pytest.mark.parametrize("block_size", [1, 6, 256])
-def test_reading_goes_on_exactly_from_any_step_also_with_steps_read_ahead(shards, tmp_path, block_size):
-    whole = steps_of(batches_of(shards, block_size=block_size), 0, 45)
+@pytest.mark.parametrize("kind, block_size", [("shards", 1), ("shards", 6), ("shards", 256), ("tars", 6)])
+def test_reading_goes_on_exactly_from_any_step_also_with_steps_read_ahead(request, tmp_path, kind, block_size):
+    source = request.getfixturevalue(kind)
+    whole = steps_of(batches_of(source, block_size=block_size), 0, 45)
     assert {epoch for step in whole for _, epoch, _ in step} >= {0, 1, 2, 3}
     for stop in range(0, 35, 3):
         folder = tmp_path / str(stop)
         folder.mkdir()
-        batches = batches_of(shards, block_size=block_size)
+        batches = batches_of(source, block_size=block_size)
         steps_of(batches, 0, stop + 2)
         batches.save(folder, stop)
-        resumed = batches_of(shards, block_size=block_size)
+        resumed = batches_of(source, block_size=block_size)
         resumed.load(folder)
         assert steps_of(resumed, stop, 8) == whole[stop : stop + 8]
-    resumed = batches_of(shards, block_size=block_size)
+    resumed = batches_of(source, block_size=block_size)
     resumed.load(folder)
     rows = resumed.from_step(stop)
     next(rows)
@@ -139,9 +161,7 @@ def test_a_webdataset_has_the_columns_of_its_suffixes_and_its_json(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         sizes = b'{"original_size": [80, 80], "crop_top_left": [8, 0]}'
         for name, data in {"a.png": png(64, 64, 0), "a.txt": b"a picture", "a.json": sizes}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+            add_to_tar(tar, name, data)
     row = plain_row(next(iter(open_stream(str(tmp_path), None))), "image", "text")
     assert row["image"]["bytes"] == png(64, 64, 0) and row["text"] == "a picture"
     assert (row["original_size"], row["crop_top_left"]) == ([80, 80], [8, 0])
@@ -236,6 +256,16 @@ def test_a_resumed_run_on_a_stream_equals_an_uninterrupted_one(train, shards, tm
         train(**{**settings, "shuffle_buffer_size": 7}, output_dir=str(parts))
     with pytest.raises(CheckpointError, match="dataset_streaming"):
         train(train_data_dir=str(shards), train_batch_size=2, random_flip=True, output_dir=str(parts))
+
+
+def test_a_damaged_picture_in_a_stream_ends_it_with_its_name(tmp_path):
+    rows = [{"image": {"bytes": png(64, 64, 0)[:6000], "path": "half.png"}, "text": "half"}]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "0.parquet")
+    batches = batches_of(tmp_path, batch_size=1)
+    _, [turn] = next(batches.from_step(0))
+    with pytest.raises(DataError, match=r"half\.png: truncated"):
+        batches.examples.read(turn.example)
 
 
 @pytest.fixture
