@@ -207,7 +207,7 @@ def test_two_runs_in_one_directory_the_second_is_refused(config, tmp_path):
     assert first.wait() == [0]
 
 
-@pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize("worlds", [(2, 1, 2), pytest.param((1, 2, 1), marks=pytest.mark.slow)], ids=str)
 def test_more_and_fewer_processes_on_resume_see_the_same(config, tmp_path, worlds):
     """The same pictures, noise, timesteps and rate, to the last bit; losses and weights to rounding."""
     settings = {"adam_epsilon": 1e-4, "random_flip": True, "lr_scheduler": "cosine", "proportion_empty_prompts": 0.3}
