@@ -23,7 +23,10 @@ class Team:
             from accelerate import PartialState
             from accelerate.utils import parse_flag_from_env
 
-            self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+            from sdxl_lora.rendezvous import INIT_METHOD
+
+            on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+            self.state = PartialState(cpu=on_cpu, init_method=INIT_METHOD, timeout=LONGEST_WAIT)
             self.rank, self.world = self.state.process_index, self.state.num_processes
             if self.world != launched:
                 raise ConfigError(

@@ -205,6 +205,9 @@ class TrainConfig:
     dataset_streaming: bool = False
     """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
     from the Hub, and encode them in every turn. Needs max_train_steps."""
+    shuffle_buffer_size: int = 256
+    """A stream's pictures are shuffled so many at a time in each process; 1 leaves them as they are stored. Up to twice
+    as many wait in memory, as the files have them."""
     resolution: int = 1024
     """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
     center_crop: bool = True
@@ -526,7 +529,7 @@ class TrainConfig:
                 "max_train_steps", "max_train_samples", "resolution", "lr_num_cycles", "lr_power", "adam_epsilon",
                 "checkpointing_steps", "checkpointing_epochs", "checkpoints_total_limit", "num_validation_images",
                 "validation_epochs", "validation_steps", "validation_inference_steps", "process_timeout_seconds",
-                "early_stopping_patience", "logging_steps",
+                "early_stopping_patience", "logging_steps", "shuffle_buffer_size",
                 "huber_c", "snr_gamma", "max_timestep", "logit_std", "timestep_beta_alpha", "timestep_beta_beta",
                 "timestep_bias_multiplier", "timestep_bias_portion",
             ],

@@ -21,6 +21,7 @@ from sdxl_lora.collate import Collator
 from sdxl_lora.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.config import TrainConfig, drops
 from sdxl_lora.data import TrainingPictures, check_class_images
+from sdxl_lora.draws import draw_flip
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.faults import fault_point
 from sdxl_lora.fused_lora import fuse_lora
@@ -54,7 +55,7 @@ from sdxl_lora.settings import (
     start_of,
     stream_of,
 )
-from sdxl_lora.streaming import StreamedBatches, StreamedPictures
+from sdxl_lora.streamed import StreamedBatches, StreamedPictures
 from sdxl_lora.text import PresentTexts, TextEncoders, text_encoder_targets
 from sdxl_lora.validation import held_out
 
@@ -117,7 +118,12 @@ class Parts:
         config, accelerator = self.config, self.accelerator
         stream = main_process_first(accelerator, lambda: stream_of(config))
         vae = load_vae(self.base).to(accelerator.device)
-        self.examples = self.latents = StreamedPictures(open_rows_of(config), vae, weights_key(vae))
+        self.examples = self.latents = StreamedPictures(
+            open_rows_of(config),
+            vae,
+            weights_key(vae),
+            lambda turn: config.random_flip and draw_flip(config.seed, turn),
+        )
         self.held_out, self.total_steps = [], config.max_train_steps
         self.images_per_step = config.pictures_per_process * accelerator.num_processes
         self.batches = StreamedBatches(
@@ -129,6 +135,8 @@ class Parts:
             self.micro_steps,
             accelerator.process_index,
             accelerator.num_processes,
+            config.shuffle_buffer_size,
+            config.seed,
         )
         self.prompts = sample_prompts_of(config, self.sample_size())
         tokenizers, encoders = load_text_parts(self.base, DTYPES[config.mixed_precision])

@@ -19,6 +19,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.rendezvous import INIT_METHOD
 
 Result = TypeVar("Result")
 SIGN_SECONDS = 5.0  # between two signs of life
@@ -46,7 +47,7 @@ def make_accelerator(
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=micro_steps == 1
                 ),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds)),
+                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=timeout_seconds)),
             ],
         )
     except ValueError as error:

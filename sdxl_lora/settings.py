@@ -29,7 +29,8 @@ from sdxl_lora.objective import Objective
 from sdxl_lora.optim import learning_rate_at, make_optimizer
 from sdxl_lora.prompts import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.quantize import KINDS
-from sdxl_lora.streaming import Rows, open_stream
+from sdxl_lora.streamed import Rows
+from sdxl_lora.streaming import open_stream
 from sdxl_lora.timesteps import TimestepDensity, bias_range
 
 # What a resumed run shares with the run before; the data it trains on is compared by content, see Training.resume.

@@ -1,32 +1,26 @@
 """Pictures that are read as they come, however many there are: Parquet files, WebDataset tars, or a dataset on the Hub.
 
-Each process reads its own part (datasets' split_dataset_by_node), in the order in which it is stored; the files come in
-another order in each pass. Pictures of one size wait until they fill a micro-batch. A checkpoint holds where the
-reading stands and what waits, so that the same number of processes goes on with the same pictures. Nothing is kept on
-the disk: latents are computed in every turn. What chance gives a picture is keyed by its content.
+Each process reads its own part (datasets' split_dataset_by_node); the files come in another order in each pass. Rows
+are shuffled block by block: a block's order is a function of (seed, pass, block), so that a place in the stream is
+where its block begins and how much of it is taken, and no buffer has to be saved (that of datasets loses its rows).
 """
 
-import json
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import datasets
 import fsspec
-import pyarrow
-import pyarrow.parquet
-import torch
-import torch.nn.functional as F
-from datasets.distributed import split_dataset_by_node
 
-from sdxl_lora.batches import Turn
-from sdxl_lora.cache import vae_moments
-from sdxl_lora.data import Example, TrainingPictures
-from sdxl_lora.errors import DataError, NonFiniteError
+from sdxl_lora.ahead import ahead
+from sdxl_lora.batches import keyed_seed
+from sdxl_lora.errors import DataError
 
 PICTURE_SUFFIXES, CAPTION_SUFFIX = ("jpg", "jpeg", "png", "webp"), "txt"  # columns of a WebDataset
-STEPS_REMEMBERED = 256  # more than lie between reading a step's pictures and saving the step, or telling of it
-STEPS_AT_HAND = 4  # of these also the pictures themselves
+ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger
 
 
 def open_stream(
@@ -59,183 +53,62 @@ def open_stream(
     return stream if max_samples is None else stream.take(max_samples)
 
 
-class Rows(list):
-    """Rows in memory, with as much of a dataset's manners as TrainingPictures asks for."""
+@dataclass(frozen=True)
+class Place:
+    """Where the reading stands: after the first `taken` rows of a shuffled block.
 
-    @property
-    def column_names(self) -> list[str]:
-        return list(self[0])
+    `stream` is datasets' state at the beginning of the block; None at that of a pass.
+    """
 
-    def cast_column(self, *_) -> "Rows":
-        return self
-
-    def remove_columns(self, name: str) -> "Rows":
-        return Rows({key: value for key, value in row.items() if key != name} for row in self)
+    epoch: int = 0
+    block: int = 0
+    taken: int = 0
+    stream: dict | None = None
 
 
-class StreamedPictures:
-    """What TrainingPictures' examples and a LatentCache are, for the pictures at hand: by keys in place of indices.
+def shuffled_rows(
+    stream: datasets.IterableDataset, place: Place, columns: tuple[str, str], block_size: int, seed: int
+) -> Iterator[tuple[dict, Place]]:
+    """The rows from a place on, pass after pass, each with the place after it; read ahead by a thread.
 
     Args:
-        open_rows: TrainingPictures of Rows.
-        vae: in float32, on the device that is to encode.
-        vae_key: see cache.weights_key.
+        columns: of pictures and of captions, see `plain_row`.
+        block_size: so many rows are shuffled among each other; 1 leaves them as they are stored.
+    Raises:
+        DataError: there are no rows, or the stream breaks off.
     """
-
-    def __init__(self, open_rows: Callable[[Rows], TrainingPictures], vae, vae_key: str):
-        self.open_rows, self.vae, self.vae_key = open_rows, vae, vae_key
-        self._pictures: dict[str, TrainingPictures] = {}
-
-        self._examples: dict[str, Example] = {}
-
-    def add(self, row: dict) -> Example:
-        pictures = self.open_rows(Rows([row]))
-        example = pictures.examples[0]
-        self._pictures[example.key], self._examples[example.key] = pictures, example
-        return example
-
-    def keep_only(self, at_hand: set[str], remembered: set[str]) -> None:
-        """Forget all other pictures, and the examples of all others."""
-        self._pictures = {key: self._pictures[key] for key in at_hand}
-        self._examples = {key: self._examples[key] for key in at_hand | remembered}
-
-    def __getitem__(self, key: str) -> Example:
-        return self._examples[key]
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(list(self._examples.values()))
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def read(self, key: str, flip: bool = False) -> dict[str, torch.Tensor]:
-        """See LatentCache; raises NonFiniteError where the VAE gives NaN or infinity."""
-        record = self._pictures[key].load(0, flip)
-        record |= vae_moments(self.vae, record.pop("pixels")[None])
-        if "mask" in record:
-            record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
-        if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
-            raise NonFiniteError(f"the VAE gives NaN or infinity for {self[key].name}: look at the picture")
-        return record
+    taken = place.taken
+    with closing(ahead(stored_rows(stream, place, columns, block_size), max(block_size, ROWS_AHEAD))) as stored:
+        for (epoch, block), of_block in groupby(stored, lambda stored: (stored[1].epoch, stored[1].block)):
+            rows, begins = zip(*of_block, strict=True)
+            order = list(range(len(rows)))
+            random.Random(keyed_seed(seed, "stream", epoch, block)).shuffle(order)
+            for index in order[taken:]:
+                taken += 1
+                yield rows[index], replace(begins[0], taken=taken)
+            taken = 0
 
 
-class StreamedBatches:
-    """The steps of a training from a stream; what Batches is for pictures that are all known.
-
-    A step has `images_per_step` places, as `batches.share` deals them out; at those of other processes it has None.
-    """
-
-    pictures, members = 0, ()  # nobody knows how many pictures there are, and of which sizes
-
-    def __init__(
-        self,
-        stream: datasets.IterableDataset,
-        pictures: StreamedPictures,
-        image_column: str,
-        caption_column: str,
-        batch_size: int,
-        micro_steps: int,
-        rank: int,
-        world: int,
-    ):
-        self.files = stream.num_shards
-        self.stream, self.examples = split_dataset_by_node(stream, rank, world), pictures
-        self.columns, self.batch_size, self.micro_steps = (image_column, caption_column), batch_size, micro_steps
-        self.rank, self.world = rank, world
-        self.waiting: dict[tuple, list[tuple[Turn, dict]]] = defaultdict(list)
-        self.epoch, self._begin = 0, None
-        self._recent: deque[tuple[int, dict, list[Turn]]] = deque(maxlen=STEPS_REMEMBERED)
-
-    @property
-    def key(self) -> str:
-        """What a resumed run must have in common with the run before."""
-        return f"a stream of {self.files} files, read by {self.world} processes"
-
-    def passes(self, step: int) -> float:
-        return 0.0
-
-    def epoch_of(self, step: int) -> int:
-        return 0
-
-    def from_step(self, first: int) -> Iterator[tuple[int, list[Turn | None]]]:
-        """(0, turns) of step `first`, where the reading stands, and of every later one."""
-        rows, step = self._rows(), first
-        self._recent.append((step, self._state(), []))
-        while True:
-            turns: list[Turn | None] = [None] * (self.batch_size * self.micro_steps * self.world)
-            for micro_step in range(self.micro_steps):
-                place = (micro_step * self.world + self.rank) * self.batch_size
-                turns[place : place + self.batch_size] = self._micro_batch(rows)
-            step += 1
-            self._recent.append((step, self._state(), [turn for turn in turns if turn]))
-            self._forget()
-            yield 0, turns
-
-    def _forget(self) -> None:
-        steps = [{turn.example for turn in of_step} for _, _, of_step in self._recent]
-        waiting = {turn.example for of_size in self.waiting.values() for turn, _ in of_size}
-        self.examples.keep_only(waiting.union(*steps[-STEPS_AT_HAND:]), set().union(*steps))
-
-    def _micro_batch(self, rows: Iterator[dict]) -> list[Turn]:
-        while True:
-            row = next(rows)
-            if batch := self._add(row, self.epoch):
-                return batch
-
-    def _add(self, row: dict, epoch: int) -> list[Turn]:
-        """Let a picture wait for others of its size; those that fill a micro-batch with it are returned."""
-        example = self.examples.add(row)
-        waiting = self.waiting[example.target_size]
-        waiting.append((Turn(example.key, epoch), row))
-        if len(waiting) < self.batch_size:
-            return []
-        del self.waiting[example.target_size]
-        return [turn for turn, _ in waiting]
-
-    def _rows(self) -> Iterator[dict]:
-        """The rows from where the reading stands, pass after pass."""
-        is_resumed = self.epoch > 0 or bool(self.waiting)
-        while True:
-            self.stream.set_epoch(self.epoch)
-            number = 0
-            for row in self.stream:
-                number += 1
-                yield plain_row(row, *self.columns)
-            if not number and not is_resumed:
-                raise DataError(f"no pictures in the part of the stream that process {self.rank} of {self.world} reads")
-            self.epoch, is_resumed = self.epoch + 1, False
-
-    def _state(self) -> dict:
-        waiting = [item for of_size in self.waiting.values() for item in of_size]
-        return {
-            "epoch": self.epoch,
-            "stream": self.stream.state_dict() if self._recent else self._begin,
-            "waiting_epochs": [turn.epoch for turn, _ in waiting],
-            "waiting": [row for _, row in waiting],
-        }
-
-    def register_hooks(self, accelerator, done_steps: Callable[[], int]) -> None:
-        """Let checkpoints hold each process's reading as it stood after `done_steps()` steps."""
-        accelerator.register_save_state_pre_hook(lambda _, __, folder: self.save(Path(folder), done_steps()))
-        accelerator.register_load_state_pre_hook(lambda _, folder: self.load(Path(folder)))
-
-    def save(self, folder: Path, step: int) -> None:
-        state = dict(next(state for number, state, _ in self._recent if number == step))
-        if rows := state.pop("waiting"):
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), self._file(folder, "parquet"))
-        self._file(folder, "json").write_text(json.dumps(state), encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        state = json.loads(self._file(folder, "json").read_text(encoding="utf-8"))
-        self.epoch, self._begin = state["epoch"], state["stream"]
-        if self._begin:
-            self.stream.load_state_dict(self._begin)
-        rows = pyarrow.parquet.read_table(self._file(folder, "parquet")).to_pylist() if state["waiting_epochs"] else []
-        for row, epoch in zip(rows, state["waiting_epochs"], strict=True):
-            self._add(row, epoch)
-
-    def _file(self, folder: Path, suffix: str) -> Path:
-        return folder / f"stream-{self.rank}.{suffix}"
+def stored_rows(
+    stream: datasets.IterableDataset, place: Place, columns: tuple[str, str], block_size: int
+) -> Iterator[tuple[dict, Place]]:
+    """The rows as they are stored, from where the block of a place begins, each with the place where its own begins."""
+    begin = replace(place, taken=0)
+    while True:
+        stream.set_epoch(begin.epoch)
+        if begin.stream:
+            stream.load_state_dict(begin.stream)
+        number = 0
+        try:
+            for number, row in enumerate(stream, start=1):
+                yield plain_row(row, *columns), begin
+                if number % block_size == 0:
+                    begin = replace(begin, block=begin.block + 1, stream=stream.state_dict())
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read on in the stream: {error}") from error
+        if not number and not begin.stream:
+            raise DataError("no pictures in the part of the stream that this process reads: too few for all, or none")
+        begin = Place(begin.epoch + 1)
 
 
 def plain_row(row: dict, image_column: str, caption_column: str) -> dict:

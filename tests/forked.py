@@ -43,6 +43,12 @@ def _run(config, log: Path, environment: dict[str, str], machine: Machine | None
     os._exit(code)
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 class Launched:
     """One run in `world` processes; `log` holds what they print.
 
@@ -53,12 +59,9 @@ class Launched:
         self, config, log: Path, world: int = 1, machines: Sequence[Machine] = (), first=dict, **environment: str
     ):
         self.log, world = log, len(machines) or world
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         main_address = machines[0].address if machines else "127.0.0.1"
         shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
-        self.processes = []
+        self.processes, port = [], free_port()
         for rank in range(world):
             launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             launched |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": main_address, "MASTER_PORT": port}

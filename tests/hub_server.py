@@ -1,6 +1,7 @@
-"""A Hub of one machine: enough of its web interface for huggingface_hub's own client to create and upload.
+"""A Hub of one machine: enough of its web interface for huggingface_hub's own client to create and upload, and for
+`datasets` to read a stream.
 
-What is committed lies in `folder`/<repository>; `refuse` names a path whose requests fail.
+What is committed lies in `folder`/<repository>, as do the files of datasets; `refuse` names a path whose requests fail.
 """
 
 import base64
@@ -29,9 +30,36 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        if self.is_welcome():
-            repository = "/".join(self.path.split("?")[0].split("/")[3:5])
-            self.answer({"name": "me", "type": "user", "id": repository, "sha": "0" * 40, "siblings": []})
+        path = self.path.split("?")[0]
+        if not self.is_welcome():
+            return
+        if "/resolve/" in path:
+            self.give_file(*path.removeprefix("/datasets/").split("/resolve/"))
+            return
+        repository = "/".join(path.split("/")[3:5])
+        files = sorted(path for path in (self.hub.folder / repository).glob("*") if path.is_file())
+        if path.startswith("/api/datasets/") and "/tree/" in path:
+            files = files if path.count("/") == 6 else []  # none in folders
+            self.answer([{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "1" * 40} for f in files])
+        else:
+            names = [{"rfilename": file.name} for file in files]
+            about = {"id": repository, "sha": "0" * 40, "siblings": names, "tags": [], "private": True}
+            self.answer({"name": "me", "type": "user", **about})
+
+    do_HEAD = do_GET
+
+    def give_file(self, repository: str, revision_and_name: str) -> None:
+        """Or the part of it that is asked for."""
+        file = self.hub.folder / repository / revision_and_name.split("/", 1)[1]
+        if not file.is_file():
+            self.answer({}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "0" * 40})
+            return
+        data, code, headers = file.read_bytes(), 200, {"ETag": '"1"', "X-Repo-Commit": "0" * 40}
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, code = data[first : last + 1], 206
+        self.answer(data, code, headers)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -68,13 +96,15 @@ class Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def answer(self, value: dict, code: int = 200) -> None:
-        data = json.dumps(value).encode()
+    def answer(self, value: dict | list | bytes, code: int = 200, headers: dict[str, str] | None = None) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        kind = "application/octet-stream" if isinstance(value, bytes) else "application/json"
+        for name, text in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *_) -> None:
         pass

@@ -16,6 +16,7 @@ from sdxl_lora.events import read_events
 from sdxl_lora.status import read_status
 
 from .conftest import ROOT
+from .forked import free_port
 
 SRUN = """#!/bin/bash
 # The command once for each node, all of them this machine.
@@ -48,9 +49,21 @@ def slurm(tmp_path):
     }  # fmt: skip
 
 
-def start(command, environment, printed: Path):
-    with open(printed, "w") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+@pytest.fixture
+def start():
+    """A function that starts a command, its words in the file `printed`; after a test nothing of it runs on."""
+    started = []
+
+    def begin(command, environment, printed: Path):
+        with open(printed, "w") as file:
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
 
 
 def steps_of(run):
@@ -72,13 +85,20 @@ def worker(process, rank):
     raise AssertionError(f"no process of rank {rank}")
 
 
-def kill_rank_1_at(step, process, run, printed):
+def kill_at(step, rank, process, run, printed):
     wait_for(lambda: (run / "events.jsonl").exists() and steps_of(run)[-1:] >= [step], process, printed)
-    worker(process, 1).kill()
+    worker(process, rank).kill()
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, nodes):
+@pytest.mark.parametrize(
+    "nodes, asks",
+    [
+        (1, signal.SIGUSR1),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, start, nodes, asks):
     """Asked to leave, queued again, and there to its end; of two machines one loses its process on the way."""
     run, printed = tmp_path / "run", tmp_path / "printed"
     settings = train_config(max_train_steps=40, checkpointing_steps=5, output_dir="given by the command")
@@ -87,7 +107,7 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
     slurm["SLURM_NNODES"] = str(nodes)
     job = start(command, slurm, printed)
     wait_for(lambda: (run / "events.jsonl").exists() and steps_of(run)[-1:] >= [2], job, printed)
-    job.send_signal(signal.SIGUSR1)
+    job.send_signal(asks)
     assert job.wait(60) == 0, printed.read_text()
     assert (tmp_path / "told").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
     status = read_status(run)
@@ -96,7 +116,7 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
 
     job = start(command, slurm, printed)
     if nodes > 1:
-        kill_rank_1_at(min(status["step"] + 8, 38), job, run, printed)
+        kill_at(min(status["step"] + 8, 38), 1, job, run, printed)
     assert job.wait(150) == 0, printed.read_text()
     assert read_status(run)["state"] == "done" and checkpoints(run)[-1].name == "checkpoint-40"
     starts = [event["step"] for event in read_events(run / "events.jsonl", "started")]
@@ -107,17 +127,20 @@ def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tm
 
 
 @pytest.mark.slow
-def test_a_killed_process_of_one_machine_starts_again_by_itself(train_config, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--rdzv_backend", "c10d")], ids=["as it comes", "c10d"])
+def test_killed_processes_of_one_machine_start_again_by_themselves(train_config, tmp_path, start, more):
     run, printed = tmp_path / "run", tmp_path / "printed"
-    (tmp_path / "run.yaml").write_text(to_yaml(train_config(max_train_steps=40, checkpointing_steps=5)))
+    (tmp_path / "run.yaml").write_text(to_yaml(train_config(max_train_steps=60, checkpointing_steps=5)))
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", "accelerate_configs/cpu_two_processes.yaml",
-        "--max_restarts", "2", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file",
+        "--config_file", "accelerate_configs/cpu_two_processes.yaml", "--main_process_port", free_port(),
+        "--max_restarts", "2", *more,
         "train_sdxl_lora.py", "--config", str(tmp_path / "run.yaml"),
     ]  # fmt: skip
     launcher = start(command, {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, printed)
-    kill_rank_1_at(8, launcher, run, printed)
+    for rank, step in ((1, 8), (0, 28)):
+        kill_at(step, rank, launcher, run, printed)
     assert launcher.wait(150) == 0, printed.read_text()
     starts = [event["step"] for event in read_events(run / "events.jsonl", "started")]
-    assert len(starts) == 2 and starts[1] >= 5 and checkpoints(run)[-1].name == "checkpoint-40"
+    assert len(starts) == 3 and 5 <= starts[1] < 28 and starts[2] >= 25 and not any(step % 5 for step in starts)
+    assert checkpoints(run)[-1].name == "checkpoint-60"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -64,8 +63,7 @@ def test_two_processes_of_accelerate_give_the_same_dataset(raw, tmp_path, tiny_f
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(re.findall(r"pictures: 100%", result.stderr)) == 2  # each of the two did its share
-    assert "5/5 [" in result.stderr and "4/4 [" in result.stderr
+    assert "5/5 [" in result.stderr and "4/4 [" in result.stderr, "each of the two did its share"
     assert preprocess(raw, tmp_path / "one", *flags[6:]) == 0
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert report_of(tmp_path / "two")["counts"]["new_captions"] == 7

@@ -1,7 +1,6 @@
 """Two real processes (gloo, no GPU): the one-process result at the same images per step."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,16 @@ from sdxl_lora.events import read_events
 from sdxl_lora.run import read_status
 
 from .conftest import ROOT
+from .forked import free_port
 
 
 def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
     """Start train_sdxl_lora.py under `accelerate launch` as the README says; it prints to tmp_path/printed."""
     file = tmp_path / "launched.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{launch_file}",
-        "--main_process_port", str(port), "train_sdxl_lora.py", "--config", str(file),
+        "--main_process_port", free_port(), "train_sdxl_lora.py", "--config", str(file),
     ]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "printed", "w") as printed:

@@ -91,7 +91,7 @@ def test_every_flag_in_the_readme_is_a_setting():
     settings = {field.name for config in (TrainConfig, PreprocessConfig) for field in dataclasses.fields(config)}
     of_others = {"config", "help"}  # ours for a YAML file, then the launcher's and Slurm's
     of_others |= {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
-    of_others |= {"max_restarts", "rdzv_backend", "rdzv_conf", "nodes", "gpus"}
+    of_others |= {"max_restarts", "nodes", "gpus"}
     of_page = {"host", "port", "settings"}
     of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     flags = set(re.findall(r"--([a-z][a-z_0-9]+)", README))

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import socket
 import time
 
 import pytest
 
-from .forked import CONTEXT
+from .forked import CONTEXT, free_port
 
 TIMEOUT = 2
 
@@ -31,10 +30,7 @@ def in_process(rank, world, port, work, results):
 
 def in_processes(work, world=2):
     """What `work(accelerator)` gives, or the words of what it raises, in each of some processes; None where it died."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    results = CONTEXT.Queue()
+    results, port = CONTEXT.Queue(), free_port()
     processes = [CONTEXT.Process(target=in_process, args=(rank, world, port, work, results)) for rank in range(world)]
     for process in processes:
         process.start()

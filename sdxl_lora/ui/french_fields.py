@@ -202,6 +202,10 @@ FIELDS = {
             "Lecture au fil de l'eau",
             "Lire les images à mesure qu'elles viennent, si nombreuses soient-elles, de fichiers .tar (WebDataset) ou .parquet dans train_data_dir ou du Hub, et les encoder à chaque tour. Demande max_train_steps.",
         ),
+        "shuffle_buffer_size": (
+            "Images mélangées ensemble",
+            "Combien d'images d'un flux sont mélangées à la fois dans chaque processus ; 1 les laisse dans l'ordre des fichiers. Jusqu'à deux fois autant attendent en mémoire, telles que dans les fichiers.",
+        ),
         "dataset_config_name": ("Configuration du jeu du Hub", "Configuration du jeu de données du Hub."),
         "image_column": ("Colonne des images", "Colonne du jeu de données qui contient les images."),
         "caption_column": ("Colonne des légendes", "Colonne du jeu de données qui contient les légendes."),

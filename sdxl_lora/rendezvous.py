@@ -1,0 +1,59 @@
+"""How the processes of one start find each other, in a launcher's store that may still hold what dead ones wrote.
+
+torch 2.13's launcher keeps its store when `--max_restarts` starts the processes again, and nothing in their environment
+tells one start from another on all machines (https://github.com/pytorch/pytorch/issues/135712): a new process that is
+faster than the others reads the address of a dead one. Here they agree on a part of the store that nobody has used.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+from sdxl_lora.errors import LostProcessError
+
+INIT_METHOD = "living://"  # for torch.distributed.init_process_group
+ASK_SECONDS = 0.2
+
+
+def living_only(store: Store, rank: int, world: int) -> Store:
+    """A part of `store` that the `world` processes which call this have to themselves.
+
+    The main process (rank 0) invents its name. To each that answers it under this name it answers in turn; a name for
+    which no answer comes is that of a dead main process.
+
+    Raises:
+        LostProcessError: one of them does not come within the store's timeout.
+    """
+    own, seconds = uuid.uuid4().hex, store.timeout.total_seconds()
+    if rank == 0:
+        store.set("start", own)
+        for other in range(1, world):
+            try:
+                theirs = store.get(f"{own}/{other}").decode()
+            except RuntimeError as error:
+                raise LostProcessError(f"rank {other} has not come within {seconds:.0f} s ({error})") from error
+            store.set(f"{own}/{theirs}", "welcome")
+        return PrefixStore(own, store)
+    since, start = time.monotonic(), ""
+    while not (start and store.check([f"{start}/{own}"])):
+        if time.monotonic() - since > seconds:
+            raise LostProcessError(f"the main process has not come within {seconds:.0f} s")
+        if store.check(["start"]):
+            start = store.get("start").decode()
+            store.set(f"{start}/{rank}", own)
+        time.sleep(ASK_SECONDS)
+    return PrefixStore(start, store)
+
+
+def rendezvous_of_the_living(_url: str, timeout: timedelta, **_) -> Iterator[tuple[Store, int, int]]:
+    """torch's own by environment variables, but for the part of the store."""
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    yield living_only(store, rank, world), rank, world
+
+
+register_rendezvous_handler(INIT_METHOD.removesuffix("://"), rendezvous_of_the_living)

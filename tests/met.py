@@ -1,0 +1,38 @@
+"""What the pictures of a step meet, noted by every process: equal for equal trainings, however their work is split."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+DRAWN = ("latents", "noise", "time_ids", "prompt_embeds", "pooled_embeds", "loss_weight")
+
+
+def note_what_is_met():
+    """In a process that is about to train: add to the file MET.<rank> a line for each picture of each step."""
+    import train_sdxl_lora
+
+    step, rank = train_sdxl_lora.Training.step, os.environ.get("RANK", "0")
+
+    def noting(self, turns, micro_batches):
+        with open(f"{os.environ['MET']}.{rank}", "a") as file:
+            for counts, batch in micro_batches:
+                for row in range(len(batch["timesteps"]) if counts else 0):
+                    drawn = b"".join(batch[name][row].numpy().tobytes() for name in DRAWN)
+                    met = [hashlib.sha256(drawn).hexdigest(), batch["timesteps"][row].item()]
+                    rate = self.optimizer.param_groups[0]["lr"]
+                    file.write(json.dumps([self.done_steps + 1, len(turns), rate, *met]) + "\n")
+        return step(self, turns, micro_batches)
+
+    train_sdxl_lora.Training.step = noting
+
+
+def met(noted: Path) -> dict[int, list]:
+    """Of each step: (pictures of the step, learning rate, hash of what was drawn, timestep), in no order."""
+    steps = defaultdict(list)
+    for file in noted.parent.glob(f"{noted.name}.*"):
+        for line in file.read_text().splitlines():
+            number, *of_picture = json.loads(line)
+            steps[number].append(tuple(of_picture))
+    return {number: sorted(of_step) for number, of_step in steps.items()}
