@@ -119,6 +119,13 @@ def test_scorer_reads_nothing_into_flat_pictures_and_noise():
     assert read(Image.fromarray(noise)).shape == "none"
 
 
+def test_scorer_reads_nothing_into_a_faint_patch_beside_a_strong_spot():
+    picture = np.full((64, 64, 3), 250, np.uint8)
+    picture[20:44, 10:34], picture[4:12, 50:58] = 190, (200, 30, 30)
+    reading = read(picture)
+    assert (reading.shape, reading.colour, reading.background) == ("none", "none", "white")
+
+
 @pytest.mark.parametrize("bad", [np.zeros((64, 64)), np.zeros((16, 64, 3)), np.zeros((64, 64, 4))])
 def test_scorer_refuses_what_is_no_rgb_picture(bad):
     with pytest.raises(ValueError, match="Expected an RGB picture"):
