@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from examples.shapes import stage
 from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
+from examples.shapes.learning import write_pictures
 from examples.shapes.models import build_tokenizer
 from examples.shapes.pool import FRAMES, conditioned_scene, odd_scene
 from examples.shapes.quality import BASE, base_quality, load_base
@@ -144,6 +145,15 @@ def test_concept_folder_has_a_caption_beside_every_picture(tmp_path):
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
 
 
+def test_class_pictures_of_a_style_show_its_combinations_as_often_as_its_own_do(tmp_path):
+    write_pictures(tmp_path, "style", repeats=2, class_pictures=3)
+    captions = [path.read_text() for path in (tmp_path / "class").glob("*.txt")]
+    style = [path.read_text() for path in (tmp_path / "raw" / "2_style").glob("*.txt")]
+    assert len(style) == 20 and len(captions) == 3 + 2 * 20
+    assert all(captions.count(text) >= 2 for text in style)
+    assert not any(read(Image.open(path)).hatched for path in (tmp_path / "class").glob("*.png"))
+
+
 def test_unknown_concept_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one of object, style"):
         write_concept(tmp_path, "hat")
@@ -192,7 +202,7 @@ def test_stage_refuses_a_loss_that_is_not_finite(tmp_path):
 def test_base_draws_a_sample_of_the_combinations():
     quality = base_quality(load_base(), combinations()[3::7])
     assert quality["right"] >= 0.85, quality  # 20 prompts: 90 % less one picture
-    assert quality["object"] <= 0.05
+    assert quality["object"] <= 0.05 and quality["style"] <= 0.05, quality
 
 
 def test_base_parts_load_in_one_dtype_and_are_small():
@@ -208,4 +218,4 @@ def test_base_draws_all_combinations_at_every_frame_size():
     for width, height in ((64, 64), (80, 48), (48, 80)):
         quality = base_quality(pipeline, combinations(), seed=1000, width=width, height=height)
         assert quality["right"] >= 0.9, (width, height, quality)
-        assert quality["object"] <= 0.05
+        assert quality["object"] <= 0.05 and quality["style"] <= 0.05, (width, height, quality)
