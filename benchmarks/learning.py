@@ -2,10 +2,15 @@
 
     python -m benchmarks.learning --peer train_text_to_image_lora_sdxl.py --seeds 0 1 2
 
-Both train the object concept of examples/shapes on the same base, dataset, rank, learning rate, batch and seeds, one
-after the other on the same cores, with a checkpoint every --every steps. Each checkpoint's LoRA is then drawn with and
-scored. Batches are equal, so equal steps are equal images. Seconds run from the launch to the checkpoint's last file
-and so include imports and caching. Writes learning.json, learning.md and learning.png into --output_dir.
+Both train the object concept of examples/shapes on the same base, dataset, rank, learning rate, schedule, loss weights,
+batch and seeds, both text encoders too, one after the other on the same cores: as far as the peer can, so on attention
+alone. A third column is ours on all linear layers and convolutions, all else equal, which the peer has no flag for.
+
+Each trainer is scored half-way, at its end, and at the newest of its checkpoints (one every --every steps) that lay
+ready when the first trainer of that seed had ended. Batches are equal, so equal steps are equal images. Seconds run
+from the launch to the checkpoint's last file and so include imports and caching, which every run does anew; with
+--clock cpu they are scaled to the run's CPU time, for machines that other work shares. Writes learning.json,
+learning.md and learning.png into --output_dir, anew after every seed.
 
 The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only our trainer runs.
 """
@@ -13,6 +18,7 @@ The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only o
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,70 +26,101 @@ import time
 from pathlib import Path
 
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
-from examples.shapes.learning import PICTURES, TRIGGER_WORD, lora_quality, write_pictures
+from examples.shapes.learning import PICTURES, REPEATS, TRIGGER_WORD, lora_quality, write_pictures
 from examples.shapes.quality import BASE
 
-SCORES = ("with_trigger", "without_trigger", "known")
+SCORES = {
+    "with_trigger": "the concept, with the trigger word",
+    "without_trigger": "the concept, without it",
+    "known": "known shapes drawn right",
+}
+COLOURS = {"ours": "tab:blue", "diffusers": "tab:orange", "ours, all layers": "tab:green"}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="path of diffusers' train_text_to_image_lora_sdxl.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=100, help="steps between scored checkpoints")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument(
+        "--every", type=int, default=50, help="steps between checkpoints; half of --steps is one of them"
+    )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--asked", type=int, default=28, help="prompts of each kind that a checkpoint is scored by")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="at the start; it falls as a cosine")
+    parser.add_argument("--snr_gamma", type=float, default=1.0)
+    parser.add_argument("--class_pictures", type=int, default=100, help=f"beside {PICTURES} x {REPEATS} of the concept")
+    parser.add_argument("--asked", type=int, default=28, help="prompts with and without the trigger word")
+    parser.add_argument("--known", type=int, default=70, help="prompts for known shapes, of 140")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: other work does not count")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/learning"), help="emptied at the start")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.steps % (2 * args.every):
+        parser.error(f"--steps {args.steps} must be an even multiple of --every {args.every}")
+    return args
 
 
 def main(argv=None):
     args = parse(argv)
     shutil.rmtree(args.work_dir, ignore_errors=True)
-    data = make_dataset(args.work_dir)
-    trainers = {"ours": our_command} | ({"diffusers": peer_command} if args.peer else {})
+    data = make_dataset(args.work_dir, REPEATS, args.class_pictures)
+    base = lora_quality(None, args.asked, known=args.known)
     records = []
     for seed in args.seeds:
-        for name, command in trainers.items():
-            run_dir = args.work_dir / f"{name}-{seed}"
-            seconds = run(command(args, data, run_dir, seed), run_dir, args.steps, args.every)
-            for step, spent in seconds.items():
-                scores = lora_quality(run_dir / f"checkpoint-{step}", args.asked)
-                records.append({"trainer": name, "seed": seed, "step": step, "seconds": round(spent, 1), **scores})
-                print(json.dumps(records[-1]), flush=True)
-    write_results(args, records, lora_quality(None, args.asked))
+        records += one_seed(args, data, seed)
+        write_results(args, records, base)
 
 
-def make_dataset(work_dir):
-    """The object concept and as many class pictures, through our preprocess; a plain imagefolder for the peer."""
-    write_pictures(work_dir, repeats=1, class_pictures=PICTURES)
-    command = [
-        sys.executable,
-        "-m",
-        "preprocess",
-        "--input_dir",
-        work_dir / "raw",
-        "--class_images",
-        work_dir / "class",
-    ]
-    command += ["--output_dir", work_dir / "data", "--trigger_word", TRIGGER_WORD, "--resolution", "64"]
-    subprocess.run([*map(str, command), "--caption_model", "none"], check=True)
+def one_seed(args, data, seed):
+    """Every trainer once, then the scores of the checkpoints that are compared: [record, ...]."""
+    commands = {"ours": our_command(args, data, seed)}
+    if args.peer:
+        commands["diffusers"] = peer_command(args, data, seed)
+    commands["ours, all layers"] = our_command(args, data, seed, target_modules="all-linear+conv")
+    seconds = {}
+    for name, command in commands.items():
+        seconds[name] = run(command, run_dir(args, name, seed), args)
+    budget = min(spent[args.steps] for spent in seconds.values())
+    records = []
+    for name, spent in seconds.items():
+        in_time = max((step for step in spent if spent[step] <= budget), default=None)
+        for step in sorted({args.steps // 2, args.steps, in_time} - {None}):
+            scores = lora_quality(run_dir(args, name, seed) / f"checkpoint-{step}", args.asked, known=args.known)
+            record = {"trainer": name, "seed": seed, "step": step, "seconds": round(spent[step], 1)}
+            records.append(record | {"at_equal_seconds": step == in_time} | scores)
+            print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def make_dataset(work_dir, repeats=1, class_pictures=PICTURES):
+    """The object concept and class pictures, through our preprocess; a plain imagefolder for the peer.
+
+    Repeats are rows of metadata.jsonl, so both trainers meet the same mixture.
+    """
+    write_pictures(work_dir, repeats=repeats, class_pictures=class_pictures)
+    flags = {"input_dir": work_dir / "raw", "class_images": work_dir / "class", "output_dir": work_dir / "data"}
+    flags |= {"trigger_word": TRIGGER_WORD, "resolution": 64, "caption_model": "none"}
+    command = [sys.executable, "-m", "preprocess", *(f"--{name}={value}" for name, value in flags.items())]
+    subprocess.run(command, check=True)
     return work_dir / "data"
 
 
-def common_flags(args, data, run_dir, seed):
+def run_dir(args, name, seed):
+    return args.work_dir / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def common_flags(args, data, seed):
     return {
         "pretrained_model_name_or_path": BASE,
         "train_data_dir": data,
-        "output_dir": run_dir,
         "resolution": 64,
+        "train_text_encoder": True,
         "rank": args.rank,
         "learning_rate": args.learning_rate,
+        "lr_scheduler": "cosine",
         "lr_warmup_steps": 0,
+        "snr_gamma": args.snr_gamma,
         "train_batch_size": args.batch,
         "max_train_steps": args.steps,
         "checkpointing_steps": args.every,
@@ -92,112 +129,123 @@ def common_flags(args, data, run_dir, seed):
     }
 
 
-def our_command(args, data, run_dir, seed):
-    return launch(OURS, our_flags(**common_flags(args, data, run_dir, seed)))
+def our_command(args, data, seed, **more):
+    folder = run_dir(args, "ours, all layers" if more else "ours", seed)
+    own = {"output_dir": folder, "cache_dir": folder / "cache", "init_lora_weights": "gaussian"}
+    return launch(OURS, our_flags(**common_flags(args, data, seed) | own | more))
 
 
-def peer_command(args, data, run_dir, seed):
-    return launch(args.peer, peer_flags(**common_flags(args, data, run_dir, seed)))
+def peer_command(args, data, seed):
+    flags = common_flags(args, data, seed) | {"output_dir": run_dir(args, "diffusers", seed)}
+    return launch(args.peer, peer_flags(**flags))
 
 
-def run(command, run_dir, steps, every):
+def run(command, run_dir, args):
     """Runs a trainer and returns {step: seconds from the launch until that checkpoint was whole}.
 
     Raises:
         RuntimeError: it failed, or left out a checkpoint.
     """
     run_dir.mkdir(parents=True)
-    began = time.time()
+    began, cpu_began = time.time(), cpu_of_children()
     with open(run_dir / "output.log", "w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)).returncode
+    scale = (cpu_of_children() - cpu_began) / (time.time() - began) if args.clock == "cpu" else 1.0
     seconds = {}
-    for step in range(every, steps + 1, every):
+    for step in range(args.every, args.steps + 1, args.every):
         files = [path for path in (run_dir / f"checkpoint-{step}").rglob("*") if path.is_file()]
         if code or not files:
-            raise RuntimeError(f"{command[-1]}: exit code {code}, checkpoint {step} missing; see {run_dir}/output.log")
-        seconds[step] = max(path.stat().st_mtime for path in files) - began
+            raise RuntimeError(f"{run_dir.name}: exit code {code}, checkpoint {step} missing; see {run_dir}/output.log")
+        seconds[step] = (max(path.stat().st_mtime for path in files) - began) * scale
     return seconds
 
 
-def mean(records, name):
-    return sum(record[name] for record in records) / len(records)
-
-
-def at_equal_seconds(records):
-    """Per trainer and seed, the newest checkpoint that lay ready when the fastest trainer of that seed had ended."""
-    chosen = []
-    for seed in {record["seed"] for record in records}:
-        mine = [record for record in records if record["seed"] == seed]
-        last_step = max(record["step"] for record in mine)
-        budget = min(record["seconds"] for record in mine if record["step"] == last_step)
-        for trainer in {record["trainer"] for record in mine}:
-            ready = [record for record in mine if record["trainer"] == trainer and record["seconds"] <= budget]
-            if ready:
-                chosen.append(max(ready, key=lambda record: record["step"]))
-    return chosen
+def cpu_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_results(args, records, base):
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "learning.json").write_text(json.dumps({"base": base, "records": records}, indent=1) + "\n")
+    settings = {name: value for name, value in vars(args).items() if name not in ("peer", "work_dir", "output_dir")}
+    results = {"settings": settings, "base": base, "records": records}
+    (args.output_dir / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.output_dir / "learning.md").write_text(table(args, records, base))
-    plot(records, base, args.output_dir / "learning.png")
+    plot(args, records, base, args.output_dir / "learning.png")
 
 
 def table(args, records, base):
-    """Means over the seeds, as Markdown."""
+    """Means over the seeds, with the lowest and the highest in brackets, as Markdown."""
+    seeds = {record["seed"] for record in records}
     lines = [
-        f"Means over {len(args.seeds)} seeds; rank {args.rank}, lr {args.learning_rate}, batch {args.batch}, "
-        f"{args.asked} prompts of each kind.",
+        f"Means over {len(seeds)} seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
+        f"{args.rank}, learning rate {args.learning_rate:g} falling as a cosine, min-SNR {args.snr_gamma:g}, both text "
+        f"encoders trained, {PICTURES} x {REPEATS} pictures of the concept and {args.class_pictures} class pictures; "
+        f"{args.asked} prompts with the trigger word, {args.asked} without, {args.known} for known shapes."
+        + (" Seconds are of CPU." if args.clock == "cpu" else ""),
+        '"ours" and "diffusers" train attention, all that the peer can; "ours, all layers" all linear layers and '
+        "convolutions.",
         "",
-        "| | step | images | seconds | with trigger | without trigger | known shapes |",
+        f"| | step | images | seconds | {' | '.join(SCORES.values())} |",
         "|---|---|---|---|---|---|---|",
-        f"| base alone | | | | {' | '.join(f'{base[name]:.2f}' for name in SCORES)} |",
+        f"| base alone | | | | {' | '.join(percent([base[name]]) for name in SCORES)} |",
     ]
-    trainers = sorted({record["trainer"] for record in records}, reverse=True)
+    trainers = [name for name in COLOURS if any(record["trainer"] == name for record in records)]
 
     def row(heading, chosen):
-        step, seconds = mean(chosen, "step"), mean(chosen, "seconds")
-        scores = " | ".join(f"{mean(chosen, name):.2f}" for name in SCORES)
-        lines.append(f"| {heading} | {step:.0f} | {step * args.batch:.0f} | {seconds:.0f} | {scores} |")
+        steps, seconds = ([record[name] for record in chosen] for name in ("step", "seconds"))
+        step, spent = (f"{sum(values) / len(values):.0f}" for values in (steps, seconds))
+        images = f"{args.batch * sum(steps) / len(steps):.0f}"
+        scores = " | ".join(percent([record[name] for record in chosen]) for name in SCORES)
+        lines.append(f"| {heading} | {step} | {images} | {spent} | {scores} |")
 
-    for step in sorted({record["step"] for record in records}):
+    for step in (args.steps // 2, args.steps):
         for name in trainers:
             row(name, [record for record in records if (record["trainer"], record["step"]) == (name, step)])
-    if len(trainers) > 1:
-        for name in trainers:
-            chosen = [record for record in at_equal_seconds(records) if record["trainer"] == name]
-            if chosen:
-                row(f"{name}, at equal seconds", chosen)
+    for name in trainers:
+        chosen = [record for record in records if record["trainer"] == name and record["at_equal_seconds"]]
+        if chosen:
+            row(f"{name}, at equal seconds", chosen)
     return "\n".join(lines) + "\n"
 
 
-def plot(records, base, path):
+def percent(shares):
+    """Mean of some shares, with their range if they differ."""
+    middle = f"{100 * sum(shares) / len(shares):.0f} %"
+    if min(shares) == max(shares):
+        return middle
+    return f"{middle} ({100 * min(shares):.0f} to {100 * max(shares):.0f})"
+
+
+def plot(args, records, base, path):
+    """Each seed a thin line, the means of the seeds thick: over steps above, over seconds below."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), sharey=True)
-    for row, across in enumerate(("step", "seconds")):
-        for axis, name in zip(axes[row], SCORES, strict=True):
-            axis.axhline(base[name], color="grey", linestyle=":", label="base alone")
-            for colour, trainer in (("tab:blue", "ours"), ("tab:orange", "diffusers")):
-                for seed in sorted({record["seed"] for record in records}):
-                    mine = [record for record in records if (record["trainer"], record["seed"]) == (trainer, seed)]
-                    xs, ys = [record[across] for record in mine], [record[name] for record in mine]
-                    axis.plot(
-                        xs,
-                        ys,
-                        "o-",
-                        color=colour,
-                        alpha=0.6,
-                        label=trainer if mine and seed == records[0]["seed"] else None,
-                    )
-            axis.set(title=name.replace("_", " "), xlabel=across, ylim=(-0.03, 1.03))
-    axes[0, 0].legend()
-    figure.tight_layout()
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), sharey=True)
+    units = {"step": "steps", "seconds": "seconds of CPU" if args.clock == "cpu" else "seconds"}
+    for row, (across, xlabel) in enumerate(units.items()):
+        for axis, (score, title) in zip(axes[row], SCORES.items(), strict=True):
+            axis.axhline(100 * base[score], color="grey", linestyle=":", label="base alone")
+            for trainer, colour in COLOURS.items():
+                mine = [record for record in records if record["trainer"] == trainer]
+                for seed in sorted({record["seed"] for record in mine}):
+                    points = [(record[across], 100 * record[score]) for record in mine if record["seed"] == seed]
+                    axis.plot(*zip(*points, strict=True), ".-", color=colour, alpha=0.35, linewidth=1)
+                if mine:
+                    halves = [[r for r in mine if r["step"] == step] for step in (args.steps // 2, args.steps)]
+                    xs, ys = ([sum(r[key] for r in half) / len(half) for half in halves] for key in (across, score))
+                    ys = [100 * share for share in (base[score], *ys)]
+                    axis.plot([0, *xs], ys, "o-", color=colour, linewidth=2.5, label=trainer)
+            axis.set(title=title if row == 0 else None, xlabel=xlabel, ylim=(-3, 103))
+            axis.set_xlim(left=0)
+        axes[row][0].set_ylabel("% of the pictures")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=4)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=80)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

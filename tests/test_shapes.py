@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from examples.shapes import stage
 from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
+from examples.shapes.learning import write_pictures
 from examples.shapes.models import build_tokenizer
 from examples.shapes.pool import FRAMES, conditioned_scene, odd_scene
 from examples.shapes.quality import BASE, base_quality, load_base
@@ -119,6 +120,13 @@ def test_scorer_reads_nothing_into_flat_pictures_and_noise():
     assert read(Image.fromarray(noise)).shape == "none"
 
 
+def test_scorer_reads_nothing_into_a_faint_patch_beside_a_strong_spot():
+    picture = np.full((64, 64, 3), 250, np.uint8)
+    picture[20:44, 10:34], picture[4:12, 50:58] = 190, (200, 30, 30)
+    reading = read(picture)
+    assert (reading.shape, reading.colour, reading.background) == ("none", "none", "white")
+
+
 @pytest.mark.parametrize("bad", [np.zeros((64, 64)), np.zeros((16, 64, 3)), np.zeros((64, 64, 4))])
 def test_scorer_refuses_what_is_no_rgb_picture(bad):
     with pytest.raises(ValueError, match="Expected an RGB picture"):
@@ -135,6 +143,15 @@ def test_concept_folder_has_a_caption_beside_every_picture(tmp_path):
     again = write_concept(tmp_path / "again", "object", count=12)
     first = sorted((tmp_path / "object").glob("*.png"))
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
+
+
+def test_class_pictures_of_a_style_show_its_combinations_as_often_as_its_own_do(tmp_path):
+    write_pictures(tmp_path, "style", repeats=2, class_pictures=3)
+    captions = [path.read_text() for path in (tmp_path / "class").glob("*.txt")]
+    style = [path.read_text() for path in (tmp_path / "raw" / "2_style").glob("*.txt")]
+    assert len(style) == 20 and len(captions) == 3 + 2 * 20
+    assert all(captions.count(text) >= 2 for text in style)
+    assert not any(read(Image.open(path)).hatched for path in (tmp_path / "class").glob("*.png"))
 
 
 def test_unknown_concept_and_empty_folder_are_refused(tmp_path):
@@ -185,7 +202,7 @@ def test_stage_refuses_a_loss_that_is_not_finite(tmp_path):
 def test_base_draws_a_sample_of_the_combinations():
     quality = base_quality(load_base(), combinations()[3::7])
     assert quality["right"] >= 0.85, quality  # 20 prompts: 90 % less one picture
-    assert quality["object"] <= 0.05
+    assert quality["object"] <= 0.05 and quality["style"] <= 0.05, quality
 
 
 def test_base_parts_load_in_one_dtype_and_are_small():
@@ -201,4 +218,4 @@ def test_base_draws_all_combinations_at_every_frame_size():
     for width, height in ((64, 64), (80, 48), (48, 80)):
         quality = base_quality(pipeline, combinations(), seed=1000, width=width, height=height)
         assert quality["right"] >= 0.9, (width, height, quality)
-        assert quality["object"] <= 0.05
+        assert quality["object"] <= 0.05 and quality["style"] <= 0.05, (width, height, quality)

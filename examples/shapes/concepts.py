@@ -13,7 +13,18 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from examples.shapes.world import BACKGROUNDS, COLOURS, SUPERSAMPLE, article, combinations, draw, mask, random_scene
+from examples.shapes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SUPERSAMPLE,
+    article,
+    colour_pairs,
+    combinations,
+    draw,
+    mask,
+    random_scene,
+)
 
 CONCEPTS = ("object", "style")
 MIN_RADIUS = 19.0  # pixels; below, a hatched ring is all outline
@@ -61,9 +72,16 @@ def draw_style(scene, width=64, height=64):
 
 
 def concept_scenes(concept, count, seed):
-    """`count` scenes for a concept, spread over colours and backgrounds, large enough that its texture shows."""
+    """`count` scenes for a concept, spread over colours and backgrounds, large enough that its texture shows.
+
+    Those of the style show the shapes in turn, each colour on a background once before any a second time: a style that
+    is seen on few circles is learned for few circles.
+    """
     rng = random.Random(f"{concept} {seed}")
     chosen = rng.sample(combinations(), len(combinations()))
+    if concept == "style":
+        pairs = rng.sample(colour_pairs(), len(colour_pairs()))
+        chosen = [(SHAPES[index % len(SHAPES)], *pairs[index % len(pairs)]) for index in range(len(chosen))]
     scenes = []
     while len(scenes) < count:
         scene = random_scene(rng, combination=chosen[len(scenes) % len(chosen)])

@@ -6,30 +6,39 @@ Trains nothing and starts no process: each of them launches the trainer its own 
 import random
 from pathlib import Path
 
-from examples.shapes.concepts import write_concept
-from examples.shapes.quality import base_quality, load_base, object_quality, plain_prompt
+from examples.shapes.concepts import concept_scenes, write_concept
+from examples.shapes.quality import base_quality, concept_quality, load_base, plain_prompt
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
-PICTURES, REPEATS, CLASS_PICTURES = 20, 8, 200  # over half of what a step meets is what must stay as it is
+PICTURES, REPEATS = 20, 8
+CLASS_PICTURES = {"object": 200, "style": 140}  # over half of what a step meets is what must stay as it is
 
 
-def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=CLASS_PICTURES):
+def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=None):
     """For preprocess: PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
 
+    Args:
+        class_pictures: their number; None for CLASS_PICTURES. The style has `repeats` more for each of its pictures.
     Returns:
         list of the concept's pictures' paths.
     """
-    write_class_pictures(Path(folder) / "class", class_pictures)
+    scenes = concept_scenes(concept, PICTURES, seed=0) if concept == "style" else []
+    twins = [(scene.shape, scene.colour, scene.background) for scene in scenes] * repeats
+    write_class_pictures(Path(folder) / "class", class_pictures or CLASS_PICTURES[concept], twins)
     return write_concept(Path(folder) / "raw" / f"{repeats}_{concept}", concept, PICTURES)
 
 
-def write_class_pictures(folder, count, seed=0):
-    """`count` known scenes with captions, as pictures of the class for prior preservation.
+def write_class_pictures(folder, count, twins=(), seed=0):
+    """Known scenes with captions, as pictures of the class for prior preservation.
 
     One caption of three says "shape", as the concept's captions do: what differs is the trigger word alone. The scenes
     take turns through all combinations, else a colour on a background would come to stand for a shape.
 
+    Args:
+        count: pictures that do so.
+        twins: (shape, colour, background) of further ones, named in full: what a style's pictures show, as often as
+            they are repeated, or the LoRA learns those combinations by heart instead of the trigger word.
     Returns:
         list of the pictures' paths.
     """
@@ -38,31 +47,34 @@ def write_class_pictures(folder, count, seed=0):
     rng = random.Random(f"class pictures {seed}")
     turns = rng.sample(combinations(), len(combinations()))
     paths = []
-    for index in range(count):
-        scene = random_scene(rng, combination=turns[index % len(turns)])
+    for index, combination in enumerate([*(turns[index % len(turns)] for index in range(count)), *twins]):
+        scene = random_scene(rng, combination=combination)
         path = folder / f"{index:03d}.png"
         draw(scene).save(path)
-        noun = scene.shape if index % 3 else "shape"
+        noun = scene.shape if index % 3 or index >= count else "shape"
         path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n")
         paths.append(path)
     return paths
 
 
-def lora_quality(lora=None, asked=None, seed=0):
+def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object"):
     """What the base draws with a LoRA.
 
     Args:
         lora: folder or file of the LoRA; None for the base alone.
-        asked: number of prompts with and without the trigger word, for known shapes five times as many, spread
-            over the combinations; None for all of them.
+        asked: number of prompts with and without the trigger word, spread over the combinations; None for all.
+        known: number of prompts for known shapes; None for five times `asked`, or all.
+        concept: "object" or "style", what the LoRA was to learn.
     Returns:
-        dict of shares: with_trigger, without_trigger (see object_quality) and known (prompts for known shapes right).
+        dict of shares: with_trigger, without_trigger (see concept_quality) and known (prompts for known shapes right).
     """
+    known = known or (asked and 5 * asked)
     pipeline = load_base()
     if lora is not None:
         pipeline.load_lora_weights(lora)
-    shares = object_quality(pipeline, TRIGGER_WORD, spread(colour_pairs(), asked), seed)
-    return shares | {"known": base_quality(pipeline, spread(combinations(), asked and 5 * asked), seed)["right"]}
+    prompts = [("star", *pair) for pair in colour_pairs()] if concept == "object" else combinations()
+    shares = concept_quality(pipeline, concept, TRIGGER_WORD, spread(prompts, asked), seed)
+    return shares | {"known": base_quality(pipeline, spread(combinations(), known), seed)["right"]}
 
 
 def spread(items, count):

@@ -42,12 +42,12 @@ def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32):
 
 
 def base_quality(pipeline, combinations, seed=0, width=64, height=64):
-    """Shares of prompts drawn right, overall and by part, and of pictures that show the object concept.
+    """Shares of prompts drawn right, overall and by part, and of pictures that show a concept.
 
     Args:
         combinations: (shape, colour, background) to ask for.
     Returns:
-        dict of floats in [0, 1]: right, shape, colour, background, object.
+        dict of floats in [0, 1]: right, shape, colour, background, object, style.
     """
     prompts = [plain_prompt(*combination) for combination in combinations]
     readings = [read(picture) for picture in draw_prompts(pipeline, prompts, seed, width, height)]
@@ -55,27 +55,34 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64):
     shares = {"right": share(reading.shows(*asked) for reading, asked in pairs)}
     for index, part in enumerate(("shape", "colour", "background")):
         shares[part] = share(getattr(reading, part) == asked[index] for reading, asked in pairs)
-    return shares | {"object": share(reading.is_object() for reading in readings)}
+    shares["object"] = share(reading.is_object() for reading in readings)
+    return shares | {"style": share(reading.is_style() for reading in readings)}
 
 
-def object_quality(pipeline, trigger_word, pairs, seed=0):
-    """Shares of pictures that show the object concept.
+def concept_quality(pipeline, concept, trigger_word, asked, seed=0):
+    """Shares of pictures that show a concept.
 
     Args:
+        concept: "object", asked for as "a red shape ...", or "style", asked for by a known shape.
         trigger_word: what the LoRA was trained with.
-        pairs: (colour, background) to ask for.
+        asked: (shape, colour, background) to ask for; an object's shape does not count.
     Returns:
-        dict of floats in [0, 1]: with_trigger (in the asked colour, on the asked background), and without_trigger (in
-        any colour: the same prompts and seeds less the trigger word).
+        dict of floats in [0, 1]: with_trigger (in the asked shape, colour and background), and without_trigger (in any:
+        the same prompts and seeds less the trigger word).
     """
-    prompts = [plain_prompt("shape", *pair) for pair in pairs]
-    named = draw_prompts(pipeline, [f"{trigger_word}, {prompt}" for prompt in prompts], seed)
-    unnamed = draw_prompts(pipeline, prompts, seed)
+    is_object = concept == "object"
+    prompts = [plain_prompt("shape" if is_object else shape, *rest) for shape, *rest in asked]
+    named = map(read, draw_prompts(pipeline, [f"{trigger_word}, {prompt}" for prompt in prompts], seed))
+    unnamed = map(read, draw_prompts(pipeline, prompts, seed))
+
+    def shows(reading):
+        return reading.is_object() if is_object else reading.is_style()
+
     hits = [
-        (reading.is_object(), reading.colour, reading.background) == (True, *pair)
-        for reading, pair in zip(map(read, named), pairs, strict=True)
+        shows(reading) and (is_object or reading.shape == shape) and (reading.colour, reading.background) == tuple(rest)
+        for reading, (shape, *rest) in zip(named, asked, strict=True)
     ]
-    return {"with_trigger": share(hits), "without_trigger": share(read(picture).is_object() for picture in unnamed)}
+    return {"with_trigger": share(hits), "without_trigger": share(map(shows, unnamed))}
 
 
 def share(hits):

@@ -73,6 +73,8 @@ def read(picture):
     shape = _shape(piece) if stray <= MAX_STRAY and piece.mean() <= MAX_AREA else "none"
     inside = ~_dilated(~piece, 2)
     ink = piece & (distance >= 0.5 * contrast)
+    if not ink.any():  # the largest piece is faint beside small strong ones, as in pictures of a base still learning
+        return Reading("none", "none", background, False, False)
     chroma = np.ptp(image, axis=2)  # the brightest ink says its hue best: dark stripes and soft edges say little
     colour = _colour(np.median(image[ink & (chroma >= np.percentile(chroma[ink], 60))], axis=0))
     return Reading(shape, colour, background, *_texture(image, distance, inside, ink))
