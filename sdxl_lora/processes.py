@@ -87,10 +87,14 @@ def sum_of_bytes(tensor: torch.Tensor) -> int:
 
 
 def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:
-    """How CUDA computes: TF32 or full float32 products, and only kernels that give the same bits each time."""
+    """TF32 or full float32 products on CUDA, and only kernels that give the same bits each time, on the CPU too.
+
+    To be called before the first product: libraries read their environment then.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else, on Intel's CPUs, bits depend on where operands lie
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(deterministic)
 

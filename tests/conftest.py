@@ -4,6 +4,7 @@ import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes on two cores
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # many tests compare bits, see processes.set_arithmetic
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
