@@ -57,8 +57,9 @@ class Hold:
 
     def _take_over(self) -> None:
         """Write our sign, once that of another machine is old: whoever takes the place of one that went down waits."""
-        here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS
+        here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS + SIGN_SECONDS
         while True:
+            is_late = time.monotonic() > until  # asked first: a sign may grow old while this process does not run
             try:
                 with open(self.sign, "x", encoding="utf-8") as file:  # one machine alone succeeds
                     json.dump({"host": here, "pid": os.getpid()}, file)
@@ -67,7 +68,7 @@ class Hold:
                 pass
             if self._holder().get("host") == here or self._age() > SILENT_SECONDS:
                 self.sign.unlink(missing_ok=True)  # we have this machine's lock, so that one is gone
-            elif time.monotonic() > until:
+            elif is_late:
                 raise self._taken()
             else:
                 time.sleep(min(1, SIGN_SECONDS))

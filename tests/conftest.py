@@ -3,7 +3,7 @@
 import gc
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in three processes, which wait a third of their time
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # many tests compare bits, see processes.set_arithmetic
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -125,7 +125,7 @@ def train(train_config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem != "test_learning")  # the longest file first, for two workers
+    items.sort(key=lambda item: item.path.stem != "test_learning")  # the longest file first
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
