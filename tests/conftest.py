@@ -14,6 +14,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+LONGEST = (
+    "test_learning",
+    "test_ui_browser",
+    "test_faults",
+)  # files that begin first: else all wait for them at the end
 CAPTIONS = {
     "astronaut": "a woman in an orange suit",
     "chelsea": "a tabby cat",
@@ -125,7 +130,7 @@ def train(train_config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem != "test_learning")  # the longest file first
+    items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
