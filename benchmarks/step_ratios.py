@@ -28,6 +28,7 @@ from sdxl_lora.budget import OUTER_BLOCKS
 from sdxl_lora.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.fused_lora import fuse_lora
 from sdxl_lora.graphs import RecordedMicroStep
+from sdxl_lora.lean import keep_less
 from sdxl_lora.lora import add_lora
 from sdxl_lora.lora_state import adapter_parameters
 from sdxl_lora.objective import noise_prediction_loss
@@ -43,6 +44,7 @@ class Way:
     """How a step computes. The defaults are the trainer's."""
 
     fuses: bool = True
+    keeps_less: bool = True  # for the backward pass
     casts: bool = False  # under autocast
     optimizer: str = "adamw"
     compiles: tuple[str, ...] = ()  # kinds of blocks
@@ -56,7 +58,8 @@ class Way:
 
 WAYS = {
     "ours": Way(),
-    "PEFT's layers": Way(fuses=False, casts=True),
+    "PEFT's layers": Way(fuses=False, keeps_less=False, casts=True),
+    "keeping what torch keeps": Way(keeps_less=False),
     "under autocast": Way(casts=True),
     "foreach AdamW": Way(optimizer="foreach"),
     "reading the loss in each step": Way(looks=True),
@@ -197,6 +200,8 @@ class Bench:
         unet.to(self.device).train()
         if way.channels_last:
             unet.to(memory_format=torch.channels_last)
+        if way.keeps_less:
+            keep_less(unet, bool(way.compiles))
         if way.fuses:
             fuse_lora(unet)
         if not way.casts and self.dtype != torch.float32:

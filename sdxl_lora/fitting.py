@@ -17,6 +17,7 @@ from sdxl_lora.budget import MemoryCount, bytes_of, choose, ladder, largest_batc
 from sdxl_lora.faults import fault_point
 from sdxl_lora.footprint import GIB
 from sdxl_lora.fused_lora import fuse_lora
+from sdxl_lora.lean import keep_less
 from sdxl_lora.memory import free_memory, usable_bytes
 from sdxl_lora.models import models_without_weights
 from sdxl_lora.parts import Parts
@@ -65,6 +66,7 @@ class Fitted(Parts):
                 self.add_adapter(name, model, init="kaiming")  # how it begins changes no size
             model.train()
         left = fuse_lora(models["unet"])
+        keep_less(models["unet"])
         size = max((e.target_size for e in self.examples), default=(config.resolution,) * 2, key=math.prod)
         return MemoryCount(
             unet=models["unet"],

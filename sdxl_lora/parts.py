@@ -27,6 +27,7 @@ from sdxl_lora.faults import fault_point
 from sdxl_lora.fused_lora import fuse_lora
 from sdxl_lora.graphs import RecordedMicroStep
 from sdxl_lora.joined import JoinedPictures
+from sdxl_lora.lean import keep_less
 from sdxl_lora.lora import add_lora, changes_base
 from sdxl_lora.lora_start import layers_of, load_adapters, lokr_factor, without_unread
 from sdxl_lora.lora_state import adapter_parameters
@@ -293,6 +294,7 @@ class Parts:
     def set_computation(self, unet: torch.nn.Module) -> None:
         """How the UNet with its adapter computes."""
         config, dtype = self.config, DTYPES[self.config.mixed_precision]
+        keep_less(unet, config.compile)
         if self.computes_in_half(unet, fuse_lora(unet)):
             without_autocast(unet, dtype)
         try:

@@ -10,6 +10,7 @@ from sdxl_lora.budget import GIB, OUTER, MemoryCount, Rung, base_bytes, choose, 
 from sdxl_lora.errors import ConfigError, OutOfMemory
 from sdxl_lora.events import read_events
 from sdxl_lora.fused_lora import fuse_lora
+from sdxl_lora.lean import keep_less
 from sdxl_lora.lora import add_lora
 from sdxl_lora.memory import out_of_memory_advice
 from sdxl_lora.quantize import quantize_linears
@@ -85,6 +86,8 @@ def test_the_full_model_takes_what_was_measured():
     assert peft / GIB == pytest.approx(7.27, rel=0.02)
     fuse_lora(unet)
     assert step_bytes(unet, torch.bfloat16, 1, (1024, 1024)) / GIB == pytest.approx(5.28, rel=0.02)
+    keep_less(unet)
+    assert step_bytes(unet, torch.bfloat16, 1, (1024, 1024)) / GIB == pytest.approx(4.31, rel=0.01)
     count = MemoryCount(unet, None, trained, False, torch.bfloat16, False, (1024, 1024), 1, {})
     expected = {"all": 6.44, "int8": 4.28, "nf4": 3.31}
     assert count(Rung("all", "adamw", None), 1) / GIB == pytest.approx(expected["all"], rel=0.02)

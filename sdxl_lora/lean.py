@@ -1,0 +1,78 @@
+"""Layers that keep for the backward pass only what it reads, where torch keeps more: the same values, less memory.
+
+A frozen convolution's input gradient needs its weight alone, but torch keeps its input as well. GEGLU's needs the
+projection alone, but torch keeps the gate's GELU too, which is made again here. Knows no LoRA, no config.
+"""
+
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def keep_less(model: nn.Module, compiles: bool = False) -> None:
+    """Let the model's frozen convolutions and its GEGLUs keep less. Names, parameters and results stay as they are.
+
+    Args:
+        compiles: GEGLUs are left to the compiler, which chooses by itself what to make again.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.Conv2d and not layer.weight.requires_grad and layer.padding_mode == "zeros":
+            layer.__class__ = FrozenConv2d
+        elif type(layer) is GEGLU and not compiles:
+            layer.__class__ = LeanGEGLU
+
+
+class FrozenConv2d(nn.Conv2d):
+    """What `keep_less` makes of a convolution that does not train."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad or x.dtype != self.weight.dtype or isinstance(self.padding, str):
+            return super().forward(x)
+        settings = self.stride, self.padding, self.dilation, self.groups
+        return _FrozenConvolution.apply(x, self.weight, self.bias, *settings)
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, *settings):
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.settings = x.shape, settings
+        return functional.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.settings
+        shape_of_x = gradient.new_empty(1).expand(ctx.shape)
+        x_gradient, _, _ = torch.ops.aten.convolution_backward(
+            gradient, shape_of_x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )
+        return x_gradient, None, None, None, None, None, None
+
+
+class LeanGEGLU(GEGLU):
+    """What `keep_less` makes of diffusers' GEGLU (arXiv:2002.05202)."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        return _GatedGELU.apply(self.proj(x))
+
+
+class _GatedGELU(torch.autograd.Function):
+    """(..., 2n) -> (..., n): the first half times the GELU of the second."""
+
+    @staticmethod
+    def forward(ctx, both):
+        ctx.save_for_backward(both)
+        value, gate = both.chunk(2, dim=-1)
+        return functional.gelu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (both,) = ctx.saved_tensors
+        value, gate = both.chunk(2, dim=-1)
+        both_gradient = torch.empty_like(both)  # filled by halves: three times n at once, not four
+        value_gradient, gate_gradient = both_gradient.chunk(2, dim=-1)
+        torch.mul(gradient, functional.gelu(gate), out=value_gradient)
+        torch.ops.aten.gelu_backward.grad_input(gradient * value, gate, grad_input=gate_gradient)
+        return both_gradient
