@@ -1,6 +1,7 @@
 """Device memory: how much is held, giving it back, and what to change when it does not suffice."""
 
 import contextlib
+import ctypes
 import gc
 import os
 
@@ -34,10 +35,12 @@ def usable_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Give back what deleted models held."""
+    """Give back what deleted models held, to the device and to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's; others give back by themselves
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
