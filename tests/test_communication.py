@@ -30,6 +30,7 @@ def count_bytes():
         """DDP's own all-reduce is out of Python's sight; its equal as a hook is not."""
         init(self, *args, **options)
         assert options["gradient_as_bucket_view"] and "find_unused_parameters" not in options
+        assert str(options["static_graph"]) == os.environ["STATIC"]  # the reducer waits for the step's last micro-step
         self.register_comm_hook(None, allreduce_hook)
 
     DistributedDataParallel.__init__ = init_in_python
@@ -60,7 +61,8 @@ def test_a_step_sends_the_gradients_once_and_a_few_numbers(train_config, tmp_pat
     config = train_config(
         rank=16, max_train_steps=STEPS, gradient_accumulation_steps=micro_steps, train_text_encoder=text
     )
-    codes, printed = launch(config, tmp_path / "log", world=2, first=count_bytes, COUNTED=str(tmp_path / "counted"))
+    environment = {"COUNTED": str(tmp_path / "counted"), "STATIC": str(micro_steps == 1)}
+    codes, printed = launch(config, tmp_path / "log", world=2, first=count_bytes, **environment)
     assert codes == [0, 0], printed
     state = load_file(tmp_path / "run" / f"checkpoint-{STEPS}" / "lora_state.safetensors")
     adapter_bytes = sum(tensor.nbytes for tensor in state.values())
