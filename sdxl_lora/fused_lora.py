@@ -10,6 +10,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from sdxl_lora.quantize import PackedWeight, packed_weight, product_dtype
 
@@ -30,8 +31,8 @@ class _LoraLinear(torch.autograd.Function):
         dense = PackedWeight(codes, scales, kind).dense((up.shape[0], down.shape[1]), x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         low_down, low_up = down.to(x.dtype), up.to(x.dtype)
-        inner = rows @ low_down.t()
-        out = rows @ dense.t() if bias is None else torch.addmm(bias.to(x.dtype), rows, dense.t())
+        inner = linear(rows, low_down)
+        out = linear(rows, dense, bias if bias is None else bias.to(x.dtype))
         out.addmm_(inner, low_up.t(), alpha=scale)  # in place: otherwise torch copies `out` first
         ctx.save_for_backward(rows, inner, codes, scales, low_down, low_up)
         ctx.kind, ctx.scale, ctx.adapter_dtype = kind, scale, down.dtype
@@ -41,16 +42,16 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx, gradient):
         rows, inner, codes, scales, low_down, low_up = ctx.saved_tensors
         out_gradient = gradient.reshape(-1, gradient.shape[-1])
-        up_gradient, inner_gradient = out_gradient.t() @ inner, out_gradient @ low_up
+        up_gradient, inner_gradient = out_gradient.t().mm(inner), out_gradient.mm(low_up)
         if ctx.scale != 1:
             up_gradient *= ctx.scale
             inner_gradient *= ctx.scale
-        down_gradient = inner_gradient.t() @ rows
+        down_gradient = inner_gradient.t().mm(rows)
         x_gradient = None
         if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
             shape = (low_up.shape[0], low_down.shape[1])
             dense = PackedWeight(codes, scales, ctx.kind).dense(shape, gradient.dtype)
-            x_gradient = (out_gradient @ dense).addmm_(inner_gradient, low_down)
+            x_gradient = out_gradient.mm(dense).addmm_(inner_gradient, low_down)
             x_gradient = x_gradient.view(*gradient.shape[:-1], -1)
         down_gradient, up_gradient = down_gradient.to(ctx.adapter_dtype), up_gradient.to(ctx.adapter_dtype)
         return x_gradient, None, None, None, None, down_gradient, up_gradient, None
