@@ -260,7 +260,7 @@ def test_a_training_is_started_and_its_plot_moves(story):
     page.get_by_text("Watching it").click()
     fill(page, "train-num_validation_images", "2")
     fill(page, "train-validation_inference_steps", "1")
-    fill(page, "train-validation_epochs", "5")
+    fill(page, "train-validation_epochs", "100")  # a picture every ten seconds or so
     page.get_by_text("These settings as a file and as a command").locator("visible=true").click()
     command = box(page, "train-command")
     until(lambda: "--rank 4" in command.input_value())
@@ -359,7 +359,7 @@ def test_the_page_speaks_french_where_the_browser_does(story):
         for heading in page.locator("#tabs button.label-wrap").all():
             if heading.is_visible():
                 heading.click()
-        looked(page)
+        looked(page, 1)
         lines = {line.strip() for line in page.locator("body").inner_text().splitlines()}
         left = [text for text in english if text in lines and text not in french]
         assert left == [], f"untranslated on tab {number}"
