@@ -230,6 +230,13 @@ def test_functions_are_reached_through_the_page_alone(server):
     for path in ("/gradio_api/run/predict", "/gradio_api/api/predict", "/gradio_api/call/start"):
         answer = httpx.post(server.url + path, json={"data": [], "fn_index": 0})
         assert answer.status_code == 404, path
+    functions = [f for f in httpx.get(server.url + "/config").json()["dependencies"] if f["backend_fn"]]
+    assert "sdxl_lora_look" in [function["api_name"] for function in functions]
+    for function in functions:
+        body = {"data": [], "fn_index": function["id"]}
+        answer = httpx.post(server.url + "/gradio_api/run/sdxl_lora_look", json=body)
+        expected = 500 if function["api_name"] == "sdxl_lora_look" else 404
+        assert answer.status_code == expected, function
 
 
 def test_an_error_of_ours_tells_no_stranger_of_the_machine(server):

@@ -13,6 +13,12 @@ from sdxl_lora.ui.i18n import language_of, say, say_problem
 from sdxl_lora.ui.jobs import Job, Jobs
 from sdxl_lora.ui.places import Places
 
+# How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
+# browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
+# server thinks, and looks all of them up in the whole page whenever any event begins or ends: a quarter of a core for
+# a page that looks once a second.
+QUIET = {"show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
+
 
 @dataclass(frozen=True)
 class Context:

@@ -15,6 +15,7 @@ TEXTS = {
     "Stop": "Arrêter",
     "End it now": "Terminer tout de suite",
     "Nothing runs at the moment.": "Rien n'est en cours.",
+    "The page's server does not answer. What runs goes on.": "Le serveur de la page ne répond pas. Ce qui tourne continue.",
     "{count} waiting": "{count} en attente",
     "Queued: it starts as soon as nothing else runs.": "En file : il commence dès que plus rien d'autre ne tourne.",
     "That did not work": "Cela n'a pas marché",

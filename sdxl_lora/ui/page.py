@@ -8,6 +8,7 @@ app.launch(i18n=I18N)
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -18,7 +19,7 @@ from gradio.context import get_blocks_context
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import show
 from sdxl_lora.ui.commands import read_config
-from sdxl_lora.ui.context import Context, run_name, tell, telling
+from sdxl_lora.ui.context import QUIET, Context, run_name, tell, telling
 from sdxl_lora.ui.follow import history_of
 from sdxl_lora.ui.forms import Form
 from sdxl_lora.ui.i18n import I18N, T, language_of, say
@@ -100,38 +101,42 @@ class Page:
                 with gr.Tab(T("5 · Results"), id="results"):
                     self.results = ResultsTab(context)
         self.sent = gr.State([])
+        self.session = gr.Textbox(visible=False)
+        self.asked = [gr.Textbox(visible=False) for _ in ("run", "dataset", "result", "anew")]
         self._listen()
 
     def _listen(self) -> None:
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
         root = get_blocks_context()
         root = getattr(root, "root_block", root)
         choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
         forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]
-        root.load(self.open, None, [self.curtain, self.project, *choosers, *forms], **quiet)
+        root.load(self.open, None, [self.curtain, self.session, self.project, *choosers, *forms], **QUIET)
         self.named = [self.project, self.train.form.widgets["output_dir"]]
-        self.project.change(self.name_run, self.named, self.named[1], **quiet)
+        self.project.change(self.name_run, self.named, self.named[1], **QUIET)
         seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
         for button, inputs, start in (
             (self.train.button, self.train.inputs, self.train.start),
             (self.train.both, self.train.both_inputs, self.train.start_both),
         ):
-            button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **quiet)
+            button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **QUIET)
         self.runs.again.click(
             telling(self.use_settings), [self.runs.chosen],
-            [self.tabs, self.project, *self.train.form.widgets.values()], **quiet,
+            [self.tabs, self.project, *self.train.form.widgets.values()], **QUIET,
         )  # fmt: skip
-        self.stop.click(self.stop_what_runs, None, None, **quiet)
-        looks = gr.Timer(SECONDS_BETWEEN_LOOKS)
+        self.stop.click(self.stop_what_runs, None, None, **QUIET)
         self.live = [
             self.now, self.stop, self.prepare.card, *self.runs.outputs, *self.results.live,
             self.runs.chosen, self.dataset.chosen, self.results.chosen, self.train.form.widgets["train_data_dir"],
         ]  # fmt: skip
-        # One event a look, for all of it: each costs the browser a pass over every widget.
-        looks.tick(
-            self.look, [self.sent, self.dataset.shown, *choosers], [self.sent, *self.live, *self.dataset.outputs],
-            concurrency_limit=None, **quiet,
+        seen = [*self.live, *self.dataset.outputs, self.sent]
+        # Nothing in the page triggers this: look.js asks for it by its name, once a second.
+        self.asked[0].change(
+            self.look, [self.sent, self.dataset.shown, *self.asked], seen, api_name="sdxl_lora_look", queue=False,
+            **{**QUIET, "api_visibility": "undocumented"},
         )  # fmt: skip
+        gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
+            None, [self.session, *choosers], seen, js=look_script(), show_progress_on=()
+        )
 
     def open(self, request: gr.Request) -> list:
         """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
@@ -147,6 +152,7 @@ class Page:
         finished = self.with_files()
         return [
             "",
+            request.session_hash,
             gr.Dropdown(names or ["my-lora"], value=project),
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
@@ -209,10 +215,16 @@ class Page:
             self.context.jobs.stop(job)
 
     def look(
-        self, request: gr.Request, sent: list, shown: dict, run: str | None, dataset: str | None, result: str | None
+        self, request: gr.Request, sent: list, shown: dict, run: str, dataset: str, result: str, anew: str
     ) -> list:
-        """What has changed since the last look at it, and nothing else, so that the page stays still."""
+        """What has changed since the last look at it, and nothing else, so that the page stays still.
+
+        Args:
+            sent: fingerprints of what the browser has been told.
+            anew: not empty where it may not have heard all of that.
+        """
         language, jobs = language_of(request), self.context.jobs
+        sent = [] if anew else sent
         jobs.ensure_worker()
         folders = self.context.places.datasets()
         parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
@@ -228,12 +240,12 @@ class Page:
         pictures = self.dataset.refresh(language, dataset, shown) or [gr.skip()] * len(self.dataset.outputs)
         seen = [fingerprint(value) for value, _ in parts]
         if seen == sent:
-            return [gr.skip()] * (1 + len(parts)) + pictures
+            return [*[gr.skip()] * len(parts), *pictures, sent]
         before = sent or [None] * len(seen)
         changed = (
             update if new != old else gr.skip() for (_, update), new, old in zip(parts, seen, before, strict=True)
         )
-        return [seen, *changed, *pictures]
+        return [*changed, *pictures, seen]
 
     def now_running(self, language: str) -> list[tuple]:
         """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
@@ -256,6 +268,15 @@ class Page:
         )
         words = say(language, "End it now") if jobs.is_stopping(job) else say(language, "Stop")
         return [(html, html), (words, gr.Button(words, interactive=True))]
+
+
+def look_script() -> str:
+    """JavaScript that asks for a look, with the words for a server that does not answer."""
+    script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
+    for place, language in (("FRENCH", "fr"), ("ENGLISH", "en")):
+        words = say(language, "The page's server does not answer. What runs goes on.")
+        script = script.replace(place, json.dumps(words))
+    return script
 
 
 def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:

@@ -7,7 +7,7 @@ import gradio as gr
 from sdxl_lora.config import to_yaml
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui.commands import command_line, read_config
-from sdxl_lora.ui.context import tell, telling
+from sdxl_lora.ui.context import QUIET, tell, telling
 from sdxl_lora.ui.forms import Form
 from sdxl_lora.ui.i18n import T, language_of, say, say_problem
 
@@ -39,16 +39,14 @@ class SettingsBox:
             self.texts if processes is None else self.texts_for_processes,
             [*more, problems, *form.inputs],
             [self.command, self.yaml, problems],
-            show_progress="hidden",
             trigger_mode="always_last",
-            api_visibility="private",
+            **QUIET,
         )
         self.upload.upload(
             telling(self.load),
             [self.upload],
             [*form.widgets.values()],
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
 
     def texts_for_processes(self, request: gr.Request, processes: float, complaint: str, *entered) -> tuple:

@@ -9,7 +9,7 @@ from preprocess.page import crop_in_percent
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import dataset as datasets
 from sdxl_lora.ui.commands import caption_job, prepare_job
-from sdxl_lora.ui.context import Context, dataset_name, tell, telling
+from sdxl_lora.ui.context import QUIET, Context, dataset_name, tell, telling
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.show import picture
 
@@ -53,17 +53,16 @@ class DatasetTab:
         self._listen()
 
     def _listen(self) -> None:
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.chosen.change(telling(self.choose), [self.chosen], [*self.outputs, self.trigger_word], **quiet)
+        self.chosen.change(telling(self.choose), [self.chosen], [*self.outputs, self.trigger_word], **QUIET)
         for button, by in ((self.back, -1), (self.forth, 1)):
-            button.click(telling(self.turner(by)), [self.chosen, self.shown], self.outputs, **quiet)
+            button.click(telling(self.turner(by)), [self.chosen, self.shown], self.outputs, **QUIET)
         self.add_word.click(
-            telling(self.add_trigger_word), [self.chosen, self.trigger_word, self.shown], self.outputs, **quiet
+            telling(self.add_trigger_word), [self.chosen, self.trigger_word, self.shown], self.outputs, **QUIET
         )
-        self.recaption_all.click(telling(self.caption_all_anew), [self.chosen], None, **quiet)
+        self.recaption_all.click(telling(self.caption_all_anew), [self.chosen], None, **QUIET)
         for number, (_, html, text, button) in enumerate(self.cards):
-            text.blur(telling(self.saver(number)), [self.chosen, self.shown, text], [html, self.shown], **quiet)
-            button.click(telling(self.captioner(number)), [self.chosen, self.shown], None, **quiet)
+            text.blur(telling(self.saver(number)), [self.chosen, self.shown, text], [html, self.shown], **QUIET)
+            button.click(telling(self.captioner(number)), [self.chosen, self.shown], None, **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]

@@ -6,7 +6,7 @@ import gradio as gr
 
 from sdxl_lora.config import PreprocessConfig
 from sdxl_lora.ui.commands import prepare_job
-from sdxl_lora.ui.context import Context, telling
+from sdxl_lora.ui.context import QUIET, Context, telling
 from sdxl_lora.ui.forms import Form, preprocess_config
 from sdxl_lora.ui.i18n import T, language_of
 from sdxl_lora.ui.jobs import Job
@@ -39,8 +39,7 @@ class PrepareTab:
             telling(self.start),
             self.form.inputs,
             [self.problems, self.card],
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
 
     def start(self, request: gr.Request, *entered) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import show
 from sdxl_lora.ui.commands import draw_job, read_config
-from sdxl_lora.ui.context import Context, tell, telling
+from sdxl_lora.ui.context import QUIET, Context, tell, telling
 from sdxl_lora.ui.drawings import drawing_request, picture_path, read_request
 from sdxl_lora.ui.i18n import T, language_of, say
 from sdxl_lora.ui.jobs import Job
@@ -49,16 +49,15 @@ class ResultsTab:
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
         self.live = [self.drawn, self.stages, self.stage]
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
         self.chosen.change(
-            telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **quiet
+            telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **QUIET
         )
         asked = [
             self.chosen, self.stages, self.prompts, self.weights, self.seed, self.steps, self.guidance, self.side,
         ]  # fmt: skip
-        self.draw.click(telling(self.start), asked, None, **quiet)
-        self.fetch.click(telling(self.offer), [self.chosen, self.stage], self.files, **quiet)
-        self.copy.click(telling(self.copy_to_loras), [self.chosen, self.stage], None, **quiet)
+        self.draw.click(telling(self.start), asked, None, **QUIET)
+        self.fetch.click(telling(self.offer), [self.chosen, self.stage], self.files, **QUIET)
+        self.copy.click(telling(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
 
     def run(self, language: str, name: str | None) -> Path:
         run = self.context.run_of(name)

@@ -11,7 +11,7 @@ from sdxl_lora.config import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.ui import show
 from sdxl_lora.ui.commands import read_config, train_job
-from sdxl_lora.ui.context import Context, run_name, telling
+from sdxl_lora.ui.context import QUIET, Context, run_name, telling
 from sdxl_lora.ui.fields import fields_of, number
 from sdxl_lora.ui.follow import History, history_of
 from sdxl_lora.ui.i18n import T, language_of, say
@@ -48,13 +48,12 @@ class RunsTab:
             self.progress, self.plots, self.samples, self.log, self.stop_row, self.stop, self.resume_row,
             self.checkpoint, self.waiting, self.queue_row, self.waiting_job,
         ]  # fmt: skip
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.stop.click(telling(self.ask_to_stop), [self.chosen], None, **quiet)
-        self.resumed = self.resume.click(telling(self.go_on), [self.chosen, self.checkpoint, self.until], None, **quiet)
+        self.stop.click(telling(self.ask_to_stop), [self.chosen], None, **QUIET)
+        self.resumed = self.resume.click(telling(self.go_on), [self.chosen, self.checkpoint, self.until], None, **QUIET)
         for button, by in ((self.up, -1), (self.down, 1)):
-            button.click(self.mover(by), [self.waiting_job], None, **quiet)
+            button.click(self.mover(by), [self.waiting_job], None, **QUIET)
         self.cancel.click(
-            lambda job_id: bool(job_id) and self.context.jobs.cancel(job_id), [self.waiting_job], None, **quiet
+            lambda job_id: bool(job_id) and self.context.jobs.cancel(job_id), [self.waiting_job], None, **QUIET
         )
 
     def choices(self) -> list[str]:
