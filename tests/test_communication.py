@@ -30,9 +30,7 @@ def count_bytes():
         """DDP's own all-reduce is out of Python's sight; its equal as a hook is not."""
         init(self, *args, **options)
         assert options["gradient_as_bucket_view"] and "find_unused_parameters" not in options
-        assert (
-            str(options.get("static_graph", False)) == os.environ["STATIC"]
-        )  # the reducer waits for the step's last micro-step
+        assert str(options.get("static_graph", False)) == os.environ["STATIC"]
         self.register_comm_hook(None, allreduce_hook)
 
     DistributedDataParallel.__init__ = init_in_python
