@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 
 import psutil
+import torch
 
 from benchmarks.hardware import measured_peaks, step_bytes, step_flops
 from benchmarks.sizes import RESOLUTION, UNETS, save_base, write_pictures
@@ -86,17 +87,21 @@ def main(argv=None):
         "trainers": {name: summary([r for r in records if r["trainer"] == name]) for name in trainers},
         "records": records,
     }
+    write(args, result)
     if args.growth:
         result["growth"] = growth(args, base)
-    (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.output_dir / f"{args.name}.md").write_text(table(args, result))
+        write(args, result)
     print(table(args, result), flush=True)
-    plot(result, args.output_dir / f"{args.name}.png")
+
+
+def write(args, result: dict) -> None:
+    path = args.output_dir / args.name
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(args, result))
+    plot(result, path.with_suffix(".png"))
 
 
 def machine(args) -> str:
-    import torch
-
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     load = os.getloadavg()[0]
@@ -143,7 +148,10 @@ def run(args, script, flags, base, data, batch=None, resolution=None, processes=
     else:
         observed = Path(__file__).with_name("observed.py")
         command = launch(observed, [str(took), str(script), *words], args.precision, processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    threads = str(max(1, args.threads // processes))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if processes > 1 and not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"  # else accelerate has each of them train alone
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
     if args.memory_limit_gib:
         environment["CUDA_LIMIT_GIB"] = str(args.memory_limit_gib)
