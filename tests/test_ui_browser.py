@@ -4,6 +4,7 @@ Screenshots of every state, at desktop and phone width, are kept in screenshots/
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -335,7 +336,8 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_death_of_the_page(story):
     story.server.kill()
     step = steps(story.run)[-1]
     until(lambda: steps(story.run)[-1] > step)
-    page.get_by_text("The page's server does not answer.").wait_for()
+    ours, gradio_s = "The page's server does not answer.", "Connection Lost"  # whichever notices
+    page.get_by_text(re.compile(f"{ours}|{gradio_s}")).first.wait_for()
     story.server.start()
     page.locator("#now .pill.training, #now .pill.sampling").wait_for()  # the old page finds it again by itself
     page.context.close()
@@ -374,7 +376,7 @@ def test_the_page_speaks_french_where_the_browser_does(story):
     page.context.close()
 
 
-def test_settings_are_loaded_from_a_file_and_a_bad_one_is_told(story, tmp_path):
+def test_settings_are_loaded_from_a_file_and_a_bad_one_is_told(story, tmp_path, tiny_base):
     page = story.page
     tab(page, 3)
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
@@ -385,6 +387,7 @@ def test_settings_are_loaded_from_a_file_and_a_bad_one_is_told(story, tmp_path):
     until(lambda: box(page, "train-rank").input_value() == "77")
     assert box(page, "train-output_dir").input_value() == "dog" and box(page, "train-optimizer").input_value() == "lion"
     assert box(page, "train-validation_prompt").input_value() == "a\nb"
+    assert box(page, "train-pretrained_model_name_or_path").input_value() == str(tiny_base), "the file names no base"
     upload(page, bad)
     page.get_by_text("did you mean 'rank'").wait_for()
     assert box(page, "train-rank").input_value() == "77"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gradio as gr
+import yaml
 
 from sdxl_lora.config import to_yaml
 from sdxl_lora.errors import ConfigError
@@ -10,6 +11,8 @@ from sdxl_lora.ui.commands import command_line, read_config
 from sdxl_lora.ui.context import QUIET, tell, telling
 from sdxl_lora.ui.forms import Form
 from sdxl_lora.ui.i18n import T, language_of, say, say_problem
+
+BASE = "pretrained_model_name_or_path"
 
 
 class SettingsBox:
@@ -64,6 +67,10 @@ class SettingsBox:
         return command_line(config, processes), to_yaml(config), "" if complaint else gr.skip()
 
     def load(self, request: gr.Request, file: str) -> list:
+        """What the file says; a base that it leaves out stays, as the page may have its own default."""
         config = read_config(self.form.config_class, Path(file))
+        values = dict(zip(self.form.widgets, self.form.shown(config), strict=True))
+        if BASE in values and BASE not in yaml.safe_load(Path(file).read_text(encoding="utf-8")):
+            values[BASE] = gr.skip()
         tell(say(language_of(request), "Loaded."))
-        return self.form.shown(config)
+        return list(values.values())
