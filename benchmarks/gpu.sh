@@ -12,7 +12,8 @@ precision=${PRECISION:-bf16}
 work=runs/train_speed
 common=(--size "$size" --precision "$precision" --output_dir "$out")
 graphs=(--variant "ours, --cuda_graphs=--cuda_graphs" --variant "ours, --cuda_graphs --compile=--cuda_graphs --compile")
-if [ "$precision" = no ]; then graphs=(); fi # graphs are a GPU's
+limit=(CUDA_LIMIT_GIB=)
+if [ "$precision" = no ]; then graphs=() limit=(); fi # both are a GPU's
 mkdir -p "$out"
 
 say() { echo "== $*"; }
@@ -33,7 +34,7 @@ train() { # name, GiB that torch may reserve, flags
     local name=$1 gib=$2
     shift 2
     say "$name: within $gib GiB"
-    CUDA_LIMIT_GIB=$gib python -m benchmarks.observed "$out/$name.json" train_sdxl_lora.py \
+    env "${limit[@]/%/$gib}" python -m benchmarks.observed "$out/$name.json" train_sdxl_lora.py \
         --pretrained_model_name_or_path "$work/base-$size" --train_data_dir "$data" --output_dir "$out/$name" \
         --cache_dir "$work/cache-$size" --mixed_precision "$precision" --rank 16 --max_train_steps 8 --report_to none "$@"
     cat "$out/$name.json"
