@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/gpu.sh OUTPUT_FOLDER [DIFFUSERS_SCRIPT]
 #
-# About half an hour on one H100. SIZE=toy PRECISION=no tries the script itself without a GPU.
+# SIZE=toy PRECISION=no tries the script itself without a GPU.
 set -uo pipefail
 out=$1
 peer=(${2:+--peer "$2"})

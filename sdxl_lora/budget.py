@@ -108,11 +108,10 @@ class MemoryCount:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for encoder in self.encoders.children() if self.encoders else ():
-            (
-                encoder.gradient_checkpointing_disable
-                if recomputed == "none"
-                else encoder.gradient_checkpointing_enable
-            )()
+            if recomputed == "none":
+                encoder.gradient_checkpointing_disable()
+            else:
+                encoder.gradient_checkpointing_enable()
 
 
 def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) -> tuple[int, int]:

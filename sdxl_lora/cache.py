@@ -108,15 +108,7 @@ class LatentCache:
         return len(missing)
 
     def _encode(self, vae, index: int, picture: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The record of a picture as TrainingPictures.load gives it."""
-        record = {**picture, **vae_moments(vae, picture["pixels"][None])}
-        del record["pixels"]
-        if "mask" in record:
-            record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
-        if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
-            name = self.pictures.examples[index].name
-            raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
-        return record
+        return encoded(vae, picture, self.pictures.examples[index].name)
 
     def _decoded(self, items: list[tuple[int, bool]], num_workers: int) -> Iterator[dict]:
         """The pictures of (index, flip) pairs, in order, by worker processes; a few at a time wait to be taken.
@@ -161,6 +153,21 @@ def _decode(index: int, flip: bool) -> dict | str:
         return {name: tensor.numpy() for name, tensor in _decode.pictures.load(index, flip).items()}
     except DataError as error:
         return str(error)
+
+
+def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The record of a picture as TrainingPictures.load gives it; see LatentCache.
+
+    Raises:
+        NonFiniteError: the VAE gives NaN or infinity.
+    """
+    record = {key: tensor for key, tensor in picture.items() if key != "pixels"}
+    record |= vae_moments(vae, picture["pixels"][None])
+    if "mask" in record:
+        record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
+    if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
+        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+    return record
 
 
 @torch.no_grad()

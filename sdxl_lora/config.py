@@ -518,6 +518,11 @@ class TrainConfig:
         return Path(self.output_dir) / f"cache-part-{self.cache_part.replace('/', '-of-')}"
 
     @property
+    def cache_folder(self) -> Path:
+        """Where caches lie: cache_dir, or one in output_dir."""
+        return Path(self.cache_dir or Path(self.output_dir) / "cache")
+
+    @property
     def lora_name(self) -> str:
         return self.output_name or Path(self.output_dir).resolve().name
 

@@ -158,7 +158,7 @@ class DryRun(Fitted):
 
     def of_caches(self) -> list[str]:
         pictures, prompts, latents, texts = self.cached_bytes()
-        folder = Path(self.config.cache_dir or Path(self.config.output_dir) / "cache")
+        folder = self.config.cache_folder
         live = "" if self.config.cache_latents else "; pictures are encoded live"
         live += "" if self.captions is not None else "; captions are encoded live"
         return [

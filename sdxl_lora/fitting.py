@@ -66,7 +66,7 @@ class Fitted(Parts):
                 self.add_adapter(name, model, init="kaiming")  # how it begins changes no size
             model.train()
         left = fuse_lora(models["unet"])
-        keep_less(models["unet"])
+        keep_less(models["unet"], config.compile)
         size = max((e.target_size for e in self.examples), default=(config.resolution,) * 2, key=math.prod)
         return MemoryCount(
             unet=models["unet"],

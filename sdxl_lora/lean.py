@@ -17,17 +17,22 @@ def keep_less(model: nn.Module, compiles: bool = False) -> None:
         compiles: GEGLUs are left to the compiler, which chooses by itself what to make again.
     """
     for layer in model.modules():
-        if type(layer) is nn.Conv2d and not layer.weight.requires_grad and layer.padding_mode == "zeros":
+        if type(layer) is nn.Conv2d and not layer.weight.requires_grad and pads_with_zeros(layer):
             layer.__class__ = FrozenConv2d
         elif type(layer) is GEGLU and not compiles:
             layer.__class__ = LeanGEGLU
 
 
+def pads_with_zeros(layer: nn.Conv2d) -> bool:
+    """By a number of them, not by a word such as "same"."""
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
 class FrozenConv2d(nn.Conv2d):
-    """What `keep_less` makes of a convolution that does not train."""
+    """What `keep_less` makes of a convolution that does not train: (B, C, H, W) -> (B, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.requires_grad or x.dtype != self.weight.dtype or isinstance(self.padding, str):
+        if not x.requires_grad or x.dtype != self.weight.dtype:  # nothing to keep, or autocast is to cast
             return super().forward(x)
         settings = self.stride, self.padding, self.dilation, self.groups
         return _FrozenConvolution.apply(x, self.weight, self.bias, *settings)
@@ -44,7 +49,7 @@ class _FrozenConvolution(torch.autograd.Function):
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
-        shape_of_x = gradient.new_empty(1).expand(ctx.shape)
+        shape_of_x = gradient.new_empty(1).expand(ctx.shape)  # of x itself nothing is read
         x_gradient, _, _ = torch.ops.aten.convolution_backward(
             gradient, shape_of_x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )

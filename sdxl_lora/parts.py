@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -84,15 +83,14 @@ class Parts:
         if config.dataset_streaming:
             self.prepare_stream()
             return
-        cache_dir = Path(config.cache_dir or Path(config.output_dir) / "cache")
-        memo = Memo(cache_dir / "memo.json")
+        memo = Memo(config.cache_folder / "memo.json")
         self.plan(main_process_first(accelerator, lambda: open_pictures(config, memo)))
         captions, shown = self.captions_that_will_occur(), self.prompts_to_show()
         self.run.update(state="caching")
         began = time.perf_counter()
         with all_raise_what_one_raises(accelerator):
             self.latents, self.texts = fill_caches(
-                cache_dir,
+                config.cache_folder,
                 self.base,
                 self.pictures,
                 prompts=[] if config.train_text_encoder else shown,
@@ -142,11 +140,8 @@ class Parts:
         self.prompts = sample_prompts_of(config, self.sample_size())
         tokenizers, encoders = load_text_parts(self.base, DTYPES[config.mixed_precision])
         encoders = [encoder.to(accelerator.device) for encoder in encoders]
-        encoders_key, folder = (
-            "".join(map(weights_key, encoders)),
-            Path(config.cache_dir or Path(config.output_dir) / "cache"),
-        )
-        self.texts = TextCache(folder, encoders_key, config.max_caption_chunks, (tokenizers, encoders))
+        encoders_key = "".join(map(weights_key, encoders))
+        self.texts = TextCache(config.cache_folder, encoders_key, config.max_caption_chunks, (tokenizers, encoders))
         self.notes.append("the pictures are a stream: they and their captions are encoded live")
 
     def plan(self, pictures: TrainingPictures | JoinedPictures) -> None:

@@ -17,13 +17,11 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import torch
-import torch.nn.functional as F
 from datasets.distributed import split_dataset_by_node
 
 from sdxl_lora.batches import Turn
-from sdxl_lora.cache import vae_moments
+from sdxl_lora.cache import encoded
 from sdxl_lora.data import Example, TrainingPictures
-from sdxl_lora.errors import NonFiniteError
 from sdxl_lora.streaming import Place, shuffled_rows
 
 STEPS_AHEAD = 2  # their pictures are decoded while others are trained on
@@ -98,13 +96,7 @@ class StreamedPictures:
             DataError: the picture cannot be decoded.
             NonFiniteError: the VAE gives NaN or infinity.
         """
-        record = dict(self._decoded[key, flip].result())
-        record |= vae_moments(self.vae, record.pop("pixels")[None])
-        if "mask" in record:
-            record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
-        if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
-            raise NonFiniteError(f"the VAE gives NaN or infinity for {self[key].name}: look at the picture")
-        return record
+        return encoded(self.vae, self._decoded[key, flip].result(), self[key].name)
 
 
 class StreamedBatches:
