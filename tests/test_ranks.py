@@ -111,7 +111,8 @@ def test_a_main_process_that_dies_while_the_other_waits_for_it_is_named(train_co
 def take_long():
     """In a process that is about to train: what only one process does takes long, the first time.
 
-    The main process draws a picture, gives pictures to a tracker, writes a checkpoint, and delivers; rank 1 validates.
+    The main process draws a picture, gives pictures to a tracker, writes a checkpoint, delivers, and uploads (here to
+    nowhere; see test_hub.py); rank 1 validates.
     """
     import sdxl_lora.training_state
     import sdxl_lora.watching as watching
@@ -125,7 +126,8 @@ def take_long():
 
         setattr(module, name, call)
 
-    for name in ("draw_samples", "read_samples", "deliver"):
+    watching.repository_of, watching.upload = lambda _: "me/cat", lambda *_: "nowhere"
+    for name in ("draw_samples", "read_samples", "deliver", "upload"):
         let_take_long(watching, name, "0")
     let_take_long(sdxl_lora.training_state, "save_file", "0")
     let_take_long(watching, "validation_sums", "1")
@@ -136,4 +138,5 @@ def test_one_process_may_work_longer_than_the_timeout(train_config, tmp_path):
     codes, printed = launch(config, tmp_path / "log", world=2, first=take_long)
     assert codes == [0, 0], printed
     times = [json.loads(line)["time"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert times[-1] - times[0] > 5 * 1.5 * TIMEOUT
+    assert times[-1] - times[0] > 6 * 1.5 * TIMEOUT
+    assert "uploaded to nowhere" in printed
