@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python -m examples.demo
 
 ui: .venv/installed
-	$(BIN)/python -m sdxl_lora.ui
+	$(BIN)/python -m webui
 
 test: .venv/installed-dev chromium
 	$(BIN)/ruff check .

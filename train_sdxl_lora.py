@@ -8,8 +8,9 @@ Reads top to bottom: what is prepared, the loop, what is left behind. The only m
 import gc
 import sys
 
-from sdxl_lora.config import TrainConfig, load_config, to_yaml
-from sdxl_lora.quiet import quiet_libraries
+from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.startup import quiet_libraries
 
 if __name__ == "__main__":  # --help and a typo are answered before the imports below take their five seconds
     CONFIG = load_config(TrainConfig, sys.argv[1:])
@@ -25,32 +26,29 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
-from sdxl_lora.ahead import ahead, meanwhile
-from sdxl_lora.base_weights import base_sha256
-from sdxl_lora.batches import Turn, keyed_seed
-from sdxl_lora.checkpoint import disk_errors
-from sdxl_lora.data import dataset_key
-from sdxl_lora.dry_run import dry_run
+from sdxl_lora.data.image_dataset import dataset_key
+from sdxl_lora.data.prefetch import ahead, meanwhile
+from sdxl_lora.diffusion.objective import noise_prediction_loss
+from sdxl_lora.distributed.accelerator import make_accelerator, set_arithmetic
+from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
-from sdxl_lora.faults import fault_point
-from sdxl_lora.journal import Journal
-from sdxl_lora.lora_metadata import public_name
-from sdxl_lora.memory import out_of_memory_advice
-from sdxl_lora.objective import noise_prediction_loss
-from sdxl_lora.optim import set_learning_rate
-from sdxl_lora.processes import main_process_decides, make_accelerator, set_arithmetic
-from sdxl_lora.run import Run, StopRequest, naming_lost_processes, open_run, replace_text
-from sdxl_lora.settings import (
-    check_graphs,
-    check_names,
-    learning_rate_of,
-    same_on_resume,
-    smaller_settings,
-)
-from sdxl_lora.tally import Numbers, Tally
-from sdxl_lora.trackers import start_trackers
-from sdxl_lora.training_state import register_hooks, restore, save_checkpoint
-from sdxl_lora.watching import Watched
+from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.lora.formats.base_weights import base_sha256
+from sdxl_lora.lora.formats.metadata import public_name
+from sdxl_lora.performance.device_memory import out_of_memory_advice
+from sdxl_lora.rng import Turn, keyed_seed
+from sdxl_lora.run.checkpoints import disk_errors
+from sdxl_lora.run.logger import Journal
+from sdxl_lora.run.lost_processes import naming_lost_processes
+from sdxl_lora.run.session import Run, open_run, replace_text
+from sdxl_lora.run.stop import StopRequest
+from sdxl_lora.run.trackers import start_trackers
+from sdxl_lora.training.checkpointer import register_hooks, restore, save_checkpoint
+from sdxl_lora.training.dry_run import dry_run
+from sdxl_lora.training.metrics import Numbers, Tally
+from sdxl_lora.training.optim import set_learning_rate
+from sdxl_lora.training.settings import check_graphs, check_names, learning_rate_of, same_on_resume, smaller_settings
+from sdxl_lora.training.watching import Watched
 
 
 def train(config: TrainConfig) -> None:

@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdxl_lora.cache import is_whole, read_record, write_record
+from sdxl_lora.cache.records import is_whole, read_record, write_record
 
 SHARD = 256  # records
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.sizes import save_base, write_pictures
-from sdxl_lora.cache import fill_caches
-from sdxl_lora.config import TrainConfig
-from sdxl_lora.memo import Memo
-from sdxl_lora.settings import base_of, open_pictures
+from sdxl_lora.cache.fill import fill_caches
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.io.memo import Memo
+from sdxl_lora.training.settings import base_of, open_pictures
 
 REPEATS = 3  # starts with everything cached
 

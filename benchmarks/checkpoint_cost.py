@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdxl_lora.config import TrainConfig
-from sdxl_lora.events import read_events
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.run.events import read_events
 
 
 def main() -> None:

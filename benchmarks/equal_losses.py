@@ -22,14 +22,16 @@ import torch
 
 from benchmarks.learning import make_dataset
 from examples.shapes.quality import BASE
-from sdxl_lora.cache import vae_moments
-from sdxl_lora.data import TrainingPictures, open_dataset, time_ids
-from sdxl_lora.lora import add_lora
-from sdxl_lora.lora_state import adapter_parameters
-from sdxl_lora.models import Base, load_schedulers, load_text_parts, load_unet, load_vae
-from sdxl_lora.objective import Objective, noise_prediction_loss
-from sdxl_lora.optim import make_optimizer
-from sdxl_lora.text import encode_prompts
+from sdxl_lora.data.dataset import open_dataset
+from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.data.size_conditioning import time_ids
+from sdxl_lora.diffusion.objective import Objective, noise_prediction_loss
+from sdxl_lora.lora.inject import add_lora
+from sdxl_lora.lora.state import adapter_parameters
+from sdxl_lora.models.loading import Base, load_schedulers, load_text_parts, load_unet, load_vae
+from sdxl_lora.models.text_encoders import encode_prompts
+from sdxl_lora.models.vae import vae_moments
+from sdxl_lora.training.optim import make_optimizer
 
 LIMIT = 1e-5
 RANK, LEARNING_RATE, MAX_GRAD_NORM = 8, 1e-3, 1.0

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdxl_lora.lora import add_lora
+from sdxl_lora.lora.inject import add_lora
 
 
 def step_flops(

@@ -45,8 +45,8 @@ manager.make_buckets()""",
 )
 OUR_CROP = TIMED.format(
     setup="""
-from preprocess.crop import Sizing, crop_picture
-from sdxl_lora.images import open_image, upright_rgb
+from preprocess.images.crop import Sizing, crop_picture
+from sdxl_lora.data.images import open_image, upright_rgb
 sizing = Sizing(1024)""",
     body="""
     image = upright_rgb(open_image(path, 128))
@@ -58,8 +58,8 @@ import sys
 from pathlib import Path
 from datasets import load_dataset
 from diffusers import AutoencoderKL
-from sdxl_lora.cache import LatentCache, Workers
-from sdxl_lora.data import TrainingPictures
+from sdxl_lora.cache.fill import LatentCache, Workers
+from sdxl_lora.data.dataset import TrainingPictures
 """
 OUR_LATENTS = f"""
 {OUR_IMPORTS}

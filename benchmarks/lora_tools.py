@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from examples.full_sdxl import full_sdxl
-from sdxl_lora.lora_keys import canonical, is_target, to_sgm
-from sdxl_lora.lora_math import plain, svd_lora
-from sdxl_lora.lora_write import save_diffusers, save_kohya
-from sdxl_lora.safetensors_io import write_tensors
+from sdxl_lora.io.safetensors import write_tensors
+from sdxl_lora.lora.formats.adapter import plain, svd_lora
+from sdxl_lora.lora.formats.keys import canonical, is_target, to_sgm
+from sdxl_lora.lora.formats.writer import save_diffusers, save_kohya
 from sdxl_lora.tools.models import merge
 
 RANK = 16

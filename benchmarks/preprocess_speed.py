@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from skimage import data
 
 from benchmarks.kohya_buckets import KOHYA_CROP, OUR_CROP, crop_alone, kohya_script, our_latents, seconds_of_imports
-from sdxl_lora.buckets import bucket_sizes, nearest_bucket
+from sdxl_lora.data.buckets import bucket_sizes, nearest_bucket
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 

@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.scaling_model import CLUSTERS, SIZES, Cluster
-from sdxl_lora.config import TrainConfig
-from sdxl_lora.events import read_events
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.run.events import read_events
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_sdxl_lora"])

@@ -11,7 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from sdxl_lora.timesteps import TimestepDensity, bias_range
+from sdxl_lora.diffusion.timesteps import TimestepDensity, bias_range
 
 STEPS, DRAWS = 1000, 40_000
 PANELS = {

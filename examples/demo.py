@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sdxl_lora.quiet import quiet_libraries
+from sdxl_lora.startup import quiet_libraries
 
 FOLDER = Path("demo")
 TRIGGER_WORD = "sks"
@@ -60,7 +60,7 @@ def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
     from PIL import Image
 
     from examples.shapes.quality import draw_prompts, load_base
-    from sdxl_lora.sheet import sheet
+    from sdxl_lora.sampling.grid import sheet
 
     prompts = [prompt for prompt in PROMPTS for _ in range(DRAWN_COLUMNS)]
     pipeline = load_base()

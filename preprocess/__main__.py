@@ -12,7 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from sdxl_lora.config import PreprocessConfig, load_config
+from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 
 STOPPED = "stopped: what is done is kept, and the same command goes on from there"
@@ -59,19 +60,19 @@ def disk_message(error: OSError, output_dir: str) -> str:
 
 
 def run(config: PreprocessConfig) -> None:
-    from preprocess.background import check_remover
-    from preprocess.card import dataset_card
+    from preprocess.captions.token_count import load_tokenizer
     from preprocess.dataset import build
-    from preprocess.export import upload, write_parquet
-    from preprocess.folders import check_folders, find_all
-    from preprocess.page import page
-    from preprocess.part import Part, check_all_done, held
-    from preprocess.plan import plan_lines
-    from preprocess.report import console_lines, report_of, to_json
-    from preprocess.state import locked, write_whole
-    from preprocess.team import Team
-    from preprocess.tokens import load_tokenizer
-    from sdxl_lora.hub import check_hub
+    from preprocess.dry_run import plan_lines
+    from preprocess.images.masks import check_remover
+    from preprocess.jobs.processes import Team
+    from preprocess.jobs.shard import Part, check_all_done, held
+    from preprocess.jobs.state import locked, write_whole
+    from preprocess.output.card import dataset_card
+    from preprocess.output.export import upload, write_parquet
+    from preprocess.output.html_report import page
+    from preprocess.output.report import console_lines, report_of, to_json
+    from preprocess.sources.folders import check_folders, find_all
+    from sdxl_lora.publish.hub import check_hub
 
     input_dir, output = Path(config.input_dir), Path(config.output_dir)
     class_images = Path(config.class_images) if config.class_images else None
@@ -135,8 +136,8 @@ def workers_of(config: PreprocessConfig, processes: int) -> int:
 
 
 def recipe_of(config: PreprocessConfig):
-    from preprocess.crop import Sizing
-    from preprocess.pictures import Recipe
+    from preprocess.images.crop import Sizing
+    from preprocess.images.prepare import Recipe
 
     sizing = Sizing(
         resolution=config.resolution,
@@ -160,8 +161,8 @@ def recipe_of(config: PreprocessConfig):
 
 
 def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
-    from preprocess.caption import CaptionerOptions, captioner, check_captioner
-    from preprocess.captioning import CaptionPlan
+    from preprocess.captions.caption_all import CaptionPlan
+    from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner
 
     plan = CaptionPlan(fallback=config.fallback_caption, clean=config.clean_captions, recaption=config.recaption)
     plan = dataclasses.replace(plan, may_be_empty=may_be_empty)
@@ -192,7 +193,7 @@ def reader_of(config: PreprocessConfig):
 
 
 def wording_of(config: PreprocessConfig):
-    from preprocess.wording import Wording
+    from preprocess.captions.caption_text import Wording
 
     return Wording(config.trigger_word, config.caption_prefix, config.caption_suffix)
 

@@ -8,18 +8,18 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.captioning import CaptionPlan, Entry, caption_all, warn_of_text
-from preprocess.folders import no_usable
-from preprocess.memory import Memory
-from preprocess.part import Part
-from preprocess.pictures import Job, Recipe, Refused
-from preprocess.publish import publish
-from preprocess.quality import duplicates, picture_problems
-from preprocess.sources import Found, Source
-from preprocess.state import Shelf, jsonl, write_whole
-from preprocess.team import Team
-from preprocess.wording import Wording
-from preprocess.workers import prepare_all
+from preprocess.captions.caption_all import CaptionPlan, Entry, caption_all, warn_of_text
+from preprocess.captions.caption_text import Wording
+from preprocess.images.prepare import Job, Recipe, Refused
+from preprocess.images.quality import duplicates, picture_problems
+from preprocess.images.workers import prepare_all
+from preprocess.jobs.processes import Team
+from preprocess.jobs.shard import Part
+from preprocess.jobs.state import Shelf, jsonl, write_whole
+from preprocess.output.publish import publish
+from preprocess.sources.find import Found, Source
+from preprocess.sources.folders import no_usable
+from preprocess.sources.previous_run import Memory
 from sdxl_lora.errors import DataError
 
 EDITED = "metadata.jsonl, edited by hand"

@@ -90,7 +90,7 @@ def full_configs(tmp_path_factory):
 @pytest.fixture
 def train_config(tiny_base, captioned_photographs, tmp_path):
     """A function from settings to the TrainConfig of a short run on the tiny base, into tmp_path / "run"."""
-    from sdxl_lora.config import TrainConfig
+    from sdxl_lora.config.train import TrainConfig
 
     def make(**settings):
         defaults = {

@@ -17,7 +17,7 @@ def show(lora: Given[Path], keys: bool = False) -> int:
         lora: LoRA file of any layout, or a PEFT adapter's folder.
         keys: Every module too, with its rank, alpha and size of the change.
     """
-    from sdxl_lora.lora_read import read_lora
+    from sdxl_lora.lora.formats.reader import read_lora
     from sdxl_lora.tools import describe
 
     print(describe.show(read_lora(lora), keys))
@@ -26,7 +26,7 @@ def show(lora: Given[Path], keys: bool = False) -> int:
 
 def check(lora: Given[Path]) -> int:
     """Non-finite values, zero modules, changes far out of line. Exit code 3 when the file is not usable."""
-    from sdxl_lora.lora_read import read_lora
+    from sdxl_lora.lora.formats.reader import read_lora
     from sdxl_lora.tools import describe
 
     errors, warnings = describe.check(read_lora(lora))

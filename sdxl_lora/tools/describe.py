@@ -5,9 +5,9 @@ from collections import defaultdict
 
 import torch
 
-from sdxl_lora.lora_keys import COMPONENTS
-from sdxl_lora.lora_math import Adapter, norm
-from sdxl_lora.lora_read import LoraFile
+from sdxl_lora.lora.formats.adapter import Adapter, norm
+from sdxl_lora.lora.formats.keys import COMPONENTS
+from sdxl_lora.lora.formats.reader import LoraFile
 
 OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")

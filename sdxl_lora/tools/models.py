@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdxl_lora.base_weights import BaseWeights
-from sdxl_lora.lora_keys import TARGETS, is_target, kernel_size
-from sdxl_lora.lora_math import delta, svd_lora
-from sdxl_lora.lora_read import LoraFile, read_lora
-from sdxl_lora.safetensors_io import TensorFile, write_tensors
+from sdxl_lora.io.safetensors import TensorFile, write_tensors
+from sdxl_lora.lora.formats.adapter import delta, svd_lora
+from sdxl_lora.lora.formats.base_weights import BaseWeights
+from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
+from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.tools.rewrite import check_output, save
 
 

@@ -3,11 +3,11 @@
 import math
 from pathlib import Path
 
-from sdxl_lora.base_weights import BaseWeights
-from sdxl_lora.lora_keys import kernel_size
-from sdxl_lora.lora_math import as_lora, concatenate, truncate
-from sdxl_lora.lora_read import LoraFile, read_lora
-from sdxl_lora.lora_write import Adapters, save_diffusers, save_kohya, save_peft
+from sdxl_lora.lora.formats.adapter import as_lora, concatenate, truncate
+from sdxl_lora.lora.formats.base_weights import BaseWeights
+from sdxl_lora.lora.formats.keys import kernel_size
+from sdxl_lora.lora.formats.reader import LoraFile, read_lora
+from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya, save_peft
 
 LAYOUTS = ("kohya", "kohya-diffusers", "diffusers", "peft")
 # What stays true of a rewritten file; hashes and ranks do not.

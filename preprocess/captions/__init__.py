@@ -1,0 +1,1 @@
+"""Captions: the captioner, and the words around what it says."""

@@ -1,0 +1,41 @@
+"""What a run would do, from the headers of the files: decodes no picture and writes nothing."""
+
+from collections import Counter
+
+from PIL import Image
+
+from preprocess.captions.caption_all import CaptionPlan
+from preprocess.images.crop import Sizing
+from preprocess.sources.find import Found
+from sdxl_lora.data.images import FORMATS, upright_size
+
+
+def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
+    """
+    Raises:
+        ConfigError: the captioner that is needed cannot be loaded.
+    """
+    sizes: Counter = Counter()
+    left_out = dict(found.left_out)
+    for source in found.sources:
+        try:
+            with Image.open(source.path, formats=FORMATS) as image:
+                sizes[sizing.bucket_of(upright_size(image))] += 1
+        except OSError as error:  # Pillow's own error for what is no image is one
+            left_out[source.name] = f"cannot be opened ({type(error).__name__})"
+        except (ValueError, Image.DecompressionBombError, SyntaxError) as error:
+            left_out[source.name] = str(error)
+    without = sum(source.caption is None for source in found.sources)
+    if plan.load and without:
+        plan.check()
+    who = "the captioner" if plan.load else "the fallback caption"
+    return "\n".join(
+        [
+            f"{len(found.sources)} pictures, {len(left_out)} would be left out:",
+            *(f"  {name}: {reason}" for name, reason in sorted(left_out.items())),
+            "sizes:",
+            *(f"  {w}x{h}: {count}" for (w, h), count in sorted(sizes.items())),
+            f"captions: {len(found.sources) - without} from files, {without} from {who}",
+            "nothing was written: a dry run reads headers only, and damaged pictures show when they are decoded",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""One picture: read, judged, cropped, masked."""

@@ -1,0 +1,93 @@
+"""Picture + bucket -> pixels, original_size, crop_top_left. Knows no files and no captions."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from sdxl_lora.data.buckets import (
+    Size,
+    bucket_sizes,
+    kept_share,
+    largest_inner_bucket,
+    nearest_bucket,
+    needs_enlarging,
+    smaller_buckets,
+)
+from sdxl_lora.data.images import cover_and_crop
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizing:
+    """How a picture of any size comes to a training size; the fields are PreprocessConfig's."""
+
+    resolution: int
+    buckets: bool = True
+    bucket_step: int = 64
+    max_aspect: float = 2.0
+    min_side: int = 0
+    no_upscale: bool = False
+    enlarge_small: bool = False
+
+    def sizes(self) -> list[Size]:
+        """Every size that a picture may get without being small."""
+        if not self.buckets:
+            return [(self.resolution, self.resolution)]
+        return bucket_sizes(self.resolution, self.bucket_step, self.max_aspect)
+
+    def bucket_of(self, size: Size) -> Size:
+        """
+        Raises:
+            ValueError: the picture would have to be enlarged, and no flag allows that or a smaller bucket.
+        """
+        bucket = nearest_bucket(size, self.sizes())
+        if not needs_enlarging(size, bucket) or self.enlarge_small:
+            return bucket
+        if self.no_upscale:
+            smaller = smaller_buckets(self.resolution, self.bucket_step, self.max_aspect, self.min_side)
+            inner = largest_inner_bucket(size, smaller)
+            if inner:
+                return inner
+            raise ValueError(
+                f"{size[0]}x{size[1]} px, smaller than the smallest bucket (sides from {self.min_side} px): "
+                "pass a smaller --min_bucket_side, or --enlarge_small"
+            )
+        raise ValueError(
+            f"{size[0]}x{size[1]} px, smaller than its {bucket[0]}x{bucket[1]} target: "
+            "pass --enlarge_small to enlarge it" + (", or --no_upscale for smaller buckets" if self.buckets else "")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """What the trainer sees of a picture, and what SDXL's conditioning says about it."""
+
+    image: Image.Image
+    mask: Image.Image | None
+    original_size: tuple[int, int]  # height, width before any resize
+    crop_top_left: tuple[int, int]  # y, x in pixels of the resized picture
+    cut_off: float  # share of the picture's area that is not in the crop
+
+
+def crop_picture(
+    image: Image.Image, bucket: Size, positions: Sequence[tuple[float, float]], mask: Image.Image | None = None
+) -> list[Crop]:
+    """One crop of the bucket's size for each position (x, y from 0 to 1); the mask is cut at the same place.
+
+    Args:
+        image: RGB, upright.
+        mask: mode L of the image's size, white where the loss counts.
+    """
+    crops = []
+    for position in positions:
+        pixels, original_size, top_left = cover_and_crop(image, bucket, position)
+        cut_mask = cover_and_crop(mask, bucket, position)[0] if mask else None
+        crops.append(Crop(pixels, cut_mask, original_size, top_left, 1 - kept_share(image.size, bucket)))
+    return crops
+
+
+def random_positions(seed: int, name: str, count: int) -> list[tuple[float, float]]:
+    """Places drawn once per picture: a function of the seed and the picture's content alone."""
+    generator = np.random.default_rng([seed, int(name[:16], 16)])
+    return [tuple(float(share) for share in generator.random(2)) for _ in range(count)]

@@ -1,0 +1,71 @@
+"""Files of single pictures: names that every system can write, hashes, and images written whole or not at all."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from preprocess.jobs.state import write_whole
+from sdxl_lora.data.images import ImageError, open_image
+
+ENCODERS = {
+    "png": (".png", "PNG", {"compress_level": 1}),  # lossless; level 1 is 4 times as fast as 6 and 5 % larger
+    "webp": (".webp", "WEBP", {"lossless": True, "quality": 20, "exact": True}),  # lossless, a third smaller, slower
+    "jpg": (".jpg", "JPEG", {"quality": 95, "subsampling": 0}),  # not lossless; a sixth of the size
+}
+THUMBNAIL_SIDE = 240  # pixels
+# datasets reads these words in a file name as the name of a split: a picture called test.png would leave training
+SPLIT_WORDS = re.compile(
+    r"(?<![A-Za-z])(training|train|validation|valid|val|dev|testing|test|evaluation|eval)(?![A-Za-z])"
+)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """The source's stem as far as every system can write it; empty where nothing of it is left."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:40].strip("-")
+    return SPLIT_WORDS.sub(lambda match: match[0].capitalize(), stem)
+
+
+def unreadable(path: Path | None) -> str | None:
+    """The reason why a file cannot be read; None where it can, whatever is in it."""
+    try:
+        if path and not path.is_file():
+            open_image(path)  # says what it is
+        if path:
+            path.open("rb").close()
+    except ImageError as error:
+        return error.reason
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
+
+
+def write_thumbnail(folder: Path, small: Image.Image, key: str) -> None:
+    """The whole picture, small, for report.html."""
+    small = small.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / f"{key}.jpg", encoded(small, "JPEG", {"quality": 75}), sync=False)
+
+
+def write_image(path: Path, image: Image.Image, kind: str, options: dict) -> int:
+    """Writes the file whole or not at all; returns its bytes."""
+    data = encoded(image, kind, options)
+    write_whole(path, data)
+    return len(data)
+
+
+def encoded(image: Image.Image, kind: str, options: dict) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()

@@ -1,0 +1,209 @@
+"""One source file -> its crops, as finished image files and what is known about them. Runs in worker processes.
+
+A crop's file name follows from the source's bytes and the recipe, so what lies there under that name is not made again.
+Imports no torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from preprocess.images.crop import Crop, Sizing, crop_picture, random_positions
+from preprocess.images.image_files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
+from preprocess.images.masks import foreground_mask
+from preprocess.images.quality import measure, small_copy
+from preprocess.images.saliency import attention_position
+from preprocess.jobs.state import Shelf
+from sdxl_lora.data.images import (
+    ImageError,
+    ImageWarning,
+    frame_count,
+    open_image,
+    turned_by_exif,
+    upright_rgb,
+    upright_size,
+)
+
+VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a crop's pixels, beside the source file."""
+
+    sizing: Sizing
+    crop: str = "center"
+    crops_per_picture: int = 1
+    seed: int = 0
+    background: tuple[int, int, int] = (255, 255, 255)
+    image_format: str = "png"
+    max_megapixels: float = 128
+    masks: str = "none"
+
+    def digest(self) -> str:
+        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclasses.dataclass(slots=True)
+class Prepared:
+    """One crop of one source, ready to be captioned. Everything is JSON, so that a journal can hold it."""
+
+    source: str
+    sha256: str  # of the source file's bytes
+    file_name: str  # images/...
+    bytes: int  # of that file
+    crop_index: int
+    bucket: list[int]  # width, height
+    original_size: list[int]  # height, width
+    crop_top_left: list[int]  # y, x
+    cut_off: float  # share of the area outside the crop
+    enlarged: float  # factor of the resize where it is above 1, else 1
+    measures: dict
+    warnings: list[str]
+    key: str  # of source and recipe, also that of the thumbnail
+    mask_file_name: str | None = None
+    is_new: bool = True  # made by this run
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A picture that cannot be used, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is given: plain values and paths."""
+
+    path: Path
+    name: str
+    mask: Path | None
+    recipe: Recipe
+    output: Path  # the dataset's folder
+
+    @property
+    def staged(self) -> Path:
+        return self.output / ".preprocess" / "images"
+
+
+def identity(job: Job, sha256: str) -> str:
+    """Names the result of a job: same bytes, same mask, same recipe, same name of the file."""
+    mask = sha256_of(job.mask) if job.mask else ""
+    text = "\0".join([sha256, mask, job.recipe.digest(), Path(job.name).stem])
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
+    """What an earlier run knows of this picture where its bytes, the recipe and its crops are still the same; or anew.
+
+    Raises:
+        OSError: the disk is full or not writable. What is wrong with the picture comes back as Refused.
+    """
+    if error := unreadable(job.path) or unreadable(job.mask):
+        return Refused(job.name, error)
+    sha256 = sha256_of(job.path)
+    key = identity(job, sha256)
+    shelf = Shelf(job.output / ".preprocess" / "pictures")
+    known = [Prepared(**crop) for crop in shelf.get(key) or ()]
+    if known and all(crop_is_whole(job, crop) for crop in known):
+        return [dataclasses.replace(crop, source=job.name, is_new=False) for crop in known]
+    result = prepare_picture(job, sha256, key)
+    if not isinstance(result, Refused):
+        shelf.put(key, [dataclasses.asdict(crop) for crop in result])
+    return result
+
+
+def crop_is_whole(job: Job, crop: Prepared) -> bool:
+    def size(name: str) -> int | None:
+        for path in (job.output / name, job.staged / Path(name).name):
+            if path.is_file():
+                return path.stat().st_size
+        return None
+
+    return size(crop.file_name) == crop.bytes and (not crop.mask_file_name or size(crop.mask_file_name) is not None)
+
+
+def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused:
+    """Decodes, crops, measures and writes one picture; nothing is left half written."""
+    notes: list[str] = []
+    try:
+        image, mask = load(job, notes)
+        bucket = job.recipe.sizing.bucket_of(image.size)
+    except ValueError as error:
+        return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
+    enlarged = max(bucket[0] / image.width, bucket[1] / image.height, 1.0)
+    if enlarged > 1:
+        notes.append(f"enlarged {enlarged:.2f} times, from {image.width}x{image.height} px")
+    name = "-".join(part for part in (slug(job.name), key) if part)
+    small = small_copy(image)
+    common = {
+        "source": job.name,
+        "sha256": sha256,
+        "key": key,
+        "bucket": list(bucket),
+        "enlarged": round(enlarged, 3),
+        "measures": measure(small),
+        "warnings": notes,
+    }
+    write_thumbnail(job.output / ".preprocess" / "thumbnails", small, key)
+    crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
+    return [
+        write_crop(job, crop, f"{name}-{i}" if i else name, common | {"crop_index": i}) for i, crop in enumerate(crops)
+    ]
+
+
+def load(job: Job, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """The picture upright in RGB and its mask; what was odd about it goes to `notes`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stored = open_image(job.path, job.recipe.max_megapixels)
+        if frame_count(stored) > 1:
+            notes.append(f"{frame_count(stored)} frames; the first is used")
+        image = upright_rgb(stored, job.recipe.background)
+        mask = foreground_mask(image) if job.recipe.masks == "remover" else mask_of(job, stored)
+    notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (ImageWarning, UserWarning)))
+    if mask and mask.size != image.size:
+        raise ValueError(f"its mask {job.mask} has {mask.size} px, it must have {image.size} like the picture")
+    return image, mask
+
+
+def mask_of(job: Job, stored: Image.Image) -> Image.Image | None:
+    """Mode L, white where the picture counts; None where no masks are asked for."""
+    if job.recipe.masks == "none":
+        return None
+    if job.recipe.masks == "folder" and job.mask:
+        return upright_rgb(open_image(job.mask, job.recipe.max_megapixels)).convert("L")
+    if job.recipe.masks == "alpha" and stored.has_transparency_data:
+        return turned_by_exif(stored).convert("RGBA").getchannel("A")
+    return Image.new("L", upright_size(stored), 255)  # a picture without one counts everywhere
+
+
+def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha256: str) -> list[tuple[float, float]]:
+    if recipe.crop == "attention":
+        return [attention_position(image, bucket)]
+    if recipe.crop == "random":
+        return random_positions(recipe.seed, sha256, recipe.crops_per_picture)
+    return [(0.5, 0.5)]
+
+
+def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
+    suffix, kind, options = ENCODERS[job.recipe.image_format]
+    size = write_image(job.staged / (name + suffix), crop.image, kind, options)
+    if crop.mask is not None:
+        write_image(job.staged / f"{name}-mask.png", crop.mask, "PNG", {"compress_level": 6})
+    return Prepared(
+        file_name=f"images/{name}{suffix}",
+        bytes=size,
+        original_size=list(crop.original_size),
+        crop_top_left=list(crop.crop_top_left),
+        cut_off=round(crop.cut_off, 4),
+        mask_file_name=None if crop.mask is None else f"images/{name}-mask.png",
+        **facts,
+    )

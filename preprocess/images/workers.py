@@ -1,0 +1,69 @@
+"""Every picture through prepared_or_refused, in worker processes."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from preprocess.images.prepare import Job, Prepared, Refused, prepared_or_refused
+from sdxl_lora.errors import DataError
+
+Result = list[Prepared] | Refused
+
+
+def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
+    """What became of each picture, by its name.
+
+    Args:
+        num_workers: processes that decode and write; 0 for this one alone.
+    Raises:
+        DataError: a worker was killed; names the pictures at work.
+        OSError: the disk.
+    """
+    results = run_in_pool(jobs, num_workers) if num_workers and len(jobs) > 1 else map(prepared_or_refused, jobs)
+    names = (job.name for job in jobs)
+    return dict(zip(names, tqdm(results, total=len(jobs), desc="pictures", unit="img"), strict=True))
+
+
+def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
+    """Results in the order of the jobs; so few jobs wait at once that memory does not grow with their number."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    waiting = iter(jobs)
+    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=leave_ctrl_c_to_parent)
+    try:
+        at_work = deque(pool.submit(prepare_under_name, job) for job in islice(waiting, 4 * num_workers))
+        while at_work:
+            yield at_work.popleft().result()
+            at_work.extend(pool.submit(prepare_under_name, job) for job in islice(waiting, 1))
+    except BrokenProcessPool:
+        names = ", ".join(sorted(note.read_text(encoding="utf-8") for note in under_way(jobs[0]).glob("*")))
+        raise DataError(
+            f"a worker process was killed, for lack of memory as a rule, while it prepared {names or 'a picture'}: "
+            "start again with --num_workers 1; what is done is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures at work, not for those in line
+
+
+def leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def prepare_under_name(job: Job) -> Result:
+    """Leaves the picture's name on the disk while it is at work: a killed worker cannot say any more what it did."""
+    note = under_way(job) / str(os.getpid())
+    note.write_text(job.name, encoding="utf-8")
+    result = prepared_or_refused(job)
+    note.unlink()
+    return result
+
+
+def under_way(job: Job) -> Path:
+    return job.output / ".preprocess" / "under_way"

@@ -1,0 +1,1 @@
+"""Many processes and jobs at once, and what they have done so far."""

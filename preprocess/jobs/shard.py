@@ -1,0 +1,66 @@
+"""One of many jobs that prepare a dataset at once, each a part of the pictures, on machines that share its folder.
+
+What a job has done lies on the shelves of .preprocess, whole or not at all; a run for all parts finds it there. Between
+jobs nothing is locked but each part itself, see sdxl_lora/run/lock.py.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from preprocess.jobs.processes import Team
+from preprocess.jobs.state import check_free
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.lock import Hold
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Number `number` of `jobs`, from 1."""
+
+    number: int
+    jobs: int
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Part | None":
+        return cls(*map(int, text.split("/"))) if text else None
+
+    def share(self, items: list[Item]) -> list[Item]:
+        return items[self.number - 1 :: self.jobs]
+
+
+@contextlib.contextmanager
+def held(output: Path, part: Part, team: Team) -> Iterator[None]:
+    """The part for this job alone; its first process holds it for all of them.
+
+    Raises:
+        ConfigError: another job has it, or a run for all parts is at work.
+    """
+    folder = output / ".preprocess" / "parts" / f"{part.number}-of-{part.jobs}"
+    if team.rank > 0:
+        team.wait()
+        yield
+        return
+    for needed in (folder, output / ".preprocess" / "images", output / ".preprocess" / "under_way"):
+        needed.mkdir(parents=True, exist_ok=True)
+    check_free(output)
+    hold = Hold(folder)
+    try:
+        team.wait()
+        yield
+    finally:
+        hold.release()
+
+
+def check_all_done(output: Path) -> None:
+    """Raises ConfigError where a job is still at work on its part."""
+    for folder in sorted((output / ".preprocess" / "parts").glob("*-of-*")):
+        try:
+            Hold(folder).release()
+        except ConfigError:
+            name = folder.name.replace("-of-", "/")
+            raise ConfigError(f"a job is still at work on part {name} of {output}: wait for it, or end it") from None

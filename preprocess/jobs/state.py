@@ -1,0 +1,169 @@
+"""What one run leaves for the next, in the dataset's hidden folder .preprocess: no run does twice what another did.
+
+    images/         crops that are finished and not yet published
+    pictures/       what is known of each picture's crops, by the identity of its bytes and the recipe
+    captions/       the captioner's words, by crop and captioner
+    removed.jsonl   rows whose pictures left the source folder, kept for the captions in them
+    written.json    what earlier runs wrote into metadata.jsonl: any other text there is a person's
+    lock, pid       of the run at work
+
+Hidden folders are not read by datasets.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from preprocess.jobs.processes import Team
+from sdxl_lora.errors import ConfigError, DiskError
+
+
+class Shelf:
+    """Small JSON records by key, one file each, so that any number of processes can read and add to them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> Any | None:
+        """The record, or None where there is none or the machine went down while it was written."""
+        try:
+            return json.loads((self.folder / f"{key}.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def put(self, key: str, value: Any) -> None:
+        write_whole(self.folder / f"{key}.json", json.dumps(value, ensure_ascii=False), sync=False)
+
+    def keep_only(self, keys: set[str]) -> None:
+        for file in self.folder.iterdir():
+            if file.stem not in keys:
+                file.unlink()
+
+
+Texts = list[tuple[str, str | None]]  # source, and the text that we wrote; None for a text of a person, or no row
+
+
+class Written:
+    """Which texts of metadata.jsonl are ours, and which sources a finished run has put there."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "written.json"
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            content = {}
+        self.published: dict[str, list[str]] = content.get("published", {})
+        self.pending: dict[str, list[str]] = content.get("pending", {})
+        self.old_files: set[str] = set(content.get("old_files", []))  # image files to go once the new rows stand
+
+    def is_ours(self, source: str, text: str) -> bool:
+        return text_digest(text) in [*self.published.get(source, []), *self.pending.get(source, [])]
+
+    def announce(self, texts: Texts, old_files: set[str]) -> None:
+        """Before the rows are published: a kill in between leaves old rows or new ones, and both are known as ours."""
+        self.pending, self.old_files = digests_of(texts), self.old_files | old_files
+        self.save()
+
+    def confirm(self, texts: Texts) -> None:
+        self.published, self.pending, self.old_files = digests_of(texts), {}, set()
+        self.save()
+
+    def save(self) -> None:
+        content = {"published": self.published, "pending": self.pending}
+        write_whole(self.path, json.dumps({**content, "old_files": sorted(self.old_files)}))
+
+
+def digests_of(texts: Texts) -> dict[str, list[str]]:
+    digests: dict[str, list[str]] = {}
+    for source, text in texts:
+        digests.setdefault(source, []).extend([] if text is None else [text_digest(text)])
+    return digests
+
+
+def text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def jsonl(rows: Iterable[dict]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = True) -> None:
+    """The file with this content, or as it was: written beside it, flushed to the disk, renamed.
+
+    Args:
+        content: all of it, or the pieces of a text in order, so that a long one is never in memory as a whole.
+        sync: False where it does not matter that the file may be empty after a power cut.
+    Raises:
+        DiskError: the disk is full or refuses.
+    """
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")  # others may write it too
+    pieces = [content] if isinstance(content, str | bytes) else content
+    size = 0
+    try:
+        with part.open("wb") as file:
+            for piece in pieces:
+                data = piece.encode() if isinstance(piece, str) else piece
+                size += len(data)
+                file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise DiskError(
+            f"cannot write {path} ({size / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "
+            "What is done is kept, and the same command goes on from there"
+        ) from None
+
+
+@contextlib.contextmanager
+def locked(output: Path, team: Team) -> Iterator[None]:
+    """The dataset's folder for this run alone; its first process holds the lock for all of them.
+
+    Raises:
+        ConfigError: another run is at work in this dataset; names its process.
+    """
+    folder = output / ".preprocess"
+    if team.rank > 0:
+        team.wait()
+        yield
+        return
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "under_way", ignore_errors=True)
+    (folder / "under_way").mkdir()
+    pid_file, lock = folder / "pid", acquired(output)
+    try:
+        pid_file.write_text(str(os.getpid()))
+        team.wait()
+        yield
+    finally:
+        pid_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def acquired(output: Path) -> FileLock:
+    """The lock of a dataset's folder; ConfigError where another run has it."""
+    lock, pid_file = FileLock(output / ".preprocess" / "lock", timeout=0), output / ".preprocess" / "pid"
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = pid_file.read_text() if pid_file.exists() else "unknown"
+        raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
+    return lock
+
+
+def check_free(output: Path) -> None:
+    """Raises ConfigError where a run is at work in this dataset."""
+    acquired(output).release()

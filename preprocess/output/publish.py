@@ -1,0 +1,52 @@
+"""Finished crops and rows -> the dataset's folder, such that a kill at any point leaves the old one or the new one.
+
+Image files carry their content in their name, so new ones never touch those that old rows speak of:
+images come first, then metadata.jsonl is exchanged by one rename, and only then do images go that no row names.
+A first dataset has no old rows to protect: there metadata.jsonl comes first, so that images without captions never
+stand where datasets would take them for a dataset.
+"""
+
+import os
+from pathlib import Path
+
+from preprocess.jobs.state import jsonl, write_whole
+
+
+def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -> None:
+    """
+    Args:
+        staged: folder of new image files, by the names that rows give them.
+        rows: the lines of metadata.jsonl.
+        old_files: what earlier rows named; of it goes what no new row names.
+    """
+    images, metadata = output / "images", output / "metadata.jsonl"
+    named = {name for row in rows for name in (row["file_name"], row.get("mask_file_name")) if name}
+    if images.exists():
+        for name in sorted(named):
+            new = staged / Path(name).name
+            if new.exists():
+                os.replace(new, output / name)
+        sync_folder(images)
+        write_whole(metadata, jsonl(rows))
+    else:
+        for file in staged.iterdir():
+            if f"images/{file.name}" not in named:
+                file.unlink()
+        write_whole(metadata, jsonl(rows))
+        os.rename(staged, images)
+    sync_folder(output)
+    for name in sorted(old_files - named):
+        if Path(name).parent.as_posix() == "images":
+            (output / name).unlink(missing_ok=True)
+    for leftover in staged.glob("*"):
+        leftover.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's renames on the disk; Windows does so by itself and cannot open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

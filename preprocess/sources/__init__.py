@@ -1,0 +1,1 @@
+"""What lies in a folder: pictures, captions, masks, earlier runs."""

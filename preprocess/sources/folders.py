@@ -1,0 +1,77 @@
+"""Where a run reads and where it writes: the checks that come before any work."""
+
+import itertools
+from pathlib import Path
+
+from preprocess.sources.find import Found, find_pictures
+from sdxl_lora.errors import ConfigError, DataError
+
+
+def check_folders(sources: list[Path], output: Path) -> None:
+    """
+    Raises:
+        ConfigError: the output would lie among the sources, or is no folder of ours.
+    """
+    out = output.resolve()
+    for folder in sources:
+        if out == folder.resolve() or folder.resolve() in out.parents:
+            raise ConfigError(
+                f"output_dir {output} lies in {folder} and would overwrite source images: choose a folder outside"
+            )
+        if out in folder.resolve().parents:
+            raise ConfigError(f"{folder} lies in output_dir {output}: choose another output_dir")
+    for first, second in itertools.permutations(sources, 2):
+        if first.resolve() in [second.resolve(), *second.resolve().parents]:
+            raise ConfigError(f"{second} lies in {first}: pictures would be of the concept and of its class at once")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output_dir {output} is a file, it must be a folder")
+    ours = (output / ".preprocess").exists() or (output / "metadata.jsonl").exists()
+    if not ours and (output / "images").exists():
+        raise ConfigError(f"{output / 'images'} was not written by preprocess: choose an empty output_dir")
+
+
+def find_all(input_dir: Path, class_images: Path | None = None, masks: bool = False) -> Found:
+    """The pictures of a run; those for prior preservation under names of their own, class_images/...
+
+    Raises:
+        ConfigError: a folder that is not there.
+        DataError: captions that cannot be read, or no picture at all.
+    """
+    found = find_pictures(input_dir, masks)
+    if not found.sources:
+        raise DataError(no_usable(input_dir, found.left_out))
+    if class_images is None:
+        return found
+    others = find_pictures(class_images, masks)
+    if not others.sources:
+        raise DataError(no_usable(class_images, others.left_out))
+    for source in others.sources:
+        source.is_class_image, source.name = True, f"class_images/{source.name}"
+    found.sources += others.sources
+    found.left_out |= {f"class_images/{name}": reason for name, reason in others.left_out.items()}
+    found.warnings |= {f"class_images/{name}": messages for name, messages in others.warnings.items()}
+    found.other_files += [f"class_images/{name}" for name in others.other_files]
+    return found
+
+
+def no_usable(folder: Path | str, reasons: dict[str, str]) -> str:
+    """no usable images in raw: 12 found, 12 rejected (7 truncated, 5 too small)"""
+    counts: dict[str, int] = {}
+    for reason in reasons.values():
+        kind = kind_of(reason)
+        counts[kind] = counts.get(kind, 0) + 1
+    parts = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"no usable images in {folder}: {len(reasons)} found, {len(reasons)} rejected" + (
+        f" ({parts})" if parts else ""
+    )
+
+
+def kind_of(reason: str) -> str:
+    """A reason in two words, for counting."""
+    if "smaller than" in reason:
+        return "too small"
+    if "exceeds the limit" in reason:
+        return "too large"
+    known = ("empty file", "not an image", "truncated", "damaged", "unsupported format", "a directory", "a hidden")
+    known += ("dangling link", "cannot be read", "the captioner")
+    return next((kind for kind in known if reason.startswith(kind)), "other")

@@ -1,0 +1,63 @@
+"""What earlier runs and the person's editing have left in metadata.jsonl."""
+
+from pathlib import Path
+
+from preprocess.jobs.state import Written
+from preprocess.sources.find import read_jsonl
+from sdxl_lora.errors import ConfigError
+
+OUR_COLUMNS = {
+    "file_name", "mask_file_name", "text", "original_size", "crop_top_left", "source", "sha256", "is_class_image",
+}  # fmt: skip
+
+
+class Memory:
+    """
+    Raises:
+        DataError: metadata.jsonl has a line that is not JSON.
+        ConfigError: it is not ours.
+    """
+
+    def __init__(self, output: Path):
+        self.written = Written(output / ".preprocess")
+        removed, path = output / ".preprocess" / "removed.jsonl", output / "metadata.jsonl"
+        self.removed = read_jsonl(removed) if removed.exists() else []
+        self.exists = path.exists()
+        self.rows = read_jsonl(path) if self.exists else []
+        for number, row in enumerate(self.rows, start=1):
+            if not all(isinstance(row.get(key), str) for key in ("file_name", "text", "source", "sha256")):
+                raise ConfigError(
+                    f"{path}: row {number} lacks one of file_name, text, source, sha256; preprocess did not write it: "
+                    "choose another output_dir"
+                )
+        self.by_source: dict[str, list[dict]] = {}
+        self.by_content: dict[str, list[dict]] = {}
+        for row in [*self.removed, *self.rows]:
+            self.by_content.setdefault(row["sha256"], []).append(row)
+        for row in self.rows:
+            self.by_source.setdefault(row["source"], []).append(row)
+
+    def files(self) -> set[str]:
+        """Every image file that the rows name."""
+        return {row[key] for row in self.rows for key in ("file_name", "mask_file_name") if row.get(key)}
+
+    def deleted_by_hand(self, source: str) -> bool:
+        """A finished run wrote rows for this picture, and a person took them out of metadata.jsonl."""
+        return self.exists and source in self.written.published and source not in self.by_source
+
+    def row_of(self, source: str, sha256: str, number: int) -> dict | None:
+        """The earlier row of a crop: that of its source, else of an equal picture under another name."""
+        rows = self.by_source.get(source) or self.by_content.get(sha256, [])
+        return rows[number] if number < len(rows) else None
+
+    def edited_text(self, source: str, sha256: str, number: int) -> str | None:
+        """The text that a person gave a crop in metadata.jsonl; None where it is as we wrote it."""
+        row = self.row_of(source, sha256, number)
+        return row["text"] if row and not self.is_ours(row) else None
+
+    def is_ours(self, row: dict) -> bool:
+        return self.written.is_ours(row["source"], row["text"])
+
+    def extra_columns(self) -> list[str]:
+        """Columns that a person added, in their order."""
+        return list(dict.fromkeys(key for row in self.rows for key in row if key not in OUR_COLUMNS))

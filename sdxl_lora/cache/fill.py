@@ -1,0 +1,108 @@
+"""VAE moments and text embeddings on disk, filled once before training and read in every step.
+
+A record is one safetensors file whose name is a key over all that it depends on: the picture's bytes, sizes and
+mirroring, or the caption; the encoder's weights and precision. So a changed caption or picture redoes only itself, and
+runs can share a folder. Loads the encoders and frees them. Knows no UNet.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from sdxl_lora.cache.latents import LatentCache
+from sdxl_lora.cache.records import Workers
+from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
+from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
+from sdxl_lora.models.loading import Base, load_text_encoders, load_tokenizers, load_vae, part_files
+from sdxl_lora.performance.device_memory import free_memory
+
+
+def fill_caches(
+    folder: Path,
+    base: Base,
+    pictures: TrainingPictures,
+    prompts: Iterable[str],
+    flips: Iterable[bool],
+    device: torch.device,
+    text_dtype: torch.dtype,
+    num_workers: int = 0,
+    workers: Workers | None = None,
+    captions: Iterable[str] | None = None,
+    chunks: int = 1,
+    latents_live: bool = False,
+    encode_live: bool = False,
+    read_live: Iterable[str] = (),
+    memo: Memo = NO_MEMO,
+) -> tuple[LatentCache, TextCache]:
+    """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
+
+    Args:
+        captions: all that will be read beside `prompts`; None for the examples' as they are written.
+        latents_live: the VAE stays, and latents are not kept.
+        encode_live: the text encoders stay, for captions that are not among these.
+        read_live: some that will be read so; too long ones are warned of like the others.
+        memo: knows the keys of unchanged weights, so that a start that misses no record loads no encoder.
+    """
+    workers, flips = workers or Workers(), list(flips)
+    vae = Once(lambda: load_vae(base).to(device))
+    facts = [*map(file_facts, part_files(base, "vae"))]
+    live_vae = vae()[0] if latents_live else None
+    latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
+    if not latents_live and latents.missing(flips, workers):
+        latents.fill(vae()[0], flips, num_workers, workers)
+    vae.forget()
+
+    tokenizers = load_tokenizers(base)
+    encoders = Once(lambda: [encoder.to(device) for encoder in load_text_encoders(base, text_dtype)])
+    facts = [*map(file_facts, part_files(base, "text_encoder") + part_files(base, "text_encoder_2"))]
+    encoders_key = known_key(memo, f"text encoders in {text_dtype}", facts, encoders)
+    live_parts = (tokenizers, encoders()) if encode_live else None
+    text = TextCache(
+        folder, encoders_key, chunks, live_parts, lambda: (tokenizers, load_text_encoders(base, text_dtype))
+    )
+    if captions is None:
+        captions = [example.caption for example in pictures.examples]
+    wanted = [*captions, *prompts]
+    warn_of_long_prompts([*wanted, *read_live], tokenizers[0], chunks)
+    if text.missing(wanted, workers):
+        text.fill(wanted, tokenizers, encoders(), workers)
+    encoders.forget()
+    return latents, text
+
+
+class Once:
+    """Models that are loaded when they are first asked for, if at all, and then stay until they are forgotten."""
+
+    def __init__(self, load: Callable):
+        self.load, self.models = load, None
+
+    def __call__(self) -> list[torch.nn.Module]:
+        if self.models is None:
+            loaded = self.load()
+            self.models = loaded if isinstance(loaded, list) else [loaded]
+        return self.models
+
+    def forget(self) -> None:
+        self.models = None
+        free_memory()
+
+
+def known_key(memo: Memo, kind: str, files: list, models: Once) -> str:
+    """`weights_key` of models by the facts of their files; where these cannot be told, the models are loaded for it."""
+
+    def make() -> str:
+        return "".join(map(weights_key, models()))
+
+    return memo.recall([kind, *files], make) if files else make()
+
+
+def weights_key(model: torch.nn.Module) -> str:
+    """32 hexadecimal digits over names, types and values of a model's tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

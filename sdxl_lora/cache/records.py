@@ -1,0 +1,86 @@
+"""Cache records: one safetensors file each, whole or not there, with a checksum; and who fills which of them."""
+
+import json
+import mmap
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+
+from sdxl_lora.data.image_dataset import content_key
+from sdxl_lora.errors import DataError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those that fill the cache together.
+
+    should_stop: asked before each record; once it is true the caches stay as far as they are.
+    """
+
+    rank: int = 0
+    world: int = 1
+    should_stop: Callable[[], object] = lambda: False
+
+    def share(self, items: list) -> list:
+        return items[self.rank :: self.world]
+
+
+def workers_of(part: str | None, rank: int, world: int, should_stop: Callable[[], object]) -> Workers:
+    """A process of one job alone, or of part "i/n" among n jobs of as many processes."""
+    number, jobs = map(int, (part or "1/1").split("/"))
+    return Workers((number - 1) * world + rank, jobs * world, should_stop)
+
+
+def record_path(folder: Path, *facts) -> Path:
+    """The record's file, in one of 256 subfolders so that none grows too large to list."""
+    key = content_key(b"", *facts)
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
+    """Whole or not at all, with a checksum: save_file writes under a temporary name and renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {name: tensor.contiguous() for name, tensor in record.items()}
+    checksum = zlib.crc32(data_of(save(record)))
+    save_file(record, path, {"crc32": f"{checksum:08x}"})
+
+
+def data_of(file: bytes | memoryview) -> memoryview:
+    """What stands in a safetensors file behind its header."""
+    return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
+
+
+def is_whole(path: Path) -> bool:
+    """Is a record there in its full length? Looks at its header alone."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            data_begin = file.tell()
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return path.stat().st_size == data_begin + max(ends)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError):
+        return False
+
+
+def read_record(path: Path) -> dict[str, torch.Tensor]:
+    """Memory-mapped, its checksum compared.
+
+    Raises:
+        DataError: the record is not there or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file, open(path, "rb") as raw:
+            checksum = (file.metadata() or {}).get("crc32")
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                if checksum is not None and zlib.crc32(data_of(mapped)) != int(checksum, 16):
+                    raise SafetensorError("its checksum does not fit")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(
+            f"{path} is a damaged cache record ({error}): delete it and run the same command again"
+        ) from None

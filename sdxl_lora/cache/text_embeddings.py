@@ -1,0 +1,77 @@
+"""Text embeddings of prompts on disk."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
+from sdxl_lora.errors import DataError
+from sdxl_lora.models.text_encoders import CHUNK, encode_prompts, token_count
+
+
+class TextCache:
+    """Embeddings of prompts: `prompt_embeds` (77 * chunks, D) and `pooled_embeds` (P,), each prompt stored once.
+
+    With `live_parts`, tokenizers and encoders, prompts that are not stored are encoded when they are read.
+    With `load_parts`, which gives these, a record that turns out to be damaged is made again, on the CPU.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoders_key: str,
+        chunks: int = 1,
+        live_parts: tuple | None = None,
+        load_parts: Callable | None = None,
+    ):
+        self.folder, self.encoders_key, self.chunks = folder / "text", encoders_key, chunks
+        self.live_parts, self.load_parts = live_parts, load_parts
+
+    def path(self, prompt: str) -> Path:
+        more = (self.chunks,) if self.chunks > 1 else ()
+        return record_path(self.folder, prompt, self.encoders_key, *more)
+
+    def read(self, prompt: str) -> dict[str, torch.Tensor]:
+        if self.live_parts and not self.path(prompt).exists():
+            return self.encode(prompt, *self.live_parts)
+        try:
+            return read_record(self.path(prompt))
+        except DataError:
+            if self.load_parts is None:
+                raise
+            warnings.warn(f"{self.path(prompt)} is damaged and is made again", stacklevel=2)
+            write_record(self.path(prompt), self.encode(prompt, *self.load_parts()))
+            return read_record(self.path(prompt))
+
+    def missing(self, prompts: Iterable[str], workers: Workers) -> list[str]:
+        """This process's share of the prompts whose records are not there, or not whole."""
+        return [prompt for prompt in workers.share(sorted(set(prompts))) if not is_whole(self.path(prompt))]
+
+    def encode(self, prompt: str, tokenizers, text_encoders) -> dict[str, torch.Tensor]:
+        """One prompt at a time: in a batch the last bits would depend on what else is in it."""
+        prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders, self.chunks)
+        return {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
+
+    def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
+        """Encode what is missing, each process its share. Returns how many records this process wrote."""
+        missing = self.missing(prompts, workers)
+        for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
+            if workers.should_stop():
+                break
+            write_record(self.path(prompt), self.encode(prompt, tokenizers, text_encoders))
+        return len(missing)
+
+
+def warn_of_long_prompts(prompts: Iterable[str], tokenizer, chunks: int) -> None:
+    counts = {prompt: token_count(prompt, tokenizer) for prompt in set(prompts)}
+    long = [prompt for prompt, count in counts.items() if count > CHUNK * chunks]
+    if long:
+        longest = max(counts.values())
+        warnings.warn(
+            f"{len(long)} prompts are longer than {CHUNK * chunks} tokens and are cut there, like {min(long)[:60]!r}; "
+            f"--max_caption_chunks {-(-longest // CHUNK)} reads them whole",
+            stacklevel=3,
+        )

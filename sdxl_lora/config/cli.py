@@ -1,0 +1,125 @@
+"""Command line and YAML to a config and back, by one parser."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from sdxl_lora.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
+    """The config that a command line asks for; `--config FILE.yaml` may stand anywhere in it, and a flag wins over it.
+
+    The file's entries become flags in front of the others, so one parser checks both.
+
+    Raises:
+        SystemExit: code 2, after a message that names what is unknown or wrong and the nearest thing known;
+            0 after --help.
+    """
+    config_path, flags = split_config_flag(argv)
+    try:
+        file_flags = flags_of_yaml(config_class, config_path) if config_path else []
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    return tyro.cli(
+        config_class,
+        args=[*file_flags, *flags],
+        description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
+        use_underscores=True,
+    )
+
+
+def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The path given as `--config PATH` or `--config=PATH` (the last one counts), and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, others = parser.parse_known_args(argv)
+    return known.config, others
+
+
+def flags_of_yaml(config_class: type, path: Path) -> list[str]:
+    """The entries of a YAML file as command-line flags. Everything stays text: YAML itself reads 1e-4 as a string.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping of scalars and lists (or mappings, where a list of name=value
+            is meant), or unknown keys (all of them at once, each with its line and column and the nearest known name).
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} must hold lines of `name: value`")
+
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    flags, problems, seen = [], [], set()
+    for key, value in root.value:
+        where = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+        name = str(key.value)
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            problems.append(f"{where}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        elif name in seen:
+            problems.append(f"{where}: {name!r} stands here a second time")
+        elif isinstance(value, yaml.MappingNode) and fields[name].type == tuple[str, ...] and is_flat(value):
+            flags += [f"--{name}", *(f"{key.value}={item.value}" for key, item in value.value)]
+        elif name == "datasets" and isinstance(value, yaml.SequenceNode) and all(map(is_flat, value.value)):
+            flags += ["--datasets", *map(entry_text, value.value)]
+        elif not (isinstance(value, yaml.ScalarNode) or (isinstance(value, yaml.SequenceNode) and is_flat(value))):
+            problems.append(f"{where}: {name!r} must be a value or a list of values")
+        elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
+            problems.append(f"{where}: an item of {name!r} begins with a dash, which would read as a flag")
+        else:
+            flags += flags_of_entry(name, value, is_bool=fields[name].type is bool)
+        seen.add(name)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return flags
+
+
+def entry_text(value: yaml.Node) -> str:
+    """An item of `datasets` as a flag has it: a text, or a mapping in one line."""
+    if isinstance(value, yaml.ScalarNode):
+        return value.value
+    value.flow_style = True
+    return yaml.serialize(value, Dumper=yaml.SafeDumper, width=math.inf, allow_unicode=True).strip()
+
+
+def is_flat(value: yaml.Node) -> bool:
+    """Whether a list or a mapping holds nothing but single values; one of these is flat too."""
+    if isinstance(value, yaml.ScalarNode):
+        return True
+    items = (item for _, item in value.value) if isinstance(value, yaml.MappingNode) else value.value
+    return all(isinstance(item, yaml.ScalarNode) for item in items)
+
+
+def flags_of_entry(name: str, value: yaml.Node, is_bool: bool) -> list[str]:
+    if isinstance(value, yaml.SequenceNode):
+        items = [item.value for item in value.value]
+        if len(items) == 1:
+            return [f"--{name}={items[0]}"]
+        return [f"--{name}", *items]
+    if value.tag == "tag:yaml.org,2002:null":
+        return [f"--{name}=None"]
+    if is_bool and value.tag == "tag:yaml.org,2002:bool":
+        return [f"--{name}" if yaml.safe_load(value.value) else f"--no_{name}"]
+    return [f"--{name}={value.value}"]
+
+
+def to_yaml(config: Any) -> str:
+    """The config as text that `--config` reads back to an equal one."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

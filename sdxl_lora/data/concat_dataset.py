@@ -1,0 +1,46 @@
+"""Several datasets as one: their pictures one after the other, each with its dataset's repeats and trigger word."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+
+from sdxl_lora.config.dataset_spec import DatasetEntry, repeats_of
+from sdxl_lora.data.image_dataset import Example, TrainingPictures
+
+
+class JoinedPictures:
+    """What TrainingPictures are, of several of them."""
+
+    def __init__(self, parts: Sequence[TrainingPictures], entries: Sequence[DatasetEntry]):
+        self.parts = list(parts)
+        self.starts = [0, *accumulate(len(part) for part in self.parts)]
+        repeats = repeats_of(entries, [len(part) for part in self.parts])
+        self.examples: list[Example] = [
+            replace(
+                example,
+                caption=with_trigger_word(example.caption, entry.trigger_word),
+                is_class_image=example.is_class_image or entry.is_class_images,
+                repeats=repeat,
+            )
+            for part, entry, repeat in zip(self.parts, entries, repeats, strict=True)
+            for example in part.examples
+        ]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
+        """See TrainingPictures.load."""
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part].load(index - self.starts[part], flip)
+
+
+def with_trigger_word(caption: str, trigger_word: str) -> str:
+    """The caption with the word in front, or as it is where the word is in it."""
+    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger_word}, {caption}" if caption else trigger_word

@@ -1,0 +1,139 @@
+"""Who sees what, when: a pure function of the seed, the epoch, the process and the number of processes.
+
+A step trains on `images_per_step` pictures of one bucket, whatever number of processes and micro-steps share them.
+Each bucket is read as one endless row of shuffled passes, and steps are cut from that row: what does not fill a step
+waits for the next epoch, and after the last epoch a shorter step takes the rest. So every picture is seen once per
+pass, none is lost or repeated, and splitting the work differently changes nothing. Pictures may be passed more or less
+often than once per epoch. Knows no tensors.
+"""
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
+from fractions import Fraction
+
+from sdxl_lora.rng import Turn, keyed_seed
+
+
+class Batches:
+    """The steps of a training, cut from its pictures.
+
+    Args:
+        buckets: for each picture what it must share with the others of a step, e.g. its size; None for a picture that
+            no step is to see.
+        images_per_step: train_batch_size x gradient_accumulation_steps x processes.
+        num_epochs: how often every picture is passed, or None for no end.
+        repeats: how often each picture is passed per epoch, not always a whole number; once, as it stands.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Hashable],
+        images_per_step: int,
+        seed: int,
+        num_epochs: int | None,
+        repeats: Sequence[Fraction | int] | None = None,
+    ):
+        self.images_per_step, self.seed, self.num_epochs = images_per_step, seed, num_epochs
+        self.members: dict[Hashable, dict[Fraction | int, list[int]]] = {}  # by bucket and repeats
+        for example, bucket in enumerate(buckets):
+            if bucket is not None:
+                repeat = 1 if repeats is None else repeats[example]
+                self.members.setdefault(bucket, {}).setdefault(repeat, []).append(example)
+        rows = [(repeat, members) for rows in self.members.values() for repeat, members in rows.items()]
+        self.pictures = sum(len(members) for _, members in rows)
+        self.turns_per_epoch = sum(repeat * len(members) for repeat, members in rows)
+
+    def first_step(self, epoch: int) -> int:
+        """Steps before `epoch`. Of a bucket of n pictures epoch e ends with step floor((e + 1) n / images_per_step)."""
+        steps = sum(self._turns_before(bucket, epoch) // self.images_per_step for bucket in self.members)
+        return steps + (self._leftover_steps() if epoch == self.num_epochs else 0)
+
+    def _leftover_steps(self) -> int:
+        return sum(self._turns_before(bucket, self.num_epochs) % self.images_per_step > 0 for bucket in self.members)
+
+    def _turns_before(self, bucket: Hashable, epoch: int) -> int:
+        return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
+
+    def _row_before(self, bucket: Hashable, repeat: Fraction | int, epoch: int) -> int:
+        """How many turns of one bucket's pictures of one number of repeats come before `epoch`.
+
+        What is left of a number that is not whole waits for a later epoch; where it begins is drawn for each bucket,
+        else small buckets would all come late.
+        """
+        begin = 0 if repeat == int(repeat) else Fraction(keyed_seed(self.seed, "repeats", bucket, repeat), 2**63)
+        return math.floor(epoch * repeat * len(self.members[bucket][repeat]) + begin)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that step `step` belongs to, which is also the number of epochs that are over before it."""
+        epoch = int(step * self.images_per_step // self.turns_per_epoch)
+        if self.num_epochs is not None:
+            epoch = min(epoch, self.num_epochs)
+        while epoch and self.first_step(epoch) > step:
+            epoch -= 1
+        while epoch != self.num_epochs and self.first_step(epoch + 1) <= step:
+            epoch += 1
+        return epoch
+
+    def passes(self, step: int) -> float:
+        """How many epochs the pictures of the steps before `step` are."""
+        passes = float(step * self.images_per_step / self.turns_per_epoch)
+        return round(min(passes, self.num_epochs or passes), 3)
+
+    def epoch(self, epoch: int) -> list[list[Turn]]:
+        """The steps of one epoch, each a list of at most `images_per_step` turns of one bucket."""
+        size, last = self.images_per_step, epoch + 1 == self.num_epochs
+        steps = []
+        for bucket in self.members:
+            begin = self._turns_before(bucket, epoch) // size * size
+            end = self._turns_before(bucket, epoch + 1)
+            row = self._turns(bucket, begin, end if last else end // size * size, epoch)
+            steps += [row[i : i + size] for i in range(0, len(row), size)]
+        random.Random(keyed_seed(self.seed, "steps", epoch)).shuffle(steps)
+        return steps
+
+    def _turns(self, bucket: Hashable, begin: int, end: int, epoch: int) -> list[Turn]:
+        """Places `begin` to `end` of a bucket's endless row; `begin` lies in `epoch` or an earlier one."""
+        epoch = bisect_right(range(epoch + 1), begin, key=lambda e: self._turns_before(bucket, e)) - 1
+        turns, skipped = [], self._turns_before(bucket, epoch)
+        while skipped + len(turns) < end:
+            turns += self._turns_of_epoch(bucket, epoch)
+            epoch += 1
+        return turns[begin - skipped : end - skipped]
+
+    def _turns_of_epoch(self, bucket: Hashable, epoch: int) -> list[Turn]:
+        """An epoch of a bucket: whole shuffled passes, or parts of them; those of different repeats mixed."""
+        turns = []
+        for repeat, members in self.members[bucket].items():
+            begin, end = (self._row_before(bucket, repeat, e) for e in (epoch, epoch + 1))
+            for number in range(begin // len(members), -(-end // len(members))):
+                first = number * len(members)
+                places = slice(max(begin - first, 0), end - first)
+                turns += [Turn(example, number) for example in self._shuffled(bucket, repeat, number)[places]]
+        if len(self.members[bucket]) > 1:
+            random.Random(keyed_seed(self.seed, "mix", bucket, epoch)).shuffle(turns)
+        return turns
+
+    def _shuffled(self, bucket: Hashable, repeat: Fraction | int, number: int) -> list[int]:
+        """Pass `number` over a bucket's pictures of so many repeats."""
+        order = list(self.members[bucket][repeat])
+        key = (bucket, number) if repeat == 1 else (bucket, repeat, number)
+        random.Random(keyed_seed(self.seed, "order", *key)).shuffle(order)
+        return order
+
+    def from_step(self, first: int) -> Iterator[tuple[int, list[Turn]]]:
+        """(epoch, turns) of step `first` and every later one."""
+        epoch = self.epoch_of(first)
+        skip = first - self.first_step(epoch)
+        while epoch != self.num_epochs:
+            for turns in self.epoch(epoch)[skip:]:
+                yield epoch, turns
+            epoch, skip = epoch + 1, 0
+
+
+def share(turns: Sequence[Turn], rank: int, world: int, micro_steps: int) -> list[list[Turn]]:
+    """What process `rank` of `world` does of a step: its micro-batches, as even as can be, empty where too few."""
+    parts = world * micro_steps
+    bounds = [len(turns) * i // parts for i in range(parts + 1)]
+    return [list(turns[bounds[i] : bounds[i + 1]]) for i in range(rank, parts, world)]

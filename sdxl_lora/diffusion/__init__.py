@@ -1,0 +1,1 @@
+"""The objective: noise, timesteps, losses."""

@@ -1,0 +1,83 @@
+"""What chance gives a picture in one of its turns: timestep, noise, VAE draw, flip.
+
+A pure function of (seed, epoch, example), drawn on the CPU in float32: resuming, another batch size or another number
+of processes never changes it. Each kind of draw has a stream of its own, so that adding one leaves the others alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity
+from sdxl_lora.rng import Turn, generator
+
+
+@dataclass(frozen=True)
+class NoiseShape:
+    """What is done to standard normal noise, in this order; nothing, as it stands.
+
+    offset: strength of one normal number per channel, added everywhere.
+    pyramid_levels, pyramid_discount: coarser noises to add, and the strength of each relative to the one before.
+    input_perturbation: strength of more noise, in what the UNet sees and not in what it should predict.
+    """
+
+    offset: float = 0.0
+    pyramid_levels: int = 0
+    pyramid_discount: float = 0.3
+    input_perturbation: float = 0.0
+
+
+PLAIN_NOISE = NoiseShape()
+
+
+def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], form: NoiseShape = PLAIN_NOISE) -> torch.Tensor:
+    """Noise (C, h, w) for the latents: standard normal but for `form`."""
+    noise = torch.randn(shape, generator=generator(seed, "noise", turn))
+    if form.pyramid_levels:
+        noise = pyramid_noise(noise, form.pyramid_levels, form.pyramid_discount, generator(seed, "pyramid", turn))
+    if form.offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+        noise = noise + form.offset * torch.randn((shape[0], 1, 1), generator=generator(seed, "noise_offset", turn))
+    return noise
+
+
+def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, chance: torch.Generator) -> torch.Tensor:
+    """Noise with more of the low frequencies (multi-resolution noise): every value is standard normal as before.
+
+    Level i is drawn at 1 / 2^i of the size, each value filling a square, and added with strength discount^i. The sum
+    is scaled back to variance 1. Levels end where one is a single value.
+    """
+    channels, height, width = noise.shape
+    variance = 1.0
+    for level in range(1, levels + 1):
+        side = 2**level
+        coarse = torch.randn((channels, -(-height // side), -(-width // side)), generator=chance)
+        fine = coarse.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
+        noise = noise + discount**level * fine
+        variance += discount ** (2 * level)
+        if coarse[0].numel() == 1:
+            break
+    return noise / variance**0.5
+
+
+def draw_input_noise(seed: int, turn: Turn, noise: torch.Tensor, strength: float) -> torch.Tensor:
+    """The noise that the UNet sees where `noise` is what it should predict (arXiv:2301.11706)."""
+    return noise + strength * torch.randn(noise.shape, generator=generator(seed, "input_perturbation", turn))
+
+
+def draw_timestep(seed: int, turn: Turn, num_train_timesteps: int, density: TimestepDensity = UNIFORM) -> int:
+    """A timestep in [0, num_train_timesteps), of the given density."""
+    interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", turn)).item()
+    if density == UNIFORM:
+        return interval
+    place = torch.rand((), dtype=torch.float64, generator=generator(seed, "timestep_place", turn)).item()
+    return density.timestep((interval + place) / num_train_timesteps, num_train_timesteps)
+
+
+def draw_latents(seed: int, turn: Turn, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """A draw from the VAE's posterior N(mean, std^2)."""
+    return mean + std * torch.randn(mean.shape, generator=generator(seed, "posterior", turn))
+
+
+def draw_flip(seed: int, turn: Turn) -> bool:
+    """Mirrored in this turn? One in two."""
+    return bool(torch.randint(2, (), generator=generator(seed, "flip", turn)))

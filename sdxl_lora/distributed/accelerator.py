@@ -1,0 +1,87 @@
+"""The Accelerator of a run, its arithmetic, and what DDP sends."""
+
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration, gather_object
+
+from sdxl_lora.distributed.rendezvous import INIT_METHOD
+from sdxl_lora.errors import ConfigError
+
+
+def make_accelerator(
+    mixed_precision: str, micro_steps: int, report_to: str, run_dir: str, logging_dir: str, timeout_seconds: int = 1800
+) -> Accelerator:
+    """The Accelerator of a run, its precision and accumulation ours whatever the launcher's config says.
+
+    Raises:
+        ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
+    """
+    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(report_to, [report_to])
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=micro_steps,
+            log_with=trackers,
+            project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging_dir)),
+            # The frozen base has no buffers that change; a view saves a copy of the gradients; every step has the same
+            # graph, but torch 2.13 fails an assertion where such a DDP begins with a micro-step that sends nothing.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=micro_steps == 1
+                ),
+                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=timeout_seconds)),
+            ],
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision {mixed_precision} cannot be used here: {error}") from error
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision fp16 cannot be used here: it needs a GPU; without one use no or bf16")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but each would train alone: there is no GPU for them. "
+            "Launch one process, or set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
+    """Before `prepare`: let DDP pass over the frozen base, which it would send to all at the start (5 GB for SDXL).
+
+    Raises:
+        ConfigError: the processes have not read the same base.
+    """
+    if accelerator.num_processes == 1:
+        return
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen |= dict(model.named_buffers())
+    sums = [(name, tuple(tensor.shape), sum_of_bytes(tensor)) for name, tensor in frozen.items()]
+    of_all = gather_object([hashlib.sha256(str(sums).encode()).hexdigest()])
+    if len(set(of_all)) > 1:
+        odd = [rank for rank, of_rank in enumerate(of_all) if of_rank != of_all[0]]
+        raise ConfigError(f"ranks {odd} have read another base than rank 0: give every machine the same files")
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
+
+
+def sum_of_bytes(tensor: torch.Tensor) -> int:
+    """Exact and in any order, so that it is the same on every device."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64).item()
+
+
+def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:
+    """TF32 or full float32 products on CUDA, and only kernels that give the same bits each time, on the CPU too.
+
+    To be called before the first product: libraries read their environment then.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else, on Intel's CPUs, bits depend on where operands lie
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,1 @@
+"""The adapter in the model, and its files."""

@@ -1,0 +1,141 @@
+"""The weights of a base model on disk by canonical module name, read one at a time.
+
+A diffusers folder, or one .safetensors in the original (Stability, CivitAI) layout. Builds no model, knows no LoRA.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from sdxl_lora.io.safetensors import TensorFile
+from sdxl_lora.lora.formats.keys import COMPONENTS, canonical
+from sdxl_lora.lora.formats.reader import Key
+
+ORIGINAL_PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "conditioner.embedders.0.transformer.": "text_encoder",
+    "conditioner.embedders.1.model.": "text_encoder_2",
+}
+OPEN_CLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+# (module, its number and the number of modules that share the tensor's rows)
+Part = tuple[Key, int, int]
+
+
+class BaseWeights:
+    """An open base model.
+
+    files: {path: TensorFile}; parts: {(path, tensor): modules whose weights it holds, in order of its rows}.
+
+    Raises:
+        ValueError: neither a diffusers folder of SDXL nor a single file in the original layout.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.is_folder = self.path.is_dir()
+        self.files: dict[Path, TensorFile] = {}
+        self.parts: dict[tuple[Path, str], list[Part]] = {}
+        if not self.path.exists():
+            raise ValueError(f"{path} is not there: give a diffusers folder or a single .safetensors.")
+        if self.is_folder:
+            for component in COMPONENTS:
+                for file in component_files(self.path / component):
+                    self._open(file, component)
+        else:
+            self._open(self.path, None)
+        self.places = {part[0]: (*place, *part[1:]) for place, parts in self.parts.items() for part in parts}
+        if not any(component == "unet" for component, _ in self.places):
+            self.close()
+            raise ValueError(
+                f"{path} is not an SDXL base model: give a diffusers folder, or a single .safetensors with "
+                "model.diffusion_model. and conditioner.embedders. in its names."
+            )
+
+    def _open(self, path: Path, component: str | None) -> None:
+        self.files[path] = TensorFile(path)
+        for name in self.files[path].shapes:
+            if parts := modules_of_tensor(component, name):
+                self.parts[path, name] = parts
+
+    def weight(self, key: Key) -> Tensor:
+        """The weight of one module, in the file's dtype.
+
+        Raises:
+            ValueError: the base has no such module.
+        """
+        if key not in self.places:
+            raise ValueError(f"{self.path} has no {key[0]} module {key[1]}: the LoRA is for another base.")
+        path, name, i, count = self.places[key]
+        return self.files[path].read(name).chunk(count)[i]
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def __enter__(self) -> "BaseWeights":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The .safetensors of one part of a diffusers folder: whole, in shards, or where only that is there, a variant.
+
+    Raises:
+        ValueError: there are none.
+    """
+    whole = [folder / name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    for found in (
+        [path for path in whole if path.is_file()],
+        sorted(folder.glob("*-of-*.safetensors")),
+        sorted(folder.glob("*.fp16.safetensors")),
+    ):
+        if found:
+            return found
+    raise ValueError(f"{folder} holds no .safetensors weights; pickles (.bin) are not read.")
+
+
+def base_sha256(path: str | Path) -> str:
+    """SHA-256 of a single file, or of a diffusers folder's UNet weights (its shards one after the other).
+
+    A file of the Hub's cache is named by its hash already, which saves reading gigabytes. "" for what is not local.
+    """
+    path = Path(path)
+    if not path.exists():
+        return ""
+    files = component_files(path / "unet") if path.is_dir() else [path]
+    if len(files) == 1 and re.fullmatch(r"[0-9a-f]{64}", files[0].resolve().name):
+        return files[0].resolve().name
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def modules_of_tensor(component: str | None, name: str) -> list[Part]:
+    """The modules whose weights a tensor holds: one, none, or three for OpenCLIP's joined q, k, v.
+
+    Args:
+        component: the part of a diffusers folder, or None in a single file, whose names say it.
+    """
+    if component is None:
+        prefix = next((prefix for prefix in ORIGINAL_PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return []
+        component, name = ORIGINAL_PREFIXES[prefix], name.removeprefix(prefix)
+    if found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)weight", name):
+        layer = f"text_model.encoder.layers.{found[1]}"
+        if found[2] == "attn.in_proj":
+            return [((component, f"{layer}.self_attn.{part}_proj"), i, 3) for i, part in enumerate("qkv")]
+        name = f"{layer}.{OPEN_CLIP.get(found[2], found[2])}.weight"
+    if not name.endswith(".weight"):
+        return []
+    try:
+        return [((component, canonical(component, name.removesuffix(".weight"))), 0, 1)]
+    except ValueError:
+        return []  # norms and embeddings, which no LoRA changes

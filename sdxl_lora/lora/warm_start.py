@@ -1,0 +1,135 @@
+"""A LoRA file as the start of a training: which modules it means, and its weights into a model's new adapter."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sdxl_lora.lora.formats.adapter import Adapter
+from sdxl_lora.lora.formats.keys import canonical
+from sdxl_lora.lora.formats.reader import read_lora
+from sdxl_lora.lora.state import adapter_layers, adapter_tensors
+from sdxl_lora.lora.targets import is_unread
+from sdxl_lora.run.checkpoints import file_sha256
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins from; nothing, as it stands.
+
+    adapters: by component and canonical module name.
+    notes: what a person should know: what is taken, left out, or begins anew.
+    sha256: of the file.
+    """
+
+    adapters: dict[str, dict[str, Adapter]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+def read_start(path: str | Path, kind: str, components: Iterable[str]) -> Start:
+    """What a LoRA file (any layout of lora_read.py) has for the components that train.
+
+    Args:
+        kind: of adapter that is to train: lora, dora, loha or lokr.
+    Raises:
+        ValueError: no LoRA for SDXL, another kind of adapter, or nothing for these components.
+    """
+    file = read_lora(path)
+    kinds = {adapter.kind for adapter in file.adapters.values()}
+    if kinds != {kind}:
+        flags = {"lora": "leave out --adapter and --use_dora", "dora": "add --use_dora"}
+        flags |= {name: f"add --adapter {name}" for name in ("loha", "lokr")}
+        advice = flags[kinds.pop()] if len(kinds) == 1 else "make it a LoRA first, python -m sdxl_lora.tools resize"
+        found = " and ".join(sorted({adapter.kind for adapter in file.adapters.values()}))
+        raise ValueError(f"{path} is a {found}, but a {kind} is to train: {advice}.")
+    start: dict[str, dict[str, Adapter]] = {}
+    components = list(components)
+    for (component, name), adapter in file.adapters.items():
+        start.setdefault(component, {})[name] = adapter
+    notes = []
+    for component in components:
+        if component in start:
+            ranks = sorted({adapter.rank or 0 for adapter in start[component].values()})
+            notes.append(f"{component}: {len(start[component])} modules of init_lora, rank {spell(ranks)}")
+        else:
+            notes.append(f"{component}: nothing in init_lora, it begins anew by the settings")
+    if left_out := sorted(set(start) - set(components)):
+        notes.append(
+            f"WARNING: init_lora also holds {' and '.join(left_out)}, which do not train and will be missing in the "
+            "new LoRA: --train_text_encoder takes them along"
+        )
+    start = {component: start[component] for component in components if component in start}
+    if not start:
+        raise ValueError(f"{path} has nothing for {' or '.join(components)}: add --train_text_encoder.")
+    return Start(start, tuple(notes), file_sha256(file.path))
+
+
+def spell(ranks: list[int]) -> str:
+    """0 stands for a LoKr of whole factors, which has none."""
+    words = [str(rank) if rank else "full" for rank in ranks]
+    return words[0] if len(words) == 1 else f"{words[0]} to {words[-1]}"
+
+
+def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> dict[str, tuple[int, float]]:
+    """(rank, alpha) of the model's modules that the adapters are for.
+
+    Raises:
+        ValueError: the model has no such modules.
+    """
+    modules = {}
+    for module, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            try:
+                modules[canonical(component, module)] = module
+            except ValueError:  # outside of what a LoRA file can name
+                continue
+    if missing := [name for name in adapters if name not in modules]:
+        raise ValueError(
+            f"it is a LoRA for another model, SD 1.5 perhaps: this base's {component} has no {missing[0]} "
+            f"(and lacks {len(missing) - 1} others of its modules)."
+        )
+    layers = {}
+    for name, adapter in adapters.items():
+        # PEFT keeps LoKr's second factor whole where the rank is so large
+        rank = adapter.rank or max(adapter.tensors["lokr_w2"].shape)
+        layers[modules[name]] = (rank, adapter.alpha if adapter.rank else float(rank))
+    return layers
+
+
+def without_unread(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> tuple[dict[str, Adapter], str]:
+    """The adapters of modules that SDXL reads, and a note of the others: they have no gradient, and change nothing."""
+    read = {name: adapter for name, adapter in adapters.items() if not is_unread(model, component, name)}
+    count = len(adapters) - len(read)
+    return read, f"{component}: {count} modules of the last layer, which SDXL does not read, are left out" * (count > 0)
+
+
+def lokr_factor(adapters: Iterable[Adapter]) -> int:
+    """What LoKr's first factors are by, where all are square and alike; else -1: as near to the root as can be."""
+    shapes = {tuple(adapter.tensors.get("lokr_w1", torch.empty(0)).shape) for adapter in adapters}
+    sides = {side for shape in shapes for side in shape}
+    return sides.pop() if len(sides) == 1 and len(next(iter(shapes))) == 2 else -1
+
+
+@torch.no_grad()
+def load_adapters(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> None:
+    """Puts the adapters' weights into the model's, which has the same modules and ranks.
+
+    Raises:
+        ValueError: they are of another shape.
+    """
+    for name, layer in adapter_layers(model, component).items():
+        own, given = adapter_tensors(layer), adapters[name].tensors
+        if "dora_scale" in given and given["dora_scale"].shape[0] != given["lora_up"].shape[0]:
+            raise ValueError("init_lora is a DoRA with lengths per input, PEFT's are per output: make it a LoRA first.")
+        shapes = {part: tensor.numel() for part, tensor in given.items()}
+        if shapes != {part: parameter.numel() for part, parameter in own.items()}:
+            raise ValueError(
+                f"init_lora's {name} ({', '.join(f'{part} {tuple(t.shape)}' for part, t in given.items())}) cannot go "
+                f"on training here ({', '.join(f'{part} {tuple(p.shape)}' for part, p in own.items())} is needed): "
+                "make it a LoRA first, python -m sdxl_lora.tools resize."
+            )
+        for part, parameter in own.items():
+            parameter.copy_(given[part].reshape(parameter.shape))

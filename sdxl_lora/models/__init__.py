@@ -1,0 +1,1 @@
+"""The base: its models, loaded and used."""

@@ -1,0 +1,33 @@
+"""Images to VAE moments."""
+
+import torch
+import torch.nn.functional as F
+
+from sdxl_lora.errors import NonFiniteError
+
+
+def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The record of a picture as TrainingPictures.load gives it; see LatentCache.
+
+    Raises:
+        NonFiniteError: the VAE gives NaN or infinity.
+    """
+    record = {key: tensor for key, tensor in picture.items() if key != "pixels"}
+    record |= vae_moments(vae, picture["pixels"][None])
+    if "mask" in record:
+        record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
+    if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
+        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+    return record
+
+
+@torch.no_grad()
+def vae_moments(vae, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean and standard deviation (C, h, w) float32 of one picture's latents, times scaling_factor.
+
+    Args:
+        pixels: (1, 3, H, W) in [-1, 1].
+    """
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    scale = vae.config.scaling_factor
+    return {"mean": posterior.mean[0].float().cpu() * scale, "std": posterior.std[0].float().cpu() * scale}

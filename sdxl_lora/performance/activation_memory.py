@@ -1,0 +1,142 @@
+"""Bytes that the tensors of a step hold at once beside the weights, counted by a step on the meta device: no values.
+
+Counted is what a GPU would keep: attention without its scores, and under autocast the copies that it makes.
+"""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sdxl_lora.models.text_encoders import CHUNK, TextEncoders
+from sdxl_lora.performance import fused_lora
+from sdxl_lora.performance import quantization as quantize
+
+IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by autocast, of what an SDXL UNet calls
+
+
+def step_bytes(
+    unet: nn.Module,
+    dtype: torch.dtype,
+    batch: int,
+    size: tuple[int, int],
+    chunks: int = 1,
+    autocast: bool = False,
+    encoders: TextEncoders | None = None,
+) -> int:
+    """Of a forward and a backward through the UNet, and through text encoders that train.
+
+    Args:
+        unet, encoders: on the meta device, with their adapters.
+        dtype: of the text embeddings; with autocast, what it computes in.
+        size: height and width in pixels.
+    """
+    config, width = unet.config, unet.config.cross_attention_dim
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    empty = functools.partial(torch.empty, device="meta")
+    models = nn.ModuleList([unet, *([encoders] if encoders else [])])
+    with AliveBytes(models) as alive, as_on_a_gpu(dtype if autocast else None):
+        if encoders is None:
+            shapes = (batch, (CHUNK + 2) * chunks, width), (batch, pooled)
+            embeds = [empty(*shape, dtype=dtype) for shape in shapes]
+        else:
+            tokens = empty(batch * chunks, CHUNK + 2, dtype=torch.int64)
+            embeds = encoders(tokens, tokens, chunks)
+        latents = empty(batch, config.in_channels, size[0] // 8, size[1] // 8, dtype=unet.dtype)
+        conditions = {"text_embeds": embeds[1], "time_ids": empty(batch, 6)}
+        out = unet(latents, empty(batch), embeds[0], added_cond_kwargs=conditions).sample
+        out.float().square().mean().backward()
+        del out, latents, embeds, conditions
+        peak = alive.peak
+    models.zero_grad()
+    return peak
+
+
+@torch.no_grad()
+def encoding_bytes(vae: nn.Module, size: tuple[int, int]) -> int:
+    """Of encoding one picture, in the VAE's precision."""
+    with AliveBytes(vae) as alive, as_on_a_gpu():
+        vae.encode(torch.empty(1, 3, *size, dtype=vae.dtype, device="meta"))
+        return alive.peak
+
+
+class AliveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make and takes off those that are gone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.alive = self.peak = 0
+        held = [*model.parameters(), *model.buffers()]
+        self.known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in held}
+        self.watched: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self.known or key in self.watched:
+            return
+        size = storage.nbytes()
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+        def gone(_) -> None:
+            self.alive -= size
+            del self.watched[key]
+
+        self.watched[key] = weakref.ref(storage, gone)
+
+
+@contextlib.contextmanager
+def as_on_a_gpu(autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Let attention be flash attention, and autocast do what it does on a GPU; the meta device knows neither."""
+    functional = nn.functional
+
+    def cast_first(function, dtype):
+        def cast(tensor):
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            return function(*tree_map_only(torch.Tensor, cast, args), **tree_map_only(torch.Tensor, cast, kwargs))
+
+        return call
+
+    def attention(query, key, value, *args, **kwargs):
+        return _Attention.apply(query, key, value)
+
+    with contextlib.ExitStack() as replaced:
+        if autocast is not None:
+            attention = cast_first(attention, autocast)
+            for name in (*IN_HALF, *IN_FULL):
+                dtype = autocast if name in IN_HALF else torch.float32
+                replaced.enter_context(patch.object(functional, name, cast_first(getattr(functional, name), dtype)))
+            for module in (fused_lora, quantize):
+                replaced.enter_context(patch.object(module, "product_dtype", lambda x: autocast))
+        replaced.enter_context(patch.object(functional, "scaled_dot_product_attention", attention))
+        yield
+
+
+class _Attention(torch.autograd.Function):
+    """What flash attention keeps: its inputs, its output and a number per row."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], device=query.device))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])

@@ -1,0 +1,62 @@
+"""Device memory: how much is held, giving it back, and what to change when it does not suffice."""
+
+import contextlib
+import ctypes
+import gc
+import os
+
+import psutil
+import torch
+
+from sdxl_lora.errors import OutOfMemory
+from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB
+
+USABLE = 0.9  # of free memory: the rest is lost where blocks are cut to size
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory reserved so far on a CUDA device, else what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def usable_bytes(device: torch.device) -> int:
+    """What this process can have of a device's memory, what it has by now and CUDA's own share included.
+
+    Without a GPU, its part of what this machine has left.
+    """
+    if device.type != "cuda":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return psutil.virtual_memory().available // processes + psutil.Process().memory_info().rss
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = round(total * torch.cuda.get_per_process_memory_fraction(device.index))
+    return round(USABLE * min(free + torch.cuda.memory_reserved(device), allowed)) + round(CUDA_CONTEXT * GIB)
+
+
+def free_memory() -> None:
+    """Give back what deleted models held, to the device and to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's; others give back by themselves
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int | str, smaller: list[str]):
+    """Turn torch's error into one that says what to change.
+
+    Args:
+        smaller: what to try, the gentlest first (the rungs below the present one, see budget.py).
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        batch = {1: [], "auto": ["a number in place of --train_batch_size auto, smaller than what it chose"]}.get(
+            batch_size, ["a smaller --train_batch_size with more --gradient_accumulation_steps"]
+        )
+        raise OutOfMemory(
+            f"out of memory at {resolution} px, batch {batch_size}, peak {memory_gib(device):.1f} GiB ({error}). "
+            f"Try one after the other: {'; '.join([*smaller, *batch, 'a smaller --resolution'])}."
+        ) from error

@@ -1,0 +1,104 @@
+"""A linear layer with LoRA as one function: what PEFT computes, in fewer operations and with fewer copies.
+
+PEFT keeps its modules and parameters; only what their forward does is replaced. Under autocast with float32 adapter
+weights, PEFT casts the input to float32 and back; here the adapter is cast to the input's precision and its gradients
+back to float32. The base's weight may be quantized (quantize.py): it is made dense for the product, forward and
+backward, and never kept.
+"""
+
+import torch
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sdxl_lora.performance.quantization import PackedWeight, packed_weight, product_dtype
+
+
+def lora_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """x W^T + bias + scale * x down^T up^T, in x's precision, or in autocast's where that is on.
+
+    Args:
+        x: (..., in). weight: (out, in), frozen. bias: (out,) or None, frozen.
+        down: (rank, in), up: (out, rank): float32 or the precision of x.
+    """
+    return _LoraLinear.apply(x.to(product_dtype(x)), weight.codes, weight.scales, weight.kind, bias, down, up, scale)
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, codes, scales, kind, bias, down, up, scale):
+        dense = PackedWeight(codes, scales, kind).dense((up.shape[0], down.shape[1]), x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        low_down, low_up = down.to(x.dtype), up.to(x.dtype)
+        inner = linear(rows, low_down)
+        out = linear(rows, dense, bias if bias is None else bias.to(x.dtype))
+        out.addmm_(inner, low_up.t(), alpha=scale)  # in place: otherwise torch copies `out` first
+        ctx.save_for_backward(rows, inner, codes, scales, low_down, low_up)
+        ctx.kind, ctx.scale, ctx.adapter_dtype = kind, scale, down.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, inner, codes, scales, low_down, low_up = ctx.saved_tensors
+        out_gradient = gradient.reshape(-1, gradient.shape[-1])
+        up_gradient, inner_gradient = out_gradient.t().mm(inner), out_gradient.mm(low_up)
+        if ctx.scale != 1:
+            up_gradient *= ctx.scale
+            inner_gradient *= ctx.scale
+        down_gradient = inner_gradient.t().mm(rows)
+        x_gradient = None
+        if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
+            shape = (low_up.shape[0], low_down.shape[1])
+            dense = PackedWeight(codes, scales, ctx.kind).dense(shape, gradient.dtype)
+            x_gradient = out_gradient.mm(dense).addmm_(inner_gradient, low_down)
+            x_gradient = x_gradient.view(*gradient.shape[:-1], -1)
+        down_gradient, up_gradient = down_gradient.to(ctx.adapter_dtype), up_gradient.to(ctx.adapter_dtype)
+        return x_gradient, None, None, None, None, down_gradient, up_gradient, None
+
+
+class FusedLinear(Linear):
+    """PEFT's LoRA of a linear layer; what `fuse_lora` makes of it."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if self.disable_adapters or self.merged or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        base = self.base_layer
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return lora_linear(x, packed_weight(base), base.bias, down, up, self.scaling[name])
+
+
+def fuse_lora(model: nn.Module) -> dict[str, str]:
+    """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
+
+    Returns:
+        The names of the layers that stay as they are, each with the reason.
+    """
+    left = {}
+    for name, layer in model.named_modules():
+        if not (isinstance(layer, BaseTunerLayer) and hasattr(layer, "base_layer")):
+            continue
+        if reason := why_not(layer):
+            left[name] = reason
+        else:
+            layer.__class__ = FusedLinear
+    return left
+
+
+def why_not(layer: BaseTunerLayer) -> str:
+    """Why a PEFT layer has to compute as PEFT does; "" where it has not."""
+    if type(layer) is not Linear:
+        return f"{type(layer).__name__} of {type(layer).__module__} is not LoRA of a linear layer"
+    if len(layer.active_adapters) != 1:
+        return f"{len(layer.active_adapters)} adapters are active"
+    (name,) = layer.active_adapters
+    if name in layer.lora_variant:
+        return type(layer.lora_variant[name]).__name__
+    if not isinstance(layer.lora_dropout[name], nn.Identity):
+        return "dropout"
+    if layer.lora_A[name]._forward_hooks or layer.lora_B[name]._forward_hooks:
+        return "dropout of ranks or modules"
+    if layer.lora_bias[name]:
+        return "a bias in the adapter"
+    return "" if packed_weight(layer.base_layer) is not None else f"a base layer {type(layer.base_layer).__name__}"

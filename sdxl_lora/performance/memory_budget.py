@@ -1,0 +1,165 @@
+"""How much memory a training takes at each step of a ladder from fast to small, counted on the model without weights.
+
+Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
+state in 8 bits, then the frozen base in 8 and in 4. Pictures at once come last: what a rung leaves is filled with them.
+Knows no config.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.models.text_encoders import TextEncoders
+from sdxl_lora.performance.activation_memory import step_bytes
+from sdxl_lora.performance.compute import checkpoint_blocks
+from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, training_bytes
+from sdxl_lora.performance.quantization import packable, packed_bytes
+
+OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large pictures, few weights
+OUTER = " ".join(OUTER_BLOCKS)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder. base_precision None: as the computation; recomputed: "none", "all", or names of blocks."""
+
+    recomputed: str
+    optimizer: str
+    base_precision: str | None
+
+    def flags(self) -> str:
+        words = [] if self.recomputed == "none" else ["--gradient_checkpointing"]
+        words += [] if self.recomputed in ("none", "all") else [f"--gradient_checkpointing_blocks {self.recomputed}"]
+        words += [f"--base_precision {self.base_precision}"] if self.base_precision else []
+        return " ".join([*words, f"--optimizer {self.optimizer}"])
+
+
+def ladder(now: Rung) -> list[Rung]:
+    """From what is wished for downwards."""
+    steps = ["none", OUTER, "all"]
+    recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
+    rungs = [Rung(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
+    small = f"{now.optimizer}8bit" if now.optimizer in ("adamw", "lion") else now.optimizer
+    rungs += [Rung("all", small, now.base_precision)] if small != now.optimizer else []
+    kinds = ["int8", "nf4"]
+    first = kinds.index(now.base_precision) + 1 if now.base_precision in kinds else now.base_precision == "fp8"
+    return rungs + [Rung("all", small, kind) for kind in kinds[first:]]
+
+
+@dataclass
+class MemoryCount:
+    """Bytes of a training on each rung, by what takes them.
+
+    Attributes:
+        unet: on the meta device, with its adapter as it will compute.
+        encoders: text encoders that train, likewise.
+        trained: the adapters' values.
+        dtype: of the computation; with autocast, what it computes in.
+        size: height and width in pixels of the largest picture.
+        chunks: of 75 tokens in a caption.
+        others: bytes of what else stays on the device, by name.
+    """
+
+    unet: nn.Module
+    encoders: TextEncoders | None
+    trained: Sequence[nn.Parameter]
+    has_average: bool
+    dtype: torch.dtype
+    autocast: bool
+    size: tuple[int, int]
+    chunks: int
+    others: dict[str, int]
+
+    def __post_init__(self):
+        self._peaks: dict[tuple[str, int], int] = {}  # each takes seconds
+
+    def __call__(self, rung: Rung, batch: int) -> int:
+        return sum(self.parts(rung, batch).values())
+
+    def parts(self, rung: Rung, batch: int) -> dict[str, int]:
+        """By name; the device's own CUDA_CONTEXT is one."""
+        weights, dense = base_bytes(self.unet, rung.base_precision, self.dtype)
+        return {
+            "UNet": weights,
+            **self.others,
+            "adapter and optimizer": training_bytes(self.trained, rung.optimizer, self.has_average),
+            "activations": dense + self._peak(rung.recomputed, batch),
+            "CUDA": round(CUDA_CONTEXT * GIB),
+        }
+
+    def _peak(self, recomputed: str, batch: int) -> int:
+        if (recomputed, batch) not in self._peaks:
+            self._recompute(recomputed)
+            self._peaks[recomputed, batch] = step_bytes(
+                self.unet, self.dtype, batch, self.size, self.chunks, self.autocast, self.encoders
+            )
+        return self._peaks[recomputed, batch]
+
+    def _recompute(self, recomputed: str) -> None:
+        self.unet.disable_gradient_checkpointing()
+        try:
+            if recomputed != "none":
+                checkpoint_blocks(self.unet, () if recomputed == "all" else recomputed.split())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for encoder in self.encoders.children() if self.encoders else ():
+            if recomputed == "none":
+                encoder.gradient_checkpointing_disable()
+            else:
+                encoder.gradient_checkpointing_enable()
+
+
+def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) -> tuple[int, int]:
+    """Of the frozen weights; and of the largest dense copy that a packed layer makes for its product."""
+    size = 4 if base_precision == "fp32" else dtype.itemsize
+    frozen = sum(parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
+    if base_precision in (None, "bf16", "fp16", "fp32"):
+        return frozen * size, 0
+    packed = [layer.weight for _, _, layer in packable(unet)]
+    dense = sum(weight.numel() for weight in packed)
+    small = sum(packed_bytes(tuple(weight.shape), base_precision) for weight in packed)
+    return (frozen - dense) * size + small, max(weight.numel() for weight in packed) * size
+
+
+def choose(rungs: Sequence[Rung], count_of: Callable[[Rung], int], budget: int) -> tuple[Rung, int]:
+    """The highest rung whose training fits, and its bytes.
+
+    Raises:
+        ConfigError: not even the lowest does.
+    """
+    for rung in rungs:
+        needed = count_of(rung)
+        if needed <= budget:
+            return rung, needed
+    raise ConfigError(
+        f"memory_budget {budget / GIB:.1f} GiB is too small: the least is {needed / GIB:.1f} GiB, with {rung.flags()}. "
+        "Lower --train_batch_size, --resolution or --rank."
+    )
+
+
+def largest_batch(pictures: int, count_of: Callable[[int], int], budget: int) -> int:
+    """The most pictures at once that fit, of those that share `pictures` out evenly; 1 where not even that does.
+
+    Args:
+        count_of: bytes of a training with so many at once; more for more.
+    """
+    sizes = even_shares(pictures)
+    return sizes[max(0, bisect_right(sizes, budget, key=count_of) - 1)]
+
+
+def next_smaller(pictures: int, batch: int) -> int:
+    return max(size for size in even_shares(pictures) if size < batch)
+
+
+def even_shares(pictures: int) -> list[int]:
+    return [size for size in range(1, pictures + 1) if pictures % size == 0]
+
+
+def bytes_of(gibibytes: str) -> int:
+    """Of "8GB" or "6.5 GiB"; both mean GiB, as on graphics cards."""
+    return round(float(re.match(r"\s*([\d.]+)", gibibytes)[1]) * GIB)

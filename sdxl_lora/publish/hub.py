@@ -1,0 +1,105 @@
+"""A trained LoRA to the Hub: who may upload is asked before any work, and what a user needs is uploaded, nothing else.
+
+python -m sdxl_lora.publish.hub runs/cat me/cat        again, where an upload failed
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from sdxl_lora.errors import ConfigError
+
+SAMPLE = re.compile(r"\bsamples/[\w.-]+\.png")
+
+
+class UploadError(RuntimeError):
+    """The files are still where they were."""
+
+
+def check_hub(name: str, setting: str) -> str:
+    """The full id of the repository that `name` means.
+
+    Args:
+        setting: the flag that names it.
+    Raises:
+        ConfigError: nobody is logged in, the Hub cannot be reached, or the name cannot be one.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"{setting} {name!r}: {error}") from None
+    if not huggingface_hub.get_token():
+        raise ConfigError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
+    if "/" in name:
+        return name
+    try:
+        return f"{huggingface_hub.HfApi().whoami()['name']}/{name}"
+    except Exception as error:  # requests, httpx and hub errors of many classes
+        raise ConfigError(f"push_to_hub: the Hub does not answer ({error}); give --{setting} user/name") from None
+
+
+def claim_repository(repository: str, private: bool) -> None:
+    """Create it unless it is there: what the login may not do is known before the training.
+
+    Raises:
+        ConfigError: the Hub refuses, or cannot be reached.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.auth_check(repository, write=True)  # creating what is there succeeds for whoever may read it
+    except Exception as error:
+        raise ConfigError(f"push_to_hub: the Hub does not let us write to {repository}: {first_line(error)}") from None
+
+
+def published_files(folder: Path) -> list[str]:
+    """What of a run's folder belongs on the Hub: the LoRA files, the card, and the pictures that the card shows."""
+    card = folder / "README.md"
+    shown = sorted(set(SAMPLE.findall(card.read_text(encoding="utf-8")))) if card.exists() else []
+    loras = sorted(path.name for path in folder.glob("*.safetensors"))
+    return [name for name in ["README.md", *loras, *shown] if (folder / name).is_file()]
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Upload a run's `published_files`. Returns the address.
+
+    Raises:
+        UploadError: the Hub cannot be reached, or refuses.
+    """
+    api = huggingface_hub.HfApi()
+    files = published_files(folder)
+    try:
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files, commit_message="Upload a LoRA")
+    except Exception as error:  # of many classes
+        raise UploadError(f"could not upload to {repository}: {first_line(error)}") from error
+    return f"{huggingface_hub.constants.ENDPOINT}/{repository}"
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Upload what a finished training left to the Hub.")
+    parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
+    parser.add_argument("repository", help="user/name")
+    parser.add_argument("--public", action="store_true", help="if it is to be created, create it for all to see")
+    arguments = parser.parse_args(argv)
+    try:
+        if not any(name.endswith(".safetensors") for name in published_files(arguments.run_dir)):
+            raise ConfigError(f"{arguments.run_dir} has no LoRA file: is it the output_dir of a finished training?")
+        repository = check_hub(arguments.repository, "repository")
+        claim_repository(repository, private=not arguments.public)
+        print(f"uploaded to {upload(arguments.run_dir, repository)}")
+        return 0
+    except (ConfigError, UploadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ConfigError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

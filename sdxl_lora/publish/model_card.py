@@ -1,0 +1,92 @@
+"""The README.md of a trained LoRA, as the Hub shows it: what it is, how to use it, how it was made. Strings only."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from sdxl_lora.lora.formats.metadata import public_name, usage_lines
+
+TAGS = ("text-to-image", "diffusers", "stable-diffusion-xl", "lora", "template:sd-lora")
+
+
+def model_card(
+    name: str,
+    base_model: str,
+    trigger_word: str = "",
+    prompt: str = "",
+    samples: Sequence[tuple[str, str]] = (),
+    settings: Mapping[str, object] | None = None,
+    repository: str | None = None,
+    grid: str | None = None,
+) -> str:
+    """Markdown with the Hub's header.
+
+    Args:
+        name: of the LoRA file without `.safetensors`.
+        base_model: Hub id; of a path only the last part is shown.
+        prompt: for the ready lines; the trigger word is put in front.
+        samples: (prompt, picture's path relative to the card).
+        settings: what the run was trained with, for a table; nothing private.
+        repository: on the Hub, from which the ready lines load; None where the file lies beside the card.
+        grid: path of a sheet of pictures by steps, relative to the card.
+    """
+    base = public_name(base_model)
+    header = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a file here
+    header += [f"instance_prompt: {_quoted(trigger_word)}"] if trigger_word else []
+    header += ["tags:", *(f"- {_quoted(tag)}" for tag in TAGS)]
+    if samples:
+        header += ["widget:"]
+        for text, path in samples:
+            header += [f"- text: {_quoted(text)}", "  output:", f"    url: {_quoted(path)}"]
+    python, tag = usage_lines(name, trigger_word, prompt)
+    load, draw = python.split("; ", 1)
+    if repository:
+        load = f"pipe.load_lora_weights({_quoted(repository)}, weight_name={_quoted(f'{name}.safetensors')})"
+    parts = [
+        "---",
+        *header,
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A LoRA for Stable Diffusion XL, trained on {base}."
+        + (f" Write **{_escaped(trigger_word)}** in the prompt to call it up." if trigger_word else ""),
+        "",
+        *(["<Gallery />", ""] if samples else []),
+        "## Use",
+        "",
+        "diffusers:",
+        "",
+        "```python",
+        "import torch",
+        "from diffusers import StableDiffusionXLPipeline",
+        "",
+        f'pipe = StableDiffusionXLPipeline.from_pretrained({_quoted(base)}, torch_dtype=torch.float16).to("cuda")',
+        load,
+        draw,
+        "```",
+        "",
+        f"ComfyUI, A1111, Forge: put `{name}.safetensors` into the LoRA folder and prompt with",
+        "",
+        f"```\n{tag}\n```",
+        "",
+        f"`{name}.safetensors` loads in every client; `pytorch_lora_weights.safetensors` is the same for diffusers.",
+    ]
+    if grid:
+        parts += ["", "## How it learned", "", f"![prompts by steps]({grid})"]
+    if settings:
+        parts += ["", "## Training", "", "| setting | value |", "|---|---|"]
+        parts += [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in settings.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # right in YAML and in Python
+
+
+def _escaped(value: object) -> str:
+    """Text that Markdown and HTML show as it is, in one line."""
+    text = " ".join(str(value).split())
+    for character in "\\`*_|[]":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;")

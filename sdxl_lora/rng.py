@@ -1,0 +1,24 @@
+"""Randomness as a function: seeds and generators keyed by (seed, stream, epoch, example), never by a state."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+
+def keyed_seed(*key: int | str) -> int:
+    """63 bits that only `key` decides: the seed of whatever is random about it."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One picture's turn: its index in the dataset, and which of its passes this is."""
+
+    example: int
+    epoch: int
+
+
+def generator(seed: int, stream: str, turn: Turn) -> torch.Generator:
+    return torch.Generator().manual_seed(keyed_seed(seed, stream, turn.epoch, turn.example))

@@ -1,0 +1,1 @@
+"""A run's folder: who holds it, how it stands, what it has left."""

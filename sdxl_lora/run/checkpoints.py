@@ -1,0 +1,313 @@
+"""Checkpoints on the disk: one directory each, published whole or not at all; the newest valid one; rotation.
+
+    python -m sdxl_lora.run.checkpoints runs/cat          which checkpoints are whole, and why others are not
+    python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
+    python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --best          of the lowest validation loss
+
+A checkpoint is written into .tmp-checkpoint-<step> (training_state.py); every file is flushed to the disk;
+manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
+whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is. stdlib only:
+opens no tensor.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from sdxl_lora.errors import CheckpointError, DiskError
+from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.run.status import read_status
+
+MANIFEST = "manifest.json"
+MINIMUM_KEPT = 2
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+@contextlib.contextmanager
+def disk_errors(run_dir: Path, temporary: Path | None = None):
+    """Turn what a full or failing disk raises into a DiskError that says what is needed, free and safe.
+
+    `temporary` is removed then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskError) or not is_disk_error(error):
+            raise
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        good = next((path for path in reversed(checkpoints(run_dir)) if problem_with(path) is None), None)
+        size = sum(path.stat().st_size for path in good.rglob("*")) if good else 0
+        raise DiskError(
+            f"cannot write to {run_dir} ({error}): {shutil.disk_usage(run_dir).free:,} bytes are free"
+            + (f", a checkpoint needs about {size:,}" if good else "")
+            + ". Make room and run the same command again; "
+            + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
+        ) from error
+
+
+def is_disk_error(error: Exception) -> bool:
+    """torch.save and safetensors hide the system's error number in their own exceptions."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+        return True
+    return any(
+        words in str(error)
+        for words in (
+            "os error 28",
+            "os error 27",
+            "os error 122",
+            "unexpected pos",
+            "PytorchStreamWriter failed",
+            "file write failed",
+        )
+    )
+
+
+def publish(temporary: Path, final: Path, about: dict) -> None:
+    """Give a directory its manifest and its name; `about` goes into the manifest."""
+    fault_point("checkpoint_file")
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    manifest = {
+        **about,
+        "versions": {name: version(name) for name in ("torch", "accelerate", "diffusers", "peft", "transformers")},
+        "files": {
+            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in files
+        },
+    }
+    for path in files:
+        flush_to_disk(path)
+        fault_point("checkpoint_file")
+    manifest["manifest_sha256"] = manifest_sha256(manifest)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    fault_point("checkpoint_file")
+    flush_to_disk(temporary / MANIFEST)
+    flush_to_disk(temporary)
+    if final.exists():  # a damaged one, or this step done again from an older one
+        remove(final)
+    fault_point("checkpoint_file")
+    temporary.rename(final)
+    fault_point("checkpoint_file")
+    flush_to_disk(final.parent)
+
+
+def manifest_sha256(manifest: dict) -> str:
+    """Over all its other entries: whoever changes one by chance is found out."""
+    others = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoint-<step> directories of a run, oldest first."""
+    found = [path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def problem_with(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if every file is as its manifest says."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    for name, facts in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["size"]:
+            return f"{name} has {path.stat().st_size} bytes, it had {facts['size']}"
+        if file_sha256(path) != facts["sha256"]:
+            return f"{name} is damaged (its checksum differs)"
+    return None
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{MANIFEST} is missing or damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("manifest_sha256") != manifest_sha256(manifest):
+        raise CheckpointError(f"{MANIFEST} is missing or damaged (its checksum differs)")
+    return manifest
+
+
+def rotate(run_dir: Path, keep: int | None, best: str | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints (None for all), and those that were saved only as the best so far.
+
+    The newest two stay, and what `best` names.
+    """
+    there = checkpoints(run_dir)
+    for newer, old in zip(range(len(there) - 1, -1, -1), there, strict=True):
+        is_surplus = keep is not None and newer >= keep
+        if old.name != best and newer >= MINIMUM_KEPT and (is_surplus or was_best_only(old)):
+            fault_point("checkpoint_file")
+            remove(old)
+
+
+def was_best_only(checkpoint: Path) -> bool:
+    try:
+        return not read_manifest(checkpoint).get("is_due", True)
+    except CheckpointError:
+        return False
+
+
+def remove(checkpoint: Path) -> None:
+    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else."""
+    doomed = checkpoint.with_name(f".tmp-{checkpoint.name}-old")
+    checkpoint.rename(doomed)
+    fault_point("checkpoint_file")
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(run_dir: Path) -> list[Path]:
+    """Remove what an interrupted save left behind; it is never a checkpoint."""
+    leftovers = sorted(run_dir.glob(".tmp-checkpoint-*"))
+    for path in leftovers:
+        shutil.rmtree(path)
+    return leftovers
+
+
+def choose_checkpoint(
+    run_dir: Path, wanted: str | None, facts: dict | None, report: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint to resume from, or None to start anew.
+
+    Args:
+        wanted: "latest" for the newest valid one if there is any; a path, or a name in run_dir, for that one;
+            None to start anew, refused where there are checkpoints.
+        facts: what the present run must have in common with the checkpoint's; None for no such question.
+        report: told of every checkpoint that was passed over, and why.
+    Raises:
+        CheckpointError: `wanted` is not there or damaged, none of several is whole, or it is of another run.
+    """
+    there = checkpoints(run_dir)
+    if wanted is None:
+        if there:
+            raise CheckpointError(
+                f"{run_dir} holds checkpoints up to {there[-1].name}: choose another --output_dir, or go on with "
+                "--resume_from_checkpoint latest"
+            )
+        return None
+    if wanted == "latest":
+        chosen = None
+        for path in reversed(there):
+            problem = problem_with(path)
+            if problem is None:
+                chosen = path
+                break
+            report(f"{path.name} cannot be used: {problem}")
+        if chosen is None:
+            if there:
+                raise CheckpointError(f"no checkpoint in {run_dir} is whole; move them away to start anew")
+            return None
+    else:
+        chosen = run_dir / wanted if (run_dir / wanted).is_dir() else Path(wanted)
+        if not chosen.is_dir():
+            names = ", ".join(path.name for path in there) or "none"
+            raise CheckpointError(f"no checkpoint {wanted}; there are: {names}")
+        if problem := problem_with(chosen):
+            raise CheckpointError(f"{chosen} cannot be used: {problem}")
+    if facts is not None:
+        check_facts(read_manifest(chosen)["facts"], facts, chosen)
+    return chosen
+
+
+def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
+    """Raises CheckpointError with a table of what differs."""
+    differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    if differing:
+        rows = [f"  {name:24} {saved.get(name)!s:34} {now.get(name)}" for name in differing]
+        raise CheckpointError(
+            f"{checkpoint} was trained with other settings; go back to them, or choose another --output_dir:\n"
+            f"  {'':24} {'checkpoint':34} now\n" + "\n".join(rows)
+        )
+
+
+def describe(checkpoint: Path, best: str | None) -> str:
+    """One line: name, size, whether it is whole, and whether its validation loss is the lowest."""
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    mark = ", best by validation loss" if checkpoint.name == best else ""
+    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}{mark}"
+
+
+def export(run_dir: Path, name: str | None, to: Path) -> Path:
+    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the newest or the named one.
+
+    Raises:
+        CheckpointError: there is none, it is not whole, or `to` exists.
+    """
+    source = choose_checkpoint(run_dir, name or "latest", None, print)
+    if source is None:
+        raise CheckpointError(f"there is no checkpoint in {run_dir}")
+    if to.exists():
+        raise CheckpointError(f"{to} exists: choose another name")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(lora_file_of(source), to))
+
+
+def lora_file_of(checkpoint: Path) -> Path:
+    """The file for ComfyUI, A1111 and Forge in a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or has none.
+    """
+    if problem := problem_with(checkpoint):
+        raise CheckpointError(f"{checkpoint.name} cannot be used: {problem}")
+    others = ("pytorch_lora_weights.safetensors", "_state.safetensors")
+    files = [path for path in sorted(checkpoint.glob("*.safetensors")) if not path.name.endswith(others)]
+    if not files:
+        raise CheckpointError(f"{checkpoint.name} has no LoRA file")
+    return files[0]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="List a run's checkpoints, or take a LoRA file out of one.")
+    parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")
+    parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest that is whole")
+    parser.add_argument("--best", action="store_true", help="export the one with the lowest validation loss")
+    arguments = parser.parse_args(argv)
+    best = read_status(arguments.run_dir).get("best_checkpoint")
+    try:
+        if arguments.best and best is None:
+            raise CheckpointError(f"{arguments.run_dir} has no best checkpoint: --validation_split finds one")
+        if arguments.export:
+            name = best if arguments.best else arguments.step and f"checkpoint-{arguments.step}"
+            print(f"wrote {export(arguments.run_dir, name, arguments.export)}")
+        else:
+            lines = [describe(path, best) for path in checkpoints(arguments.run_dir)]
+            print("\n".join(lines) or f"no checkpoints in {arguments.run_dir}")
+        return 0
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A run's events.jsonl: one JSON object a line, with the time and what it is about. stdlib only.
+
+    python -m sdxl_lora.run.events runs/cat        what happens in a run, until it ends
+
+
+What is written: cached, started, step, message, checkpoint, samples, similarity, validation, best, finished, published,
+stopped, failed.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class EventLog:
+    """Appends events to a file; every line is on its way to the disk when `write` returns."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+
+    def write(self, event: str, **facts) -> None:
+        """Append `{"time": seconds since 1970, "event": event, **facts}`."""
+        line = {"time": round(time.time(), 3), "event": event, **facts}
+        self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        self.file.flush()
+
+
+def read_events(path: Path, event: str | None = None) -> Iterator[dict]:
+    """The events of a file, or those of one kind. Lines that are no events are left out: half written, or damaged."""
+    with open(path, "rb") as file:
+        for line in file:
+            entry = parse_event(line)
+            if entry is not None and event in (None, entry["event"]):
+                yield entry
+
+
+def follow_events(path: Path, seconds_between: float = 0.5, should_end: Callable[[], bool] = lambda: False):
+    """The events of a file as they are written, the past ones first, until `should_end` after the last one."""
+    rest = b""
+    with open(path, "rb") as file:
+        while True:
+            ending = should_end()  # asked before reading, so that what came before the end is not missed
+            *lines, rest = (rest + file.read()).split(b"\n")
+            yield from (entry for entry in map(parse_event, lines) if entry is not None)
+            if ending:
+                return
+            time.sleep(seconds_between)
+
+
+def parse_event(line: bytes) -> dict | None:
+    """The event in a line; None for what is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("event"), str) else None
+
+
+def has_ended(run_dir: Path) -> bool:
+    """Whether status.json says that the run is over."""
+    try:
+        state = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return state in ("done", "stopped", "failed")
+
+
+def main() -> int:
+    run_dir = Path(sys.argv[1]) if len(sys.argv) == 2 else None
+    if run_dir is None or not (run_dir / "events.jsonl").is_file():
+        print("usage: python -m sdxl_lora.run.events RUN_DIR (a folder with events.jsonl)", file=sys.stderr)
+        return 2
+    with contextlib.suppress(KeyboardInterrupt):
+        for entry in follow_events(run_dir / "events.jsonl", should_end=lambda: has_ended(run_dir)):
+            when = time.strftime("%H:%M:%S", time.localtime(entry.pop("time", 0)))
+            print(when, entry.pop("event"), " ".join(f"{name}={value}" for name, value in entry.items()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

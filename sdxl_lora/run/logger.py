@@ -1,0 +1,81 @@
+"""What a run tells as it goes: to the trackers (trackers.py), events.jsonl, one progress bar."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.performance.device_memory import memory_gib
+from sdxl_lora.run.session import Run
+from sdxl_lora.run.trackers import log_samples
+
+
+class Journal:
+    """Tells of steps `first_step` + 1 to `total_steps`. Every process calls it, the main one writes."""
+
+    def __init__(self, accelerator, run: Run, first_step: int, total_steps: int):
+        self.accelerator, self.run = accelerator, run
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, desc="training", unit="step", disable=not accelerator.is_main_process
+        )
+        self._since = time.perf_counter()
+
+    def step(
+        self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
+    ) -> None:
+        """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its part."""
+        now = time.perf_counter()
+        metrics = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "epoch": epoch,
+            "images_per_second": images / (now - self._since),
+            "memory_gib": memory_gib(self.accelerator.device),
+            **more,
+        }
+        self._since = now
+        self.accelerator.log(metrics, step=step)
+        self.run.event("step", step=step, **metrics)
+        self.run.update(state="training", step=step)
+        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
+        """The loss on held-out pictures after `step` steps."""
+        metrics = {"validation_loss": loss, **{f"validation_{name}": value for name, value in by_timestep.items()}}
+        self.accelerator.log(metrics, step=step)
+        self.run.event("validation", step=step, **metrics)
+
+    def samples(
+        self, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
+    ) -> None:
+        """What was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
+        log_samples(self.accelerator.trackers, step, prompts, pictures, grid)
+        self.run.event(
+            "samples",
+            step=step,
+            folder=str(self.run.folder / "samples"),
+            grid=str(grid) if grid else None,
+            prompts=[prompt.text for prompt in prompts],
+        )
+
+    def similarity(self, step: int, measures: dict[str, float]) -> None:
+        """Of what was drawn after `step` steps to the training pictures. On the main process alone."""
+        for tracker in self.accelerator.trackers:
+            tracker.log(measures, step=step)
+        self.run.event("similarity", step=step, **measures)
+
+    def say(self, message: str) -> None:
+        """A line for the person, above the progress bar, and an event."""
+        self.run.event("message", text=message)
+        if self.accelerator.is_main_process:
+            tqdm.write(message, file=sys.stderr)
+
+    def skip_time(self) -> None:
+        """What happened since the last step (a save, pictures) does not count as its time."""
+        self._since = time.perf_counter()

@@ -1,0 +1,53 @@
+"""Which process of a run is gone or silent, in words."""
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+from sdxl_lora.errors import LostProcessError
+from sdxl_lora.run.session import Run
+from sdxl_lora.run.status import is_alive, read_status
+
+
+def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
+    """Which other processes are gone, or else which has been silent for longest, and at which step, in words.
+
+    Those of another machine can only be silent: their process numbers mean nothing here.
+    """
+    others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
+    here = {rank: status for rank, status in others.items() if status.get("host") == socket.gethostname()}
+    for _ in range(10 if here else 0):  # a killed process closes its connections a moment before it is gone
+        gone = [rank for rank, status in here.items() if not is_alive(status["pid"])]
+        if gone:
+            return ", ".join(f"rank {rank} is gone ({last_seen(others[rank])})" for rank in gone)
+        time.sleep(0.2)
+    silent = min(others, key=lambda rank: others[rank].get("heartbeat", 0))
+    return f"rank {silent} does not answer ({last_seen(others[silent])})"
+
+
+def last_seen(status: dict) -> str:
+    return f"last seen at step {status.get('step', 0)} on {status.get('host', 'an unknown machine')}"
+
+
+@contextlib.contextmanager
+def naming_lost_processes(accelerator, run: Run):
+    """Turn the error of a collective that another process did not take part in into words about that process."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = (
+            "gloo",
+            "NCCL",
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "Timed out waiting",
+            "SocketImpl",
+        )
+        if accelerator.num_processes == 1 or not any(sign in str(error) for sign in signs):
+            raise
+        lost = lost_ranks(run.folder, accelerator.num_processes, accelerator.process_index)
+        raise LostProcessError(
+            f"{lost}; rank {accelerator.process_index} ends at step {run.status['step']}. "
+            f"The same command goes on from the newest checkpoint. ({str(error).strip().splitlines()[0]})"
+        ) from error

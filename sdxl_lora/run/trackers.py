@@ -1,0 +1,120 @@
+"""TensorBoard, W&B and Trackio: opening them so that a resumed run goes on in the same curves, and what they show of
+pictures and files. Numbers go through accelerator.log.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.run.status import replace_text
+
+ID_NAME = "wandb-id.txt"  # in the run's folder
+UPLOAD_SECONDS = 1800  # W&B waits so long for a lost connection at the end; what it has not sent stays in the folder
+TABLE_COLUMNS = ["step", "prompt", "negative prompt", "size", "seed", "guidance", "denoising steps", "picture"]
+
+
+def start_trackers(
+    accelerator,
+    project: str,
+    run_name: str,
+    folder: Path,
+    values: Mapping,
+    done_steps: int,
+    report: Callable[[str], None],
+) -> None:
+    """Open the accelerator's trackers, with `values` as the run's configuration. Every process calls this.
+
+    A run that goes on after `done_steps` does so under its W&B id; what TensorBoard has of later steps is forgotten.
+    W&B that cannot be reached records the run offline: a lost connection must not cost a night. `report` is told.
+    """
+    kwargs = {
+        "tensorboard": {"purge_step": done_steps + 1 if done_steps else 0},
+        "trackio": {"name": run_name, "resume": "allow" if done_steps else "never"},
+    }
+    unreachable: tuple[type[Exception], ...] = ()
+    if "wandb" in map(str, accelerator.log_with):
+        import wandb  # takes a second, and a run without it does without it
+
+        unreachable = (wandb.errors.Error,)
+        settings = wandb.Settings(finish_timeout=UPLOAD_SECONDS)
+        kwargs["wandb"] = {"name": run_name, "dir": str(folder), "resume": "allow", "settings": settings}
+        if accelerator.is_main_process:
+            kwargs["wandb"]["id"] = wandb_id(folder, done_steps)
+    try:
+        accelerator.init_trackers(project, init_kwargs=kwargs)
+    except unreachable as error:
+        report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
+        accelerator.trackers.clear()
+        wandb.teardown()  # else its service says that the id is in use,
+        os.environ.pop("WANDB_SERVICE", None)  # and so does one that was started before this process
+        kwargs["wandb"]["mode"] = "offline"
+        accelerator.init_trackers(project, init_kwargs=kwargs)
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
+    for tracker in accelerator.trackers:
+        if not (done_steps and tracker.name == "tensorboard"):  # each time would be one more run there
+            tracker.store_init_configuration(plain)
+
+
+def wandb_id(folder: Path, done_steps: int) -> str:
+    """The id that the run has in W&B: that of before where it goes on, a new one where it starts."""
+    path = folder / ID_NAME
+    if not (done_steps and path.exists()):
+        replace_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()
+
+
+def log_samples(
+    trackers, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
+) -> None:
+    """The pictures of a step by prompt, and the sheet of all steps; in W&B also as a table with their settings."""
+    titled = {f"{number} {prompt.text}": pictures[number] for number, prompt in enumerate(prompts) if pictures[number]}
+    if grid:
+        titled["grid"] = [Image.open(grid)]
+    arrays = {title: np.stack([np.asarray(image) for image in images]) for title, images in titled.items()}
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images(arrays, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images(arrays, step=step)
+            tracker.log_table("samples", TABLE_COLUMNS, table_rows(step, prompts, pictures), step=step)
+        elif tracker.name == "trackio":
+            import trackio
+
+            shown = {title: [trackio.Image(image) for image in images] for title, images in titled.items()}
+            tracker.log({title: images[0] for title, images in shown.items()}, step=step)
+
+
+def table_rows(step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]]) -> list[list]:
+    import wandb
+
+    return [
+        [
+            step,
+            prompt.text,
+            prompt.negative,
+            f"{prompt.width}x{prompt.height}",
+            prompt.seed + number,
+            prompt.guidance_scale,
+            prompt.steps,
+            wandb.Image(image),
+        ]
+        for prompt, of_prompt in zip(prompts, pictures, strict=True)
+        for number, image in enumerate(of_prompt)
+    ]
+
+
+def log_lora(trackers, name: str, files: Sequence[Path], about: Mapping) -> None:
+    """The LoRA as an artifact of W&B, with what it was trained by; it is read where it lies, not copied."""
+    for tracker in trackers:
+        if tracker.name == "wandb":
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model", metadata=dict(about))
+            for file in files:
+                artifact.add_file(str(file), policy="immutable")
+            tracker.run.log_artifact(artifact)

@@ -1,0 +1,193 @@
+"""Prompts to pictures with the current adapter: fixed seeds, so that pictures of different steps can be compared.
+
+    samples/step-000500-prompt-0-image-0.png    step, prompt and picture count from 0; step 0 is before the training
+    samples/grid.png                            prompts by steps, a sheet for one look
+
+Each picture's PNG text `parameters` says what it was drawn by, as A1111 writes it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.sampling.grid import sheet
+
+GRID_NAME = "grid.png"
+GRID_ROWS, GRID_COLUMNS = 8, 8  # what one look takes in
+
+
+@torch.no_grad()
+def draw_sample(
+    unet,
+    vae,
+    scheduler,
+    prompt: dict[str, torch.Tensor],
+    negative: dict[str, torch.Tensor],
+    size: tuple[int, int],
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    guidance_rescale: float = 0.0,
+) -> Image.Image:
+    """One picture.
+
+    Args:
+        vae: in float32, on any device: it is moved beside the UNet for the decoding and back.
+        prompt, negative: prompt_embeds (77, D) and pooled_embeds (P,).
+        size: height, width in pixels.
+        guidance_rescale: how far guided predictions go back to the spread of unguided ones (arXiv:2305.08891, 3.4).
+    """
+    device = next(unet.parameters()).device
+    absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipeline = StableDiffusionXLPipeline(vae=vae, unet=unet, scheduler=scheduler, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    was_training = unet.training
+    unet.eval()
+    try:
+        latents = pipeline(
+            prompt_embeds=prompt["prompt_embeds"][None].to(device),
+            pooled_prompt_embeds=prompt["pooled_embeds"][None].to(device),
+            negative_prompt_embeds=negative["prompt_embeds"][None].to(device),
+            negative_pooled_prompt_embeds=negative["pooled_embeds"][None].to(device),
+            height=size[0],
+            width=size[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+    finally:
+        unet.train(was_training)
+    home = vae.device
+    vae.to(device)
+    with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in half precision
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    vae.to(home)
+    return to_picture(pixels[0])
+
+
+def to_picture(pixels: torch.Tensor) -> Image.Image:
+    """Of (3, H, W) in [-1, 1]."""
+    return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
+
+
+def draw_samples(
+    unet,
+    vae,
+    scheduler,
+    prompts: Sequence[SamplePrompt],
+    read: Callable[[str], dict[str, torch.Tensor]],
+    images_per_prompt: int,
+    guidance_rescale: float,
+    folder: Path,
+    step: int,
+    rank: int = 0,
+    world: int = 1,
+    should_stop: Callable[[], object] = lambda: False,
+) -> None:
+    """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `draw_sample`.
+
+    Args:
+        prompts: with nothing left open.
+        read: a text's embeddings.
+        should_stop: asked before each picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(number, image) for number in range(len(prompts)) for image in range(images_per_prompt)]
+    for number, image in wanted[rank::world]:
+        if should_stop():
+            return
+        fault_point("sample")
+        prompt = prompts[number]
+        picture = draw_sample(
+            unet,
+            vae,
+            scheduler,
+            read(prompt.text),
+            read(prompt.negative),
+            (prompt.height, prompt.width),
+            prompt.steps,
+            prompt.guidance_scale,
+            prompt.seed + image,
+            guidance_rescale,
+        )
+        about = PngInfo()
+        about.add_itxt("parameters", prompt.describe(image))
+        path = sample_path(folder, step, number, image)
+        temporary = path.with_name(f".tmp-{path.name}")  # half a picture is none
+        picture.save(temporary, format="PNG", pnginfo=about)
+        temporary.replace(path)
+
+
+def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) -> Path:
+    return folder / f"step-{step:06d}-prompt-{prompt_number}-image-{image_number}.png"
+
+
+def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
+    """Whether all pictures of a step are there, and by these prompts."""
+    return all(
+        picture_by(sample_path(folder, step, number, image), prompt.describe(image)) is not None
+        for number, prompt in enumerate(prompts)
+        for image in range(images_per_prompt)
+    )
+
+
+def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
+    """The pictures that `draw_samples` drew at a step, by prompt."""
+    paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
+    return [[read_picture(path) for path in of_prompt if path.exists()] for of_prompt in paths]
+
+
+def read_picture(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def draw_grid(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> Path | None:
+    """grid.png: each prompt's first pictures in a row, from the first step to this one.
+
+    A picture of an older step stands there only if it was drawn by the same prompt, size, seed, guidance and steps.
+
+    Returns:
+        its path; None where nothing was drawn.
+    """
+    found = (re.match(r"step-(\d+)-prompt-", path.name) for path in folder.glob("step-*.png"))
+    steps = sorted({int(match[1]) for match in found if match and int(match[1]) <= step})
+    if not steps:
+        return None
+    shown = spread(steps, GRID_COLUMNS)
+    per_prompt = min(images_per_prompt, max(1, GRID_ROWS // len(prompts)))
+    labels, rows = [], []
+    for number, prompt in enumerate(prompts):
+        for image in range(per_prompt):
+            paths = [sample_path(folder, step, number, image) for step in shown]
+            rows.append([picture_by(path, prompt.describe(image)) for path in paths])
+            labels.append(f"{prompt.text} (seed {prompt.seed + image})")
+    path = folder / GRID_NAME
+    temporary = path.with_name(f".tmp-{GRID_NAME}")
+    sheet([(f"step {step}", 1) for step in shown], labels, rows).save(temporary, format="PNG")
+    temporary.replace(path)
+    return path
+
+
+def picture_by(path: Path, about: str) -> Image.Image | None:
+    """The picture if it is there and was drawn by what `about` says."""
+    picture = read_picture(path) if path.exists() else None
+    return picture if picture and picture.text.get("parameters") == about else None
+
+
+def spread(items: list, count: int) -> list:
+    """At most `count` of the items, evenly, the first and the last among them."""
+    if len(items) <= count:
+        return items
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

@@ -1,0 +1,74 @@
+"""How much pictures resemble others, by any vision model of transformers: CLIP-I and DINO scores. Knows no files.
+
+The mean cosine of the embeddings of all pairs, as in DreamBooth (arXiv:2208.12242, section 4.2): 1 is the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.errors import ConfigError
+
+BATCH = 16  # pictures at once
+
+
+class Similarity:
+    """To the `references`, which `refer_to` sets. The model waits on the CPU in float32, and comes to a device for use.
+
+    Args:
+        model: a folder or a Hub id. Only safetensors are read, and no code of the repository runs.
+    Raises:
+        ConfigError: it cannot be loaded, or takes no pictures.
+    """
+
+    def __init__(self, model: str):
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(
+                model, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            )
+            self.model.eval().requires_grad_(False)
+            self.embed([Image.new("RGB", (64, 64))], torch.device("cpu"))
+        except Exception as error:  # transformers raises of many classes
+            raise ConfigError(
+                f"similarity_model {model} cannot be used: {str(error).strip().splitlines()[0]} (it must be a vision "
+                "model of transformers with safetensors and an image processor, e.g. facebook/dinov2-base)"
+            ) from error
+        self.references: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def embed(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+        """(N, D) of length 1."""
+        self.model.to(device)
+        parts = [
+            self._features(pictures[first : first + BATCH], device).cpu() for first in range(0, len(pictures), BATCH)
+        ]
+        self.model.to("cpu")
+        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+    def _features(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+        pictures = [picture.convert("RGB") for picture in pictures]
+        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(device)
+        has_text_too = hasattr(self.model, "get_image_features")
+        output = self.model.get_image_features(pixel_values=pixels) if has_text_too else self.model(pixel_values=pixels)
+        pooled = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state.mean(1) if pooled is None else pooled).flatten(1)
+
+    def refer_to(self, pictures: Sequence[Image.Image], device: torch.device) -> None:
+        self.references = self.embed(pictures, device)
+
+    def of(self, pictures: Sequence[Image.Image], device: torch.device) -> float:
+        """The mean over all pairs of a picture and a reference."""
+        return (self.embed(pictures, device) @ self.references.T).mean().item()
+
+    def of_samples(
+        self, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], device: torch.device
+    ) -> dict[str, float]:
+        """Of pictures by prompt; those without the trigger word apart, where the concept should not show."""
+        groups = {"similarity": [], "similarity_without_trigger": []}
+        for prompt, of_prompt in zip(prompts, pictures, strict=True):
+            groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)
+        return {name: self.of(group, device) for name, group in groups.items() if group}

@@ -1,0 +1,1 @@
+"""The run: what it is made of, and its loop."""

@@ -1,0 +1,188 @@
+"""--dry_run: what a training would do, from configs and pictures alone. Reads no weights and writes nothing.
+
+It is the training's own planning (parts.py) over models on the meta device, so its numbers are those of the run.
+"""
+
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.unet_blocks import block_of
+from sdxl_lora.lora.state import adapter_layers, adapter_parameters
+from sdxl_lora.models.loading import load_schedulers, load_tokenizers, models_without_weights
+from sdxl_lora.performance.activation_memory import encoding_bytes
+from sdxl_lora.performance.device_memory import usable_bytes
+from sdxl_lora.performance.memory_budget import bytes_of
+from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
+from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.training.fitting import ENCODERS, Fitted
+from sdxl_lora.training.optim import parameter_groups
+from sdxl_lora.training.settings import (
+    DTYPES,
+    block_factors,
+    chance_of,
+    check_names,
+    open_pictures,
+    optimizer_of,
+    rung_of,
+)
+
+
+def dry_run(config: TrainConfig) -> str:
+    """The plan, as lines for a person.
+
+    Raises:
+        ConfigError, DataError: what would end the training itself.
+    """
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        plan = DryRun(config)
+    return described(plan, [str(warning.message) for warning in warned if warning.category is UserWarning])
+
+
+def described(plan: "DryRun", warned: list[str]) -> str:
+    rows = [("pictures", plan.of_pictures()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
+    rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
+    rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
+    lines = ["dry run: nothing is trained or written"]
+    for heading, texts in rows:
+        lines += [f"{heading if number == 0 else '':12} {text}" for number, text in enumerate(texts)]
+    return "\n".join(lines)
+
+
+class DryRun(Fitted):
+    """The parts of a training as far as they exist without weights."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__(config, SimpleNamespace(num_processes=int(os.environ.get("WORLD_SIZE", 1))), None, None)
+        check_names(config, self.base)
+        self.plan(open_pictures(config))
+        self.captions = self.captions_that_will_occur()
+        everything = models_without_weights(self.base)
+        self.values = {name: sum(p.numel() for p in model.parameters()) for name, model in everything.items()}
+        self.vae, self.encoders = everything["vae"], [everything[name] for name in ENCODERS]
+        self.count = self.memory_count(everything)
+        self.notes += self.start.notes
+        if (budget := self.budget()) is not None:
+            self.settle(self.count, budget)
+        self.check_rest()
+        written = [example.caption for example in self.examples]
+        warn_of_long_prompts(
+            [*(written if self.captions is None else self.captions), *self.prompts_to_show()],
+            load_tokenizers(self.base)[0],
+            config.max_caption_chunks,
+        )
+
+    def budget(self) -> int | None:
+        """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
+        if self.config.memory_budget is not None:
+            return bytes_of(self.config.memory_budget)
+        if self.config.train_batch_size != "auto":
+            return None
+        if torch.cuda.is_available():
+            return usable_bytes(torch.device("cuda"))
+        self.notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
+        return None
+
+    @property
+    def texts_are_live(self) -> bool:
+        return self.captions is None
+
+    def check_rest(self) -> None:
+        """What the training asks of its settings on the way, beside what is planned here."""
+        config = self.config
+        schedule, _ = load_schedulers(self.base, config.prediction_type, config.zero_terminal_snr)
+        chance_of(config, len(schedule.betas))
+        parameters = adapter_parameters(self.models["unet"])
+        groups = parameter_groups(parameters, config.lora_plus_ratio, block_factors(config, parameters))
+        optimizer_of(config, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
+
+    def of_pictures(self) -> list[str]:
+        count = Counter(example.target_size for example in self.examples)
+        sizes = [f"{number} of {width}x{height}" for (height, width), number in count.most_common()]
+        shown = sizes[:8] + ([f"{len(sizes) - 8} more sizes"] if len(sizes) > 8 else [])
+        lines = [f"{len(self.examples)}, {len(self.held_out)} held out; {', '.join(shown)}"]
+        if class_images := sum(example.is_class_image for example in self.examples):
+            lines.append(f"{class_images} of them are class images")
+        for repeats, number in Counter(example.repeats for example in self.examples).items():
+            if repeats != 1:
+                lines.append(f"{number} of them {float(repeats):g} times per epoch")
+        return lines
+
+    def of_steps(self) -> list[str]:
+        per_epoch = float(self.batches.turns_per_epoch / self.images_per_step)
+        epochs = self.batches.passes(self.total_steps)
+        lines = [
+            f"{self.total_steps} of {self.images_per_step} pictures ({self.micro_batch} x "
+            f"{self.micro_steps} micro-steps x {self.accelerator.num_processes} processes); "
+            f"{per_epoch:g} per epoch, {epochs:g} epochs"
+        ]
+        small = [rows for rows in self.batches.members.values() if sum(map(len, rows.values())) < self.images_per_step]
+        if small:
+            lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
+        return lines
+
+    def of_parameters(self) -> list[str]:
+        """Numbers of values and modules, for the UNet by its three parts."""
+        lines = []
+        for name, model in self.models.items():
+            values, modules = Counter(), Counter()
+            for key, parameter in adapter_parameters(model).items():
+                values[part_of(name, key)] += parameter.numel()
+            for key in adapter_layers(model, name):
+                modules[part_of(name, key)] += 1
+            lines += [f"{part:16} {values[part]:>12,} parameters in {modules[part]} modules" for part in values]
+        return [*lines, f"{'together':16} {sum(p.numel() for p in self.adapter_parameters().values()):>12,} parameters"]
+
+    def cached_bytes(self) -> tuple[int, int, int, int]:
+        """Numbers of pictures' and of prompts' records, and bytes of either."""
+        config, vae = self.config, self.vae.config
+        flips = 1 + config.random_flip
+        sizes = {example.key: example.target_size for example in self.examples}
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        of_size = {
+            size: latent_record(size, vae.latent_channels, factor, config.masked_loss) for size in sizes.values()
+        }
+        prompts = set(self.captions or ()) | set(() if config.train_text_encoder else self.prompts_to_show())
+        widths = tuple(encoder.config.hidden_size for encoder in self.encoders)
+        pooled = self.encoders[1].config.projection_dim
+        of_prompt = text_record(widths, pooled, config.max_caption_chunks, DTYPES[config.mixed_precision])
+        kept = list(sizes.values()) * flips if config.cache_latents else []
+        return len(kept), len(prompts), sum(of_size[size] for size in kept), len(prompts) * of_prompt
+
+    def of_caches(self) -> list[str]:
+        pictures, prompts, latents, texts = self.cached_bytes()
+        folder = self.config.cache_folder
+        live = "" if self.config.cache_latents else "; pictures are encoded live"
+        live += "" if self.captions is not None else "; captions are encoded live"
+        return [
+            f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
+            f"into {folder}, but for what is there already" if folder.is_dir() else f"into {folder}",
+        ]
+
+    def of_memory(self) -> list[str]:
+        """While training, by what takes it; and while the cache is filled, where that is more."""
+        parts = self.count.parts(rung_of(self.config), self.micro_batch)
+        caching = self.values["vae"] * 4 + encoding_bytes(self.vae, self.count.size) + round(CUDA_CONTEXT * GIB)
+        listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
+        return [
+            f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",
+            f"about {caching / GIB:.1f} GiB while pictures are encoded",
+        ]
+
+    def of_output(self) -> list[str]:
+        folder = Path(self.config.output_dir)
+        if not folder.is_dir():
+            return [f"{folder}, which is new"]
+        newest = checkpoints(folder)[-1:]
+        return [f"{folder}, which is there" + (f" and holds {newest[0].name}, the newest" if newest else "")]
+
+
+def part_of(component: str, module: str) -> str:
+    return f"unet {block_of(module).split('.')[0]}" if component == "unet" else component

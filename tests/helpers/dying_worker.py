@@ -1,0 +1,20 @@
+"""A worker that the system kills at one picture; a module of its own, so that workers need not import pytest."""
+
+import os
+
+from preprocess.images import workers
+
+prepared_or_refused = workers.prepared_or_refused
+
+
+def die_at_3(job):
+    return os._exit(9) if job.name == "3.png" else prepared_or_refused(job)
+
+
+def prepare_and_die_at_3(job):
+    """workers.prepare_under_name, in a process where nothing was patched yet."""
+    workers.prepared_or_refused = die_at_3
+    return prepare_under_name(job)
+
+
+prepare_under_name = workers.prepare_under_name

@@ -1,0 +1,94 @@
+"""Real training processes, forked from one that has the imports behind it: a start costs a second, not ten.
+
+`Launched` gives them the environment that a launcher gives: two of them are what torchrun starts. They can be killed.
+LIMIT_FILE_SIZE in the environment limits their files to that many bytes.
+"""
+
+import gc
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.helpers.machines import Machine, enter
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train_sdxl_lora", "tests.helpers.launch"])
+
+
+def _run(config, log: Path, environment: dict[str, str], machine: Machine | None, first: Callable[[], object]) -> None:
+    if machine:
+        enter(machine)
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with open(log, "a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    import torch
+
+    import train_sdxl_lora
+
+    gc.freeze()  # else each of a run's two collections walks half a second through the imports
+    torch.set_num_threads(1)
+    if limit := environment.get("LIMIT_FILE_SIZE"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    first()
+    code = train_sdxl_lora.main(config)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+class Launched:
+    """One run in `world` processes; `log` holds what they print.
+
+    With `machines`, one on each of these. Each calls `first`, a function of a module, before it trains.
+    """
+
+    def __init__(
+        self, config, log: Path, world: int = 1, machines: Sequence[Machine] = (), first=dict, **environment: str
+    ):
+        self.log, world = log, len(machines) or world
+        main_address = machines[0].address if machines else "127.0.0.1"
+        shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+        self.processes, port = [], free_port()
+        for rank in range(world):
+            launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            launched |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": main_address, "MASTER_PORT": port}
+            if machines:
+                launched |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": machines[rank].device}
+            environment_here = {**shared, **(launched if world > 1 else {})}
+            arguments = (config, log, environment_here, machines[rank] if machines else None, first)
+            process = CONTEXT.Process(target=_run, args=arguments)
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit codes of the processes by rank, negative for signals. AssertionError if one is still there."""
+        for process in self.processes:
+            process.join(seconds)
+        hanging = [process for process in self.processes if process.is_alive()]
+        for process in hanging:
+            process.kill()
+        assert not hanging, f"{len(hanging)} processes hang; they printed:\n{self.printed()}"
+        return [process.exitcode for process in self.processes]
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def launch(config, log: Path, world: int = 1, **more) -> tuple[list[int], str]:
+    """Run to the end: (exit codes, what was printed). See `Launched`."""
+    log.unlink(missing_ok=True)
+    launched = Launched(config, log, world, **more)
+    return launched.wait(), launched.printed()

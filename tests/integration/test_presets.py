@@ -1,0 +1,54 @@
+"""Every preset in examples/ says what it is for, trains on the tiny base, and fits its card by the dry run's count."""
+
+import re
+from dataclasses import fields, replace
+
+import pytest
+
+from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.run.events import read_events
+from sdxl_lora.run.session import read_status
+from sdxl_lora.training.dry_run import DryRun
+from tests.conftest import ROOT
+
+PRESETS = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem != "demo")
+# What has to do with where it runs and for how long, and nothing with what is trained
+HERE = (
+    "output_dir", "train_data_dir", "datasets", "cache_dir", "pretrained_model_name_or_path", "resolution",
+    "max_train_steps", "mixed_precision", "report_to", "validation_steps", "validation_inference_steps",
+)  # fmt: skip
+
+
+def preset(path):
+    return load_config(TrainConfig, ["--config", str(path)])
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_trains(train, train_config, path):
+    config, here = preset(path), train_config(max_train_steps=2)
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    settings |= {name: getattr(here, name) for name in HERE}
+    if config.validation_prompt:
+        settings |= {"validation_steps": 2, "validation_inference_steps": 1, "num_validation_images": 1}
+    run = train(**settings)
+    assert read_status(run)["state"] == "done"
+    steps = list(read_events(run / "events.jsonl", "step"))
+    assert [step["step"] for step in steps] == [1, 2] and all(0 < step["loss"] < 10 for step in steps)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_says_in_two_lines_what_it_is_for(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line.startswith("# ") for line in lines[:3]] == [True, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_fits_its_card(train_config, full_configs, path):
+    here = train_config(pretrained_model_name_or_path=str(full_configs))
+    paths = {"train_data_dir": here.train_data_dir, "pretrained_model_name_or_path": str(full_configs)}
+    total = re.search(r"about ([\d.]+) GiB while training", DryRun(replace(preset(path), **paths)).of_memory()[0])
+    card = int(re.search(r"(\d+) GB", path.read_text(encoding="utf-8"))[1])
+    # a card of 8 GB has 7.6 GiB for programs, and sizes that are cut take some of it
+    assert float(total[1]) < 0.9 * card * (1000 / 1024), total[0]

@@ -1,0 +1,412 @@
+"""The loop, in this process on the tiny base: what must be equal is equal, and only the adapter moves."""
+
+import json
+import math
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import train_sdxl_lora
+from sdxl_lora.distributed.accelerator import make_accelerator
+from sdxl_lora.errors import CheckpointError, ConfigError, NonFiniteError
+from sdxl_lora.lora.state import lora_state
+from sdxl_lora.run.events import read_events
+from sdxl_lora.run.session import read_status
+
+
+def steps_of(run):
+    return list(read_events(run / "events.jsonl", "step"))
+
+
+def column(run, name):
+    return [step[name] for step in steps_of(run)]
+
+
+def weights_of(run, step):
+    return load_file(run / f"checkpoint-{step}" / "lora_state.safetensors")
+
+
+def assert_equal_weights(one, two):
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def largest_difference(one, two):
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def test_resumed_run_equals_uninterrupted_run(train, tmp_path):
+    settings = {"checkpointing_steps": 3, "random_flip": True, "lora_dropout": 0.1, "lr_scheduler": "cosine"}
+    whole = train(**settings, max_train_steps=7, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=7, output_dir=str(tmp_path / "parts"))
+    parts = tmp_path / "parts"
+    for later in ("checkpoint-6", "checkpoint-7"):  # as if killed between steps 3 and 6
+        (parts / later).rename(tmp_path / later)
+    (parts / "events.jsonl").unlink()
+    train(**settings, max_train_steps=7, output_dir=str(parts))
+    assert column(parts, "step") == [4, 5, 6, 7]
+    for name in ("loss", "learning_rate", "grad_norm"):
+        assert column(parts, name) == column(whole, name)[3:]
+    assert_equal_weights(weights_of(parts, 7), weights_of(whole, 7))
+
+
+FP16 = {"mixed_precision": "fp16", "deterministic": True, "checkpointing_steps": 2}
+
+
+def assert_resumes_exactly(train, tmp_path, **settings):
+    whole = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=2, output_dir=str(tmp_path / "parts"))
+    parts = train(**settings, max_train_steps=4, output_dir=str(tmp_path / "parts"))
+    assert_equal_weights(weights_of(parts, 4), weights_of(whole, 4))
+    return whole
+
+
+@pytest.mark.gpu
+def test_fp16_resumes_exactly_with_its_scaler(train, tmp_path):
+    assert_resumes_exactly(train, tmp_path, **FP16)
+
+
+def test_the_scaler_that_fp16_needs_resumes_exactly(train, tmp_path, monkeypatch):
+    """On the CPU, where the trainer refuses fp16 for its slowness: torch's autocast and scaler are to be had."""
+    scalers = []
+
+    def with_scaler(mixed_precision, *arguments):
+        assert mixed_precision == "fp16"
+        accelerator = make_accelerator("bf16", *arguments)
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, backoff_factor=2.0**-10)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(train_sdxl_lora, "make_accelerator", with_scaler)
+    whole = assert_resumes_exactly(train, tmp_path, **FP16)
+    whole_run, _, resumed = (scaler.get_scale() for scaler in scalers)
+    norms = [math.isfinite(norm) for norm in column(whole, "grad_norm")]
+    assert norms[0] is False and norms[-1] is True, "the first step overflows and is skipped, the last one counts"
+    assert whole_run == resumed < 2.0**30
+
+
+def test_training_on_after_the_end_goes_on_from_the_last_checkpoint(train):
+    train(max_train_steps=2)
+    run = train(max_train_steps=4)
+    assert column(run, "step") == [1, 2, 3, 4]
+
+
+def test_accumulating_four_of_one_equals_a_batch_of_four(train, tmp_path):
+    settings = {"max_train_steps": 5, "adam_epsilon": 1e-4}  # by 1e-8, Adam would blow up the last bits of 0
+    whole = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "whole"))
+    parts = train(**settings, gradient_accumulation_steps=4, output_dir=str(tmp_path / "parts"))
+    assert column(parts, "loss") == pytest.approx(column(whole, "loss"), rel=1e-5)
+    assert column(parts, "grad_norm") == pytest.approx(column(whole, "grad_norm"), rel=1e-4)
+    assert largest_difference(weights_of(parts, 5), weights_of(whole, 5)) < 1e-6
+
+
+def test_a_last_short_step_counts_every_picture_once(train, tmp_path):
+    """Three epochs of four pictures in steps of five: two whole steps and one of two pictures."""
+    settings = {"max_train_steps": None, "num_train_epochs": 3, "adam_epsilon": 1e-4}
+    whole = train(**settings, train_batch_size=5, output_dir=str(tmp_path / "whole"))
+    parts = train(**settings, gradient_accumulation_steps=5, output_dir=str(tmp_path / "parts"))
+    assert column(whole, "epoch") == [1.25, 2.5, 3]
+    assert column(parts, "loss") == pytest.approx(column(whole, "loss"), rel=1e-5)
+    assert largest_difference(weights_of(parts, 3), weights_of(whole, 3)) < 1e-6
+
+
+def test_only_adapter_weights_move(train, tiny_base, monkeypatch):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    train(max_train_steps=2, target_modules="attention+ff")
+    trained = trainings[0].bare_unet
+    base = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").state_dict()
+    state = trained.state_dict()
+    frozen = {name.replace(".base_layer", ""): value for name, value in state.items() if ".lora_" not in name}
+    assert frozen.keys() == base.keys() and all(torch.equal(frozen[name], base[name]) for name in base)
+    assert all((value != 0).any() for name, value in lora_state(trained).items() if "lora_B" in name)
+    assert {parameter.dtype for parameter in trainings[0].parameters} == {torch.float32}
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 9.0])
+def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, monkeypatch, alpha):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    run = train(max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
+    training = trainings[0]
+    turns = training.batches.epoch(0)[0]
+    batch = training.on_device(training.collator(turns))
+    inputs = {
+        "sample": batch["latents"],
+        "timestep": batch["timesteps"],
+        "encoder_hidden_states": batch["prompt_embeds"],
+        "added_cond_kwargs": {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]},
+    }
+
+    @torch.no_grad()
+    def output(unet):
+        return unet.eval()(**inputs).sample
+
+    base = output(UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet"))
+    trained = output(training.bare_unet)
+    assert (trained - base).abs().max() > 1e-2, "it must have learned something for this to mean anything"
+    for source in (run, run / "checkpoint-3"):
+        for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
+            fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+            fresh.load_lora_weights(source, weight_name=name)
+            torch.testing.assert_close(output(fresh.unet), trained, atol=1e-5, rtol=1e-5)
+
+
+def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, tiny_base, monkeypatch):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    run = train(
+        train_text_encoder=True, max_train_steps=4, learning_rate=1e-2, lora_alpha=9.0, gradient_checkpointing=True,
+        validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=1,
+    )  # fmt: skip
+    training = trainings[0]
+    moved = {name for name, tensor in weights_of(run, 4).items() if ".lora_B." in name and tensor.abs().max() > 1e-4}
+    assert {name.split(".")[0] for name in moved} == {"unet", "text_encoder", "text_encoder_2"}
+    assert len(moved) == len([name for name in weights_of(run, 4) if ".lora_B." in name]), "every one has a gradient"
+    trained = training.texts.read("a tabby cat")
+    base = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    assert (trained["prompt_embeds"] - base.encode_prompt("a tabby cat", device="cpu")[0]).abs().max() > 1e-2
+    for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
+        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+        fresh.load_lora_weights(run, weight_name=name)
+        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
+        torch.testing.assert_close(embeds[0], trained["prompt_embeds"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled[0], trained["pooled_embeds"], atol=1e-4, rtol=1e-4)
+
+
+def test_text_encoders_have_rates_of_their_own_and_an_end(train):
+    rates = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 1}
+    run = train(**rates, text_encoder_lr=0.0, text_encoder_2_lr=1e-3, stop_text_encoder_training=0.5)
+
+    def moved(name, first, second):
+        before, after = weights_of(run, first), weights_of(run, second)
+        return any(not torch.equal(before[key], after[key]) for key in before if key.startswith(f"{name}."))
+
+    assert moved("unet", 1, 2) and moved("unet", 2, 4)
+    assert moved("text_encoder_2", 1, 2) and not moved("text_encoder_2", 2, 4)
+    assert not moved("text_encoder", 1, 4)
+
+
+def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
+    cached = train(output_dir=str(tmp_path / "cached"))
+    live = train(output_dir=str(tmp_path / "live"), train_text_encoder=True, text_encoder_lr=0.0)
+    assert column(live, "loss") == pytest.approx(column(cached, "loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, whole_file",
+    [
+        ({"use_rslora": True, "lora_alpha": 2.0}, "run.safetensors"),
+        ({"use_dora": True}, "pytorch_lora_weights.safetensors"),
+        ({"adapter": "lokr"}, "pytorch_lora_weights.safetensors"),
+    ],
+)
+def test_other_adapters_train_resume_and_load(train, tiny_base, monkeypatch, settings, whole_file):
+    trainings = []
+    finish = train_sdxl_lora.Training.finish
+    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+    train(**settings, max_train_steps=2, learning_rate=1e-2)
+    run = train(**settings, max_train_steps=3, learning_rate=1e-2)
+    assert column(run, "step") == [1, 2, 3]
+    training = trainings[-1]
+    batch = training.on_device(training.collator(training.batches.epoch(0)[0]))
+    inputs = (batch["latents"], batch["timesteps"], batch["prompt_embeds"])
+    conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
+    fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    fresh.load_lora_weights(run, weight_name=whole_file)
+    with torch.no_grad():
+        trained, loaded = (
+            unet.eval()(*inputs, added_cond_kwargs=conditions).sample for unet in (training.bare_unet, fresh.unet)
+        )
+    torch.testing.assert_close(loaded, trained, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_adapter_weights_are_float32_in_every_precision(train, precision):
+    run = train(mixed_precision=precision, max_train_steps=2, rank=2)
+    assert {tensor.dtype for tensor in weights_of(run, 2).values()} == {torch.float32}
+    assert all(0 < loss < 10 for loss in column(run, "loss"))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(train, tmp_path):
+    plain = train(output_dir=str(tmp_path / "plain"))
+    saving = train(output_dir=str(tmp_path / "saving"), gradient_checkpointing=True)
+    assert column(saving, "loss") == pytest.approx(column(plain, "loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "lion", "lion8bit"])
+def test_other_optimizers_train_and_resume_exactly(train, tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "rank": 64, "checkpointing_steps": 1, "learning_rate": 1e-4}
+    whole = train(**settings, max_train_steps=3, output_dir=str(tmp_path / "whole"))
+    train(**settings, max_train_steps=2, output_dir=str(tmp_path / "parts"))
+    parts = train(**settings, max_train_steps=3, output_dir=str(tmp_path / "parts"))
+    assert_equal_weights(weights_of(parts, 3), weights_of(whole, 3))
+
+
+def test_epochs_checkpoints_samples_and_metrics_come_when_due(train):
+    run = train(
+        max_train_steps=None,
+        num_train_epochs=4,
+        train_batch_size=2,
+        checkpointing_epochs=2,
+        checkpointing_steps=None,
+        validation_prompt=("a cat", "a dog"),
+        num_validation_images=2,
+        validation_epochs=2,
+        validation_inference_steps=2,
+        lr_scheduler="linear",
+        lr_warmup_steps=2,
+        report_to="all",
+    )
+    assert column(run, "epoch") == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    peak = 1e-3
+    assert column(run, "learning_rate") == pytest.approx([0, peak / 2, peak, *(peak * i / 6 for i in (5, 4, 3, 2, 1))])
+    assert {"grad_norm", "images_per_second", "memory_gib"} <= set(steps_of(run)[0])
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    names = [f"step-{s:06d}-prompt-{p}-image-{i}.png" for s in (0, 4, 8) for p in (0, 1) for i in (0, 1)]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["grid.png", *names]
+    status = read_status(run)
+    assert (status["state"], status["step"], status["last_checkpoint"]) == ("done", 8, "checkpoint-8")
+    assert_tensorboard(run / "logs", {"loss": 8, "learning_rate": 8}, {"a cat": 2, "a dog": 2})
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def assert_tensorboard(folder, scalars, images):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(folder / "sdxl-lora"), size_guidance={"images": 0})
+    log.Reload()
+    for name, count in scalars.items():
+        assert [event.step for event in log.Scalars(name)] == list(range(1, count + 1))
+    found = log.Tags()["images"]
+    assert all(any(prompt in tag for tag in found) for prompt in images)
+
+
+def test_samples_change_with_the_adapter_and_not_with_the_number_of_draws(train):
+    run = train(
+        learning_rate=1e-2, max_train_steps=8, validation_prompt=("a cat",), num_validation_images=1,
+        validation_epochs=1, validation_inference_steps=4,
+    )  # fmt: skip
+    first, second = ((run / "samples" / f"step-{step:06d}-prompt-0-image-0.png").read_bytes() for step in (4, 8))
+    assert first != second
+    (run / "events.jsonl").unlink()
+
+
+def test_the_resolved_config_is_recorded_and_reruns(train, train_config):
+    from sdxl_lora.config.cli import load_config
+    from sdxl_lora.config.train import TrainConfig
+
+    run = train(rank=2, max_train_steps=1)
+    assert load_config(TrainConfig, ["--config", str(run / "config.yaml")]) == train_config(rank=2, max_train_steps=1)
+
+
+def test_a_stop_file_saves_and_the_next_run_goes_on(train, tmp_path, monkeypatch):
+    step = train_sdxl_lora.Training.step
+
+    def step_and_ask_to_stop(self, turns, micro_batches):
+        result = step(self, turns, micro_batches)
+        if self.done_steps == 1:  # counts this step only when it is over
+            (self.run.folder / "stop").touch()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_sdxl_lora.Training, "step", step_and_ask_to_stop)
+        run = train(max_train_steps=5, output_dir=str(tmp_path / "parts"))
+    status = read_status(run)
+    assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 0, 2)
+    assert status["reason"] == "stopped at step 2, saved checkpoint-2 (stop file)"
+    assert (run / "checkpoint-2").is_dir() and not (run / "parts.safetensors").exists()
+    run = train(max_train_steps=5, output_dir=str(tmp_path / "parts"))
+    assert column(run, "step") == [1, 2, 3, 4, 5]
+    whole = train(max_train_steps=5, output_dir=str(tmp_path / "whole"))
+    assert_equal_weights(weights_of(run, 5), weights_of(whole, 5))
+
+
+def test_other_settings_are_refused_on_resume_and_the_checkpoint_is_left_alone(train, captioned_photographs):
+    run = train(max_train_steps=1)
+    before = json.loads((run / "checkpoint-1" / "manifest.json").read_text())
+    with pytest.raises(CheckpointError, match=r"rank +4 +8(.|\n)*seed +0 +1"):
+        train(max_train_steps=2, rank=8, seed=1)
+    with pytest.raises(CheckpointError, match=r"images_per_step +1 +2"):
+        train(max_train_steps=2, train_batch_size=2)
+    (captioned_photographs / "coffee.txt").write_text("another caption")
+    try:
+        with pytest.raises(CheckpointError, match="dataset"):
+            train(max_train_steps=2)
+    finally:
+        (captioned_photographs / "coffee.txt").write_text("a cup of coffee on a table")
+    assert json.loads((run / "checkpoint-1" / "manifest.json").read_text()) == before
+    train(max_train_steps=2, learning_rate=1e-5)
+
+
+def test_nan_ends_the_run_before_any_weight_changes(train, tmp_path, monkeypatch):
+    loss = train_sdxl_lora.noise_prediction_loss
+    trainings = []
+    step = train_sdxl_lora.Training.step
+
+    def spoiled_step(self, turns, micro_batches):
+        trainings.append((self, lora_state(self.bare_unet)))
+        with monkeypatch.context() as patch:
+            if self.done_steps == 2:
+                patch.setattr(train_sdxl_lora, "noise_prediction_loss", lambda *a: loss(*a) * torch.nan)
+            return step(self, turns, micro_batches)
+
+    monkeypatch.setattr(train_sdxl_lora.Training, "step", spoiled_step)
+    with pytest.raises(NonFiniteError, match=r"step 3: loss nan.*(astronaut|chelsea|coffee|rocket)"):
+        train(max_train_steps=5, checkpointing_steps=1)
+    training, before = trainings[-1]
+    assert_equal_weights(lora_state(training.bare_unet), before)
+    status = read_status(training.run.folder)
+    assert (status["state"], status["exit_code"], status["last_checkpoint"]) == ("failed", 6, "checkpoint-2")
+
+
+def test_what_cannot_work_is_a_config_error_before_any_training(train):
+    with pytest.raises(ConfigError, match="matches no linear or convolution layer"):
+        train(target_modules="nothing_like_it")
+    with pytest.raises(ConfigError, match="fp16 cannot be used here"):
+        train(mixed_precision="fp16")
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were launched, but each would train alone"):
+        train()
+
+
+def test_main_turns_errors_into_exit_codes_and_one_line(train_config, capsys):
+    assert train_sdxl_lora.main(train_config(train_data_dir="nowhere")) == 3
+    assert "error: no such folder: nowhere" in capsys.readouterr().err
+
+
+def test_the_finished_run_leaves_card_copy_side_files_and_thumbnail(train, tmp_path):
+    (tmp_path / "loras").mkdir()
+    run = train(
+        max_train_steps=2, validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=1,
+        output_name="cat", loras_dir=str(tmp_path / "loras"), save_side_files=True,
+    )  # fmt: skip
+    assert (tmp_path / "loras" / "cat.safetensors").read_bytes() == (run / "cat.safetensors").read_bytes()
+    assert {"cat.json", "cat.png", "README.md"} <= {path.name for path in run.iterdir()}
+    card = (run / "README.md").read_text()
+    assert "samples/step-000002-prompt-0-image-0.png" in card and "<lora:cat:1>" in card
+    with safe_open(run / "cat.safetensors", framework="pt") as file:
+        about = file.metadata()
+    assert about["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert len(about["ss_new_sd_model_hash"]) == 64 and about["ss_steps"] == "2"
+
+
+@pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "", "nul\0", "my cat", "-x"])
+def test_a_name_that_is_no_file_name_is_refused_before_any_work(train, tmp_path, name):
+    with pytest.raises(ConfigError, match="invalid output name"):
+        train(output_name=name) if name else train(output_dir=str(tmp_path / "my cat"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_loras_folder_that_is_not_there_is_refused_before_any_work(train, tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        train(loras_dir=str(tmp_path / "nowhere"))

@@ -1,0 +1,155 @@
+"""Flags and YAML: one parser, typos refused with a suggestion, quick answers."""
+
+import itertools
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from tests.conftest import ROOT
+
+NEEDED = ["--output_dir", "out", "--train_data_dir", "data"]
+
+
+def write(path, text):
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_a_flag_wins_over_the_file_wherever_it_stands(tmp_path):
+    file = write(tmp_path / "run.yaml", "output_dir: out\ntrain_data_dir: data\nlearning_rate: 1e-4\nrank: 8\n")
+    for argv in ([*file, "--learning_rate", "3e-4"], ["--learning_rate=3e-4", *file]):
+        config = load_config(TrainConfig, argv)
+        assert (config.learning_rate, config.rank) == (3e-4, 8)
+
+
+def test_hyphens_and_underscores_are_the_same():
+    assert load_config(TrainConfig, [*NEEDED, "--train-batch-size", "3"]).train_batch_size == 3
+    assert load_config(TrainConfig, [*NEEDED, "--train_batch_size", "3", "--random_flip"]).random_flip
+
+
+def test_every_kind_of_value_survives_the_file(tmp_path):
+    settings = {
+        "output_dir": "ou t",
+        "train_data_dir": "-data: é",
+        "validation_prompt": ("a cat, sitting", "日本: 'x' \"y\""),
+        "lora_alpha": 0.5,
+        "random_flip": True,
+        "center_crop": False,
+        "checkpointing_steps": None,
+        "resume_from_checkpoint": None,
+    }
+    for prompts in (settings["validation_prompt"], ("-dash",), ()):
+        config = TrainConfig(**{**settings, "validation_prompt": prompts})
+        assert load_config(TrainConfig, write(tmp_path / "c.yaml", to_yaml(config))) == config
+
+
+def test_every_unknown_key_of_a_file_is_named_with_its_place_and_the_nearest(tmp_path, capsys):
+    file = write(tmp_path / "run.yaml", "output_dir: out\nlearning_rat: 1\ntrain_data_dir: d\nrnak: 3\nzzz: 1\n")
+    with pytest.raises(SystemExit) as exit:
+        load_config(TrainConfig, file)
+    message = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert "run.yaml:2:1: unknown key 'learning_rat', did you mean 'learning_rate'?" in message
+    assert "run.yaml:4:1: unknown key 'rnak', did you mean 'rank'?" in message
+    assert "run.yaml:5:1: unknown key 'zzz'" in message
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("rank: [1, {a: 2}]", "must be a value or a list"),
+        ("- a\n- b", "lines of `name: value`"),
+        ("rank: 3\nrank: 4", "a second time"),
+        ("rank: 3\n  alpha: [", "mapping values are not allowed"),
+        ("validation_prompt: [a, -b]", "begins with a dash"),
+    ],
+)
+def test_a_malformed_file_is_explained(tmp_path, capsys, text, words):
+    with pytest.raises(SystemExit) as exit:
+        load_config(TrainConfig, write(tmp_path / "bad.yaml", text))
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(capsys):
+    with pytest.raises(SystemExit):
+        load_config(TrainConfig, ["--config", "nowhere.yaml"])
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--learning_rat", "1"], "--learning_rate"),
+        (["--rank", "many"], "--rank"),
+        (["--mixed_precision", "fp8"], "'fp16'"),
+        (["--rank", "0"], "rank is 0"),
+        (["--learning_rate", "nan"], "learning_rate is nan"),
+        (["--learning_rate", "-1"], "learning_rate is -1.0"),
+        (["--lora_dropout", "1"], "below 1"),
+        (["--resolution", "1023"], "nearest: 1016"),
+        (["--dataset_name", "x/y"], "one of train_data_dir"),
+    ],
+)
+def test_a_wrong_flag_is_refused_with_what_is_right(capsys, flags, words):
+    with pytest.raises(SystemExit) as exit:
+        load_config(TrainConfig, [*NEEDED, *flags])
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_all_wrong_values_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(output_dir="x", rank=-1, seed=-5, train_batch_size=0)
+    assert all(name in str(error.value) for name in ("rank", "seed", "train_batch_size", "train_data_dir"))
+
+
+@pytest.mark.parametrize("command", [["train_sdxl_lora.py"], ["-m", "preprocess"]])
+@pytest.mark.parametrize("flag", ["--help", "--learning_rat=1"])
+def test_help_and_a_typo_answer_in_under_two_seconds(command, flag):
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, *command, flag], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    assert result.returncode == (0 if flag == "--help" else 2)
+    assert "learning_rat" in result.stdout + result.stderr or command[-1] == "preprocess"
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, PreprocessConfig])
+def test_every_field_has_help(config_class, capsys):
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(config_class)).body[0].body
+    for field, following in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented and following.value.value.strip().endswith((".", ")")), field.target.id
+
+
+RUBBISH = ["", "\0", "\t", ": ", "- ", "{", "]", "é", "&a", "!!", "'", "\n"]
+
+
+def test_no_yaml_brings_a_traceback(tmp_path, capsys):
+    """Three hundred damaged files: each is read, or refused with words and code 2."""
+    good = to_yaml(TrainConfig(output_dir="out", train_data_dir="data", validation_prompt=("a", "b: c")))
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        text = list(good)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(text))
+            text[at : at + chance.randint(0, 3)] = chance.choice(RUBBISH)
+        file = tmp_path / "fuzzed.yaml"
+        file.write_text("".join(text), encoding="utf-8")
+        try:
+            load_config(TrainConfig, ["--config", str(file)])
+        except SystemExit as exit:
+            refused += 1
+            assert exit.code == 2 and capsys.readouterr().err.strip()
+    assert refused > 50

@@ -1,0 +1,89 @@
+"""Captions in their turns: shares counted, what is kept is kept, and what will occur is known before."""
+
+from collections import Counter
+
+import pytest
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.captions import AS_WRITTEN, CaptionVariants, caption_in_turn, prompts_of
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.rng import Turn
+
+TAGS = "sks, cat, sitting, red sofa, indoors"
+TURNS = [Turn(0, epoch) for epoch in range(2000)]
+
+
+def captions(caption, variants, turns=TURNS, seed=0):
+    return [caption_in_turn(caption, seed, turn, variants) for turn in turns]
+
+
+def test_captions_stay_as_they_are_written_by_default():
+    odd = " a  {b|c} , d ,,{e} "
+    assert captions(odd, AS_WRITTEN, TURNS[:3]) == [odd] * 3
+
+
+def test_a_tenth_of_the_turns_has_the_empty_prompt():
+    found = Counter(captions(TAGS, CaptionVariants(empty_share=0.1)))
+    assert set(found) == {TAGS, ""} and found[""] == pytest.approx(200, abs=40)
+
+
+def test_shuffled_tags_keep_the_first_and_come_in_every_order():
+    found = Counter(captions(TAGS, CaptionVariants(shuffle=True, keep_tags=2)))
+    assert all(caption.startswith("sks, cat, ") for caption in found)
+    assert len(found) == 6 and min(found.values()) > 250  # 2000 / 3!
+    assert all(sorted(caption.split(", ")) == sorted(TAGS.split(", ")) for caption in found)
+
+
+def test_tag_dropout_leaves_out_its_share_of_what_is_not_kept():
+    found = [caption.split(", ") for caption in captions(TAGS, CaptionVariants(tag_dropout=0.25, keep_tags=1))]
+    assert all(tags[0] == "sks" for tags in found)
+    assert all(tags == [tag for tag in TAGS.split(", ") if tag in tags] for tags in found), "the order stays"
+    left = sum(len(tags) - 1 for tags in found) / (4 * len(found))
+    assert left == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_separator_in_the_caption_says_what_is_kept():
+    variants = CaptionVariants(tag_dropout=0.999999, keep_separator="|||", separator=";")
+    assert set(captions("sks; a cat ||| x; y; z", variants)) == {"sks; a cat"}
+    assert set(captions("a b c", CaptionVariants(shuffle=True, separator=" ", keep_tags=2))) == {"a b c"}
+
+
+def test_wildcards_choose_inner_ones_first_and_leave_other_braces():
+    found = Counter(captions("a {red|{light|dark} blue|} {cat}", CaptionVariants(wildcards=True)))
+    assert set(found) == {"a red {cat}", "a light blue {cat}", "a dark blue {cat}", "a  {cat}"}
+    assert found["a red {cat}"] == pytest.approx(2000 / 3, abs=80)
+    assert found["a dark blue {cat}"] == pytest.approx(2000 / 6, abs=60)
+
+
+def test_each_kind_of_chance_leaves_the_others_alone():
+    both = captions(TAGS, CaptionVariants(empty_share=0.3, shuffle=True))
+    alone = captions(TAGS, CaptionVariants(shuffle=True))
+    assert all(one in ("", other) for one, other in zip(both, alone, strict=True))
+    assert captions(TAGS, CaptionVariants(shuffle=True), seed=1) != alone
+
+
+def test_all_that_will_occur_is_listed_up_to_a_limit():
+    variants = CaptionVariants(empty_share=0.5, shuffle=True)
+    turns = [Turn(example, epoch) for epoch in range(3) for example in range(2)]
+    written = ["a, b, c", "d, e, f"]
+    listed = prompts_of(written, 7, turns, variants, limit=100)
+    assert listed == {caption_in_turn(written[turn.example], 7, turn, variants) for turn in turns}
+    assert prompts_of(written, 7, turns, variants, limit=len(listed)) == listed
+    assert prompts_of(written, 7, turns, variants, limit=len(listed) - 1) is None
+    assert prompts_of(written, 7, turns, AS_WRITTEN, limit=0) == set(written)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"proportion_empty_prompts": 1.0}, "proportion_empty_prompts is 1.0, it must be at least 0 and below 1"),
+        ({"caption_tag_dropout_rate": -0.1}, "caption_tag_dropout_rate is -0.1"),
+        ({"caption_separator": ""}, "caption_separator is empty"),
+        ({"max_caption_chunks": 0}, "max_caption_chunks is 0, it must be above 0"),
+        ({"keep_tokens": -1}, "keep_tokens is -1, it must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+    assert words in str(error.value)

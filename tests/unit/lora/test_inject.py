@@ -1,0 +1,130 @@
+"""Adapters on the tiny base: which layers, which dtype, which seed; their state out and in."""
+
+import pytest
+import torch
+
+from examples.tiny_sdxl import tiny_sdxl
+from sdxl_lora.lora.inject import add_lora
+from sdxl_lora.lora.state import load_lora_state, lora_state
+from sdxl_lora.lora.targets import target_modules
+from tests.helpers.adapters import largest_difference, model_adapters, outputs, tiny_with_lora
+
+ATTENTION = {"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"}
+FEED_FORWARD = {"ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2"}
+OTHER_LINEAR = {"proj_in", "proj_out", "time_emb_proj"}
+CONV = {"conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"}
+TARGET_ENDINGS = {
+    "attention": ATTENTION,
+    "attention+ff": ATTENTION | FEED_FORWARD,
+    "all-linear": ATTENTION | FEED_FORWARD | OTHER_LINEAR,
+    "all-linear+conv": ATTENTION | FEED_FORWARD | OTHER_LINEAR | CONV,
+    r"attn2\.to_[kv]$|self_attn\.q": {"to_k", "to_v", "q_proj"},
+}
+
+
+@pytest.mark.parametrize("targets", TARGET_ENDINGS)
+def test_targets_choose_exactly_the_layers_they_name(targets):
+    pipeline = tiny_sdxl()
+    for model in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+        layers = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+        layers = [n for n in layers if not n.startswith(("conv_in", "conv_out", "time_embedding", "add_embedding"))]
+        expected = [n for n in layers if any(n.endswith(f".{end}") for end in TARGET_ENDINGS[targets])]
+        if targets.startswith("attn2"):
+            expected = [n for n in expected if ".attn1." not in n]
+        assert target_modules(model, targets) == expected
+        add_lora(model, 2, 2, targets=targets)
+        assert len(model_adapters(model, "unet" if model is pipeline.unet else "text_encoder")) == len(expected)
+
+
+def test_only_float32_adapter_weights_train_and_start_as_no_change():
+    base = outputs(tiny_sdxl())
+    pipeline = tiny_sdxl()
+    parameters = add_lora(pipeline.unet, 4, 8)
+    trainable = [p for p in pipeline.unet.parameters() if p.requires_grad]
+    assert [id(p) for p in trainable] == [id(p) for p in parameters]
+    assert largest_difference(base, outputs(pipeline)) == 0
+
+    half = tiny_sdxl().unet.to(torch.bfloat16)
+    assert {p.dtype for p in add_lora(half, 4, 8)} == {torch.float32}
+    assert {p.dtype for p in half.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_the_seed_decides_the_start_and_the_callers_random_state_stays():
+    def start(seed):
+        model = tiny_sdxl().unet
+        torch.manual_seed(99)
+        add_lora(model, 4, 4, seed=seed)
+        return lora_state(model), torch.rand(1).item()
+
+    (first, drawn), (again, drawn_again), (other, _) = start(1), start(1), start(2)
+    torch.manual_seed(99)
+    assert drawn == drawn_again == torch.rand(1).item()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_strength_is_alpha_over_rank_and_over_its_root_with_rslora():
+    for options, expected in (({}, 3 / 4), ({"use_rslora": True}, 3 / 2)):
+        _, models = tiny_with_lora(4, 3, components=("unet",), **options)
+        assert {a.scale for a in model_adapters(models["unet"], "unet").values()} == {expected}
+    patterns = {"rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 5}}
+    _, models = tiny_with_lora(4, 3, components=("unet",), **patterns)
+    for name, adapter in model_adapters(models["unet"], "unet").items():
+        assert (adapter.rank, adapter.scale) == ((2, 2.5) if name.endswith("to_k") else (4, 0.75))
+
+
+def test_state_restores_a_model_exactly():
+    pipeline, models = tiny_with_lora(4, 3, "attention+ff", use_dora=True)
+    fresh = tiny_sdxl()
+    for component, model in models.items():
+        state = lora_state(model)
+        assert {t.dtype for t in state.values()} == {torch.float32}
+        add_lora(getattr(fresh, component), 4, 3, targets="attention+ff", use_dora=True)
+        load_lora_state(getattr(fresh, component), state)
+    assert largest_difference(outputs(pipeline), outputs(fresh)) == 0
+
+
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
+    model = tiny_sdxl().unet
+    add_lora(model, 4, 4)
+    before = lora_state(model)
+    first, second, *_ = before
+    bad = {name: tensor + 1 for name, tensor in before.items() if name != first}
+    bad |= {second: torch.zeros(1, 1), "elsewhere.lora_A.weight": torch.zeros(1)}
+    with pytest.raises(ValueError) as error:
+        load_lora_state(model, bad)
+    assert f"missing {first}" in str(error.value)
+    assert "unexpected elsewhere.lora_A.weight" in str(error.value)
+    assert f"{second} has shape (1, 1)" in str(error.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in lora_state(model).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": "attn3"}, "matches no linear or convolution layer"),
+        ({"targets": "conv"}, "matches conv_in, conv_out: LoRA files with these layers fail"),
+        ({"targets": "attn1("}, "not a regular expression"),
+        ({"rank": 0}, "rank >= 1"),
+        ({"alpha": 0}, "alpha > 0"),
+        ({"dropout": 1.0}, "dropout < 1"),
+        ({"init": "pissa", "targets": "all-linear+conv"}, "pissa is for linear layers, .*conv1 is a convolution"),
+        ({"init": "olora", "use_dora": True}, "does not go with use_dora"),
+        ({"kind": "oft"}, "must be one of lora, loha, lokr"),
+        ({"kind": "loha", "use_dora": True}, "belong to kind lora"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_model_changes(arguments, message):
+    model = tiny_sdxl().unet
+    with pytest.raises(ValueError, match=message):
+        add_lora(model, **{"rank": 4, "alpha": 4, **arguments})
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_second_adapter_and_a_missing_one_are_refused():
+    model = tiny_sdxl().unet
+    with pytest.raises(ValueError, match="has no adapter to save"):
+        model_adapters(model, "unet")
+    add_lora(model, 4, 4)
+    with pytest.raises(ValueError, match="has an adapter already"):
+        add_lora(model, 4, 4)

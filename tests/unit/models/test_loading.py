@@ -1,0 +1,114 @@
+"""A base from a folder, from one file, without a connection; and what is no SDXL base."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.models.loading import Base, check_base, load_schedulers, load_text_parts, load_unet, load_vae
+from tests.helpers.original_layout import write_original_layout
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_base):
+    return StableDiffusionXLPipeline.from_pretrained(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def single_file(pipeline, tmp_path_factory):
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    write_original_layout(pipeline, path)
+    return path
+
+
+def assert_same_weights(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("source", ["folder", "single file"])
+def test_every_part_has_the_bases_weights(tiny_base, single_file, pipeline, source):
+    base = Base(str(tiny_base)) if source == "folder" else Base(str(single_file), config_path=str(tiny_base))
+    check_base(base)
+    assert_same_weights(load_vae(base), pipeline.vae)
+    assert_same_weights(load_unet(base, torch.float32), pipeline.unet)
+    tokenizers, encoders = load_text_parts(base, torch.float32)
+    assert_same_weights(encoders[0], pipeline.text_encoder)
+    assert_same_weights(encoders[1], pipeline.text_encoder_2)
+    assert tokenizers[1].pad_token == "!" and tokenizers[0]("a cat").input_ids == pipeline.tokenizer("a cat").input_ids
+
+
+def test_parts_come_frozen_in_the_asked_precision_and_the_vae_in_float32(tiny_base):
+    base = Base(str(tiny_base))
+    unet, (_, encoders) = load_unet(base, torch.bfloat16), load_text_parts(base, torch.bfloat16)
+    assert {unet.dtype, *(encoder.dtype for encoder in encoders)} == {torch.bfloat16}
+    assert load_vae(base).dtype == torch.float32
+    assert not any(p.requires_grad for model in (unet, *encoders, load_vae(base)) for p in model.parameters())
+
+
+def test_another_vae_takes_the_place_of_the_bases(tiny_base, tmp_path, pipeline):
+    other = load_vae(Base(str(tiny_base)))
+    with torch.no_grad():
+        other.encoder.conv_in.weight.add_(1)
+    other.save_pretrained(tmp_path / "vae")
+    for path in (tmp_path, tmp_path / "vae"):  # a base's folder, or the VAE's own
+        assert_same_weights(load_vae(Base(str(tiny_base), vae_path=str(path))), other)
+
+
+def test_a_file_says_by_a_tensor_that_it_predicts_v(pipeline, tiny_base, tmp_path):
+    path = tmp_path / "v.safetensors"
+    write_original_layout(pipeline, path, extra=["v_pred", "ztsnr"])
+    schedule, _ = load_schedulers(Base(str(path), config_path=str(tiny_base)))
+    assert schedule.config.prediction_type == "v_prediction" and schedule.config.rescale_betas_zero_snr
+    assert schedule.alphas_cumprod[-1] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "names, found",
+    [
+        (["cond_stage_model.transformer.x", "model.diffusion_model.x"], "a Stable Diffusion 1.x or 2.x checkpoint"),
+        (["lora_unet_x.lora_down.weight"], "a LoRA"),
+        (["unet.x.lora_A.weight"], "a LoRA"),
+        (["conditioner.embedders.0.model.x", "model.diffusion_model.x"], "the SDXL refiner"),
+        (["double_blocks.0.x"], "something else"),
+        (["model.diffusion_model.x", "conditioner.embedders.1.model.x"], "without its VAE"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path, names, found):
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(1) for name in names}, path)
+    with pytest.raises(ConfigError, match=found):
+        check_base(Base(str(path)))
+
+
+def test_pickles_and_rubbish_are_refused_unopened(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(ConfigError, match="pickles"):
+        check_base(Base(str(tmp_path / "model.ckpt")))
+    with pytest.raises(ConfigError, match="not a readable"):
+        check_base(Base(str(tmp_path / "model.safetensors")))
+    with pytest.raises(ConfigError, match="no such base model"):
+        check_base(Base(str(tmp_path / "nothing.safetensors")))
+
+
+def test_folders_of_other_pipelines_are_refused(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    index = tmp_path / "base" / "model_index.json"
+    original = json.loads(index.read_text())
+    index.write_text(json.dumps({**original, "_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ConfigError, match="is a StableDiffusionPipeline"):
+        check_base(Base(str(tmp_path / "base")))
+    index.write_text(json.dumps({**original, "text_encoder": [None, None]}))
+    with pytest.raises(ConfigError, match="refiner"):
+        check_base(Base(str(tmp_path / "base")))
+
+
+def test_without_a_connection_a_hub_id_is_named_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"stabilityai/nothing(.|\n)*give local paths"):
+        check_base(Base("stabilityai/nothing"))

@@ -1,0 +1,159 @@
+"""A checkpoint is whole or not there; what is wrong with one is said."""
+
+import json
+import os
+import random
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from sdxl_lora.errors import CheckpointError
+from sdxl_lora.run.checkpoints import (
+    check_facts,
+    checkpoints,
+    choose_checkpoint,
+    main,
+    problem_with,
+    publish,
+    remove_leftovers,
+    rotate,
+)
+
+FACTS = {"rank": 16, "seed": 0}
+
+
+def make(folder, step, facts=FACTS):
+    temporary = folder / f".tmp-checkpoint-{step}"
+    temporary.mkdir()
+    (temporary / "weights.safetensors").write_bytes(os.urandom(1000))
+    publish(temporary, folder / f"checkpoint-{step}", {"step": step, "facts": facts})
+    return folder / f"checkpoint-{step}"
+
+
+@pytest.fixture
+def run(tmp_path):
+    for step in (5, 10, 100):
+        make(tmp_path, step)
+    notes = []
+    return SimpleNamespace(
+        folder=tmp_path,
+        notes=notes,
+        choose=lambda wanted="latest", facts=FACTS: choose_checkpoint(tmp_path, wanted, facts, notes.append),
+    )
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "its checksum differs": lambda folder: flip_a_bit(folder / "weights.safetensors"),
+    "has 400 bytes, it had 1000": lambda folder: os.truncate(folder / "weights.safetensors", 400),
+    "weights.safetensors is missing": lambda folder: (folder / "weights.safetensors").unlink(),
+    "manifest.json is missing or damaged": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest.json is missing or damaged (Exp": lambda folder: (folder / "manifest.json").write_text("{"),
+    "manifest.json is missing or damaged (its": lambda folder: (folder / "manifest.json").write_text("[1]"),
+}
+
+
+def test_the_newest_is_taken_by_number_not_by_name(run):
+    assert [path.name for path in checkpoints(run.folder)] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
+    assert run.choose().name == "checkpoint-100" and not run.notes
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_a_damaged_one_is_rejected_by_name_and_reason_and_the_next_older_taken(run, words):
+    DAMAGE[words](run.folder / "checkpoint-100")
+    assert run.choose().name == "checkpoint-10"
+    assert len(run.notes) == 1 and "checkpoint-100" in run.notes[0] and words in run.notes[0]
+    with pytest.raises(CheckpointError, match="checkpoint-100 cannot be used"):
+        run.choose("checkpoint-100")
+
+
+def test_with_none_whole_nothing_is_started_anew(run):
+    for path in checkpoints(run.folder):
+        flip_a_bit(path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+        run.choose()
+
+
+def test_a_name_that_is_not_there_lists_what_is(run):
+    with pytest.raises(CheckpointError, match="no checkpoint checkpoint-7; there are: checkpoint-5, checkpoint-10"):
+        run.choose("checkpoint-7")
+    assert run.choose("checkpoint-5").name == "checkpoint-5" == run.choose(str(run.folder / "checkpoint-5")).name
+
+
+def test_starting_anew_is_for_folders_without_checkpoints(run, tmp_path):
+    with pytest.raises(CheckpointError, match="holds checkpoints up to checkpoint-100"):
+        run.choose(None)
+    assert choose_checkpoint(tmp_path / "empty", None, FACTS, print) is None
+    assert choose_checkpoint(tmp_path / "empty", "latest", FACTS, print) is None
+
+
+def test_other_settings_are_refused_with_a_table(run):
+    with pytest.raises(CheckpointError) as error:
+        run.choose(facts={"rank": 8, "seed": 0, "new": 1})
+    rows = str(error.value).splitlines()[2:]
+    assert [row.split() for row in rows] == [["new", "None", "1"], ["rank", "16", "8"]]
+    check_facts(FACTS, dict(FACTS), run.folder)
+
+
+def test_rotation_keeps_the_newest_and_a_redone_step_replaces_its_checkpoint(run):
+    rotate(run.folder, 2)
+    assert [path.name for path in checkpoints(run.folder)] == ["checkpoint-10", "checkpoint-100"]
+    before = (run.folder / "checkpoint-100" / "weights.safetensors").read_bytes()
+    make(run.folder, 100)
+    assert problem_with(run.folder / "checkpoint-100") is None
+    assert (run.folder / "checkpoint-100" / "weights.safetensors").read_bytes() != before
+
+
+def test_leftovers_are_removed_and_never_chosen(run):
+    shutil.copytree(run.folder / "checkpoint-100", run.folder / ".tmp-checkpoint-200")
+    (run.folder / "checkpoint-300x").mkdir()
+    assert run.choose().name == "checkpoint-100"
+    assert [path.name for path in remove_leftovers(run.folder)] == [".tmp-checkpoint-200"]
+    assert not (run.folder / ".tmp-checkpoint-200").exists()
+
+
+def test_the_manifest_tells_sizes_checksums_versions_and_facts(run):
+    manifest = json.loads((run.folder / "checkpoint-5" / "manifest.json").read_text())
+    assert manifest["files"]["weights.safetensors"]["size"] == 1000
+    assert manifest["facts"] == FACTS and manifest["step"] == 5 and "torch" in manifest["versions"]
+
+
+def test_the_command_lists_what_is_whole_and_exports_from_it(run, capsys):
+    (run.folder / "checkpoint-10" / "weights.safetensors").unlink()
+    assert main([str(run.folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
+    assert [line.split("MiB")[1].strip() for line in lines] == ["whole", "weights.safetensors is missing", "whole"]
+    target = run.folder / "exported.safetensors"
+    assert main([str(run.folder), "--export", str(target), "--step", "5"]) == 0
+    assert target.read_bytes() == (run.folder / "checkpoint-5" / "weights.safetensors").read_bytes()
+    assert main([str(run.folder), "--export", str(target)]) == 4, "nothing is overwritten"
+    assert main([str(run.folder), "--export", str(run.folder / "x"), "--step", "10"]) == 4
+    assert "weights.safetensors is missing" in capsys.readouterr().err
+
+
+def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(run):
+    """A hundred random damages of a checkpoint's files, its manifest included."""
+    chance = random.Random(0)
+    for number in range(100):
+        folder = make(run.folder, 1000 + number)
+        path = chance.choice(sorted(folder.iterdir()))
+        data = bytearray(path.read_bytes())
+        kind = chance.choice(["flip", "cut", "grow", "rubbish", "empty", "json"])
+        if kind == "flip":
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        elif kind == "json":
+            files = chance.choice([b"3", b"[]", b'{"x": 3}', b'{"x": {}}'])
+            data = b'{"step": 1, "facts": {}, "files": ' + files + b"}"
+        else:
+            at = chance.randrange(len(data))
+            data = {"cut": data[:at], "grow": data + b"x", "rubbish": os.urandom(at + 1), "empty": b""}[kind]
+        path.write_bytes(data)
+        assert problem_with(folder), (number, kind, path.name)
+        shutil.rmtree(folder)

@@ -1,0 +1,108 @@
+"""What --dry_run says before a training is what the training then does."""
+
+import re
+import time
+
+import pytest
+
+import train_sdxl_lora
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.run.events import read_events
+from sdxl_lora.training.dry_run import DryRun, described, dry_run
+from tests.helpers.adapters import tiny_with_lora
+from tests.unit.lora.test_warm_start import kohya_file
+
+CASES = {
+    "defaults": {},
+    "flips, epochs, a split and samples": {
+        "random_flip": True, "max_train_steps": None, "num_train_epochs": 3, "train_batch_size": 2,
+        "validation_split": 0.25, "validation_prompt": ("a cat", "a dog --n blurry"), "num_validation_images": 1,
+        "validation_inference_steps": 1, "init_lora_weights": "pissa",
+    },
+    "varied captions in two chunks, all layers": {
+        "shuffle_caption": True, "caption_separator": " ", "max_caption_chunks": 2,
+        "target_modules": "all-linear+conv", "block_ranks": ("mid=1", "down.0=0"),
+    },
+    "text encoders": {"train_text_encoder": True, "use_dora": True, "gradient_accumulation_steps": 2},
+    "lokr": {"adapter": "lokr", "max_cached_captions": 1, "proportion_empty_prompts": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
+    config = train_config(**CASES[case])
+    plan = DryRun(config)
+    said = described(plan, [])
+    pictures, prompts, latents, texts = plan.cached_bytes()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+    started = next(read_events(train(**CASES[case]) / "events.jsonl", "started"))
+    assert started["total_steps"] == plan.total_steps and f"{plan.total_steps} of {plan.images_per_step} " in said
+    assert started["parameters"] == sum(parameter.numel() for parameter in plan.adapter_parameters().values())
+    assert f"together         {started['parameters']:>12,} parameters" in said
+    by_group = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) parameters in", said)]
+    assert sum(by_group) == started["parameters"]
+    for folder, records, size in (("latents", pictures, latents), ("text", prompts, texts)):
+        files = [path.stat().st_size for path in (tmp_path / "cache" / folder).rglob("*.safetensors")]
+        assert (len(files), sum(files)) == (records, size), folder
+    assert f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
+    assert "holds checkpoint-" in plan.of_output()[0] and "but for what is there already" in plan.of_caches()[1]
+
+
+def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
+    started = time.process_time()
+    said = dry_run(train_config(pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024,
+                                mixed_precision="bf16", gradient_checkpointing=True))  # fmt: skip
+    assert time.process_time() - started < 20
+    assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
+    assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.47" in said
+    assert re.search(r"about 6\.4 GiB while training", said), said
+
+
+def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
+    (tmp_path / "long").mkdir()
+    for name in ("coffee.png", "rocket.jpg"):
+        (tmp_path / "long" / name).write_bytes((captioned_photographs / name).read_bytes())
+    (tmp_path / "long" / "coffee.txt").write_text("a cup " * 30)
+    start = kohya_file(tmp_path, tiny_with_lora(3, 2, components=("unet",))[1])
+    said = dry_run(train_config(
+        train_data_dir=None, datasets=(f"{captioned_photographs}:2", str(tmp_path / "long")), init_lora=str(start),
+        train_batch_size=16,
+    ))  # fmt: skip
+    for words in (
+        "1 prompts are longer than 75 tokens",
+        "1 of 2 pictures have an empty caption: ",
+        "modules of init_lora, rank 3",
+        "4 of them 2 times per epoch",
+        "1 sizes have fewer pictures than a step",
+    ):
+        assert words in said, words
+
+
+def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypatch):
+    with pytest.raises(DataError, match="no such folder"):
+        dry_run(train_config(train_data_dir="nowhere"))
+    with pytest.raises(ConfigError, match="no module that trains lies there"):
+        dry_run(train_config(block_lr_factors=("up.2=1",)))
+    with pytest.raises(ConfigError, match="no such base model"):
+        dry_run(train_config(pretrained_model_name_or_path="nowhere.safetensors"))
+    for settings, words in (
+        ({"zero_terminal_snr": True}, "needs a base that predicts v"),
+        ({"max_timestep": 2000}, "must lie in order"),
+        ({"adapter": "loha", "lora_plus_ratio": 4.0}, "lora_plus_ratio is for LoRA"),
+        ({"optimizer_args": ("momentun=0.9",)}, "does not take"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_blocks": ("up_blocks.7",)}, "has up_blocks.7"),
+        ({"memory_budget": "0.1GB"}, "memory_budget 0.1 GiB is too small"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            dry_run(train_config(**settings))
+    assert train_sdxl_lora.main(train_config(dry_run=True, target_modules="nothing")) == 2
+    assert "matches no linear or convolution layer" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
+        dry_run(train_config(adapter="loha", module_dropout=0.1))
+    plan = DryRun(train_config(max_train_steps=None, num_train_epochs=4))
+    assert (plan.images_per_step, plan.total_steps) == (4, 4)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
+    assert capsys.readouterr().out.startswith("dry run: nothing is trained or written")

@@ -1,0 +1,169 @@
+"""Learning rates against diffusers' schedules, and real optimizers."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from diffusers.optimization import get_scheduler
+
+from sdxl_lora.config.checks import OPTIMIZERS
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.training.optim import CLASSES, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+
+SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate_is_diffusers_at_every_step(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    theirs = get_scheduler(
+        name, optimizer, num_warmup_steps=7, num_training_steps=50, num_cycles=3, power=2.0
+    )  # diffusers: cycles count hard restarts, power is the polynomial's
+    for step in range(60):
+        ours = learning_rate_at(step, 50, 2e-4, name, warmup_steps=7, num_cycles=3, power=2.0)
+        assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_unknown_schedule_or_optimizer_is_a_config_error():
+    with pytest.raises(ConfigError, match="lr_scheduler is 'cosin'"):
+        learning_rate_at(0, 10, 1e-4, "cosin")
+    with pytest.raises(ConfigError, match="optimizer is 'adam'"):
+        make_optimizer("adam", [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "torch.optim.Adam"])
+def test_optimizer_goes_downhill_at_the_learning_rate_it_is_given(name):
+    weight = torch.nn.Parameter(torch.ones(64, 128))  # bitsandbytes keeps below 4096 elements in float32
+    optimizer = make_optimizer(name, [weight], learning_rate=0.0, weight_decay=0.0)
+    for learning_rate in (0.0, 0.01):
+        before = weight.detach().clone()
+        set_learning_rate(optimizer, learning_rate)
+        (weight**2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        # the first steps of Adam and Lion move every weight by the learning rate
+        torch.testing.assert_close(before - weight.detach(), torch.full_like(before, learning_rate), atol=5e-4, rtol=0)
+
+
+def test_adamw_step_by_hand():
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = make_optimizer("adamw", [weight], 0.1, betas=(0.9, 0.99), weight_decay=0.5, epsilon=1e-8)
+    (3 * weight).sum().backward()
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 3 / (3 + 1e-8), rel=1e-6)
+
+
+EVERY = [*CLASSES, "torch.optim.RMSprop"]
+
+
+def descend(optimizer, weights, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(((weight - i - 1) ** 2).sum() for i, weight in enumerate(weights)).backward()
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Prodigy finds")
+@pytest.mark.parametrize("name", EVERY)
+def test_every_optimizer_goes_downhill_and_resumes_exactly(name):
+    def start(values, state=None):
+        weights = [torch.nn.Parameter(value.clone()) for value in values]
+        optimizer = make_optimizer(name, weights, 1.0 if name == "prodigy" else 0.01)
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return weights, optimizer
+
+    begin = [torch.zeros(64, 96), torch.zeros(8, 4)]  # bitsandbytes keeps below 4096 elements in float32
+    whole, optimizer = start(begin)
+    descend(optimizer, whole, 6)
+    parts, first = start(begin)
+    descend(first, parts, 4)
+    parts, second = start(parts, first.state_dict())
+    descend(second, parts, 2)
+    assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
+    assert all(0 < weight.mean() < i + 1 for i, weight in enumerate(whole))
+
+
+def test_adafactor_and_schedule_free_step_by_hand():
+    """Their first step moves every weight of a constant gradient by the learning rate, but for what is said here."""
+    for name in ("adafactor", "schedule_free_adamw"):
+        weight = torch.nn.Parameter(torch.full((4, 4), 2.0))
+        optimizer = make_optimizer(name, [weight], 0.1, weight_decay=0.0)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        (3 * weight).sum().backward()
+        optimizer.step()
+        expected = {"adafactor": 1.9, "schedule_free_adamw": 1.9}[name]
+        torch.testing.assert_close(weight.detach(), torch.full((4, 4), expected), atol=1e-4, rtol=0)
+
+
+def test_lora_plus_gives_lora_b_its_factor_of_every_rate():
+    named = {
+        "a.lora_A.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "a.lora_B.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "a.lora_magnitude_vector.weight": torch.nn.Parameter(torch.ones(2)),
+    }
+    optimizer = make_optimizer("adamw", parameter_groups(named, 16.0), 0.1, weight_decay=0.0)
+    set_learning_rate(optimizer, 0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.16])
+    sum(parameter.sum() for parameter in named.values()).backward()
+    optimizer.step()
+    moved = [1 - parameter.detach().flatten()[0].item() for parameter in named.values()]
+    assert moved == pytest.approx([0.01, 0.16, 0.01], rel=1e-4)
+    assert [len(group["params"]) for group in parameter_groups(named)] == [3]
+    with pytest.raises(ConfigError, match="leave it out with other kinds of adapters"):
+        parameter_groups({"a.hada_w1_a": named["a.lora_A.weight"]}, 16.0)
+
+
+def test_own_arguments_win():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    settings = {"optimizer": "prodigy", "optimizer_args": ("d_coef=2.0", "betas=(0.8, 0.9)", "decouple=False")}
+    config = TrainConfig(output_dir="run", train_data_dir="data", prodigy_beta3=0.5, **settings)
+    group = make_optimizer("prodigy", [weight], 1.0, arguments=config.optimizer_arguments).param_groups[0]
+    assert (group["d_coef"], group["betas"], group["decouple"], group["beta3"]) == (2.0, (0.8, 0.9), False, 0.5)
+    assert group["safeguard_warmup"] and group["use_bias_correction"]
+    assert TrainConfig(output_dir="run", train_data_dir="data", use_8bit_adam=True).optimizer_name == "adamw8bit"
+    assert set(OPTIMIZERS) == set(CLASSES)
+
+
+def test_a_missing_library_names_the_pip_command(monkeypatch):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    for name, package in [("prodigy", "prodigyopt"), ("schedule_free_adamw", "schedulefree")]:
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ConfigError, match=f"pip install {package}"):
+            make_optimizer(name, [weight], 0.1)
+    with pytest.raises(ConfigError, match="pip install nowhere"):
+        make_optimizer("nowhere.optim.Best", [weight], 0.1)
+    with pytest.raises(ConfigError, match=r"torch\.optim has no optimizer Best"):
+        make_optimizer("torch.optim.Best", [weight], 0.1)
+    with pytest.raises(ConfigError, match=r"does not take.*momentun"):
+        make_optimizer("torch.optim.SGD", [weight], 0.1, arguments={"momentun": 0.9})
+
+
+def test_a_learning_rate_far_below_prodigys_is_warned_of():
+    with pytest.warns(UserWarning, match="1 is usual"):
+        make_optimizer("prodigy", [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"optimizer": "adamw9bit"}, "did you mean adamw8bit?"),
+        ({"optimizer": "lion", "use_8bit_adam": True}, "use_8bit_adam means adamw8bit, but optimizer is lion"),
+        ({"optimizer": "prodigy", "lora_plus_ratio": 16.0}, "does not go with prodigy"),
+        ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, it must be above 0"),
+        ({"optimizer_args": ("amsgrad=yes",)}, "it must be name=value with Python's values"),
+        ({"optimizer_args": ("amsgrad",)}, "it must be name=value with Python's values"),
+        ({"optimizer_args": ("lr=1.0",)}, "may not set lr: use learning_rate"),
+    ],
+)
+def test_optimizer_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+    assert words in str(error.value)

@@ -1,0 +1,71 @@
+"""Held-out pictures: never trained on, and always measured in the same way."""
+
+import pytest
+
+from sdxl_lora.data.image_dataset import Example
+from sdxl_lora.data.sampler import Batches
+from sdxl_lora.data.split import held_out
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.events import read_events
+from tests.integration.test_options import assert_equal_weights, weights_of
+
+
+def examples_of(sources, class_images=()):
+    return [Example(f"{i}.png", "", f"key {i}", (64, 64), s in class_images, s) for i, s in enumerate(sources)]
+
+
+def test_no_source_is_on_both_sides():
+    """Ten pictures, each with three crops; copies of the class images train."""
+    sources = [f"source {number % 10}" for number in range(30)]
+    for seed in range(20):
+        examples = examples_of(sources)
+        out = set(held_out(examples, 0.2, seed))
+        assert len(out) == 6 and {sources[i] for i in out}.isdisjoint(sources[i] for i in range(30) if i not in out)
+        batches = Batches([None if i in out else e.target_size for i, e in enumerate(examples)], 5, seed, num_epochs=3)
+        seen = [turn.example for _, turns in batches.from_step(0) for turn in turns]
+        assert out.isdisjoint(seen) and sorted(seen) == sorted(3 * [i for i in range(30) if i not in out])
+        assert batches.pictures == 24
+    classes = {"source 1", "source 2"}
+    out = held_out(examples_of(sources, classes), 0.9, 0)
+    assert {sources[i] for i in out}.isdisjoint(classes)
+
+
+def test_a_new_picture_moves_few_others():
+    before = {f"{i}" for i in range(100)}
+    chosen = [
+        {sources[i] for i in held_out(examples_of(sources), 0.2, 0)}
+        for sources in (sorted(before), sorted(before | {"new"}))
+    ]
+    assert len(chosen[0] ^ chosen[1]) <= 2
+
+
+def test_a_split_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match="leaves nothing to train on: there are 1 pictures"):
+        held_out(examples_of(["a", "a"]), 0.1, 0)
+    with pytest.raises(ConfigError, match="leaves nothing to train on"):
+        held_out(examples_of(["a", "b"]), 0.9, 0)
+
+
+def test_validation_changes_nothing_and_repeats_itself(train, tmp_path, monkeypatch):
+    """Measured more often, training is the same; the same weights give the same loss; dropout and shuffling are off."""
+    import train_sdxl_lora
+
+    settings = {
+        "max_train_steps": 3, "validation_split": 0.25, "lora_dropout": 0.5, "proportion_empty_prompts": 0.5,
+        "random_flip": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    once = train(**settings, output_dir=str(tmp_path / "once"), validation_epochs=99)
+    before = train_sdxl_lora.Training.step
+    monkeypatch.setattr(train_sdxl_lora.Training, "step", lambda self, *step: (self.validate(), before(self, *step))[1])
+    often = train(**settings, output_dir=str(tmp_path / "often"), validation_epochs=99)
+    assert_equal_weights(weights_of(once, 3), weights_of(often, 3))
+
+    few, many = (list(read_events(run / "events.jsonl", "validation")) for run in (once, often))
+    assert [event["step"] for event in few] == [0, 3] and [event["step"] for event in many] == [0, 0, 1, 2, 3]
+    assert many[0]["validation_loss"] == many[1]["validation_loss"] == few[0]["validation_loss"]
+    assert many[-1]["validation_loss"] == few[-1]["validation_loss"] != few[0]["validation_loss"]
+    by_timestep = [value for name, value in few[0].items() if name.startswith("validation_loss_timesteps_")]
+    assert len(by_timestep) == 4 and sum(by_timestep) / 4 == pytest.approx(few[0]["validation_loss"])
+    assert [step["epoch"] for step in read_events(once / "events.jsonl", "step")] == pytest.approx(
+        [1 / 3, 2 / 3, 1], abs=1e-3
+    )

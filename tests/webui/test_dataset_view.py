@@ -1,0 +1,161 @@
+"""The dataset as the page shows and mends it: what a person reads, what stands in the files afterwards."""
+
+import json
+import shutil
+
+import pytest
+from filelock import FileLock
+
+from preprocess.__main__ import main as preprocess
+from sdxl_lora.errors import ConfigError, DataError
+from webui.pages.tab_dataset import card_html
+from webui.runs import dataset_view as datasets
+from webui.runs.drawings import MOST_PICTURES, drawing_request
+from webui.runs.recaption import recaption
+
+
+def prepare(raw, output, *flags: str) -> int:
+    return preprocess(
+        ["--input_dir", str(raw), "--output_dir", str(output), "--resolution", "64", "--num_workers", "0",
+         "--trigger_word", "sks", "--caption_model", "none", *flags]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(captioned_photographs, tmp_path_factory):
+    raw, output = tmp_path_factory.mktemp("raw") / "raw", tmp_path_factory.mktemp("data") / "cat"
+    shutil.copytree(captioned_photographs, raw)
+    shutil.copy(raw / "coffee.png", raw / "coffee-again.png")
+    (raw / "coffee-again.txt").write_text("the same cup")
+    (raw / "empty.png").write_bytes(b"")
+    assert prepare(raw, output) == 0
+    return raw, output
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    shutil.copytree(prepared[1], tmp_path / "cat")
+    return tmp_path / "cat"
+
+
+def texts(folder) -> dict[str, str]:
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["source"]: row["text"] for row in rows}
+
+
+def test_problems_come_first_and_what_was_left_out_has_its_reason(folder):
+    dataset = datasets.read_dataset(folder)
+    troubled = [bool(picture.problems) for picture in dataset.pictures]
+    assert troubled == sorted(troubled, reverse=True) and any(troubled) and not all(troubled)
+    assert any("duplicate" in problem for problem in dataset.pictures[0].problems)
+    assert dataset.left_out == [("empty.png", "empty file (0 bytes)")] and dataset.trigger_word == "sks"
+    card = card_html("en", folder, dataset.pictures[-1])
+    assert "data:image/jpeg" in card and "tokens" in card and "left:" in card
+
+
+def test_an_edited_caption_is_kept_by_the_next_preparation(folder, prepared):
+    picture = next(p for p in datasets.read_dataset(folder).pictures if p.source == "chelsea.jpg")
+    assert datasets.save_text(folder, picture.file_name, picture.text, " sks,  a cat\nlooking ")
+    assert texts(folder)["chelsea.jpg"] == "sks, a cat looking"
+    assert not datasets.save_text(folder, picture.file_name, "sks, a cat looking", "sks, a cat looking")
+    assert prepare(prepared[0], folder) == 0
+    assert texts(folder)["chelsea.jpg"] == "sks, a cat looking"
+    assert {**texts(folder), "chelsea.jpg": ""} == {**texts(prepared[1]), "chelsea.jpg": ""}
+
+
+def test_an_edit_never_overwrites_what_someone_else_wrote_meanwhile(folder):
+    first, second, *_ = datasets.read_dataset(folder).pictures
+    assert datasets.save_text(folder, first.file_name, first.text, "sks, mine")
+    with pytest.raises(ConfigError, match="was changed elsewhere"):
+        datasets.save_text(folder, first.file_name, first.text, "sks, theirs")
+    with pytest.raises(ConfigError, match="no longer in the dataset"):
+        datasets.save_text(folder, "images/none.png", "", "x")
+    lock = FileLock(folder / ".preprocess" / "lock")
+    with lock, pytest.raises(ConfigError, match="is being prepared"):
+        datasets.save_text(folder, second.file_name, second.text, "sks, x")
+    assert texts(folder)[first.source] == "sks, mine" and texts(folder)[second.source] == second.text
+
+
+def test_a_changed_caption_is_judged_anew(folder):
+    picture = datasets.read_dataset(folder).pictures[-1]
+    assert picture.problems == [] and not picture.at_least
+    datasets.save_text(folder, picture.file_name, picture.text, "word " * 90)
+    again = next(p for p in datasets.read_dataset(folder).pictures if p.file_name == picture.file_name)
+    assert again.at_least and again.tokens == 90
+    assert any("more than the 75" in problem for problem in again.problems)
+    assert any("trigger word sks is missing" in problem for problem in again.problems)
+
+
+def test_the_trigger_word_goes_where_it_is_missing_once_and_into_the_card(folder):
+    assert datasets.add_trigger_word(folder, "sks") == 0
+    assert datasets.add_trigger_word(folder, " ohwx ") == 5 and datasets.add_trigger_word(folder, "ohwx") == 0
+    assert all(text.startswith("ohwx, sks, ") for text in texts(folder).values())
+    assert datasets.read_dataset(folder).trigger_word == "ohwx"
+    assert not any("missing" in problem for p in datasets.read_dataset(folder).pictures for problem in p.problems)
+    with pytest.raises(ConfigError, match="is empty"):
+        datasets.add_trigger_word(folder, " ")
+
+
+def test_a_row_that_points_out_of_the_dataset_shows_nothing(folder, tmp_path):
+    shutil.copy(next((folder / "images").iterdir()), tmp_path / "secret.png")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows[0] |= {"file_name": "../secret.png", "text": "<script>x</script>"}
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = next(p for p in datasets.read_dataset(folder).pictures if p.file_name == "../secret.png")
+    card = card_html("en", folder, picture)
+    assert "data:image" not in card and "<script" not in card
+    assert datasets.own_file(folder, "../secret.png") is None and datasets.own_file(folder, "/etc/passwd") is None
+
+
+def test_what_is_no_dataset_is_said_to_be_none(tmp_path, folder):
+    with pytest.raises(ConfigError, match=r"holds no metadata\.jsonl"):
+        datasets.read_dataset(tmp_path / "none")
+    (folder / "preprocess_report.json").unlink()
+    dataset = datasets.read_dataset(folder)
+    assert len(dataset.pictures) == 5 and dataset.left_out == []
+    with pytest.raises(ConfigError, match="prepare it once more"):
+        dataset.config()
+    (folder / "metadata.jsonl").write_text("{half\n")
+    with pytest.raises((ConfigError, DataError)):
+        datasets.read_dataset(folder)
+
+
+def test_one_caption_is_made_anew_by_the_captioner_of_the_dataset(captioned_photographs, tmp_path):
+    """By a tiny Florence-2 with random weights: what it says is nothing, that it says it is what counts."""
+    from examples.tiny_florence2 import save_tiny_florence2
+
+    model, folder = tmp_path / "florence", tmp_path / "cat"
+    save_tiny_florence2(model)
+    flags = ["--caption_model", str(model), "--caption_max_new_tokens", "8", "--caption_num_beams", "1"]
+    assert prepare(captioned_photographs, folder, *flags) == 0
+    picture = datasets.read_dataset(folder).pictures[0]
+    before = texts(folder)
+    text = recaption(folder, picture.file_name)
+    assert text.startswith("sks") and texts(folder) == {**before, picture.source: text}
+    with pytest.raises(ConfigError, match="no longer in the dataset"):
+        recaption(folder, "images/none.png")
+
+
+def test_a_dataset_without_a_captioner_says_so_instead_of_captioning(folder):
+    with pytest.raises(ConfigError, match="without a captioner"):
+        recaption(folder, datasets.read_dataset(folder).pictures[0].file_name)
+
+
+# --- drawing ---
+
+
+def run_with_files(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pytorch_lora_weights.safetensors").touch()
+    return tmp_path / "run"
+
+
+def test_a_drawing_that_makes_no_sense_is_refused_with_all_its_problems(tmp_path):
+    run = run_with_files(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        drawing_request(run, ["checkpoint-9"], " ", "much", None, 0, float("nan"), 100)
+    assert len(caught.value.problems) == 7
+    with pytest.raises(ConfigError, match=f"more than {MOST_PICTURES}"):
+        drawing_request(run, ["final"], "a\n" * 101, "1", 0, 20, 5, 1024)
+    request = drawing_request(run, ["final"], "a cat\n\n a dog", "0.5, 1", 3, 20, 5, 1024)
+    assert (request["prompts"], request["weights"], request["seed"]) == (["a cat", "a dog"], [0.5, 1.0], 3)

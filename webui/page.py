@@ -1,0 +1,302 @@
+"""The whole page, and the same as a tab of another Gradio app.
+
+with gr.Blocks() as app:
+    with gr.Tabs():
+        create_tab(before_training=unload_my_model)
+app.launch(i18n=I18N)
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+from gradio.context import get_blocks_context
+
+from sdxl_lora.errors import ConfigError
+from webui import html as show
+from webui.context import QUIET, Context, run_name, tell, telling
+from webui.i18n import I18N, T, language_of, say
+from webui.pages.tab_dataset import DatasetTab
+from webui.pages.tab_prepare import PrepareTab
+from webui.pages.tab_results import ResultsTab
+from webui.pages.tab_runs import RunsTab
+from webui.pages.tab_train import TrainTab, free_name
+from webui.runs.jobs import Jobs
+from webui.runs.launch import read_config
+from webui.runs.listing import find_runs, stages, state_of, state_of_job
+from webui.runs.run_history import history_of
+from webui.widgets.forms import Form
+from webui.workspace import Places, load_places
+
+__all__ = ["I18N", "create_page", "create_tab"]
+
+SECONDS_BETWEEN_LOOKS = 1.0
+CURTAIN = "@keyframes rise{to{visibility:visible}}.sdxl-lora{visibility:hidden;animation:rise 0s 10s forwards}"
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+def nothing() -> None:
+    """A host without a model of its own has nothing to free."""
+
+
+def create_page(places: Places, before_training: Callable[[], None] = nothing) -> gr.Blocks:
+    """The page as an app of its own."""
+    # The cache is of this process alone; what was offered for download goes a day after.
+    with gr.Blocks(title="SDXL LoRA", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        Page(Context(places, Jobs(places.projects), before_training))
+    return page
+
+
+def create_tab(
+    before_training: Callable[[], None] = nothing, places: Places | None = None, title: str = "SDXL LoRA"
+) -> gr.Tab:
+    """The page as a tab; call it inside `gr.Tabs()`, and give `I18N` to the host's `launch(i18n=...)`.
+
+    Args:
+        before_training: called before anything of ours will want the GPU, so that the host can free its own model.
+        places: default: what the settings file and the environment say.
+    """
+    places = places or load_places()
+    with gr.Tab(title, id="sdxl-lora") as tab:
+        Page(Context(places, Jobs(places.projects), before_training))
+    return tab
+
+
+class Page:
+    def __init__(self, context: Context):
+        self.context = context
+        gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
+        # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
+        self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
+        with gr.Column(elem_classes="sdxl-lora"):
+            with gr.Row(elem_classes="top", equal_height=True):
+                names = context.places.project_names()
+                self.project = gr.Dropdown(
+                    names or ["my-lora"],
+                    value=names[0] if names else "my-lora",
+                    allow_custom_value=True,
+                    label=T("Project folder"),
+                    info=T("Choose one, or type a new name"),
+                    elem_id="project",
+                    scale=1,
+                )
+                with gr.Column(scale=2, min_width=260):
+                    self.now = gr.HTML(elem_id="now", padding=False)
+                self.stop = gr.Button(
+                    T("Stop"), variant="stop", interactive=False, elem_id="stop", scale=0, min_width=110
+                )
+            with gr.Tabs(elem_id="tabs") as self.tabs:
+                with gr.Tab(T("1 · Prepare"), id="prepare"):
+                    self.prepare = PrepareTab(context, self.project)
+                with gr.Tab(T("2 · Dataset"), id="dataset"):
+                    self.dataset = DatasetTab(context)
+                with gr.Tab(T("3 · Train"), id="train"):
+                    self.train = TrainTab(context, self.project, self.prepare)
+                with gr.Tab(T("4 · Runs"), id="runs"):
+                    self.runs = RunsTab(context)
+                with gr.Tab(T("5 · Results"), id="results"):
+                    self.results = ResultsTab(context)
+        self.sent = gr.State([])
+        self.session = gr.Textbox(visible=False)
+        self.asked = [gr.Textbox(visible=False) for _ in ("run", "dataset", "result", "anew")]
+        self._listen()
+
+    def _listen(self) -> None:
+        root = get_blocks_context()
+        root = getattr(root, "root_block", root)
+        choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
+        forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]
+        root.load(self.open, None, [self.curtain, self.session, self.project, *choosers, *forms], **QUIET)
+        self.named = [self.project, self.train.form.widgets["output_dir"]]
+        self.project.change(self.name_run, self.named, self.named[1], **QUIET)
+        seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
+        for button, inputs, start in (
+            (self.train.button, self.train.inputs, self.train.start),
+            (self.train.both, self.train.both_inputs, self.train.start_both),
+        ):
+            button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **QUIET)
+        self.runs.again.click(
+            telling(self.use_settings), [self.runs.chosen],
+            [self.tabs, self.project, *self.train.form.widgets.values()], **QUIET,
+        )  # fmt: skip
+        self.stop.click(self.stop_what_runs, None, None, **QUIET)
+        self.live = [
+            self.now, self.stop, self.prepare.card, *self.runs.outputs, *self.results.live,
+            self.runs.chosen, self.dataset.chosen, self.results.chosen, self.train.form.widgets["train_data_dir"],
+        ]  # fmt: skip
+        seen = [*self.live, *self.dataset.outputs, self.sent]
+        # Nothing in the page triggers this: look.js asks for it by its name, once a second.
+        self.asked[0].change(
+            self.look, [self.sent, self.dataset.shown, *self.asked], seen, api_name="sdxl_lora_look", queue=False,
+            **{**QUIET, "api_visibility": "undocumented"},
+        )  # fmt: skip
+        gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
+            None, [self.session, *choosers], seen, js=look_script(), show_progress_on=()
+        )
+
+    def open(self, request: gr.Request) -> list:
+        """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
+        what was last asked for."""
+        self.context.jobs.ensure_worker()
+        runs = self.runs.choices()
+        active = [run for run in find_runs(self.context.places.projects, self.context.jobs) if self.is_active(run)]
+        run = run_name(active[0]) if active else (runs[0] if runs else None)
+        names = self.context.places.project_names()
+        project = run.partition("/")[0] if run else (names[0] if names else "my-lora")
+        datasets = self.dataset.choices()
+        dataset = next((name for name in datasets if name.startswith(f"{project}/")), datasets[0] if datasets else None)
+        finished = self.with_files()
+        return [
+            "",
+            request.session_hash,
+            gr.Dropdown(names or ["my-lora"], value=project),
+            gr.Dropdown(runs, value=run),
+            gr.Dropdown(datasets, value=dataset),
+            gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),
+            *self.last_asked(self.prepare.form, "prepare", {}),
+            *self.last_asked(self.train.form, "train", self.for_next_run(project)),
+        ]
+
+    def last_asked(self, form: Form, kind: str, others: dict) -> list:
+        """The values of a form's widgets as they last started a job of this kind, but for others."""
+        job = next((job for job in reversed(self.context.jobs.all()) if job.kind == kind), None)
+        values = dict.fromkeys(form.widgets, gr.skip())
+        if job is not None:
+            with contextlib.suppress(ConfigError):  # another version of the page wrote it
+                config = read_config(form.config_class, self.context.jobs.folder_of(job.id) / "config.yaml")
+                values = dict(zip(form.widgets, form.shown(config), strict=True))
+        return list({**values, **others}.values())
+
+    def for_next_run(self, project: str) -> dict:
+        """What is not as in the last training."""
+        folders = self.context.places.datasets()
+        values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest"}
+        return {**values, "train_data_dir": newest(folders)} if folders else values
+
+    def is_active(self, run: Path) -> bool:
+        return state_of(run, self.context.jobs).is_active
+
+    def with_files(self) -> list[str]:
+        """Runs that have saved something to use."""
+        runs = find_runs(self.context.places.projects, self.context.jobs)
+        return [run_name(run) for run in runs if stages(run)]
+
+    def name_run(self, project: str | None, name: str | None):
+        """A free name for the next run, unless the person has typed one."""
+        return free_name(self.context, project) if not name or name.startswith("run-") else gr.skip()
+
+    def starter(self, start: Callable[..., str]) -> Callable:
+        def press(request: gr.Request, *entered) -> list:
+            """Starts, and shows the run; or shows what has to be mended."""
+            language, (*inputs, project, name) = language_of(request), entered
+            complaint = start(language, *inputs)
+            if complaint:
+                return [complaint, gr.skip(), gr.skip(), gr.skip()]
+            tell(say(language, "Queued: it starts as soon as nothing else runs."))
+            runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
+            return ["", gr.Tabs(selected="runs"), runs, following(name)]
+
+        return press
+
+    def use_settings(self, request: gr.Request, name: str | None) -> list:
+        """The settings of a run in the form of the next one, under another name."""
+        config = self.runs.settings_of(language_of(request), name)
+        project, _, run = (name or "").partition("/")
+        config = dataclasses.replace(config, output_dir=following(run), resume_from_checkpoint="latest")
+        return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
+
+    def stop_what_runs(self) -> None:
+        job = self.context.jobs.running()
+        if job is not None:
+            self.context.jobs.stop(job)
+
+    def look(
+        self, request: gr.Request, sent: list, shown: dict, run: str, dataset: str, result: str, anew: str
+    ) -> list:
+        """What has changed since the last look at it, and nothing else, so that the page stays still.
+
+        Args:
+            sent: fingerprints of what the browser has been told.
+            anew: not empty where it may not have heard all of that.
+        """
+        language, jobs = language_of(request), self.context.jobs
+        sent = [] if anew else sent
+        jobs.ensure_worker()
+        folders = self.context.places.datasets()
+        parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
+            *self.now_running(language),
+            (card := show.job_card(language, jobs), card),
+            *self.runs.look(language, run),
+            *self.results.look(language, result),
+            chooser(self.runs.choices(), run),
+            chooser(self.dataset.choices(), dataset),
+            chooser(self.with_files(), result),
+            (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
+        ]
+        pictures = self.dataset.refresh(language, dataset, shown) or [gr.skip()] * len(self.dataset.outputs)
+        seen = [fingerprint(value) for value, _ in parts]
+        if seen == sent:
+            return [*[gr.skip()] * len(parts), *pictures, sent]
+        before = sent or [None] * len(seen)
+        changed = (
+            update if new != old else gr.skip() for (_, update), new, old in zip(parts, seen, before, strict=True)
+        )
+        return [*changed, *pictures, seen]
+
+    def now_running(self, language: str) -> list[tuple]:
+        """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
+        jobs = self.context.jobs
+        job = jobs.running()
+        if job is None:
+            html = f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>'
+            return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
+        words = show.words_for(language, job)
+        state, share = state_of_job(jobs, job), 0.0
+        if job.kind == "train":
+            run_state, history = state_of(Path(job.target), jobs), history_of(Path(job.target))
+            state = run_state.state
+            share = 100 * min(1.0, run_state.step / history.total_steps) if history.total_steps else 0.0
+        waiting = len(jobs.waiting())
+        more = f" · {say(language, '{count} waiting', count=waiting)}" if waiting else ""
+        html = (
+            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
+            f'<small>{escape(more)}</small></div><div class="bar"><i style="width:{share:.1f}%"></i></div></div>'
+        )
+        words = say(language, "End it now") if jobs.is_stopping(job) else say(language, "Stop")
+        return [(html, html), (words, gr.Button(words, interactive=True))]
+
+
+def look_script() -> str:
+    """JavaScript that asks for a look, with the words for a server that does not answer."""
+    script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
+    for place, language in (("FRENCH", "fr"), ("ENGLISH", "en")):
+        words = say(language, "The page's server does not answer. What runs goes on.")
+        script = script.replace(place, json.dumps(words))
+    return script
+
+
+def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:
+    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
+    if chosen in names:
+        return names, gr.Dropdown(names)
+    return names, gr.Dropdown(names, value=names[0] if names else None)
+
+
+def newest(folders: list[str]) -> str:
+    """The dataset that was prepared last."""
+    return max(folders, key=lambda folder: (Path(folder) / "metadata.jsonl").stat().st_mtime)
+
+
+def following(name: str) -> str:
+    """The next name: cat-2 after cat-1, cat-2 after cat."""
+    stem, dash, number = name.rpartition("-")
+    return f"{stem}-{int(number) + 1}" if dash and number.isdecimal() else f"{name}-2"
+
+
+def fingerprint(value: object) -> str:
+    """Short, as it is kept for every browser."""
+    return str(hash(repr(value)))

@@ -1,0 +1,55 @@
+"""The tab that turns a folder of pictures into a dataset."""
+
+from functools import partial
+
+import gradio as gr
+
+from sdxl_lora.config.preprocess import PreprocessConfig
+from webui.context import QUIET, Context, telling
+from webui.html import job_card
+from webui.i18n import T, language_of
+from webui.runs.jobs import Job
+from webui.runs.launch import prepare_job
+from webui.widgets.forms import Form, preprocess_config
+from webui.widgets.settings_box import SettingsBox
+from webui.widgets.widgets import form
+
+
+class PrepareTab:
+    """Its form, its button, and the card of the newest job."""
+
+    def __init__(self, context: Context, project: gr.Dropdown):
+        self.context = context
+        gr.Markdown(T("Pictures in, a dataset out: cropped to sizes that SDXL knows, each with a caption."))
+        widgets = form(PreprocessConfig, {}, {"output_dir": "dataset"}, "prepare")
+        widgets["auto_caption"] = gr.Checkbox(
+            value=True,
+            label=T("Auto-caption"),
+            info=T("Describe pictures that have no caption file. Without it they get the concept as their caption."),
+            elem_id="prepare-auto_caption",
+        )
+        self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))
+        self.problems = gr.HTML(elem_id="prepare-problems", padding=False, render=False)
+        self.settings = SettingsBox(self.form, "prepare", self.problems)
+        self.problems.render()
+        with gr.Row(elem_classes="actions"):
+            self.button = gr.Button(T("Prepare"), variant="primary", elem_id="prepare")
+        self.card = gr.HTML(elem_id="prepare-card", padding=False)
+        self.button.click(
+            telling(self.start),
+            self.form.inputs,
+            [self.problems, self.card],
+            **QUIET,
+        )
+
+    def start(self, request: gr.Request, *entered) -> tuple[str, str]:
+        language = language_of(request)
+        complaint = self.form.complaint(language, *entered)
+        if not complaint:
+            self.job(*entered)
+        return complaint, job_card(language, self.context.jobs)
+
+    def job(self, *entered) -> Job:
+        """Queues the preparation that the form asks for."""
+        config = self.form.config(*entered)
+        return self.context.start(prepare_job(self.context.jobs, config))

@@ -1,0 +1,176 @@
+"""The tab for after training: draw with the LoRA beside the base, fetch its files, put it where a client looks."""
+
+import os
+import shutil
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from webui import html as show
+from webui.context import QUIET, Context, tell, telling
+from webui.i18n import T, language_of, say
+from webui.runs.drawings import drawing_request, picture_path, read_request
+from webui.runs.jobs import Job
+from webui.runs.launch import draw_job, read_config
+from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
+from webui.security import publish
+
+
+class ResultsTab:
+    def __init__(self, context: Context):
+        self.context = context
+        self.chosen = gr.Dropdown([], label=T("Run"), elem_id="result-run")
+        self.stages = gr.CheckboxGroup([], label=T("The LoRA as it was at"), elem_id="result-stages")
+        with gr.Group():
+            self.prompts = gr.Textbox(
+                label=T("Prompts"), lines=2, placeholder=T("one per line"), elem_id="result-prompts"
+            )
+            with gr.Row():
+                self.weights = gr.Textbox(
+                    "0.6 1", label=T("Weights, beside the base"), max_lines=1, elem_id="result-weights", min_width=180
+                )
+                self.seed = gr.Number(0, label=T("Seed"), precision=None, elem_id="result-seed", min_width=100)
+                self.steps = gr.Number(25, label=T("Denoising steps"), elem_id="result-steps", min_width=100)
+                self.guidance = gr.Number(5, label=T("Guidance"), elem_id="result-guidance", min_width=100)
+                self.side = gr.Number(1024, label=T("Side in pixels"), elem_id="result-side", min_width=100)
+        with gr.Row(elem_classes="actions"):
+            self.draw = gr.Button(T("Draw"), variant="primary", elem_id="result-draw")
+        self.drawn = gr.HTML(elem_id="result-drawn", padding=False)
+        self.about = gr.HTML(elem_id="result-about", padding=False)
+        self.files = gr.File(
+            label=T("For ComfyUI, A1111, Forge and InvokeAI; and for diffusers"), file_count="multiple",
+            interactive=False, visible=False, elem_id="result-files",
+        )  # fmt: skip
+        with gr.Row(elem_classes="actions", equal_height=True):
+            self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
+            self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
+            self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
+        self.live = [self.drawn, self.stages, self.stage]
+        self.chosen.change(
+            telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **QUIET
+        )
+        asked = [
+            self.chosen, self.stages, self.prompts, self.weights, self.seed, self.steps, self.guidance, self.side,
+        ]  # fmt: skip
+        self.draw.click(telling(self.start), asked, None, **QUIET)
+        self.fetch.click(telling(self.offer), [self.chosen, self.stage], self.files, **QUIET)
+        self.copy.click(telling(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
+
+    def run(self, language: str, name: str | None) -> Path:
+        run = self.context.run_of(name)
+        if run is None or not stages(run):
+            raise ConfigError(say(language, "Choose a run that has saved something first."))
+        return run
+
+    def choose(self, request: gr.Request, name: str | None) -> list:
+        run = self.context.run_of(name)
+        names = list(stages(run)) if run is not None else []
+        language = language_of(request)
+        choices = [(stage_words(language, stage), stage) for stage in names]
+        return [
+            gr.CheckboxGroup(choices, value=names[:1]),
+            gr.Dropdown(choices, value=names[0] if names else None),
+            gr.File(None, visible=False),
+            files_html(language, run) if run is not None else "",
+            resolution_of(run) if run is not None else gr.skip(),
+        ]
+
+    def start(self, request: gr.Request, name: str | None, *asked) -> None:
+        language = language_of(request)
+        run = self.run(language, name)
+        self.context.start(draw_job(self.context.jobs, run, drawing_request(run, *asked)))
+        tell(say(language, "The pictures appear here as they are drawn."))
+
+    def look(self, language: str, name: str | None) -> list[tuple]:
+        """For each of `live`: a plain value by which a change is seen, and what Gradio takes."""
+        run = self.context.run_of(name)
+        drawn = self.drawn_html(language, run)
+        choices = [(stage_words(language, stage), stage) for stage in stages(run)] if run is not None else []
+        return [
+            (drawn, drawn),
+            (choices, gr.CheckboxGroup(choices)),
+            (choices, gr.Dropdown(choices)),
+        ]
+
+    def drawn_html(self, language: str, run: Path | None) -> str:
+        """The newest drawing of a run."""
+        if run is None:
+            return f'<p class="empty">{escape(say(language, "No run has saved anything yet."))}</p>'
+        jobs = self.context.jobs
+        job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
+        request = read_request(jobs.folder_of(job.id)) if job is not None else None
+        if request is None:
+            return f'<p class="empty">{escape(say(language, "Nothing drawn yet."))}</p>'
+        return drawing_html(language, self.context, job, request)
+
+    def offer(self, request: gr.Request, name: str | None, stage: str | None):
+        """The files of one stage, put where Gradio serves them: nothing else of the run is."""
+        run = self.run(language_of(request), name)
+        folder = stages(run).get(stage or "final") or next(iter(stages(run).values()))
+        return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True)
+
+    def copy_to_loras(self, request: gr.Request, name: str | None, stage: str | None) -> None:
+        language = language_of(request)
+        run = self.run(language, name)
+        folder = stages(run).get(stage or "final") or next(iter(stages(run).values()))
+        to = self.context.places.loras
+        if to is None or not to.is_dir():
+            raise ConfigError(say(language, "Name your LoRA folder first: LORAS_DIR in ui.yaml or in the environment."))
+        lora = lora_files(folder)[0]
+        temporary = to / f".{lora.name}.part"
+        shutil.copyfile(lora, temporary)
+        os.replace(temporary, to / lora.name)
+        tell(say(language, "Copied to {path}.", path=to / lora.name))
+
+
+def stage_words(language: str, stage: str) -> str:
+    if stage == "final":
+        return say(language, "the end")
+    return say(language, "step {step}", step=stage.rpartition("-")[2])
+
+
+def resolution_of(run: Path) -> int:
+    try:
+        return read_config(TrainConfig, run / "config.yaml").resolution
+    except ConfigError:
+        return 1024
+
+
+def files_html(language: str, run: Path) -> str:
+    """Where the files lie on the machine that the page runs on."""
+    files = lora_files(run)
+    title = f"<h3>{escape(say(language, 'Files'))}</h3>"
+    if not files:
+        words = say(language, "It has not finished: its checkpoints hold the LoRA so far.")
+        return f'{title}<p class="empty">{escape(words)}</p>'
+    lines = "".join(
+        f"<li><code>{escape(str(path))}</code> {path.stat().st_size / 2**20:.1f} MiB</li>" for path in files
+    )
+    return f"{title}<ul class='files'>{lines}</ul>"
+
+
+def drawing_html(language: str, context: Context, job: Job, request: dict) -> str:
+    """A row for each prompt and stage: the base, then each weight."""
+    folder = context.jobs.folder_of(job.id)
+    weights = request["weights"]
+    head = "".join(
+        f"<th>{escape(words)}</th>"
+        for words in (say(language, "base"), *(say(language, "weight {weight}", weight=f"{w:g}") for w in weights))
+    )
+    rows = ""
+    for number, prompt in enumerate(request["prompts"]):
+        for stage in request["stages"]:
+            cells = [picture_path(folder, number, "", 0.0), *(picture_path(folder, number, stage, w) for w in weights)]
+            drawn = "".join(f"<td>{show.picture(path, prompt)}</td>" for path in cells)
+            label = f"{escape(prompt)}<small>{escape(stage_words(language, stage))}</small>"
+            rows += f"<tr><th>{label}</th>{drawn}</tr>"
+    state = state_of_job(context.jobs, job)
+    failure = f'<p class="ending failed">{escape(last_error(context.jobs, job))}</p>' if state == "failed" else ""
+    newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
+    return (
+        f'<div class="head">{show.pill(language, state)}<small>{escape("".join(newest))}</small></div>{failure}'
+        f'<div class="wide"><table class="grid"><tr><th></th>{head}</tr>{rows}</table></div>'
+    )

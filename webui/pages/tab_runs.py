@@ -1,0 +1,179 @@
+"""The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
+
+import dataclasses
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from webui import html as show
+from webui.context import QUIET, Context, run_name, telling
+from webui.fields import fields_of, number
+from webui.i18n import T, language_of, say
+from webui.runs.jobs import Job, Jobs
+from webui.runs.launch import read_config, train_job
+from webui.runs.listing import RunState, console_lines, find_runs, samples_of, stages, state_of
+from webui.runs.run_history import History, history_of
+
+
+class RunsTab:
+    """`outputs` are what `look` fills for the run that is chosen."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.waiting = gr.HTML(elem_id="queue", padding=False)
+        with gr.Row(visible=False, elem_classes="actions") as self.queue_row:
+            self.waiting_job = gr.Dropdown([], label=T("Waiting"), elem_id="queue-job", scale=2)
+            self.up = gr.Button(T("Earlier"), size="sm", elem_id="queue-up")
+            self.down = gr.Button(T("Later"), size="sm", elem_id="queue-down")
+            self.cancel = gr.Button(T("Cancel"), size="sm", elem_id="queue-cancel")
+        self.chosen = gr.Dropdown(self.choices(), label=T("Run"), elem_id="run-chosen")
+        self.progress = gr.HTML(elem_id="run-progress", padding=False)
+        with gr.Row(visible=False, elem_classes="actions") as self.stop_row:
+            self.stop = gr.Button(T("Stop"), variant="stop", elem_id="run-stop", scale=0, min_width=160)
+        with gr.Row(visible=False, elem_classes="actions") as self.resume_row:
+            self.checkpoint = gr.Dropdown([], label=T("Go on from"), interactive=True, elem_id="run-checkpoint")
+            self.until = gr.Textbox(
+                label=T("Until epoch"), placeholder=T("as it was planned"), max_lines=1, elem_id="run-until"
+            )
+            self.resume = gr.Button(T("Resume"), elem_id="run-resume", scale=0, min_width=160)
+            self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=220)
+        self.plots = gr.HTML(elem_id="run-plots", padding=False)
+        self.samples = gr.HTML(elem_id="run-samples", padding=False)
+        self.log = gr.HTML(elem_id="run-log", padding=False)
+        self.outputs = [
+            self.progress, self.plots, self.samples, self.log, self.stop_row, self.stop, self.resume_row,
+            self.checkpoint, self.waiting, self.queue_row, self.waiting_job,
+        ]  # fmt: skip
+        self.stop.click(telling(self.ask_to_stop), [self.chosen], None, **QUIET)
+        self.resumed = self.resume.click(telling(self.go_on), [self.chosen, self.checkpoint, self.until], None, **QUIET)
+        for button, by in ((self.up, -1), (self.down, 1)):
+            button.click(self.mover(by), [self.waiting_job], None, **QUIET)
+        self.cancel.click(
+            lambda job_id: bool(job_id) and self.context.jobs.cancel(job_id), [self.waiting_job], None, **QUIET
+        )
+
+    def choices(self) -> list[str]:
+        return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
+
+    def look(self, language: str, name: str | None) -> list[tuple]:
+        """For each of the outputs: a plain value by which a change is seen, and what Gradio takes."""
+        jobs = self.context.jobs
+        waiting = jobs.waiting()
+        jobs_waiting = [(show.words_for(language, job), job.id) for job in waiting]
+        queue = [
+            twice(queue_html(language, waiting)),
+            (bool(waiting), gr.Row(visible=bool(waiting))),
+            (jobs_waiting, gr.Dropdown(jobs_waiting, value=waiting[0].id if waiting else None)),
+        ]
+        run = self.context.run_of(name)
+        if run is None:
+            empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
+            hidden = (False, gr.Row(visible=False))
+            return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
+        state, history = state_of(run, jobs), history_of(run)
+        job = newest_job(jobs, run)
+        prompts, seed = prompts_of(run, history)
+        can_stop = state.is_active or state.state == "waiting"
+        stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
+        resumable = can_resume(state) and (run / "config.yaml").exists()
+        saved = [stage for stage in stages(run) if stage != "final"]
+        return [
+            twice(show.progress(language, name, state, history)),
+            twice(show.plots(language, history)),
+            twice(heading(say(language, "Samples")) + show.gallery(language, samples_of(run), prompts, seed)),
+            twice(heading(say(language, "Log")) + show.log(language, history, console_lines(jobs, job) if job else [])),
+            (can_stop, gr.Row(visible=can_stop)),
+            twice(stop_words),
+            (resumable, gr.Row(visible=resumable)),
+            (saved, gr.Dropdown(saved, value=saved[0] if saved else None)),
+            *queue,
+        ]
+
+    def ask_to_stop(self, request: gr.Request, name: str | None) -> None:
+        run = self.context.run_of(name)
+        job = newest_job(self.context.jobs, run) if run is not None else None
+        if job is not None and not job.is_over:
+            self.context.jobs.stop(job)
+        elif run is not None and state_of(run, self.context.jobs).is_active:
+            (run / "stop").touch()  # started from a shell: its folder is all that we share
+
+    def go_on(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
+        config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
+        if not can_resume(state_of(run, self.context.jobs)):
+            return
+        changes: dict = {"output_dir": str(run), "resume_from_checkpoint": checkpoint or "latest"}
+        if (until or "").strip():
+            epochs = number(fields_of(TrainConfig)["num_train_epochs"], until.strip())
+            changes |= {"num_train_epochs": epochs, "max_train_steps": None}
+        self.context.start(train_job(self.context.jobs, dataclasses.replace(config, **changes), processes_of(run)))
+
+    def settings_of(self, language: str, name: str | None) -> TrainConfig:
+        """What a run was started with.
+
+        Raises:
+            ConfigError: no such run, or another version of the trainer wrote it.
+        """
+        run = self.context.run_of(name)
+        if run is None or not (run / "config.yaml").exists():
+            raise ConfigError(say(language, "Choose a run first."))
+        return read_config(TrainConfig, run / "config.yaml")
+
+    def mover(self, by: int):
+        def move(job_id: str | None) -> None:
+            if job_id:
+                self.context.jobs.move(job_id, by)
+
+        return move
+
+
+def twice(html: str) -> tuple[str, str]:
+    """What is sent as it is compared."""
+    return html, html
+
+
+def heading(words: str) -> str:
+    return f"<h3>{escape(words)}</h3>"
+
+
+def can_resume(state: RunState) -> bool:
+    return state.state in ("done", "stopped", "failed", "killed", "cancelled")
+
+
+def newest_job(jobs: Jobs, run: Path) -> Job | None:
+    return next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
+
+
+def processes_of(run: Path) -> int:
+    """As many as it last ran in."""
+    started = [event for event in history_of(run).messages if event["event"] == "started"]
+    return started[-1].get("processes", 1) if started else 1
+
+
+def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
+    """The prompts that it draws, and the seed of the first picture."""
+    path = run / "config.yaml"
+    config = config_at(path, path.stat().st_mtime_ns) if path.exists() else None
+    told = [event["prompts"] for event in history.messages if event["event"] == "samples" and event.get("prompts")]
+    prompts = tuple(map(str, told[-1])) if told else config.validation_prompt if config else ()
+    return prompts, config.seed if config else 0
+
+
+@lru_cache(maxsize=64)
+def config_at(path: Path, changed: int) -> TrainConfig | None:
+    """None where another version of the trainer wrote it."""
+    try:
+        return read_config(TrainConfig, path)
+    except ConfigError:
+        return None
+
+
+def queue_html(language: str, waiting: list[Job]) -> str:
+    if not waiting:
+        return ""
+    lines = "".join(f"<li>{escape(show.words_for(language, job))}</li>" for job in waiting)
+    title = escape(say(language, "Waiting for their turn"))
+    return f'<div class="card queue"><div class="head"><strong>{title}</strong></div><ol>{lines}</ol></div>'

@@ -1,0 +1,211 @@
+"""What the page has asked to be run: one job after another, each a folder, so that any page finds it again.
+
+    <projects>/.page/order.json        the jobs that wait, first to be started first
+    <projects>/.page/jobs/<id>/        job.json, config.yaml, console.log; `stop` and `end` as they are asked for
+
+worker.py starts them. Whoever writes job.json or order.json holds `Jobs.lock`. No gradio.
+"""
+
+import dataclasses
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.status import replace_text
+from webui.security import PASSWORD_VARIABLE
+
+ROOT = Path(__file__).parents[2]  # where train_sdxl_lora.py and preprocess/ are
+SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the first one, doubled
+
+
+@dataclasses.dataclass
+class Job:
+    """
+    Attributes:
+        kind: prepare, caption, train or draw.
+        target: the folder that it works on, a dataset's or a run's.
+        command: argument list; never goes through a shell.
+        after: id of a job that must end well first.
+        state: waiting, running, ended or cancelled.
+        pid, pid_created: of the process and when the system made it, so that another under the same number is known.
+    """
+
+    id: str
+    kind: str
+    target: str
+    command: list[str]
+    created: float
+    after: str | None = None
+    state: str = "waiting"
+    pid: int | None = None
+    pid_created: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("ended", "cancelled")
+
+    def process(self) -> psutil.Process | None:
+        """Its process where that is still at work."""
+        try:
+            process = psutil.Process(self.pid) if self.pid else None
+            same = process is not None and abs(process.create_time() - self.pid_created) < 1
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+class Jobs:
+    """The jobs of one folder of projects."""
+
+    def __init__(self, projects: Path):
+        self.folder = projects / ".page"
+        (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / "lock")
+        self.worker_lock = FileLock(self.folder / "worker.lock")
+        self._read: dict[str, tuple[tuple[int, int], Job]] = {}
+
+    def folder_of(self, job_id: str) -> Path:
+        return self.folder / "jobs" / job_id
+
+    def new_id(self) -> str:
+        return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+    def read(self, job_id: str) -> Job | None:
+        """The job as its file says; files that have not changed are not read again, since pages ask every second."""
+        path = self.folder_of(job_id) / "job.json"
+        try:
+            status = path.stat()
+            stamp = (status.st_ino, status.st_mtime_ns)
+            if self._read.get(job_id, (None, None))[0] != stamp:
+                self._read[job_id] = (stamp, Job(**json.loads(path.read_text(encoding="utf-8"))))
+            return dataclasses.replace(self._read[job_id][1])
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, job: Job) -> None:
+        folder = self.folder_of(job.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "job.json", json.dumps(dataclasses.asdict(job), indent=1))
+
+    def all(self) -> list[Job]:
+        """Oldest first."""
+        found = (self.read(path.name) for path in sorted((self.folder / "jobs").iterdir()))
+        return sorted((job for job in found if job), key=lambda job: job.created)
+
+    def of(self, target: Path) -> list[Job]:
+        return [job for job in self.all() if job.target == str(target)]
+
+    def order(self) -> list[str]:
+        try:
+            return json.loads((self.folder / "order.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+
+    def write_order(self, order: list[str]) -> None:
+        replace_text(self.folder / "order.json", json.dumps(order))
+
+    def waiting(self) -> list[Job]:
+        """First to be started first."""
+        found = (self.read(job_id) for job_id in self.order())
+        return [job for job in found if job and job.state == "waiting"]
+
+    def running(self) -> Job | None:
+        return next((job for job in reversed(self.all()) if job.state == "running"), None)
+
+    def add(self, job: Job) -> Job:
+        """Put it at the end. Asked for twice, a job is one: the one that waits or runs already is returned.
+
+        Raises:
+            ConfigError: a training or preparation of this folder, with other settings, is not over yet.
+        """
+        with self.lock:
+            for other in self.of(Path(job.target)):
+                if other.is_over or other.kind != job.kind:
+                    continue
+                if self.wish(other) == self.wish(job):
+                    return other
+                if job.kind in ("prepare", "train"):
+                    name = Path(job.target).name
+                    raise ConfigError(
+                        f"{name} waits or runs already, with other settings: stop it or choose another name"
+                    )
+            self.write(job)
+            self.write_order([*(waiting.id for waiting in self.waiting()), job.id])
+        self.ensure_worker()
+        return job
+
+    def wish(self, job: Job) -> tuple[list[str], str]:
+        """What was asked for, whichever job it is: the command and the settings."""
+        path = self.folder_of(job.id) / "config.yaml"
+        settings = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [word.replace(job.id, "") for word in job.command], settings
+
+    def move(self, job_id: str, by: int) -> None:
+        with self.lock:
+            order = [job.id for job in self.waiting()]
+            if job_id in order:
+                place = order.index(job_id)
+                order.insert(max(0, place + by), order.pop(place))
+                self.write_order(order)
+
+    def cancel(self, job_id: str) -> bool:
+        """Whether it was still waiting."""
+        with self.lock:
+            job = self.read(job_id)
+            if job is None or job.state != "waiting":
+                return False
+            self.write(dataclasses.replace(job, state="cancelled", ended=time.time()))
+            self.write_order([other.id for other in self.waiting()])
+            return True
+
+    def stop(self, job: Job) -> str:
+        """Ask the job to finish its step and save, or if that was asked before, to end. Returns which it is now.
+
+        Pressing again and again changes nothing more.
+        """
+        if self.cancel(job.id):
+            return "cancelled"
+        folder = self.folder_of(job.id)
+        asked = folder / "stop"
+        if asked.exists() and time.time() - asked.stat().st_mtime > SECONDS_BETWEEN_PRESSES:
+            (folder / "end").touch()
+        elif not asked.exists():
+            asked.touch()
+        self.ensure_worker()
+        return "ending" if (folder / "end").exists() else "stopping"
+
+    def is_stopping(self, job: Job) -> bool:
+        return (self.folder_of(job.id) / "stop").exists()
+
+    def ensure_worker(self) -> None:
+        """Someone who starts what waits, and tends what runs: a process of its own, which outlives the page."""
+        with self.lock:
+            if not (self.waiting() or self.running()):
+                return
+            try:
+                self.worker_lock.acquire(timeout=0)
+                self.worker_lock.release()
+            except Timeout:
+                return
+            others = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
+            with open(self.folder / "worker.log", "ab") as log:
+                subprocess.Popen(
+                    [sys.executable, "-m", "webui.runs.worker", str(self.folder.parent)],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env={**others, "PYTHONUNBUFFERED": "1"},
+                )

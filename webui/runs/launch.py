@@ -1,0 +1,140 @@
+"""From a config to the job that runs it, and to the command line that a person could type instead.
+
+A job's arguments are a list, and its settings a file that has been read back and found equal. No gradio.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.status import replace_text
+from webui.fields import fields_of
+from webui.runs.jobs import Job, Jobs
+
+_parsing = threading.Lock()  # the parser, and what it prints to, are of the whole process
+
+
+def gpu_count() -> int:
+    """Of this machine's NVIDIA cards; 0 where there is none or no driver."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def launcher(processes: int) -> list[str]:
+    """accelerate launch's arguments for so many processes, each with a GPU of its own where there is one."""
+    if processes == 1:
+        return ["--config_file", "accelerate_configs/single_gpu.yaml"]
+    return ["--config_file", "accelerate_configs/multi_gpu.yaml", "--num_processes", str(processes)]
+
+
+def prepare_job(jobs: Jobs, config: PreprocessConfig) -> Job:
+    job = new_job(jobs, "prepare", config.output_dir)
+    path = write_config(config, jobs.folder_of(job.id))
+    job.command = [sys.executable, "-m", "preprocess", "--config", str(path)]
+    return job
+
+
+def train_job(jobs: Jobs, config: TrainConfig, processes: int = 1, after: Job | None = None) -> Job:
+    job = new_job(jobs, "train", config.output_dir, after)
+    path = write_config(config, jobs.folder_of(job.id))
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *launcher(processes)]
+    job.command = [*accelerate, "train_sdxl_lora.py", "--config", str(path)]
+    return job
+
+
+def caption_job(jobs: Jobs, dataset: Path, file_name: str) -> Job:
+    """Another caption for one picture of a dataset."""
+    job = new_job(jobs, "caption", str(dataset))
+    job.command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name]
+    return job
+
+
+def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
+    """Pictures with a run's LoRA; `request` is what draw.py reads."""
+    job = new_job(jobs, "draw", str(run))
+    folder = jobs.folder_of(job.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "config.yaml", yaml.safe_dump(request, sort_keys=False, allow_unicode=True))
+    job.command = [sys.executable, "-m", "webui.runs.compare", str(folder / "config.yaml"), str(folder)]
+    return job
+
+
+def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:
+    return Job(jobs.new_id(), kind, target, [], time.time(), after.id if after else None)
+
+
+def write_config(config: Any, folder: Path) -> Path:
+    """The config as a file in the folder, which the command line reads as an equal one.
+
+    Raises:
+        ConfigError: it would not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    replace_text(path, to_yaml(config))
+    if read_config(type(config), path) != config:
+        raise ConfigError(f"the settings do not survive the file {path}; this is a fault of the page")
+    return path
+
+
+def read_config(config_class: type, path: Path) -> Any:
+    """The config in a YAML file, by the command line's own parser.
+
+    Raises:
+        ConfigError: what the command line would say.
+    """
+    said = io.StringIO()
+    try:
+        with _parsing, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return load_config(config_class, ["--config", str(path)])
+    except SystemExit:
+        raise ConfigError(plain(said.getvalue()).replace(f"{path}:", "line ")) from None
+
+
+def plain(boxed: str) -> str:
+    """A terminal's text without colours, frames and line ends."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", boxed)
+    return " ".join(text.split())
+
+
+def flags_of_config(config: Any) -> list[str]:
+    """The shortest list of flags that asks for this config."""
+    flags = []
+    for name, field in fields_of(type(config)).items():
+        value = getattr(config, name)
+        if value == field.default:
+            continue
+        if field.kind == "bool":
+            flags.append(f"--{name}" if value else f"--no_{name}")
+        elif field.kind in ("lines", "numbers"):
+            flags += [f"--{name}", *map(str, value)]
+        elif str(value).startswith("-"):
+            flags.append(f"--{name}={value}")
+        else:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def command_line(config: Any, processes: int = 1) -> str:
+    """What a person would type in a shell, in the project's folder."""
+    if isinstance(config, PreprocessConfig):
+        words = ["python", "-m", "preprocess"]
+    else:
+        words = ["accelerate", "launch", *launcher(processes), "train_sdxl_lora.py"]
+    return shlex.join([*words, *flags_of_config(config)])

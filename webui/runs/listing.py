@@ -1,0 +1,132 @@
+"""Runs as they lie on the disk: which there are, how each stands, what it has left. Speaks to none. No gradio."""
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+
+from sdxl_lora.config.names import DIFFUSERS_NAME
+from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.status import is_alive, read_status
+from webui.runs.jobs import Job, Jobs
+
+SAMPLE = re.compile(r"step-(\d+)-prompt-(\d+)-image-(\d+)\.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """
+    Attributes:
+        state: waiting, starting, caching, training, sampling, stopping, done, stopped, failed, killed, or new.
+        reason: why it ended, in the run's own words.
+    """
+
+    state: str
+    step: int = 0
+    reason: str = ""
+    last_checkpoint: str | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ("starting", "caching", "training", "sampling", "stopping")
+
+
+def find_runs(projects: Path, jobs: Jobs) -> list[Path]:
+    """Folders of runs, the newest first: those that have written, and those that wait for their turn."""
+    written = {path.parent for path in projects.glob("*/runs/*/status.json")}
+    asked = {Path(job.target) for job in jobs.all() if job.kind == "train" and not job.is_over}
+    ages = {folder: last_change(folder) for folder in written | asked}
+    return sorted(ages, key=lambda folder: (-ages[folder], folder.name))
+
+
+def last_change(folder: Path) -> float:
+    try:
+        return (folder / "status.json").stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def state_of(run: Path, jobs: Jobs) -> RunState:
+    """From its status file, and from the job that runs it where the page has started it."""
+    status = read_status(run)
+    job = next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
+    facts = {
+        "step": status.get("step") or 0,
+        "reason": status.get("reason") or "",
+        "last_checkpoint": status.get("last_checkpoint"),
+    }
+    state = status.get("state", "new")
+    if job is not None and job.state == "waiting":
+        return RunState("waiting", **facts)
+    if job is not None and job.state == "running" and job.process() is not None:
+        if jobs.is_stopping(job):
+            return RunState("stopping", **facts)
+        is_of_this_job = status.get("heartbeat", 0) >= (job.started or 0)
+        if not is_of_this_job or state in ("done", "stopped", "failed"):
+            state = "starting" if not is_of_this_job else state
+        return RunState(state, **facts)
+    if state in ("starting", "caching", "training", "sampling") and not is_alive(status.get("pid", 0)):
+        state = "killed"
+    if state == "new" and job is not None and job.state == "cancelled":
+        state = "cancelled"
+    if job is not None and job.state == "ended" and job.exit_code and status.get("heartbeat", 0) < (job.started or 0):
+        state, facts["reason"] = "failed", last_error(jobs, job)
+    return RunState(state, **facts)
+
+
+def last_error(jobs: Jobs, job: Job) -> str:
+    """The last line of a job's console that speaks of an error; else its last line."""
+    lines = console_lines(jobs, job)
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")
+
+
+def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
+    """The end of what a job has printed: progress bars as they stand now, no colours."""
+    try:
+        with open(jobs.folder_of(job.id) / "console.log", "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - most_bytes))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    lines = [line.rstrip("\r").split("\r")[-1].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line]
+
+
+def lora_files(folder: Path) -> list[Path]:
+    """The two files of a finished run or of a checkpoint: for ComfyUI and A1111, then for diffusers."""
+    found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "lora_state.safetensors"]
+    return sorted(found, key=lambda path: path.name == DIFFUSERS_NAME)
+
+
+def stages(run: Path) -> dict[str, Path]:
+    """Folders that hold the LoRA as it was, by name: the finished one first, then checkpoints, the newest first."""
+    finished = {"final": run} if (run / DIFFUSERS_NAME).is_file() else {}
+    return finished | {path.name: path for path in reversed(checkpoints(run))}
+
+
+def samples_of(run: Path) -> dict[tuple[int, int], dict[int, Path]]:
+    """Sample pictures: by (prompt number, picture number) the files by step."""
+    found: dict[tuple[int, int], dict[int, Path]] = {}
+    for path in sorted((run / "samples").glob("step-*.png")):
+        if match := SAMPLE.fullmatch(path.name):
+            step, prompt, image = map(int, match.groups())
+            found.setdefault((prompt, image), {})[step] = path
+    return dict(sorted(found.items()))
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a run has left anything there to go on with or to lose."""
+    return (folder / "events.jsonl").exists() or bool(checkpoints(folder))
+
+
+def state_of_job(jobs: Jobs, job: Job) -> str:
+    """waiting, running, stopping, done, stopped, failed or cancelled."""
+    if job.state == "running":
+        return "stopping" if jobs.is_stopping(job) else "running"
+    if job.state == "ended":
+        if jobs.is_stopping(job) and job.exit_code != 0:
+            return "stopped"
+        return "done" if job.exit_code == 0 else "failed"
+    return job.state

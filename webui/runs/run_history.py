@@ -1,0 +1,94 @@
+"""A run's events.jsonl as numbers to plot and lines to read, read on from where it was read before. No gradio."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from sdxl_lora.run.events import parse_event
+
+KEPT_MESSAGES = 300
+RATE_STEPS = 50  # the speed is that of the last so many steps
+SMOOTHING = 0.95  # of the moving average, once there are enough steps for it
+
+
+@dataclass
+class History:
+    """What one file has told so far; `read` takes in what is new."""
+
+    path: Path
+    steps: list[dict] = field(default_factory=list)
+    validations: list[dict] = field(default_factory=list)
+    messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
+    total_steps: int = 0
+    _place: int = 0
+    _inode: int = 0
+
+    def read(self) -> "History":
+        try:
+            status = self.path.stat()
+        except OSError:
+            return self
+        if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
+            self.__init__(self.path)
+            self._inode = status.st_ino
+        with open(self.path, "rb") as file:
+            file.seek(self._place)
+            *lines, _ = file.read().split(b"\n")
+        for line in lines:
+            self._place += len(line) + 1
+            if event := parse_event(line):
+                self._take(event)
+        return self
+
+    def _take(self, event: dict) -> None:
+        kind = event["event"]
+        if kind == "step":
+            drop_from(self.steps, event["step"])
+            self.steps.append(event)
+        elif kind == "validation":
+            drop_from(self.validations, event["step"])
+            self.validations.append(event)
+        else:
+            if kind == "started":
+                self.total_steps = event.get("total_steps", 0)
+            self.messages.append(event)
+
+    def seconds_per_step(self) -> float | None:
+        """Of the last steps; None before two are told of."""
+        paces = sorted(
+            (after["time"] - before["time"]) / (after["step"] - before["step"])
+            for before, after in pairwise(self.steps[-RATE_STEPS:])
+            if after["time"] >= before["time"]
+        )
+        return paces[len(paces) // 2] if paces else None  # the median: a save or pictures between steps do not count
+
+    def seconds_left(self) -> float | None:
+        pace = self.seconds_per_step()
+        return None if pace is None or not self.steps else pace * max(0, self.total_steps - self.steps[-1]["step"])
+
+
+def drop_from(events: list[dict], step: int) -> None:
+    """A resumed run does some steps again: what it told of them before no longer counts."""
+    while events and events[-1]["step"] >= step:
+        events.pop()
+
+
+def smoothed(values: list[float], keep: float = SMOOTHING) -> list[float]:
+    """Exponential moving average whose beginning is unbiased, as TensorBoard draws it."""
+    result, average, weight = [], 0.0, 0.0
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        result.append(average / weight)
+    return result
+
+
+_histories: dict[Path, History] = {}
+_reading = threading.Lock()
+
+
+def history_of(run: Path) -> History:
+    """The one History of this run in this process, up to date."""
+    with _reading:
+        return _histories.setdefault(run, History(run / "events.jsonl")).read()

@@ -1,0 +1,91 @@
+"""Runs the page's jobs one after another, and outlives the page: python -m webui.runs.worker PROJECTS_DIR
+
+Ends when nothing is left to do; jobs.py starts it when there is. Being killed costs nothing: the job it tended goes on,
+and the next worker takes it over.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from filelock import Timeout
+
+from sdxl_lora.run.status import read_status
+from webui.runs.jobs import ROOT, Job, Jobs
+
+SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_TO_END = 5.0
+
+
+def work(jobs: Jobs) -> None:
+    """Until nothing waits and nothing runs. Returns at once where another worker is at work."""
+    try:
+        jobs.worker_lock.acquire(timeout=0)
+    except Timeout:
+        return
+    while True:
+        with jobs.lock:
+            job, child = jobs.running(), None
+            if job is None:
+                job, child = start_next(jobs)
+            if job is None:
+                jobs.worker_lock.release()  # still holding the other: whoever adds a job now sees that no one works
+                return
+        tend(jobs, job)
+        exit_code = child.wait() if child else read_status(Path(job.target)).get("exit_code")
+        with jobs.lock:
+            jobs.write(dataclasses.replace(job, state="ended", ended=time.time(), exit_code=exit_code))
+
+
+def start_next(jobs: Jobs) -> tuple[Job | None, subprocess.Popen | None]:
+    """The first of those that wait and may start. One whose forerunner did not end well is cancelled."""
+    for job in jobs.waiting():
+        forerunner = jobs.read(job.after) if job.after else None
+        if forerunner is not None and not forerunner.is_over:
+            continue
+        if forerunner is not None and forerunner.exit_code != 0:
+            jobs.write(dataclasses.replace(job, state="cancelled", ended=time.time()))
+            continue
+        with open(jobs.folder_of(job.id) / "console.log", "ab") as log:
+            child = subprocess.Popen(
+                job.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        created = psutil.Process(child.pid).create_time()
+        job = dataclasses.replace(job, state="running", pid=child.pid, pid_created=created, started=time.time())
+        jobs.write(job)
+        jobs.write_order([other.id for other in jobs.waiting()])
+        return job, child
+    return None, None
+
+
+def tend(jobs: Jobs, job: Job) -> None:
+    """Until the job's process is gone; hands on to it what it is asked."""
+    folder, asked_to_stop, ends_at = jobs.folder_of(job.id), False, None
+    while job.process() is not None:
+        if (folder / "stop").exists():
+            if job.kind == "train":  # again and again: a run that is just starting removes the file of the one before
+                if Path(job.target).is_dir():
+                    (Path(job.target) / "stop").touch()
+            elif not asked_to_stop:
+                send(job, signal.SIGTERM)
+            asked_to_stop = True
+        if (folder / "end").exists():
+            send(job, signal.SIGTERM if ends_at is None or time.time() < ends_at else signal.SIGKILL)
+            ends_at = ends_at or time.time() + SECONDS_TO_END
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def send(job: Job, number: int) -> None:
+    """To the job's process and all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(job.pid, number)
+
+
+if __name__ == "__main__":
+    work(Jobs(Path(sys.argv[1])))

@@ -1,0 +1,136 @@
+"""From what a form's widgets hold to a config inside the chosen project, and its problems beside the fields."""
+
+import dataclasses
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from webui.fields import config_of, entered_value, fields_of, problems_by_field
+from webui.i18n import say, say_label, say_problem
+from webui.runs.listing import has_run
+from webui.workspace import Places, check_folder_name
+
+
+@dataclasses.dataclass
+class Form:
+    """A config's widgets; their values arrive as a list: the project's name, then `names` in order."""
+
+    config_class: type
+    project: gr.Dropdown
+    widgets: dict[str, gr.components.Component]
+    build: Callable[[str, dict[str, Any]], Any]
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        return [self.project, *self.widgets.values()]
+
+    def config(self, project: str, *entered) -> Any:
+        """
+        Raises:
+            ConfigError: with all its problems at once.
+        """
+        return self.build(project, dict(zip(self.widgets, entered, strict=True)))
+
+    def complaint(self, language: str, project: str, *entered) -> str:
+        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well."""
+        try:
+            self.config(project, *entered)
+            return ""
+        except ConfigError as error:
+            problems = error.problems
+        lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
+        title = escape(say(language, "This has to be mended first:"))
+        marks = self.marks(language, problems)
+        return f'<style>{marks}</style><div class="problems" role="alert"><b>{title}</b><ul>{lines}</ul></div>'
+
+    def marks(self, language: str, problems: tuple[str, ...]) -> str:
+        """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators
+        do the same, but their marks go with the next event of any kind, and this page has one every second."""
+        by_field, _ = problems_by_field(self.config_class, problems)
+        rules = []
+        for name, said in by_field.items():
+            if name in self.widgets:
+                words = css_text(" ".join(say_problem(language, problem) for problem in said))
+                field = f".sdxl-lora #{self.widgets[name].elem_id}"
+                rules.append(
+                    f"{field}>*{{height:auto}}{field} input,{field} textarea{{border-color:var(--bad)!important}}"
+                )
+                rules.append(f'{field}::after{{content:"{words}";display:block;color:var(--bad);padding:.4rem .2rem}}')
+        return "".join(rules)
+
+    def named(self, language: str, problem: str) -> str:
+        """The problem, behind the name that its first field has on the page."""
+        by_field, _ = problems_by_field(self.config_class, (problem,))
+        words = say_problem(language, problem)
+        if not by_field:
+            return words
+        name = next(iter(by_field))
+        return f"{say_label(language, self.config_class, name)}: {words}"
+
+    def shown(self, config: Any) -> list[Any]:
+        """The values of the widgets that stand for a config, names in place of folders."""
+        values = {name: entered_value(field, getattr(config, name)) for name, field in fields_of(type(config)).items()}
+        values["output_dir"] = str(config.output_dir).replace("\\", "/").rstrip("/").split("/")[-1]
+        if "auto_caption" in self.widgets:
+            values["auto_caption"] = config.caption_model != "none"
+        return [values[name] for name in self.widgets]
+
+
+def css_text(text: str) -> str:
+    """The text as the inside of a CSS string: nothing in it can end the string or the sheet."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in " .,:-") else f"\\{ord(c):x} " for c in text)
+
+
+def preprocess_config(places: Places, project: str, entered: dict[str, Any]) -> PreprocessConfig:
+    """
+    Raises:
+        ConfigError: with all its problems at once.
+    """
+    problems, folder = place_of(places.dataset_folder, project, entered["output_dir"])
+    entered = {**entered, "output_dir": folder}
+    if not entered.pop("auto_caption", True):
+        entered["caption_model"] = "none"
+    return config_or_all_problems(PreprocessConfig, entered, problems)
+
+
+def train_config(places: Places, project: str, entered: dict[str, Any]) -> TrainConfig:
+    """
+    Raises:
+        ConfigError: with all its problems at once; also where an earlier run has that name.
+    """
+    problems, folder = place_of(places.run_folder, project, entered["output_dir"])
+    if not problems and has_run(places.run_folder(project, entered["output_dir"])):
+        name = entered["output_dir"]
+        problems.append(f"output_dir {name!r} is taken by an earlier run: choose another name, or resume it under Runs")
+    return config_or_all_problems(TrainConfig, {**entered, "output_dir": folder}, problems)
+
+
+def place_of(folder_of: Callable, project: str, name: str) -> tuple[list[str], str]:
+    """Problems with the two names, and the folder they mean; a stand-in where they mean none."""
+    problems = []
+    for value, what in ((project, "project"), (name, "output_dir")):
+        try:
+            check_folder_name(value, what)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        return problems, "unnamed"
+    try:
+        return [], str(folder_of(project, name))
+    except ConfigError as error:
+        return [f"output_dir: {error}"], "unnamed"
+
+
+def config_or_all_problems(config_class: type, entered: dict[str, Any], problems: list[str]) -> Any:
+    try:
+        config = config_of(config_class, entered)
+    except ConfigError as error:
+        problems = [*problems, *error.problems]
+    if problems:
+        raise ConfigError("; ".join(problems), problems)
+    return config

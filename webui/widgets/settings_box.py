@@ -1,0 +1,76 @@
+"""A form's settings as a YAML file to copy, keep, share and load, and as the command line that does the same."""
+
+from pathlib import Path
+
+import gradio as gr
+import yaml
+
+from sdxl_lora.config.cli import to_yaml
+from sdxl_lora.errors import ConfigError
+from webui.context import QUIET, tell, telling
+from webui.i18n import T, language_of, say, say_problem
+from webui.runs.launch import command_line, read_config
+from webui.widgets.forms import Form
+
+BASE = "pretrained_model_name_or_path"
+
+
+class SettingsBox:
+    """
+    Args:
+        problems: what the form's button last complained of; it goes as it is mended.
+        processes: the number of processes, where the form has one.
+    """
+
+    def __init__(self, form: Form, prefix: str, problems: gr.HTML, processes: gr.components.Component | None = None):
+        self.form = form
+        with gr.Accordion(T("These settings as a file and as a command"), open=False):
+            self.command = gr.Textbox(
+                label=T("The same as a command"), lines=3, max_lines=12, interactive=False, buttons=["copy"],
+                elem_id=f"{prefix}-command", elem_classes="code",
+            )  # fmt: skip
+            self.yaml = gr.Code(
+                label=T("The same as a YAML file, for --config"), language="yaml", interactive=False, max_lines=18,
+                elem_id=f"{prefix}-yaml",
+            )  # fmt: skip
+            self.upload = gr.UploadButton(
+                T("Load a YAML file"), file_types=[".yaml", ".yml"], size="sm", elem_id=f"{prefix}-load"
+            )
+        more = [processes] if processes is not None else []
+        gr.on(
+            [widget.change for widget in [*form.inputs, *more]],
+            self.texts if processes is None else self.texts_for_processes,
+            [*more, problems, *form.inputs],
+            [self.command, self.yaml, problems],
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        self.upload.upload(
+            telling(self.load),
+            [self.upload],
+            [*form.widgets.values()],
+            **QUIET,
+        )
+
+    def texts_for_processes(self, request: gr.Request, processes: float, complaint: str, *entered) -> tuple:
+        return self.texts(request, complaint, *entered, processes=int(processes or 1))
+
+    def texts(self, request: gr.Request, complaint: str, *entered, processes: int = 1) -> tuple:
+        """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
+        language = language_of(request)
+        try:
+            config = self.form.config(*entered)
+        except ConfigError as error:
+            lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
+            words = "".join(f"# {line}\n" for line in lines)
+            return words, words, self.form.complaint(language, *entered) if complaint else gr.skip()
+        return command_line(config, processes), to_yaml(config), "" if complaint else gr.skip()
+
+    def load(self, request: gr.Request, file: str) -> list:
+        """What the file says; a base that it leaves out stays, as the page may have its own default."""
+        config = read_config(self.form.config_class, Path(file))
+        values = dict(zip(self.form.widgets, self.form.shown(config), strict=True))
+        if BASE in values and BASE not in yaml.safe_load(Path(file).read_text(encoding="utf-8")):
+            values[BASE] = gr.skip()
+        tell(say(language_of(request), "Loaded."))
+        return list(values.values())

@@ -1,0 +1,103 @@
+"""One widget for each field of a config: the basic ones in view, the others in sections that open."""
+
+from collections.abc import Mapping, Sequence
+
+import gradio as gr
+
+from sdxl_lora.config.checks import OPTIMIZERS
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from webui.fields import Field, entered_value, fields_of
+from webui.i18n import T
+from webui.labels import BASIC, label_of
+
+Choices = Sequence[str | tuple]
+
+SUGGESTIONS: dict[type, dict[str, Choices]] = {
+    PreprocessConfig: {
+        "caption_task": ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"),
+        "caption_model": (
+            "florence-community/Florence-2-base",
+            "florence-community/Florence-2-large",
+            "florence-community/Florence-2-base-ft",
+            "florence-community/Florence-2-large-ft",
+            "none",
+        ),
+    },
+    TrainConfig: {
+        "optimizer": OPTIMIZERS,
+        "target_modules": ("attention", "attention+ff", "all-linear", "all-linear+conv"),
+        "learning_rate": (
+            (T("5e-5: gentle, for large or varied datasets"), "5e-05"),
+            (T("1e-4: a good start"), "0.0001"),
+            (T("2e-4: quick, for small datasets"), "0.0002"),
+            (T("5e-4: strong, may burn in"), "0.0005"),
+            (T("1: for prodigy, which finds its own"), "1"),
+        ),
+        "resume_from_checkpoint": ("latest", "None"),
+        "train_batch_size": ("1", "2", "4", "8", "auto"),
+    },
+}
+SECTIONS = {  # the comments in config.py, as headings
+    "where": T("Where"),
+    "sizes": T("Sizes"),
+    "captions": T("Captions"),
+    "how": T("How it runs"),
+    "what is trained, on what": T("What is trained, on what"),
+    "the LoRA": T("The LoRA"),
+    "what is learned": T("What is learned"),
+    "how long, how fast": T("How long, how fast"),
+    "checkpoints and LoRA files": T("Checkpoints and LoRA files"),
+    "watching it": T("Watching it"),
+    "publishing it": T("Publishing it"),
+}
+
+
+def form(
+    config_class: type, suggestions: Mapping[str, Choices], values: Mapping[str, object], prefix: str
+) -> dict[str, gr.components.Component]:
+    """Widgets by field, in the fields' order.
+
+    Args:
+        suggestions: more choices for fields, by name; what is typed may be something else.
+        values: what to show in place of the default.
+    """
+    fields = fields_of(config_class)
+    suggestions = {**SUGGESTIONS[config_class], **suggestions}
+    made: dict[str, gr.components.Component] = {}
+
+    def make(name: str) -> None:
+        value = values[name] if name in values else entered_value(fields[name], fields[name].default)
+        made[name] = widget(config_class, fields[name], suggestions.get(name), value, f"{prefix}-{name}")
+
+    with gr.Group(elem_classes="fields"):
+        for name in BASIC[config_class]:
+            make(name)
+    rest = [name for name in fields if name not in made]
+    for section in dict.fromkeys(field.section for field in fields.values()):
+        names = [name for name in rest if fields[name].section == section]
+        if names:
+            with gr.Accordion(SECTIONS.get(section, section), open=False), gr.Group(elem_classes="fields"):
+                for name in names:
+                    make(name)
+    return {name: made[name] for name in fields}
+
+
+def widget(
+    config_class: type, field: Field, choices: Choices | None, value: object, elem_id: str
+) -> gr.components.Component:
+    about = {"label": T(label_of(config_class, field.name)), "info": T(field.help), "elem_id": elem_id}
+    if field.kind == "bool":
+        return gr.Checkbox(value=value, **about)
+    if field.kind == "choice":
+        options = [(choice, choice) for choice in field.choices]
+        if field.optional:
+            options.insert(0, ("—", ""))
+        return gr.Dropdown(options, value=value, filterable=False, **about)
+    if choices is not None:
+        return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **about)
+    if field.kind == "int" and not field.optional and not field.choices:  # Gradio shows a number that is not there as 0
+        return gr.Number(value=value, step=1, **about)
+    if field.kind == "lines":
+        return gr.Textbox(value=value, lines=2, placeholder=T("one per line"), **about)
+    return gr.Textbox(value=value, max_lines=1, **about)

@@ -1,0 +1,112 @@
+"""Where the page finds and puts things: a small settings file, environment variables over it, and names inside them.
+
+LORA_PROJECTS_DIR: projects            every project is a folder here: dataset/, runs/<name>/
+LORAS_DIR: /comfy/models/loras         where finished LoRA files are copied to
+MODELS_DIR: models                     base models to choose from
+DEFAULT_SDXL_MODEL_FOR_LORA: sdxl.safetensors      one of them, a path, or a Hub id
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sdxl_lora.config.names import NAME
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+
+SETTINGS_FILE = Path("ui.yaml")
+NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR_LORA")
+
+
+@dataclass(frozen=True)
+class Places:
+    projects: Path
+    loras: Path | None = None
+    models: Path | None = None
+    default_base: str = TrainConfig.pretrained_model_name_or_path
+
+    def dataset_folder(self, project: str, name: str) -> Path:
+        if name == "runs":
+            raise ConfigError("name 'runs' is taken: the project's runs are there; choose another name")
+        return inside(self.projects, project, name)
+
+    def run_folder(self, project: str, name: str) -> Path:
+        return inside(self.projects, project, "runs", name)
+
+    def project_names(self) -> list[str]:
+        if not self.projects.is_dir():
+            return []
+        return sorted(path.name for path in self.projects.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+
+    def datasets(self) -> list[str]:
+        """Folders that preprocess has filled."""
+        return sorted(str(path.parent) for path in self.projects.glob("*/*/metadata.jsonl"))
+
+    def bases(self) -> list[str]:
+        """The default, and what MODELS_DIR holds: .safetensors files and diffusers folders."""
+        found = []
+        if self.models is not None and self.models.is_dir():
+            found = [
+                *self.models.glob("*.safetensors"),
+                *(path.parent for path in self.models.glob("*/model_index.json")),
+            ]
+        return list(dict.fromkeys([self.default_base, *sorted(map(str, found))]))
+
+
+def load_places(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Places:
+    """The places that the file and the environment name; SETTINGS_FILE is read where it is there.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown name.
+    """
+    path = file or SETTINGS_FILE
+    values: dict = {}
+    if file is not None or path.exists():
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+        if not isinstance(values, dict) or (unknown := sorted(set(values) - set(NAMES))):
+            what = (
+                f"unknown {', '.join(map(str, unknown))}" if isinstance(values, dict) else "no lines of `name: value`"
+            )
+            raise ConfigError(f"{path} has {what}; known are {', '.join(NAMES)}")
+    projects, loras, models, base = (environment.get(name) or values.get(name) for name in NAMES)
+    models = Path(models) if models else None
+    if base and models and (models / base).exists():
+        base = str(models / base)
+    return Places(
+        Path(projects or "projects").absolute(),
+        Path(loras) if loras else None,
+        models,
+        base or TrainConfig.pretrained_model_name_or_path,
+    )
+
+
+def check_folder_name(name: str | None, what: str) -> str:
+    """The name, if it can be a folder's everywhere.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not NAME.fullmatch(name or ""):
+        raise ConfigError(
+            f"{what} {name!r} is an invalid name: use letters, digits, dot, dash and underscore, at most 64, starting "
+            "with a letter or digit"
+        )
+    return name
+
+
+def inside(base: Path, *names: str) -> Path:
+    """base/names..., which really lies inside base.
+
+    Raises:
+        ConfigError: a name that cannot be a folder's, or a link that leads out.
+    """
+    path = base.joinpath(*(check_folder_name(name, "name") for name in names))
+    if not path.resolve().is_relative_to(base.resolve()):
+        raise ConfigError(f"{path} leads out of {base}")
+    return path
