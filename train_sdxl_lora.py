@@ -9,6 +9,7 @@ import gc
 import sys
 
 from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.startup import quiet_libraries
 
@@ -20,7 +21,6 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 import math
 import os
 from contextlib import closing
-from dataclasses import asdict
 from itertools import islice
 
 import torch
@@ -58,14 +58,14 @@ def train(config: TrainConfig) -> None:
         the exceptions of sdxl_lora/errors.py.
     """
     accelerator = make_accelerator(
-        config.mixed_precision,
-        config.gradient_accumulation_steps,
-        config.report_to,
+        config.compute.mixed_precision,
+        config.batch.gradient_accumulation_steps,
+        config.logging.report_to,
         config.output_dir,
-        config.logging_dir,
-        config.process_timeout_seconds,
+        config.logging.logging_dir,
+        config.compute.process_timeout_seconds,
     )
-    set_arithmetic(config.allow_tf32, config.deterministic)
+    set_arithmetic(config.compute.allow_tf32, config.compute.deterministic)
     folder = config.run_dir
     with (
         open_run(accelerator, folder) as run,
@@ -74,8 +74,8 @@ def train(config: TrainConfig) -> None:
         naming_lost_processes(accelerator, run),
         out_of_memory_advice(
             accelerator.device,
-            config.resolution,
-            config.train_batch_size,
+            config.data.resolution,
+            config.batch.train_batch_size,
             smaller_settings(config),
         ),
     ):
@@ -97,11 +97,11 @@ class Training(Watched):
         hashed = meanwhile(lambda: base_sha256(self.base.path)) if accelerator.is_main_process else None
         self.prepare_pictures()
         self.end_if_asked_to("while caching")
-        if config.cache_part:
-            raise Stopped(f"part {config.cache_part} of the caches is filled")
+        if config.cache.cache_part:
+            raise Stopped(f"part {config.cache.cache_part} of the caches is filled")
         self.fit_into_memory()
         self.prepare_model()
-        self.micro_step = self.recorded(self.compute) if config.cuda_graphs else self.compute
+        self.micro_step = self.recorded(self.compute) if config.compute.cuda_graphs else self.compute
         self.end_if_asked_to("while loading")
         self.base_hash = main_process_decides(accelerator, hashed)
         self.open_journal(self.resume())
@@ -113,19 +113,19 @@ class Training(Watched):
             self.ema.register_hooks(self.accelerator)
         if self.held_out:
             self.best.register_hooks(self.accelerator)
-        if self.config.dataset_streaming:
+        if self.config.data.dataset_streaming:
             self.batches.register_hooks(self.accelerator, lambda: self.done_steps)
         self.facts = {
             **same_on_resume(self.config),
-            "optimizer_arguments": repr(self.config.optimizer_arguments),
+            "optimizer_arguments": repr(self.config.optimizer.arguments),
             "init_lora": self.start.sha256,
             "base": self.base_hash or public_name(self.base.path),
             "vae": self.latents.vae_key,
             "text_encoders": self.texts.encoders_key,
-            "dataset": self.batches.key if self.config.dataset_streaming else dataset_key(self.examples),
+            "dataset": self.batches.key if self.config.data.dataset_streaming else dataset_key(self.examples),
             "images_per_step": self.images_per_step,
         }
-        wanted = self.config.resume_from_checkpoint
+        wanted = self.config.checkpoint.resume_from_checkpoint
         notes = list(dict.fromkeys(self.notes))
         self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
         self.run.update(best_checkpoint=self.best.checkpoint)
@@ -138,18 +138,18 @@ class Training(Watched):
         config, folder = self.config, self.run.folder
         if self.accelerator.is_main_process:
             replace_text(folder / "config.yaml", to_yaml(config))
-        run_name = config.tracker_run_name or folder.resolve().name
+        run_name = config.logging.tracker_run_name or folder.resolve().name
         start_trackers(
             self.accelerator,
-            config.tracker_project_name,
+            config.logging.tracker_project_name,
             run_name,
             folder,
-            asdict(config),
+            flat_values(config),
             self.done_steps,
             notes.append,
         )
         self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
-        self.tally = Tally(self.accelerator.device, config.loss_bins, len(self.schedule.betas))
+        self.tally = Tally(self.accelerator.device, config.logging.loss_bins, len(self.schedule.betas))
         self.since_report: list[tuple[int, set[str]]] = []  # pictures of each step: their number, names of ours
         self.reported_steps = self.done_steps
         plan = {
@@ -170,13 +170,13 @@ class Training(Watched):
     def loop(self) -> None:
         """Step, report, save, draw, until all steps are done, nothing gets better, or someone asks to stop."""
         config = self.config
-        if config.train_batch_size == "auto":
+        if config.batch.train_batch_size == "auto":
             self.rehearse()
         self.look_again()
         self.end_if_asked_to(f"before step {self.done_steps + 1}")
         to_do = islice(self.batches.from_step(self.done_steps), max(0, self.total_steps - self.done_steps))
         with closing(
-            ahead(self.collator.steps(to_do), 0 if self.texts_are_live or not config.cache_latents else 2)
+            ahead(self.collator.steps(to_do), 0 if self.texts_are_live or not config.cache.cache_latents else 2)
         ) as steps:
             for epochs_before, turns, micro_batches in steps:
                 if self.best.is_given_up:
@@ -188,7 +188,9 @@ class Training(Watched):
                 if self.ema:
                     self.ema.update(self.done_steps)
                 passed = epochs_before, self.batches.epoch_of(self.done_steps)
-                is_due = self.is_due(passed, config.checkpointing_epochs, config.checkpointing_steps)
+                is_due = self.is_due(
+                    passed, config.checkpoint.checkpointing_epochs, config.checkpoint.checkpointing_steps
+                )
                 is_time_to_look = self.is_time_to_look(passed)
                 if not (is_due or is_time_to_look or self.is_time_to_report(passed)):
                     continue
@@ -206,7 +208,7 @@ class Training(Watched):
 
     def is_time_to_report(self, epochs: tuple[int, int]) -> bool:
         """Alone, a process heeds a request to stop at once; among others at a step in which all report."""
-        return self.is_alone_and_asked_to_stop() or self.is_due(epochs, None, self.config.logging_steps)
+        return self.is_alone_and_asked_to_stop() or self.is_due(epochs, None, self.config.logging.logging_steps)
 
     def is_alone_and_asked_to_stop(self) -> bool:
         return self.accelerator.num_processes == 1 and bool(self.stop.reason())
@@ -250,14 +252,14 @@ class Training(Watched):
                 if accelerator.sync_gradients:
                     is_spoilt = fault_point("step", self.done_steps + 1)
                     tally.close(accelerator, len(turns), bool(self.stop.reason()), is_spoilt)
-                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
+                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.optimizer.max_grad_norm or math.inf)
                     tally.guard(grad_norm, accelerator.scaler is not None)
                     if self.sees_found_inf:
                         self.optimizer.optimizer.found_inf = tally.found_inf
                     else:
                         self.check_finite(tally.look(forget=False))
                 self.optimizer.step()
-                self.optimizer.zero_grad(**({"set_to_none": False} if config.cuda_graphs else {}))
+                self.optimizer.zero_grad(**({"set_to_none": False} if config.compute.cuda_graphs else {}))
 
     def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
@@ -313,7 +315,7 @@ class Training(Watched):
 
     def save(self, is_due: bool) -> None:
         """A checkpoint that is not due was saved as the best one, and goes when there is a better one."""
-        keep, best = self.config.checkpoints_total_limit, self.best.checkpoint
+        keep, best = self.config.checkpoint.checkpoints_total_limit, self.best.checkpoint
         checkpoint = save_checkpoint(self.accelerator, self.run.folder, self.done_steps, self.facts, keep, best, is_due)
         self.run.event("checkpoint", step=self.done_steps, path=str(checkpoint))
         self.run.update(last_checkpoint=checkpoint.name)

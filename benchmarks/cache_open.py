@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.sizes import save_base, write_pictures
 from sdxl_lora.cache.fill import fill_caches
+from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.io.memo import Memo
 from sdxl_lora.training.settings import base_of, open_pictures
@@ -36,8 +37,14 @@ def held_mb() -> tuple[float, float]:
 
 def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
     """What `Parts.prepare_pictures` does before the steps are planned."""
-    config = TrainConfig(
-        output_dir="run", pretrained_model_name_or_path=str(base), train_data_dir=str(data), resolution=64
+    config = from_flat(
+        TrainConfig,
+        {
+            "output_dir": "run",
+            "pretrained_model_name_or_path": str(base),
+            "train_data_dir": str(data),
+            "resolution": 64,
+        },
     )
     before, began, worked = held_mb(), time.perf_counter(), time.process_time()
     memo = Memo(cache / "memo.json")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.sections.run import CheckpointConfig
 from sdxl_lora.run.events import read_events
 
 
@@ -50,7 +50,7 @@ def measure(folder: Path, steps: int, every: int) -> dict:
     lasted = {step: times[step] - times[step - 1] for step in range(2, steps + 1)}
     step_seconds = statistics.median(seconds for step, seconds in lasted.items() if step % every != 1)
     save_seconds = statistics.median(lasted[step] for step in lasted if step % every == 1) - step_seconds
-    interval = TrainConfig.checkpointing_steps
+    interval = CheckpointConfig.checkpointing_steps
     return {
         "command": f"python -m benchmarks.checkpoint_cost --steps {steps} --every {every}",
         "step_seconds": round(step_seconds, 4),

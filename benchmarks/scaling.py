@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.scaling_model import CLUSTERS, SIZES, Cluster
+from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import read_events
 
@@ -133,11 +134,22 @@ def train(args, folder: Path, rank: int, runs: int, world: int) -> tuple[list[fl
     processes, outputs = [], []
     for run in range(runs):
         outputs.append(Path(tempfile.mkdtemp(dir=folder)))
-        config = TrainConfig(
-            str(outputs[-1]), args.base, train_data_dir=str(folder / "pictures"), resolution=args.resolution,
-            cache_dir=str(folder / "cache"), rank=rank, train_batch_size=args.batch, max_train_steps=args.steps,
-            mixed_precision="bf16" if gpus() else "no", report_to="none", checkpointing_steps=None,
-        )  # fmt: skip
+        config = from_flat(
+            TrainConfig,
+            {
+                "output_dir": str(outputs[-1]),
+                "pretrained_model_name_or_path": args.base,
+                "train_data_dir": str(folder / "pictures"),
+                "resolution": args.resolution,
+                "cache_dir": str(folder / "cache"),
+                "rank": rank,
+                "train_batch_size": args.batch,
+                "max_train_steps": args.steps,
+                "mixed_precision": "bf16" if gpus() else "no",
+                "report_to": "none",
+                "checkpointing_steps": None,
+            },
+        )
         port = free_port()
         processes += [
             CONTEXT.Process(target=train_in_process, args=(config, environment(place, world, port, run)))

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.fields import flat_values, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 
@@ -75,26 +76,26 @@ def run(config: PreprocessConfig) -> None:
     from sdxl_lora.publish.hub import check_hub
 
     input_dir, output = Path(config.input_dir), Path(config.output_dir)
-    class_images = Path(config.class_images) if config.class_images else None
+    class_images = Path(config.images.class_images) if config.images.class_images else None
     check_folders([folder for folder in (input_dir, class_images) if folder], output)
-    found = find_all(input_dir, class_images, masks=config.masks == "folder")
-    if config.masks == "remover":
+    found = find_all(input_dir, class_images, masks=config.images.masks == "folder")
+    if config.images.masks == "remover":
         check_remover()
-    if config.dry_run:
+    if config.job.dry_run:
         print(plan_lines(found, recipe_of(config).sizing, plan_of(config)))
         return
     repository = None
-    if config.push_to_hub:
-        repository = check_hub(config.hub_dataset_id or output.resolve().name, "hub_dataset_id")
+    if config.output.push_to_hub:
+        repository = check_hub(config.output.hub_dataset_id or output.resolve().name, "hub_dataset_id")
     team = Team()
     report = {}
 
     def write_report(built):
-        report.update(report_of(built, dataclasses.asdict(config), *load_tokenizer(config.tokenizer)))
+        report.update(report_of(built, flat_values(config), *load_tokenizer(config.captions.tokenizer)))
         write_whole(output / "preprocess_report.json", to_json(report))
         write_whole(output / "report.html", page(report, output, {s.name: s.path for s in found.sources}))
 
-    part = Part.parse(config.part)
+    part = Part.parse(config.job.part)
     if team.rank == 0 and not part:
         check_all_done(output)
     with held(output, part, team) if part else locked(output, team):
@@ -107,31 +108,39 @@ def run(config: PreprocessConfig) -> None:
             team,
             reader=reader_of(config),
             num_workers=workers_of(config, team.local_world),
-            strict=config.strict,
-            restore_deleted=config.restore_deleted,
+            strict=config.job.strict,
+            restore_deleted=config.job.restore_deleted,
             part=part,
-            card=lambda rows: dataset_card(rows, config.trigger_word, output.resolve().name, config.caption_model),
+            card=lambda rows: dataset_card(
+                rows, config.trigger_word, output.resolve().name, config.captioner.caption_model
+            ),
             on_built=write_report,
         )
         if part:
             if team.rank == 0:
                 done = f"{built.new_crops} crops and {built.new_captions} captions are new"
-                print(f"part {config.part} is done: {done}; without --part the same command puts all together")
+                print(f"part {config.job.part} is done: {done}; without --part the same command puts all together")
             team.close()
             return
-        if team.rank == 0 and config.format == "parquet":
-            write_parquet(output, config.max_shard_mb * 10**6)
+        if team.rank == 0 and config.output.format == "parquet":
+            write_parquet(output, config.output.max_shard_mb * 10**6)
         if team.rank == 0 and repository:
-            print(upload(output / "parquet" if config.format == "parquet" else output, repository, config.hub_private))
+            print(
+                upload(
+                    output / "parquet" if config.output.format == "parquet" else output,
+                    repository,
+                    config.output.hub_private,
+                )
+            )
     if team.rank == 0:
-        print(console_lines(report, config.output_dir, config.train_batch_size))
+        print(console_lines(report, config.output_dir, config.job.train_batch_size))
     team.close()
 
 
 def workers_of(config: PreprocessConfig, processes: int) -> int:
     """Worker processes for each of the `processes` on this machine."""
-    if config.num_workers is not None:
-        return config.num_workers
+    if config.job.num_workers is not None:
+        return config.job.num_workers
     return min(8, max(1, (os.cpu_count() or 1) // processes))
 
 
@@ -140,23 +149,23 @@ def recipe_of(config: PreprocessConfig):
     from preprocess.images.prepare import Recipe
 
     sizing = Sizing(
-        resolution=config.resolution,
-        buckets=config.buckets == "on",
-        bucket_step=config.bucket_step,
-        max_aspect=config.max_aspect,
-        min_side=config.min_bucket_side or config.resolution // 2,
-        no_upscale=config.no_upscale,
-        enlarge_small=config.enlarge_small,
+        resolution=config.sizes.resolution,
+        buckets=config.sizes.buckets == "on",
+        bucket_step=config.sizes.bucket_step,
+        max_aspect=config.sizes.max_aspect,
+        min_side=config.sizes.min_bucket_side or config.sizes.resolution // 2,
+        no_upscale=config.sizes.no_upscale,
+        enlarge_small=config.sizes.enlarge_small,
     )
     return Recipe(
         sizing=sizing,
-        crop=config.crop,
-        crops_per_picture=config.crops_per_picture,
-        seed=config.seed,
-        background=config.background,
-        image_format=config.image_format,
-        max_megapixels=config.max_megapixels,
-        masks=config.masks,
+        crop=config.images.crop,
+        crops_per_picture=config.images.crops_per_picture,
+        seed=config.images.seed,
+        background=config.images.background,
+        image_format=config.images.image_format,
+        max_megapixels=config.images.max_megapixels,
+        masks=config.images.masks,
     )
 
 
@@ -164,38 +173,42 @@ def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
     from preprocess.captions.caption_all import CaptionPlan
     from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner
 
-    plan = CaptionPlan(fallback=config.fallback_caption, clean=config.clean_captions, recaption=config.recaption)
+    plan = CaptionPlan(
+        fallback=config.captions.fallback_caption,
+        clean=config.captions.clean_captions,
+        recaption=config.captions.recaption,
+    )
     plan = dataclasses.replace(plan, may_be_empty=may_be_empty)
-    if config.caption_model == "none":
+    if config.captioner.caption_model == "none":
         return plan
     options = CaptionerOptions(
-        model=config.caption_model,
-        task=config.caption_task,
-        prompt=config.caption_prompt,
-        num_beams=config.caption_num_beams,
-        max_new_tokens=config.caption_max_new_tokens,
-        dtype=config.caption_dtype,
-        attention=config.caption_attention,
+        model=config.captioner.caption_model,
+        task=config.captioner.caption_task,
+        prompt=config.captioner.caption_prompt,
+        num_beams=config.captioner.caption_num_beams,
+        max_new_tokens=config.captioner.caption_max_new_tokens,
+        dtype=config.captioner.caption_dtype,
+        attention=config.captioner.caption_attention,
     )
     return dataclasses.replace(
         plan,
         name=repr(options),
-        load=partial(captioner, options, config.caption_batch_size),
+        load=partial(captioner, options, config.captioner.caption_batch_size),
         check=partial(check_captioner, options),
     )
 
 
 def reader_of(config: PreprocessConfig):
     """Florence-2 at its task of reading, with --ocr."""
-    if not config.ocr:
+    if not config.captioner.ocr:
         return None
-    return plan_of(dataclasses.replace(config, caption_task="<OCR>", caption_prompt=None), may_be_empty=True)
+    return plan_of(replace_flat(config, caption_task="<OCR>", caption_prompt=None), may_be_empty=True)
 
 
 def wording_of(config: PreprocessConfig):
     from preprocess.captions.caption_text import Wording
 
-    return Wording(config.trigger_word, config.caption_prefix, config.caption_suffix)
+    return Wording(config.trigger_word, config.captions.caption_prefix, config.captions.caption_suffix)
 
 
 if __name__ == "__main__":

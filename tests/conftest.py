@@ -3,6 +3,8 @@
 import gc
 import os
 
+from tests.helpers.configs import flat_train_config
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in three processes, which wait a third of their time
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # many tests compare bits, see processes.set_arithmetic
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -90,7 +92,6 @@ def full_configs(tmp_path_factory):
 @pytest.fixture
 def train_config(tiny_base, captioned_photographs, tmp_path):
     """A function from settings to the TrainConfig of a short run on the tiny base, into tmp_path / "run"."""
-    from sdxl_lora.config.train import TrainConfig
 
     def make(**settings):
         defaults = {
@@ -106,7 +107,7 @@ def train_config(tiny_base, captioned_photographs, tmp_path):
             "report_to": "none",
             "save_precision": "fp32",
         }
-        return TrainConfig(**{**defaults, **settings})
+        return flat_train_config(**{**defaults, **settings})
 
     return make
 

@@ -3,17 +3,14 @@
 Knows no widgets. What may stand in a field is judged by the config itself, as on the command line.
 """
 
-import ast
 import dataclasses
-import inspect
 import re
-import textwrap
 import types
 from collections.abc import Mapping
 from functools import cache
-from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin
 
+from sdxl_lora.config.fields import flat_fields, from_flat
 from sdxl_lora.errors import ConfigError
 
 
@@ -23,7 +20,7 @@ class Field:
     Attributes:
         kind: bool, int, float, text, choice, lines (several texts) or numbers (as many as the default has).
         optional: whether it may be None, which a form shows as nothing.
-        section: the comment above its group in config.py.
+        section: the title of its group.
         choices: all there are; of an int, words that may stand in its place.
     """
 
@@ -39,13 +36,11 @@ class Field:
 @cache
 def fields_of(config_class: type) -> dict[str, Field]:
     """All fields by name, in their order."""
-    helps, sections = docs_of(config_class)
     fields = {}
-    for field in dataclasses.fields(config_class):
-        default = None if field.default is dataclasses.MISSING else field.default
-        kind, optional, choices = kind_of(field.type)
-        section = sections[field.name]
-        fields[field.name] = Field(field.name, kind, optional, default, helps[field.name], section, choices)
+    for name, setting in flat_fields(config_class).items():
+        kind, optional, choices = kind_of(setting.type)
+        default = None if setting.is_required else setting.default
+        fields[name] = Field(name, kind, optional, default, setting.help, setting.title, choices)
     return fields
 
 
@@ -59,24 +54,6 @@ def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
     if get_origin(type_) is tuple:
         return ("lines" if get_args(type_) == (str, ...) else "numbers"), False, ()
     return {bool: "bool", int: "int", float: "float", str: "text"}[type_], False, ()
-
-
-def docs_of(config_class: type) -> tuple[dict[str, str], dict[str, str]]:
-    """By field: the text below it, and the `# --- section ---` above it."""
-    source = textwrap.dedent(inspect.getsource(config_class))
-    body = ast.parse(source).body[0].body
-    titles = [
-        (number, match[1])
-        for number, line in enumerate(source.splitlines(), start=1)
-        if (match := re.fullmatch(r"\s*# --- (.+) ---", line))
-    ]
-    helps, sections = {}, {}
-    for statement, below in pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-            name = statement.target.id
-            helps[name] = " ".join(below.value.value.split())
-            sections[name] = [title for number, title in titles if number < statement.lineno][-1]
-    return helps, sections
 
 
 def typed_value(field: Field, entered: Any) -> Any:
@@ -140,7 +117,7 @@ def config_of(config_class: type, entered: Mapping[str, Any]) -> Any:
             except ConfigError as error:
                 problems.append(str(error))
     try:
-        config = config_class(**{**stand_ins(config_class), **values})
+        config = from_flat(config_class, {**stand_ins(config_class), **values})
     except ConfigError as error:
         problems += error.problems
     if problems:

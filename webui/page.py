@@ -7,7 +7,6 @@ app.launch(i18n=I18N)
 """
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable
 from html import escape
@@ -16,6 +15,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.context import get_blocks_context
 
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
 from webui import html as show
 from webui.context import QUIET, Context, run_name, tell, telling
@@ -206,7 +206,7 @@ class Page:
         """The settings of a run in the form of the next one, under another name."""
         config = self.runs.settings_of(language_of(request), name)
         project, _, run = (name or "").partition("/")
-        config = dataclasses.replace(config, output_dir=following(run), resume_from_checkpoint="latest")
+        config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest")
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
 
     def stop_what_runs(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from sdxl_lora.config.names import NAME
-from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
 
 SETTINGS_FILE = Path("ui.yaml")
@@ -26,7 +26,7 @@ class Places:
     projects: Path
     loras: Path | None = None
     models: Path | None = None
-    default_base: str = TrainConfig.pretrained_model_name_or_path
+    default_base: str = ModelConfig.pretrained_model_name_or_path
 
     def dataset_folder(self, project: str, name: str) -> Path:
         if name == "runs":
@@ -82,7 +82,7 @@ def load_places(file: Path | None = None, environment: Mapping[str, str] = os.en
         Path(projects or "projects").absolute(),
         Path(loras) if loras else None,
         models,
-        base or TrainConfig.pretrained_model_name_or_path,
+        base or ModelConfig.pretrained_model_name_or_path,
     )
 
 

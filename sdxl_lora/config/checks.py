@@ -1,11 +1,11 @@
 """Checks that several settings share. Each returns sentences, so that all problems are told at once."""
 
 import ast
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from sdxl_lora.config.unet_blocks import parse_blocks
 from sdxl_lora.errors import ConfigError
 
 OPTIMIZERS = (
@@ -13,24 +13,13 @@ OPTIMIZERS = (
 )  # fmt: skip
 
 
-def number_problems(
-    config: Any, positive: Sequence[str] = (), not_negative: Sequence[str] = (), below_one: Sequence[str] = ()
-) -> list[str]:
-    """A sentence for each named field that is NaN or out of range; fields that are None pass."""
-
-    def outside(names: Sequence[str], allowed, range_text: str) -> list[str]:
-        values = {name: getattr(config, name) for name in names}
-        return [
-            f"{name} is {value}, it must be {range_text}"
-            for name, value in values.items()
-            if value is not None and not (math.isfinite(value) and allowed(value))
-        ]
-
-    return [
-        *outside(positive, lambda value: value > 0, "above 0"),
-        *outside(not_negative, lambda value: value >= 0, "0 or more"),
-        *outside(below_one, lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    ]
+def blocks_problems(name: str, texts: Sequence[str], number: type) -> list[str]:
+    """A sentence where numbers of the UNet's blocks cannot be read; see unet_blocks.py."""
+    try:
+        parse_blocks(texts, number)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    return []
 
 
 def part_problems(name: str, part: str | None) -> list[str]:

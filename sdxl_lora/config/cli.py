@@ -1,7 +1,6 @@
 """Command line and YAML to a config and back, by one parser."""
 
 import argparse
-import dataclasses
 import difflib
 import math
 import sys
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from sdxl_lora.config.fields import flat_fields, flat_values
 from sdxl_lora.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -33,7 +33,7 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     return tyro.cli(
-        config_class,
+        tyro.conf.OmitArgPrefixes[config_class],
         args=[*file_flags, *flags],
         description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
         use_underscores=True,
@@ -64,7 +64,7 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path} must hold lines of `name: value`")
 
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    fields = flat_fields(config_class)
     flags, problems, seen = [], [], set()
     for key, value in root.value:
         where = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
@@ -121,5 +121,5 @@ def flags_of_entry(name: str, value: yaml.Node, is_bool: bool) -> list[str]:
 
 def to_yaml(config: Any) -> str:
     """The config as text that `--config` reads back to an equal one."""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in flat_values(config).items()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,145 +1,39 @@
-"""Settings of `python -m preprocess`."""
+"""Settings of `python -m preprocess`, in sections; see train.py."""
 
-import dataclasses
-from typing import Literal
+from dataclasses import dataclass
 
-from sdxl_lora.config.checks import multiple_of_8_problem, number_problems, part_problems, raise_all
+from sdxl_lora.config.checks import raise_all
+from sdxl_lora.config.fields import range_problems
+from sdxl_lora.config.sections.preprocess import (
+    CaptionerConfig,
+    DatasetConfig,
+    ImageConfig,
+    JobConfig,
+    SizeConfig,
+    WordingConfig,
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PreprocessConfig:
     """Turn a folder of pictures into an image/caption dataset for training."""
 
-    # --- where ---
     input_dir: str
     """Folder of .png, .jpg, .jpeg, .webp and .gif pictures; subfolders are read too. Never written to."""
     output_dir: str
     """Folder for the dataset: images/, metadata.jsonl, README.md and preprocess_report.json."""
     trigger_word: str = ""
     """Word in front of every caption that will call up the concept, e.g. "sks". Never put there twice."""
-
-    # --- sizes ---
-    resolution: int = 1024
-    """Side in pixels of the square whose area every prepared picture fills; a multiple of 8."""
-    buckets: Literal["on", "off"] = "on"
-    """on: each picture gets the size of nearest aspect ratio; off: all get the square."""
-    bucket_step: int = 64
-    """Sides of buckets are multiples of this many pixels; a multiple of 8."""
-    max_aspect: float = 2.0
-    """Longer side / shorter side of a bucket, at most."""
-    no_upscale: bool = False
-    """Put pictures that are too small for their bucket into a smaller one instead of leaving them out."""
-    enlarge_small: bool = False
-    """Enlarge pictures that are too small for their bucket instead of leaving them out."""
-    min_bucket_side: int | None = None
-    """With no_upscale: shortest side of a bucket, in pixels. Default: half the resolution."""
-    crop: Literal["center", "attention", "random"] = "center"
-    """Where to cut what the bucket has no room for: at the centre, around what draws the eye, or at random."""
-    crops_per_picture: int = 1
-    """With --crop random: crops of each picture, each an example of its own."""
-    seed: int = 0
-    """Fixes the places of random crops."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """Red, green, blue (0-255) behind transparent pictures."""
-    max_megapixels: float = 128
-    """Larger pictures are left out: they need 3 MB of memory per megapixel, several times over."""
-    image_format: Literal["png", "webp", "jpg"] = "png"
-    """png and webp are lossless, webp a third smaller and slower; jpg (quality 95, 4:4:4) is a sixth of the size."""
-    masks: Literal["none", "alpha", "folder", "remover"] = "none"
-    """Masks, white where the loss counts: from transparency, from masks/<name>.png beside the pictures, or from the
-    background remover rembg, where that is installed."""
-    class_images: str | None = None
-    """Folder of pictures of the class for prior preservation; they get no trigger word and a column is_class_image."""
-
-    # --- captions ---
-    caption_model: str = "florence-community/Florence-2-base"
-    """Captioner of pictures without a caption file: Florence-2, a fine-tune in its native format, or any
-    image-text-to-text model of transformers; a Hub id or a folder; "none" for no captioner."""
-    caption_task: str = "<DETAILED_CAPTION>"
-    """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
-    caption_prompt: str | None = None
-    """What other models are asked, or how the caption is to begin."""
-    caption_batch_size: int | None = None
-    """Most pictures captioned at once; halved where the GPU is too small. Default: doubled from 1 as its memory allows,
-    to 64 at most, to 8 without a GPU."""
-    caption_num_beams: int = 3
-    """Beams of the search for a caption; 1 is fastest."""
-    caption_max_new_tokens: int = 256
-    """Longest caption, in the captioner's tokens."""
-    caption_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the captioner; auto: bfloat16 on a GPU, float32 elsewhere."""
-    caption_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention of the captioner."""
-    ocr: bool = False
-    """Let Florence-2 look for writing in the pictures (watermarks, signatures) and warn of it."""
-    fallback_caption: str = ""
-    """Caption of pictures that have no caption file when caption_model is "none"."""
-    caption_prefix: str = ""
-    """Words in front of every caption, after the trigger word."""
-    caption_suffix: str = ""
-    """Words behind every caption."""
-    clean_captions: bool = True
-    """Leave out the captioner's stock phrases ("The image shows ..."); the report shows each change."""
-    tokenizer: str | None = None
-    """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
-    where it is on this machine, else words and signs are counted, a lower bound."""
-    recaption: bool = False
-    """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
-
-    # --- how ---
-    part: str | None = None
-    """Prepare and caption only this part of the pictures, e.g. 3/16, and publish nothing: for as many jobs at once as
-    you like. The same command without it then puts the dataset together."""
-    dry_run: bool = False
-    """Show what would be done, by the headers of the files alone, and write nothing."""
-    format: Literal["folder", "parquet"] = "folder"
-    """parquet: also write parquet/, shards with the pictures inside, for the Hub and for clusters."""
-    max_shard_mb: int = 500
-    """Size of a parquet shard, at most (or one picture)."""
-    push_to_hub: bool = False
-    """Upload the dataset to the Hub, with its card: the shards with --format parquet, else the folder."""
-    hub_dataset_id: str | None = None
-    """Repository to upload to, user/name. Default: the output folder's name, under the account that is logged in."""
-    hub_private: bool = True
-    """Create that repository as private."""
-    num_workers: int | None = None
-    """Processes that decode and crop; 0 for the command's own alone. Default: the cores, 8 at most."""
-    strict: bool = False
-    """Stop with exit code 3, and publish nothing, where a picture would be left out."""
-    restore_deleted: bool = False
-    """Bring back pictures whose lines were deleted from metadata.jsonl by hand."""
-    train_batch_size: int = 1
-    """Batch size planned for training: buckets with fewer pictures are pointed out."""
+    sizes: SizeConfig = SizeConfig()
+    images: ImageConfig = ImageConfig()
+    captioner: CaptionerConfig = CaptionerConfig()
+    captions: WordingConfig = WordingConfig()
+    output: DatasetConfig = DatasetConfig()
+    job: JobConfig = JobConfig()
 
     def __post_init__(self) -> None:
-        problems = number_problems(
-            self,
-            positive=[
-                "resolution", "bucket_step", "min_bucket_side", "crops_per_picture", "max_megapixels",
-                "caption_batch_size", "caption_num_beams", "caption_max_new_tokens", "train_batch_size",
-                "max_shard_mb",
-            ],
-            not_negative=["seed", "num_workers"],
-        )  # fmt: skip
-        if self.resolution > 0 and self.resolution % 8:
-            problems.append(multiple_of_8_problem(self.resolution))
-        if self.bucket_step > 0 and self.bucket_step % 8:
-            problems.append(f"bucket_step is {self.bucket_step}, it must be a multiple of 8")
-        if self.buckets == "on" and 0 < self.resolution < self.bucket_step:
-            problems.append(f"resolution {self.resolution} is below bucket_step {self.bucket_step}: lower bucket_step")
-        if not 1 <= self.max_aspect <= 8:
-            problems.append(f"max_aspect is {self.max_aspect}, it must be from 1 to 8")
-        if not all(0 <= value <= 255 for value in self.background):
-            problems.append(f"background is {self.background}, it must be three numbers from 0 to 255")
-        if self.ocr and self.caption_model == "none":
-            problems.append("ocr needs a caption_model, Florence-2 or a fine-tune of it")
-        if self.no_upscale and self.enlarge_small:
-            problems.append("no_upscale and enlarge_small exclude each other: choose one")
-        if self.no_upscale and self.buckets == "off":
-            problems.append("no_upscale needs buckets: without them small pictures are left out or enlarged")
-        if self.crops_per_picture > 1 and self.crop != "random":
-            problems.append(f"crops_per_picture {self.crops_per_picture} needs --crop random")
+        sections = (self.sizes, self.images, self.captioner, self.job)
+        problems = [*range_problems(self), *(problem for section in sections for problem in section.problems())]
         if "\0" in self.output_dir or not self.output_dir.strip():
             problems.append(f"output_dir {self.output_dir!r} is an invalid name")
-        problems += part_problems("part", self.part)
         raise_all(problems)

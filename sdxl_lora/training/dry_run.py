@@ -76,14 +76,14 @@ class DryRun(Fitted):
         warn_of_long_prompts(
             [*(written if self.captions is None else self.captions), *self.prompts_to_show()],
             load_tokenizers(self.base)[0],
-            config.max_caption_chunks,
+            config.captions.max_caption_chunks,
         )
 
     def budget(self) -> int | None:
         """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
-        if self.config.memory_budget is not None:
-            return bytes_of(self.config.memory_budget)
-        if self.config.train_batch_size != "auto":
+        if self.config.compute.memory_budget is not None:
+            return bytes_of(self.config.compute.memory_budget)
+        if self.config.batch.train_batch_size != "auto":
             return None
         if torch.cuda.is_available():
             return usable_bytes(torch.device("cuda"))
@@ -97,10 +97,10 @@ class DryRun(Fitted):
     def check_rest(self) -> None:
         """What the training asks of its settings on the way, beside what is planned here."""
         config = self.config
-        schedule, _ = load_schedulers(self.base, config.prediction_type, config.zero_terminal_snr)
+        schedule, _ = load_schedulers(self.base, config.objective.prediction_type, config.objective.zero_terminal_snr)
         chance_of(config, len(schedule.betas))
         parameters = adapter_parameters(self.models["unet"])
-        groups = parameter_groups(parameters, config.lora_plus_ratio, block_factors(config, parameters))
+        groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config, parameters))
         optimizer_of(config, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
 
     def of_pictures(self) -> list[str]:
@@ -143,23 +143,26 @@ class DryRun(Fitted):
     def cached_bytes(self) -> tuple[int, int, int, int]:
         """Numbers of pictures' and of prompts' records, and bytes of either."""
         config, vae = self.config, self.vae.config
-        flips = 1 + config.random_flip
+        flips = 1 + config.data.random_flip
         sizes = {example.key: example.target_size for example in self.examples}
         factor = 2 ** (len(vae.block_out_channels) - 1)
         of_size = {
-            size: latent_record(size, vae.latent_channels, factor, config.masked_loss) for size in sizes.values()
+            size: latent_record(size, vae.latent_channels, factor, config.objective.masked_loss)
+            for size in sizes.values()
         }
-        prompts = set(self.captions or ()) | set(() if config.train_text_encoder else self.prompts_to_show())
+        prompts = set(self.captions or ()) | set(() if config.adapter.train_text_encoder else self.prompts_to_show())
         widths = tuple(encoder.config.hidden_size for encoder in self.encoders)
         pooled = self.encoders[1].config.projection_dim
-        of_prompt = text_record(widths, pooled, config.max_caption_chunks, DTYPES[config.mixed_precision])
-        kept = list(sizes.values()) * flips if config.cache_latents else []
+        of_prompt = text_record(
+            widths, pooled, config.captions.max_caption_chunks, DTYPES[config.compute.mixed_precision]
+        )
+        kept = list(sizes.values()) * flips if config.cache.cache_latents else []
         return len(kept), len(prompts), sum(of_size[size] for size in kept), len(prompts) * of_prompt
 
     def of_caches(self) -> list[str]:
         pictures, prompts, latents, texts = self.cached_bytes()
         folder = self.config.cache_folder
-        live = "" if self.config.cache_latents else "; pictures are encoded live"
+        live = "" if self.config.cache.cache_latents else "; pictures are encoded live"
         live += "" if self.captions is not None else "; captions are encoded live"
         return [
             f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",

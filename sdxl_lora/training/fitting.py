@@ -33,9 +33,9 @@ class Fitted(Parts):
     def fit_into_memory(self) -> None:
         """Settle what is left open, the same on every process."""
         config = self.config
-        if config.memory_budget is None and config.train_batch_size != "auto":
+        if config.compute.memory_budget is None and config.batch.train_batch_size != "auto":
             return
-        budget = config.memory_budget and bytes_of(config.memory_budget)
+        budget = config.compute.memory_budget and bytes_of(config.compute.memory_budget)
         if budget is None:
             budget = min(gather_object([usable_bytes(self.accelerator.device)]))
         self.settle(self.memory_count(models_without_weights(self.base)), budget)
@@ -43,22 +43,22 @@ class Fitted(Parts):
     def settle(self, count: MemoryCount, budget: int) -> None:
         """First the highest rung that fits with the fewest pictures at once, then as many as that rung has room for."""
         config, rung, said = self.config, rung_of(self.config), []
-        if config.memory_budget is not None:
+        if config.compute.memory_budget is not None:
             rung, _ = choose(ladder(rung), lambda rung: count(rung, self.micro_batch), budget)
             self.config = on_rung(config, rung)
-            said.append(f"memory_budget {config.memory_budget}: {rung.flags()}")
-        if config.train_batch_size == "auto":
-            self.share_step(largest_batch(config.pictures_per_process, functools.partial(count, rung), budget))
+            said.append(f"memory_budget {config.compute.memory_budget}: {rung.flags()}")
+        if config.batch.train_batch_size == "auto":
+            self.share_step(largest_batch(config.batch.images_per_process, functools.partial(count, rung), budget))
             said.append(f"train_batch_size auto: {self.micro_batch} at once, {self.micro_steps} micro-steps")
         self.notes.append(f"{'; '.join(said)}; expects {count(rung, self.micro_batch) / GIB:.1f} GiB")
 
     def memory_count(self, models: dict[str, nn.Module]) -> MemoryCount:
         """Of this training, by its models without weights, of which those that train get their adapters."""
-        config, dtype = self.config, DTYPES[self.config.mixed_precision]
+        config, dtype = self.config, DTYPES[self.config.compute.mixed_precision]
         values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
         encoders_stay = self.texts_are_live
         self.models = {"unet": models["unet"]}
-        self.models |= {name: models[name] for name in ENCODERS} if config.train_text_encoder else {}
+        self.models |= {name: models[name] for name in ENCODERS} if config.adapter.train_text_encoder else {}
         self.start = start_of(config, self.models)
         for name, model in self.models.items():
             nn.Module.to(model, base_dtype(config) if name == "unet" else dtype)  # diffusers' own warns
@@ -66,21 +66,21 @@ class Fitted(Parts):
                 self.add_adapter(name, model, init="kaiming")  # how it begins changes no size
             model.train()
         left = fuse_lora(models["unet"])
-        keep_less(models["unet"], config.compile)
-        size = max((e.target_size for e in self.examples), default=(config.resolution,) * 2, key=math.prod)
+        keep_less(models["unet"], config.compute.compile)
+        size = max((e.target_size for e in self.examples), default=(config.data.resolution,) * 2, key=math.prod)
         return MemoryCount(
             unet=models["unet"],
-            encoders=TextEncoders(*(models[name] for name in ENCODERS)) if config.train_text_encoder else None,
+            encoders=TextEncoders(*(models[name] for name in ENCODERS)) if config.adapter.train_text_encoder else None,
             trained=list(self.adapter_parameters().values()),
-            has_average=config.ema_decay is not None,
+            has_average=config.optimizer.ema_decay is not None,
             dtype=dtype,
             autocast=dtype != torch.float32 and not self.computes_in_half(models["unet"], left),
             size=size,
-            chunks=config.max_caption_chunks,
+            chunks=config.captions.max_caption_chunks,
             others={
                 "text encoders": sum(values[name] for name in ENCODERS) * dtype.itemsize * encoders_stay,
                 "VAE for samples": values["vae"] * 4 * bool(self.prompts),
-                "VAE": 0 if config.cache_latents else values["vae"] * 4 + encoding_bytes(models["vae"], size),
+                "VAE": 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_bytes(models["vae"], size),
             },
         )  # fmt: skip
 
@@ -96,7 +96,7 @@ class Fitted(Parts):
             if self.micro_batch == 1:
                 raise torch.OutOfMemoryError("not even one picture at once fits")
             before = self.micro_batch
-            self.share_step(next_smaller(self.config.pictures_per_process, before))
+            self.share_step(next_smaller(self.config.batch.images_per_process, before))
             self.collator = self.make_collator()
             self.journal.say(f"out of memory with {before} pictures at once: going on with {self.micro_batch}")
         self.journal.skip_time()

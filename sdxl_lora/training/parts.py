@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from sdxl_lora.cache.fill import fill_caches, weights_key
 from sdxl_lora.cache.records import workers_of
 from sdxl_lora.cache.text_embeddings import TextCache
-from sdxl_lora.config.train import TrainConfig, drops
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import parse_blocks
 from sdxl_lora.data.captions import AS_WRITTEN, prompts_of
 from sdxl_lora.data.collate import Collator
@@ -71,20 +71,20 @@ class Parts:
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         check_dropout(config, accelerator.num_processes)
         self.base = base_of(config)
-        self.share_step(1 if config.train_batch_size == "auto" else config.train_batch_size)
+        self.share_step(1 if config.batch.train_batch_size == "auto" else config.batch.train_batch_size)
         self.notes: list[str] = []  # said once the journal is open
 
     def share_step(self, micro_batch: int) -> None:
         """Let a process do its pictures of a step so many at once."""
         self.micro_batch = micro_batch
         self.micro_steps = self.accelerator.gradient_accumulation_steps = (
-            self.config.pictures_per_process // micro_batch
+            self.config.batch.images_per_process // micro_batch
         )
 
     def prepare_pictures(self) -> None:
         """Encode pictures and captions once; the encoders are gone before the UNet arrives. Plan the steps."""
         config, accelerator = self.config, self.accelerator
-        if config.dataset_streaming:
+        if config.data.dataset_streaming:
             self.prepare_stream()
             return
         memo = Memo(config.cache_folder / "memo.json")
@@ -97,17 +97,17 @@ class Parts:
                 config.cache_folder,
                 self.base,
                 self.pictures,
-                prompts=[] if config.train_text_encoder else shown,
-                flips=(False, True) if config.random_flip else (False,),
+                prompts=[] if config.adapter.train_text_encoder else shown,
+                flips=(False, True) if config.data.random_flip else (False,),
                 device=accelerator.device,
-                text_dtype=DTYPES[config.mixed_precision],
-                num_workers=config.dataloader_num_workers,
+                text_dtype=DTYPES[config.compute.mixed_precision],
+                num_workers=config.cache.dataloader_num_workers,
                 workers=workers_of(
-                    config.cache_part, accelerator.process_index, accelerator.num_processes, self.stop.reason
+                    config.cache.cache_part, accelerator.process_index, accelerator.num_processes, self.stop.reason
                 ),
                 captions=captions or (),
-                chunks=config.max_caption_chunks,
-                latents_live=not config.cache_latents,
+                chunks=config.captions.max_caption_chunks,
+                latents_live=not config.cache.cache_latents,
                 encode_live=captions is None,
                 read_live=[] if captions is not None else [*shown, *(example.caption for example in self.examples)],
                 memo=memo,
@@ -125,48 +125,54 @@ class Parts:
             open_rows_of(config),
             vae,
             weights_key(vae),
-            lambda turn: config.random_flip and draw_flip(config.seed, turn),
+            lambda turn: config.data.random_flip and draw_flip(config.seed, turn),
         )
-        self.held_out, self.total_steps = [], config.max_train_steps
-        self.images_per_step = config.pictures_per_process * accelerator.num_processes
+        self.held_out, self.total_steps = [], config.batch.max_train_steps
+        self.images_per_step = config.batch.images_per_process * accelerator.num_processes
         self.batches = StreamedBatches(
             stream,
             self.examples,
-            config.image_column,
-            config.caption_column,
+            config.data.image_column,
+            config.data.caption_column,
             self.micro_batch,
             self.micro_steps,
             accelerator.process_index,
             accelerator.num_processes,
-            config.shuffle_buffer_size,
+            config.data.shuffle_buffer_size,
             config.seed,
         )
         self.prompts = sample_prompts_of(config, self.sample_size())
-        tokenizers, encoders = load_text_parts(self.base, DTYPES[config.mixed_precision])
+        tokenizers, encoders = load_text_parts(self.base, DTYPES[config.compute.mixed_precision])
         encoders = [encoder.to(accelerator.device) for encoder in encoders]
         encoders_key = "".join(map(weights_key, encoders))
-        self.texts = TextCache(config.cache_folder, encoders_key, config.max_caption_chunks, (tokenizers, encoders))
+        self.texts = TextCache(
+            config.cache_folder, encoders_key, config.captions.max_caption_chunks, (tokenizers, encoders)
+        )
         self.notes.append("the pictures are a stream: they and their captions are encoded live")
 
     def plan(self, pictures: TrainingPictures | JoinedPictures) -> None:
         """Which pictures train, in which steps, and what samples show."""
         config = self.config
         self.pictures, self.examples = pictures, pictures.examples
-        check_class_images(self.examples, config.prior_loss_weight)
-        self.held_out = held_out(self.examples, config.validation_split, config.seed) if config.validation_split else []
+        check_class_images(self.examples, config.objective.prior_loss_weight)
+        self.held_out = (
+            held_out(self.examples, config.evaluation.validation_split, config.seed)
+            if config.evaluation.validation_split
+            else []
+        )
         self.plan_steps()
         self.prompts = sample_prompts_of(config, self.sample_size())
 
     def plan_steps(self) -> None:
         config = self.config
-        self.images_per_step = config.pictures_per_process * self.accelerator.num_processes
-        num_epochs = None if config.max_train_steps else config.num_train_epochs
+        self.images_per_step = config.batch.images_per_process * self.accelerator.num_processes
+        num_epochs = None if config.batch.max_train_steps else config.batch.num_train_epochs
         sizes = [example.target_size for example in self.examples]
         for index in self.held_out:
             sizes[index] = None
         repeats = [example.repeats for example in self.examples]
         self.batches = Batches(sizes, self.images_per_step, config.seed, num_epochs, repeats)
-        self.total_steps = config.max_train_steps or self.batches.first_step(config.num_train_epochs)
+        self.total_steps = config.batch.max_train_steps or self.batches.first_step(config.batch.num_train_epochs)
 
     def prompts_to_show(self) -> list[str]:
         """What samples and validation read beside the captions that train."""
@@ -176,12 +182,12 @@ class Parts:
     def captions_that_will_occur(self) -> set[str] | None:
         """All prompts that the turns of this run train with; None if they are to be encoded in every turn."""
         config, variants = self.config, captions_of(self.config)
-        if config.train_text_encoder:
+        if config.adapter.train_text_encoder:
             self.notes.append("the text encoders train: captions are encoded live")
             return None
-        if not config.cache_text_embeddings:
+        if not config.cache.cache_text_embeddings:
             return None
-        written, limit = [example.caption for example in self.examples], config.max_cached_captions
+        written, limit = [example.caption for example in self.examples], config.cache.max_cached_captions
         turns = (turn for _, turns in islice(self.batches.from_step(0), self.total_steps) for turn in turns)
         captions = prompts_of(written, config.seed, turns, variants, limit)
         if captions is None:
@@ -194,7 +200,7 @@ class Parts:
         """The models with their adapters, and the optimizer over the adapters."""
         config = self.config
         self.schedule, self.sampling_schedule = load_schedulers(
-            self.base, config.prediction_type, config.zero_terminal_snr
+            self.base, config.objective.prediction_type, config.objective.zero_terminal_snr
         )
         self.guidance_rescale = guidance_rescale_of(config, self.sampling_schedule.config)
         self.objective, self.chance = objective_of(config), chance_of(config, len(self.schedule.betas))
@@ -207,36 +213,40 @@ class Parts:
         factors = learning_rate_factors(config, self.total_steps)
         self.groups = []
         for name, model in self.models.items():
-            self.add_adapter(name, model, config.init_lora_weights)
+            self.add_adapter(name, model, config.adapter.init_lora_weights)
             if name == "unet":
                 self.set_computation(model)
-            elif config.gradient_checkpointing:
+            elif config.compute.gradient_checkpointing:
                 model.gradient_checkpointing_enable()
             model.train()
             parameters = adapter_parameters(model)
             of_blocks = block_factors(config, parameters) if name == "unet" else None
-            for group in parameter_groups(parameters, config.lora_plus_ratio, of_blocks):
+            for group in parameter_groups(parameters, config.optimizer.lora_plus_ratio, of_blocks):
                 factor = group["lr_factor"] * factors[name]["lr_factor"]
                 self.groups.append({**group, **factors[name], "lr_factor": factor})
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         optimizer = optimizer_of(config, [dict(group) for group in self.groups])
-        bare = [self.bare_unet, *([self.texts.encoders] if config.train_text_encoder else [])]
+        bare = [self.bare_unet, *([self.texts.encoders] if config.adapter.train_text_encoder else [])]
         for model in bare:
             send_only_what_trains(self.accelerator, model)
         *self.wrapped, self.optimizer = self.accelerator.prepare(*bare, optimizer)
         self.optimizer.train()
         # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
-        self.sees_found_inf = config.optimizer_name == "adamw" and self.accelerator.scaler is None
-        self.ema = Ema(self.adapter_parameters(), config.ema_decay) if config.ema_decay is not None else None
+        self.sees_found_inf = config.optimizer.name == "adamw" and self.accelerator.scaler is None
+        self.ema = (
+            Ema(self.adapter_parameters(), config.optimizer.ema_decay)
+            if config.optimizer.ema_decay is not None
+            else None
+        )
         self.vae = load_vae(self.base) if self.prompts else None
 
     def text_encoders(self) -> dict[str, torch.nn.Module]:
         """Those that train. From here on prompts are read through them as they are at the time."""
-        if not self.config.train_text_encoder:
+        if not self.config.adapter.train_text_encoder:
             return {}
         tokenizers, encoders = self.texts.live_parts
         self.texts = PresentTexts(
-            tokenizers, TextEncoders(*encoders), self.texts.encoders_key, self.config.max_caption_chunks
+            tokenizers, TextEncoders(*encoders), self.texts.encoders_key, self.config.captions.max_caption_chunks
         )
         return {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
 
@@ -253,15 +263,15 @@ class Parts:
             add_lora(
                 model,
                 **(exactly(layers_of(model, name, start)) if start else self.ranks_and_targets(name, model)),
-                dropout=config.lora_dropout,
+                dropout=config.adapter.lora_dropout,
                 seed=config.seed,
-                kind=config.adapter,
+                kind=config.adapter.adapter,
                 init=init,
-                rank_dropout=config.rank_dropout,
-                module_dropout=config.module_dropout,
+                rank_dropout=config.adapter.rank_dropout,
+                module_dropout=config.adapter.module_dropout,
                 lokr_factor=lokr_factor(start.values()),
-                use_rslora=config.use_rslora,
-                use_dora=config.use_dora,
+                use_rslora=config.adapter.use_rslora,
+                use_dora=config.adapter.use_dora,
             )
             if start:
                 load_adapters(model, name, start)
@@ -271,42 +281,44 @@ class Parts:
     def ranks_and_targets(self, name: str, model: torch.nn.Module) -> dict:
         """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
         config = self.config
-        rank, targets = config.rank, config.target_modules
-        alpha = config.lora_alpha or rank
+        rank, targets = config.adapter.rank, config.adapter.target_modules
+        alpha = config.adapter.lora_alpha or rank
         if name != "unet":
             targets = text_encoder_targets(model, name, targets)
-        elif config.block_ranks:
-            names, block_ranks = target_modules(model, targets), parse_blocks(config.block_ranks, int)
-            return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.use_rslora))
+        elif config.adapter.block_ranks:
+            names, block_ranks = target_modules(model, targets), parse_blocks(config.adapter.block_ranks, int)
+            return exactly(layers_with_ranks(names, rank, alpha, block_ranks, config.adapter.use_rslora))
         return {"rank": rank, "alpha": alpha, "targets": targets}
 
     def load_base_unet(self) -> torch.nn.Module:
         """Frozen, in the base's precision; the products stay in that of the computation."""
         config = self.config
-        torch.backends.cudnn.benchmark = not config.deterministic  # not before the VAE is gone, whose sizes are many
+        torch.backends.cudnn.benchmark = (
+            not config.compute.deterministic
+        )  # not before the VAE is gone, whose sizes are many
         unet = load_unet(self.base, base_dtype(config))
-        if config.base_precision in KINDS:
-            count = quantize_linears(unet, config.base_precision, self.accelerator.device)
-            self.notes.append(f"base in {config.base_precision}: {count} linear layers are packed")
+        if config.compute.base_precision in KINDS:
+            count = quantize_linears(unet, config.compute.base_precision, self.accelerator.device)
+            self.notes.append(f"base in {config.compute.base_precision}: {count} linear layers are packed")
         return unet
 
     def set_computation(self, unet: torch.nn.Module) -> None:
         """How the UNet with its adapter computes."""
-        config, dtype = self.config, DTYPES[self.config.mixed_precision]
-        keep_less(unet, config.compile)
+        config, dtype = self.config, DTYPES[self.config.compute.mixed_precision]
+        keep_less(unet, config.compute.compile)
         if self.computes_in_half(unet, fuse_lora(unet)):
             without_autocast(unet, dtype)
         try:
-            if config.gradient_checkpointing:
-                checkpoint_blocks(unet, config.gradient_checkpointing_blocks, drops(config))
+            if config.compute.gradient_checkpointing:
+                checkpoint_blocks(unet, config.compute.gradient_checkpointing_blocks, config.adapter.has_dropout)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if config.compile:
+        if config.compute.compile:
             compile_blocks(unet, lambda text: self.journal.say(text))
 
     def computes_in_half(self, unet: torch.nn.Module, not_fused: dict) -> bool:
         """Whether the UNet can do without autocast."""
-        return self.config.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused
+        return self.config.compute.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused
 
     def recorded(self, compute: Callable[[dict], torch.Tensor]) -> RecordedMicroStep:
         return RecordedMicroStep(compute, self.parameters, lambda text: self.journal.say(text))
@@ -316,11 +328,11 @@ class Parts:
         settings = {
             "examples": self.examples,
             "latents": self.latents,
-            "texts": None if config.train_text_encoder else self.texts,
+            "texts": None if config.adapter.train_text_encoder else self.texts,
             "seed": config.seed,
             "num_train_timesteps": self.schedule.config.num_train_timesteps,
             "chance": self.chance,
-            "prior_loss_weight": config.prior_loss_weight,
+            "prior_loss_weight": config.objective.prior_loss_weight,
         }
         rank, world, pin = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cuda"
         return Collator(settings, rank, world, self.micro_steps, pin)
@@ -328,7 +340,7 @@ class Parts:
     @property
     def texts_are_live(self) -> bool:
         """Whether models that must not work beside the UNet's step read the captions."""
-        return self.config.train_text_encoder or bool(self.texts.live_parts)
+        return self.config.adapter.train_text_encoder or bool(self.texts.live_parts)
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Of all models, by model and name."""
@@ -340,6 +352,6 @@ class Parts:
 
     def sample_size(self) -> tuple[int, int]:
         """Height and width that most pictures have; of a stream, the square."""
-        if self.config.dataset_streaming:
-            return self.config.resolution, self.config.resolution
+        if self.config.data.dataset_streaming:
+            return self.config.data.resolution, self.config.data.resolution
         return Counter(example.target_size for example in self.examples).most_common(1)[0][0]

@@ -44,13 +44,13 @@ class Watched(Fitted):
     def __init__(self, config, accelerator, run, stop):
         super().__init__(config, accelerator, run, stop)
         self.started_at = datetime.now(timezone.utc)
-        self.best = Best(config.early_stopping_min_delta, config.early_stopping_patience)
+        self.best = Best(config.evaluation.early_stopping_min_delta, config.evaluation.early_stopping_patience)
         self.newest_sample: Image.Image | None = None
         self.similarity: Similarity | None = None  # on the main process
 
     def load_similarity(self) -> None:
-        if self.config.similarity_model:
-            self.similarity = Similarity(self.config.similarity_model)
+        if self.config.evaluation.similarity_model:
+            self.similarity = Similarity(self.config.evaluation.similarity_model)
 
     def claim_repository(self) -> str | None:
         """The Hub's repository to upload to. A run that goes on is not kept from it by a Hub that it needs at the end.
@@ -64,7 +64,7 @@ class Watched(Fitted):
             if not checkpoints(self.run.folder):
                 raise
             self.notes.append(f"{error}. Going on; the upload is tried at the end")
-            return self.config.hub_model_id or self.config.lora_name
+            return self.config.publish.hub_model_id or self.config.lora_name
 
     def look_again(self) -> None:
         """Validate and draw before the first step, and after a kill what should have been by now."""
@@ -72,7 +72,7 @@ class Watched(Fitted):
         is_time = step == 0 or self.is_time_to_look((self.batches.epoch_of(step - 1), self.batches.epoch_of(step)))
         if is_time and (step == 0 or self.best.measured_step != step):
             self.validate()
-        folder, number = self.run.folder / "samples", self.config.num_validation_images
+        folder, number = self.run.folder / "samples", self.config.evaluation.num_validation_images
         if is_time and not main_process_decides(
             self.accelerator, lambda: step and are_drawn(folder, step, self.prompts, number)
         ):
@@ -82,8 +82,8 @@ class Watched(Fitted):
         """Is something to be shown after the step that took the finished epochs from epochs[0] to epochs[1]?"""
         if not (self.prompts or self.held_out):
             return False
-        every_n_epochs = None if self.config.validation_steps else self.config.validation_epochs
-        return self.is_due(epochs, every_n_epochs, self.config.validation_steps)
+        every_n_epochs = None if self.config.evaluation.validation_steps else self.config.evaluation.validation_epochs
+        return self.is_due(epochs, every_n_epochs, self.config.evaluation.validation_steps)
 
     def is_due(self, epochs: tuple[int, int], every_n_epochs: int | None, every_n_steps: int | None = None) -> bool:
         """After the step that took the number of finished epochs from epochs[0] to epochs[1]; always at the end."""
@@ -101,21 +101,21 @@ class Watched(Fitted):
             finished_at=datetime.now(timezone.utc),
             trigger_phrase=", ".join(trigger_words_of(config)),
             resolution=self.sample_size()[::-1],
-            rank=config.rank,
-            alpha=config.lora_alpha or config.rank,
+            rank=config.adapter.rank,
+            alpha=config.adapter.lora_alpha or config.adapter.rank,
             base_model=self.base.path,
             base_model_sha256=self.base_hash,
             thumbnail_jpeg=thumbnail_jpeg(self.newest_sample) if self.newest_sample else b"",
             epochs=self.batches.epoch_of(self.done_steps),
             steps=self.done_steps,
             seed=config.seed,
-            learning_rate=config.learning_rate,
+            learning_rate=config.optimizer.learning_rate,
             images=self.batches.pictures,
             tag_frequency=Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()),
             prediction_type=self.schedule.config.prediction_type,
         )
         with self.weights_to_show():
-            return write_lora_files(folder, config.lora_name, self.models, config.save_precision, about)
+            return write_lora_files(folder, config.lora_name, self.models, config.output.save_precision, about)
 
     def weights_to_show(self):
         """A context in which the adapter holds the weights that samples and LoRA files are made of."""
@@ -125,7 +125,7 @@ class Watched(Fitted):
         """Draw the validation prompts with the LoRA as it is, the processes sharing the work."""
         if not self.prompts:
             return
-        accelerator, step, images = self.accelerator, self.done_steps, self.config.num_validation_images
+        accelerator, step, images = self.accelerator, self.done_steps, self.config.evaluation.num_validation_images
         self.run.update(state="sampling")
         folder = self.run.folder / "samples"
         try:
@@ -208,7 +208,9 @@ class Watched(Fitted):
         trigger_word = ", ".join(trigger_words_of(config))
         best = best_lora(folder, self.best.checkpoint, config.lora_name, self.journal.say)
         loras = self.export(folder) + best
-        files = loras + deliver(loras[0], base, trigger_word, step, config.save_side_files, config.loras_dir)
+        files = loras + deliver(
+            loras[0], base, trigger_word, step, config.output.save_side_files, config.output.loras_dir
+        )
         settings = settings_to_show(config) | {"steps": step, "pictures": len(self.examples)}
         if best:
             settings["lowest validation loss"] = f"{self.best.loss:.4f}, of step {self.best.step}: {best[0].name}"

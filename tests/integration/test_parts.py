@@ -7,10 +7,9 @@ from safetensors.torch import load_file
 
 from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part, held
-from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.status import read_status
+from tests.helpers.configs import flat_preprocess_config, flat_train_config
 from tests.helpers.launch import Launched, launch
 from tests.integration.test_preprocess import preprocess, report_of
 from tests.integration.test_preprocess_scale import content, raw  # noqa: F401  the fixture
@@ -25,9 +24,9 @@ def test_parts_share_out_all():
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
 def test_what_is_no_part_is_refused(part):
     with pytest.raises(ConfigError, match="it must be a part of a whole like 1/4"):
-        PreprocessConfig("raw", "out", part=part)
+        flat_preprocess_config("raw", "out", part=part)
     with pytest.raises(ConfigError, match="it must be a part of a whole like 1/4"):
-        TrainConfig("run", train_data_dir="data", cache_part=part)
+        flat_train_config("run", train_data_dir="data", cache_part=part)
 
 
 def test_jobs_prepare_their_parts_and_one_run_puts_them_together(raw, tmp_path, tiny_florence2):  # noqa: F811

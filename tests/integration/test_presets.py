@@ -1,11 +1,12 @@
 """Every preset in examples/ says what it is for, trains on the tiny base, and fits its card by the dry run's count."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
 from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
@@ -27,9 +28,9 @@ def preset(path):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_trains(train, train_config, path):
     config, here = preset(path), train_config(max_train_steps=2)
-    settings = {field.name: getattr(config, field.name) for field in fields(config)}
-    settings |= {name: getattr(here, name) for name in HERE}
-    if config.validation_prompt:
+    settings = flat_values(config)
+    settings |= {name: flat_values(here)[name] for name in HERE}
+    if config.evaluation.validation_prompt:
         settings |= {"validation_steps": 2, "validation_inference_steps": 1, "num_validation_images": 1}
     run = train(**settings)
     assert read_status(run)["state"] == "done"

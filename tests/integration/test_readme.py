@@ -1,6 +1,5 @@
 """Every command and every config that we ship parses, and every file the README names is there."""
 
-import dataclasses
 import re
 import shlex
 
@@ -10,6 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.tools.__main__ import main as tools
@@ -89,7 +89,7 @@ def test_requirements_are_exact():
 
 
 def test_every_flag_in_the_readme_is_a_setting():
-    settings = {field.name for config in (TrainConfig, PreprocessConfig) for field in dataclasses.fields(config)}
+    settings = {name for config in (TrainConfig, PreprocessConfig) for name in flat_fields(config)}
     of_others = {"config", "help"}  # ours for a YAML file, then the launcher's and Slurm's
     of_others |= {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
     of_others |= {"max_restarts", "nodes", "gpus"}

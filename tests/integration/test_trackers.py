@@ -14,6 +14,7 @@ import train_sdxl_lora
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.sampling.generate import read_samples
+from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
 from tests.helpers.wandb_file import config_of, history_of, records
 
@@ -32,10 +33,9 @@ def stopped_and_resumed(tmp_path_factory, tiny_base, captioned_photographs):
 
     Stopped and not killed, for W&B itself loses what it has not yet put into its file; so the checkpoint is spoiled.
     """
-    from sdxl_lora.config.train import TrainConfig
 
     folder = tmp_path_factory.mktemp("tracked")
-    config = TrainConfig(
+    config = flat_train_config(
         output_dir=str(folder / "run"), pretrained_model_name_or_path=str(tiny_base), resolution=64, rank=4,
         train_data_dir=str(captioned_photographs), mixed_precision="no", **SETTINGS,
     )  # fmt: skip

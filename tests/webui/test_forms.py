@@ -1,7 +1,6 @@
 """The web page without a browser: forms, texts, places, plots, and that it starts fast and without torch."""
 
 import ast
-import dataclasses
 import json
 import re
 import shlex
@@ -13,11 +12,13 @@ import pytest
 import yaml
 
 from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import EventLog
 from tests.conftest import ROOT
+from tests.helpers.configs import flat_preprocess_config, flat_train_config
 from webui import html as show
 from webui.fields import config_of, entered_value, fields_of, problems_by_field, typed_value
 from webui.french import PROBLEMS, TEXTS
@@ -75,7 +76,7 @@ def test_the_page_imports_no_torch_and_is_up_in_under_five_seconds(tmp_path):
 def test_every_field_has_a_widget(page):
     ids = {component["props"].get("elem_id") for component in components(page)}
     for config_class, prefix in ((PreprocessConfig, "prepare"), (TrainConfig, "train")):
-        missing = [field.name for field in dataclasses.fields(config_class) if f"{prefix}-{field.name}" not in ids]
+        missing = [name for name in flat_fields(config_class) if f"{prefix}-{name}" not in ids]
         assert missing == []
 
 
@@ -175,7 +176,7 @@ def test_places_come_from_the_file_and_the_environment_wins(tmp_path):
 
 
 def test_the_command_line_and_the_file_that_the_page_shows_ask_for_the_same_config(tmp_path):
-    config = TrainConfig(
+    config = flat_train_config(
         output_dir="runs/it's a cat", train_data_dir="d", rank=8, center_crop=False, random_flip=True,
         validation_prompt=("a cat; rm -rf /", "$(touch x) `id`"), max_train_steps=5, resume_from_checkpoint=None,
         keep_tokens_separator="|||", optimizer_args=("betas=(0.9, 0.99)",), lora_alpha=1e-3,
@@ -184,7 +185,9 @@ def test_the_command_line_and_the_file_that_the_page_shows_ask_for_the_same_conf
     words = shlex.split(command_line(config))
     assert load_config(TrainConfig, words[words.index("train_sdxl_lora.py") + 1 :]) == config
     assert read_config(TrainConfig, write_config(config, tmp_path)) == config
-    prepared = PreprocessConfig(input_dir="a", output_dir="b", background=(0, 1, 2), caption_prefix="-x", strict=True)
+    prepared = flat_preprocess_config(
+        input_dir="a", output_dir="b", background=(0, 1, 2), caption_prefix="-x", strict=True
+    )
     assert load_config(PreprocessConfig, shlex.split(command_line(prepared))[3:]) == prepared
 
 
@@ -422,7 +425,7 @@ def test_the_host_is_told_before_anything_of_ours_wants_the_gpu_and_may_refuse(t
 
     jobs = Jobs(tmp_path)
     context = Context(Places(tmp_path), jobs, refuse)
-    config = PreprocessConfig(input_dir="a", output_dir=str(tmp_path / "b"), caption_model="none")
+    config = flat_preprocess_config(input_dir="a", output_dir=str(tmp_path / "b"), caption_model="none")
     with pytest.raises(ConfigError, match="busy"):
         context.start(prepare_job(jobs, config))
     assert jobs.all() == []

@@ -1,6 +1,5 @@
 """The page's queue with real processes: order, stop, end, and that no kill of page or worker costs a job."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.status import replace_text
 from tests.conftest import ROOT
+from tests.helpers.configs import flat_preprocess_config, flat_train_config
 from webui.runs import jobs as jobs_module
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import caption_job, new_job, prepare_job, train_job
@@ -97,7 +96,7 @@ def test_what_waits_is_moved_and_cancelled(jobs, monkeypatch):
 
 def test_start_pressed_twice_is_one_run(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(Jobs, "ensure_worker", lambda self: None)
-    config = TrainConfig(output_dir=str(tmp_path / "cat" / "runs" / "one"), train_data_dir="d")
+    config = flat_train_config(output_dir=str(tmp_path / "cat" / "runs" / "one"), train_data_dir="d")
     first = jobs.add(train_job(jobs, config))
     threads = [threading.Thread(target=lambda: jobs.add(train_job(Jobs(tmp_path), config))) for _ in range(4)]
     for thread in threads:
@@ -107,7 +106,7 @@ def test_start_pressed_twice_is_one_run(jobs, tmp_path, monkeypatch):
     assert [job.id for job in jobs.waiting()] == [first.id]
     assert find_runs(tmp_path, jobs) == [Path(config.output_dir)]
     with pytest.raises(ConfigError, match="with other settings"):
-        jobs.add(train_job(jobs, dataclasses.replace(config, rank=3)))
+        jobs.add(train_job(jobs, replace_flat(config, rank=3)))
     pictures = [caption_job(jobs, tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
     assert len({jobs.add(job).id for job in pictures}) == 2
     assert state_of(Path(config.output_dir), jobs) == RunState("waiting")
@@ -202,7 +201,7 @@ def test_a_second_worker_leaves_at_once(jobs):
 def test_no_argument_goes_through_a_shell_and_no_file_of_the_page_holds_a_token(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canaryCanaryCanaryCanaryCanary07")
     name = "$(touch pwned); `id`"
-    config = PreprocessConfig(input_dir=name, output_dir=str(tmp_path / "data"), caption_model="none")
+    config = flat_preprocess_config(input_dir=name, output_dir=str(tmp_path / "data"), caption_model="none")
     job = jobs.add(prepare_job(jobs, config))
     assert isinstance(job.command, list) and name not in job.command
     ended = until(lambda: over(jobs, job), 60)

@@ -134,7 +134,7 @@ def stage_words(language: str, stage: str) -> str:
 
 def resolution_of(run: Path) -> int:
     try:
-        return read_config(TrainConfig, run / "config.yaml").resolution
+        return read_config(TrainConfig, run / "config.yaml").data.resolution
     except ConfigError:
         return 1024
 

@@ -1,12 +1,12 @@
 """The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
 
-import dataclasses
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui import html as show
@@ -109,7 +109,7 @@ class RunsTab:
         if (until or "").strip():
             epochs = number(fields_of(TrainConfig)["num_train_epochs"], until.strip())
             changes |= {"num_train_epochs": epochs, "max_train_steps": None}
-        self.context.start(train_job(self.context.jobs, dataclasses.replace(config, **changes), processes_of(run)))
+        self.context.start(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 
     def settings_of(self, language: str, name: str | None) -> TrainConfig:
         """What a run was started with.
@@ -158,7 +158,7 @@ def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
     path = run / "config.yaml"
     config = config_at(path, path.stat().st_mtime_ns) if path.exists() else None
     told = [event["prompts"] for event in history.messages if event["event"] == "samples" and event.get("prompts")]
-    prompts = tuple(map(str, told[-1])) if told else config.validation_prompt if config else ()
+    prompts = tuple(map(str, told[-1])) if told else config.evaluation.validation_prompt if config else ()
     return prompts, config.seed if config else 0
 
 

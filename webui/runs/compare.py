@@ -29,9 +29,9 @@ def pipeline_of(config: TrainConfig) -> StableDiffusionXLPipeline:
     base = base_of(config)
     check_base(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = DTYPES[config.mixed_precision]
+    dtype = DTYPES[config.compute.mixed_precision]
     tokenizers, encoders = load_text_parts(base, dtype)
-    _, scheduler = load_schedulers(base, config.prediction_type, config.zero_terminal_snr)
+    _, scheduler = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     pipeline = StableDiffusionXLPipeline(
         vae=load_vae(base),  # in float32: SDXL's overflows in half precision
         text_encoder=encoders[0],

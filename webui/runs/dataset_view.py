@@ -16,6 +16,7 @@ from preprocess.captions.token_count import caption_problems, least_tokens
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card
 from preprocess.sources.find import read_jsonl
+from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError
 from webui.fields import fields_of
@@ -62,7 +63,7 @@ class Dataset:
             raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
         known = {name: value for name, value in self.settings.items() if name in fields_of(PreprocessConfig)}
         known["background"] = tuple(known.get("background", (255, 255, 255)))
-        return PreprocessConfig(**{**known, "output_dir": str(self.folder), **changes})
+        return from_flat(PreprocessConfig, {**known, "output_dir": str(self.folder), **changes})
 
 
 def read_dataset(folder: Path) -> Dataset:

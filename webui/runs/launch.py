@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -116,8 +117,9 @@ def plain(boxed: str) -> str:
 def flags_of_config(config: Any) -> list[str]:
     """The shortest list of flags that asks for this config."""
     flags = []
+    values = flat_values(config)
     for name, field in fields_of(type(config)).items():
-        value = getattr(config, name)
+        value = values[name]
         if value == field.default:
             continue
         if field.kind == "bool":

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -74,10 +75,11 @@ class Form:
 
     def shown(self, config: Any) -> list[Any]:
         """The values of the widgets that stand for a config, names in place of folders."""
-        values = {name: entered_value(field, getattr(config, name)) for name, field in fields_of(type(config)).items()}
+        settings = flat_values(config)
+        values = {name: entered_value(field, settings[name]) for name, field in fields_of(type(config)).items()}
         values["output_dir"] = str(config.output_dir).replace("\\", "/").rstrip("/").split("/")[-1]
         if "auto_caption" in self.widgets:
-            values["auto_caption"] = config.caption_model != "none"
+            values["auto_caption"] = config.captioner.caption_model != "none"
         return [values[name] for name in self.widgets]
 
 

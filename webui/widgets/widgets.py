@@ -38,19 +38,6 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
         "train_batch_size": ("1", "2", "4", "8", "auto"),
     },
 }
-SECTIONS = {  # the comments in config.py, as headings
-    "where": T("Where"),
-    "sizes": T("Sizes"),
-    "captions": T("Captions"),
-    "how": T("How it runs"),
-    "what is trained, on what": T("What is trained, on what"),
-    "the LoRA": T("The LoRA"),
-    "what is learned": T("What is learned"),
-    "how long, how fast": T("How long, how fast"),
-    "checkpoints and LoRA files": T("Checkpoints and LoRA files"),
-    "watching it": T("Watching it"),
-    "publishing it": T("Publishing it"),
-}
 
 
 def form(
@@ -77,7 +64,7 @@ def form(
     for section in dict.fromkeys(field.section for field in fields.values()):
         names = [name for name in rest if fields[name].section == section]
         if names:
-            with gr.Accordion(SECTIONS.get(section, section), open=False), gr.Group(elem_classes="fields"):
+            with gr.Accordion(T(section), open=False), gr.Group(elem_classes="fields"):
                 for name in names:
                     make(name)
     return {name: made[name] for name in fields}

@@ -17,6 +17,7 @@ from sdxl_lora.data.sampler import Batches
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.settings import open_pictures, trigger_words_of
+from tests.helpers.configs import flat_train_config
 
 MAPPINGS = """\
 output_dir: x
@@ -32,7 +33,7 @@ datasets:
 def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
     (tmp_path / "run.yaml").write_text(MAPPINGS)
     config = load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")])
-    assert parse_entries(config.datasets) == [
+    assert parse_entries(config.data.datasets) == [
         DatasetEntry("data/cat"),
         DatasetEntry("data/dog", repeats=2.5),
         DatasetEntry("data: {a}, 'b'", trigger_word="sks, dog"),
@@ -40,7 +41,7 @@ def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
     ]
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(TrainConfig, ["--config", str(tmp_path / "again.yaml")]) == config
-    assert load_config(TrainConfig, ["--output_dir", "x", "--datasets", *config.datasets]) == config
+    assert load_config(TrainConfig, ["--output_dir", "x", "--datasets", *config.data.datasets]) == config
 
 
 @pytest.mark.parametrize(
@@ -60,9 +61,9 @@ def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
 )
 def test_a_dataset_that_cannot_be_is_refused_by_the_config(datasets, words):
     with pytest.raises(ConfigError, match=f"datasets: .*{words}"):
-        TrainConfig(output_dir="x", datasets=datasets)
+        flat_train_config(output_dir="x", datasets=datasets)
     with pytest.raises(ConfigError, match=r"give one of train_data_dir .* and datasets"):
-        TrainConfig(output_dir="x", datasets=("a",), train_data_dir="b")
+        flat_train_config(output_dir="x", datasets=("a",), train_data_dir="b")
 
 
 def test_turns_are_shared_as_the_weights_are():

@@ -10,8 +10,8 @@ from sdxl_lora.config.sample_prompt import (
     with_partners,
     without_trigger,
 )
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from tests.helpers.configs import flat_train_config
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_prompts_are_read_as_in_kohyas_files(line, wanted):
 )
 def test_wrong_options_are_refused_with_the_config(line, words, tmp_path):
     with pytest.raises(ConfigError, match="the prompt 'a cat") as error:
-        TrainConfig(output_dir="run", train_data_dir="data", validation_prompt=("a dog", line))
+        flat_train_config(output_dir="run", train_data_dir="data", validation_prompt=("a dog", line))
     assert words in str(error.value)
 
 

@@ -15,6 +15,7 @@ from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_layers
 from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules
 from tests.helpers.adapters import model_adapters
+from tests.helpers.configs import flat_train_config
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 
@@ -58,7 +59,7 @@ def test_the_longest_name_counts():
 )
 def test_a_block_that_is_none_and_a_number_that_is_none_are_refused_by_the_config(text, words):
     with pytest.raises(ConfigError, match=f"block_lr_factors: .*{words}"):
-        TrainConfig(output_dir="x", train_data_dir="y", block_lr_factors=(text,))
+        flat_train_config(output_dir="x", train_data_dir="y", block_lr_factors=(text,))
     with pytest.raises(ValueError, match="twice"):
         parse_blocks(["up=1", "up=2"], float)
 
@@ -91,7 +92,7 @@ def test_a_yaml_file_may_name_blocks_in_a_mapping(tmp_path):
         "output_dir: x\ntrain_data_dir: y\nblock_ranks: {down: 4, up.0.1: 8}\nblock_lr_factors:\n  mid: 2\n"
     )
     config = load_config(TrainConfig, ["--config", str(file)])
-    assert config.block_ranks == ("down=4", "up.0.1=8") and config.block_lr_factors == ("mid=2",)
+    assert config.adapter.block_ranks == ("down=4", "up.0.1=8") and config.optimizer.block_lr_factors == ("mid=2",)
     for text in ("rank: {a: 1}", "block_ranks: {a: [1]}", "block_ranks: [[1]]"):
         file.write_text(text)
         with pytest.raises(SystemExit):

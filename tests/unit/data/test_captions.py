@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.captions import AS_WRITTEN, CaptionVariants, caption_in_turn, prompts_of
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.rng import Turn
+from tests.helpers.configs import flat_train_config
 
 TAGS = "sks, cat, sitting, red sofa, indoors"
 TURNS = [Turn(0, epoch) for epoch in range(2000)]
@@ -85,5 +85,5 @@ def test_all_that_will_occur_is_listed_up_to_a_limit():
 )
 def test_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ConfigError) as error:
-        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+        flat_train_config(output_dir="run", train_data_dir="data", **settings)
     assert words in str(error.value)

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdxl_lora.cache.fill import fill as cache
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.data.stream_dataset import StreamedBatches, StreamedPictures
 from sdxl_lora.data.stream_reader import Place, open_stream, plain_row, shuffled_rows
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
+from tests.helpers.configs import flat_train_config
 from tests.helpers.hub_server import Hub
 from tests.helpers.launch import launch
 
@@ -191,7 +191,7 @@ def test_what_is_no_stream_is_refused(tmp_path, shards, captioned_photographs):
         ({"max_train_steps": 3, "shuffle_buffer_size": 0}, "shuffle_buffer_size is 0, it must be above 0"),
     ]:
         with pytest.raises(ConfigError, match=words):
-            TrainConfig("run", train_data_dir="data", dataset_streaming=True, **settings)
+            flat_train_config("run", train_data_dir="data", dataset_streaming=True, **settings)
     (tmp_path / "0.parquet").write_bytes((shards / "shard-0.parquet").read_bytes())
     batches = batches_of(tmp_path)
     batches.stream = batches.stream.take(0)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.diffusion.noise import draw_timestep
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity, bias_range
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.rng import Turn
+from tests.helpers.configs import flat_train_config
 
 UNIFORM_DRAWS = [(i + 0.5) / 2000 for i in range(2000)]
 
@@ -86,7 +86,7 @@ def test_draws_are_of_the_density_and_uniform_ones_are_as_they_always_were():
 )
 def test_settings_that_mean_nothing_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
-        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+        flat_train_config(output_dir="run", train_data_dir="data", **settings)
 
 
 def test_an_unknown_kind_is_an_error():

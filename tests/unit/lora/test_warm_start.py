@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.tiny_sdxl import tiny_sdxl
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.formats.adapter import delta
@@ -18,6 +17,7 @@ from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, rea
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.settings import check_dropout
 from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
+from tests.helpers.configs import flat_train_config
 
 STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no weight moves
 PATTERNS = {"rank_pattern": {"to_q": 7}, "alpha_pattern": {"to_k": 9}}
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
     assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it begins anew" in start.notes[0]
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):
         with pytest.raises(ConfigError, match=f"leave out {next(iter(settings))}"):
-            TrainConfig(output_dir="x", train_data_dir="y", init_lora="z", **settings)
+            flat_train_config(output_dir="x", train_data_dir="y", init_lora="z", **settings)
 
 
 @pytest.mark.parametrize(
@@ -266,11 +266,11 @@ def test_other_starts_are_no_change(init):
 def test_an_unknown_start_is_refused():
     for init in ("pisa", "pissa_niter_0", "eva", "True"):
         with pytest.raises(ConfigError, match="kaiming, gaussian, orthogonal, pissa"):
-            TrainConfig(output_dir="x", train_data_dir="y", init_lora_weights=init)
+            flat_train_config(output_dir="x", train_data_dir="y", init_lora_weights=init)
     with pytest.raises(ConfigError, match="does not go with use_dora"):
-        TrainConfig(output_dir="x", train_data_dir="y", init_lora_weights="olora", use_dora=True)
+        flat_train_config(output_dir="x", train_data_dir="y", init_lora_weights="olora", use_dora=True)
     with pytest.raises(ConfigError, match=r"lora_dropout \(use rank_dropout\), use_dora belong to adapter lora"):
-        TrainConfig(output_dir="x", train_data_dir="y", adapter="loha", lora_dropout=0.1, use_dora=True)
+        flat_train_config(output_dir="x", train_data_dir="y", adapter="loha", lora_dropout=0.1, use_dora=True)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear+conv"])
@@ -320,7 +320,7 @@ def test_a_run_that_drops_resumes_exactly(train, tmp_path, settings):
 
 
 def test_layers_that_drop_out_in_a_branch_are_not_for_several_processes():
-    config = TrainConfig(output_dir="x", train_data_dir="y", adapter="loha", module_dropout=0.1)
+    config = flat_train_config(output_dir="x", train_data_dir="y", adapter="loha", module_dropout=0.1)
     check_dropout(config, 1)
     with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
         check_dropout(config, 2)

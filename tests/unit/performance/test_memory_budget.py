@@ -55,7 +55,7 @@ def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
     config = train_config(**settings)
     with (
         pytest.raises(OutOfMemory, match="out of memory at 64 px") as raised,
-        out_of_memory_advice(torch.device("cpu"), 64, config.train_batch_size, smaller_settings(config)),
+        out_of_memory_advice(torch.device("cpu"), 64, config.batch.train_batch_size, smaller_settings(config)),
     ):
         raise torch.OutOfMemoryError("a test")
     assert str(raised.value).endswith(f"Try one after the other: {'; '.join([*advice, 'a smaller --resolution'])}.")

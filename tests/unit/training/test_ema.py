@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.training.ema import Ema, schedule_free_average
 from sdxl_lora.training.optim import make_optimizer
+from tests.helpers.configs import flat_train_config
 
 
 def test_ema_by_hand_and_shown_only_within():
@@ -51,6 +51,6 @@ def test_schedule_free_shows_its_average_and_trains_on_bit_for_bit():
 
 def test_two_averages_at_once_are_refused():
     with pytest.raises(ConfigError, match="keeps an average of its own"):
-        TrainConfig(output_dir="run", train_data_dir="data", ema_decay=0.9, optimizer="schedule_free_adamw")
+        flat_train_config(output_dir="run", train_data_dir="data", ema_decay=0.9, optimizer="schedule_free_adamw")
     with pytest.raises(ConfigError, match=r"ema_decay is 1\.0, it must be at least 0 and below 1"):
-        TrainConfig(output_dir="run", train_data_dir="data", ema_decay=1.0)
+        flat_train_config(output_dir="run", train_data_dir="data", ema_decay=1.0)

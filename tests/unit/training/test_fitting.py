@@ -12,6 +12,7 @@ from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.dry_run import DryRun
 from sdxl_lora.training.settings import rung_of
+from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
 from tests.integration.test_train import assert_equal_weights, column, largest_difference, weights_of
 
@@ -107,7 +108,7 @@ def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
 def test_auto_is_a_value_of_the_flag_and_of_the_file(tmp_path):
     flags = [*NEEDED, "--gradient_accumulation_steps", "8"]
     config = load_config(TrainConfig, [*flags, "--train_batch_size", "auto"])
-    assert (config.train_batch_size, config.pictures_per_process) == ("auto", 8)
+    assert (config.batch.train_batch_size, config.batch.images_per_process) == ("auto", 8)
     assert load_config(TrainConfig, [*flags, "--train_batch_size", "2"]).pictures_per_process == 16
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]) == config
@@ -124,7 +125,7 @@ def test_auto_is_a_value_of_the_flag_and_of_the_file(tmp_path):
 )
 def test_what_auto_cannot_be_is_refused(settings, words, capsys):
     with pytest.raises(ConfigError, match=words):
-        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+        flat_train_config(output_dir="run", train_data_dir="data", **settings)
     with pytest.raises(SystemExit) as ended:
         load_config(TrainConfig, [*NEEDED, "--train_batch_size=atuo"])
     assert ended.value.code == 2 and "auto" in capsys.readouterr().err

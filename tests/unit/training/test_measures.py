@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.training.measures import means_by_timestep, sums_by_timestep
+from tests.helpers.configs import flat_train_config
 
 
 def test_losses_are_averaged_within_equal_ranges_of_timesteps():
@@ -28,4 +28,4 @@ def test_the_names_say_which_timesteps_are_in(bins, num_train_timesteps):
 
 def test_a_negative_number_of_ranges_is_refused():
     with pytest.raises(ConfigError, match="loss_bins is -1, it must be 0 or more"):
-        TrainConfig(output_dir="run", train_data_dir="data", loss_bins=-1)
+        flat_train_config(output_dir="run", train_data_dir="data", loss_bins=-1)

@@ -8,9 +8,9 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from sdxl_lora.config.checks import OPTIMIZERS
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.training.optim import CLASSES, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from tests.helpers.configs import flat_train_config
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -124,11 +124,11 @@ def test_lora_plus_gives_lora_b_its_factor_of_every_rate():
 def test_own_arguments_win():
     weight = torch.nn.Parameter(torch.zeros(1))
     settings = {"optimizer": "prodigy", "optimizer_args": ("d_coef=2.0", "betas=(0.8, 0.9)", "decouple=False")}
-    config = TrainConfig(output_dir="run", train_data_dir="data", prodigy_beta3=0.5, **settings)
-    group = make_optimizer("prodigy", [weight], 1.0, arguments=config.optimizer_arguments).param_groups[0]
+    config = flat_train_config(output_dir="run", train_data_dir="data", prodigy_beta3=0.5, **settings)
+    group = make_optimizer("prodigy", [weight], 1.0, arguments=config.optimizer.arguments).param_groups[0]
     assert (group["d_coef"], group["betas"], group["decouple"], group["beta3"]) == (2.0, (0.8, 0.9), False, 0.5)
     assert group["safeguard_warmup"] and group["use_bias_correction"]
-    assert TrainConfig(output_dir="run", train_data_dir="data", use_8bit_adam=True).optimizer_name == "adamw8bit"
+    assert flat_train_config(output_dir="run", train_data_dir="data", use_8bit_adam=True).optimizer.name == "adamw8bit"
     assert set(OPTIMIZERS) == set(CLASSES)
 
 
@@ -165,5 +165,5 @@ def test_a_learning_rate_far_below_prodigys_is_warned_of():
 )
 def test_optimizer_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ConfigError) as error:
-        TrainConfig(output_dir="run", train_data_dir="data", **settings)
+        flat_train_config(output_dir="run", train_data_dir="data", **settings)
     assert words in str(error.value)

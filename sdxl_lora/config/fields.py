@@ -1,0 +1,162 @@
+"""Fields of a config as data: section, type, range, resume rule and help, read from the one place that declares them.
+
+A config is a frozen dataclass of a few fields of its own and of sections, frozen dataclasses too. To a person it is
+flat: a flag, a YAML key or a widget is called by the field's name alone, whatever section it is in.
+"""
+
+import ast
+import dataclasses
+import enum
+import inspect
+import math
+import textwrap
+from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+
+Config = TypeVar("Config")
+
+
+class ResumeRule(enum.Enum):
+    """What a resumed run may change of a setting."""
+
+    SAME = "the value must be that of the run before"
+    BY_CONTENT = "what it leads to is compared: weights, images, a number of images per step"
+    FREE = "it may change"
+
+
+SAME, BY_CONTENT, FREE = ResumeRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting.
+
+    section: the attribute of the config that holds it; None for one of the config's own.
+    type: without its annotations. rules: these annotations.
+    """
+
+    name: str
+    section: str | None
+    title: str
+    type: Any
+    default: Any
+    help: str
+    rules: tuple[Any, ...]
+
+    @property
+    def resume_rule(self) -> ResumeRule | None:
+        return next((rule for rule in self.rules if isinstance(rule, ResumeRule)), None)
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+
+@cache
+def flat_fields(config_class: type) -> dict[str, Field]:
+    """All settings of a config by name, in the order of their sections."""
+    found = {}
+    hints = get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            found |= dict(_fields_of_section(kind, field.name, kind.__doc__.splitlines()[0].rstrip(".")))
+        else:
+            found |= dict(_fields_of_section(config_class, None, "The run", only=field.name))
+    return found
+
+
+def _fields_of_section(section_class: type, section: str | None, title: str, only: str | None = None):
+    hints, helps = get_type_hints(section_class, include_extras=True), field_docs(section_class)
+    for field in dataclasses.fields(section_class):
+        if only in (None, field.name):
+            hint = hints[field.name]
+            kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            yield field.name, Field(field.name, section, title, kind, field.default, helps[field.name], tuple(rules))
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """By field, the text below it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body
+    return {
+        statement.target.id: " ".join(below.value.value.split())
+        for statement, below in pairwise(body)
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """Every setting's value by its name."""
+    return {
+        name: getattr(getattr(config, field.section) if field.section else config, name)
+        for name, field in flat_fields(type(config)).items()
+    }
+
+
+def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from settings by name; those that are not named keep their defaults.
+
+    Raises:
+        TypeError: a name that is no setting.
+        ConfigError: with all problems of the values.
+    """
+    fields = flat_fields(config_class)
+    if unknown := set(values) - set(fields):
+        raise TypeError(f"{config_class.__name__} has no setting {', '.join(sorted(unknown))}")
+    of_sections: dict[str | None, dict[str, Any]] = {}
+    for name, value in values.items():
+        of_sections.setdefault(fields[name].section, {})[name] = value
+    hints = get_type_hints(config_class)
+    own = of_sections.pop(None, {})
+    return config_class(**own, **{section: hints[section](**of_it) for section, of_it in of_sections.items()})
+
+
+def replace_flat(config: Config, **changes: Any) -> Config:
+    """`dataclasses.replace` by the settings' names alone."""
+    return from_flat(type(config), {**flat_values(config), **changes})
+
+
+def range_problems(config: Any) -> list[str]:
+    """A sentence for each number that is NaN or outside of the range in its field's line; None passes."""
+    values = flat_values(config)
+    problems = []
+    for name, field in flat_fields(type(config)).items():
+        value, bounds = values[name], [rule for rule in field.rules if isinstance(rule, Gt | Ge | Lt | Le | MultipleOf)]
+        if isinstance(value, int | float) and bounds and not _is_within(value, bounds):
+            problems.append(f"{name} is {value}, it must be {range_text(bounds)}")
+    return problems
+
+
+def _is_within(value: float, bounds: list) -> bool:
+    return math.isfinite(value) and all(_holds(value, bound) for bound in bounds)
+
+
+def _holds(value: float, bound: Gt | Ge | Lt | Le | MultipleOf) -> bool:
+    match bound:
+        case Gt(gt=low):
+            return value > low
+        case Ge(ge=low):
+            return value >= low
+        case Lt(lt=high):
+            return value < high
+        case Le(le=high):
+            return value <= high
+    return value % bound.multiple_of == 0
+
+
+def range_text(bounds: list) -> str:
+    """A range in words: "above 0", "at least 0 and below 1"."""
+    words = {
+        Gt: "above {gt}",
+        Ge: "at least {ge}",
+        Lt: "below {lt}",
+        Le: "at most {le}",
+        MultipleOf: "a multiple of {multiple_of}",
+    }
+    if bounds == [Ge(0)]:
+        return "0 or more"
+    return " and ".join(words[type(bound)].format(**dataclasses.asdict(bound)) for bound in bounds)

@@ -1,0 +1,1 @@
+"""Settings by topic. A section is the argument of what it configures."""

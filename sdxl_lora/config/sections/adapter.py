@@ -1,0 +1,83 @@
+"""The LoRA: its kind, size, layers and start."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from sdxl_lora.config.checks import blocks_problems
+from sdxl_lora.config.fields import BY_CONTENT, SAME
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA."""
+
+    rank: Annotated[int, Gt(0), SAME] = 16
+    """Rank of the LoRA matrices."""
+    lora_alpha: Annotated[float | None, Gt(0), SAME] = None
+    """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
+    lora_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
+    """Share of a LoRA layer's inputs that is zeroed in training."""
+    rank_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
+    """Share of a LoRA layer's ranks that is zeroed in training, others for each picture; of LoHa's and LoKr's rows."""
+    module_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
+    """Share of the layers whose adapter does nothing, others in every forward pass."""
+    init_lora_weights: Annotated[str, SAME] = "kaiming"
+    """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
+    the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
+    twice the rank then, exactly where the base is in float32, else to its rounding."""
+    init_lora: Annotated[str | None, BY_CONTENT] = None
+    """Go on training this LoRA, a file of any layout or a PEFT folder: its modules, ranks and alphas are taken in place
+    of rank, lora_alpha and target_modules."""
+    adapter: Annotated[Literal["lora", "loha", "lokr"], SAME] = "lora"
+    """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
+    LoRA."""
+    use_dora: Annotated[bool, SAME] = False
+    """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
+    use_rslora: Annotated[bool, SAME] = False
+    """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
+    target_modules: Annotated[str, SAME] = "attention"
+    """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
+    block_ranks: Annotated[tuple[str, ...], SAME] = ()
+    """Other ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0; 0 leaves a block out, alpha / rank stays.
+    Blocks are down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest name counts."""
+    train_text_encoder: Annotated[bool, SAME] = False
+    """Also train a LoRA on both text encoders; captions are then encoded anew in every step."""
+
+    @property
+    def has_dropout(self) -> bool:
+        return bool(self.lora_dropout or self.rank_dropout or self.module_dropout)
+
+    @property
+    def changes_the_base(self) -> bool:
+        """Whether the LoRA begins as a part of the base's weights, which is taken out of these."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that cannot be."""
+        problems = blocks_problems("block_ranks", self.block_ranks, int)
+        starts = "kaiming, gaussian, orthogonal, pissa, pissa_niter_<number> or olora"
+        if not re.fullmatch(r"kaiming|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora", self.init_lora_weights):
+            problems.append(f"init_lora_weights is {self.init_lora_weights!r}, it must be {starts}")
+        of_lora = {
+            "lora_dropout (use rank_dropout)": self.lora_dropout > 0,
+            "init_lora_weights": self.init_lora_weights != "kaiming",
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+        }
+        if self.adapter != "lora" and any(of_lora.values()):
+            names = ", ".join(name for name, given in of_lora.items() if given)
+            problems.append(f"{names} belong to adapter lora: leave them out with {self.adapter}")
+        if self.use_dora and self.changes_the_base:
+            problems.append(f"init_lora_weights {self.init_lora_weights} does not go with use_dora")
+        of_file = {
+            "block_ranks": bool(self.block_ranks),
+            "use_rslora": self.use_rslora,
+            "init_lora_weights": self.init_lora_weights != "kaiming",
+        }
+        if self.init_lora is not None and any(of_file.values()):
+            names = ", ".join(name for name, given in of_file.items() if given)
+            problems.append(f"init_lora brings its own ranks, strengths and weights: leave out {names}")
+        return problems

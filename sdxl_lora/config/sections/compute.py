@@ -1,0 +1,87 @@
+"""Steps, precision, memory and speed."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Steps and batches."""
+
+    train_batch_size: Annotated[int | Literal["auto"], BY_CONTENT] = 1
+    """Pictures per process and micro-step. auto: learns what 1 does with the same gradient_accumulation_steps, with as
+    many of a step's pictures at once as fit into the GPU's memory, or into memory_budget."""
+    gradient_accumulation_steps: Annotated[int, Gt(0), BY_CONTENT] = 1
+    """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
+    num_train_epochs: Annotated[int, Gt(0), FREE] = 10
+    """Passes over the dataset."""
+    max_train_steps: Annotated[int | None, Gt(0), FREE] = None
+    """Steps to train; overrides num_train_epochs."""
+
+    @property
+    def images_per_process(self) -> int:
+        """Images of a step, in all its micro-steps together."""
+        at_once = 1 if self.train_batch_size == "auto" else self.train_batch_size
+        return at_once * self.gradient_accumulation_steps
+
+    def problems(self) -> list[str]:
+        """A sentence for what train_batch_size cannot be."""
+        batch = self.train_batch_size
+        if batch != "auto":
+            is_number = isinstance(batch, int) and batch > 0
+            return [] if is_number else [f"train_batch_size is {batch!r}, it must be a whole number above 0, or auto"]
+        if self.gradient_accumulation_steps == 1:
+            return [
+                "train_batch_size auto takes as many of a step's gradient_accumulation_steps pictures at once as fit: "
+                "say how many a step has, e.g. --gradient_accumulation_steps 8"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Precision, memory and speed."""
+
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], SAME] = "bf16"
+    """Precision of the base and of the computation; LoRA weights are float32 in every one."""
+    base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
+    """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
+    Default: mixed_precision."""
+    memory_budget: Annotated[str | None, FREE] = None
+    """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer and the base's precision by
+    counting what this model needs, and says what to expect."""
+    gradient_checkpointing: Annotated[bool, FREE] = False
+    """Recompute activations in the backward pass: a third more time for far less memory."""
+    gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE] = ()
+    """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
+    compile: Annotated[bool, FREE] = False
+    """Compile the UNet's repeated blocks: a minute at the start for faster steps. Goes on without where that fails."""
+    cuda_graphs: Annotated[bool, FREE] = False
+    """Record a micro-step for each size of pictures and replay it: far faster steps where a GPU waits for its host, as
+    an H100 does at batch 1. For one process, without train_text_encoder. Goes on without where that fails."""
+    allow_tf32: Annotated[bool, FREE] = False
+    """Let Ampere and newer GPUs round float32 matrix products to TF32."""
+    deterministic: Annotated[bool, FREE] = False
+    """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
+    process_timeout_seconds: Annotated[int, Gt(0), FREE] = 1800
+    """With several processes: how long one may keep the others waiting before they end and say so."""
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting of precision and memory that cannot be."""
+        problems = []
+        if self.base_precision in ("bf16", "fp16") and self.base_precision != self.mixed_precision:
+            problems.append(
+                f"base_precision {self.base_precision} needs mixed_precision {self.base_precision}, "
+                f"not {self.mixed_precision}"
+            )
+        budget = self.memory_budget
+        if budget is not None and not re.fullmatch(r"\s*\d*\.?\d+\s*(G|GB|GiB)?\s*", budget, re.IGNORECASE):
+            problems.append(f"memory_budget is {budget!r}, it must be gibibytes such as 8GB")
+        if self.gradient_checkpointing_blocks and not self.gradient_checkpointing:
+            problems.append("gradient_checkpointing_blocks needs gradient_checkpointing")
+        return problems

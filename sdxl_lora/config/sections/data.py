@@ -1,0 +1,89 @@
+"""What is trained on, and what is cached of it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
+from sdxl_lora.config.dataset_spec import parse_entries
+from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+from sdxl_lora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training images."""
+
+    train_data_dir: Annotated[str | None, BY_CONTENT] = None
+    """Folder of pictures: what `python -m preprocess` wrote, or pictures with .txt captions beside them."""
+    dataset_name: Annotated[str | None, BY_CONTENT] = None
+    """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
+    dataset_config_name: Annotated[str | None, BY_CONTENT] = None
+    """Configuration of the dataset on the Hub."""
+    datasets: Annotated[tuple[str, ...], BY_CONTENT] = ()
+    """Instead of both: several datasets, each a folder such as data/cat, with repeats per epoch data/cat:3, or
+    "{train_data_dir: data/cat, repeats: 3}" with further keys dataset_name, dataset_config_name, trigger_word (put in
+    front of captions), is_class_images, and instead of repeats weight, the share of the turns."""
+    image_column: Annotated[str, BY_CONTENT] = "image"
+    """Dataset column with the pictures."""
+    caption_column: Annotated[str, BY_CONTENT] = "text"
+    """Dataset column with the captions."""
+    max_train_samples: Annotated[int | None, Gt(0), BY_CONTENT] = None
+    """Use only the first N pictures of each dataset."""
+    dataset_streaming: Annotated[bool, SAME] = False
+    """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
+    from the Hub, and encode them in every turn. Needs max_train_steps."""
+    shuffle_buffer_size: Annotated[int, Gt(0), FREE] = 256
+    """A stream's pictures are shuffled so many at a time in each process; 1 leaves them as they are stored. Up to twice
+    as many wait in memory, as the files have them."""
+    resolution: Annotated[int, Gt(0), BY_CONTENT] = 1024
+    """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
+    center_crop: Annotated[bool, BY_CONTENT] = True
+    """Crop such pictures at their centre; else at a place drawn once per picture from the seed."""
+    random_flip: Annotated[bool, SAME] = False
+    """Mirror a picture left to right in half of its turns."""
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that cannot be."""
+        problems = []
+        if self.resolution > 0 and self.resolution % 8:
+            problems.append(multiple_of_8_problem(self.resolution))
+        if [self.train_data_dir is None, self.dataset_name is None, not self.datasets].count(False) != 1:
+            problems.append(
+                "give one of train_data_dir (a folder), dataset_name (the Hub, or save_to_disk) and datasets (several)"
+            )
+        try:
+            parse_entries(self.datasets)
+        except ConfigError as error:
+            problems.append(f"datasets: {error}")
+        return problems
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Caches of latents and text embeddings."""
+
+    cache_latents: Annotated[bool, FREE] = True
+    """Encode each picture once and keep its latents on the disk. Without it the VAE stays in GPU memory and encodes
+    pictures in every turn."""
+    cache_text_embeddings: Annotated[bool, FREE] = True
+    """Encode each caption once and keep its embeddings. Without it, or where captions vary too much, the text encoders
+    stay; where they train, captions are encoded in every turn in any case."""
+    max_cached_captions: Annotated[int, Ge(0), FREE] = 4000
+    """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
+    with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
+    dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
+    """Processes that decode pictures while the caches are filled."""
+    cache_dir: Annotated[str | None, FREE] = None
+    """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
+    cache_part: Annotated[str | None, FREE] = None
+    """Fill only this part of the caches, e.g. 3/16, and end: for as many jobs at once as you like, before a training
+    that finds all of it there."""
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that cannot be."""
+        problems = part_problems("cache_part", self.cache_part)
+        if self.cache_part is not None and not self.cache_latents:
+            problems.append("cache_part fills the caches: leave out no_cache_latents")
+        return problems

@@ -1,0 +1,72 @@
+"""What is measured and drawn while a LoRA trains."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+from sdxl_lora.config.fields import FREE, SAME
+from sdxl_lora.config.sample_prompt import parse_prompt
+from sdxl_lora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Samples and validation."""
+
+    validation_prompt: Annotated[tuple[str, ...], FREE] = ()
+    """Prompts drawn with the LoRA while it trains; each may have options of its own behind it, as in kohya's,
+    for width, height, seed, guidance, steps and negative: "a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry"."""
+    validation_prompts_file: Annotated[str | None, FREE] = None
+    """Text file with more such prompts, one a line."""
+    validation_without_trigger: Annotated[bool, FREE] = False
+    """Draw each prompt that has the dataset's trigger word also without it, to see what leaks."""
+    num_validation_images: Annotated[int, Gt(0), FREE] = 4
+    """Pictures per prompt."""
+    validation_epochs: Annotated[int, Gt(0), FREE] = 1
+    """Draw before the first step, every N epochs, and at the end."""
+    validation_steps: Annotated[int | None, Gt(0), FREE] = None
+    """Draw every N steps instead of every validation_epochs."""
+    validation_inference_steps: Annotated[int, Gt(0), FREE] = 25
+    """Denoising steps of such a picture."""
+    validation_guidance_scale: Annotated[float, Ge(0), FREE] = 5.0
+    """Classifier-free guidance of such a picture."""
+    validation_guidance_rescale: Annotated[float | None, Ge(0), FREE] = None
+    """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
+    similarity_model: Annotated[str | None, FREE] = None
+    """Report how much such pictures resemble the training pictures (cosine of embeddings, 1 is the same), by any vision
+    model of transformers: a folder or a Hub id, e.g. facebook/dinov2-base or openai/clip-vit-large-patch14."""
+    validation_split: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
+    """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
+    as validation_loss: as often as samples are drawn. The checkpoint where it is lowest is kept, its LoRA file too."""
+    early_stopping_patience: Annotated[int | None, Gt(0), FREE] = None
+    """End the training after this many validations in a row that did not lower validation_loss."""
+    early_stopping_min_delta: Annotated[float, Ge(0), FREE] = 0.0
+    """It is lower only if it is so by more than this."""
+
+    @property
+    def has_prompts(self) -> bool:
+        return bool(self.validation_prompt or self.validation_prompts_file)
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that cannot be."""
+        problems = []
+        for prompt in self.validation_prompt:
+            try:
+                parse_prompt(prompt)
+            except ConfigError as error:
+                problems.append(str(error))
+        needs = {
+            "validation_without_trigger": self.validation_without_trigger,
+            "similarity_model": self.similarity_model,
+        }
+        problems += [
+            f"{name} needs a validation_prompt" for name, given in needs.items() if given and not self.has_prompts
+        ]
+        if self.early_stopping_patience is not None and not self.validation_split:
+            problems.append("early_stopping_patience needs a validation_split: pictures whose loss tells when to stop")
+        if self.validation_guidance_rescale is not None and self.validation_guidance_rescale > 1:
+            problems.append(
+                f"validation_guidance_rescale is {self.validation_guidance_rescale}, it must be from 0 to 1"
+            )
+        return problems

@@ -1,0 +1,115 @@
+"""What is learned: loss, noise and timesteps."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from sdxl_lora.config.fields import SAME
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss."""
+
+    prediction_type: Annotated[Literal["epsilon", "v_prediction"] | None, SAME] = None
+    """What the UNet predicts. Default: as the base says."""
+    loss_type: Annotated[Literal["l2", "huber", "smooth_l1"], SAME] = "l2"
+    """Squared error, or one that grows linearly from huber_c on, so that odd pictures pull less."""
+    huber_c: Annotated[float, Gt(0), SAME] = 0.1
+    """Error from which huber and smooth_l1 grow linearly."""
+    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], SAME] = "constant"
+    """huber_c at every timestep, or larger where there is less noise."""
+    snr_gamma: Annotated[float | None, Gt(0), SAME] = None
+    """min-SNR weights of timesteps: less noisy ones count less; 5 is usual. Right for epsilon and v-prediction."""
+    debiased_estimation: Annotated[bool, SAME] = False
+    """Instead of snr_gamma: weights that make noisy timesteps count more for epsilon."""
+    zero_terminal_snr: Annotated[bool, SAME] = False
+    """The last timestep is noise alone, in training and in samples. For bases that predict v and were trained so."""
+    masked_loss: Annotated[bool, SAME] = False
+    """Count the loss only where the dataset's masks are white, per white area; pictures without a mask count whole."""
+    prior_loss_weight: Annotated[float, Ge(0), SAME] = 1.0
+    """Weight of the pictures that are marked in the column is_class_image (prior preservation)."""
+
+    def problems(self) -> list[str]:
+        """A sentence for each pair of settings that do not go together."""
+        if self.snr_gamma is not None and self.debiased_estimation:
+            return ["snr_gamma and debiased_estimation exclude each other: choose one"]
+        return []
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The noise."""
+
+    noise_offset: Annotated[float, Ge(0), SAME] = 0.0
+    """Add one random number per channel times this to the noise, to learn dark and bright pictures; 0.03 to 0.1."""
+    input_perturbation: Annotated[float, Ge(0), SAME] = 0.0
+    """Strength of more noise in what the UNet sees, which it is not to predict; 0.1 is usual."""
+    multires_noise_iterations: Annotated[int, Ge(0), SAME] = 0
+    """Add this many coarser noises (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
+    multires_noise_discount: Annotated[float, Ge(0), SAME] = 0.3
+    """Strength of each coarser noise relative to the one before."""
+
+
+@dataclass(frozen=True)
+class TimestepConfig:
+    """The timesteps."""
+
+    min_timestep: Annotated[int, Ge(0), SAME] = 0
+    """Train on timesteps from here on; 0 is nearly the picture."""
+    max_timestep: Annotated[int | None, Gt(0), SAME] = None
+    """Train on timesteps below this. Default: the base's number of timesteps, 1000, nearly noise."""
+    timestep_sampling: Annotated[Literal["uniform", "logit_normal", "beta"], SAME] = "uniform"
+    """How often which timestep is drawn; docs/timestep_densities.png shows it."""
+    logit_mean: Annotated[float, SAME] = 0.0
+    """Mean of logit_normal; above 0 draws noisier timesteps more often."""
+    logit_std: Annotated[float, Gt(0), SAME] = 1.0
+    """Standard deviation of logit_normal; above 0."""
+    timestep_beta_alpha: Annotated[float, Gt(0), SAME] = 1.0
+    """First parameter of beta; larger draws noisier timesteps more often."""
+    timestep_beta_beta: Annotated[float, Gt(0), SAME] = 1.0
+    """Second parameter of beta; larger draws less noisy timesteps more often."""
+    timestep_bias_strategy: Annotated[Literal["none", "earlier", "later", "range"], SAME] = "none"
+    """Draw the least noisy timesteps, the noisiest ones, or a range of them more often."""
+    timestep_bias_multiplier: Annotated[float, Gt(0), SAME] = 1.0
+    """How many times as often."""
+    timestep_bias_portion: Annotated[float, Gt(0), SAME] = 0.25
+    """Share of the timesteps that earlier and later mean."""
+    timestep_bias_begin: Annotated[int, Ge(0), SAME] = 0
+    """First timestep of the range."""
+    timestep_bias_end: Annotated[int, SAME] = 1000
+    """End of the range, not included."""
+
+    def problems(self) -> list[str]:
+        """A sentence for each pair of settings that do not go together."""
+        problems = []
+        if self.max_timestep is not None and self.min_timestep >= self.max_timestep:
+            problems.append(f"min_timestep {self.min_timestep} must be below max_timestep {self.max_timestep}")
+        if not math.isfinite(self.logit_mean):
+            problems.append(f"logit_mean is {self.logit_mean}, it must be a number")
+        return problems + (
+            self._unbiased_problems() if self.timestep_bias_strategy == "none" else self._bias_problems()
+        )
+
+    def _unbiased_problems(self) -> list[str]:
+        if self.timestep_bias_multiplier != 1:
+            return ["timestep_bias_multiplier needs a timestep_bias_strategy: earlier, later or range"]
+        return []
+
+    def _bias_problems(self) -> list[str]:
+        strategy, problems = self.timestep_bias_strategy, []
+        if self.timestep_bias_multiplier == 1:
+            problems.append(f"timestep_bias_strategy {strategy} needs a timestep_bias_multiplier other than 1")
+        if self.timestep_sampling != "uniform":
+            problems.append(f"timestep_bias_strategy needs timestep_sampling uniform, not {self.timestep_sampling}")
+        if self.timestep_bias_portion > 1:
+            problems.append(f"timestep_bias_portion is {self.timestep_bias_portion}, it must be at most 1")
+        first, end = self.min_timestep, self.max_timestep or 1000
+        if strategy == "range" and max(first, self.timestep_bias_begin) >= min(end, self.timestep_bias_end):
+            problems.append(
+                f"timestep_bias_begin {self.timestep_bias_begin} and timestep_bias_end {self.timestep_bias_end} must "
+                f"include some of the timesteps {first} to {end}"
+            )
+        return problems

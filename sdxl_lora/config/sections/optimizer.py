@@ -1,0 +1,119 @@
+"""Learning rates and the optimizer."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from sdxl_lora.config.checks import OPTIMIZERS, blocks_problems, keyword_argument
+from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+from sdxl_lora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Learning rate and optimizer."""
+
+    learning_rate: Annotated[float, Ge(0), FREE] = 1e-4
+    """Peak learning rate."""
+    text_encoder_lr: Annotated[float | None, Ge(0), FREE] = None
+    """Peak learning rate of the text encoders. Default: learning_rate."""
+    text_encoder_2_lr: Annotated[float | None, Ge(0), FREE] = None
+    """Peak learning rate of the second text encoder. Default: text_encoder_lr."""
+    stop_text_encoder_training: Annotated[float | None, Ge(0), Lt(1), SAME] = None
+    """After this share of the steps, 0 to 1, the text encoders stay as they are."""
+    block_lr_factors: Annotated[tuple[str, ...], SAME] = ()
+    """Factors of the learning rate for blocks of the UNet, named likewise, e.g. down=0.5 mid=1 up.1=2."""
+    scale_lr: Annotated[bool, FREE] = False
+    """Multiply the learning rate by batch size, micro-steps and processes."""
+    lr_scheduler: Annotated[
+        Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"], FREE
+    ] = "constant"
+    """Course of the learning rate over the steps."""
+    lr_warmup_steps: Annotated[int, Ge(0), FREE] = 0
+    """Steps in which the learning rate rises from 0 (every schedule but "constant")."""
+    lr_num_cycles: Annotated[int, Gt(0), FREE] = 1
+    """Restarts of cosine_with_restarts."""
+    lr_power: Annotated[float, Gt(0), FREE] = 1.0
+    """Exponent of polynomial."""
+    optimizer: Annotated[str, BY_CONTENT] = "adamw"
+    """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, adafactor, schedule_free_adamw; or a module.Class."""
+    use_8bit_adam: Annotated[bool, BY_CONTENT] = False
+    """The same as --optimizer adamw8bit."""
+    optimizer_args: Annotated[tuple[str, ...], BY_CONTENT] = ()
+    """More of the optimizer's own arguments, as name=value with Python's values, e.g. d_coef=2.0 betas=(0.9,0.99)."""
+    lora_plus_ratio: Annotated[float | None, Gt(0), SAME] = None
+    """LoRA+: the second matrix of each LoRA learns this many times faster; 16 is usual."""
+    adam_beta1: Annotated[float, Ge(0), Lt(1), SAME] = 0.9
+    """Decay of the optimizer's first moment."""
+    adam_beta2: Annotated[float, Ge(0), Lt(1), SAME] = 0.999
+    """Decay of the optimizer's second moment."""
+    adam_weight_decay: Annotated[float, Ge(0), SAME] = 1e-2
+    """Decoupled weight decay."""
+    adam_epsilon: Annotated[float, Gt(0), SAME] = 1e-8
+    """Term that keeps Adam's division finite."""
+    ema_decay: Annotated[float | None, Ge(0), Lt(1), SAME] = None
+    """Draw and publish a moving average of the weights that keeps this share in each step, e.g. 0.999."""
+    prodigy_beta3: Annotated[float | None, Ge(0), Lt(1), BY_CONTENT] = None
+    """Decay of Prodigy's estimate of the learning rate. Default: the square root of adam_beta2."""
+    prodigy_decouple: Annotated[bool, BY_CONTENT] = True
+    """Weight decay as in AdamW."""
+    prodigy_use_bias_correction: Annotated[bool, BY_CONTENT] = True
+    """Adam's correction of the first steps, in Prodigy."""
+    prodigy_safeguard_warmup: Annotated[bool, BY_CONTENT] = True
+    """Keep Prodigy's estimate from growing too far while the learning rate warms up."""
+    max_grad_norm: Annotated[float, Ge(0), FREE] = 1.0
+    """Gradients are scaled down to this norm; 0 for no clipping."""
+
+    @property
+    def name(self) -> str:
+        """The optimizer that is meant, whichever setting says so."""
+        return "adamw8bit" if self.use_8bit_adam else self.optimizer
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the optimizer's class beside Adam's settings."""
+        flags = ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")
+        own = {flag: getattr(self, f"prodigy_{flag}") for flag in flags} if self.name == "prodigy" else {}
+        return own | dict(keyword_argument(text) for text in self.optimizer_args)
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that cannot be."""
+        problems = blocks_problems("block_lr_factors", self.block_lr_factors, float)
+        if self.ema_decay is not None and self.name == "schedule_free_adamw":
+            problems.append("ema_decay does not go with schedule_free_adamw, which keeps an average of its own")
+        if self.optimizer not in OPTIMIZERS and "." not in self.optimizer.strip("."):
+            near = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1)
+            question = f", did you mean {near[0]}?" if near else ""
+            known = ", ".join(OPTIMIZERS)
+            problems.append(f"optimizer is {self.optimizer!r}, it must be one of {known}, or module.Class{question}")
+        if self.use_8bit_adam and self.optimizer not in ("adamw", "adamw8bit"):
+            problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {self.optimizer}: leave one of them out")
+        if self.name == "prodigy":
+            problems += self._prodigy_problems()
+        return problems + self._argument_problems()
+
+    def _prodigy_problems(self) -> list[str]:
+        problems = []
+        if self.lora_plus_ratio is not None:
+            problems.append("lora_plus_ratio does not go with prodigy, which finds one learning rate for all weights")
+        factors = [text.rpartition("=")[2].strip() for text in self.block_lr_factors]
+        rates = (self.text_encoder_lr, self.text_encoder_2_lr)
+        if any(factor not in ("0", "0.0", "1", "1.0") for factor in factors) or any(
+            rate not in (None, 0, self.learning_rate) for rate in rates
+        ):
+            problems.append("prodigy finds one learning rate for all weights: factors may be 0 or 1, other rates 0")
+        return problems
+
+    def _argument_problems(self) -> list[str]:
+        problems = []
+        for text in self.optimizer_args:
+            try:
+                name, _ = keyword_argument(text)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            if name in ("lr", "params"):
+                problems.append(f"optimizer_args may not set {name}" + (": use learning_rate" if name == "lr" else ""))
+        return problems

@@ -1,0 +1,70 @@
+"""What a run records, keeps and leaves."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from sdxl_lora.config.fields import FREE
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Logging."""
+
+    loss_bins: Annotated[int, Ge(0), FREE] = 4
+    """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
+    logging_steps: Annotated[int, Gt(0), FREE] = 1
+    """Report every N steps, the mean of the loss over them; between reports a GPU never waits for the host."""
+    report_to: Annotated[Literal["tensorboard", "wandb", "trackio", "all", "none"], FREE] = "tensorboard"
+    """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
+    logging_dir: Annotated[str, FREE] = "logs"
+    """Folder of TensorBoard's files, inside output_dir."""
+    tracker_project_name: Annotated[str, FREE] = "sdxl-lora"
+    """Project in the tracker."""
+    tracker_run_name: Annotated[str | None, FREE] = None
+    """Name of the run in the tracker. Default: output_dir's name."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    checkpointing_steps: Annotated[int | None, Gt(0), FREE] = 500
+    """Save a checkpoint every N steps."""
+    checkpointing_epochs: Annotated[int | None, Gt(0), FREE] = None
+    """Save a checkpoint every N epochs."""
+    checkpoints_total_limit: Annotated[int | None, Gt(0), FREE] = None
+    """Keep the newest N checkpoints, two at least."""
+    resume_from_checkpoint: Annotated[str | None, FREE] = "latest"
+    """"latest" (start anew where there is none), a checkpoint-<step> folder, or None to refuse a used output_dir."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """LoRA files."""
+
+    output_name: Annotated[str | None, FREE] = None
+    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name."""
+    save_precision: Annotated[Literal["fp16", "bf16", "fp32"], FREE] = "fp16"
+    """Precision of the LoRA files; fp32 is taken where values would be lost."""
+    loras_dir: Annotated[str | None, FREE] = None
+    """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras; it must be there."""
+    save_side_files: Annotated[bool, FREE] = False
+    """Also write <output_name>.json and .png, which A1111, Forge and InvokeAI show beside a LoRA."""
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Publishing."""
+
+    push_to_hub: Annotated[bool, FREE] = False
+    """Upload the LoRA files, the model card and its pictures to the Hub at the end."""
+    hub_model_id: Annotated[str | None, FREE] = None
+    """Repository to upload to, user/name. Default: output_name, under the account that is logged in."""
+    hub_private: Annotated[bool, FREE] = True
+    """Create that repository as private."""
+
+    def problems(self) -> list[str]:
+        """A sentence for what needs another setting."""
+        return ["hub_model_id needs push_to_hub"] if self.hub_model_id is not None and not self.push_to_hub else []
