@@ -35,7 +35,7 @@ A switch that is off by default is turned on by its name alone, or by `true` in 
 turned off with `no_` in front of its name: `--no_cache_latents`, or `cache_latents: false` in YAML. Lists take several
 words: `--block_ranks down=4 up=32`.
 
-The [training page](training.md) explains which settings to change first.
+The same texts are printed by `--help`. The [training page](training.md) explains which settings to change first.
 """
 WORDS = {bool: "on, off", int: "whole number", float: "number", str: "text"}
 
