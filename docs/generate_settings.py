@@ -5,16 +5,13 @@ python -m docs.generate_settings
 A test compares the file with `settings_page()`, so run this after a setting has changed. Imports no torch.
 """
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import re
-import textwrap
 import types
 import typing
 from pathlib import Path
 
+from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 
@@ -51,25 +48,11 @@ class Setting:
 
 
 def grouped_settings(config_class: type) -> list[tuple[str, list[Setting]]]:
-    """The settings of a command by topic, as (title, settings), in the order of their declaration.
-
-    A topic begins at a comment `# --- title ---` between the fields; the text below a field is its help.
-    """
-    source = textwrap.dedent(inspect.getsource(config_class))
-    titles = {
-        number: found[1]
-        for number, line in enumerate(source.splitlines(), start=1)
-        if (found := re.fullmatch(r"\s*# --- (.+) ---", line))
-    }
-    hints, fields = typing.get_type_hints(config_class), {f.name: f for f in dataclasses.fields(config_class)}
-    groups: dict[str, list[Setting]] = {title: [] for title in titles.values()}
-    body = ast.parse(source).body[0].body
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign):
-            name, title = field.target.id, titles[max(line for line in titles if line < field.lineno)]
-            help_text = " ".join(ast.literal_eval(text.value).split())
-            setting = Setting(name, values_of(hints[name]), default_of(fields[name].default), help_text)
-            groups[title].append(setting)
+    """The settings of a command by section, as (title, settings), in the order of their declaration."""
+    groups: dict[str, list[Setting]] = {}
+    for name, field in flat_fields(config_class).items():
+        setting = Setting(name, values_of(field.type), default_of(field.default), field.help)
+        groups.setdefault(field.title, []).append(setting)
     return list(groups.items())
 
 
