@@ -2,14 +2,13 @@
 
     accelerate launch train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
 
-Reads top to bottom: what is prepared, the loop, what is left behind. The only module that sees everything.
+`train` reads top to bottom: what is prepared, what trains, what watches it, the loop, what is left behind.
 """
 
 import gc
 import sys
 
-from sdxl_lora.config.cli import load_config, to_yaml
-from sdxl_lora.config.fields import flat_values
+from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.startup import quiet_libraries
 
@@ -18,308 +17,175 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
     quiet_libraries()
     gc.disable()  # else the imports take seven: collections walk through all that is there so far, again and again
 
-import math
 import os
 from contextlib import closing
-from itertools import islice
+from dataclasses import dataclass
 
-import torch
-from accelerate import Accelerator
-
-from sdxl_lora.data.image_dataset import dataset_key
-from sdxl_lora.data.prefetch import ahead, meanwhile
-from sdxl_lora.diffusion.objective import noise_prediction_loss
-from sdxl_lora.distributed.accelerator import make_accelerator, set_arithmetic
+from sdxl_lora.data.prefetch import meanwhile
+from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.distributed.collectives import main_process_decides
-from sdxl_lora.errors import RUN_ERRORS, LostProcessError, NonFiniteError, Stopped
-from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.base_weights import base_sha256
 from sdxl_lora.lora.formats.metadata import public_name
-from sdxl_lora.performance.device_memory import out_of_memory_advice
-from sdxl_lora.rng import Turn, keyed_seed
-from sdxl_lora.run.checkpoints import disk_errors
-from sdxl_lora.run.logger import Journal
-from sdxl_lora.run.lost_processes import naming_lost_processes
-from sdxl_lora.run.session import Run, open_run, replace_text
-from sdxl_lora.run.stop import StopRequest
-from sdxl_lora.run.trackers import start_trackers
-from sdxl_lora.training.checkpointer import register_hooks, restore, save_checkpoint
+from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.session import Run, open_run
+from sdxl_lora.training.batch_shape import choose_batch_shape
+from sdxl_lora.training.checkpointer import AdapterState, Checkpointer
+from sdxl_lora.training.checks import check_inputs, claim_hub_repository, load_similarity
+from sdxl_lora.training.data import TrainingData, prepare_data
 from sdxl_lora.training.dry_run import dry_run
-from sdxl_lora.training.metrics import Numbers, Tally
-from sdxl_lora.training.optim import set_learning_rate
-from sdxl_lora.training.settings import check_graphs, check_names, learning_rate_of, same_on_resume, smaller_settings
-from sdxl_lora.training.watching import Watched
+from sdxl_lora.training.ema import published_weights
+from sdxl_lora.training.evaluator import Evaluator
+from sdxl_lora.training.export import LoraExporter
+from sdxl_lora.training.finish import finish
+from sdxl_lora.training.metrics import StepMetrics, check_finite
+from sdxl_lora.training.model import LoraModel, build_model
+from sdxl_lora.training.optim import build_optimizer, learning_rate_of, rates_kept
+from sdxl_lora.training.samples import SampleWriter
+from sdxl_lora.training.schedule import Cadence
+from sdxl_lora.training.train_step import TrainStep
 
 
-def train(config: TrainConfig) -> None:
-    """One run, from pictures to LoRA files; goes on where an earlier one stopped. Every process calls this.
+@dataclass
+class Trained:
+    """What a training was made of, after its last step."""
 
+    config: TrainConfig
+    run: Run
+    data: TrainingData
+    train_step: TrainStep
+    model: LoraModel
+    optimizer: object
+    evaluator: Evaluator
+    step: int
+
+
+def train(config: TrainConfig) -> Trained | None:
+    """One run, from images to LoRA files; the same command again resumes it. Every process calls this.
+
+    Returns:
+        what it was made of; None where it was stopped on request.
     Raises:
         the exceptions of sdxl_lora/errors.py.
     """
-    accelerator = make_accelerator(
-        config.compute.mixed_precision,
-        config.batch.gradient_accumulation_steps,
-        config.logging.report_to,
-        config.output_dir,
-        config.logging.logging_dir,
-        config.compute.process_timeout_seconds,
-    )
-    set_arithmetic(config.compute.allow_tf32, config.compute.deterministic)
-    folder = config.run_dir
-    with (
-        open_run(accelerator, folder) as run,
-        StopRequest(folder) as stop,
-        disk_errors(folder),
-        naming_lost_processes(accelerator, run),
-        out_of_memory_advice(
-            accelerator.device,
-            config.data.resolution,
-            config.batch.train_batch_size,
-            smaller_settings(config),
-        ),
-    ):
-        training = Training(config, accelerator, run, stop)
-        training.loop()
-        main_process_decides(accelerator, training.finish)
-    accelerator.end_training()
+    accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None
+    with open_run(accelerator, config) as run:  # lock, status.json, requests to stop; full disk, lost process, OOM
+        logger = RunLogger(accelerator, run)
 
+        # Before any work: whatever could fail at the end of the night fails here.
+        base = check_inputs(config, accelerator)
+        similarity = load_similarity(config, accelerator)
+        repository = claim_hub_repository(config, accelerator, run, logger.info)
+        hashing = meanwhile(lambda: base_sha256(base.path)) if accelerator.is_main_process else None
 
-class Training(Watched):
-    """A run and its loop. A step is an optimizer step: `done_steps` of `total_steps` are done."""
-
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, run: Run, stop: StopRequest):
-        check_graphs(config, accelerator.num_processes, accelerator.device)
-        super().__init__(config, accelerator, run, stop)
-        main_process_decides(accelerator, lambda: check_names(config, self.base))
-        main_process_decides(accelerator, self.load_similarity)
-        self.repository = main_process_decides(accelerator, self.claim_repository)
-        hashed = meanwhile(lambda: base_sha256(self.base.path)) if accelerator.is_main_process else None
-        self.prepare_pictures()
-        self.end_if_asked_to("while caching")
+        # Encode once; VAE and text encoders leave the memory before the UNet arrives.
+        data = prepare_data(config, base, accelerator, run, logger)
+        run.end_if_asked(accelerator, "while caching")
         if config.cache.cache_part:
             raise Stopped(f"part {config.cache.cache_part} of the caches is filled")
-        self.fit_into_memory()
-        self.prepare_model()
-        self.micro_step = self.recorded(self.compute) if config.compute.cuda_graphs else self.compute
-        self.end_if_asked_to("while loading")
-        self.base_hash = main_process_decides(accelerator, hashed)
-        self.open_journal(self.resume())
+        config, shape = choose_batch_shape(config, base, data, accelerator, logger.info)
 
-    def resume(self) -> list[str]:
-        """Go to where the newest valid checkpoint stands. Returns what is to be said of it."""
-        register_hooks(self.accelerator, self.models, self.export)
-        if self.ema:
-            self.ema.register_hooks(self.accelerator)
-        if self.held_out:
-            self.best.register_hooks(self.accelerator)
-        if self.config.data.dataset_streaming:
-            self.batches.register_hooks(self.accelerator, lambda: self.done_steps)
-        self.facts = {
-            **same_on_resume(self.config),
-            "optimizer_arguments": repr(self.config.optimizer.arguments),
-            "init_lora": self.start.sha256,
-            "base": self.base_hash or public_name(self.base.path),
-            "vae": self.latents.vae_key,
-            "text_encoders": self.texts.encoders_key,
-            "dataset": self.batches.key if self.config.data.dataset_streaming else dataset_key(self.examples),
-            "images_per_step": self.images_per_step,
-        }
-        wanted = self.config.checkpoint.resume_from_checkpoint
-        notes = list(dict.fromkeys(self.notes))
-        self.done_steps = restore(self.accelerator, self.run.folder, wanted, self.facts, notes.append)
-        self.run.update(best_checkpoint=self.best.checkpoint)
-        for group, now in zip(self.optimizer.param_groups, self.groups, strict=True):  # rates may change on resume
-            group.update(lr_factor=now["lr_factor"], end_step=now["end_step"])
-        return [*notes, f"going on after step {self.done_steps}" if self.done_steps else "starting at step 0"]
+        # What trains.
+        model = build_model(config, base, data.text, accelerator, logger.info)
+        optimizer = build_optimizer(config.optimizer, model, data.total_steps, accelerator)
+        shown = published_weights(config.optimizer.ema_decay, model.adapter_parameters(), optimizer.optimizer)
 
-    def open_journal(self, notes: list[str]) -> None:
-        """Record the settings, open the trackers, say the notes and what will be trained."""
-        config, folder = self.config, self.run.folder
-        if self.accelerator.is_main_process:
-            replace_text(folder / "config.yaml", to_yaml(config))
-        run_name = config.logging.tracker_run_name or folder.resolve().name
-        start_trackers(
-            self.accelerator,
-            config.logging.tracker_project_name,
-            run_name,
-            folder,
-            flat_values(config),
-            self.done_steps,
-            notes.append,
+        # What watches it, and what it leaves.
+        evaluator = Evaluator(config, accelerator, model, shown, data, run, logger)
+        samples = SampleWriter(config, accelerator, base, model, shown, data, similarity, run, logger)
+        run.end_if_asked(accelerator, "while loading")
+        base_hash = main_process_decides(accelerator, hashing)
+        exporter = LoraExporter(config, base, base_hash, model, shown, data, samples)
+        stateful = [AdapterState(model.components), exporter, shown, evaluator, data]
+        fingerprint = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint()}
+        fingerprint["base"] = base_hash or public_name(base.path)
+        checkpointer = Checkpointer(accelerator, run, config.checkpoint, stateful, fingerprint)
+
+        # From here on steps count.
+        with rates_kept(optimizer):
+            step = checkpointer.restore(logger.info)
+        run.update(best_checkpoint=evaluator.best.checkpoint)
+        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, step))
+        metrics = StepMetrics(accelerator.device, config.logging.loss_bins, len(model.scheduler.betas), step)
+        train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
+        step = fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step)
+        main_process_decides(
+            accelerator, lambda: finish(config, run, exporter, data, evaluator.best, repository, logger, step)
         )
-        self.journal = Journal(self.accelerator, self.run, self.done_steps, self.total_steps)
-        self.tally = Tally(self.accelerator.device, config.logging.loss_bins, len(self.schedule.betas))
-        self.since_report: list[tuple[int, set[str]]] = []  # pictures of each step: their number, names of ours
-        self.reported_steps = self.done_steps
-        plan = {
-            "processes": self.accelerator.num_processes,
-            "device": str(self.accelerator.device),
-            "step": self.done_steps,
-            "total_steps": self.total_steps,
-            "pictures": self.batches.pictures,
-            "held_out": len(self.held_out),
-            "sizes": len(self.batches.members),
-            "images_per_step": self.images_per_step,
-            "parameters": sum(parameter.numel() for parameter in self.parameters),
-        }
-        self.run.event("started", **plan)
-        for note in [*notes, ", ".join(f"{name} {value}" for name, value in plan.items())]:
-            self.journal.say(note)
+        trained = Trained(config, run, data, train_step, model, optimizer, evaluator, step)
+    accelerator.end_training()
+    return trained
 
-    def loop(self) -> None:
-        """Step, report, save, draw, until all steps are done, nothing gets better, or someone asks to stop."""
-        config = self.config
-        if config.batch.train_batch_size == "auto":
-            self.rehearse()
-        self.look_again()
-        self.end_if_asked_to(f"before step {self.done_steps + 1}")
-        to_do = islice(self.batches.from_step(self.done_steps), max(0, self.total_steps - self.done_steps))
-        with closing(
-            ahead(self.collator.steps(to_do), 0 if self.texts_are_live or not config.cache.cache_latents else 2)
-        ) as steps:
-            for epochs_before, turns, micro_batches in steps:
-                if self.best.is_given_up:
-                    break
-                learning_rate = learning_rate_of(config, self.done_steps, self.total_steps, self.images_per_step)
-                set_learning_rate(self.optimizer, learning_rate, self.done_steps)
-                self.step(turns, micro_batches)
-                self.done_steps += 1
-                if self.ema:
-                    self.ema.update(self.done_steps)
-                passed = epochs_before, self.batches.epoch_of(self.done_steps)
-                is_due = self.is_due(
-                    passed, config.checkpoint.checkpointing_epochs, config.checkpoint.checkpointing_steps
-                )
-                is_time_to_look = self.is_time_to_look(passed)
-                if not (is_due or is_time_to_look or self.is_time_to_report(passed)):
-                    continue
 
-                is_stopping = self.report(learning_rate)
-                is_best = is_time_to_look and not is_stopping and self.validate()
-                if is_time_to_look:  # perhaps asked to stop while validating: the next start does that again
-                    is_stopping = self.is_asked_to_stop() or is_stopping
-                if is_due or is_stopping or is_best or self.best.is_given_up:
-                    self.save(is_due or is_stopping)
-                if is_stopping:
-                    self.end(f"at step {self.done_steps}, saved {self.run.status['last_checkpoint']}")
-                if is_time_to_look:
-                    self.draw()
+def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step) -> int:
+    """Step, log, evaluate, save and draw, until all steps are done, nothing gets better, or someone asks to stop.
 
-    def is_time_to_report(self, epochs: tuple[int, int]) -> bool:
-        """Alone, a process heeds a request to stop at once; among others at a step in which all report."""
-        return self.is_alone_and_asked_to_stop() or self.is_due(epochs, None, self.config.logging.logging_steps)
+    Args:
+        step: steps done before.
+    Returns:
+        the steps that are done.
+    Raises:
+        Stopped: on request, with everything saved.
+        NonFiniteError: NaN or infinity in a step; no weight has changed since.
+    """
+    cadence = Cadence(config, data)
+    if config.batch.train_batch_size == "auto":
+        train_step.fit_to_memory(data, step)
+    catch_up(step, cadence, evaluator, samples)
+    run.end_if_asked(accelerator, f"before step {step + 1}")
+    with closing(data.batches(step, train_step.shape)) as batches:  # each a pure function of seed and step
+        for batch in batches:
+            if evaluator.should_stop:
+                break
+            learning_rate = learning_rate_of(config.optimizer, step, data.total_steps, data.images_per_step)
+            train_step(batch, step, learning_rate)
+            step += 1
+            shown.update(step)
+            due = cadence.after(step)
+            if not (due or run.is_alone and run.stop_requested()):
+                continue  # nothing is read back from the device
 
-    def is_alone_and_asked_to_stop(self) -> bool:
-        return self.accelerator.num_processes == 1 and bool(self.stop.reason())
+            numbers = train_step.metrics.flush()  # the requests to stop of all processes ride along with the loss
+            check_finite(numbers, run)
+            epoch, by_timestep = data.sampler.passes(step), numbers.by_timestep
+            logger.step(step, numbers.images, epoch, numbers.loss, learning_rate, numbers.grad_norm, **by_timestep)
+            stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
+            is_best = due.evaluate and not stopping and evaluator.evaluate(step)
+            if due.evaluate:  # perhaps asked to stop while validating: the next start does that again
+                stopping = run.stop_agreed(accelerator) or stopping
+            if due.checkpoint or stopping or is_best or evaluator.should_stop:
+                checkpointer.save(step, is_due=due.checkpoint or stopping, best=evaluator.best.checkpoint)
+                logger.skip_time()
+            if stopping:
+                run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
+            if due.evaluate:
+                samples.write(step)
+    return step
 
-    def is_asked_to_stop(self) -> bool:
-        """The same answer on every process: whether any of them was asked to."""
-        if self.stop.reason():
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
 
-    def end_if_asked_to(self, where: str) -> None:
-        if self.is_asked_to_stop():
-            self.end(where)
+def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int) -> dict:
+    """What will be trained, as the log's first line and its event `started` say it."""
+    return {
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "step": step,
+        "total_steps": data.total_steps,
+        "pictures": data.sampler.pictures,
+        "held_out": len(data.held_out),
+        "sizes": len(data.sampler.members),
+        "images_per_step": data.images_per_step,
+        "parameters": sum(parameter.numel() for parameter in model.adapter_parameters().values()),
+    }
 
-    def end(self, where: str) -> None:
-        """Raises Stopped, after a line that says so."""
-        words = f"stopped {where} ({self.stop.reason() or 'another process was asked to'})"
-        if self.accelerator.is_main_process:
-            print(f"{words}; the same command goes on from there", file=sys.stderr)
-        raise Stopped(words)
 
-    def step(self, turns: list[Turn], micro_batches: list[tuple[bool, dict]]) -> None:
-        """One optimizer step over the turns, this process doing its share.
-
-        NaN or infinity changes no weight: an optimizer that sees it on the device goes on without effect until
-        `report` says so, for others the host looks in every step.
-        """
-        accelerator, config, tally = self.accelerator, self.config, self.tally
-        rank, world = accelerator.process_index, accelerator.num_processes
-        names = {self.examples[turn.example].name for turn in turns if turn}  # a stream forgets its pictures
-        self.since_report.append((len(turns), names))
-        for micro_step, (counts, batch) in enumerate(micro_batches):
-            with accelerator.accumulate(*self.wrapped):
-                torch.manual_seed(keyed_seed(config.seed, "dropout", self.done_steps, micro_step, rank))
-                batch = self.on_device(batch)
-                # The mean over the step's pictures: backward divides by micro_steps, DDP by world.
-                share = counts * self.micro_steps * world / len(turns)
-                losses = self.micro_step({**batch, "share": torch.full((), share, device=accelerator.device)})
-                if counts:
-                    tally.add(losses, batch["timesteps"])
-                if accelerator.sync_gradients:
-                    is_spoilt = fault_point("step", self.done_steps + 1)
-                    tally.close(accelerator, len(turns), bool(self.stop.reason()), is_spoilt)
-                    grad_norm = accelerator.clip_grad_norm_(self.parameters, config.optimizer.max_grad_norm or math.inf)
-                    tally.guard(grad_norm, accelerator.scaler is not None)
-                    if self.sees_found_inf:
-                        self.optimizer.optimizer.found_inf = tally.found_inf
-                    else:
-                        self.check_finite(tally.look(forget=False))
-                self.optimizer.step()
-                self.optimizer.zero_grad(**({"set_to_none": False} if config.compute.cuda_graphs else {}))
-
-    def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
-        losses = noise_prediction_loss(
-            self.wrapped[0],
-            self.schedule,
-            batch["latents"],
-            batch,
-            batch["noise"],
-            batch["timesteps"],
-            self.objective,
-        )
-        self.accelerator.backward(losses.sum() * batch["share"])
-        return losses
-
-    def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
-        prompts = batch.get("prompts")
-        tensors = {name: tensor for name, tensor in batch.items() if name != "prompts"}
-        tensors = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in tensors.items()}
-        return tensors if prompts is None else {**tensors, **self.texts.encode(prompts, self.wrapped[1])}
-
-    def report(self, learning_rate: float) -> bool:
-        """Write down the steps since the last report. Returns, the same on every process, whether one is to stop.
-
-        Raises:
-            NonFiniteError: NaN or infinity in one of them; no weight has changed since.
-        """
-        numbers = self.tally.look()
-        self.check_finite(numbers)
-        self.journal.step(
-            self.done_steps,
-            sum(pictures for pictures, _ in self.since_report),
-            self.batches.passes(self.done_steps),
-            numbers.loss,
-            learning_rate,
-            numbers.grad_norm,
-            **numbers.by_timestep,
-        )
-        self.since_report, self.reported_steps = [], self.done_steps
-        return numbers.is_asked_to_stop or self.is_alone_and_asked_to_stop()
-
-    def check_finite(self, numbers: Numbers) -> None:
-        """Raises NonFiniteError where a step since the last report was not."""
-        if numbers.finite_steps == numbers.steps:
-            return
-        step = self.reported_steps + numbers.finite_steps + 1
-        names = ", ".join(sorted(self.since_report[numbers.finite_steps][1]))
-        raise NonFiniteError(
-            f"step {step}: loss {numbers.loss}, gradient norm {numbers.grad_norm}; the weights were not changed. "
-            f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "
-            f"the newest checkpoint is {self.run.status['last_checkpoint'] or 'none yet'}."
-        )
-
-    def save(self, is_due: bool) -> None:
-        """A checkpoint that is not due was saved as the best one, and goes when there is a better one."""
-        keep, best = self.config.checkpoint.checkpoints_total_limit, self.best.checkpoint
-        checkpoint = save_checkpoint(self.accelerator, self.run.folder, self.done_steps, self.facts, keep, best, is_due)
-        self.run.event("checkpoint", step=self.done_steps, path=str(checkpoint))
-        self.run.update(last_checkpoint=checkpoint.name)
-        self.journal.skip_time()
+def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleWriter) -> None:
+    """Evaluate before the first step, and after a kill what should have been by now."""
+    if step and not cadence.after(step).evaluate or not cadence.has_evaluation:
+        return
+    if step == 0 or evaluator.best.measured_step != step:
+        evaluator.evaluate(step)
+    if not (step and samples.are_written(step)):
+        samples.write(step)
 
 
 def main(config: TrainConfig) -> int:

@@ -18,13 +18,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from sdxl_lora.training.settings import base_of, open_pictures
 
 from benchmarks.sizes import save_base, write_pictures
 from sdxl_lora.cache.fill import fill_caches
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.io.memo import Memo
-from sdxl_lora.training.settings import base_of, open_pictures
 
 REPEATS = 3  # starts with everything cached
 

@@ -22,10 +22,11 @@ import torch
 
 from benchmarks.learning import make_dataset
 from examples.shapes.quality import BASE
+from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.data.dataset import open_dataset
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.data.size_conditioning import time_ids
-from sdxl_lora.diffusion.objective import Objective, noise_prediction_loss
+from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.loading import Base, load_schedulers, load_text_parts, load_unet, load_vae
@@ -162,7 +163,7 @@ def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
         sizes = [(*(loaded[row][name] for name in ("original_size", "crop_top_left")), (64, 64)) for row in rows]
         conditions = {"prompt_embeds": prompt_embeds, "pooled_embeds": pooled_embeds}
         conditions["time_ids"] = torch.cat([time_ids(*of_picture) for of_picture in sizes])
-        objective = Objective(snr_gamma=options.get("snr_gamma"))
+        objective = ObjectiveConfig(snr_gamma=options.get("snr_gamma"))
         loss = noise_prediction_loss(
             unet, schedule, latents, conditions, step["noise"], step["timesteps"], objective
         ).mean()

@@ -11,7 +11,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from sdxl_lora.config.checks import raise_all
-from sdxl_lora.config.fields import FREE, SAME, range_problems
+from sdxl_lora.config.fields import FREE, SAME, flat_fields, flat_values, range_problems
 from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
@@ -29,6 +29,10 @@ class TrainConfig:
 
     output_dir: Annotated[str, FREE]
     """Folder of the run: config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
+    seed: Annotated[int, Ge(0), SAME] = 0
+    """Fixes initial weights, order, noise, timesteps and flips."""
+    dry_run: Annotated[bool, FREE] = False
+    """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -45,10 +49,6 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     output: OutputConfig = OutputConfig()
     publish: PublishConfig = PublishConfig()
-    seed: Annotated[int, Ge(0), SAME] = 0
-    """Fixes initial weights, order, noise, timesteps and flips."""
-    dry_run: Annotated[bool, FREE] = False
-    """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
 
     @property
     def run_dir(self) -> Path:
@@ -66,6 +66,20 @@ class TrainConfig:
     @property
     def lora_name(self) -> str:
         return self.output.output_name or Path(self.output_dir).resolve().name
+
+    def same_on_resume(self) -> dict:
+        """Settings that a resumed run shares with the run before, as JSON values."""
+        fields, values = flat_fields(TrainConfig), flat_values(self)
+        values = {name: value for name, value in values.items() if fields[name].resume_rule is SAME}
+        values["optimizer_name"] = self.optimizer.name
+        if self.adapter.init_lora is not None:
+            as_in = f"as in {Path(self.adapter.init_lora).name}"
+            values |= dict.fromkeys(("rank", "lora_alpha", "target_modules"), as_in)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def fingerprint(self) -> dict:
+        """What a checkpoint holds of the settings, to be compared on a resume."""
+        return {**self.same_on_resume(), "optimizer_arguments": repr(self.optimizer.arguments)}
 
     def __post_init__(self) -> None:
         sections = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sdxl_lora.data.captions import AS_WRITTEN, CaptionVariants, caption_in_turn
+from sdxl_lora.config.sections.captions import CaptionConfig
+from sdxl_lora.config.sections.objective import NoiseConfig
+from sdxl_lora.data.captions import AS_WRITTEN, caption_in_turn
 from sdxl_lora.data.image_dataset import Example
 from sdxl_lora.data.sampler import share
 from sdxl_lora.data.size_conditioning import time_ids
 from sdxl_lora.diffusion.noise import (
     PLAIN_NOISE,
-    NoiseShape,
     draw_flip,
     draw_input_noise,
     draw_latents,
@@ -27,9 +28,9 @@ class Chance:
     """What differs from one turn of a picture to the next, beside plain noise and uniform timesteps."""
 
     random_flip: bool = False
-    noise: NoiseShape = PLAIN_NOISE
+    noise: NoiseConfig = PLAIN_NOISE
     timesteps: TimestepDensity = UNIFORM
-    captions: CaptionVariants = AS_WRITTEN
+    captions: CaptionConfig = AS_WRITTEN
 
 
 NO_CHANCE = Chance()
@@ -79,26 +80,62 @@ def collate(
     return {name: rows if name == "prompts" else torch.stack(rows) for name, rows in columns.items()}
 
 
-class Collator:
-    """What `collate` takes beside the turns, and this process's place among those that share a step.
+@dataclass(frozen=True)
+class StepBatch:
+    """A step, as this process has a part in it.
 
-    pin: put batches into memory that a GPU copies from by itself, while the host goes on.
+    Attributes:
+        micro_batches: what `collate` gives, each with whether it counts: where there are too few images for all
+            processes, one that counts nothing keeps them in step.
+        image_count: of the step, over all processes.
+        names: of the step's images, as far as this process knows them.
     """
 
-    def __init__(self, settings: dict, rank: int, world: int, micro_steps: int, pin: bool):
-        self.settings, self.rank, self.world, self.micro_steps, self.pin = settings, rank, world, micro_steps, pin
+    epoch: int
+    micro_batches: list[tuple[bool, dict[str, torch.Tensor | list[str]]]]
+    image_count: int
+    names: set[str]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of samples; see `collate` for what they are made of.
+
+    Attributes:
+        rank, world_size: this process's place among those that share a step.
+        pin: put batches into memory that a GPU copies from by itself, while the host goes on.
+    """
+
+    examples: Sequence[Example]
+    latents: object
+    text: object | None
+    seed: int
+    num_train_timesteps: int
+    chance: Chance = NO_CHANCE
+    prior_loss_weight: float = 1.0
+    rank: int = 0
+    world_size: int = 1
+    micro_steps: int = 1
+    pin: bool = False
 
     def __call__(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor | list[str]]:
-        batch = collate(turns, **self.settings)
+        batch = collate(
+            turns,
+            self.examples,
+            self.latents,
+            self.text,
+            self.seed,
+            self.num_train_timesteps,
+            self.chance,
+            self.prior_loss_weight,
+        )
         return {
             name: value.pin_memory() if self.pin and torch.is_tensor(value) else value for name, value in batch.items()
         }
 
-    def steps(self, steps: Iterable[tuple[int, list[Turn]]]) -> Iterator[tuple[int, list[Turn], list[tuple]]]:
-        """To each step's epoch and turns, this process's micro-batches, each with whether it counts.
-
-        Where there are too few turns for all, one that counts nothing keeps the processes in step.
-        """
+    def steps(self, steps: Iterable[tuple[int, list[Turn]]]) -> Iterator[StepBatch]:
+        """This process's part of each step, given as its epoch and turns."""
         for epoch, turns in steps:
-            shares = share(turns, self.rank, self.world, self.micro_steps)
-            yield epoch, turns, [(bool(share), self(share or turns[:1])) for share in shares]
+            names = {self.examples[turn.example].name for turn in turns if turn}  # a stream forgets its images
+            parts = share(turns, self.rank, self.world_size, self.micro_steps)
+            yield StepBatch(epoch, [(bool(part), self(part or turns[:1])) for part in parts], len(turns), names)

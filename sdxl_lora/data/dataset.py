@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub import DatasetCard
 
+from sdxl_lora.config.sections.data import DataConfig
 from sdxl_lora.data.images import SUFFIXES
 from sdxl_lora.errors import DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, folder_facts
@@ -85,6 +86,12 @@ def folder_of_captioned_pictures(folder: Path) -> datasets.Dataset:
             raise DataError(f"{text_file} is not UTF-8 ({error}): save it as UTF-8") from None
     columns = {"image": [str(path) for path in paths], "text": captions}
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+def trigger_words_of(data: DataConfig) -> list[str]:
+    """The datasets' trigger words, each once: as the settings say, else as preprocess wrote into a dataset's card."""
+    words = [entry.trigger_word or trigger_word_of(entry.train_data_dir) for entry in data.entries()]
+    return [word for word in dict.fromkeys(words) if word]
 
 
 def trigger_word_of(folder: str | None) -> str:

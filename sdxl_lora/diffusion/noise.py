@@ -4,39 +4,26 @@ A pure function of (seed, epoch, example), drawn on the CPU in float32: resuming
 of processes never changes it. Each kind of draw has a stream of its own, so that adding one leaves the others alone.
 """
 
-from dataclasses import dataclass
-
 import torch
 
+from sdxl_lora.config.sections.objective import NoiseConfig
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity
 from sdxl_lora.rng import Turn, generator
 
-
-@dataclass(frozen=True)
-class NoiseShape:
-    """What is done to standard normal noise, in this order; nothing, as it stands.
-
-    offset: strength of one normal number per channel, added everywhere.
-    pyramid_levels, pyramid_discount: coarser noises to add, and the strength of each relative to the one before.
-    input_perturbation: strength of more noise, in what the UNet sees and not in what it should predict.
-    """
-
-    offset: float = 0.0
-    pyramid_levels: int = 0
-    pyramid_discount: float = 0.3
-    input_perturbation: float = 0.0
+PLAIN_NOISE = NoiseConfig()
 
 
-PLAIN_NOISE = NoiseShape()
-
-
-def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], form: NoiseShape = PLAIN_NOISE) -> torch.Tensor:
-    """Noise (C, h, w) for the latents: standard normal but for `form`."""
+def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
+    """Noise (C, h, w) for the latents: standard normal but for what `config` adds."""
     noise = torch.randn(shape, generator=generator(seed, "noise", turn))
-    if form.pyramid_levels:
-        noise = pyramid_noise(noise, form.pyramid_levels, form.pyramid_discount, generator(seed, "pyramid", turn))
-    if form.offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
-        noise = noise + form.offset * torch.randn((shape[0], 1, 1), generator=generator(seed, "noise_offset", turn))
+    if config.multires_noise_iterations:
+        noise = pyramid_noise(
+            noise, config.multires_noise_iterations, config.multires_noise_discount, generator(seed, "pyramid", turn)
+        )
+    if config.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+        noise = noise + config.noise_offset * torch.randn(
+            (shape[0], 1, 1), generator=generator(seed, "noise_offset", turn)
+        )
     return noise
 
 

@@ -1,35 +1,20 @@
 """The training loss: what the UNet predicts for noisy latents, against what it should have.
 
-No randomness, no config: noise and timesteps come in, a loss per picture goes out.
+No randomness: noise and timesteps come in, a loss per picture goes out.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from sdxl_lora.config.sections.objective import ObjectiveConfig
+
 MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below it, noise says nothing of the picture, and dividing by 0 is NaN
 
 
-@dataclass(frozen=True)
-class Objective:
-    """How the error of a prediction becomes a loss.
-
-    loss_type: "l2", "huber" or "smooth_l1" (see `elementwise_loss`); huber_c and huber_schedule belong to the latter.
-    snr_gamma, debiased: weights of timesteps (see `snr_weights`), at most one of them.
-    """
-
-    loss_type: str = "l2"
-    huber_c: float = 0.1
-    huber_schedule: str = "constant"
-    snr_gamma: float | None = None
-    debiased: bool = False
+PLAIN = ObjectiveConfig()
 
 
-PLAIN = Objective()
-
-
-def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps, objective=PLAIN):
+def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps, objective: ObjectiveConfig = PLAIN):
     """The loss of the UNet's prediction, per picture (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
 
     Args:
@@ -56,7 +41,7 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
     target = prediction_target(schedule, latents, noise, timesteps)
     c = huber_scale(schedule, timesteps, objective.huber_c, objective.huber_schedule)
     losses = masked_mean(elementwise_loss(prediction.float(), target.float(), objective.loss_type, c), conditions)
-    if objective.snr_gamma is not None or objective.debiased:
+    if objective.snr_gamma is not None or objective.debiased_estimation:
         snr = snr_of(schedule, timesteps)
         losses = losses * snr_weights(snr, schedule.config.prediction_type, objective.snr_gamma)
     return losses * conditions.get("loss_weight", 1.0)

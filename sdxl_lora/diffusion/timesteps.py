@@ -5,10 +5,13 @@ nothing itself; see draws.py.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from scipy.special import betaincinv
+
+from sdxl_lora.config.sections.objective import TimestepConfig
+from sdxl_lora.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,35 @@ class TimestepDensity:
 
 
 UNIFORM = TimestepDensity()
+
+
+def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDensity:
+    """The density that the settings ask for.
+
+    Raises:
+        ConfigError: timesteps that the base does not have.
+    """
+    first, end = config.min_timestep, config.max_timestep or num_train_timesteps
+    if not first < end <= num_train_timesteps:
+        raise ConfigError(
+            f"min_timestep {first} and max_timestep {end} must lie in order among the base's {num_train_timesteps}"
+        )
+    density = TimestepDensity(
+        config.timestep_sampling,
+        first,
+        config.max_timestep,
+        config.logit_mean,
+        config.logit_std,
+        config.timestep_beta_alpha,
+        config.timestep_beta_beta,
+    )
+    if config.timestep_bias_strategy == "none":
+        return density
+    places = [(timestep - first) / (end - first) for timestep in (config.timestep_bias_begin, config.timestep_bias_end)]
+    begin, end = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
+    return replace(
+        density, kind="biased", bias_begin=begin, bias_end=end, bias_multiplier=config.timestep_bias_multiplier
+    )
 
 
 def biased_place(uniform: float, begin: float, end: float, multiplier: float) -> float:

@@ -10,32 +10,36 @@ import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, gather_object
 
+from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
+from sdxl_lora.config.sections.run import LoggingConfig
 from sdxl_lora.distributed.rendezvous import INIT_METHOD
 from sdxl_lora.errors import ConfigError
 
 
-def make_accelerator(
-    mixed_precision: str, micro_steps: int, report_to: str, run_dir: str, logging_dir: str, timeout_seconds: int = 1800
-) -> Accelerator:
+def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: LoggingConfig, run_dir: str) -> Accelerator:
     """The Accelerator of a run, its precision and accumulation ours whatever the launcher's config says.
+
+    Also sets the process's arithmetic, see `set_arithmetic`.
 
     Raises:
         ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
     """
-    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(report_to, [report_to])
+    mixed_precision, micro_steps = compute.mixed_precision, batch.gradient_accumulation_steps
+    timeout = timedelta(seconds=compute.process_timeout_seconds)
+    trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(logging.report_to, [logging.report_to])
     try:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=micro_steps,
             log_with=trackers,
-            project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging_dir)),
+            project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging.logging_dir)),
             # The frozen base has no buffers that change; a view saves a copy of the gradients; every step has the same
             # graph, but torch 2.13 fails an assertion where such a DDP begins with a micro-step that sends nothing.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=micro_steps == 1
                 ),
-                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=timeout_seconds)),
+                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout),
             ],
         )
     except ValueError as error:
@@ -48,6 +52,7 @@ def make_accelerator(
             f"{launched} processes were launched, but each would train alone: there is no GPU for them. "
             "Launch one process, or set ACCELERATE_USE_CPU=true"
         )
+    set_arithmetic(compute.allow_tf32, compute.deterministic)
     return accelerator
 
 

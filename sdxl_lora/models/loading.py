@@ -22,11 +22,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
 
 for library_logging in (diffusers_logging, transformers_logging):
     library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
 
+ENCODERS = ("text_encoder", "text_encoder_2")
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed_precision
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
@@ -57,6 +60,16 @@ class Base:
     def hub_arguments(self, subfolder: str, weights: bool = True) -> dict:
         arguments = {"subfolder": subfolder, "revision": None if self.is_file else self.revision}
         return {**arguments, "variant": self.variant, "use_safetensors": True} if weights else arguments
+
+
+def base_of(model: ModelConfig) -> Base:
+    return Base(
+        model.pretrained_model_name_or_path,
+        model.pretrained_vae_model_name_or_path,
+        model.pretrained_config_name_or_path,
+        model.revision,
+        model.variant,
+    )
 
 
 def check_base(base: Base) -> None:

@@ -2,7 +2,6 @@
 
 Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
 state in 8 bits, then the frozen base in 8 and in 4. Pictures at once come last: what a rung leaves is filled with them.
-Knows no config.
 """
 
 import re
@@ -13,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sdxl_lora.config.sections.compute import ComputeConfig
+from sdxl_lora.config.sections.optimizer import OptimizerConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import step_bytes
 from sdxl_lora.performance.compute import checkpoint_blocks
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, training_bytes
-from sdxl_lora.performance.quantization import packable, packed_bytes
+from sdxl_lora.performance.quantization import KINDS, packable, packed_bytes
 
 OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large pictures, few weights
 OUTER = " ".join(OUTER_BLOCKS)
@@ -49,6 +50,20 @@ def ladder(now: Rung) -> list[Rung]:
     kinds = ["int8", "nf4"]
     first = kinds.index(now.base_precision) + 1 if now.base_precision in kinds else now.base_precision == "fp8"
     return rungs + [Rung("all", small, kind) for kind in kinds[first:]]
+
+
+def rung_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> Rung:
+    """Where the settings stand on the ladder from fast to small."""
+    recomputed = " ".join(compute.gradient_checkpointing_blocks) or "all"
+    base_precision = compute.base_precision if compute.base_precision in ("fp32", *KINDS) else None
+    return Rung(recomputed if compute.gradient_checkpointing else "none", optimizer.name, base_precision)
+
+
+def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list[str]:
+    """What to try when memory does not suffice, the gentlest first."""
+    if compute.memory_budget is not None:
+        return [f"a --memory_budget below {compute.memory_budget}"]
+    return [rung.flags() for rung in ladder(rung_of(compute, optimizer))[1:]]
 
 
 @dataclass

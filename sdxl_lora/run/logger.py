@@ -2,32 +2,56 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from sdxl_lora.config.cli import to_yaml
+from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.performance.device_memory import memory_gib
-from sdxl_lora.run.session import Run
-from sdxl_lora.run.trackers import log_samples
+from sdxl_lora.run.session import Run, replace_text
+from sdxl_lora.run.trackers import log_samples, start_trackers
 
 
-class Journal:
-    """Tells of steps `first_step` + 1 to `total_steps`. Every process calls it, the main one writes."""
+class RunLogger:
+    """Tells how a run goes. Every process calls it, the main one writes.
 
-    def __init__(self, accelerator, run: Run, first_step: int, total_steps: int):
+    What it is told before `open` is said then, each line once.
+    """
+
+    def __init__(self, accelerator, run: Run):
         self.accelerator, self.run = accelerator, run
-        self.bar = tqdm(
-            total=total_steps, initial=first_step, desc="training", unit="step", disable=not accelerator.is_main_process
-        )
+        self._early: dict[str, None] | None = {}
+        self._bar: tqdm | None = None
         self._since = time.perf_counter()
+
+    def open(self, config: TrainConfig, first_step: int, total_steps: int, plan: Mapping) -> None:
+        """Record the settings, open the trackers, and tell of steps `first_step` + 1 to `total_steps`.
+
+        Args:
+            plan: what will be trained, in numbers.
+        """
+        folder, is_main = self.run.folder, self.accelerator.is_main_process
+        if is_main:
+            replace_text(folder / "config.yaml", to_yaml(config))
+        self.info(f"going on after step {first_step}" if first_step else "starting at step 0")
+        run_name = config.logging.tracker_run_name or folder.resolve().name
+        project, values = config.logging.tracker_project_name, flat_values(config)
+        start_trackers(self.accelerator, project, run_name, folder, values, first_step, self.info)
+        self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", disable=not is_main)
+        self.run.event("started", **plan)
+        early, self._early = self._early, None
+        for line in [*early, ", ".join(f"{name} {value}" for name, value in plan.items())]:
+            self.info(line)
 
     def step(
         self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
     ) -> None:
-        """One optimizer step done: `step` counts from 1, `images` over all processes, `epoch` with its part."""
+        """The steps up to `step`, 1 being the first: `images` over all processes, `epoch` with its part."""
         now = time.perf_counter()
         metrics = {
             "loss": loss,
@@ -42,8 +66,8 @@ class Journal:
         self.accelerator.log(metrics, step=step)
         self.run.event("step", step=step, **metrics)
         self.run.update(state="training", step=step)
-        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
-        self.bar.update(step - self.bar.n)
+        self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
         """The loss on held-out pictures after `step` steps."""
@@ -70,8 +94,11 @@ class Journal:
             tracker.log(measures, step=step)
         self.run.event("similarity", step=step, **measures)
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """A line for the person, above the progress bar, and an event."""
+        if self._early is not None:
+            self._early[message] = None
+            return
         self.run.event("message", text=message)
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
@@ -79,3 +106,8 @@ class Journal:
     def skip_time(self) -> None:
         """What happened since the last step (a save, pictures) does not count as its time."""
         self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """The last step is done: the progress bar ends."""
+        if self._bar is not None:
+            self._bar.close()

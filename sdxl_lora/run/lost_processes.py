@@ -3,10 +3,10 @@
 import contextlib
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from sdxl_lora.errors import LostProcessError
-from sdxl_lora.run.session import Run
 from sdxl_lora.run.status import is_alive, read_status
 
 
@@ -31,7 +31,7 @@ def last_seen(status: dict) -> str:
 
 
 @contextlib.contextmanager
-def naming_lost_processes(accelerator, run: Run):
+def naming_lost_processes(accelerator, folder: Path, status: Mapping):
     """Turn the error of a collective that another process did not take part in into words about that process."""
     try:
         yield
@@ -46,8 +46,8 @@ def naming_lost_processes(accelerator, run: Run):
         )
         if accelerator.num_processes == 1 or not any(sign in str(error) for sign in signs):
             raise
-        lost = lost_ranks(run.folder, accelerator.num_processes, accelerator.process_index)
+        lost = lost_ranks(folder, accelerator.num_processes, accelerator.process_index)
         raise LostProcessError(
-            f"{lost}; rank {accelerator.process_index} ends at step {run.status['step']}. "
+            f"{lost}; rank {accelerator.process_index} ends at step {status['step']}. "
             f"The same command goes on from the newest checkpoint. ({str(error).strip().splitlines()[0]})"
         ) from error

@@ -7,18 +7,27 @@ The web page, a shell and a cluster job all speak to a run through this director
 best_checkpoint, host, pid and heartbeat; status-rank-<n>.json the same of the other processes.
 """
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.collectives import main_process_first
 from sdxl_lora.errors import ConfigError, Stopped
+from sdxl_lora.performance.device_memory import out_of_memory_advice
+from sdxl_lora.performance.memory_budget import smaller_settings
+from sdxl_lora.run.checkpoints import disk_errors
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.lock import Hold
+from sdxl_lora.run.lost_processes import naming_lost_processes
 from sdxl_lora.run.status import read_status, replace_text, status_path
+from sdxl_lora.run.stop import StopRequest
 
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
 
@@ -38,6 +47,8 @@ class Run:
         self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
         self.status["best_checkpoint"] = read_status(folder).get("best_checkpoint")
         self._written = 0.0
+        self.stop: StopRequest | None = None
+        self.is_alone = True  # no other process takes part
         if rank == 0:
             self._hold()
             self.events = EventLog(folder / "events.jsonl")
@@ -65,6 +76,28 @@ class Run:
             text = json.dumps({**self.status, "heartbeat": self._written})
             replace_text(status_path(self.folder, self.rank), text)
 
+    def stop_requested(self) -> str | None:
+        """Why this process should stop, if it should."""
+        return self.stop.reason() if self.stop else None
+
+    def stop_agreed(self, accelerator) -> bool:
+        """Whether any process should stop: the same answer on every one. All call this."""
+        if self.stop_requested():
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
+
+    def end_if_asked(self, accelerator, where: str) -> None:
+        """Raises Stopped where any process should stop. All call this."""
+        if self.stop_agreed(accelerator):
+            self.end(where)
+
+    def end(self, where: str) -> NoReturn:
+        """Raises Stopped, after a line that says so."""
+        words = f"stopped {where} ({self.stop_requested() or 'another process was asked to'})"
+        if self.rank == 0:
+            print(f"{words}; the same command goes on from there", file=sys.stderr)
+        raise Stopped(words)
+
     def __enter__(self) -> "Run":
         return self
 
@@ -91,6 +124,23 @@ class Run:
             self.event("failed", reason=str(error), kind=type(error).__name__, exit_code=exit_code)
 
 
-def open_run(accelerator, folder: Path) -> Run:
-    """The run's directory, held by the main process. Every process calls this; if it is taken, all raise."""
-    return main_process_first(accelerator, lambda: Run(folder, accelerator.process_index))
+@contextlib.contextmanager
+def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
+    """The run's directory, held by the main process, in a context that heeds requests to stop and explains what fails.
+
+    Every process calls this; if the directory is taken, all raise.
+
+    Raises:
+        DiskError, LostProcessError, OutOfMemory: in place of what the system and the libraries raise.
+    """
+    folder, device, compute = config.run_dir, accelerator.device, config.compute
+    smaller = smaller_settings(compute, config.optimizer)
+    with (
+        main_process_first(accelerator, lambda: Run(folder, accelerator.process_index)) as run,
+        StopRequest(folder) as run.stop,
+        disk_errors(folder),
+        naming_lost_processes(accelerator, folder, run.status),
+        out_of_memory_advice(device, config.data.resolution, config.batch.train_batch_size, smaller),
+    ):
+        run.is_alone = accelerator.num_processes == 1
+        yield run

@@ -1,13 +1,13 @@
-"""--dry_run: what a training would do, from configs and pictures alone. Reads no weights and writes nothing.
+"""--dry_run: what a training would do, from configs and images alone. Reads no weights and writes nothing.
 
-It is the training's own planning (parts.py) over models on the meta device, so its numbers are those of the run.
+It is the training's own planning over models on the meta device, so its numbers are those of the run.
 """
 
 import os
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -15,23 +15,17 @@ from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
-from sdxl_lora.models.loading import load_schedulers, load_tokenizers, models_without_weights
+from sdxl_lora.models.loading import DTYPES, ENCODERS, Base, base_of, load_schedulers, load_tokenizers
 from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.device_memory import usable_bytes
-from sdxl_lora.performance.memory_budget import bytes_of
+from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, rung_of
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.run.checkpoints import checkpoints
-from sdxl_lora.training.fitting import ENCODERS, Fitted
-from sdxl_lora.training.optim import parameter_groups
-from sdxl_lora.training.settings import (
-    DTYPES,
-    block_factors,
-    chance_of,
-    check_names,
-    open_pictures,
-    optimizer_of,
-    rung_of,
-)
+from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
+from sdxl_lora.training.checks import check_device, check_names
+from sdxl_lora.training.data import DataPlan, chance_of, open_images, plan_data
+from sdxl_lora.training.model import start_of
+from sdxl_lora.training.optim import block_factors, optimizer_of, parameter_groups
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -42,11 +36,11 @@ def dry_run(config: TrainConfig) -> str:
     """
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
-        plan = DryRun(config)
+        plan = plan_training(config)
     return described(plan, [str(warning.message) for warning in warned if warning.category is UserWarning])
 
 
-def described(plan: "DryRun", warned: list[str]) -> str:
+def described(plan: "TrainingPlan", warned: list[str]) -> str:
     rows = [("pictures", plan.of_pictures()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
     rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
     rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
@@ -56,74 +50,88 @@ def described(plan: "DryRun", warned: list[str]) -> str:
     return "\n".join(lines)
 
 
-class DryRun(Fitted):
-    """The parts of a training as far as they exist without weights."""
+def plan_training(config: TrainConfig) -> "TrainingPlan":
+    """All that can be known of a training before it begins.
 
-    def __init__(self, config: TrainConfig):
-        super().__init__(config, SimpleNamespace(num_processes=int(os.environ.get("WORLD_SIZE", 1))), None, None)
-        check_names(config, self.base)
-        self.plan(open_pictures(config))
-        self.captions = self.captions_that_will_occur()
-        everything = models_without_weights(self.base)
-        self.values = {name: sum(p.numel() for p in model.parameters()) for name, model in everything.items()}
-        self.vae, self.encoders = everything["vae"], [everything[name] for name in ENCODERS]
-        self.count = self.memory_count(everything)
-        self.notes += self.start.notes
-        if (budget := self.budget()) is not None:
-            self.settle(self.count, budget)
-        self.check_rest()
-        written = [example.caption for example in self.examples]
-        warn_of_long_prompts(
-            [*(written if self.captions is None else self.captions), *self.prompts_to_show()],
-            load_tokenizers(self.base)[0],
-            config.captions.max_caption_chunks,
-        )
+    Raises:
+        ConfigError, DataError: what would end the training itself.
+    """
+    world_size, notes = int(os.environ.get("WORLD_SIZE", 1)), []
+    check_device(config, world_size, "cuda" if config.compute.cuda_graphs else "cpu")
+    base = base_of(config.model)
+    check_names(config, base)
+    data = plan_data(config, open_images(config), world_size, notes.append)
+    meta = meta_models(config, base, notes.append)
+    count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)
+    notes += start_of(config.adapter, meta.trained).notes
+    shape = BatchShape.of(config.batch)
+    if (budget := memory_budget(config, notes)) is not None:
+        config, shape = settle(config, count, budget, notes.append)
+    check_rest(config, base, meta)
+    read = [example.caption for example in data.examples] if data.captions is None else data.captions
+    tokenizer = load_tokenizers(base)[0]
+    warn_of_long_prompts([*read, *data.prompts_to_show()], tokenizer, config.captions.max_caption_chunks)
+    return TrainingPlan(config, data, meta, count, shape, world_size, notes)
 
-    def budget(self) -> int | None:
-        """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
-        if self.config.compute.memory_budget is not None:
-            return bytes_of(self.config.compute.memory_budget)
-        if self.config.batch.train_batch_size != "auto":
-            return None
-        if torch.cuda.is_available():
-            return usable_bytes(torch.device("cuda"))
-        self.notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
+
+def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
+    """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
+    if config.compute.memory_budget is not None:
+        return bytes_of(config.compute.memory_budget)
+    if config.batch.train_batch_size != "auto":
         return None
+    if torch.cuda.is_available():
+        return usable_bytes(torch.device("cuda"))
+    notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
+    return None
 
-    @property
-    def texts_are_live(self) -> bool:
-        return self.captions is None
 
-    def check_rest(self) -> None:
-        """What the training asks of its settings on the way, beside what is planned here."""
-        config = self.config
-        schedule, _ = load_schedulers(self.base, config.objective.prediction_type, config.objective.zero_terminal_snr)
-        chance_of(config, len(schedule.betas))
-        parameters = adapter_parameters(self.models["unet"])
-        groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config, parameters))
-        optimizer_of(config, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
+def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
+    """What the training asks of its settings on the way, beside what is planned here."""
+    schedule, _ = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
+    chance_of(config, len(schedule.betas))
+    parameters = adapter_parameters(meta.trained["unet"])
+    groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config.optimizer, parameters))
+    optimizer_of(config.optimizer, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training as far as it is known without weights, and what a person is told of it."""
+
+    config: TrainConfig
+    data: DataPlan
+    meta: MetaModels
+    count: MemoryCount
+    shape: BatchShape
+    world_size: int
+    notes: list[str]
 
     def of_pictures(self) -> list[str]:
-        count = Counter(example.target_size for example in self.examples)
+        count = Counter(example.target_size for example in self.data.examples)
         sizes = [f"{number} of {width}x{height}" for (height, width), number in count.most_common()]
         shown = sizes[:8] + ([f"{len(sizes) - 8} more sizes"] if len(sizes) > 8 else [])
-        lines = [f"{len(self.examples)}, {len(self.held_out)} held out; {', '.join(shown)}"]
-        if class_images := sum(example.is_class_image for example in self.examples):
+        lines = [f"{len(self.data.examples)}, {len(self.data.held_out)} held out; {', '.join(shown)}"]
+        if class_images := sum(example.is_class_image for example in self.data.examples):
             lines.append(f"{class_images} of them are class images")
-        for repeats, number in Counter(example.repeats for example in self.examples).items():
+        for repeats, number in Counter(example.repeats for example in self.data.examples).items():
             if repeats != 1:
                 lines.append(f"{number} of them {float(repeats):g} times per epoch")
         return lines
 
     def of_steps(self) -> list[str]:
-        per_epoch = float(self.batches.turns_per_epoch / self.images_per_step)
-        epochs = self.batches.passes(self.total_steps)
+        per_epoch = float(self.data.sampler.turns_per_epoch / self.data.images_per_step)
+        epochs = self.data.sampler.passes(self.data.total_steps)
         lines = [
-            f"{self.total_steps} of {self.images_per_step} pictures ({self.micro_batch} x "
-            f"{self.micro_steps} micro-steps x {self.accelerator.num_processes} processes); "
+            f"{self.data.total_steps} of {self.data.images_per_step} pictures ({self.shape.micro_batch} x "
+            f"{self.shape.micro_steps} micro-steps x {self.world_size} processes); "
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
-        small = [rows for rows in self.batches.members.values() if sum(map(len, rows.values())) < self.images_per_step]
+        small = [
+            rows
+            for rows in self.data.sampler.members.values()
+            if sum(map(len, rows.values())) < self.data.images_per_step
+        ]
         if small:
             lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
         return lines
@@ -131,28 +139,34 @@ class DryRun(Fitted):
     def of_parameters(self) -> list[str]:
         """Numbers of values and modules, for the UNet by its three parts."""
         lines = []
-        for name, model in self.models.items():
+        for name, model in self.meta.trained.items():
             values, modules = Counter(), Counter()
             for key, parameter in adapter_parameters(model).items():
                 values[part_of(name, key)] += parameter.numel()
             for key in adapter_layers(model, name):
                 modules[part_of(name, key)] += 1
             lines += [f"{part:16} {values[part]:>12,} parameters in {modules[part]} modules" for part in values]
-        return [*lines, f"{'together':16} {sum(p.numel() for p in self.adapter_parameters().values()):>12,} parameters"]
+        return [*lines, f"{'together':16} {sum(p.numel() for p in self.meta.adapter_parameters()):>12,} parameters"]
+
+    @property
+    def _encoders(self) -> list[torch.nn.Module]:
+        return [self.meta.models[name] for name in ENCODERS]
 
     def cached_bytes(self) -> tuple[int, int, int, int]:
         """Numbers of pictures' and of prompts' records, and bytes of either."""
-        config, vae = self.config, self.vae.config
+        config, vae = self.config, self.meta.models["vae"].config
         flips = 1 + config.data.random_flip
-        sizes = {example.key: example.target_size for example in self.examples}
+        sizes = {example.key: example.target_size for example in self.data.examples}
         factor = 2 ** (len(vae.block_out_channels) - 1)
         of_size = {
             size: latent_record(size, vae.latent_channels, factor, config.objective.masked_loss)
             for size in sizes.values()
         }
-        prompts = set(self.captions or ()) | set(() if config.adapter.train_text_encoder else self.prompts_to_show())
-        widths = tuple(encoder.config.hidden_size for encoder in self.encoders)
-        pooled = self.encoders[1].config.projection_dim
+        prompts = set(self.data.captions or ()) | set(
+            () if config.adapter.train_text_encoder else self.data.prompts_to_show()
+        )
+        widths = tuple(encoder.config.hidden_size for encoder in self._encoders)
+        pooled = self._encoders[1].config.projection_dim
         of_prompt = text_record(
             widths, pooled, config.captions.max_caption_chunks, DTYPES[config.compute.mixed_precision]
         )
@@ -163,7 +177,7 @@ class DryRun(Fitted):
         pictures, prompts, latents, texts = self.cached_bytes()
         folder = self.config.cache_folder
         live = "" if self.config.cache.cache_latents else "; pictures are encoded live"
-        live += "" if self.captions is not None else "; captions are encoded live"
+        live += "" if self.data.captions is not None else "; captions are encoded live"
         return [
             f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
             f"into {folder}, but for what is there already" if folder.is_dir() else f"into {folder}",
@@ -171,8 +185,12 @@ class DryRun(Fitted):
 
     def of_memory(self) -> list[str]:
         """While training, by what takes it; and while the cache is filled, where that is more."""
-        parts = self.count.parts(rung_of(self.config), self.micro_batch)
-        caching = self.values["vae"] * 4 + encoding_bytes(self.vae, self.count.size) + round(CUDA_CONTEXT * GIB)
+        parts = self.count.parts(rung_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
+        caching = (
+            self.meta.values["vae"] * 4
+            + encoding_bytes(self.meta.models["vae"], self.count.size)
+            + round(CUDA_CONTEXT * GIB)
+        )
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
         return [
             f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",

@@ -37,18 +37,11 @@ class Ema:
             self._copy(self.average, self.parameters)
             yield
 
-    def register_hooks(self, accelerator) -> None:
-        """Make the average part of accelerator.save_state and load_state."""
+    def save(self, folder: Path, step: int) -> None:
+        save_file({name: tensor.cpu() for name, tensor in self.average.items()}, folder / STATE_NAME)
 
-        def save(models, weights, folder: str) -> None:
-            if accelerator.is_main_process:
-                save_file({name: tensor.cpu() for name, tensor in self.average.items()}, Path(folder) / STATE_NAME)
-
-        def load(models, folder: str) -> None:
-            self._copy(load_file(Path(folder) / STATE_NAME), self.average)
-
-        accelerator.register_save_state_pre_hook(save)
-        accelerator.register_load_state_pre_hook(load)
+    def load(self, folder: Path) -> None:
+        self._copy(load_file(folder / STATE_NAME), self.average)
 
     @staticmethod
     @torch.no_grad()
@@ -81,3 +74,36 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
+
+
+class TrainedWeights:
+    """The weights that samples and LoRA files are made of: those that train, or a schedule-free optimizer's average."""
+
+    def __init__(self, optimizer, parameters: Sequence[nn.Parameter]):
+        self.optimizer, self.parameters = optimizer, parameters
+
+    def update(self, step: int) -> None:
+        """Nothing: the optimizer keeps what there is to keep."""
+
+    def save(self, folder: Path, step: int) -> None:
+        """Nothing: the optimizer's state holds it."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing, likewise."""
+
+    def shown(self):
+        """A context in which the adapter holds these weights."""
+        return schedule_free_average(self.optimizer, self.parameters)
+
+
+PublishedWeights = Ema | TrainedWeights
+
+
+def published_weights(ema_decay: float | None, named: dict[str, nn.Parameter], optimizer) -> PublishedWeights:
+    """The weights to show and to publish: an EMA where one is asked for.
+
+    Args:
+        named: the adapters' parameters by name.
+        optimizer: not wrapped by Accelerate.
+    """
+    return TrainedWeights(optimizer, list(named.values())) if ema_decay is None else Ema(named, ema_decay)

@@ -1,47 +1,65 @@
-"""The numbers of the steps since the last look, kept on the device: looking is the only time the host waits for it.
+"""The numbers of the steps since they were last read, kept on the device: reading is the only time the host waits.
 
 Also whether one of them was NaN or infinite. An optimizer that can be told so on the device (torch's fused ones) then
 changes no weight, in that step and in every later one, whenever the host gets to know of it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
-from sdxl_lora.training.measures import means_by_timestep, sums_by_timestep
+from sdxl_lora.errors import NonFiniteError
+from sdxl_lora.run.session import Run
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Of `steps` steps: their mean loss, and of the last one the norm of the gradients.
+class StepNumbers:
+    """Of the steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
 
     finite_steps: how many there were before the first with NaN or infinity, whose loss and norm these then are.
+    images: how many they saw; names: of each step's images, as far as this process knows them.
     """
 
+    first_step: int
     steps: int
     loss: float
     grad_norm: float
     by_timestep: dict[str, float]
     finite_steps: int
-    is_asked_to_stop: bool
+    stop_requested: bool
+    images: int
+    names: list[Collection[str]]
 
 
-class Tally:
-    """`add` for each micro-step, `close` and `guard` for each step, `look` when the numbers are wanted."""
+class StepMetrics:
+    """`begin`, `add` for each micro-step, `close` and `guard` for each step; `flush` when the numbers are wanted.
 
-    def __init__(self, device: torch.device, bins: int, num_train_timesteps: int):
+    Args:
+        first_step: steps done before.
+        bins: ranges of timesteps to report the loss for.
+    """
+
+    def __init__(self, device: torch.device, bins: int, num_train_timesteps: int, first_step: int = 0):
         self.device, self.bins, self.num_train_timesteps = device, bins, num_train_timesteps
         self.found_inf = torch.zeros((), device=device)
         self.step_sums = self._zeros()
-        self._begin()
+        self._start_from(first_step)
 
     def _zeros(self) -> torch.Tensor:
         """Sums over the processes: losses, requests to stop, losses by timestep and their numbers."""
         return torch.zeros(2 + 2 * self.bins, device=self.device)
 
-    def _begin(self) -> None:
-        self.steps, self.sums = 0, self._zeros()
+    def _start_from(self, step: int) -> None:
+        self.first_step, self.steps, self.sums = step, 0, self._zeros()
         self.finite_steps, self.grad_norm = torch.zeros((2,), device=self.device)
+        self.images: list[int] = []
+        self.names: list[Collection[str]] = []
+
+    def begin(self, images: int, names: Collection[str]) -> None:
+        """A step of so many images, over all processes, begins."""
+        self.images.append(images)
+        self.names.append(names)
 
     def add(self, losses: torch.Tensor, timesteps: torch.Tensor) -> None:
         """The losses (B,) of a micro-batch at its timesteps (B,)."""
@@ -49,10 +67,10 @@ class Tally:
         by_timestep = sums_by_timestep(losses, timesteps, self.num_train_timesteps, self.bins)
         self.step_sums[2:] += by_timestep.flatten()
 
-    def close(self, accelerator, pictures: int, is_asked_to_stop: bool, is_spoilt: bool = False) -> None:
-        """All micro-steps of a step of so many pictures are added: sum over the processes."""
-        self.step_sums[0] = torch.nan if is_spoilt else self.step_sums[0] / pictures
-        self.step_sums[1] += is_asked_to_stop
+    def close(self, accelerator, stop_requested: bool, is_spoilt: bool = False) -> None:
+        """All micro-steps of the step are added: sum over the processes."""
+        self.step_sums[0] = torch.nan if is_spoilt else self.step_sums[0] / self.images[-1]
+        self.step_sums[1] += stop_requested
         self.step_sums = accelerator.reduce(self.step_sums, "sum")
 
     def guard(self, grad_norm: torch.Tensor, has_scaler: bool) -> None:
@@ -67,20 +85,59 @@ class Tally:
         self.step_sums = self._zeros()
         self.steps += 1
 
-    def look(self, forget: bool = True) -> Numbers:
-        """Waits for the device. With `forget` the next look is at later steps alone."""
+    def numbers(self) -> StepNumbers:
+        """The numbers so far. Waits for the device."""
         loss, stops, *by_timestep, norm, finite_steps = torch.cat(
             [self.sums, torch.stack([self.grad_norm, self.finite_steps])]
         ).tolist()
         sums = torch.tensor(by_timestep).reshape(2, self.bins)
-        numbers = Numbers(
+        return StepNumbers(
+            self.first_step,
             self.steps,
             loss / max(1, self.steps),
             norm,
             means_by_timestep(sums, self.num_train_timesteps),
             round(finite_steps),
             stops > 0,
+            sum(self.images),
+            self.names,
         )
-        if forget:
-            self._begin()
+
+    def flush(self) -> StepNumbers:
+        """The numbers so far; the next ones are of later steps alone. Waits for the device."""
+        numbers = self.numbers()
+        self._start_from(self.first_step + self.steps)
         return numbers
+
+
+def check_finite(numbers: StepNumbers, run: Run) -> None:
+    """Raises NonFiniteError where one of the steps was not; it names the step's images."""
+    if numbers.finite_steps == numbers.steps:
+        return
+    step = numbers.first_step + numbers.finite_steps + 1
+    names = ", ".join(sorted(numbers.names[numbers.finite_steps]))
+    raise NonFiniteError(
+        f"step {step}: loss {numbers.loss}, gradient norm {numbers.grad_norm}; the weights were not changed. "
+        f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "
+        f"the newest checkpoint is {run.status['last_checkpoint'] or 'none yet'}."
+    )
+
+
+def sums_by_timestep(losses, timesteps, num_train_timesteps: int, bins: int) -> torch.Tensor:
+    """(2, bins): the sum and the number of the losses (B,) whose timesteps (B,) lie in each of equal ranges."""
+    sums = torch.zeros(2, bins, device=losses.device)
+    if not bins:
+        return sums
+    place = timesteps * bins // num_train_timesteps
+    return sums.index_add_(1, place, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
+
+
+def means_by_timestep(sums: torch.Tensor, num_train_timesteps: int) -> dict[str, float]:
+    """{"loss_timesteps_0_249": mean, ...} of `sums_by_timestep`, for the ranges that losses fell into."""
+    bins = sums.shape[1]
+    edges = [-(-num_train_timesteps * i // max(bins, 1)) for i in range(bins + 1)]
+    return {
+        f"loss_timesteps_{edges[i]}_{edges[i + 1] - 1}": total / count
+        for i, (total, count) in enumerate(sums.T.tolist())
+        if count
+    }

@@ -3,12 +3,16 @@
 import importlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from sdxl_lora.config.sections.optimizer import OptimizerConfig
+from sdxl_lora.config.unet_blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora.state import adapter_parameters
 
 # name: (module, class, what pip installs)
 CLASSES = {
@@ -133,3 +137,79 @@ def set_learning_rate(optimizer, learning_rate: float, step: int = 0) -> None:
     for group in optimizer.param_groups:
         has_ended = group.get("end_step") is not None and step >= group["end_step"]
         group["lr"] = 0.0 if has_ended else learning_rate * group.get("lr_factor", 1.0)
+
+
+def build_optimizer(config: OptimizerConfig, model, total_steps: int, accelerator):
+    """The optimizer over the adapters of a LoraModel, prepared by Accelerate.
+
+    Raises:
+        ConfigError: blocks without parameters, or settings that the optimizer does not take.
+    """
+    rates, groups = rates_of_components(config, total_steps), []
+    for name, component in model.components.items():
+        parameters = adapter_parameters(component)
+        factors = block_factors(config, parameters) if name == "unet" else None
+        for group in parameter_groups(parameters, config.lora_plus_ratio, factors):
+            groups.append({**group, **rates[name], "lr_factor": group["lr_factor"] * rates[name]["lr_factor"]})
+    optimizer = accelerator.prepare(optimizer_of(config, groups))
+    optimizer.train()
+    return optimizer
+
+
+def optimizer_of(config: OptimizerConfig, groups: list[dict]) -> torch.optim.Optimizer:
+    return make_optimizer(
+        config.name,
+        groups,
+        config.learning_rate,
+        (config.adam_beta1, config.adam_beta2),
+        config.adam_weight_decay,
+        config.adam_epsilon,
+        config.arguments,
+    )
+
+
+def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, dict]:
+    """For each model, the factor of its learning rate and the step that ends its training."""
+    end_step = None
+    if config.stop_text_encoder_training is not None:
+        end_step = round(config.stop_text_encoder_training * total_steps)
+    first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+    second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
+    base = config.learning_rate or 1.0
+    return {
+        "unet": {"lr_factor": 1.0, "end_step": None},
+        "text_encoder": {"lr_factor": first / base, "end_step": end_step},
+        "text_encoder_2": {"lr_factor": second / base, "end_step": end_step},
+    }
+
+
+def block_factors(config: OptimizerConfig, modules: Iterable[str]) -> dict[str, float]:
+    """The factor of the learning rate of each of the UNet's parameters by name; ConfigError for an empty block."""
+    factors, modules = parse_blocks(config.block_lr_factors, float), list(modules)
+    try:
+        check_blocks(factors, modules)
+    except ValueError as error:
+        raise ConfigError(f"block_lr_factors: {error}") from None
+    return {module: value_of(module, factors, 1.0) for module in modules}
+
+
+def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, images_per_step: int) -> float:
+    """The learning rate of step `step`, 0 being the first; the groups' factors come on top."""
+    return learning_rate_at(
+        step,
+        total_steps,
+        config.learning_rate * (images_per_step if config.scale_lr else 1),
+        config.lr_scheduler,
+        config.lr_warmup_steps,
+        config.lr_num_cycles,
+        config.lr_power,
+    )
+
+
+@contextmanager
+def rates_kept(optimizer) -> Iterator[None]:
+    """A context after which the groups' rates are what they were before, as the settings may change on a resume."""
+    rates = [{name: group[name] for name in ("lr_factor", "end_step")} for group in optimizer.param_groups]
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group.update(rate)

@@ -1,6 +1,6 @@
 """How captions vary, and how much of them is read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
@@ -28,6 +28,11 @@ class CaptionConfig:
     """Choose one of {red|green|blue} in a caption anew in every turn; choices may hold further ones."""
     max_caption_chunks: Annotated[int, Gt(0), SAME] = 1
     """Captions and sample prompts are read as this many chunks of 75 tokens; 3 for up to 225 tokens."""
+
+    @property
+    def vary(self) -> bool:
+        """Whether a caption may differ from one use of its image to the next."""
+        return replace(self, max_caption_chunks=1) != CaptionConfig()
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
-from sdxl_lora.config.dataset_spec import parse_entries
+from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries
 from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
 from sdxl_lora.errors import ConfigError
 
@@ -43,6 +43,11 @@ class DataConfig:
     """Crop such pictures at their centre; else at a place drawn once per picture from the seed."""
     random_flip: Annotated[bool, SAME] = False
     """Mirror a picture left to right in half of its turns."""
+
+    def entries(self) -> list[DatasetEntry]:
+        """The datasets, also where it is one."""
+        one = DatasetEntry(self.train_data_dir, self.dataset_name, self.dataset_config_name)
+        return parse_entries(self.datasets) or [one]
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""

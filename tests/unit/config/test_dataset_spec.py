@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from PIL import Image
+from sdxl_lora.training.settings import open_pictures, trigger_words_of
 
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries, repeats_of
@@ -16,7 +17,6 @@ from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
 from sdxl_lora.data.sampler import Batches
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.settings import open_pictures, trigger_words_of
 from tests.helpers.configs import flat_train_config
 
 MAPPINGS = """\

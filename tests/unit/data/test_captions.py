@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from sdxl_lora.data.captions import AS_WRITTEN, CaptionVariants, caption_in_turn, prompts_of
+from sdxl_lora.config.sections.captions import CaptionConfig
+from sdxl_lora.data.captions import AS_WRITTEN, caption_in_turn, prompts_of
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.rng import Turn
 from tests.helpers.configs import flat_train_config
@@ -23,19 +24,21 @@ def test_captions_stay_as_they_are_written_by_default():
 
 
 def test_a_tenth_of_the_turns_has_the_empty_prompt():
-    found = Counter(captions(TAGS, CaptionVariants(empty_share=0.1)))
+    found = Counter(captions(TAGS, CaptionConfig(proportion_empty_prompts=0.1)))
     assert set(found) == {TAGS, ""} and found[""] == pytest.approx(200, abs=40)
 
 
 def test_shuffled_tags_keep_the_first_and_come_in_every_order():
-    found = Counter(captions(TAGS, CaptionVariants(shuffle=True, keep_tags=2)))
+    found = Counter(captions(TAGS, CaptionConfig(shuffle_caption=True, keep_tokens=2)))
     assert all(caption.startswith("sks, cat, ") for caption in found)
     assert len(found) == 6 and min(found.values()) > 250  # 2000 / 3!
     assert all(sorted(caption.split(", ")) == sorted(TAGS.split(", ")) for caption in found)
 
 
 def test_tag_dropout_leaves_out_its_share_of_what_is_not_kept():
-    found = [caption.split(", ") for caption in captions(TAGS, CaptionVariants(tag_dropout=0.25, keep_tags=1))]
+    found = [
+        caption.split(", ") for caption in captions(TAGS, CaptionConfig(caption_tag_dropout_rate=0.25, keep_tokens=1))
+    ]
     assert all(tags[0] == "sks" for tags in found)
     assert all(tags == [tag for tag in TAGS.split(", ") if tag in tags] for tags in found), "the order stays"
     left = sum(len(tags) - 1 for tags in found) / (4 * len(found))
@@ -43,27 +46,29 @@ def test_tag_dropout_leaves_out_its_share_of_what_is_not_kept():
 
 
 def test_a_separator_in_the_caption_says_what_is_kept():
-    variants = CaptionVariants(tag_dropout=0.999999, keep_separator="|||", separator=";")
+    variants = CaptionConfig(caption_tag_dropout_rate=0.999999, keep_tokens_separator="|||", caption_separator=";")
     assert set(captions("sks; a cat ||| x; y; z", variants)) == {"sks; a cat"}
-    assert set(captions("a b c", CaptionVariants(shuffle=True, separator=" ", keep_tags=2))) == {"a b c"}
+    assert set(captions("a b c", CaptionConfig(shuffle_caption=True, caption_separator=" ", keep_tokens=2))) == {
+        "a b c"
+    }
 
 
 def test_wildcards_choose_inner_ones_first_and_leave_other_braces():
-    found = Counter(captions("a {red|{light|dark} blue|} {cat}", CaptionVariants(wildcards=True)))
+    found = Counter(captions("a {red|{light|dark} blue|} {cat}", CaptionConfig(enable_wildcard=True)))
     assert set(found) == {"a red {cat}", "a light blue {cat}", "a dark blue {cat}", "a  {cat}"}
     assert found["a red {cat}"] == pytest.approx(2000 / 3, abs=80)
     assert found["a dark blue {cat}"] == pytest.approx(2000 / 6, abs=60)
 
 
 def test_each_kind_of_chance_leaves_the_others_alone():
-    both = captions(TAGS, CaptionVariants(empty_share=0.3, shuffle=True))
-    alone = captions(TAGS, CaptionVariants(shuffle=True))
+    both = captions(TAGS, CaptionConfig(proportion_empty_prompts=0.3, shuffle_caption=True))
+    alone = captions(TAGS, CaptionConfig(shuffle_caption=True))
     assert all(one in ("", other) for one, other in zip(both, alone, strict=True))
-    assert captions(TAGS, CaptionVariants(shuffle=True), seed=1) != alone
+    assert captions(TAGS, CaptionConfig(shuffle_caption=True), seed=1) != alone
 
 
 def test_all_that_will_occur_is_listed_up_to_a_limit():
-    variants = CaptionVariants(empty_share=0.5, shuffle=True)
+    variants = CaptionConfig(proportion_empty_prompts=0.5, shuffle_caption=True)
     turns = [Turn(example, epoch) for epoch in range(3) for example in range(2)]
     written = ["a, b, c", "d, e, f"]
     listed = prompts_of(written, 7, turns, variants, limit=100)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sdxl_lora.diffusion.noise import NoiseShape, draw_input_noise, draw_noise
+from sdxl_lora.config.sections.objective import NoiseConfig
+from sdxl_lora.diffusion.noise import draw_input_noise, draw_noise
 from sdxl_lora.rng import Turn
 
 TURNS = [Turn(example, epoch) for example in range(20) for epoch in range(20)]
@@ -15,7 +16,7 @@ def noises(form):
 
 
 def test_noise_offset_adds_one_number_per_channel():
-    plain, offset = noises(NoiseShape()), noises(NoiseShape(offset=0.1))
+    plain, offset = noises(NoiseConfig()), noises(NoiseConfig(noise_offset=0.1))
     added = offset - plain
     assert torch.allclose(added, added[:, :, :1, :1], atol=1e-6)
     assert added[:, :, 0, 0].std().item() == pytest.approx(0.1, rel=0.1)
@@ -23,7 +24,7 @@ def test_noise_offset_adds_one_number_per_channel():
 
 
 def test_pyramid_noise_keeps_variance_1_and_ties_neighbours_together():
-    noise = noises(NoiseShape(pyramid_levels=2, pyramid_discount=0.5))
+    noise = noises(NoiseConfig(multires_noise_iterations=2, multires_noise_discount=0.5))
     variance = 1 + 0.5**2 + 0.5**4
     assert noise.var().item() == pytest.approx(1, rel=0.02)
 
@@ -36,7 +37,7 @@ def test_pyramid_noise_keeps_variance_1_and_ties_neighbours_together():
 
 
 def test_pyramid_noise_ends_at_a_single_value():
-    wanted, possible = (draw_noise(1, TURNS[0], (4, 3, 2), NoiseShape(pyramid_levels=n)) for n in (50, 2))
+    wanted, possible = (draw_noise(1, TURNS[0], (4, 3, 2), NoiseConfig(multires_noise_iterations=n)) for n in (50, 2))
     assert torch.equal(wanted, possible) and wanted.shape == (4, 3, 2)
 
 
@@ -48,10 +49,10 @@ def test_input_perturbation_is_noise_of_its_strength():
 
 
 def test_every_draw_is_the_turns_own_and_comes_again():
-    form = NoiseShape(offset=0.1, pyramid_levels=3, input_perturbation=0.1)
+    form = NoiseConfig(noise_offset=0.1, multires_noise_iterations=3, input_perturbation=0.1)
     drawn = [draw_noise(1, turn, SHAPE, form) for turn in TURNS[:3]]
     assert all(torch.equal(draw_noise(1, turn, SHAPE, form), noise) for turn, noise in zip(TURNS, drawn, strict=False))
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(
-        draw_noise(1, TURNS[0], SHAPE, NoiseShape(input_perturbation=0.1)), draw_noise(1, TURNS[0], SHAPE)
+        draw_noise(1, TURNS[0], SHAPE, NoiseConfig(input_perturbation=0.1)), draw_noise(1, TURNS[0], SHAPE)
     )

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from sdxl_lora.diffusion.objective import (
-    Objective,
+    ObjectiveConfig,
     elementwise_loss,
     huber_scale,
     noise_prediction_loss,
@@ -112,7 +112,7 @@ def test_min_snr_by_hand(turn):
     snr = (signal / sigma).flatten() ** 2
     for prediction_type, divisor in [("epsilon", snr), ("v_prediction", snr + 1), ("sample", torch.ones(3))]:
         schedule = schedule_of(prediction_type)
-        plain, weighted = (loss_of(turn, schedule, Objective(snr_gamma=gamma)) for gamma in (None, 5.0))
+        plain, weighted = (loss_of(turn, schedule, ObjectiveConfig(snr_gamma=gamma)) for gamma in (None, 5.0))
         expected = torch.stack([min(snr[i], torch.tensor(5.0)) / divisor[i] for i in range(3)])
         torch.testing.assert_close(weighted / plain, expected, rtol=1e-4, atol=0)
     assert snr_weights(torch.tensor([20.0, 5.0, 0.5]), "epsilon", 5.0).tolist() == pytest.approx([0.25, 1, 1])
@@ -133,7 +133,7 @@ def test_weights_make_epsilon_and_v_the_same_loss(turn):
     noisy = signal * turn["latents"] + sigma * turn["noise"]
     implied_noise = (noisy - signal * picture) / sigma
     predictions = {"epsilon": implied_noise, "v_prediction": signal * implied_noise - sigma * picture}
-    for objective in (Objective(snr_gamma=5.0), Objective(debiased=True)):
+    for objective in (ObjectiveConfig(snr_gamma=5.0), ObjectiveConfig(debiased_estimation=True)):
         losses = [
             noise_prediction_loss(
                 lambda *_, value=value, **__: SimpleNamespace(sample=value),
@@ -157,7 +157,11 @@ def test_a_timestep_of_noise_alone_gives_finite_weights(turn):
         assert snr.item() < 1e-6
         for gamma in (None, 5.0):
             assert 0 <= snr_weights(torch.zeros(1), prediction_type, gamma).item() < 100
-        for objective in (Objective(snr_gamma=5.0), Objective(debiased=True), Objective("huber", 0.1, "snr")):
+        for objective in (
+            ObjectiveConfig(snr_gamma=5.0),
+            ObjectiveConfig(debiased_estimation=True),
+            ObjectiveConfig("huber", 0.1, "snr"),
+        ):
             assert loss_of(turn, schedule, objective).isfinite().all()
 
 
@@ -187,14 +191,14 @@ def test_the_scale_of_huber_by_timestep_by_hand():
 def test_a_masked_loss_is_the_mean_over_the_masks_area(turn):
     mask = torch.zeros(3, 1, 8, 8)
     mask[0, 0, :2, :4], mask[1, 0, 7, 7], mask[2] = 1.0, 0.5, 1.0
-    losses = loss_of(turn, schedule_of("epsilon"), Objective(), mask=mask)
+    losses = loss_of(turn, schedule_of("epsilon"), ObjectiveConfig(), mask=mask)
     by_hand = [(turn["noise"][0, :, :2, :4] ** 2).mean(), (turn["noise"][1, :, 7, 7] ** 2).mean()]
     torch.testing.assert_close(losses, torch.stack([*by_hand, (turn["noise"][2] ** 2).mean()]))
 
 
 def test_class_images_weigh_their_weight(turn):
     plain, weighted = (
-        loss_of(turn, schedule_of("epsilon"), Objective(), **conditions)
+        loss_of(turn, schedule_of("epsilon"), ObjectiveConfig(), **conditions)
         for conditions in ({}, {"loss_weight": torch.tensor([1.0, 0.5, 0.0])})
     )
     torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.5, 0.0]))

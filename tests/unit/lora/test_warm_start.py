@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sdxl_lora.training.settings import check_dropout
 
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.errors import CheckpointError, ConfigError
@@ -15,7 +16,6 @@ from sdxl_lora.lora.state import adapter_layers, load_lora_state, lora_state
 from sdxl_lora.lora.targets import exactly
 from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, read_start
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.settings import check_dropout
 from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
 from tests.helpers.configs import flat_train_config
 

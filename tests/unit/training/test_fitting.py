@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sdxl_lora.training.settings import rung_of
 
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.train import TrainConfig
@@ -11,7 +12,6 @@ from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.dry_run import DryRun
-from sdxl_lora.training.settings import rung_of
 from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
 from tests.integration.test_train import assert_equal_weights, column, largest_difference, weights_of

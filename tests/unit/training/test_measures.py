@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from sdxl_lora.training.measures import means_by_timestep, sums_by_timestep
 
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.training.measures import means_by_timestep, sums_by_timestep
 from tests.helpers.configs import flat_train_config
 
 

@@ -1,0 +1,161 @@
+"""How a process does its part of a step: so many images at once, so many times, in so much memory."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from sdxl_lora.config.fields import replace_flat
+from sdxl_lora.config.sections.compute import BatchConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.lora.state import adapter_parameters
+from sdxl_lora.models.loading import DTYPES, ENCODERS, Base, models_without_weights
+from sdxl_lora.models.text_encoders import TextEncoders
+from sdxl_lora.performance.activation_memory import encoding_bytes
+from sdxl_lora.performance.device_memory import usable_bytes
+from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.fused_lora import fuse_lora
+from sdxl_lora.performance.memory_budget import (
+    MemoryCount,
+    Rung,
+    bytes_of,
+    choose,
+    ladder,
+    largest_batch,
+    next_smaller,
+    rung_of,
+)
+from sdxl_lora.performance.memory_estimate import GIB
+from sdxl_lora.training.model import add_adapters, base_dtype, computes_in_half, start_of, trained_components
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Images of a process at once, and micro-steps of a step."""
+
+    micro_batch: int
+    micro_steps: int
+
+    @classmethod
+    def of(cls, batch: BatchConfig, micro_batch: int | None = None) -> "BatchShape":
+        """That of the settings, or with so many images at once; the images of a step stay the same."""
+        if micro_batch is None:
+            micro_batch = 1 if batch.train_batch_size == "auto" else batch.train_batch_size
+        return cls(micro_batch, batch.images_per_process // micro_batch)
+
+    def smaller(self, batch: BatchConfig) -> "BatchShape":
+        """The next one with fewer images at once.
+
+        Raises:
+            torch.OutOfMemoryError: there is none.
+        """
+        if self.micro_batch == 1:
+            raise torch.OutOfMemoryError("not even one picture at once fits")
+        return BatchShape.of(batch, next_smaller(batch.images_per_process, self.micro_batch))
+
+
+def choose_batch_shape(
+    config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
+) -> tuple[TrainConfig, BatchShape]:
+    """Settle what is left to the device's memory (--memory_budget, --train_batch_size auto), alike on every process.
+
+    Returns:
+        The config as it will be used, and the shape of a step.
+    Raises:
+        ConfigError: not even the smallest setting fits.
+    """
+    if config.compute.memory_budget is None and config.batch.train_batch_size != "auto":
+        return config, BatchShape.of(config.batch)
+    budget = config.compute.memory_budget and bytes_of(config.compute.memory_budget)
+    if budget is None:
+        budget = min(gather_object([usable_bytes(accelerator.device)]))
+    count = memory_count(config, meta_models(config, base, info), data.examples, bool(data.prompts), data.text_is_live)
+    return settle(config, count, budget, info)
+
+
+def settle(
+    config: TrainConfig, count: MemoryCount, budget: int, info: Callable[[str], None]
+) -> tuple[TrainConfig, BatchShape]:
+    """First the fastest level that fits with the fewest images at once, then as many as that level has room for."""
+    rung, shape, said = rung_of(config.compute, config.optimizer), BatchShape.of(config.batch), []
+    if config.compute.memory_budget is not None:
+        rung, _ = choose(ladder(rung), lambda rung: count(rung, shape.micro_batch), budget)
+        config = on_rung(config, rung)
+        said.append(f"memory_budget {config.compute.memory_budget}: {rung.flags()}")
+    if config.batch.train_batch_size == "auto":
+        most = largest_batch(config.batch.images_per_process, functools.partial(count, rung), budget)
+        shape = BatchShape.of(config.batch, most)
+        said.append(f"train_batch_size auto: {shape.micro_batch} at once, {shape.micro_steps} micro-steps")
+    info(f"{'; '.join(said)}; expects {count(rung, shape.micro_batch) / GIB:.1f} GiB")
+    return config, shape
+
+
+def on_rung(config: TrainConfig, rung: Rung) -> TrainConfig:
+    """The config with a memory level's settings."""
+    return replace_flat(
+        config,
+        gradient_checkpointing=rung.recomputed != "none",
+        gradient_checkpointing_blocks=() if rung.recomputed in ("none", "all") else tuple(rung.recomputed.split()),
+        optimizer=rung.optimizer,
+        use_8bit_adam=False,
+        base_precision=rung.base_precision,
+    )
+
+
+@dataclass(frozen=True)
+class MetaModels:
+    """A base's models without weights, by name. Those that train have their adapters.
+
+    values: how many values each has without its adapter.
+    """
+
+    models: dict[str, nn.Module]
+    trained: dict[str, nn.Module]
+    values: dict[str, int]
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        return [parameter for model in self.trained.values() for parameter in adapter_parameters(model).values()]
+
+
+def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) -> MetaModels:
+    """The models of a training as far as they exist without weights."""
+    models = models_without_weights(base)
+    values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
+    trained = trained_components(models, config.adapter)
+    for name, model in trained.items():
+        dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
+        nn.Module.to(model, dtype)  # diffusers' own warns
+    with torch.device("meta"):  # how a LoRA begins changes no size
+        add_adapters(trained, config, start_of(config.adapter, trained), info, init="kaiming")
+    return MetaModels(models, trained, values)
+
+
+def memory_count(
+    config: TrainConfig, meta: MetaModels, examples: Sequence, draws_samples: bool, encoders_stay: bool
+) -> MemoryCount:
+    """The memory that this training takes."""
+    dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
+    left = fuse_lora(unet)
+    keep_less(unet, config.compute.compile)
+    size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
+    trains_text = config.adapter.train_text_encoder
+    vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_bytes(meta.models["vae"], size)
+    return MemoryCount(
+        unet=unet,
+        encoders=TextEncoders(*(meta.models[name] for name in ENCODERS)) if trains_text else None,
+        trained=meta.adapter_parameters(),
+        has_average=config.optimizer.ema_decay is not None,
+        dtype=dtype,
+        autocast=dtype != torch.float32 and not computes_in_half(config.compute, unet, left),
+        size=size,
+        chunks=config.captions.max_caption_chunks,
+        others={
+            "text encoders": sum(values[name] for name in ENCODERS) * dtype.itemsize * encoders_stay,
+            "VAE for samples": values["vae"] * 4 * draws_samples,
+            "VAE": vae,
+        },
+    )

@@ -1,0 +1,121 @@
+"""What would fail at the end of the night, checked before any work."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from sdxl_lora.config.names import check_name
+from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.distributed.collectives import main_process_decides
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.models.loading import Base, base_of, check_base
+from sdxl_lora.publish.hub import check_hub, claim_repository
+from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.session import Run
+from sdxl_lora.sampling.similarity import Similarity
+from sdxl_lora.training.model import start_of, trained_names
+
+
+def check_inputs(config: TrainConfig, accelerator) -> Base:
+    """Look at everything that a training will need: base, names, folders, prompts, the device.
+
+    Every process calls this, and raises what the main one raises.
+
+    Raises:
+        ConfigError: what cannot be had, and what to do.
+    """
+    check_device(config, accelerator.num_processes, accelerator.device.type)
+    base = base_of(config.model)
+    main_process_decides(accelerator, lambda: check_names(config, base))
+    return base
+
+
+def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
+    """Raises ConfigError for a setting that these processes, or this device, cannot have."""
+    graphs, adapter = config.compute.cuda_graphs, config.adapter
+    if graphs and (processes > 1 or device_type != "cuda"):
+        raise ConfigError(
+            f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
+        )
+    # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which other processes would
+    # wait, and a CUDA graph would take the same branch for ever.
+    if adapter.module_dropout and adapter.adapter != "lora" and (processes > 1 or graphs):
+        raise ConfigError(
+            f"module_dropout of a {adapter.adapter} is for one process without cuda_graphs: use rank_dropout, "
+            "or adapter lora"
+        )
+
+
+def check_names(config: TrainConfig, base: Base) -> None:
+    """Raises ConfigError for what the settings name and is not there or cannot be."""
+    check_base(base)
+    sample_prompts_of(config)
+    start_of(config.adapter, trained_names(config.adapter))
+    try:
+        check_name(config.lora_name)
+    except ValueError as error:
+        raise ConfigError(f"{error} Choose it with --output_name.") from None
+    if config.logging.report_to == "trackio" and importlib.util.find_spec("trackio") is None:
+        raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
+    if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
+        raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
+
+
+def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> list[SamplePrompt]:
+    """The prompts of samples, with nothing left open.
+
+    Args:
+        size: height and width of those that name none.
+    """
+    evaluation = config.evaluation
+    lines = list(evaluation.validation_prompt)
+    if evaluation.validation_prompts_file:
+        lines += read_prompts_file(evaluation.validation_prompts_file)
+    prompts = [
+        with_defaults(
+            parse_prompt(line),
+            height=size[0],
+            width=size[1],
+            seed=config.seed,
+            guidance_scale=evaluation.validation_guidance_scale,
+            steps=evaluation.validation_inference_steps,
+        )
+        for line in lines
+    ]
+    return with_partners(prompts, trigger_words_of(config.data)) if evaluation.validation_without_trigger else prompts
+
+
+def load_similarity(config: TrainConfig, accelerator) -> Similarity | None:
+    """The model that compares samples with training images, on the main process; None where there is none."""
+    model = config.evaluation.similarity_model
+    loaded: list[Similarity] = []
+    main_process_decides(accelerator, lambda: loaded.append(Similarity(model)) if model else None)
+    return loaded[0] if loaded else None
+
+
+def claim_hub_repository(config: TrainConfig, accelerator, run: Run, info: Callable[[str], None]) -> str | None:
+    """The Hub's repository to upload to, there for us to write to; None where nothing is to be uploaded.
+
+    A run that goes on is not kept from it by a Hub that it needs at the end.
+
+    Raises:
+        ConfigError: a new run may not upload.
+    """
+    publish = config.publish
+
+    def claim() -> str | None:
+        if not publish.push_to_hub:
+            return None
+        try:
+            repository = check_hub(publish.hub_model_id or config.lora_name, "hub_model_id")
+            claim_repository(repository, publish.hub_private)
+            return repository
+        except ConfigError as error:
+            if not checkpoints(run.folder):
+                raise
+            info(f"{error}. Going on; the upload is tried at the end")
+            return publish.hub_model_id or config.lora_name
+
+    return main_process_decides(accelerator, claim)

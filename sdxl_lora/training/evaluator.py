@@ -1,0 +1,165 @@
+"""The loss on held-out images, at fixed timesteps with fixed noise, and the step where it is lowest.
+
+Fixed, so that its course shows the learning and not the draws.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.collate import collate
+from sdxl_lora.data.image_dataset import Example
+from sdxl_lora.diffusion.objective import noise_prediction_loss
+from sdxl_lora.distributed.collectives import all_raise_what_one_raises
+from sdxl_lora.rng import Turn
+from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.session import Run
+from sdxl_lora.training.data import TrainingData
+from sdxl_lora.training.ema import PublishedWeights
+from sdxl_lora.training.metrics import means_by_timestep, sums_by_timestep
+from sdxl_lora.training.model import LoraModel
+
+STATE_NAME = "best.json"
+TIMESTEPS = 4  # per image, in the middle of equal ranges
+
+
+class EarlyStopping:
+    """The lowest validation loss so far, of step `step`, and how long none was lower.
+
+    Its state is part of every checkpoint, so a resumed run decides as the uninterrupted one.
+
+    Args:
+        min_delta: a loss counts as lower if it is so by more than this.
+        patience: stop after so many losses in a row that were not lower; None for never.
+    """
+
+    def __init__(self, min_delta: float = 0.0, patience: int | None = None):
+        self.min_delta, self.patience = min_delta, patience
+        self.step: int | None = None
+        self.loss = math.inf
+        self.measured_step = 0
+        self.waited = 0
+
+    def update(self, step: int, loss: float) -> bool:
+        """Take in the loss after `step` steps; whether it is the lowest. NaN never is."""
+        self.measured_step = step
+        if not loss < self.loss - self.min_delta:
+            self.waited += 1
+            return False
+        self.step, self.loss, self.waited = step, loss, 0
+        return True
+
+    @property
+    def should_stop(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The name of the best step's checkpoint."""
+        return None if self.step is None else f"checkpoint-{self.step}"
+
+    def state(self) -> dict:
+        return {name: getattr(self, name) for name in ("step", "loss", "measured_step", "waited")}
+
+    def save(self, folder: Path) -> None:
+        (folder / STATE_NAME).write_text(json.dumps(self.state()), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        vars(self).update(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")))
+
+
+class Evaluator:
+    """Measures the validation loss, the processes sharing the work."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator,
+        model: LoraModel,
+        shown: PublishedWeights,
+        data: TrainingData,
+        run: Run,
+        logger: RunLogger,
+    ):
+        self.accelerator, self.model, self.shown, self.data = accelerator, model, shown, data
+        self.seed, self.run, self.logger = config.seed, run, logger
+        evaluation = config.evaluation
+        self.best = EarlyStopping(evaluation.early_stopping_min_delta, evaluation.early_stopping_patience)
+
+    @property
+    def should_stop(self) -> bool:
+        return self.best.should_stop
+
+    def save(self, folder: Path, step: int) -> None:
+        if self.data.held_out:
+            self.best.save(folder)
+
+    def load(self, folder: Path) -> None:
+        if self.data.held_out:
+            self.best.load(folder)
+
+    def evaluate(self, step: int) -> bool:
+        """Report the loss after `step` steps; not if asked to stop meanwhile.
+
+        Returns:
+            whether it is the lowest so far; the base alone does not compete.
+        """
+        if not self.data.held_out:
+            return False
+        accelerator, steps = self.accelerator, len(self.model.scheduler.betas)
+        with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.shown.shown():
+            sums = validation_sums(self.model.unet, self.model.scheduler, self._batches(steps))
+        sums = accelerator.reduce(sums, "sum")
+        self.logger.skip_time()
+        if sums[1].min() < len(self.data.held_out):
+            return False
+        loss = (sums[0] / sums[1]).mean().item()
+        self.logger.validation(step, loss, means_by_timestep(sums, steps))
+        if not (step and self.best.update(step, loss)):
+            return False
+        self.run.event("best", step=step, validation_loss=loss, checkpoint=self.best.checkpoint)
+        self.run.update(best_checkpoint=self.best.checkpoint)
+        return True
+
+    def _batches(self, num_train_timesteps: int) -> Iterator[dict[str, torch.Tensor]]:
+        accelerator, data = self.accelerator, self.data
+        for index in data.held_out[accelerator.process_index :: accelerator.num_processes]:
+            if self.run.stop_requested():
+                return
+            batch = validation_batch(
+                index, data.examples, data.latents, self.model.text, self.seed, num_train_timesteps
+            )
+            yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+
+
+def validation_batch(
+    index: int, examples: Sequence[Example], latents, text, seed: int, num_train_timesteps: int
+) -> dict[str, torch.Tensor]:
+    """One held-out image at TIMESTEPS timesteps, as `collate` gives it.
+
+    Its keys have epochs below 0, which no training has, so its noise is its own and always the same.
+    """
+    turns = [Turn(index, -1 - place) for place in range(TIMESTEPS)]
+    batch = collate(turns, examples, latents, text, seed, num_train_timesteps)
+    middles = [(2 * place + 1) * num_train_timesteps // (2 * TIMESTEPS) for place in range(TIMESTEPS)]
+    return {**batch, "timesteps": torch.tensor(middles)}
+
+
+@torch.no_grad()
+def validation_sums(unet, scheduler, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """(2, TIMESTEPS): sums and numbers of the plain losses by timestep, without dropout (see `means_by_timestep`)."""
+    steps = scheduler.config.num_train_timesteps
+    was_training = unet.training
+    unet.eval()
+    sums = torch.zeros(2, TIMESTEPS, device=next(unet.parameters()).device)
+    try:
+        for batch in batches:
+            losses = noise_prediction_loss(unet, scheduler, batch["latents"], batch, batch["noise"], batch["timesteps"])
+            sums += sums_by_timestep(losses, batch["timesteps"], steps, TIMESTEPS)
+    finally:
+        unet.train(was_training)
+    return sums

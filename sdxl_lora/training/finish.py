@@ -1,0 +1,76 @@
+"""What a finished training leaves for a person: files, a card, the last words, an upload."""
+
+import shlex
+from collections.abc import Mapping
+
+from sdxl_lora.config.fields import flat_fields, flat_values
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.lora.formats.metadata import public_name
+from sdxl_lora.publish.hub import UploadError, published_files, upload
+from sdxl_lora.publish.results import best_lora, deliver, last_words, write_card
+from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.session import Run
+from sdxl_lora.run.trackers import log_lora
+from sdxl_lora.training.data import TrainingData
+from sdxl_lora.training.evaluator import EarlyStopping
+from sdxl_lora.training.export import LoraExporter
+
+MAIN_SETTINGS = (
+    "resolution", "rank", "lora_alpha", "learning_rate", "optimizer_name", "lr_scheduler", "mixed_precision",
+)  # fmt: skip
+
+
+def finish(
+    config: TrainConfig,
+    run: Run,
+    exporter: LoraExporter,
+    data: TrainingData,
+    best: EarlyStopping,
+    repository: str | None,
+    logger: RunLogger,
+    step: int,
+) -> None:
+    """Write the LoRA files and say where they are. On the main process, which may take its time."""
+    folder, base, name = run.folder, exporter.base.path, config.lora_name
+    trigger_word = ", ".join(trigger_words_of(config.data))
+    of_best = best_lora(folder, best.checkpoint, name, logger.info)
+    loras = exporter.write(folder, step) + of_best
+    files = loras + deliver(loras[0], base, trigger_word, step, config.output.save_side_files, config.output.loras_dir)
+    settings = {**settings_to_show(config), "steps": step, "pictures": len(data.examples)}
+    if of_best:
+        settings["lowest validation loss"] = f"{best.loss:.4f}, of step {best.step}: {of_best[0].name}"
+    write_card(folder, name, base, trigger_word, data.prompts, step, settings, repository)
+    about = {**settings, "trigger_word": trigger_word, "base_model": public_name(base), "best_step": best.step}
+    log_lora(logger.accelerator.trackers, name, loras, about)
+    run.event("finished", step=step, best_step=best.step, files=[str(path) for path in files])
+    if best.should_stop:
+        logger.info(f"ended at step {step}: {best.waited} validation losses in a row were not lower")
+    logger.close()
+    print(last_words(files, name, trigger_word, folder / "samples", best.step, best.loss))
+    if repository:
+        publish(run, repository, logger)
+
+
+def publish(run: Run, repository: str, logger: RunLogger) -> None:
+    """Upload to the Hub. What fails here costs no more than the upload."""
+    try:
+        address = upload(run.folder, repository)
+    except UploadError as error:
+        again = f"python -m sdxl_lora.publish.hub {shlex.quote(str(run.folder))} {repository}"
+        logger.info(f"{error}. The files are in {run.folder}; try again with: {again}")
+        return
+    run.event("published", address=address, files=published_files(run.folder))
+    print(f"uploaded to {address}")
+
+
+def settings_to_show(config: TrainConfig) -> Mapping:
+    """What a person wants to know of a LoRA: the main settings, and of the others what is not as usual."""
+    fields, values = flat_fields(TrainConfig), flat_values(config) | {"optimizer_name": config.optimizer.name}
+    shown = {name: values[name] for name in MAIN_SETTINGS} | config.same_on_resume()
+    shown["lora_alpha"] = shown["lora_alpha"] or shown["rank"]
+    return {
+        name: value
+        for name, value in shown.items()
+        if name in MAIN_SETTINGS or (name in fields and values[name] != fields[name].default)
+    }

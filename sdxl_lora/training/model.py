@@ -1,0 +1,210 @@
+"""The models of a run: the frozen base, its adapters, and how they compute."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from sdxl_lora.cache.text_embeddings import TextCache
+from sdxl_lora.config.sections.adapter import AdapterConfig
+from sdxl_lora.config.sections.compute import ComputeConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.unet_blocks import parse_blocks
+from sdxl_lora.distributed.accelerator import send_only_what_trains
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.lora.inject import add_lora, changes_base
+from sdxl_lora.lora.state import adapter_parameters
+from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules, text_encoder_targets
+from sdxl_lora.lora.warm_start import Start, layers_of, load_adapters, lokr_factor, read_start, without_unread
+from sdxl_lora.models.loading import DTYPES, ENCODERS, Base, load_schedulers, load_unet
+from sdxl_lora.models.text_encoders import PresentTexts, TextEncoders
+from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
+from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.fused_lora import fuse_lora
+from sdxl_lora.performance.quantization import KINDS, quantize_linears
+
+
+@dataclass
+class LoraModel:
+    """What trains, and what it trains with.
+
+    Attributes:
+        components: the models with adapters, by name; `unet` is always there.
+        wrapped: what the loss calls, as Accelerate prepared it: the UNet, and both text encoders as one.
+        text: embeddings of prompts, cached or by text encoders that train.
+        scheduler: the noise schedule of the objective; sampling_scheduler: that of samples.
+        start: the LoRA that the training began from.
+    """
+
+    components: dict[str, nn.Module]
+    wrapped: list[nn.Module]
+    text: TextCache | PresentTexts
+    scheduler: DDPMScheduler
+    sampling_scheduler: object
+    start: Start
+
+    @property
+    def unet(self) -> nn.Module:
+        """Without what Accelerate wraps around it."""
+        return self.components["unet"]
+
+    def fingerprint(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {"init_lora": self.start.sha256}
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of all adapters, by model and name."""
+        return {
+            f"{name}.{key}": parameter
+            for name, model in self.components.items()
+            for key, parameter in adapter_parameters(model).items()
+        }
+
+
+def build_model(
+    config: TrainConfig, base: Base, text: TextCache, accelerator, info: Callable[[str], None]
+) -> LoraModel:
+    """Load the UNet, give the models that train their adapters, and prepare them with Accelerate.
+
+    Raises:
+        ConfigError: a setting that this base cannot have.
+    """
+    objective, compute = config.objective, config.compute
+    scheduler, sampling_scheduler = load_schedulers(base, objective.prediction_type, objective.zero_terminal_snr)
+    fault_point("loading")
+    components = {"unet": load_base_unet(compute, base, accelerator.device, info)}
+    if config.adapter.train_text_encoder:  # from here on prompts are read through the encoders as they are by then
+        tokenizers, encoders = text.live_parts
+        chunks = config.captions.max_caption_chunks
+        text = PresentTexts(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
+        components |= dict(zip(ENCODERS, encoders, strict=True))
+    start = start_of(config.adapter, components)
+    for note in start.notes:
+        info(note)
+    add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
+    for name, model in components.items():
+        if name == "unet":
+            set_computation(model, compute, config.adapter.has_dropout, info)
+        elif compute.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+    bare = [components["unet"], *([text.encoders] if config.adapter.train_text_encoder else [])]
+    for model in bare:
+        send_only_what_trains(accelerator, model)
+    wrapped = [accelerator.prepare(model) for model in bare]
+    return LoraModel(components, wrapped, text, scheduler, sampling_scheduler, start)
+
+
+def trained_components(models: Mapping[str, nn.Module], adapter: AdapterConfig) -> dict[str, nn.Module]:
+    return {name: models[name] for name in trained_names(adapter)}
+
+
+def trained_names(adapter: AdapterConfig) -> list[str]:
+    """The names of the models that get adapters."""
+    return ["unet", *(ENCODERS if adapter.train_text_encoder else ())]
+
+
+def start_of(adapter: AdapterConfig, components: Iterable[str]) -> Start:
+    """What init_lora has for the models that train; ConfigError where it cannot be used."""
+    if adapter.init_lora is None:
+        return Start()
+    try:
+        return read_start(adapter.init_lora, "dora" if adapter.use_dora else adapter.adapter, components)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init_lora: {error}") from error
+
+
+def add_adapters(
+    components: Mapping[str, nn.Module],
+    config: TrainConfig,
+    start: Start,
+    info: Callable[[str], None],
+    init: str,
+    device: torch.device | None = None,
+) -> None:
+    """Give each model its adapter.
+
+    Args:
+        init: how it begins, see --init_lora_weights.
+        device: where the base's weights are decomposed, for an `init` that begins with a part of them.
+    Raises:
+        ConfigError: targets, ranks or a start that the models do not fit.
+    """
+    adapter = config.adapter
+    for name, model in components.items():
+        own, note = without_unread(model, name, start.adapters.get(name, {}))
+        if note:
+            info(note)
+        if changes_base(init):
+            model.to(device)  # a GPU decomposes weights a hundred times faster
+            if model.dtype != torch.float32:
+                rounded = f"{name}: what {init} leaves of the base is rounded to {model.dtype}"
+                info(f"{rounded}, which no file tells: 0.2 % of its weights; none in float32")
+        try:
+            add_lora(
+                model,
+                **(exactly(layers_of(model, name, own)) if own else ranks_and_targets(adapter, name, model)),
+                dropout=adapter.lora_dropout,
+                seed=config.seed,
+                kind=adapter.adapter,
+                init=init,
+                rank_dropout=adapter.rank_dropout,
+                module_dropout=adapter.module_dropout,
+                lokr_factor=lokr_factor(own.values()),
+                use_rslora=adapter.use_rslora,
+                use_dora=adapter.use_dora,
+            )
+            if own:
+                load_adapters(model, name, own)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def ranks_and_targets(adapter: AdapterConfig, name: str, model: nn.Module) -> dict:
+    """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
+    rank, targets = adapter.rank, adapter.target_modules
+    alpha = adapter.lora_alpha or rank
+    if name != "unet":
+        targets = text_encoder_targets(model, name, targets)
+    elif adapter.block_ranks:
+        names, block_ranks = target_modules(model, targets), parse_blocks(adapter.block_ranks, int)
+        return exactly(layers_with_ranks(names, rank, alpha, block_ranks, adapter.use_rslora))
+    return {"rank": rank, "alpha": alpha, "targets": targets}
+
+
+def base_dtype(compute: ComputeConfig) -> torch.dtype:
+    """The frozen UNet's; where it is quantized, that of the layers that are not."""
+    return torch.float32 if compute.base_precision == "fp32" else DTYPES[compute.mixed_precision]
+
+
+def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, info: Callable[[str], None]) -> nn.Module:
+    """Load the UNet, frozen, in the base's precision; the products stay in that of the computation."""
+    # Not before the VAE is gone, which meets many sizes.
+    torch.backends.cudnn.benchmark = not compute.deterministic
+    unet = load_unet(base, base_dtype(compute))
+    if compute.base_precision in KINDS:
+        count = quantize_linears(unet, compute.base_precision, device)
+        info(f"base in {compute.base_precision}: {count} linear layers are packed")
+    return unet
+
+
+def set_computation(unet: nn.Module, compute: ComputeConfig, has_dropout: bool, info: Callable[[str], None]) -> None:
+    """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled."""
+    keep_less(unet, compute.compile)
+    if computes_in_half(compute, unet, fuse_lora(unet)):
+        without_autocast(unet, DTYPES[compute.mixed_precision])
+    try:
+        if compute.gradient_checkpointing:
+            checkpoint_blocks(unet, compute.gradient_checkpointing_blocks, has_dropout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if compute.compile:
+        compile_blocks(unet, info)
+
+
+def computes_in_half(compute: ComputeConfig, unet: nn.Module, not_fused: dict) -> bool:
+    """Whether the UNet can do without autocast."""
+    return compute.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused

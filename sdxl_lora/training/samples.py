@@ -1,0 +1,113 @@
+"""Samples while a LoRA trains: images of the validation prompts, for the run's folder and the trackers."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
+from sdxl_lora.models.loading import Base, load_vae
+from sdxl_lora.performance.device_memory import free_memory
+from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.session import Run
+from sdxl_lora.sampling.generate import are_drawn, draw_grid, draw_samples, read_samples, spread, to_picture
+from sdxl_lora.sampling.similarity import Similarity
+from sdxl_lora.training.data import TrainingData
+from sdxl_lora.training.ema import PublishedWeights
+from sdxl_lora.training.model import LoraModel
+
+SIMILARITY_REFERENCES = 100  # training images that samples are compared with
+
+
+class SampleWriter:
+    """Writes the samples of a step, the processes sharing the work.
+
+    Attributes:
+        newest: the first sample of the newest step, on the main process.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator,
+        base: Base,
+        model: LoraModel,
+        shown: PublishedWeights,
+        data: TrainingData,
+        similarity: Similarity | None,
+        run: Run,
+        logger: RunLogger,
+    ):
+        self.accelerator, self.model, self.shown, self.data = accelerator, model, shown, data
+        self.similarity, self.run, self.logger = similarity, run, logger
+        self.prompts, self.images = data.prompts, config.evaluation.num_validation_images
+        self.rescale = guidance_rescale_of(config, model.sampling_scheduler.config)
+        self.vae = load_vae(base) if data.prompts else None
+        self.newest: Image.Image | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / "samples"
+
+    def are_written(self, step: int) -> bool:
+        """Whether all samples of a step are there; the same on every process."""
+        return main_process_decides(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
+
+    def write(self, step: int) -> None:
+        """Draw the prompts with the LoRA as it is after `step` steps."""
+        if not self.prompts:
+            return
+        accelerator = self.accelerator
+        self.run.update(state="sampling")
+        try:
+            with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.shown.shown():
+                draw_samples(
+                    self.model.unet,
+                    self.vae,
+                    self.model.sampling_scheduler,
+                    self.prompts,
+                    self.model.text.read,
+                    self.images,
+                    self.rescale,
+                    self.folder,
+                    step,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                    self.run.stop_requested,
+                )
+        except torch.OutOfMemoryError as error:  # a sample is not worth a training
+            free_memory()
+            self.logger.info(f"out of memory while drawing samples at step {step}, going on ({error})")
+        main_process_decides(accelerator, lambda: self._show(step))
+        self.logger.skip_time()
+
+    def _show(self, step: int) -> None:
+        """Give the samples of a step to the trackers. On the main process, which may take its time."""
+        images = read_samples(self.folder, step, len(self.prompts), self.images)
+        self.newest = next((image for of_prompt in images for image in of_prompt), None)
+        grid = draw_grid(self.folder, step, self.prompts, self.images)
+        self.logger.samples(step, self.prompts, images, grid)
+        if self.similarity and self.newest:
+            try:
+                self.logger.similarity(step, self._similarities(images))
+            except torch.OutOfMemoryError as error:  # nor is a number
+                free_memory()
+                self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
+
+    def _similarities(self, images: list[list[Image.Image]]) -> dict[str, float]:
+        """Of the samples to the images that train."""
+        data, device = self.data, self.accelerator.device
+        if self.similarity.references is None:
+            out = set(data.held_out)
+            trained = [i for i, e in enumerate(data.examples) if not e.is_class_image and i not in out]
+            chosen = spread(trained, SIMILARITY_REFERENCES)
+            self.similarity.refer_to([to_picture(data.images.load(index)["pixels"]) for index in chosen], device)
+        return self.similarity.of_samples(self.prompts, images, device)
+
+
+def guidance_rescale_of(config: TrainConfig, scheduler_config) -> float:
+    """0.7 is the paper's for a schedule that ends in noise alone (arXiv:2305.08891, section 3.4)."""
+    if config.evaluation.validation_guidance_rescale is not None:
+        return config.evaluation.validation_guidance_rescale
+    return 0.7 if scheduler_config.get("rescale_betas_zero_snr") else 0.0

@@ -1,0 +1,144 @@
+"""One optimizer step: forward, backward, clipping, update."""
+
+import contextlib
+import math
+
+import torch
+from accelerate.utils import gather_object
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.collate import StepBatch
+from sdxl_lora.diffusion.objective import noise_prediction_loss
+from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
+from sdxl_lora.performance.device_memory import free_memory
+from sdxl_lora.rng import keyed_seed
+from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.session import Run
+from sdxl_lora.training.batch_shape import BatchShape
+from sdxl_lora.training.data import TrainingData
+from sdxl_lora.training.metrics import StepMetrics, check_finite
+from sdxl_lora.training.model import LoraModel
+from sdxl_lora.training.optim import set_learning_rate
+
+
+class TrainStep:
+    """Called with a step's batch, it does this process's part of the step.
+
+    NaN or infinity changes no weight: an optimizer that sees it on the device goes on without effect until the metrics
+    are read; for others the host looks in every step.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator,
+        model: LoraModel,
+        optimizer,
+        shape: BatchShape,
+        metrics: StepMetrics,
+        run: Run,
+        logger: RunLogger,
+    ):
+        self.config, self.accelerator, self.model, self.optimizer = config, accelerator, model, optimizer
+        self.metrics, self.run, self.logger = metrics, run, logger
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.micro_step = self.compute
+        if config.compute.cuda_graphs:
+            self.micro_step = RecordedMicroStep(self.compute, self.parameters, logger.info)
+        # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
+        self.sees_found_inf = config.optimizer.name == "adamw" and accelerator.scaler is None
+        self.set_batch_shape(shape)
+
+    def set_batch_shape(self, shape: BatchShape) -> None:
+        self.shape = shape
+        self.accelerator.gradient_accumulation_steps = shape.micro_steps
+
+    def __call__(self, batch: StepBatch, step: int, learning_rate: float) -> None:
+        """Do the step after the first `step` of a training.
+
+        Raises:
+            NonFiniteError: NaN or infinity, where the optimizer could not be told on the device.
+        """
+        accelerator, metrics = self.accelerator, self.metrics
+        in_place = {"set_to_none": False} if self.config.compute.cuda_graphs else {}
+        set_learning_rate(self.optimizer, learning_rate, step)
+        metrics.begin(batch.image_count, batch.names)
+        for micro_step, (counts, tensors) in enumerate(batch.micro_batches):
+            with accelerator.accumulate(*self.model.wrapped):
+                key = (self.config.seed, "dropout", step, micro_step, accelerator.process_index)
+                torch.manual_seed(keyed_seed(*key))
+                tensors = self.on_device(tensors)
+                # The mean over the step's images: backward divides by micro_steps, DDP by the number of processes.
+                share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
+                losses = self.micro_step({**tensors, "share": torch.full((), share, device=accelerator.device)})
+                if counts:
+                    metrics.add(losses, tensors["timesteps"])
+                if accelerator.sync_gradients:
+                    self.close(step)
+                self.optimizer.step()
+                self.optimizer.zero_grad(**in_place)
+
+    def close(self, step: int) -> None:
+        """After a step's last backward: sum over the processes, clip, and see to it that NaN changes no weight."""
+        metrics, is_spoilt = self.metrics, fault_point("step", step + 1)
+        metrics.close(self.accelerator, bool(self.run.stop_requested()), is_spoilt)
+        limit = self.config.optimizer.max_grad_norm or math.inf
+        metrics.guard(self.accelerator.clip_grad_norm_(self.parameters, limit), self.accelerator.scaler is not None)
+        if self.sees_found_inf:
+            self.optimizer.optimizer.found_inf = metrics.found_inf
+        else:
+            check_finite(metrics.numbers(), self.run)
+
+    def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
+        losses = noise_prediction_loss(
+            self.model.wrapped[0],
+            self.model.scheduler,
+            batch["latents"],
+            batch,
+            batch["noise"],
+            batch["timesteps"],
+            self.config.objective,
+        )
+        self.accelerator.backward(losses.sum() * batch["share"])
+        return losses
+
+    def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
+        prompts = batch.get("prompts")
+        tensors = {name: tensor for name, tensor in batch.items() if name != "prompts"}
+        tensors = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in tensors.items()}
+        return tensors if prompts is None else {**tensors, **self.model.text.encode(prompts, self.model.wrapped[1])}
+
+    def fit_to_memory(self, data: TrainingData, step: int) -> None:
+        """Try the largest image to come as often at once as was counted, and less often where the count was wrong.
+
+        Changes no weight and no draw: what is random depends on no state.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        turns = (turn for _, of_step in data.turns_from(step) for turn in of_step)
+        largest = max(turns, key=lambda turn: math.prod(data.examples[turn.example].target_size), default=None)
+        while largest and not all(gather_object([self.fits(data, largest)])):
+            before = self.shape.micro_batch
+            self.set_batch_shape(self.shape.smaller(self.config.batch))
+            self.logger.info(f"out of memory with {before} pictures at once: going on with {self.shape.micro_batch}")
+        self.logger.skip_time()
+
+    def fits(self, data: TrainingData, turn) -> bool:
+        """Whether a forward and a backward of so many of this image do."""
+        fits = True
+        try:
+            fault_point("rehearsal")
+            with contextlib.ExitStack() as alone:
+                for model in self.model.wrapped:
+                    alone.enter_context(self.accelerator.no_sync(model))
+                share = torch.zeros((), device=self.accelerator.device)
+                batch = data.collator(self.shape)([turn] * self.shape.micro_batch)
+                self.compute({**self.on_device(batch), "share": share})
+        except torch.OutOfMemoryError:
+            fits = False
+        self.optimizer.zero_grad()
+        free_memory()
+        return fits
