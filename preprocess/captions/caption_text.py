@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from sdxl_lora.config.trigger_word import with_trigger_word
+
 STOCK_PHRASES = re.compile(
     r"^(?:in (?:this|the) (?:image|picture|photo|photograph),? (?:we can see|we see|there (?:is|are)|i can see)|"
     r"(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|features|captures|displays|is of|contains|"
@@ -16,20 +18,13 @@ def without_stock_phrase(caption: str) -> str:
     return STOCK_PHRASES.sub("", caption, count=1).strip()
 
 
-def has_word(text: str, word: str) -> bool:
-    """Whether `word` stands in the text as a whole; like CLIP's tokenizer, without regard to case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
-
-
 def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix: str = "") -> str:
     """Trigger word, prefix, caption and suffix: "sks, a tabby cat". A trigger word that is there stays alone."""
     text = " ".join(part.strip() for part in (prefix, caption) if part.strip())
     if suffix.strip():
         glue = "" if not text or suffix.strip()[0] in ",.;:!?" else " "
         text += glue + suffix.strip()
-    if not trigger_word or has_word(text, trigger_word):
-        return text
-    return f"{trigger_word}, {text}" if text else trigger_word
+    return with_trigger_word(text, trigger_word)
 
 
 @dataclasses.dataclass(frozen=True)

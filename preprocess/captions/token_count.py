@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.captions.caption_text import has_word
+from sdxl_lora.config.trigger_word import has_trigger_word
 from sdxl_lora.errors import ConfigError
 
 CHUNK = 75
@@ -53,7 +53,7 @@ def caption_problems(text: str, trigger_word: str, tokenize: Tokenize) -> tuple[
     count, problems = len(tokenize(text)), []
     if count > CHUNK:
         problems.append(f"{count} tokens, more than the {CHUNK} that CLIP reads at once")
-    if trigger_word and not has_word(text, trigger_word):
+    if trigger_word and not has_trigger_word(text, trigger_word):
         problems.append(f"the trigger word {trigger_word} is missing")
     if not text.strip():
         problems.append("no text at all")

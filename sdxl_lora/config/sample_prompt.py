@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdxl_lora.config.trigger_word import without_trigger_words
 from sdxl_lora.errors import ConfigError
 
 OPTIONS = {
@@ -110,7 +111,7 @@ def with_partners(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str])
             "validation_without_trigger needs a trigger word, which `python -m preprocess --trigger_word` writes into "
             "the README.md of the dataset (trigger_word: sks, in its header)"
         )
-    pairs = [(prompt, without_trigger(prompt.text, trigger_words)) for prompt in prompts]
+    pairs = [(prompt, without_trigger_words(prompt.text, trigger_words)) for prompt in prompts]
     if all(text == prompt.text for prompt, text in pairs):
         words = " or ".join(map(repr, trigger_words))
         raise ConfigError(f"validation_without_trigger: no validation prompt has the trigger word {words}")
@@ -119,14 +120,3 @@ def with_partners(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str])
         for prompt, text in pairs
         for one in ([prompt] if text == prompt.text else [prompt, replace(prompt, text=text, is_without_trigger=True)])
     ]
-
-
-def without_trigger(text: str, trigger_words: Sequence[str]) -> str:
-    """The text without the words and the commas that are then too many; as it is where none is in it."""
-    rest = text
-    for word in trigger_words:
-        rest = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", rest, flags=re.IGNORECASE)
-    if rest == text:
-        return text
-    tags = [" ".join(tag.split()) for tag in rest.split(",")]
-    return ", ".join(tag for tag in tags if tag)

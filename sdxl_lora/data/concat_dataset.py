@@ -1,6 +1,5 @@
 """Several datasets as one: their pictures one after the other, each with its dataset's repeats and trigger word."""
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ from itertools import accumulate
 import torch
 
 from sdxl_lora.config.dataset_spec import DatasetEntry, repeats_of
+from sdxl_lora.config.trigger_word import with_trigger_word
 from sdxl_lora.data.image_dataset import Example, TrainingPictures
 
 
@@ -37,10 +37,3 @@ class JoinedPictures:
         """See TrainingPictures.load."""
         part = bisect_right(self.starts, index) - 1
         return self.parts[part].load(index - self.starts[part], flip)
-
-
-def with_trigger_word(caption: str, trigger_word: str) -> str:
-    """The caption with the word in front, or as it is where the word is in it."""
-    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption, re.IGNORECASE):
-        return caption
-    return f"{trigger_word}, {caption}" if caption else trigger_word

@@ -9,6 +9,8 @@ import json
 from datetime import datetime
 from pathlib import PurePath
 
+from sdxl_lora.config.trigger_word import with_trigger_word
+
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # the Model Spec's value for SDXL in sgm names
 
 
@@ -99,8 +101,6 @@ def usage_lines(name: str, trigger_word: str = "", prompt: str = "") -> tuple[st
         name: of the file without `.safetensors`.
         prompt: what to draw; the trigger word is put in front unless it is there.
     """
-    prompt = prompt or "a photo"
-    if trigger_word and trigger_word.lower() not in prompt.lower():
-        prompt = f"{trigger_word}, {prompt}"
+    prompt = with_trigger_word(prompt or "a photo", trigger_word)
     python = f'pipe.load_lora_weights("{name}.safetensors"); image = pipe({prompt!r}).images[0]'
     return python, f"{prompt} <lora:{name}:1>"

@@ -11,7 +11,8 @@ from sdxl_lora.training.settings import open_pictures, trigger_words_of
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries, repeats_of
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.concat_dataset import JoinedPictures, with_trigger_word
+from sdxl_lora.config.trigger_word import with_trigger_word
+from sdxl_lora.data.concat_dataset import JoinedPictures
 from sdxl_lora.data.dataset import open_dataset
 from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
 from sdxl_lora.data.sampler import Batches

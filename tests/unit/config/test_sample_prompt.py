@@ -8,8 +8,8 @@ from sdxl_lora.config.sample_prompt import (
     read_prompts_file,
     with_defaults,
     with_partners,
-    without_trigger,
 )
+from sdxl_lora.config.trigger_word import without_trigger_words
 from sdxl_lora.errors import ConfigError
 from tests.helpers.configs import flat_train_config
 
@@ -85,8 +85,8 @@ def test_defaults_fill_only_what_is_left_open():
     ],
 )
 def test_the_trigger_word_is_taken_out_as_a_word(text, rest):
-    assert without_trigger(text, ["sks"]) == rest
-    assert without_trigger(f"ohwx man, {text}", ["sks", "ohwx man"]) == rest
+    assert without_trigger_words(text, ["sks"]) == rest
+    assert without_trigger_words(f"ohwx man, {text}", ["sks", "ohwx man"]) == rest
 
 
 def test_each_prompt_with_the_trigger_word_gets_a_partner_that_differs_in_it_alone():
