@@ -61,15 +61,28 @@ def add_lora(
     names = target_modules(model, targets)
     _check_start(model, names, init, use_dora)
     patterns = {"rank_pattern": rank_pattern or {}, "alpha_pattern": alpha_pattern or {}}
+    size = {"r": rank, "target_modules": names, **patterns}
     if kind == "lora":
         start = True if init == "kaiming" else init
         options = {"lora_dropout": dropout, "init_lora_weights": start, "use_rslora": use_rslora, "use_dora": use_dora}
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, **patterns, **options)
+        config = LoraConfig(lora_alpha=alpha, **size, **options)
     elif (dropout, init, use_rslora, use_dora) != (0.0, "kaiming", False, False):
         raise ValueError(f"dropout, init, use_rslora and use_dora belong to kind lora: leave them out with {kind}.")
     else:
         options = {"rank_dropout": rank_dropout, "module_dropout": module_dropout}
-        config = _lycoris_config(kind, lokr_factor)(r=rank, alpha=alpha, target_modules=names, **patterns, **options)
+        config = _lycoris_config(kind, lokr_factor)(alpha=alpha, **size, **options)
+    parameters = _add_adapter(model, config, seed)
+    if changes_base(init):
+        remember_start(model)
+    if kind == "lora":
+        add_dropout(model, rank_dropout, module_dropout)
+    wrapped = sum(isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer") for module in model.modules())
+    assert wrapped == len(names), f"PEFT wrapped {wrapped} of {len(names)} layers"
+    return list(parameters.values())
+
+
+def _add_adapter(model: nn.Module, config: PeftConfig, seed: int) -> dict[str, nn.Parameter]:
+    """The adapter's parameters, alone to be trained, in float32."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws start values on the CPU
         torch.manual_seed(seed)
@@ -78,13 +91,7 @@ def add_lora(
     for parameter in parameters.values():
         parameter.data = parameter.data.float()  # PEFT gives them the base's dtype; bf16 loses small updates
         parameter.requires_grad_(True)
-    if changes_base(init):
-        remember_start(model)
-    if kind == "lora":
-        add_dropout(model, rank_dropout, module_dropout)
-    wrapped = sum(isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer") for module in model.modules())
-    assert wrapped == len(names), f"PEFT wrapped {wrapped} of {len(names)} layers"
-    return list(parameters.values())
+    return parameters
 
 
 def _lycoris_config(kind: str, lokr_factor: int) -> Callable[..., PeftConfig]:

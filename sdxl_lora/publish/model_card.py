@@ -30,21 +30,13 @@ def model_card(
         grid: path of a sheet of pictures by steps, relative to the card.
     """
     base = public_name(base_model)
-    header = ["library_name: diffusers", "pipeline_tag: text-to-image"]
-    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a file here
-    header += [f"instance_prompt: {_quoted(trigger_word)}"] if trigger_word else []
-    header += ["tags:", *(f"- {_quoted(tag)}" for tag in TAGS)]
-    if samples:
-        header += ["widget:"]
-        for text, path in samples:
-            header += [f"- text: {_quoted(text)}", "  output:", f"    url: {_quoted(path)}"]
     python, tag = usage_lines(name, trigger_word, prompt)
     load, draw = python.split("; ", 1)
     if repository:
         load = f"pipe.load_lora_weights({_quoted(repository)}, weight_name={_quoted(f'{name}.safetensors')})"
     parts = [
         "---",
-        *header,
+        *_header(base, trigger_word, samples),
         "---",
         "",
         f"# {name}",
@@ -78,6 +70,19 @@ def model_card(
         parts += ["", "## Training", "", "| setting | value |", "|---|---|"]
         parts += [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in settings.items()]
     return "\n".join(parts) + "\n"
+
+
+def _header(base: str, trigger_word: str, samples: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of YAML that the Hub reads."""
+    header = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a file here
+    header += [f"instance_prompt: {_quoted(trigger_word)}"] if trigger_word else []
+    header += ["tags:", *(f"- {_quoted(tag)}" for tag in TAGS)]
+    if samples:
+        header += ["widget:"]
+        for text, path in samples:
+            header += [f"- text: {_quoted(text)}", "  output:", f"    url: {_quoted(path)}"]
+    return header
 
 
 def _quoted(text: str) -> str:

@@ -21,8 +21,6 @@ def lora_metadata(
     finished_at: datetime | None = None,
     trigger_phrase: str = "",
     resolution: tuple[int, int] = (1024, 1024),
-    rank: int | None = None,
-    alpha: float | None = None,
     base_model: str = "",
     base_model_sha256: str = "",
     epochs: int | None = None,
@@ -49,18 +47,12 @@ def lora_metadata(
     """
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction_type {prediction_type!r} must be epsilon or v_prediction.")
-    if thumbnail_jpeg and (thumbnail_jpeg[:2] != b"\xff\xd8" or len(thumbnail_jpeg) > 1_000_000):
-        raise ValueError(
-            f"the thumbnail ({len(thumbnail_jpeg)} bytes) must be a JPEG of at most 1 MB: make it smaller."
-        )
     width, height = resolution
     values = {
         "ss_output_name": title,
         "ss_training_started_at": started_at and started_at.timestamp(),
         "ss_training_finished_at": finished_at and finished_at.timestamp(),
         "ss_resolution": f"({width}, {height})",
-        "ss_network_dim": rank,
-        "ss_network_alpha": alpha,
         "ss_sd_model_name": public_name(base_model),
         "ss_new_sd_model_hash": base_model_sha256,
         "ss_num_epochs": epochs,
@@ -78,11 +70,16 @@ def lora_metadata(
         "modelspec.date": finished_at and finished_at.isoformat(timespec="seconds"),
         "modelspec.trigger_phrase": trigger_phrase,
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
-        "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(thumbnail_jpeg).decode("ascii")
-        if thumbnail_jpeg
-        else None,
+        "modelspec.thumbnail": data_url(thumbnail_jpeg) if thumbnail_jpeg else None,
     }
     return {key: str(value) for key, value in values.items() if value not in (None, "")}
+
+
+def data_url(jpeg: bytes) -> str:
+    """Raises ValueError where it is no JPEG, or too large for clients."""
+    if jpeg[:2] != b"\xff\xd8" or len(jpeg) > 1_000_000:
+        raise ValueError(f"the thumbnail ({len(jpeg)} bytes) must be a JPEG of at most 1 MB: make it smaller.")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def public_name(base_model: str) -> str:

@@ -83,7 +83,7 @@ def test_the_first_file_is_kohyas_container_with_true_alpha_and_one_rank(tmp_pat
 
 def test_the_second_file_has_no_alpha_anywhere(tmp_path):
     _, models = tiny_with_lora(4, 2)
-    _, diffusers = write_lora_files(tmp_path, "cat", models, "bf16", lora_metadata("cat", rank=4, alpha=2))
+    _, diffusers = write_lora_files(tmp_path, "cat", models, "bf16", lora_metadata("cat"))
     with safe_open(diffusers, "pt") as file:
         assert "alpha" not in str(file.metadata()).lower()
         assert {key.rsplit(".", 2)[1] for key in file.keys()} == {"lora_A", "lora_B"}  # noqa: SIM118
