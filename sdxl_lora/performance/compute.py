@@ -10,6 +10,27 @@ from torch.utils.checkpoint import checkpoint
 COMPILER = "inductor"
 
 
+def native_bfloat16(device: torch.device | str) -> bool:
+    """Whether a device computes in bfloat16 itself; where it is emulated, float16 is several times as fast.
+
+    `torch.cuda.is_bf16_supported()` also says yes to emulation, and to every card of AMD.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and torch.version.hip:
+        architecture = torch.cuda.get_device_properties(device).gcnArchName  # CDNA 1 to 4, RDNA 3 and 4
+        return architecture.startswith(("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).has_bfloat16_conversions
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
 def without_autocast(unet: nn.Module, dtype: torch.dtype) -> None:
     """Let the UNet compute in its own half precision, whatever autocast says around it.
 

@@ -1,12 +1,14 @@
 """Recomputed and compiled blocks give what plain ones give; what cannot be compiled runs all the same."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import Base, load_unet
 from sdxl_lora.performance import compute
-from sdxl_lora.performance.compute import checkpoint_blocks, checkpointed_blocks
+from sdxl_lora.performance.compute import checkpoint_blocks, checkpointed_blocks, native_bfloat16
 from sdxl_lora.run.events import read_events
 from tests.integration.test_train import assert_equal_weights, column, largest_difference, weights_of
 
@@ -95,3 +97,34 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(train, tmp_path, mon
     said = [event["text"] for event in read_events(run / "events.jsonl", "message") if "--compile" in event["text"]]
     assert len(said) == 1 and "no C++ compiler found" in said[0]
     assert_equal_weights(weights_of(run, 2), weights_of(plain, 2))
+
+
+@pytest.mark.parametrize(
+    ("device", "hip", "card", "native"),
+    [
+        ("cuda", None, (7, 0), False),  # V100
+        ("cuda", None, (7, 5), False),  # T4, RTX 20: emulated, and slow
+        ("cuda", None, (8, 0), True),
+        ("cuda", None, (12, 0), True),
+        ("cuda", "7.0", "gfx906:sramecc+:xnack-", False),
+        ("cuda", "7.0", "gfx1030", False),
+        ("cuda", "7.0", "gfx90a:sramecc+:xnack-", True),
+        ("cuda", "7.0", "gfx1100", True),
+        ("xpu", None, False, False),
+        ("xpu", None, True, True),
+        ("mps", None, 13, False),
+        ("mps", None, 14, True),
+        ("cpu", None, {"avx512_f": True}, False),
+        ("cpu", None, {"amx_bf16": True}, True),
+        ("meta", None, None, False),
+    ],
+)
+def test_bfloat16_is_native_only_where_the_device_computes_in_it(monkeypatch, device, hip, card, native):
+    facts = SimpleNamespace(gcnArchName=card, has_bfloat16_conversions=card)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: card >= major)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: card)
+    assert native_bfloat16(torch.device(device)) is native
