@@ -171,7 +171,7 @@ def recipe_of(config: PreprocessConfig):
 
 def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
     from preprocess.captions.caption_all import CaptionPlan
-    from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner
+    from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner, content_name
 
     plan = CaptionPlan(
         fallback=config.captions.fallback_caption,
@@ -193,6 +193,8 @@ def plan_of(config: PreprocessConfig, may_be_empty: bool = False):
     return dataclasses.replace(
         plan,
         name=repr(options),
+        content=partial(content_name, options),
+        max_new_tokens=options.max_new_tokens,
         load=partial(captioner, options, config.captioner.caption_batch_size),
         check=partial(check_captioner, options),
     )

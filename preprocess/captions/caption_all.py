@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from preprocess.captions.caption_text import without_stock_phrase
+from preprocess.captions.captioner import CutOff
 from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import Shelf
@@ -24,17 +25,22 @@ class CaptionPlan:
     """Who writes the captions that no person has written.
 
     Attributes:
-        name: model, task and options; a caption is made again where any of it differs.
+        name: model, task and options, by which earlier versions kept captions.
+        content: a name of all that makes a caption, the captioner's files and its options; a caption is made again
+            where it differs. Given the hidden folder, for what it keeps of them.
         load: context manager of the captioner, which frees it; None for no captioner. The captioner says by its
             attribute batch_size how many pictures it wants next.
+        max_new_tokens: the length at which a caption is cut off, for the warning.
         check: raises ConfigError, before any work, where the captioner could not be loaded.
         clean: leave out stock phrases such as "The image shows".
         may_be_empty: no words are an answer, and not a failure.
     """
 
     name: str = "none"
+    content: Callable[[Path], str] = lambda hidden: "none"
     load: Callable[[], AbstractContextManager[Caption]] | None = None
     check: Callable[[], None] = lambda: None
+    max_new_tokens: int | None = None
     fallback: str = ""
     clean: bool = True
     recaption: bool = False
@@ -66,12 +72,13 @@ def caption_all(
             entry.warnings.append("no caption: the fallback is used")
         elif plan.recaption or not edited_by_hand(entry, memory):
             wanted.append(entry)
-    texts, new = machine_captions(wanted, plan, output, team) if wanted else ({}, 0)
+    texts, new = machine_captions(wanted, plan, output, team) if wanted else ([], 0)
     failed = []
-    for entry in wanted:
-        text, reason = texts[caption_key(entry, plan)]
+    for entry, (text, reason) in zip(wanted, texts, strict=True):
         if reason:
             failed.append(Refused(entry.source.name, reason))
+        if isinstance(text, CutOff):
+            entry.warnings.append(f"caption cut off at caption_max_new_tokens {plan.max_new_tokens}: raise it")
         entry.raw_caption, entry.caption_from = text, "captioner"
         entry.caption = without_stock_phrase(text) if plan.clean else text
     return failed, new
@@ -80,8 +87,7 @@ def caption_all(
 def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: Team) -> None:
     """Warns of writing in the pictures: a LoRA learns watermarks and signatures before anything else."""
     texts, _ = machine_captions(entries, reader, output, team)
-    for entry in entries:
-        text, reason = texts[caption_key(entry, reader)]
+    for entry, (text, reason) in zip(entries, texts, strict=True):
         if text or reason:
             entry.warnings.append(f"text in the picture: {text[:80]!r}" if text else f"not read for text: {reason}")
 
@@ -93,21 +99,28 @@ def edited_by_hand(entry: Entry, memory: Memory) -> bool:
     return all(memory.edited_text(entry.source.name, entry.prepared.sha256, number) is not None for number in numbers)
 
 
-def caption_key(entry: Entry, plan: CaptionPlan) -> str:
-    text = f"{Path(entry.prepared.file_name).name}\0{plan.name}"
+def caption_key(entry: Entry, captioner: str) -> str:
+    text = f"{Path(entry.prepared.file_name).name}\0{captioner}"
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def machine_captions(
     entries: list[Entry], plan: CaptionPlan, output: Path, team: Team
-) -> tuple[dict[str, tuple[str, str]], int]:
-    """Text and reason of failure, one of them empty, by caption_key; and how many the captioner was asked for."""
-    shelf = Shelf(output / ".preprocess" / "captions")
-    known = {} if plan.recaption else {key: shelf.get(key) for key in (caption_key(e, plan) for e in entries)}
-    texts = {key: (text, "") for key, text in known.items() if text is not None}
-    missing = {caption_key(entry, plan): entry for entry in entries}
-    missing = [(key, entry) for key, entry in missing.items() if key not in texts]
-    team.wait()  # all have looked at the shelf before anyone adds to it
+) -> tuple[list[tuple[str, str]], int]:
+    """Each entry's text and reason of failure, one of them empty; and how many the captioner was asked for."""
+    hidden = output / ".preprocess"
+    shelf, content = Shelf(hidden / "captions"), plan.content(hidden)
+    keys = [caption_key(entry, content) for entry in entries]
+    old = {key: caption_key(entry, plan.name) for key, entry in zip(keys, entries, strict=True)}
+    texts = {}
+    for key in [] if plan.recaption else old:
+        if (record := shelf.get(key, old[key])) is not None:
+            texts[key] = text_of(record), ""
+    missing = [(key, entry) for key, entry in dict(zip(keys, entries, strict=True)).items() if key not in texts]
+    team.wait()  # all have looked at the shelf before anyone changes it
+    if team.rank == 0:
+        for key in old:  # once: when the captioner's files change, its old captions must not come back
+            shelf.rename(old[key], None if plan.recaption else key)
     mine = []
     if share := team.share(missing):
         with plan.load() as caption, tqdm(total=len(share), desc="captions", unit="img") as bar:
@@ -118,9 +131,15 @@ def machine_captions(
                 ):
                     mine.append((key, (text, reason)))
                     if not reason:
-                        shelf.put(key, text)
+                        shelf.put(key, {"text": text, "cut_off": True} if isinstance(text, CutOff) else text)
                 bar.update(len(batch))
-    return texts | dict(team.gather(mine)), len(missing)
+    texts |= dict(team.gather(mine))
+    return [texts[key] for key in keys], len(missing)
+
+
+def text_of(record: str | dict) -> str:
+    """A caption as the shelf keeps it."""
+    return CutOff(record["text"]) if isinstance(record, dict) else record
 
 
 def open_crop(output: Path, prepared: Prepared) -> Image.Image:

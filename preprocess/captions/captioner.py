@@ -5,34 +5,22 @@ Torch is imported where it is needed, so that --help and errors in flags do not 
 """
 
 import dataclasses
-import difflib
 import gc
 import logging
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
+from preprocess.caption_task import check_task
+from preprocess.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from preprocess.captions.batch_size import after_fit, first_and_most, with_memory_share
 from sdxl_lora.errors import ConfigError
-
-# what each task gives that is not a caption, by the names in transformers' Florence2Processor
-NOT_CAPTIONS = {
-    "<OD>": "boxes", "<DENSE_REGION_CAPTION>": "boxes", "<REGION_PROPOSAL>": "boxes", "<OCR_WITH_REGION>": "boxes",
-    "<CAPTION_TO_PHRASE_GROUNDING>": "boxes for a phrase", "<REFERRING_EXPRESSION_SEGMENTATION>": "polygons",
-    "<REGION_TO_SEGMENTATION>": "polygons", "<OPEN_VOCABULARY_DETECTION>": "boxes", "<REGION_TO_CATEGORY>": "a class",
-    "<REGION_TO_DESCRIPTION>": "words about a region", "<REGION_TO_OCR>": "a region's text",
-}  # fmt: skip
-
-
-CAPTIONS = (
-    "<CAPTION>",
-    "<DETAILED_CAPTION>",
-    "<MORE_DETAILED_CAPTION>",
-    "<OCR>",
-)  # a fine-tune has its own
+from sdxl_lora.io.memo import Memo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +31,8 @@ class CaptionerOptions:
         model: Hub id or folder.
         task: of Florence-2 and its fine-tunes, e.g. "<DETAILED_CAPTION>".
         prompt: for other models; what a chat model is asked, what a BLIP continues. None for the model's own way.
-        dtype: "auto" (bfloat16 on a GPU, float32 elsewhere), "float32", "float16" or "bfloat16".
+        dtype: "auto" (on a GPU bfloat16 where it computes in it, else float16; float32 elsewhere), "float32", "float16"
+            or "bfloat16".
         attention: "auto", or an attention implementation of transformers.
     """
 
@@ -56,36 +45,37 @@ class CaptionerOptions:
     attention: str = "auto"
 
 
+class CutOff(str):
+    """A caption that ended because max_new_tokens was reached, most likely in mid-sentence."""
+
+
 def check_captioner(options: CaptionerOptions) -> None:
-    """Loads what is small of the captioner, its config and its processor.
+    """Loads all of the captioner but its weights' values, which takes little time and memory.
 
     Raises:
-        ConfigError: not there, not reachable, of no class that captions, or a task that gives no caption.
+        ConfigError: not there, not reachable, of no class that captions, of a layout that is not read, with weights
+            missing or left over, a task that gives no caption, or a setting without effect.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    try:
-        config = AutoConfig.from_pretrained(options.model)
-        load_processor(options.model)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"cannot load the captioner {options.model} ({first_line}): give a folder with "
-            "--caption_model FOLDER, or --caption_model none with .txt files or --fallback_caption"
-        ) from None
+    with loading(options):
+        check_layout(options.model, PreTrainedConfig.get_config_dict(options.model)[0])
+        config = AutoConfig.from_pretrained(options.model, trust_remote_code=False)
+        processor = load_processor(options.model)
     if options.task == "<OCR>" and config.model_type != "florence2":
         raise ConfigError(f"--ocr needs Florence-2; caption_model {options.model} is a {config.model_type}")
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(f"caption_model {options.model} is a {config.model_type}, which writes no captions")
-    near = difflib.get_close_matches(options.task, CAPTIONS, n=1, cutoff=0.88)
-    if config.model_type == "florence2" and near and options.task not in CAPTIONS:
-        raise ConfigError(f"caption_task {options.task} is unknown, did you mean {near[0]}?")
-    if config.model_type == "florence2" and options.task in NOT_CAPTIONS:
-        raise ConfigError(
-            f"caption_task {options.task} gives {NOT_CAPTIONS[options.task]}, not a caption: use <CAPTION>, "
-            "<DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, <OCR>, or a task of the fine-tune you load"
-        )
+    check_task(options.task, options.prompt, config.model_type, takes_prompt=not isinstance(processor, Pair))
+    with loading(options):
+        load_model(options, device_map="meta")
+
+
+def content_name(options: CaptionerOptions, hidden: Path) -> str:
+    """What a caption depends on: the captioner's files, not where they lie, and the options."""
+    content = content_of(options.model, Memo(hidden / "captioner_files.json"))
+    return f"{content} {dataclasses.replace(options, model='')!r}"
 
 
 class Captioner:
@@ -126,15 +116,10 @@ def captioner(options: CaptionerOptions, batch_size: int | None = None) -> Itera
         batch_size: most pictures at once; None to find out.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
     device, dtype = device_and_dtype(options.dtype)
     processor = load_processor(options.model)
-    attention = {} if options.attention == "auto" else {"attn_implementation": options.attention}
-    with quiet_transformers():
-        model = AutoModelForImageTextToText.from_pretrained(
-            options.model, dtype=dtype, use_safetensors=True, **attention
-        )
+    model = load_model(options, dtype=dtype)
     caption = Captioner(model.to(device).eval(), processor, options, batch_size)
     del model, processor
     try:
@@ -146,8 +131,55 @@ def captioner(options: CaptionerOptions, batch_size: int | None = None) -> Itera
             torch.cuda.empty_cache()
 
 
+@contextmanager
+def loading(options: CaptionerOptions) -> Iterator[None]:
+    """ConfigError for whatever foreign files make of their loading, in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and no_safetensors(error):
+            raise ConfigError(
+                f"caption_model {options.model} has no model.safetensors, and pickles like pytorch_model.bin are not "
+                "loaded, since they can run code: load one that has it, such as florence-community/Florence-2-base, or "
+                "save this one anew with save_pretrained(FOLDER)"
+            ) from None
+        lines = str(error).strip().splitlines() or [""]
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f"cannot load the captioner {options.model} ({kind}{textwrap.shorten(lines[0], 200)}): give a folder with "
+            "--caption_model FOLDER, or --caption_model none with .txt files or --fallback_caption"
+        ) from None
+
+
+def load_model(options: CaptionerOptions, **where):
+    """The captioner's model, every weight of it from its files.
+
+    Args:
+        where: dtype, or device_map "meta" for names and shapes alone.
+    Raises:
+        ConfigError: a weight is missing, left over or of another shape.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    if options.attention != "auto":
+        where["attn_implementation"] = options.attention
+    with quiet_transformers():
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            options.model,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # said by check_weights, with the names
+            output_loading_info=True,
+            **where,
+        )
+    check_weights(options.model, model.config.model_type, found)
+    return model
+
+
 def describe(model, processor, images: list[Image.Image], options: CaptionerOptions) -> list[str]:
-    """One batch through the model: inputs, generation, words."""
+    """One batch through the model: inputs, generation, words; a CutOff where max_new_tokens ended it."""
     import torch
 
     inputs = model_inputs(model, processor, images, options).to(model.device)
@@ -158,10 +190,29 @@ def describe(model, processor, images: list[Image.Image], options: CaptionerOpti
         tokens = model.generate(
             **inputs, max_new_tokens=options.max_new_tokens, num_beams=options.num_beams, do_sample=False
         )
+    cut_off = ended_by_limit(model, processor, tokens, options.max_new_tokens)
     if getattr(processor, "chat_template", None) and not model.config.is_encoder_decoder:  # the question comes first
         tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(tokens, skip_special_tokens=True)
-    return [" ".join(text.split()) for text in texts]
+    texts = [" ".join(text.split()) for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    return [CutOff(text) if cut and text else text for text, cut in zip(texts, cut_off, strict=True)]
+
+
+def ended_by_limit(model, processor, tokens, max_new_tokens: int) -> list[bool]:
+    """Whether each row of tokens (B, L) ended because the limit was reached, and not by itself.
+
+    What ends by itself ends in a token that says so, or in padding. Where the model forces such a token at the limit
+    (BART does, and so Florence-2), the length tells.
+    """
+    generation, tokenizer = model.generation_config, processor.tokenizer
+    padding, forced = generation.pad_token_id, ids_of(generation.forced_eos_token_id)
+    ends = ids_of(generation.eos_token_id) | {tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+    if model.config.is_encoder_decoder and tokens.shape[1] > max_new_tokens:  # one more, to start with
+        ends -= forced
+    return [last != padding and last not in ends for last in tokens[:, -1].tolist()]
+
+
+def ids_of(setting: int | list[int] | None) -> set[int]:
+    return {setting} if isinstance(setting, int) else set(setting or ())
 
 
 def model_inputs(model, processor, images: list[Image.Image], options: CaptionerOptions):
@@ -184,8 +235,8 @@ class Pair:
     def __init__(self, model: str):
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        self.image_processor = AutoImageProcessor.from_pretrained(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.batch_decode = self.tokenizer.batch_decode
 
     def __call__(self, images: list[Image.Image], return_tensors: str):
@@ -199,7 +250,7 @@ def load_processor(model: str):
     """
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     both = hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
     return processor if both else Pair(model)
 
@@ -207,9 +258,11 @@ def load_processor(model: str):
 def device_and_dtype(dtype: str):
     import torch
 
+    from sdxl_lora.performance.compute import native_bfloat16
+
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        best = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        best = torch.bfloat16 if native_bfloat16(device) else torch.float16
     else:
         device, best = torch.device("cpu"), torch.float32
     return device, best if dtype == "auto" else getattr(torch, dtype)

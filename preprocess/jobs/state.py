@@ -3,6 +3,7 @@
     images/         crops that are finished and not yet published
     pictures/       what is known of each picture's crops, by the identity of its bytes and the recipe
     captions/       the captioner's words, by crop and captioner
+    captioner_files.json    digests of the captioner's files, by path, size and time of change
     removed.jsonl   rows whose pictures left the source folder, kept for the captions in them
     written.json    what earlier runs wrote into metadata.jsonl: any other text there is a person's
     lock, pid       of the run at work
@@ -33,15 +34,24 @@ class Shelf:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str) -> Any | None:
-        """The record, or None where there is none or the machine went down while it was written."""
-        try:
-            return json.loads((self.folder / f"{key}.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
+    def get(self, *keys: str) -> Any | None:
+        """The first record, or None where there is none or the machine went down while it was written."""
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return json.loads((self.folder / f"{key}.json").read_bytes())
+        return None
 
     def put(self, key: str, value: Any) -> None:
         write_whole(self.folder / f"{key}.json", json.dumps(value, ensure_ascii=False), sync=False)
+
+    def rename(self, key: str, new: str | None) -> None:
+        """Gives a record another key, or removes it where there is one of that key already, or none is wanted."""
+        path = self.folder / f"{key}.json"
+        with contextlib.suppress(FileNotFoundError):
+            if new is None or (self.folder / f"{new}.json").exists():
+                path.unlink()
+            else:
+                path.rename(self.folder / f"{new}.json")
 
     def keep_only(self, keys: set[str]) -> None:
         for file in self.folder.iterdir():

@@ -1,0 +1,65 @@
+"""What a captioner is asked: Florence-2 by a task, others by a prompt. Rules on strings; loads no model."""
+
+import difflib
+import re
+
+from sdxl_lora.errors import ConfigError
+
+CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")  # a fine-tune has its own
+# what each task gives that is not a caption, by the names in transformers' Florence2Processor
+NOT_CAPTIONS = {
+    "<OD>": "boxes", "<DENSE_REGION_CAPTION>": "boxes", "<REGION_PROPOSAL>": "boxes", "<OCR_WITH_REGION>": "boxes",
+    "<CAPTION_TO_PHRASE_GROUNDING>": "boxes for a phrase", "<REFERRING_EXPRESSION_SEGMENTATION>": "polygons",
+    "<REGION_TO_SEGMENTATION>": "polygons", "<OPEN_VOCABULARY_DETECTION>": "boxes", "<REGION_TO_CATEGORY>": "a class",
+    "<REGION_TO_DESCRIPTION>": "words about a region", "<REGION_TO_OCR>": "a region's text",
+}  # fmt: skip
+USUAL = "<DETAILED_CAPTION>"
+
+
+def check_task(task: str, prompt: str | None, model_type: str, takes_prompt: bool) -> None:
+    """
+    Args:
+        model_type: of the captioner, as its config says.
+        takes_prompt: its processor takes words beside the picture.
+    Raises:
+        ConfigError: a task that Florence-2 does not know or that gives no caption, or a setting without effect.
+    """
+    if model_type == "florence2":
+        if prompt:
+            raise ConfigError(
+                "caption_prompt has no effect on Florence-2, which is asked by caption_task: leave it out"
+            )
+        _check_florence2_task(task)
+    elif task not in (USUAL, "<OCR>"):
+        instead = ", and ask by caption_prompt" if takes_prompt else ""
+        raise ConfigError(
+            f"caption_task {task} has no effect on a {model_type}, only on Florence-2: leave it out{instead}"
+        )
+    elif prompt and not takes_prompt:
+        raise ConfigError(
+            f"caption_prompt has no effect on this {model_type}, which takes pictures alone: leave it out"
+        )
+
+
+def _check_florence2_task(task: str) -> None:
+    if task in CAPTIONS:
+        return
+    meant = bracketed(task)
+    known = next((known for known in (*CAPTIONS, *NOT_CAPTIONS) if known in task.upper() or known == meant), None)
+    if known in NOT_CAPTIONS:
+        raise ConfigError(
+            f"caption_task {task} gives {NOT_CAPTIONS[known]}, not a caption: use <CAPTION>, "
+            "<DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, <OCR>, or a task of the fine-tune you load"
+        )
+    if near := [known] if known else difflib.get_close_matches(meant, CAPTIONS, n=1, cutoff=0.88):
+        raise ConfigError(f"caption_task {task} is unknown, did you mean {near[0]}?")
+    if not re.match(r"<\w+>", task):
+        raise ConfigError(
+            f"caption_task {task} is not a task of Florence-2, which stands in angle brackets: use <CAPTION>, "
+            f"<DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a task of the fine-tune you load, {meant} perhaps"
+        )
+
+
+def bracketed(task: str) -> str:
+    """A task as Florence-2 spells them: " detailed caption" is <DETAILED_CAPTION>."""
+    return f"<{'_'.join(re.findall(r'[A-Z0-9]+', task.upper()))}>"

@@ -1,0 +1,99 @@
+"""A captioner's files before they are used: their layout, whether the weights are whole, a name for their content."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.memo import Memo, file_facts
+
+# of the weights, the config, and what makes inputs of pictures and words of tokens
+CONTENT = re.compile(
+    r"((processor_|preprocessor_|image_processor_|generation_|tokenizer_)?config|tokenizer|vocab|added_tokens"
+    r"|special_tokens_map|chat_template)\.json|(vocab|merges)\.txt|.+\.(jinja|model)"
+    r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+# buffers that older versions of transformers saved, computed anew by this one
+BUFFERS = re.compile(
+    r"(.*\.)?(position_ids|inv_freq|masked_bias|num_batches_tracked|relative_position_index|attn\.bias)"
+)
+
+
+def check_layout(model: str, config: dict) -> None:
+    """
+    Args:
+        config: its config.json as it stands.
+    Raises:
+        ConfigError: Florence-2 as Microsoft published it, or a model that needs code of its repository.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    text, vision = (config.get(part) or {} for part in ("text_config", "vision_config"))
+    is_florence2 = config.get("model_type") == "florence2" or "Florence2" in str(config.get("architectures"))
+    is_old = "dim_embed" in vision or vision.get("model_type") == "davit" or "florence2" in text.get("model_type", "")
+    if is_florence2 and (is_old or config.get("model_type") != "florence2"):
+        raise ConfigError(old_florence2(model, text.get("d_model")))
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(
+            f"caption_model {model} needs code of its own repository, which is never run here: load one of those that "
+            "transformers serves itself, such as florence-community/Florence-2-base"
+        )
+
+
+def old_florence2(model: str, width: int | None) -> str:
+    """What to load instead, by the name and the width of the text model (768 base, 1024 large)."""
+    name = Path(model).name.lower()
+    size = "large" if width == 1024 or (width is None and "large" in name) else "base"
+    instead = f"florence-community/Florence-2-{size}{'-ft' if name.endswith('-ft') else ''}"
+    return (
+        f"caption_model {model} is Florence-2 in the layout that Microsoft published, which needs code of its "
+        f"repository: load {instead}, or a fine-tune in that layout (vision_config with embed_dim, not dim_embed)"
+    )
+
+
+def check_weights(model: str, model_type: str, found: dict) -> None:
+    """
+    Args:
+        found: what transformers says of a loading: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
+    Raises:
+        ConfigError: chance would stand in a weight's place, or a weight of the file goes unused.
+    """
+    missing, others = sorted(found["missing_keys"]), sorted(key for key, *_ in found["mismatched_keys"])
+    unused = sorted(key for key in found["unexpected_keys"] if not BUFFERS.fullmatch(key))
+    if model_type == "florence2" and missing and any(key.startswith("language_model.model.") for key in unused):
+        raise ConfigError(old_florence2(model, None))
+    kinds = {"lacks": missing, "has of another shape": others, "has without a place in the model": unused}
+    if said := [f"{verb} {len(keys)}, such as {keys[0]}" for verb, keys in kinds.items() if keys]:
+        raise ConfigError(
+            f"caption_model {model} does not hold the weights that its config.json asks for: of these it "
+            f"{', it '.join(said)}: download it again, or save it with save_pretrained (an adapter merged first)"
+        )
+
+
+def no_safetensors(error: OSError) -> bool:
+    """Whether a loading failed for want of weights as .safetensors."""
+    return ("safetensors" in str(error) and "no file named" in str(error)) or "not appear to have" in str(error)
+
+
+def content_of(model: str, memo: Memo) -> str:
+    """A digest of all that makes a captioner's words: equal for equal files, wherever they lie.
+
+    Args:
+        memo: keeps the digests of files that did not change.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(cached_file(model, "config.json")).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if CONTENT.fullmatch(path.name)):
+        digest.update(f"{path.name}\0{memo.recall(file_facts(path), lambda path=path: file_digest(path))}\0".encode())
+    memo.save()
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256; the Hub's cache names large files by it, which saves reading gigabytes."""
+    if re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
+        return path.resolve().name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
