@@ -1,5 +1,6 @@
 """A LoRA file as the start of a training: which modules it means, and its weights into a model's new adapter."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sdxl_lora.lora.formats.adapter import Adapter
+from sdxl_lora.lora.formats.adapter import Adapter, change_shape
 from sdxl_lora.lora.formats.keys import canonical
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.state import adapter_layers, adapter_tensors
 from sdxl_lora.lora.targets import is_unread
+from sdxl_lora.lora_shapes import why_not_sdxl
 from sdxl_lora.run.checkpoints import file_sha256
 
 
@@ -42,14 +44,15 @@ def read_start(path: str | Path, kind: str, components: Iterable[str]) -> Start:
     if kinds != {kind}:
         flags = {"lora": "leave out --adapter and --use_dora", "dora": "add --use_dora"}
         flags |= {name: f"add --adapter {name}" for name in ("loha", "lokr")}
-        advice = flags[kinds.pop()] if len(kinds) == 1 else "make it a LoRA first, python -m sdxl_lora.tools resize"
+        to_lora = "make it a LoRA first, python -m sdxl_lora.tools convert --to diffusers --rank N"
+        advice = flags.get(kinds.pop(), to_lora) if len(kinds) == 1 else to_lora
         found = " and ".join(sorted({adapter.kind for adapter in file.adapters.values()}))
         raise ValueError(f"{path} is a {found}, but a {kind} is to train: {advice}.")
     start: dict[str, dict[str, Adapter]] = {}
     components = list(components)
     for (component, name), adapter in file.adapters.items():
         start.setdefault(component, {})[name] = adapter
-    notes = []
+    notes = [f"WARNING: {note} (of init_lora)" for note in file.left_out]
     for component in components:
         if component in start:
             ranks = sorted({adapter.rank or 0 for adapter in start[component].values()})
@@ -77,7 +80,7 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
     """(rank, alpha) of the model's modules that the adapters are for.
 
     Raises:
-        ValueError: the model has no such modules.
+        ValueError: the model has no such modules, or of other shapes.
     """
     modules = {}
     for module, layer in model.named_modules():
@@ -93,10 +96,24 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
         )
     layers = {}
     for name, adapter in adapters.items():
+        change, weight = change_shape(adapter), _weight_shape(model.get_submodule(modules[name]))
+        if change != weight:
+            why = why_not_sdxl({(component, name): adapter for name, adapter in adapters.items()})
+            raise ValueError(
+                f"{component} {name} changes {change[0]}x{change[1]}, this base's weight is {weight[0]}x{weight[1]}: "
+                f"{why or 'it is a LoRA for another base'}."
+            )
         # PEFT keeps LoKr's second factor whole where the rank is so large
         rank = adapter.rank or max(adapter.tensors["lokr_w2"].shape)
         layers[modules[name]] = (rank, adapter.alpha if adapter.rank else float(rank))
     return layers
+
+
+def _weight_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """(out, in * kh * kw), of a quantized layer too."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels * math.prod(layer.kernel_size)
+    return layer.out_features, layer.in_features
 
 
 def without_unread(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> tuple[dict[str, Adapter], str]:

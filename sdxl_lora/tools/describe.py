@@ -8,6 +8,7 @@ import torch
 from sdxl_lora.lora.formats.adapter import Adapter, norm
 from sdxl_lora.lora.formats.keys import COMPONENTS
 from sdxl_lora.lora.formats.reader import LoraFile
+from sdxl_lora.lora_shapes import why_not_sdxl
 
 OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
@@ -33,8 +34,11 @@ def show(file: LoraFile, every_module: bool = False) -> str:
                 f"    {name}  rank {adapter.rank}  alpha {adapter.alpha:g}  norm {norm(adapter):.4g}"
                 for name, adapter in adapters.items()
             ]
-    if "dora" in kinds:
+    if any(adapter.needs_base for adapter in file.adapters.values()):
         lines.append("  (norms of DoRA without its magnitudes, which need the base)")
+    if why := why_not_sdxl(file.adapters):
+        lines.append(f"WARNING: {why}")
+    lines += file.left_out
     lines += ["", *(f"{client}: {verdict}" for client, verdict in clients(file).items()), ""]
     lines += [f"{key}: {_short(value)}" for key, value in sorted(file.metadata.items())] or ["no metadata"]
     return "\n".join(lines)
@@ -66,6 +70,8 @@ def _short(value: str) -> str:
 
 def clients(file: LoraFile) -> dict[str, str]:
     """For each client "loads", or what it does instead; from running the clients' own loaders."""
+    if why_not_sdxl(file.adapters):
+        return dict.fromkeys(CLIENTS, "not with SDXL")
     kinds = {adapter.kind for adapter in file.adapters.values()}
     kohya = file.layout.startswith("kohya")
     verdict = dict.fromkeys(CLIENTS, "loads")
@@ -73,6 +79,8 @@ def clients(file: LoraFile) -> dict[str, str]:
         verdict |= dict.fromkeys(CLIENTS[1:], "not sure: convert --to kohya")
     if file.layout == "kohya-diffusers":
         verdict |= dict.fromkeys(CLIENTS[1:], "probably; to be sure: convert --to kohya")
+    if file.layout == "comfyui":
+        verdict |= {"ComfyUI": "loads", "diffusers": "not sure: convert --to diffusers"}
     if file.layout == "peft":
         verdict["diffusers"] = "no, PEFT does: convert --to diffusers"
     if kohya and any(key.startswith(("lora_te1_encoder", "lora_te2_encoder")) for key in file.keys):
@@ -106,15 +114,17 @@ def _trouble_in_diffusers(file: LoraFile, kinds: set[str], kohya: bool) -> str:
 
 
 def check(file: LoraFile) -> tuple[list[str], list[str]]:
-    """(errors, warnings): not finite, no strength, no change at all; zero modules, changes far out of line."""
-    errors, warnings = [], []
+    """(errors, warnings): of another model, not finite, no strength, no change at all; zero modules, changes far out of
+    line, what is left out."""
+    why = why_not_sdxl(file.adapters)
+    errors, warnings = [why] if why else [], list(file.left_out)
     for component, adapters in by_component(file).items():
         sizes = {}
         for name, adapter in adapters.items():
             broken = [part for part, tensor in adapter.tensors.items() if not torch.isfinite(tensor).all()]
             if broken:
                 errors.append(f"{component} {name}: {', '.join(broken)} holds NaN or infinity")
-            elif not (0 < abs(adapter.alpha) < float("inf")):
+            elif adapter.rank is not None and not (0 < abs(adapter.alpha) < float("inf")):
                 errors.append(f"{component} {name}: alpha {adapter.alpha:g} leaves it without effect")
             else:
                 sizes[name] = norm(adapter)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
-from sdxl_lora.lora.formats.adapter import delta, svd_lora
+from sdxl_lora.lora.formats.adapter import change_shape, delta, svd_lora
 from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
+from sdxl_lora.lora_shapes import why_not_sdxl
 from sdxl_lora.tools.rewrite import check_output, save
 
 
@@ -36,6 +37,7 @@ def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool =
     with BaseWeights(base) as weights:
         if missing := [key for key in file.adapters if key not in weights.places]:
             raise ValueError(f"{base} lacks {len(missing)} of the LoRA's modules, such as {' '.join(missing[0])}.")
+        _check_shapes(weights, file)
         if weights.is_folder:
             _merge_folder(weights, file, output, weight)
         else:
@@ -43,7 +45,19 @@ def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool =
                 raise ValueError(f"{output} must end in .safetensors, as the base does.")
             merged_from = f"{base.stem}, {lora.stem}:{weight:g}"
             _write_merged(weights, weights.path, output, file, weight, {"modelspec.merged_from": merged_from})
-    return f"{output}: {len(file.adapters)} modules merged at weight {weight:g}"
+    return "\n".join([f"{output}: {len(file.adapters)} modules merged at weight {weight:g}", *file.left_out])
+
+
+def _check_shapes(weights: BaseWeights, lora: LoraFile) -> None:
+    """Raises ValueError where a change does not fit its weight, before anything is written."""
+    for key, adapter in lora.adapters.items():
+        path, name, _, count = weights.places[key]
+        shape, change = weights.files[path].shapes[name], change_shape(adapter)
+        if not shape or change != (shape[0] // count, math.prod(shape[1:])):
+            raise ValueError(
+                f"{path}: {' '.join(key)} is {shape}, the LoRA's change {change}: "
+                f"{why_not_sdxl(lora.adapters) or 'it is for another base'}."
+            )
 
 
 def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: float) -> None:
@@ -92,12 +106,7 @@ def _write_merged(
 
 def _add(tensor: Tensor, lora: LoraFile, key: tuple[str, str], weight: float, source: Path) -> None:
     """Adds one module's change in place, in float32."""
-    change = delta(lora.adapters[key], tensor if tensor.dim() else None)
-    if change.numel() != tensor.numel() or change.shape[0] != tensor.shape[0]:
-        raise ValueError(
-            f"{source}: {' '.join(key)} is {tuple(tensor.shape)}, the LoRA's change {tuple(change.shape)}: "
-            "it is for another base."
-        )
+    change = delta(lora.adapters[key], tensor)
     total = (tensor.float() + weight * change.view(tensor.shape)).to(tensor.dtype)
     if not torch.isfinite(total.float()).all():
         raise ValueError(f"{source}: {' '.join(key)} is not finite in {tensor.dtype} with the LoRA: lower the weight.")

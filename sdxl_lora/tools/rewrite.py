@@ -8,6 +8,7 @@ from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya, save_peft
+from sdxl_lora.lora_shapes import why_not_sdxl
 
 LAYOUTS = ("kohya", "kohya-diffusers", "diffusers", "peft")
 # What stays true of a rewritten file; hashes and ranks do not.
@@ -29,12 +30,12 @@ def convert(
     check_output(output, overwrite)
     if rank < 1:
         raise ValueError(f"rank {rank} must be at least 1.")
-    file = read_lora(lora)
+    file = sdxl_file(lora)
     kept_kinds = ("lora", "loha", "lokr") if to.startswith("kohya") else ("lora", "dora")
     adapters, least = plain_loras(file, kept_kinds, rank, base)
     save(output, adapters, to, precision, kept_metadata(file), overwrite)
     loss = f"; as plain LoRAs of rank {rank} at least {least:.2%} of each change is kept" if least < 1 else ""
-    return f"{output}: {len(adapters)} modules as {to}{loss}"
+    return "\n".join([f"{output}: {len(adapters)} modules as {to}{loss}", *file.left_out])
 
 
 def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None) -> tuple[Adapters, float]:
@@ -45,7 +46,7 @@ def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None)
     kinds = {adapter.kind for adapter in file.adapters.values()}
     if len(kinds) == 1 and kinds <= set(kept_kinds):
         return file.adapters, 1.0
-    if "dora" in kinds and base is None:
+    if base is None and any(adapter.needs_base for adapter in file.adapters.values()):
         raise ValueError(
             f"{file.path} is a DoRA, whose change depends on the base's weights: name it with --base "
             "(a diffusers folder or a single .safetensors)."
@@ -54,7 +55,7 @@ def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None)
     weights = BaseWeights(base) if base is not None else None
     try:
         for key, adapter in file.adapters.items():
-            weight = weights.weight(key) if adapter.kind == "dora" else None
+            weight = weights.weight(key) if adapter.needs_base else None
             loras[key], kept = as_lora(adapter, kernel_size(key[1]), rank, weight)
             least = min(least, kept)
     finally:
@@ -92,7 +93,9 @@ def combine(
     }
     save(output, summed, "kohya", precision, {key: value for key, value in metadata.items() if value}, overwrite)
     loss = f"; at least {least:.2%} of each module's change is kept" if rank else ""
-    return f"{output}: {len(summed)} modules of rank {max(a.rank for a in summed.values())}{loss}"
+    left_out = (f"{file.path.name}: {note}" for file in files for note in file.left_out)
+    line = f"{output}: {len(summed)} modules of rank {max(a.rank for a in summed.values())}{loss}"
+    return "\n".join([line, *left_out])
 
 
 def resize(lora: Path, output: Path, rank: int | None, energy: float | None, precision: str, overwrite: bool) -> str:
@@ -114,12 +117,21 @@ def resize(lora: Path, output: Path, rank: int | None, energy: float | None, pre
         resized[key], least = small, min(least, kept)
     save(output, resized, "kohya", precision, kept_metadata(file), overwrite)
     before, after = (max(a.rank for a in adapters.values()) for adapters in (file.adapters, resized))
-    return f"{output}: rank {before} to {after}; at least {least:.2%} of each module's change is kept"
+    line = f"{output}: rank {before} to {after}; at least {least:.2%} of each module's change is kept"
+    return "\n".join([line, *file.left_out])
+
+
+def sdxl_file(path: Path) -> LoraFile:
+    """A LoRA file that fits SDXL; ValueError for another, which would be written as if it did."""
+    file = read_lora(path)
+    if why := why_not_sdxl(file.adapters):
+        raise ValueError(f"{path}: {why}.")
+    return file
 
 
 def plain_file(path: Path) -> LoraFile:
     """A file of plain LoRAs; ValueError for others, with the remedy."""
-    file = read_lora(path)
+    file = sdxl_file(path)
     if kinds := {adapter.kind for adapter in file.adapters.values()} - {"lora"}:
         raise ValueError(
             f"{path} is a {', '.join(sorted(kinds))}: make it a LoRA first (convert --to diffusers --rank N)."

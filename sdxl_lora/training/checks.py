@@ -6,11 +6,13 @@ from pathlib import Path
 
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
+from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.models.loading import Base, base_of, check_base
+from sdxl_lora.lora.warm_start import layers_of
+from sdxl_lora.models.loading import Base, base_of, check_base, models_without_weights
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
@@ -34,7 +36,7 @@ def check_inputs(config: TrainConfig, accelerator) -> Base:
 
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
     """Raises ConfigError for a setting that these processes, or this device, cannot have."""
-    graphs, adapter = config.compute.cuda_graphs, config.adapter
+    graphs, adapter = config.compute.cuda_graphs, config.adapter.adapter
     if graphs and (processes > 1 or device_type != "cuda"):
         raise ConfigError(
             f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
@@ -52,7 +54,7 @@ def check_names(config: TrainConfig, base: Base) -> None:
     """Raises ConfigError for what the settings name and is not there or cannot be."""
     check_base(base)
     sample_prompts_of(config)
-    start_of(config.adapter, trained_names(config.adapter))
+    check_start(config.adapter.adapter, base)
     try:
         check_name(config.lora_name)
     except ValueError as error:
@@ -61,6 +63,17 @@ def check_names(config: TrainConfig, base: Base) -> None:
         raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
+
+
+def check_start(adapter: AdapterConfig, base: Base) -> None:
+    """Raises ConfigError where init_lora cannot be read, or does not fit the base's models."""
+    start = start_of(adapter, trained_names(adapter))
+    models = models_without_weights(base) if start.adapters else {}
+    try:
+        for component, adapters in start.adapters.items():
+            layers_of(models[component], component, adapters)
+    except ValueError as error:
+        raise ConfigError(f"init_lora: {error}") from None
 
 
 def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> list[SamplePrompt]:

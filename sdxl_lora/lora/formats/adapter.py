@@ -20,7 +20,8 @@ class Adapter:
     """One module's adapter.
 
     tensors: by LyCORIS name without `.weight`; of LoRA `lora_down` (r, in[, kh, kw]), `lora_up` (out, r[, 1, 1]),
-        and for DoRA `dora_scale` (out, 1[, 1, 1]) or (1, in[, 1, 1]); `hada_*`; `lokr_*`.
+        and for DoRA `dora_scale` (out, 1[, 1, 1]) or (1, in[, 1, 1]); `hada_*`; `lokr_*`, both with a `dora_scale` too
+        where they were trained so; `diff`, the change itself.
     alpha: the strength is alpha / rank.
     """
 
@@ -29,14 +30,21 @@ class Adapter:
 
     @property
     def kind(self) -> str:
-        """`lora`, `dora`, `loha` or `lokr`."""
+        """`lora`, `dora`, `loha`, `lokr` or `full`."""
         if "lora_down" in self.tensors:
             return "dora" if "dora_scale" in self.tensors else "lora"
+        if "diff" in self.tensors:
+            return "full"
         return "loha" if "hada_w1_b" in self.tensors else "lokr"
 
     @property
+    def needs_base(self) -> bool:
+        """Whether the change depends on the base's weights."""
+        return "dora_scale" in self.tensors
+
+    @property
     def rank(self) -> int | None:
-        """None for a LoKr of two whole factors, which has no rank and thus strength 1."""
+        """None for a LoKr of two whole factors and a whole change, which have no rank and thus strength 1."""
         return next((self.tensors[name].shape[0] for name in RANK_FROM if name in self.tensors), None)
 
     @property
@@ -52,23 +60,36 @@ def delta(adapter: Adapter, weight: Tensor | None = None) -> Tensor:
     """The change of the weight, (out, in * kh * kw) float32.
 
     Args:
-        weight: the base's weight, which DoRA needs and the others do not.
+        weight: the base's weight, for adapters that need it.
     Raises:
-        ValueError: DoRA without a weight.
+        ValueError: there is no weight, and the adapter needs it.
     """
+    change = _plain_change(adapter)
+    if not adapter.needs_base:
+        return change
+    if weight is None:
+        raise ValueError("a DoRA's change depends on the base's weights: name the base model.")
+    return _decomposed(weight.float(), change, adapter.tensors["dora_scale"].float()) - weight.float().flatten(1)
+
+
+def change_shape(adapter: Adapter) -> tuple[int, int]:
+    """(out, in * kh * kw) of the change, without computing it."""
+    meta = {name: tensor.to("meta") for name, tensor in adapter.tensors.items()}
+    return tuple(_plain_change(Adapter(meta, adapter.alpha)).shape)
+
+
+def _plain_change(adapter: Adapter) -> Tensor:
+    """The change without DoRA's lengths."""
     t = {name: tensor.float() for name, tensor in adapter.tensors.items()}
-    if adapter.kind == "loha":
+    if adapter.kind == "full":
+        change = t["diff"].flatten(1)
+    elif adapter.kind == "loha":
         change = _hada(t, "1") * _hada(t, "2")
     elif adapter.kind == "lokr":
         change = _kron(t)
     else:
         change = t["lora_up"].flatten(1) @ t["lora_down"].flatten(1)
-    change = change * adapter.scale
-    if adapter.kind != "dora":
-        return change
-    if weight is None:
-        raise ValueError("a DoRA's change depends on the base's weights: name the base model.")
-    return _decomposed(weight.float(), change, t["dora_scale"]) - weight.float().flatten(1)
+    return change * adapter.scale
 
 
 def _hada(t: dict[str, Tensor], i: str) -> Tensor:
@@ -107,7 +128,7 @@ def norm(adapter: Adapter) -> float:
     if adapter.kind in ("lora", "dora"):
         up, down = adapter.tensors["lora_up"].flatten(1).double(), adapter.tensors["lora_down"].flatten(1).double()
         return abs(adapter.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt().item()
-    return delta(adapter).norm().item()
+    return _plain_change(adapter).norm().item()
 
 
 def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
@@ -133,13 +154,14 @@ def as_lora(adapter: Adapter, kernel: int, max_rank: int, weight: Tensor | None 
 
     Args:
         kernel: 0 for a linear layer, else the convolution's kernel size.
-        weight: the base's weight, for DoRA.
+        weight: the base's weight, where the adapter needs it.
     Returns:
         The LoRA, and the share of the change's energy (squared norm) that it keeps.
     """
     if adapter.kind == "lora":
         return adapter, 1.0
-    if adapter.kind == "loha" and "hada_t1" not in adapter.tensors and adapter.rank**2 <= max_rank:
+    is_plain_loha = adapter.kind == "loha" and not {"hada_t1", "dora_scale"} & set(adapter.tensors)
+    if is_plain_loha and adapter.rank**2 <= max_rank:
         return _loha_as_lora(adapter, kernel), 1.0
     return svd_lora(delta(adapter, weight), kernel, max_rank)
 

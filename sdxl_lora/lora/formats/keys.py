@@ -6,6 +6,13 @@ A canonical name is diffusers' module name, with `text_model.` in front for both
 
 import re
 
+# what stands in front of dotted names: diffusers' and PEFT's, the original layout's, ComfyUI's and OMI's
+DOTTED_PREFIXES = {
+    "unet": r"unet\.|(model\.)?diffusion_model\.",
+    "text_encoder": r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.(transformer\.)?"
+    r"|conditioner\.embedders\.0\.transformer\.",
+    "text_encoder_2": r"text_encoder_2\.|(text_encoders\.)?clip_g\.(transformer\.)?",
+}
 KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 COMPONENTS = tuple(KOHYA_PREFIX)
 
@@ -151,7 +158,22 @@ def parse_kohya_name(flat: str) -> tuple[str, str]:
         if flat.startswith(prefix):
             words = [word for word in TOKEN.findall(flat[len(prefix) :]) if word]
             return component, canonical(component, ".".join(words))
+    if flat.startswith("lycoris_"):  # LyCORIS by itself, SimpleTuner: diffusers names of the UNet
+        return parse_kohya_name(KOHYA_PREFIX["unet"] + flat.removeprefix("lycoris_"))
     raise ValueError(f"{flat} is not a LoRA module of SDXL (expected lora_unet_, lora_te1_ or lora_te2_ in front).")
+
+
+def parse_dotted_name(dotted: str) -> tuple[str | None, str]:
+    """(component, canonical name) of a dotted module name; the component is None, the name as it is, without a prefix.
+
+    Raises:
+        ValueError: not a module of SDXL.
+    """
+    dotted = dotted.removeprefix("base_model.model.")
+    for component, prefix in DOTTED_PREFIXES.items():
+        if found := re.match(prefix, dotted):
+            return component, canonical(component, dotted[found.end() :].removeprefix("base_model.model."))
+    return None, dotted
 
 
 def kernel_size(name: str) -> int:

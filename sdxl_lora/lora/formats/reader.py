@@ -1,7 +1,8 @@
 """Reads a LoRA file of any layout that SDXL users meet into adapters by (component, canonical module name).
 
 kohya and LyCORIS keys with sgm or diffusers names; PEFT and diffusers keys, new and old; a PEFT adapter's folder.
-LoRA, LoCon, DoRA, LoHa, LoKr. Every key is understood or the file is refused: nothing is left out in silence.
+ComfyUI's and OMI's names. LoRA, LoCon, DoRA, LoHa, LoKr, whole changes. Every key is understood, or named as left out
+with what that costs, or the file is refused: nothing is left out in silence.
 """
 
 import json
@@ -10,28 +11,33 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sdxl_lora.io.safetensors import TensorFile
-from sdxl_lora.lora.formats.adapter import Adapter, delta, shaped
-from sdxl_lora.lora.formats.keys import COMPONENTS, canonical, kernel_size, parse_kohya_name
+from sdxl_lora.lora.formats.adapter import Adapter, change_shape, shaped
+from sdxl_lora.lora.formats.keys import canonical, kernel_size, parse_dotted_name, parse_kohya_name
+from sdxl_lora.lora_kinds import left_out_as, notes_of, other_model, what_else
 
 Key = tuple[str, str]  # (component, canonical module name)
 
 LYCORIS = r"(?:hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)"
+NAMED = r"(?:\.(?!weight$)(?P<adapter>[^.]+))?"  # PEFT's name of an adapter
 # (layout, what ends a key, the tensor's LyCORIS name); the rest of the key names the module.
 ENDINGS = [
-    ("peft", r"\.lora_A(?:\.default)?\.weight", "lora_down"),
-    ("peft", r"\.lora_B(?:\.default)?\.weight", "lora_up"),
-    ("peft", r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", "magnitude"),
+    ("peft", rf"\.lora_A{NAMED}(?:\.weight)?", "lora_down"),
+    ("peft", rf"\.lora_B{NAMED}(?:\.weight)?", "lora_up"),
+    ("peft", rf"\.lora_magnitude_vector{NAMED}(?:\.weight)?", "magnitude"),
     ("diffusers-old", r"\.(?:lora|lora_linear_layer)\.(down|up)\.weight", None),
     ("diffusers-old", r"(?:\.processor)?\.to_[qkv]_lora\.(down|up)\.weight", None),
     ("diffusers-old", r"(?:\.processor)?\.to_out_lora\.(down|up)\.weight", None),
     ("kohya", r"\.lora_(down|up|mid)\.weight", None),
-    ("kohya", rf"\.({LYCORIS})(?:\.default)?", None),
-    ("kohya", r"\.(alpha|dora_scale)", None),
+    ("kohya", rf"\.({LYCORIS}){NAMED}(?:\.weight)?", None),
+    ("kohya", r"\.(alpha|diff|dora_scale)(?:\.weight)?", None),
 ]
 OLD_ATTENTION = re.compile(r"(?P<block>.*?)(?:\.processor)?\.to_(?P<part>q|k|v|out)_lora\.(?:down|up)\.weight")
+COMFYUI = r"(text_encoders\.|clip_[lg]\.|diffusion_model\.)"
+ONE = torch.ones(1, 1)
 BASE_MODEL_KEYS = ("model.diffusion_model.", "conditioner.embedders.", "cond_stage_model.", "down_blocks.", "conv_in.")
 
 
@@ -39,8 +45,9 @@ BASE_MODEL_KEYS = ("model.diffusion_model.", "conditioner.embedders.", "cond_sta
 class LoraFile:
     """What a file holds.
 
-    layout: kohya-sgm, kohya-diffusers, peft, diffusers or diffusers-old.
+    layout: kohya-sgm, kohya-diffusers, peft, diffusers, diffusers-old or comfyui.
     keys: the tensors' names as they stand in the file.
+    left_out: a sentence for each kind of tensor that is not among the adapters, with what that costs.
     """
 
     path: Path
@@ -48,13 +55,15 @@ class LoraFile:
     metadata: dict[str, str]
     layout: str
     keys: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def read_lora(path: str | Path) -> LoraFile:
     """Reads a LoRA file, or a folder with a PEFT adapter or diffusers' `pytorch_lora_weights.safetensors`.
 
     Returns:
-        Its adapters, alpha included, factors in the shape of their layers, in the file's dtype.
+        Its adapters, alpha included, factors in the shape of their layers, in the file's dtype; float8 as float16,
+        which holds all of its values.
     Raises:
         ValueError: no LoRA for SDXL (it says what it is), a key that is not understood, or half of a pair.
     """
@@ -63,19 +72,55 @@ def read_lora(path: str | Path) -> LoraFile:
     if (path.parent / "adapter_config.json").is_file() and path.name.startswith("adapter_model"):
         config = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
     with TensorFile(path) as file:
-        modules: dict[Key, dict[str, Tensor]] = {}
-        layouts: dict[str, None] = {}
-        for key in file.shapes:
-            layout, module, tensor_name = _parse_key(key, file)
-            layouts[layout] = None
-            modules.setdefault(module, {})[tensor_name] = file.read(key)
+        if what := what_else(file.shapes):
+            raise ValueError(f"{path} {what}")
+        modules, layouts, left_out = _sorted_out(file)
         metadata, keys = file.metadata, tuple(file.shapes)
+        notes = notes_of(left_out, file.read)
     if not modules:
-        raise ValueError(f"{path} holds no tensors.")
+        raise ValueError(f"{path} holds no LoRA layers ({'; '.join(notes)})." if notes else f"{path} holds no tensors.")
     config = config or _header_config(metadata, path)
     adapters = {key: _adapter(key, tensors, config, path) for key, tensors in modules.items()}
     layout = next((layout for layout in layouts if layout != "kohya"), "kohya-sgm")
-    return LoraFile(path, adapters, metadata, layout, keys)
+    return LoraFile(path, adapters, metadata, layout, keys, notes)
+
+
+def _sorted_out(file: TensorFile) -> tuple[dict[Key, dict[str, Tensor]], dict[str, None], dict[str, str]]:
+    """Tensors by module, the layouts met, and what kind of thing is left out by key."""
+    kinds = {key: left_out_as(key, shape) for key, shape in file.shapes.items()}
+    left_out = {key: kind for key, kind in kinds.items() if kind}
+    stems = {key.rpartition(".")[0] for key in left_out}
+    modules: dict[Key, dict[str, Tensor]] = {}
+    layouts: dict[str, None] = {}
+    names: dict[str | None, None] = {}
+    for key in file.shapes:
+        stem, _, ending = key.rpartition(".")
+        if key in left_out or (ending == "alpha" and stem in stems and _is_alone(stem, file, left_out)):
+            continue  # the alpha of a norm
+        layout, module, tensor_name, adapter_name = _parse_key(key, file)
+        layouts[layout], names[adapter_name] = None, None
+        tensors = modules.setdefault(module, {})
+        if tensor_name in tensors:
+            spelled = ", ".join(str(name) for name in names if name)
+            why = f"it holds several adapters ({spelled})" if len(names) > 1 else "another key names the same"
+            raise ValueError(
+                f"{file.path}: {key} says a second time what {' '.join(module)} is, {why}: save one alone."
+            )
+        tensors[tensor_name] = _read(file, key, tensor_name)
+    if len(names) > 1 and None not in names:
+        raise ValueError(f"{file.path} holds several adapters ({', '.join(map(str, names))}): save one of them alone.")
+    return modules, layouts, left_out
+
+
+def _is_alone(stem: str, file: TensorFile, left_out: dict[str, str]) -> bool:
+    return all(key in left_out or key == f"{stem}.alpha" for key in file.shapes if key.startswith(f"{stem}."))
+
+
+def _read(file: TensorFile, key: str, tensor_name: str) -> Tensor:
+    tensor = file.read(key)
+    if not tensor.is_floating_point() and tensor_name != "alpha":
+        raise ValueError(f"{file.path} holds integers ({key}), it is quantized: save it anew in fp16 or bf16.")
+    return tensor.half() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
 def _lora_file(path: Path) -> Path:
@@ -87,32 +132,41 @@ def _lora_file(path: Path) -> Path:
     return path
 
 
-def _parse_key(key: str, file: TensorFile) -> tuple[str, Key, str]:
-    """(layout, (component, module), tensor's name) of one key."""
+def _parse_key(key: str, file: TensorFile) -> tuple[str, Key, str, str | None]:
+    """(layout, (component, module), tensor's name, PEFT's name of the adapter) of one key."""
     try:
         for layout, ending, name in ENDINGS:
             if found := re.fullmatch(rf"(?P<stem>.+?){ending}", key):
                 name = name or found[2]
                 name = {"down": "lora_down", "up": "lora_up", "mid": "lora_mid"}.get(name, name)
-                stem = found["stem"]
+                stem, adapter_name = found["stem"], found.groupdict().get("adapter")
                 if old := OLD_ATTENTION.fullmatch(key):
                     stem = _old_attention_name(old)
-                if stem.startswith("lora_"):
-                    return _kohya_layout(stem), parse_kohya_name(stem), name
-                prefixed, module = _dotted_module(stem, file.shapes[key])
+                if stem.startswith(("lora_", "lycoris_")):
+                    return _kohya_layout(stem), parse_kohya_name(stem), name, adapter_name
+                prefixed, module = _dotted_module(stem, file)
                 layout = "peft" if layout == "kohya" else layout
-                return ("diffusers" if prefixed and layout == "peft" else layout), module, name
+                layout = "diffusers" if prefixed and layout == "peft" else layout
+                return "comfyui" if re.match(COMFYUI, stem) else layout, module, name, adapter_name
     except ValueError as error:
-        raise ValueError(f"{file.path} is not a LoRA for SDXL: {key}: {error}") from None
+        model = other_model(file.shapes)
+        why = f"it is one for {model}." if model else error
+        raise ValueError(f"{file.path} is not a LoRA for SDXL: {key}: {why}") from None
+    if model := other_model(file.shapes):
+        raise ValueError(f"{file.path} is not a LoRA for SDXL: {key}: it is one for {model}.")
     if key.startswith(BASE_MODEL_KEYS):
         raise ValueError(f"{file.path} is a base model ({key}), not a LoRA.")
     raise ValueError(f"{file.path} is not a LoRA for SDXL that is understood here: what is {key}?")
 
 
 def _kohya_layout(stem: str) -> str:
-    if not stem.startswith("lora_unet_"):
+    if not stem.startswith(("lora_unet_", "lycoris_")):
         return "kohya"  # encoders have one name in both
-    return "kohya-diffusers" if re.match(r"lora_unet_(down|up|mid|conv|time_embedding|add)_", stem) else "kohya-sgm"
+    return (
+        "kohya-diffusers"
+        if re.match(r"(lora_unet|lycoris)_(down|up|mid|conv|time_embedding|add)_", stem)
+        else "kohya-sgm"
+    )
 
 
 def _old_attention_name(found: re.Match) -> str:
@@ -121,21 +175,19 @@ def _old_attention_name(found: re.Match) -> str:
     return f"{found['block']}.{part}_proj" if text else f"{found['block']}.to_{part}{'.0' if part == 'out' else ''}"
 
 
-def _dotted_module(stem: str, shape: tuple[int, ...]) -> tuple[bool, Key]:
+def _dotted_module(stem: str, file: TensorFile) -> tuple[bool, Key]:
     """(whether the component stood in front, its key) of a dotted module name."""
-    stem = stem.removeprefix("base_model.model.")
-    if stem.startswith("diffusion_model."):
-        return True, ("unet", canonical("unet", stem.removeprefix("diffusion_model.")))
-    first, _, rest = stem.partition(".")
-    if first in COMPONENTS:
-        return True, (first, canonical(first, rest))
-    if "encoder.layers." not in stem:
-        return False, ("unet", canonical("unet", stem))
+    component, name = parse_dotted_name(stem)
+    if component:
+        return True, (component, name)
+    if "encoder.layers." not in name:
+        return False, ("unet", canonical("unet", name))
     width = {768: "text_encoder", 3072: "text_encoder", 1280: "text_encoder_2", 5120: "text_encoder_2"}
-    component = next((width[size] for size in shape if size in width), None)
+    shapes = (shape for key, shape in file.shapes.items() if key.startswith(f"{stem}."))
+    component = next((width[size] for shape in shapes for size in shape if size in width), None)
     if component is None:
         raise ValueError("this text encoder is neither 768 nor 1280 wide, so it is not SDXL's.")
-    return False, (component, canonical(component, stem))
+    return False, (component, canonical(component, name))
 
 
 def _header_config(metadata: dict[str, str], path: Path) -> dict:
@@ -150,6 +202,11 @@ def _header_config(metadata: dict[str, str], path: Path) -> dict:
 def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> Adapter:
     component, name = key
     alpha = tensors.pop("alpha", None)
+    kinds = {name.split("_")[0] for name in tensors} - {"magnitude", "dora"}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path}: {component} {name} is changed by {' and '.join(sorted(kinds))} at once: save one alone."
+        )
     if missing := _missing(tensors):
         raise ValueError(f"{path}: {component} {name} lacks {', '.join(missing)}: the file is damaged.")
     try:
@@ -158,27 +215,31 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
         shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
         raise ValueError(f"{path}: the tensors of {component} {name} do not fit together: {shapes}.") from None
     if alpha is not None:
-        return Adapter(adapter.tensors, float(alpha.reshape(-1)[0]) if alpha.numel() else 0.0)
+        alpha = float(alpha.reshape(-1)[0]) if alpha.numel() else 0.0
+        if adapter.rank is None and not math.isfinite(alpha):
+            alpha = 1.0  # it says nothing of what has no rank: LyCORIS writes 1e10, which fp16 makes infinite
+        return Adapter(adapter.tensors, alpha)
     return _with_config(adapter, config, component, name)
 
 
 def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
+    if "magnitude" in tensors or tensors.get("dora_scale", ONE).dim() == 1:  # PEFT's, one per output
+        scale = tensors.pop("magnitude", tensors.get("dora_scale"))
+        tensors["dora_scale"] = scale.reshape(-1, *[1] * (3 if kernel else 1))
     if "lora_down" not in tensors:
-        delta(
-            Adapter({name: tensor.to("meta") for name, tensor in tensors.items()}, 1.0)
-        )  # raises where they do not fit
+        change_shape(Adapter(tensors, 1.0))  # raises where they do not fit
         return Adapter(tensors, 1.0)
     down, up = tensors["lora_down"], tensors["lora_up"]
     if down.shape[0] != up.shape[1]:
         raise IndexError("ranks differ")
-    if "magnitude" in tensors:  # PEFT's, one per output: (out,) or (1, out, 1, 1)
-        tensors["dora_scale"] = tensors.pop("magnitude").reshape(-1, *[1] * (down.dim() - 1))
     return shaped(Adapter(tensors, 1.0), kernel)
 
 
 def _missing(tensors: dict[str, Tensor]) -> list[str]:
     """What a module needs beside its tensors to be a LoRA, DoRA, LoHa or LoKr."""
     names = set(tensors)
+    if "diff" in names:
+        return []
     if any(name.startswith("hada") for name in names):
         return sorted({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} - names)
     if any(name.startswith("lokr") for name in names):
