@@ -90,7 +90,8 @@ FIELDS = {
         "caption_max_new_tokens": ("Légende la plus longue", "En jetons du modèle de légendes."),
         "caption_dtype": (
             "Précision des légendes",
-            "Précision du modèle de légendes ; auto : bfloat16 sur un GPU, float32 ailleurs.",
+            "Précision du modèle de légendes ; auto : bfloat16 sur un GPU qui le calcule, float16 sur les plus anciens, "
+            "float32 ailleurs.",
         ),
         "caption_attention": ("Attention des légendes", "Attention du modèle de légendes."),
         "ocr": (

@@ -68,8 +68,9 @@ def check_captioner(options: CaptionerOptions) -> None:
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(f"caption_model {options.model} is a {config.model_type}, which writes no captions")
     check_task(options.task, options.prompt, config.model_type, takes_prompt=not isinstance(processor, Pair))
-    with loading(options):
-        load_model(options, device_map="meta")
+    if not hasattr(config, "quantization_config"):  # which needs its device; its weights are checked when they load
+        with loading(options):
+            load_model(options, device_map="meta")
 
 
 def content_name(options: CaptionerOptions, hidden: Path) -> str:

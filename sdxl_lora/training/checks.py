@@ -36,7 +36,7 @@ def check_inputs(config: TrainConfig, accelerator) -> Base:
 
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
     """Raises ConfigError for a setting that these processes, or this device, cannot have."""
-    graphs, adapter = config.compute.cuda_graphs, config.adapter.adapter
+    graphs, adapter = config.compute.cuda_graphs, config.adapter
     if graphs and (processes > 1 or device_type != "cuda"):
         raise ConfigError(
             f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
@@ -54,7 +54,7 @@ def check_names(config: TrainConfig, base: Base) -> None:
     """Raises ConfigError for what the settings name and is not there or cannot be."""
     check_base(base)
     sample_prompts_of(config)
-    check_start(config.adapter.adapter, base)
+    check_start(config.adapter, base)
     try:
         check_name(config.lora_name)
     except ValueError as error:

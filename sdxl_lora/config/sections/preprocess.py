@@ -101,7 +101,7 @@ class CaptionerConfig:
     caption_max_new_tokens: Annotated[int, Gt(0)] = 256
     """Longest caption, in the captioner's tokens."""
     caption_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the captioner; auto: bfloat16 on a GPU, float32 elsewhere."""
+    """Precision of the captioner; auto: bfloat16 on a GPU that has it, float16 on an older one, float32 elsewhere."""
     caption_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention of the captioner."""
     ocr: bool = False

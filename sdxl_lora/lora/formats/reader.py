@@ -250,6 +250,8 @@ def _missing(tensors: dict[str, Tensor]) -> list[str]:
 
 def _with_config(adapter: Adapter, config: dict, component: str, name: str) -> Adapter:
     """Strength as PEFT's config in the header or beside the file says; without one alpha equals rank."""
+    if adapter.kind == "full":
+        return adapter
     own = {key.removeprefix(f"{component}."): value for key, value in config.items()}
     alpha = own.get("lora_alpha", own.get("alpha"))
     if alpha is None:
