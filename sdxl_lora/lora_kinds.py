@@ -17,19 +17,21 @@ REFUSED = {
     r"(.+\.)?(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale|comfy_quant)(\..+)?": "in scaled float8",
 }
 REMEDY = {"in scaled float8": "save it anew in fp16 or bf16 with the tool that made it"}
+TRANSFORMER = "a transformer in place of the UNet, such as Flux"
 OTHER_MODELS = {  # by what stands in a key
     r"double_blocks|single_blocks|single_transformer_blocks": "Flux or a model of its kind",
     r"joint_blocks|add_[qkv]_proj|lora_te3_|text_encoder_3|t5xxl": "Stable Diffusion 3",
     r"^lora_te_|down_blocks[._]3|up_blocks[._]3[._]|down_blocks[._]0[._]attentions"
     r"|input_blocks[._](1|2)[._]1[._]|(in|out)put_blocks[._](9|1\d)[._]": "SD 1.5, SD 2 or SDXL's refiner",
     r"^lora_prior_": "Stable Cascade",
-    r"^(base_model\.model\.)?(transformer\.|lora_transformer_|diffusion_model\.(layers|blocks)\.)": "a transformer",
+    r"^(base_model\.model\.)?(transformer\.|lora_transformer_|diffusion_model\.(layers|blocks)\.)": TRANSFORMER,
 }
 EMBEDDING = "embedding bundled in it"
 LEFT_OUT = {
-    EMBEDDING: r"bundle_emb\.(?P<name>.+)\.[^.]+",
+    EMBEDDING: r"bundle_emb\.(?P<name>.+?)\.(string_to_\w+(\..+)?|\w+)",
     "trained norms": r".+\.[wb]_norm",
     "trained biases": r".+\.(diff_b|bias_(values|indices|size)|lora_(A|B|up|down)(\.[^.]+)?\.bias)",
+    "layers trained as a whole": r".+\.(modules_to_save\..+|base_layer\.(weight|bias))",
     "trained token embeddings": r".+(embeddings?[._](token|position)_embedding\..+|\.lora_embedding_[AB](\..+)?)",
 }
 COSTS = "images differ from those of a client that reads them"
@@ -81,5 +83,6 @@ def notes_of(kinds: dict[str, str], read: Callable[[str], Tensor]) -> tuple[str,
             continue
         changes = any(read(key).float().any() for key in keys)
         cost = COSTS if changes else "they are zero, and nothing is lost"
-        notes.append(f"left out: {kind} ({len(keys)} tensors, such as {keys[0]}); {cost}")
+        few = f"{len(keys)} tensors, such as {keys[0]}" if len(keys) > 1 else keys[0]
+        notes.append(f"left out: {kind} ({few}); {cost}")
     return tuple(notes)

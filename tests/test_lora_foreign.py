@@ -122,16 +122,18 @@ def test_what_is_known_is_read_and_the_rest_named_with_what_it_costs(lora, tmp_p
         f"{norm}.alpha": torch.tensor(1.0),
         f"{STEM}.diff_b": randn(640),
         "lora_te1_text_model_embeddings_token_embedding.lora_down.weight": randn(1, 9),
+        f"base_model.model.{DOTTED}.modules_to_save.default.weight": randn(2, 2),
     }
     file = lora({**PLAIN, **extra})
     read = read_lora(file)
     torch.testing.assert_close(delta(read.adapters[KEY]), UP @ DOWN / 2)
-    assert len(read.adapters) == 1 and len(read.left_out) == 4
+    assert len(read.adapters) == 1 and len(read.left_out) == 5
     said = "\n".join(read.left_out)
     assert "1 embedding bundled in it (sks); prompts with its word need it" in said
     assert "trained norms (2 tensors, such as lora_unet_input_blocks_4_0_in_layers_0" in said
     assert "they are zero, and nothing is lost" in said
-    assert "trained biases (1 tensors" in said and "images differ" in said and "token embeddings" in said
+    assert f"trained biases ({STEM}.diff_b); images differ" in said and "layers trained as a whole" in said
+    assert "token embeddings" in said
     for command in (["show"], ["check"], ["convert", tmp_path / "a.safetensors"],
                     ["resize", tmp_path / "b.safetensors", "--rank", 2]):  # fmt: skip
         assert main([str(word) for word in (command[0], file, *command[1:])]) == 0
