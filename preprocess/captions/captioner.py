@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from preprocess.caption_task import check_task
-from preprocess.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from preprocess.captions.batch_size import after_fit, first_and_most, with_memory_share
+from preprocess.captions.caption_task import check_task
+from preprocess.captions.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import Memo
 

@@ -8,7 +8,7 @@ import torch
 from sdxl_lora.lora.formats.adapter import Adapter, norm
 from sdxl_lora.lora.formats.keys import COMPONENTS
 from sdxl_lora.lora.formats.reader import LoraFile
-from sdxl_lora.lora_shapes import why_not_sdxl
+from sdxl_lora.lora.formats.shapes import why_not_sdxl
 
 OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")

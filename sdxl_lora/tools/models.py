@@ -16,7 +16,7 @@ from sdxl_lora.lora.formats.adapter import change_shape, delta, svd_lora
 from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
-from sdxl_lora.lora_shapes import why_not_sdxl
+from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.tools.rewrite import check_output, save
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdxl_lora.io.safetensors import TensorFile
 from sdxl_lora.lora.formats.adapter import Adapter, change_shape, shaped
 from sdxl_lora.lora.formats.keys import canonical, kernel_size, parse_dotted_name, parse_kohya_name
-from sdxl_lora.lora_kinds import left_out_as, notes_of, other_model, what_else
+from sdxl_lora.lora.formats.kinds import left_out_as, notes_of, other_model, what_else
 
 Key = tuple[str, str]  # (component, canonical module name)
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from preprocess.captioner_files import check_layout, check_weights, content_of
 from preprocess.captions.captioner import CaptionerOptions, CutOff, captioner, check_captioner
+from preprocess.captions.captioner_files import check_layout, check_weights, content_of
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import NO_MEMO
 from tests.integration.test_preprocess import noise, preprocess, report_of, rows_of

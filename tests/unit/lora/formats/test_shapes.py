@@ -10,8 +10,8 @@ from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.formats.keys import canonical
 from sdxl_lora.lora.formats.reader import read_lora
+from sdxl_lora.lora.formats.shapes import SDXL, TINY, layer_shape, why_not_sdxl
 from sdxl_lora.lora.warm_start import layers_of, read_start
-from sdxl_lora.lora_shapes import SDXL, TINY, layer_shape, why_not_sdxl
 from sdxl_lora.tools.__main__ import main
 from tests.unit.lora.formats.test_reader import KEY_MAP
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preprocess.caption_task import check_task
+from preprocess.captions.caption_task import check_task
 from sdxl_lora.errors import ConfigError
 
 

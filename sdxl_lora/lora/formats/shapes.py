@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdxl_lora.lora.formats.adapter import Adapter, change_shape
-from sdxl_lora.lora_kinds import other_model
+from sdxl_lora.lora.formats.kinds import other_model
 
 Key = tuple[str, str]  # (component, canonical module name)
 Shape = tuple[int, int]  # (out, in * kernel height * kernel width)
