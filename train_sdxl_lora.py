@@ -20,6 +20,7 @@ if __name__ == "__main__":  # --help and a typo are answered before the imports 
 import os
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NoReturn
 
 from sdxl_lora.data.prefetch import meanwhile
 from sdxl_lora.distributed.accelerator import make_accelerator
@@ -153,14 +154,23 @@ def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, sa
             is_best = due.evaluate and not stopping and evaluator.evaluate(step)
             if due.evaluate:  # perhaps asked to stop while validating: the next start does that again
                 stopping = run.stop_agreed(accelerator) or stopping
-            if due.checkpoint or stopping or is_best or evaluator.should_stop:
-                checkpointer.save(step, is_due=due.checkpoint or stopping, best=evaluator.best.checkpoint)
-                logger.skip_time()
             if stopping:
-                run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
+                save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
+            if due.checkpoint or is_best or evaluator.should_stop:
+                checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
+                logger.skip_time()
             if due.evaluate:
                 samples.write(step)
+                if run.stop_agreed(accelerator):  # perhaps while drawing: the next start draws what is missing
+                    save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
     return step
+
+
+def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | None) -> NoReturn:
+    """Raises Stopped, with the step saved."""
+    if run.status["last_checkpoint"] != f"checkpoint-{step}":
+        checkpointer.save(step, best=best)
+    run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
 
 
 def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int) -> dict:

@@ -7,14 +7,15 @@
     actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word)
     points: loading, caching, rehearsal, step, checkpoint_file, sample
 
-Unset, it does nothing. stdlib only.
+Unset, it does nothing.
 """
 
 import os
 import signal
 from collections import Counter
 
-SIGNALS = {"kill9": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "stop": signal.SIGSTOP}
+import psutil
+
 _passed: Counter = Counter()
 
 
@@ -36,8 +37,12 @@ def fault_point(point: str, number: int | None = None) -> bool:
         return False
     if conditions.get(point) != str(_passed[point] if number is None else number):
         return False
-    if action in SIGNALS:
-        os.kill(os.getpid(), SIGNALS[action])
+    if action == "kill9":
+        psutil.Process().kill()
+    if action == "stop":
+        psutil.Process().suspend()
+    if action in ("term", "int"):
+        signal.raise_signal(signal.SIGTERM if action == "term" else signal.SIGINT)
     if action == "exit":
         os._exit(1)
     if action == "oom":

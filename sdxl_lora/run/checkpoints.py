@@ -14,17 +14,20 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, flush_to_disk, print_any_name, remove, replace
 from sdxl_lora.run.status import read_status
 
 MANIFEST = "manifest.json"
@@ -45,31 +48,33 @@ def disk_errors(run_dir: Path, temporary: Path | None = None):
             raise
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(disk_trouble(run_dir, error)) from error
+
+
+def disk_trouble(run_dir: Path, error: Exception) -> str:
+    """What could not be written, how much room there is and is needed, and what is safe, as far as the disk tells."""
+    place, free, good, size = Path(getattr(error, "filename", None) or run_dir), "an unknown number of", None, 0
+    with contextlib.suppress(OSError):
+        free = f"{shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free:,}"
+    with contextlib.suppress(OSError):
         good = next((path for path in reversed(checkpoints(run_dir)) if problem_with(path) is None), None)
         size = sum(path.stat().st_size for path in good.rglob("*")) if good else 0
-        raise DiskError(
-            f"cannot write to {run_dir} ({error}): {shutil.disk_usage(run_dir).free:,} bytes are free"
-            + (f", a checkpoint needs about {size:,}" if good else "")
-            + ". Make room and run the same command again; "
-            + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
-        ) from error
+    return (
+        f"cannot write to {place} ({error}): {free} bytes are free"
+        + (f", a checkpoint needs about {size:,}" if good else "")
+        + ". Make room and run the same command again; "
+        + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
+    )
 
 
 def is_disk_error(error: Exception) -> bool:
     """torch.save and safetensors hide the system's error number in their own exceptions."""
     if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         return True
-    return any(
-        words in str(error)
-        for words in (
-            "os error 28",
-            "os error 27",
-            "os error 122",
-            "unexpected pos",
-            "PytorchStreamWriter failed",
-            "file write failed",
-        )
-    )
+    words = str(error)
+    hidden = re.search(r"\(os error (\d+)\)", words)  # Rust's
+    cxx = ("unexpected pos", "PytorchStreamWriter failed", "file write failed", "iostream")
+    return bool(hidden and int(hidden[1]) in DISK_ERRNOS | WINDOWS_DISK_ERRORS) or any(sign in words for sign in cxx)
 
 
 def publish(temporary: Path, final: Path, about: dict) -> None:
@@ -92,10 +97,14 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     fault_point("checkpoint_file")
     flush_to_disk(temporary / MANIFEST)
     flush_to_disk(temporary)
-    if final.exists():  # a damaged one, or this step done again from an older one
-        remove(final)
+    if final.is_dir():  # a damaged one, or this step done again from an older one
+        remove_checkpoint(final)
+    elif os.path.lexists(final):  # somebody's file, or a link to what is gone
+        away = free_name(final)
+        replace(final, away)
+        warnings.warn(f"{final} was no checkpoint: it is now {away.name}", stacklevel=2)
     fault_point("checkpoint_file")
-    temporary.rename(final)
+    replace(temporary, final)
     fault_point("checkpoint_file")
     flush_to_disk(final.parent)
 
@@ -106,14 +115,10 @@ def manifest_sha256(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def flush_to_disk(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def free_name(path: Path) -> Path:
+    """<name>-moved-away, with a number behind it where that is taken."""
+    names = (path.with_name(f"{path.name}-moved-away{number or ''}") for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def file_sha256(path: Path) -> str:
@@ -126,8 +131,20 @@ def file_sha256(path: Path) -> str:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoint-<step> directories of a run, oldest first."""
-    found = [path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(filter(Path.is_dir, named_as_checkpoints(run_dir)), key=lambda path: int(path.name.split("-")[1]))
+
+
+def named_as_checkpoints(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest that has its manifest, whatever its other files are like."""
+    for path in reversed(checkpoints(run_dir)):
+        with contextlib.suppress(CheckpointError):
+            read_manifest(path)
+            return path
+    return None
 
 
 def problem_with(checkpoint: Path) -> str | None:
@@ -167,7 +184,7 @@ def rotate(run_dir: Path, keep: int | None, best: str | None = None) -> None:
         is_surplus = keep is not None and newer >= keep
         if old.name != best and newer >= MINIMUM_KEPT and (is_surplus or was_best_only(old)):
             fault_point("checkpoint_file")
-            remove(old)
+            remove_checkpoint(old)
 
 
 def was_best_only(checkpoint: Path) -> bool:
@@ -177,19 +194,20 @@ def was_best_only(checkpoint: Path) -> bool:
         return False
 
 
-def remove(checkpoint: Path) -> None:
-    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else."""
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else. Of a link only the link goes."""
     doomed = checkpoint.with_name(f".tmp-{checkpoint.name}-old")
-    checkpoint.rename(doomed)
+    remove(doomed)
+    replace(checkpoint, doomed)
     fault_point("checkpoint_file")
-    shutil.rmtree(doomed)
+    remove(doomed)
 
 
 def remove_leftovers(run_dir: Path) -> list[Path]:
     """Remove what an interrupted save left behind; it is never a checkpoint."""
     leftovers = sorted(run_dir.glob(".tmp-checkpoint-*"))
     for path in leftovers:
-        shutil.rmtree(path)
+        remove(path)
     return leftovers
 
 
@@ -287,6 +305,7 @@ def lora_file_of(checkpoint: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_any_name()
     parser = argparse.ArgumentParser(description="List a run's checkpoints, or take a LoRA file out of one.")
     parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")

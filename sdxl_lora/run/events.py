@@ -1,4 +1,4 @@
-"""A run's events.jsonl: one JSON object a line, with the time and what it is about. stdlib only.
+"""A run's events.jsonl: one JSON object a line, with the time and what it is about. No torch.
 
     python -m sdxl_lora.run.events runs/cat        what happens in a run, until it ends
 
@@ -9,23 +9,47 @@ stopped, failed.
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sdxl_lora.operating_system import print_any_name
+
 
 class EventLog:
-    """Appends events to a file; every line is on its way to the disk when `write` returns."""
+    """Appends events to a file; every line is on its way to the disk when `write` returns.
+
+    Half a line at the file's end, of a run that was killed, is closed, so that it costs none but itself.
+    """
 
     def __init__(self, path: Path):
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+        self.file = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self.is_new_line = not self.file.seek(0, os.SEEK_END)
+        if not self.is_new_line:
+            self.file.seek(-1, os.SEEK_END)
+            self.is_new_line = self.file.read(1) == b"\n"
 
     def write(self, event: str, **facts) -> None:
-        """Append `{"time": seconds since 1970, "event": event, **facts}`."""
-        line = {"time": round(time.time(), 3), "event": event, **facts}
-        self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-        self.file.flush()
+        """Append `{"time": seconds since 1970, "event": event, **facts}`; facts may hold a time of their own.
+
+        Raises:
+            OSError: the disk is full; nothing of the line stays.
+        """
+        about = {"time": round(time.time(), 3), "event": event, **facts}
+        line = json.dumps(about, ensure_ascii=False, default=str) + "\n"
+        end = self.file.seek(0, os.SEEK_END)
+        # A file's name that is not UTF-8 holds half characters, which JSON can write as \udc.. alone.
+        left = line.encode("utf-8", "backslashreplace")
+        left = left if self.is_new_line else b"\n" + left
+        try:
+            while left:
+                left = left[self.file.write(left) :]  # on a full disk it writes what fits first
+        except OSError:
+            self.file.truncate(end)
+            raise
+        self.is_new_line = True
 
 
 def read_events(path: Path, event: str | None = None) -> Iterator[dict]:
@@ -69,6 +93,7 @@ def has_ended(run_dir: Path) -> bool:
 
 
 def main() -> int:
+    print_any_name()
     run_dir = Path(sys.argv[1]) if len(sys.argv) == 2 else None
     if run_dir is None or not (run_dir / "events.jsonl").is_file():
         print("usage: python -m sdxl_lora.run.events RUN_DIR (a folder with events.jsonl)", file=sys.stderr)

@@ -38,7 +38,7 @@ class RunLogger:
         folder, is_main = self.run.folder, self.accelerator.is_main_process
         if is_main:
             replace_text(folder / "config.yaml", to_yaml(config))
-        self.info(f"going on after step {first_step}" if first_step else "starting at step 0")
+        self.info(where_to_go_on(first_step, total_steps))
         run_name = config.logging.tracker_run_name or folder.resolve().name
         project, values = config.logging.tracker_project_name, flat_values(config)
         start_trackers(self.accelerator, project, run_name, folder, values, first_step, self.info)
@@ -111,3 +111,15 @@ class RunLogger:
         """The last step is done: the progress bar ends."""
         if self._bar is not None:
             self._bar.close()
+
+
+def where_to_go_on(done_steps: int, total_steps: int) -> str:
+    """What a run says of its beginning."""
+    if not done_steps:
+        return "starting at step 0"
+    if done_steps < total_steps:
+        return f"going on after step {done_steps}"
+    what = f"all {done_steps} steps are done"
+    if done_steps > total_steps:
+        what = f"{done_steps} steps are done, more than the {total_steps} asked for"
+    return f"going on after step {done_steps}: {what}; none is trained, the LoRA files are those of step {done_steps}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdxl_lora.errors import LostProcessError
-from sdxl_lora.run.status import is_alive, read_status
+from sdxl_lora.operating_system import is_alive
+from sdxl_lora.run.status import read_status
 
 
 def lost_ranks(folder: Path, world: int, own_rank: int) -> str:

@@ -19,10 +19,11 @@ from typing import NoReturn
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.collectives import main_process_first
-from sdxl_lora.errors import ConfigError, Stopped
+from sdxl_lora.errors import CheckpointError, ConfigError, DataError, Stopped
+from sdxl_lora.operating_system import remove, write_whole
 from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.memory_budget import smaller_settings
-from sdxl_lora.run.checkpoints import disk_errors
+from sdxl_lora.run.checkpoints import disk_errors, is_disk_error, newest_checkpoint
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.lock import Hold
 from sdxl_lora.run.lost_processes import naming_lost_processes
@@ -30,42 +31,66 @@ from sdxl_lora.run.status import read_status, replace_text, status_path
 from sdxl_lora.run.stop import StopRequest
 
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
+REFUSALS = (ConfigError, DataError, CheckpointError)
 
 
 class Run:
     """One process's view of a run's directory; the main process (rank 0) holds it, and writes the events.
 
-    As a context manager it records how the run ended; being stopped on request is no error.
+    As a context manager it records how the run ended; being stopped on request is no error. Where the run before ended
+    well, a command that is refused before its first step leaves status and events as they were.
 
     Raises:
         ConfigError: another run holds the directory (its pid is named), or it cannot be written.
+        DiskError: the disk is full.
     """
 
     def __init__(self, folder: Path, rank: int = 0):
-        self.folder, self.rank = folder, rank
-        self.status = {"state": "new", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
+        self.folder, self.rank, self._written = folder, rank, 0.0
+        self.status: dict = {"state": "new", "step": 0, "reason": None, "exit_code": None, "last_checkpoint": None}
         self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
-        self.status["best_checkpoint"] = read_status(folder).get("best_checkpoint")
-        self._written = 0.0
         self.stop: StopRequest | None = None
         self.is_alone = True  # no other process takes part
-        if rank == 0:
-            self._hold()
-            self.events = EventLog(folder / "events.jsonl")
-        self.update(state="starting")
+        with contextlib.ExitStack() as undo, disk_errors(folder):
+            if rank == 0:
+                self._hold()
+                undo.callback(self._held.release)
+                self.events = EventLog(folder / "events.jsonl")
+            before = read_status(folder)
+            is_after_good_end = rank == 0 and before.get("state") in ("done", "stopped")
+            self._good_end = status_path(folder).read_bytes() if is_after_good_end else None
+            self._waiting: list[tuple[str, dict]] = []  # events of a command that may yet be refused
+            self.status["best_checkpoint"] = before.get("best_checkpoint")
+            if newest := newest_checkpoint(folder):
+                self.status |= {"last_checkpoint": newest.name, "step": int(newest.name.split("-")[1])}
+            self.update(state="starting")
+            undo.pop_all()
 
     def _hold(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._held = Hold(self.folder)
         except OSError as error:
+            if is_disk_error(error):
+                raise
             raise ConfigError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         for old in (self.folder / "stop", *self.folder.glob("status-rank-*.json")):  # of the run before
-            old.unlink(missing_ok=True)
+            remove(old)
 
     def event(self, event: str, **facts) -> None:
-        if self.rank == 0:
+        if self.rank > 0:
+            return
+        self._waiting.append((event, {"time": round(time.time(), 3), **facts}))
+        if event == "started":
+            self._good_end = None
+        if self._good_end is None:
+            self._write_events()
+
+    def _write_events(self) -> None:
+        while self._waiting:
+            event, facts = self._waiting[0]
             self.events.write(event, **facts)
+            self._waiting.pop(0)
 
     def update(self, **facts) -> None:
         """Put facts into this process's status file: the step every STATUS_SECONDS, all else at once."""
@@ -113,6 +138,10 @@ class Run:
         return isinstance(error, Stopped)
 
     def _record_end(self, error: BaseException | None) -> None:
+        if self._good_end is not None and isinstance(error, REFUSALS):
+            write_whole(status_path(self.folder), self._good_end)
+            return
+        self._good_end = None
         if error is None:
             self.update(state="done", exit_code=0)
         elif isinstance(error, Stopped):

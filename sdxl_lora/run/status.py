@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import psutil
+from sdxl_lora.operating_system import write_whole
 
 
 def status_path(folder: Path, rank: int = 0) -> Path:
@@ -11,23 +11,14 @@ def status_path(folder: Path, rank: int = 0) -> Path:
 
 
 def read_status(folder: Path, rank: int = 0) -> dict:
-    """What a process's status file says; {} where there is none."""
+    """What a process's status file says; {} where there is none, or it is damaged."""
     try:
-        return json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
+        status = json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there and more than a zombie."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return status if isinstance(status, dict) else {}
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.encode(), flush=False)

@@ -3,26 +3,22 @@
 import signal
 from pathlib import Path
 
-import psutil
+from sdxl_lora.operating_system import launcher, stop_signals
 
 
 class StopRequest:
     """Why the run should stop: SIGTERM, SIGINT (a second one ends it at once), SIGUSR1 (a cluster's warning before the
-    time is up), a file `stop`, or its launcher is gone.
+    time is up), SIGBREAK (Windows: its console is closed), a file `stop`, or its launcher is gone.
 
     A context manager: outside it the signals do what they did before.
     """
 
     def __init__(self, folder: Path):
         self.file, self.signal_name = folder / "stop", None
-        launcher = psutil.Process().parent()
-        # accelerate's launcher for one process dies of SIGTERM at once and leaves its worker training.
-        is_accelerate = launcher is not None and any("accelerate" in word for word in launcher.cmdline())
-        self.launcher = launcher if is_accelerate else None
+        self.launcher = launcher()  # that for one process dies of SIGTERM at once and leaves its worker training
 
     def __enter__(self) -> "StopRequest":
-        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
+        self._handlers = {number: signal.signal(number, self._receive) for number in stop_signals()}
         return self
 
     def __exit__(self, *_) -> None:

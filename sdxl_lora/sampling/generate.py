@@ -6,6 +6,7 @@
 Each picture's PNG text `parameters` says what it was drawn by, as A1111 writes it.
 """
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.data.images import ImageError, open_image
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.operating_system import write_whole
 from sdxl_lora.sampling.grid import sheet
 
 GRID_NAME = "grid.png"
@@ -120,12 +123,16 @@ def draw_samples(
             prompt.seed + image,
             guidance_rescale,
         )
-        about = PngInfo()
-        about.add_itxt("parameters", prompt.describe(image))
-        path = sample_path(folder, step, number, image)
-        temporary = path.with_name(f".tmp-{path.name}")  # half a picture is none
-        picture.save(temporary, format="PNG", pnginfo=about)
-        temporary.replace(path)
+        write_whole(sample_path(folder, step, number, image), png_of(picture, prompt.describe(image)))
+
+
+def png_of(picture: Image.Image, parameters: str | None = None) -> bytes:
+    """The picture's file, with the text `parameters` in it."""
+    about, file = PngInfo(), io.BytesIO()
+    if parameters is not None:
+        about.add_itxt("parameters", parameters)
+    picture.save(file, format="PNG", pnginfo=about)
+    return file.getvalue()
 
 
 def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) -> Path:
@@ -133,9 +140,9 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
 
 
 def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
-    """Whether all pictures of a step are there, and by these prompts."""
+    """Whether all pictures of a step are there, whole, and by these prompts."""
     return all(
-        picture_by(sample_path(folder, step, number, image), prompt.describe(image)) is not None
+        picture_by(read_picture(sample_path(folder, step, number, image)), prompt.describe(image)) is not None
         for number, prompt in enumerate(prompts)
         for image in range(images_per_prompt)
     )
@@ -144,20 +151,36 @@ def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_p
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
     """The pictures that `draw_samples` drew at a step, by prompt."""
     paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
-    return [[read_picture(path) for path in of_prompt if path.exists()] for of_prompt in paths]
+    return [[picture for path in of_prompt if (picture := read_picture(path))] for of_prompt in paths]
 
 
-def read_picture(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
+def read_picture(path: Path, report: Callable[[str], None] = lambda reason: None) -> PngImageFile | None:
+    """None where no whole PNG is there; `report` is told of one that is damaged."""
+    if not path.exists():
+        return None
+    try:
+        picture = open_image(path)
+        if isinstance(picture, PngImageFile):
+            return picture
+        raise ImageError(path, "no PNG")
+    except ImageError as error:
+        report(f"a sample is left out of {GRID_NAME}: {error}")
+        return None
 
 
-def draw_grid(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> Path | None:
+def draw_grid(
+    folder: Path,
+    step: int,
+    prompts: Sequence[SamplePrompt],
+    images_per_prompt: int,
+    report: Callable[[str], None] = lambda reason: None,
+) -> Path | None:
     """grid.png: each prompt's first pictures in a row, from the first step to this one.
 
     A picture of an older step stands there only if it was drawn by the same prompt, size, seed, guidance and steps.
 
+    Args:
+        report: told of pictures that are damaged, whose places stay empty.
     Returns:
         its path; None where nothing was drawn.
     """
@@ -171,18 +194,15 @@ def draw_grid(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_p
     for number, prompt in enumerate(prompts):
         for image in range(per_prompt):
             paths = [sample_path(folder, step, number, image) for step in shown]
-            rows.append([picture_by(path, prompt.describe(image)) for path in paths])
+            rows.append([picture_by(read_picture(path, report), prompt.describe(image)) for path in paths])
             labels.append(f"{prompt.text} (seed {prompt.seed + image})")
     path = folder / GRID_NAME
-    temporary = path.with_name(f".tmp-{GRID_NAME}")
-    sheet([(f"step {step}", 1) for step in shown], labels, rows).save(temporary, format="PNG")
-    temporary.replace(path)
+    write_whole(path, png_of(sheet([(f"step {step}", 1) for step in shown], labels, rows)))
     return path
 
 
-def picture_by(path: Path, about: str) -> Image.Image | None:
-    """The picture if it is there and was drawn by what `about` says."""
-    picture = read_picture(path) if path.exists() else None
+def picture_by(picture: PngImageFile | None, about: str) -> Image.Image | None:
+    """The picture if it was drawn by what `about` says."""
     return picture if picture and picture.text.get("parameters") == about else None
 
 

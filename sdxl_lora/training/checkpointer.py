@@ -11,7 +11,15 @@ from sdxl_lora.config.sections.run import CheckpointConfig
 from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.lora.state import load_lora_state, lora_state
-from sdxl_lora.run.checkpoints import choose_checkpoint, disk_errors, publish, read_manifest, remove_leftovers, rotate
+from sdxl_lora.run.checkpoints import (
+    choose_checkpoint,
+    disk_errors,
+    named_as_checkpoints,
+    publish,
+    read_manifest,
+    remove_leftovers,
+    rotate,
+)
 from sdxl_lora.run.session import Run
 
 STATE_NAME = "lora_state.safetensors"
@@ -97,7 +105,7 @@ class Checkpointer:
             with disk_errors(self.run.folder, temporary):
                 about = {"step": step, "world_size": world_size, "is_due": is_due, "facts": self.fingerprint}
                 publish(temporary, final, about)
-                rotate(self.run.folder, self.config.checkpoints_total_limit, best)
+                rotate(self.run.folder, self.config.checkpoint.checkpoints_total_limit, best)
 
         with all_raise_what_one_raises(self.accelerator), disk_errors(self.run.folder, temporary):
             self.accelerator.save_state(str(temporary))
@@ -109,14 +117,23 @@ class Checkpointer:
     def restore(self, info: Callable[[str], None]) -> int:
         """Load the checkpoint that `choose_checkpoint` chooses. Returns the steps done, 0 for a new run."""
 
+        folder = self.run.folder
+
         def decide() -> Path | None:
-            for leftover in remove_leftovers(self.run.folder):
+            chosen = choose_checkpoint(folder, self.config.checkpoint.resume_from_checkpoint, self.fingerprint, info)
+            for path in named_as_checkpoints(folder):
+                if not path.is_dir():
+                    info(f"{path.name} is no folder, so no checkpoint: it is passed over")
+            for leftover in remove_leftovers(folder):
                 info(f"removed {leftover.name}, left by an interrupted save")
-            return choose_checkpoint(self.run.folder, self.config.resume_from_checkpoint, self.fingerprint, info)
+            return chosen
 
         chosen = main_process_decides(self.accelerator, decide)
         if chosen is None:
+            self.run.update(step=0, last_checkpoint=None)
             return 0
         self.accelerator.load_state(str(chosen))
         self.accelerator.step = 0  # counts micro-steps; a checkpoint is between steps, whatever the accumulation is now
-        return read_manifest(chosen)["step"]
+        step, is_ours = read_manifest(chosen)["step"], chosen.absolute().parent == folder.absolute()
+        self.run.update(step=step, last_checkpoint=chosen.name if is_ours else str(chosen))
+        return step

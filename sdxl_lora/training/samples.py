@@ -86,7 +86,7 @@ class SampleWriter:
         """Give the samples of a step to the trackers. On the main process, which may take its time."""
         images = read_samples(self.folder, step, len(self.prompts), self.images)
         self.newest = next((image for of_prompt in images for image in of_prompt), None)
-        grid = draw_grid(self.folder, step, self.prompts, self.images)
+        grid = draw_grid(self.folder, step, self.prompts, self.images, self.logger.info)
         self.logger.samples(step, self.prompts, images, grid)
         if self.similarity and self.newest:
             try:

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from sdxl_lora.config.names import DIFFUSERS_NAME
+from sdxl_lora.operating_system import is_alive
 from sdxl_lora.run.checkpoints import checkpoints
-from sdxl_lora.run.status import is_alive, read_status
+from sdxl_lora.run.status import read_status
 from webui.runs.jobs import Job, Jobs
 
 SAMPLE = re.compile(r"step-(\d+)-prompt-(\d+)-image-(\d+)\.png")

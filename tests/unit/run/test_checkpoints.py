@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; what is wrong with one is said."""
 
+import errno
 import json
 import os
 import random
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdxl_lora.errors import CheckpointError
+from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.run.checkpoints import (
     check_facts,
     checkpoints,
     choose_checkpoint,
+    disk_errors,
     main,
     problem_with,
     publish,
@@ -116,6 +118,69 @@ def test_leftovers_are_removed_and_never_chosen(run):
     assert run.choose().name == "checkpoint-100"
     assert [path.name for path in remove_leftovers(run.folder)] == [".tmp-checkpoint-200"]
     assert not (run.folder / ".tmp-checkpoint-200").exists()
+
+
+def test_what_is_no_folder_is_no_checkpoint_and_in_nobodys_way(run):
+    names = ("checkpoint-300", ".tmp-checkpoint-7")
+    for name in names:
+        (run.folder / name).write_text("mine", encoding="utf-8")
+    (run.folder / "checkpoint-400").symlink_to("nowhere")
+    assert run.choose().name == "checkpoint-100"
+    rotate(run.folder, 2)
+    assert [path.name for path in checkpoints(run.folder)] == ["checkpoint-10", "checkpoint-100"]
+    assert (run.folder / "checkpoint-300").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in remove_leftovers(run.folder)] == [".tmp-checkpoint-7"]
+    for step in (300, 400):
+        with pytest.warns(UserWarning, match=f"checkpoint-{step} was no checkpoint: it is now checkpoint-{step}-moved"):
+            assert problem_with(make(run.folder, step)) is None
+    assert (run.folder / "checkpoint-300-moved-away").read_text(encoding="utf-8") == "mine"
+    assert (run.folder / "checkpoint-400-moved-away").is_symlink()
+    assert run.choose().name == "checkpoint-400"
+
+
+def test_a_checkpoint_that_is_a_link_is_used_and_goes_without_what_it_leads_to(run, tmp_path_factory):
+    """As of a person who has moved a large one to another disk."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for step in (5, 100):
+        (run.folder / f"checkpoint-{step}").rename(elsewhere / f"checkpoint-{step}")
+        (run.folder / f"checkpoint-{step}").symlink_to(elsewhere / f"checkpoint-{step}", target_is_directory=True)
+    before = (elsewhere / "checkpoint-100" / "weights.safetensors").read_bytes()
+    assert run.choose().name == "checkpoint-100"
+    rotate(run.folder, 2)
+    assert [path.name for path in checkpoints(run.folder)] == ["checkpoint-10", "checkpoint-100"]
+    make(run.folder, 100)
+    assert not (run.folder / "checkpoint-100").is_symlink()
+    (run.folder / ".tmp-checkpoint-9").symlink_to(elsewhere, target_is_directory=True)
+    assert [path.name for path in remove_leftovers(run.folder)] == [".tmp-checkpoint-9"]
+    assert (elsewhere / "checkpoint-100" / "weights.safetensors").read_bytes() == before
+    assert (elsewhere / "checkpoint-5" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("ios_base::clear: unspecified iostream_category error"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        *(Exception(f"Error while serializing: I/O error: x (os error {number})") for number in (5, 27, 28, 30, 122)),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_known_by_whatever_words_a_library_has_for_it(tmp_path, error):
+    (tmp_path / ".tmp-checkpoint-1").mkdir()
+    words = rf"cannot write to {tmp_path} \(.*\): [\d,]+ bytes are free\. Make room .* no good checkpoint yet"
+    with pytest.raises(DiskError, match=words), disk_errors(tmp_path, tmp_path / ".tmp-checkpoint-1"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_no_full_disk(tmp_path):
+    for error in (RuntimeError("a size of 28"), Exception("x (os error 2)"), FileNotFoundError(2, "x")):
+        with pytest.raises(type(error)) as raised, disk_errors(tmp_path):
+            raise error
+        assert raised.value is error
 
 
 def test_the_manifest_tells_sizes_checksums_versions_and_facts(run):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from sdxl_lora.errors import ConfigError, NonFiniteError
+from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from sdxl_lora.run.events import EventLog, follow_events, read_events
 from sdxl_lora.run.session import Run, read_status
 from sdxl_lora.run.stop import StopRequest
@@ -72,6 +72,73 @@ def test_events_are_read_back_and_a_line_being_written_is_left_out(tmp_path):
         file.write(json.dumps({"event": "step"})[:-3])
     assert [event["event"] for event in read_events(path)] == ["step", "message"]
     assert next(read_events(path, "message"))["text"] == "é\n日本"
+
+
+@pytest.mark.parametrize("end", [b'{"event": "st', b"\0" * 50, '{"text": "日'.encode()[:-1], b"\n"])
+def test_half_a_line_at_the_end_costs_no_other_event(tmp_path, end):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "first"}\n' + end)
+    for name in ("second", "third"):
+        log = EventLog(path)
+        log.write(name, text="\udcff of a file's name")
+        log.file.close()
+    assert [event["event"] for event in read_events(path)] == ["first", "second", "third"]
+    assert path.read_bytes().startswith(b'{"event": "first"}\n' + end)
+
+
+def test_an_event_for_which_there_is_no_room_leaves_nothing_and_the_next_is_whole(tmp_path):
+    """A limit on the file's size, as a quota gives it."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from sdxl_lora.run.events import EventLog\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); log = EventLog(Path(sys.argv[1])); log.write('first')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 4000))\n"
+        "try:\n    log.write('second', text='x' * 2000)\nexcept OSError:\n    pass\nelse:\n    sys.exit('no error')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); log.write('third')"
+    )
+    path = tmp_path / "events.jsonl"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=60)
+    assert [event["event"] for event in read_events(path)] == ["first", "third"]
+    assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_a_refused_command_leaves_a_good_end_as_it_was_and_any_other_end_is_recorded(tmp_path):
+    with Run(tmp_path) as run:
+        run.event("started", step=0)
+        run.update(state="training", step=3)
+    before = {name: (tmp_path / name).read_bytes() for name in ("status.json", "events.jsonl")}
+    for refusal in (ConfigError("no"), DataError("no"), CheckpointError("no")):
+        with pytest.raises(type(refusal)), Run(tmp_path) as run:
+            run.event("cached", pictures=3)
+            run.update(state="caching")
+            raise refusal
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    with pytest.raises(DataError), Run(tmp_path) as run:
+        run.event("cached", pictures=3)
+        run.event("started", step=0)
+        raise DataError("a picture was removed meanwhile")
+    assert read_status(tmp_path)["state"] == "failed"
+    events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
+    assert events == ["started", "cached", "started", "failed"]
+    with pytest.raises(ConfigError), Run(tmp_path) as run:
+        raise ConfigError("refused after a failure")
+    assert read_status(tmp_path)["reason"] == "refused after a failure"
+
+
+def test_a_folder_that_could_not_be_opened_is_let_go(tmp_path):
+    (tmp_path / "events.jsonl").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        Run(tmp_path)
+    (tmp_path / "events.jsonl").rmdir()
+    with Run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "3", '"done"', "null"])
+def test_a_damaged_status_file_is_as_none(tmp_path, damaged):
+    (tmp_path / "status.json").write_text(damaged, encoding="utf-8")
+    assert read_status(tmp_path) == {}
+    with Run(tmp_path):
+        assert read_status(tmp_path)["state"] == "starting"
 
 
 def test_events_are_followed_while_they_are_written_in_pieces(tmp_path):

@@ -11,7 +11,15 @@ from PIL import Image
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
-from sdxl_lora.sampling.generate import draw_grid, draw_sample, draw_samples, read_samples, sample_path, spread
+from sdxl_lora.sampling.generate import (
+    are_drawn,
+    draw_grid,
+    draw_sample,
+    draw_samples,
+    read_samples,
+    sample_path,
+    spread,
+)
 from sdxl_lora.sampling.grid import LABEL_WIDTH, sheet
 from tests.integration.test_options import assert_equal_weights, weights_of
 
@@ -115,6 +123,29 @@ def test_the_grid_has_a_row_per_prompt_and_a_column_per_step(tmp_path):
     filled(tmp_path, 10, 0, changed, "green")
     grid = Image.open(draw_grid(tmp_path, 10, [changed, second], 1)).convert("RGB")
     assert grid.getpixel(places[(0, 0)]) == (255, 255, 255) != grid.getpixel(places[(10, 0)])
+
+
+DAMAGE = {
+    "empty file": lambda path: path.write_bytes(b""),
+    "truncated PNG": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "not an image": lambda path: path.write_bytes(b"\0" * 500),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "no PNG": lambda path: Image.new("RGB", (64, 64)).save(path, format="JPEG"),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_a_damaged_sample_costs_its_place_in_the_grid_and_is_named(tmp_path, words):
+    prompt = SamplePrompt("a cat", "", 64, 64, 0, 5.0, 2)
+    for step, color in ((0, "red"), (10, "green")):
+        filled(tmp_path, step, 0, prompt, color)
+    DAMAGE[words](sample_path(tmp_path, 0, 0, 0))
+    said = []
+    grid = Image.open(draw_grid(tmp_path, 10, [prompt], 1, said.append)).convert("RGB")
+    assert grid.getpixel((LABEL_WIDTH + 50, 70)) == (255, 255, 255) != grid.getpixel((LABEL_WIDTH + 272, 70))
+    assert len(said) == 1 and "step-000000-prompt-0-image-0.png" in said[0] and words in said[0]
+    assert not are_drawn(tmp_path, 0, [prompt], 1) and are_drawn(tmp_path, 10, [prompt], 1)
+    assert read_samples(tmp_path, 0, 1, 1) == [[]]
 
 
 def test_a_grid_of_many_steps_shows_some_of_them():
