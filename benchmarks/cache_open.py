@@ -31,7 +31,7 @@ REPEATS = 3  # starts with everything cached
 
 def held_mb() -> tuple[float, float]:
     """What this process holds, and the most that it has held."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return tuple(int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
 
 

@@ -94,7 +94,7 @@ def run_peer(args, data, record, options):
     }
     flags = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-c", "import sys; from benchmarks.equal_losses import record; record(*sys.argv[1:])"]
-    with open(record.with_suffix(".log"), "w") as log:
+    with open(record.with_suffix(".log"), "w", encoding="utf-8") as log:
         code = subprocess.run([*command, record, args.peer, *flags], stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
         raise RuntimeError(f"the peer ended with {code}, see {log.name}")

@@ -148,7 +148,7 @@ def run(command, run_dir, args):
     """
     run_dir.mkdir(parents=True)
     began, cpu_began = time.time(), cpu_of_children()
-    with open(run_dir / "output.log", "w") as log:
+    with open(run_dir / "output.log", "w", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)).returncode
     scale = (cpu_of_children() - cpu_began) / (time.time() - began) if args.clock == "cpu" else 1.0
     seconds = {}

@@ -37,7 +37,7 @@ def main() -> None:
         if torch is not None and torch.cuda.is_available():
             took["cuda_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
             took["cuda_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        output.write_text(json.dumps(took))
+        output.write_text(json.dumps(took), encoding="utf-8")
 
 
 if __name__ == "__main__":

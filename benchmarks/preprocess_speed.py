@@ -167,7 +167,7 @@ def save(result: dict, path: Path) -> None:
     """Also between the long parts: the last one takes minutes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"load_at_the_end": round(os.getloadavg()[0], 1)}
-    path.write_text(json.dumps(result | facts, indent=1) + "\n")
+    path.write_text(json.dumps(result | facts, indent=1) + "\n", encoding="utf-8")
 
 
 def compared(runs: dict[str, dict]) -> dict:

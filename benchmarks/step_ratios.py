@@ -262,7 +262,7 @@ class Bench:
             self.synchronize()
         averages = profiler.key_averages()
         by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        path.write_text(averages.table(sort_by=by, row_limit=45, max_name_column_width=90))
+        path.write_text(averages.table(sort_by=by, row_limit=45, max_name_column_width=90), encoding="utf-8")
         kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         spent = sum(event.device_time for event in kernels) / times / 1e3
         return f"{len(kernels) / times:.0f} kernels, {spent:.1f} ms on the device in a step"

@@ -156,7 +156,7 @@ def run(args, script, flags, base, data, batch=None, resolution=None, processes=
     if args.memory_limit_gib:
         environment["CUDA_LIMIT_GIB"] = str(args.memory_limit_gib)
     began = time.time()
-    with open(run_dir / "output.log", "w") as log:
+    with open(run_dir / "output.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         watch = Watch(process.pid)
         code = process.wait()
@@ -187,7 +187,7 @@ class Watch:
     def _follow(self) -> None:
         while True:
             try:
-                status = Path(f"/proc/{self.process.pid}/status").read_text()
+                status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
                 times = self.process.cpu_times()
             except (OSError, psutil.Error):
                 return

@@ -5,7 +5,6 @@ Torch, transformers and datasets come only once there is work for them, so that 
 
 import dataclasses
 import errno
-import os
 import shutil
 import signal
 import sys
@@ -16,6 +15,7 @@ from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.fields import flat_values, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
+from sdxl_lora.operating_system import print_any_name, usable_cpus
 
 STOPPED = "stopped: what is done is kept, and the same command goes on from there"
 OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
@@ -23,6 +23,7 @@ OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code; see sdxl_lora/errors.py."""
+    print_any_name()
     config = load_config(PreprocessConfig, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, terminated)
     try:
@@ -141,7 +142,7 @@ def workers_of(config: PreprocessConfig, processes: int) -> int:
     """Worker processes for each of the `processes` on this machine."""
     if config.job.num_workers is not None:
         return config.job.num_workers
-    return min(8, max(1, (os.cpu_count() or 1) // processes))
+    return min(8, max(1, usable_cpus() // processes))
 
 
 def recipe_of(config: PreprocessConfig):

@@ -16,6 +16,7 @@ import yaml
 from sdxl_lora.config.names import NAME
 from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.operating_system import is_reserved_name
 
 SETTINGS_FILE = Path("ui.yaml")
 NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR_LORA")
@@ -92,11 +93,13 @@ def check_folder_name(name: str | None, what: str) -> str:
     Raises:
         ConfigError: it cannot.
     """
-    if not NAME.fullmatch(name or ""):
+    if name is None or not NAME.fullmatch(name):
         raise ConfigError(
             f"{what} {name!r} is an invalid name: use letters, digits, dot, dash and underscore, at most 64, starting "
             "with a letter or digit"
         )
+    if is_reserved_name(name):
+        raise ConfigError(f"{what} {name!r} is a device's on Windows: choose another")
     return name
 
 

@@ -111,7 +111,7 @@ def write_concept(folder, concept, count=20, seed=0):
     for index, scene in enumerate(concept_scenes(concept, count, seed)):
         path = folder / f"{index:02d}.png"
         (draw_object if concept == "object" else draw_style)(scene).save(path)
-        path.with_suffix(".txt").write_text(concept_caption(concept, scene) + "\n")
+        path.with_suffix(".txt").write_text(concept_caption(concept, scene) + "\n", encoding="utf-8")
         paths.append(path)
     return paths
 

@@ -52,7 +52,7 @@ def write_class_pictures(folder, count, twins=(), seed=0):
         path = folder / f"{index:03d}.png"
         draw(scene).save(path)
         noun = scene.shape if index % 3 or index >= count else "shape"
-        path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n")
+        path.with_suffix(".txt").write_text(plain_prompt(noun, scene.colour, scene.background) + "\n", encoding="utf-8")
         paths.append(path)
     return paths
 

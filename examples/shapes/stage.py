@@ -43,7 +43,7 @@ def run_stage(name, module, loss_at, steps, peak_lr, work_dir, on_interval=None,
     first, seconds = _restore(path, parameters, averaged, optimizer)
     began = saved = time.monotonic() - seconds
     recent = []
-    with open(os.path.join(work_dir, f"{name}.jsonl"), "a", buffering=1) as log:
+    with open(os.path.join(work_dir, f"{name}.jsonl"), "a", encoding="utf-8", buffering=1) as log:
         for step in range(first, steps):
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, steps, peak_lr)
             loss = loss_at(step)

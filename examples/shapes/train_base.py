@@ -49,7 +49,7 @@ def main(argv=None):
         grid(pipeline).save(os.path.join(args.work_dir, f"grid-{step:05d}.png"))
         entry = {"step": step, **base_quality(pipeline, combinations()[::5])}
         print(json.dumps(entry), flush=True)
-        with open(os.path.join(args.work_dir, "quality.jsonl"), "a") as log:
+        with open(os.path.join(args.work_dir, "quality.jsonl"), "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
     pool = scene_pool(vae, args.seed, args.pictures, args.work_dir)
@@ -82,7 +82,8 @@ def save_half(pipeline, folder):
     build_pipeline(**parts, tokenizer=pipeline.tokenizer).save_pretrained(folder, safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2"):
         path = Path(folder) / name / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        about = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

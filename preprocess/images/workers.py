@@ -1,6 +1,5 @@
 """Every picture through prepared_or_refused, in worker processes."""
 
-import multiprocessing
 import os
 import signal
 from collections import deque
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from preprocess.images.prepare import Job, Prepared, Refused, prepared_or_refused
 from sdxl_lora.errors import DataError
+from sdxl_lora.operating_system import PROCESSES
 
 Result = list[Prepared] | Refused
 
@@ -34,9 +34,8 @@ def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
 
 def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
     """Results in the order of the jobs; so few jobs wait at once that memory does not grow with their number."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
     waiting = iter(jobs)
-    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=leave_ctrl_c_to_parent)
+    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=PROCESSES, initializer=leave_ctrl_c_to_parent)
     try:
         at_work = deque(pool.submit(prepare_under_name, job) for job in islice(waiting, 4 * num_workers))
         while at_work:

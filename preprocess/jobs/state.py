@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
+from sdxl_lora.operating_system import replace
 
 
 class Shelf:
@@ -128,7 +129,7 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = T
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.replace(part, path)
+        replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -155,7 +156,7 @@ def locked(output: Path, team: Team) -> Iterator[None]:
     (folder / "under_way").mkdir()
     pid_file, lock = folder / "pid", acquired(output)
     try:
-        pid_file.write_text(str(os.getpid()))
+        pid_file.write_text(str(os.getpid()), encoding="utf-8")
         team.wait()
         yield
     finally:
@@ -169,7 +170,7 @@ def acquired(output: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        owner = pid_file.read_text() if pid_file.exists() else "unknown"
+        owner = pid_file.read_text(encoding="utf-8") if pid_file.exists() else "unknown"
         raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
     return lock
 

@@ -1,11 +1,11 @@
 """A finished dataset as parquet shards, and on the Hub."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.sources.find import read_jsonl
+from sdxl_lora.operating_system import replace
 
 Shard = list[dict]
 
@@ -36,8 +36,8 @@ def write_parquet(output: Path, max_bytes: int) -> int:
         dataset.to_parquet(building / f"shard-{index:05d}-of-{len(shards):05d}.parquet")
     shutil.copyfile(output / "README.md", building / "README.md")
     if target.exists():
-        os.rename(target, old)
-    os.rename(building, target)
+        replace(target, old)
+    replace(building, target)
     shutil.rmtree(old, ignore_errors=True)
     return len(shards)
 

@@ -6,10 +6,10 @@ A first dataset has no old rows to protect: there metadata.jsonl comes first, so
 stand where datasets would take them for a dataset.
 """
 
-import os
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
+from sdxl_lora.operating_system import flush_to_disk, replace
 
 
 def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -> None:
@@ -25,28 +25,18 @@ def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -
         for name in sorted(named):
             new = staged / Path(name).name
             if new.exists():
-                os.replace(new, output / name)
-        sync_folder(images)
+                replace(new, output / name)
+        flush_to_disk(images)
         write_whole(metadata, jsonl(rows))
     else:
         for file in staged.iterdir():
             if f"images/{file.name}" not in named:
                 file.unlink()
         write_whole(metadata, jsonl(rows))
-        os.rename(staged, images)
-    sync_folder(output)
+        replace(staged, images)
+    flush_to_disk(output)
     for name in sorted(old_files - named):
         if Path(name).parent.as_posix() == "images":
             (output / name).unlink(missing_ok=True)
     for leftover in staged.glob("*"):
         leftover.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's renames on the disk; Windows does so by itself and cannot open folders."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -6,6 +6,7 @@ runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 """
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,9 +16,23 @@ from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers
 from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
 from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.errors import DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
 from sdxl_lora.models.loading import Base, load_text_encoders, load_tokenizers, load_vae, part_files
 from sdxl_lora.performance.device_memory import free_memory
+
+START_TIMEOUT_SECONDS = 600  # imports from a slow network folder take minutes
+
+
+def wait_for_start(pool) -> None:
+    """Until a process of the pool is there, which imports torch first: its pictures' time begins then."""
+    try:
+        pool.apply_async(int).get(START_TIMEOUT_SECONDS)
+    except multiprocessing.TimeoutError:
+        raise DataError(
+            f"the processes that decode pictures have not started within {START_TIMEOUT_SECONDS} s: "
+            "use --dataloader_num_workers 0"
+        ) from None
 
 
 def fill_caches(

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sdxl_lora.cache.fill import wait_for_start
 from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.errors import DataError
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.models.vae import encoded
+from sdxl_lora.operating_system import PROCESSES
 
 WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
 
@@ -80,12 +82,13 @@ class LatentCache:
         Raises:
             DataError: a picture cannot be decoded, or its worker died or was silent for WORKER_TIMEOUT_SECONDS.
         """
-        if not num_workers:
+        if not (num_workers and items):
             yield from (self.pictures.load(*item) for item in items)
             return
         ahead = deque()
         # On leaving, whatever still runs is ended.
-        with multiprocessing.Pool(num_workers, _decode_for, (self.pictures,)) as pool:
+        with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.pictures,)) as pool:
+            wait_for_start(pool)
             for item in [*items, *[None] * 2 * num_workers]:
                 if item is not None:
                     ahead.append((item, pool.apply_async(_decode, item)))

@@ -47,7 +47,11 @@ def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {name: tensor.contiguous() for name, tensor in record.items()}
     checksum = zlib.crc32(data_of(save(record)))
-    save_file(record, path, {"crc32": f"{checksum:08x}"})
+    try:
+        save_file(record, path, {"crc32": f"{checksum:08x}"})
+    except (OSError, SafetensorError) as error:
+        error.filename = str(path)  # a full disk names no file
+        raise
 
 
 def data_of(file: bytes | memoryview) -> memoryview:

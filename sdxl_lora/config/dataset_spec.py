@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -39,6 +40,8 @@ class DatasetEntry:
 def parse_entry(text: str) -> DatasetEntry:
     """`data/cat`, `data/cat:3` for three repeats, or a mapping: `{train_data_dir: data/cat, weight: 2}`.
 
+    `D:2024` is a folder on a drive, unless there is a folder D here.
+
     Raises:
         ConfigError: none of these, or a value that cannot be.
     """
@@ -48,9 +51,15 @@ def parse_entry(text: str) -> DatasetEntry:
         except yaml.YAMLError as error:
             raise ConfigError(f"{text!r} is not a mapping in YAML: {' '.join(str(error).split())}") from None
         return checked(values, text)
-    if found := re.fullmatch(r"(.+):(\d+(?:\.\d*)?)", text):
+    found = re.fullmatch(r"(.+):(\d+(?:\.\d*)?)", text)
+    if found and not is_drive(found[1]):
         return checked({"train_data_dir": found[1], "repeats": float(found[2])}, text)
     return checked({"train_data_dir": text}, text)
+
+
+def is_drive(text: str) -> bool:
+    """Whether a text before a colon is a drive of Windows rather than a folder."""
+    return bool(re.fullmatch("[A-Za-z]", text)) and not os.path.isdir(text)
 
 
 def checked(values: dict, text: str) -> DatasetEntry:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NoAnswer
 from typing import TypeVar
 
-import torch
 import torch.distributed
 from accelerate.utils import broadcast_object_list, gather_object
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from sdxl_lora.operating_system import replace
+
 
 class Memo:
     """`recall` gives what was made before; `save` writes what is new, whole or not at all.
@@ -41,7 +43,7 @@ class Memo:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".tmp-{os.getpid()}-{self.path.name}")
         temporary.write_text(json.dumps(self.results), encoding="utf-8")
-        temporary.replace(self.path)
+        replace(temporary, self.path)
         self.is_new = False
 
 

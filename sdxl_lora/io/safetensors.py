@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sdxl_lora.errors import DiskError
+from sdxl_lora.operating_system import flush_to_disk, replace
 
 DTYPES = {
     "F64": torch.float64,
@@ -165,13 +166,14 @@ def write_tensors(
             file.flush()
             os.fsync(file.fileno())
         verify(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, DiskError):
             raise DiskError(_disk_trouble(path, len(text) + 8 + offset, error)) from error
         raise
-    _fsync_folder(path.parent)
+    with contextlib.suppress(OSError):  # the file is whole; some network folders cannot be flushed
+        flush_to_disk(path.parent)
 
 
 def _disk_trouble(path: Path, size: int, error: OSError) -> str:
@@ -187,12 +189,3 @@ def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
 
 def _bytes(tensor: Tensor):
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _fsync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows cannot open a folder; the rename is then as safe as it gets
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

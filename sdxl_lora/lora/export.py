@@ -21,6 +21,7 @@ from sdxl_lora.lora.formats.keys import kernel_size
 from sdxl_lora.lora.formats.reader import Key
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya
 from sdxl_lora.lora.state import adapter_layers, module_adapter
+from sdxl_lora.operating_system import replace
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,6 @@ def write_side_files(
         path = lora.with_suffix(suffix)
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        replace(temporary, path)
         paths.append(path)
     return paths

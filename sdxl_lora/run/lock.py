@@ -76,7 +76,7 @@ class Hold:
     def _age(self) -> float:
         """Seconds since the last sign of life, both ends by the clock of the machine that keeps the files."""
         try:
-            with tempfile.TemporaryFile(dir=self.folder) as now, open(self.sign) as sign:
+            with tempfile.TemporaryFile(dir=self.folder) as now, open(self.sign, encoding="utf-8") as sign:
                 # A network file system looks anew at a file that is opened.
                 return os.fstat(now.fileno()).st_mtime - os.fstat(sign.fileno()).st_mtime
         except FileNotFoundError:

@@ -17,6 +17,7 @@ from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
+from sdxl_lora.operating_system import replace
 from sdxl_lora.tools.rewrite import check_output, save
 
 
@@ -76,7 +77,7 @@ def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: fl
             elif not _is_other_weights(source, weights.path, trained):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        os.replace(temporary, output)
+        replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -105,7 +105,7 @@ class Checkpointer:
             with disk_errors(self.run.folder, temporary):
                 about = {"step": step, "world_size": world_size, "is_due": is_due, "facts": self.fingerprint}
                 publish(temporary, final, about)
-                rotate(self.run.folder, self.config.checkpoint.checkpoints_total_limit, best)
+                rotate(self.run.folder, self.config.checkpoints_total_limit, best)
 
         with all_raise_what_one_raises(self.accelerator), disk_errors(self.run.folder, temporary):
             self.accelerator.save_state(str(temporary))
@@ -120,7 +120,7 @@ class Checkpointer:
         folder = self.run.folder
 
         def decide() -> Path | None:
-            chosen = choose_checkpoint(folder, self.config.checkpoint.resume_from_checkpoint, self.fingerprint, info)
+            chosen = choose_checkpoint(folder, self.config.resume_from_checkpoint, self.fingerprint, info)
             for path in named_as_checkpoints(folder):
                 if not path.is_dir():
                     info(f"{path.name} is no folder, so no checkpoint: it is passed over")

@@ -1,6 +1,7 @@
-"""A worker that the system kills at one picture; a module of its own, so that workers need not import pytest."""
+"""Workers that the system kills at one picture; a module of its own, so that workers need not import pytest."""
 
 import os
+import time
 
 from preprocess.images import workers
 
@@ -18,3 +19,18 @@ def prepare_and_die_at_3(job):
 
 
 prepare_under_name = workers.prepare_under_name
+
+
+class FaultyPictures:
+    """TrainingPictures at whose third picture a process dies or hangs."""
+
+    def __init__(self, pictures, fault):
+        self.pictures, self.fault, self.examples = pictures, fault, pictures.examples
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def load(self, index, flip=False):
+        if index == 2:
+            os._exit(9) if self.fault == "die" else time.sleep(600)
+        return self.pictures.load(index, flip)

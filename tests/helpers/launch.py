@@ -25,7 +25,7 @@ def _run(config, log: Path, environment: dict[str, str], machine: Machine | None
         enter(machine)
     os.environ.update(environment)
     os.chdir(ROOT)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     import torch

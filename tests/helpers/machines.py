@@ -98,7 +98,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 def enter(machine: Machine) -> None:
     """From here on this process is on that machine."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{machine.name}") as namespace:
+    with open(f"/run/netns/{machine.name}", encoding="utf-8") as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS):
             raise OSError(ctypes.get_errno(), f"cannot enter {machine.name}")
     socket.sethostname(machine.name)

@@ -16,7 +16,7 @@ def note_what_is_met():
     step, rank = train_sdxl_lora.Training.step, os.environ.get("RANK", "0")
 
     def noting(self, turns, micro_batches):
-        with open(f"{os.environ['MET']}.{rank}", "a") as file:
+        with open(f"{os.environ['MET']}.{rank}", "a", encoding="utf-8") as file:
             for counts, batch in micro_batches:
                 for row in range(len(batch["timesteps"]) if counts else 0):
                     drawn = b"".join(batch[name][row].numpy().tobytes() for name in DRAWN)

@@ -48,7 +48,7 @@ def count_bytes():
     def step_and_write(self, *of_step):
         counted.clear()
         given = step(self, *of_step)
-        with open(f"{os.environ['COUNTED']}.{os.environ['RANK']}", "a") as file:
+        with open(f"{os.environ['COUNTED']}.{os.environ['RANK']}", "a", encoding="utf-8") as file:
             file.write(json.dumps(counted) + "\n")
         return given
 

@@ -54,7 +54,7 @@ def start():
     started = []
 
     def begin(command, environment, printed: Path):
-        with open(printed, "w") as file:
+        with open(printed, "w", encoding="utf-8") as file:
             started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
         return started[-1]
 

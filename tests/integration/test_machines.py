@@ -109,7 +109,7 @@ def test_launchers_on_two_machines_train_one_run(train_config, tmp_path, machine
             machines[0].address, "--max_restarts", "3", "train_sdxl_lora.py", "--config", str(file),
         )  # fmt: skip
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        with open(logs[rank], "w") as log:
+        with open(logs[rank], "w", encoding="utf-8") as log:
             launchers.append(
                 subprocess.Popen(
                     command,

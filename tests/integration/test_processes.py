@@ -29,7 +29,7 @@ def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
         "--main_process_port", free_port(), "train_sdxl_lora.py", "--config", str(file),
     ]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "printed", "w") as printed:
+    with open(tmp_path / "printed", "w", encoding="utf-8") as printed:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=printed, stderr=printed)
 
 

@@ -66,7 +66,7 @@ def note_collectives():
     """In a process that is about to train: write the name of every collective to the file NOTED.<rank>."""
     import torch.distributed as dist
 
-    file = open(f"{os.environ['NOTED']}.{os.environ['RANK']}", "w", buffering=1)  # noqa: SIM115
+    file = open(f"{os.environ['NOTED']}.{os.environ['RANK']}", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def noting(name, collective):
         def call(*args, **options):
@@ -113,8 +113,9 @@ def take_long():
     The main process draws a picture, gives pictures to a tracker, writes a checkpoint, delivers, and uploads (here to
     nowhere; see test_hub.py); rank 1 validates.
     """
-    import sdxl_lora.training.checkpointer
     import sdxl_lora.training.watching as watching
+
+    import sdxl_lora.training.checkpointer
 
     def let_take_long(module, name, rank):
         function, times = getattr(module, name), iter([1.5 * TIMEOUT] * (os.environ["RANK"] == rank))

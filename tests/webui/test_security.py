@@ -182,7 +182,7 @@ def test_only_a_file_of_the_run_is_published_and_never_what_a_link_there_means(t
     (other / "b").write_text("b")
     (run / "link").symlink_to(other / "b")
     (run / "inner").symlink_to(run / "a.safetensors")
-    with open(publish(run / "a.safetensors", run)) as file:
+    with open(publish(run / "a.safetensors", run), encoding="utf-8") as file:
         assert file.read() == "a"
     assert publish(run / "inner", run)
     for path in (other / "b", run / "link", run / ".." / "other" / "b", run / "none", run):

@@ -1,6 +1,5 @@
 """The tab for after training: draw with the LoRA beside the base, fetch its files, put it where a client looks."""
 
-import os
 import shutil
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.operating_system import replace
 from webui import html as show
 from webui.context import QUIET, Context, tell, telling
 from webui.i18n import T, language_of, say
@@ -122,7 +122,7 @@ class ResultsTab:
         lora = lora_files(folder)[0]
         temporary = to / f".{lora.name}.part"
         shutil.copyfile(lora, temporary)
-        os.replace(temporary, to / lora.name)
+        replace(temporary, to / lora.name)
         tell(say(language, "Copied to {path}.", path=to / lora.name))
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import secrets
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.operating_system import start_apart
 from sdxl_lora.run.status import replace_text
 from webui.security import PASSWORD_VARIABLE
 
@@ -61,7 +61,7 @@ class Job:
             process = psutil.Process(self.pid) if self.pid else None
             same = process is not None and abs(process.create_time() - self.pid_created) < 1
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
+        except psutil.Error:  # gone, or its number is now that of another person's process
             return None
 
 
@@ -200,12 +200,5 @@ class Jobs:
                 return
             others = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
             with open(self.folder / "worker.log", "ab") as log:
-                subprocess.Popen(
-                    [sys.executable, "-m", "webui.runs.worker", str(self.folder.parent)],
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    env={**others, "PYTHONUNBUFFERED": "1"},
-                )
+                command = [sys.executable, "-m", "webui.runs.worker", str(self.folder.parent)]
+                start_apart(command, ROOT, log, {**others, "PYTHONUNBUFFERED": "1"})

@@ -33,7 +33,7 @@ def gpu_count() -> int:
     """Of this machine's NVIDIA cards; 0 where there is none or no driver."""
     if not shutil.which("nvidia-smi"):
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 

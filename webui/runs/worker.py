@@ -4,10 +4,8 @@ Ends when nothing is left to do; jobs.py starts it when there is. Being killed c
 and the next worker takes it over.
 """
 
-import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from sdxl_lora.operating_system import end_all, start_apart
 from sdxl_lora.run.status import read_status
 from webui.runs.jobs import ROOT, Job, Jobs
 
@@ -53,9 +52,7 @@ def start_next(jobs: Jobs) -> tuple[Job | None, subprocess.Popen | None]:
             jobs.write(dataclasses.replace(job, state="cancelled", ended=time.time()))
             continue
         with open(jobs.folder_of(job.id) / "console.log", "ab") as log:
-            child = subprocess.Popen(
-                job.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            child = start_apart(job.command, ROOT, log, os.environ)
         created = psutil.Process(child.pid).create_time()
         job = dataclasses.replace(job, state="running", pid=child.pid, pid_created=created, started=time.time())
         jobs.write(job)
@@ -73,18 +70,12 @@ def tend(jobs: Jobs, job: Job) -> None:
                 if Path(job.target).is_dir():
                     (Path(job.target) / "stop").touch()
             elif not asked_to_stop:
-                send(job, signal.SIGTERM)
+                end_all(job.pid)
             asked_to_stop = True
         if (folder / "end").exists():
-            send(job, signal.SIGTERM if ends_at is None or time.time() < ends_at else signal.SIGKILL)
+            end_all(job.pid, at_once=ends_at is not None and time.time() >= ends_at)
             ends_at = ends_at or time.time() + SECONDS_TO_END
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def send(job: Job, number: int) -> None:
-    """To the job's process and all that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(job.pid, number)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """Cached records equal live encoding, and only what changed is encoded again."""
 
-import os
 import shutil
-import signal
-import time
 import weakref
 
 import pytest
@@ -21,6 +18,7 @@ from sdxl_lora.io.memo import Memo
 from sdxl_lora.models.loading import Base, load_text_parts, load_vae
 from sdxl_lora.models.text_encoders import encode_prompts
 from tests.conftest import CAPTIONS
+from tests.helpers.dying_worker import FaultyPictures
 
 
 @pytest.fixture
@@ -210,14 +208,8 @@ def test_prompts_are_stored_once(tmp_path, tiny_base):
 
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, pictures, tiny_base, monkeypatch, fault):
-    def load(self, index, flip=False, load=TrainingPictures.load):
-        if index == 2:
-            os.kill(os.getpid(), signal.SIGKILL) if fault == "die" else time.sleep(600)
-        return load(self, index, flip)
-
-    monkeypatch.setattr(TrainingPictures, "load", load)
     monkeypatch.setattr(cache, "WORKER_TIMEOUT_SECONDS", 3)
-    latents = LatentCache(tmp_path, pictures, "key")
+    latents = LatentCache(tmp_path, FaultyPictures(pictures, fault), "key")
     with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 3 s"):
         latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers())
     assert len(records(tmp_path)) == 2, "what was encoded before is kept"

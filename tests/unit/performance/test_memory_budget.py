@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sdxl_lora.training.settings import smaller_settings
 
 from examples.full_sdxl import full_sdxl
 from examples.tiny_sdxl import tiny_sdxl
@@ -14,7 +15,6 @@ from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import GIB, OUTER, MemoryCount, Rung, base_bytes, choose, ladder
 from sdxl_lora.performance.quantization import quantize_linears
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.settings import smaller_settings
 
 FAST = Rung("none", "adamw", None)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from sdxl_lora.training.best import Best
 
 import train_sdxl_lora
 from sdxl_lora.errors import ConfigError
@@ -12,7 +13,6 @@ from sdxl_lora.run.checkpoints import checkpoints, main, publish, rotate
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
 from sdxl_lora.training import watching
-from sdxl_lora.training.best import Best
 from tests.integration.test_options import assert_equal_weights, weights_of
 
 
