@@ -12,7 +12,7 @@ from preprocess.captions.caption_all import CaptionPlan, Entry, caption_all, war
 from preprocess.captions.caption_text import Wording
 from preprocess.images.prepare import Job, Recipe, Refused
 from preprocess.images.quality import duplicates, picture_problems
-from preprocess.images.workers import prepare_all
+from preprocess.images.workers import Result, prepare_all
 from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
 from preprocess.jobs.state import Shelf, jsonl, write_whole
@@ -129,7 +129,7 @@ def prepared_entries(
 ) -> list[Entry]:
     """The crops of all sources, in their order, whichever process made them."""
     jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
-    results = {}
+    results: dict[str, Result] = {}
     for part in team.gather([prepare_all(team.share(jobs), num_workers)]):
         results |= part
     entries = []
@@ -166,7 +166,7 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
         for repeat in range(source.repeats):
             number = crop.crop_index * source.repeats + repeat
             edited = None if plan.recaption else memory.edited_text(source.name, crop.sha256, number)
-            columns = {
+            columns: dict[str, object] = {
                 "file_name": crop.file_name,
                 "text": wording.text(entry.caption, source.is_class_image) if edited is None else edited,
                 "original_size": crop.original_size,

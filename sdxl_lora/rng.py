@@ -1,12 +1,14 @@
 """Randomness as a function: seeds and generators keyed by (seed, stream, epoch, example), never by a state."""
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
-def keyed_seed(*key: int | str) -> int:
+def keyed_seed(*key: Hashable) -> int:
     """63 bits that only `key` decides: the seed of whatever is random about it."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -16,7 +18,7 @@ def keyed_seed(*key: int | str) -> int:
 class Turn:
     """One picture's turn: its index in the dataset, and which of its passes this is."""
 
-    example: int
+    example: Any  # an index; in a stream a key
     epoch: int
 
 

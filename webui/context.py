@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -17,7 +18,7 @@ from webui.workspace import Places
 # browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
 # server thinks, and looks all of them up in the whole page whenever any event begins or ends: a quarter of a core for
 # a page that looks once a second.
-QUIET = {"show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
 
 
 @dataclass(frozen=True)

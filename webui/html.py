@@ -65,8 +65,9 @@ def progress(language: str, name: str, state: RunState, history: History) -> str
     pace = history.seconds_per_step()
     if pace is not None:
         facts.append((say(language, "speed"), f"{short(1 / pace)}/s" if 0 < pace < 1 else f"{short(pace)} s"))
-    if state.is_active and state.state != "stopping" and history.seconds_left() is not None:
-        facts.append((say(language, "left"), duration(history.seconds_left())))
+    left = history.seconds_left()
+    if state.is_active and state.state != "stopping" and left is not None:
+        facts.append((say(language, "left"), duration(left)))
     if last.get("memory_gib"):
         facts.append((say(language, "memory"), f"{last['memory_gib']:.1f} GiB"))
     numbers = "".join(f"<div><b>{escape(value)}</b>{escape(label)}</div>" for label, value in facts)
@@ -114,13 +115,13 @@ def plots(language: str, history: History) -> str:
         Line(say(language, "each step"), list(zip(steps, losses, strict=True)), "raw"),
         Line(say(language, "smoothed"), list(zip(steps, smoothed(losses), strict=True))),
     ]
-    rate = [(event["step"], event.get("learning_rate")) for event in history.steps]
+    rate = [(event["step"], event.get("learning_rate", float("nan"))) for event in history.steps]
     charts = [
         chart(say(language, "Loss"), loss, empty),
         chart(say(language, "Learning rate"), [Line("", rate)], empty),
     ]
     if history.validations:
-        points = [(event["step"], event.get("validation_loss")) for event in history.validations]
+        points = [(event["step"], event.get("validation_loss", float("nan"))) for event in history.validations]
         title = say(language, "Loss on pictures held out")
         charts.append(chart(title, [Line("", points, "dots")], empty))
     return f'<div class="charts">{"".join(charts)}</div>'

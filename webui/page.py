@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.context import get_blocks_context
@@ -106,7 +107,7 @@ class Page:
         self._listen()
 
     def _listen(self) -> None:
-        root = get_blocks_context()
+        root: Any = get_blocks_context()
         root = getattr(root, "root_block", root)
         choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
         forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]

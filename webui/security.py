@@ -105,7 +105,7 @@ class Guard:
             given = base64.b64decode(encoded, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
         except ValueError:
             return False
-        return hmac.compare_digest(given, self.password.encode())
+        return self.password is not None and hmac.compare_digest(given, self.password.encode())
 
 
 def host_name(host: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,7 +18,13 @@ from preprocess.jobs.state import Shelf
 from preprocess.sources.find import Source
 from preprocess.sources.previous_run import Memory
 
-Caption = Callable[[list[Image.Image]], list[str]]  # as many texts as pictures
+
+class Caption(Protocol):
+    """As many texts as pictures; it wants `batch_size` of them next."""
+
+    batch_size: int
+
+    def __call__(self, images: list[Image.Image]) -> list[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ def caption_all(
     wanted = []
     for entry in entries:
         if entry.source.caption is not None:
-            entry.caption, entry.caption_from = entry.source.caption, entry.source.caption_from
+            entry.caption, entry.caption_from = entry.source.caption, entry.source.caption_from or ""
         elif plan.load is None:
             entry.caption, entry.caption_from = plan.fallback or entry.source.class_words, "fallback"
             entry.warnings.append("no caption: the fallback is used")

@@ -90,4 +90,4 @@ def crop_picture(
 def random_positions(seed: int, name: str, count: int) -> list[tuple[float, float]]:
     """Places drawn once per picture: a function of the seed and the picture's content alone."""
     generator = np.random.default_rng([seed, int(name[:16], 16)])
-    return [tuple(float(share) for share in generator.random(2)) for _ in range(count)]
+    return [(float(x), float(y)) for x, y in generator.random((count, 2))]

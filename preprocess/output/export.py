@@ -43,7 +43,8 @@ def write_parquet(output: Path, max_bytes: int) -> int:
 
 
 def sharded(rows: list[dict], output: Path, max_bytes: int) -> Iterator[Shard]:
-    shard, size = [], 0
+    shard: Shard = []
+    size = 0
     for row in rows:
         row_bytes = sum((output / row[key]).stat().st_size for key in ("file_name", "mask_file_name") if row.get(key))
         if shard and size + row_bytes > max_bytes:

@@ -80,7 +80,8 @@ def bucket_table(built: Built) -> list[dict]:
     """For each size: pictures, the mean and the largest share that was cut off."""
     by_size: dict[tuple[int, int], list[float]] = {}
     for row in built.rows:
-        by_size.setdefault(tuple(row.entry.prepared.bucket), []).append(row.entry.prepared.cut_off)
+        width, height = row.entry.prepared.bucket
+        by_size.setdefault((width, height), []).append(row.entry.prepared.cut_off)
     return [
         {"size": list(size), "pictures": len(cuts), "mean_cut_off": sum(cuts) / len(cuts), "max_cut_off": max(cuts)}
         for size, cuts in sorted(by_size.items(), key=lambda item: item[0][0] / item[0][1])

@@ -50,7 +50,8 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     """
     if not folder.is_dir():
         raise ConfigError(f"input_dir {folder} is not a folder")
-    found, problems, metadata = Found(), [], []
+    found, metadata = Found(), []
+    problems: list[str] = []
 
     def unreadable(error: OSError) -> None:
         found.left_out[shown(Path(error.filename), folder) + "/"] = f"cannot be read ({error.strerror})"

@@ -72,6 +72,6 @@ def kind_of(reason: str) -> str:
         return "too small"
     if "exceeds the limit" in reason:
         return "too large"
-    known = ("empty file", "not an image", "truncated", "damaged", "unsupported format", "a directory", "a hidden")
-    known += ("dangling link", "cannot be read", "the captioner")
+    known = ["empty file", "not an image", "truncated", "damaged", "unsupported format", "a directory", "a hidden"]
+    known += ["dangling link", "cannot be read", "the captioner"]
     return next((kind for kind in known if reason.startswith(kind)), "other")

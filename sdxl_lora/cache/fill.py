@@ -35,6 +35,9 @@ def wait_for_start(pool) -> None:
         ) from None
 
 
+_pictures: TrainingPictures  # in a worker process
+
+
 def fill_caches(
     folder: Path,
     base: Base,
@@ -92,7 +95,8 @@ class Once:
     """Models that are loaded when they are first asked for, if at all, and then stay until they are forgotten."""
 
     def __init__(self, load: Callable):
-        self.load, self.models = load, None
+        self.load = load
+        self.models: list[torch.nn.Module] | None = None
 
     def __call__(self) -> list[torch.nn.Module]:
         if self.models is None:

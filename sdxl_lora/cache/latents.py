@@ -85,7 +85,7 @@ class LatentCache:
         if not (num_workers and items):
             yield from (self.pictures.load(*item) for item in items)
             return
-        ahead = deque()
+        ahead: deque = deque()
         # On leaving, whatever still runs is ended.
         with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.pictures,)) as pool:
             wait_for_start(pool)
@@ -108,7 +108,8 @@ class LatentCache:
 
 def _decode_for(pictures: TrainingPictures) -> None:
     """Start of a worker process: what it decodes from."""
-    _decode.pictures = pictures
+    global _pictures
+    _pictures = pictures
 
 
 def _decode(index: int, flip: bool) -> dict | str:
@@ -117,6 +118,6 @@ def _decode(index: int, flip: bool) -> dict | str:
     As arrays: torch would hand over open files, which are gone with a worker that dies.
     """
     try:
-        return {name: tensor.numpy() for name, tensor in _decode.pictures.load(index, flip).items()}
+        return {name: tensor.numpy() for name, tensor in _pictures.load(index, flip).items()}
     except DataError as error:
         return str(error)

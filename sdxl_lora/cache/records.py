@@ -49,12 +49,12 @@ def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
     checksum = zlib.crc32(data_of(save(record)))
     try:
         save_file(record, path, {"crc32": f"{checksum:08x}"})
-    except (OSError, SafetensorError) as error:
-        error.filename = str(path)  # a full disk names no file
+    except SafetensorError as error:
+        vars(error)["filename"] = str(path)  # a full disk names no file
         raise
 
 
-def data_of(file: bytes | memoryview) -> memoryview:
+def data_of(file: bytes | mmap.mmap) -> memoryview:
     """What stands in a safetensors file behind its header."""
     return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 

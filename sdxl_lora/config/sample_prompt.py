@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdxl_lora.config.trigger_word import without_trigger_words
 from sdxl_lora.errors import ConfigError
@@ -37,21 +38,27 @@ class SamplePrompt:
     steps: int | None = None
     is_without_trigger: bool = False
 
+    def seed_of(self, image_number: int) -> int:
+        assert self.seed is not None, "nothing is left open"
+        return self.seed + image_number
+
     def describe(self, image_number: int = 0) -> str:
         """As A1111 writes it into its pictures, where clients and file managers show it."""
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
         return (
             f"{self.text}{negative}\nSteps: {self.steps}, Sampler: Euler, CFG scale: {self.guidance_scale:g}, "
-            f"Seed: {self.seed + image_number}, Size: {self.width}x{self.height}"
+            f"Seed: {self.seed_of(image_number)}, Size: {self.width}x{self.height}"
         )
 
 
 def parse_prompt(line: str) -> SamplePrompt:
     """Raises ConfigError for an option that is unknown, given twice, or has a senseless value."""
     text, *options = re.split(r"(?:^|\s+)--(?=\w)", line.strip())
-    values = {}
+    values: dict[str, Any] = {}
     for option in options:
-        letter, value = re.fullmatch(r"(\w+)[\s=]*(.*)", option.strip(), re.DOTALL).groups()
+        found = re.fullmatch(r"(\w+)[\s=]*(.*)", option.strip(), re.DOTALL)
+        assert found, "it was split where a letter follows"
+        letter, value = found.groups()
         if letter not in OPTIONS:
             raise ConfigError(f"the prompt {line!r} has an unknown option --{letter}; there are {KNOWN}")
         name, kind = OPTIONS[letter]

@@ -5,10 +5,11 @@ residual block. Of several names that mean a module, the longest counts. Rules o
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 NAME = re.compile(r"(down|up)(\.[012](\.[012])?)?|mid(\.[01])?")
 MODULE = re.compile(r"^(down|mid|up)_blocks?\.(?:(\d)\.)?(?:(?:attentions|resnets)\.(\d)\.)?")
 NAMES = "down, mid, up, a level such as down.1, or one of its blocks such as up.0.2"
@@ -31,13 +32,13 @@ def value_of(module: str, values: Mapping[str, Value], default: Value) -> Value:
     return values.get(block, default)
 
 
-def parse_blocks(texts: Sequence[str], number: type[Value]) -> dict[str, Value]:
+def parse_blocks(texts: Sequence[str], number: Callable[[str], Number]) -> dict[str, Number]:
     """{"up.0": value} of ["up.0=value"].
 
     Raises:
         ValueError: no such block, one named twice, or not a number of 0 or more.
     """
-    values = {}
+    values: dict[str, Number] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
         if not NAME.fullmatch(name):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def collate(
         example = examples[turn.example]
         picture = latents.read(turn.example, chance.random_flip and draw_flip(seed, turn))
         sizes = (picture["original_size"], picture["crop_top_left"], example.target_size)
-        row = {
+        row: dict[str, Any] = {
             "latents": draw_latents(seed, turn, picture["mean"], picture["std"]),
             "noise": draw_noise(seed, turn, picture["mean"].shape, chance.noise),
             "timesteps": torch.tensor(draw_timestep(seed, turn, num_train_timesteps, chance.timesteps)),
@@ -76,7 +77,7 @@ def collate(
         if "mask" in picture:
             row["mask"] = picture["mask"]
         rows.append(row)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     return {name: rows if name == "prompts" else torch.stack(rows) for name, rows in columns.items()}
 
 

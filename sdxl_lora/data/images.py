@@ -162,7 +162,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
             if image.mode != "RGB" or "sRGB" not in ImageCms.getProfileDescription(profile):
-                return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert converted is not None, "that is for inPlace"
+                return converted
         except (ImageCms.PyCMSError, OSError) as error:
             warnings.warn(f"its colour profile is damaged ({error}); taken as sRGB", ImageWarning, stacklevel=3)
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ def meanwhile(make: Callable[[], Item]) -> Callable[[], Item]:
     return future.result
 
 
-def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """The items, in order, `depth` of them made before they are asked for; 0 makes none ahead, and needs no thread.
 
     What making one raises is raised where it would have come. Closing the iterator ends the thread.

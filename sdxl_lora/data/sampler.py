@@ -51,7 +51,8 @@ class Batches:
         return steps + (self._leftover_steps() if epoch == self.num_epochs else 0)
 
     def _leftover_steps(self) -> int:
-        return sum(self._turns_before(bucket, self.num_epochs) % self.images_per_step > 0 for bucket in self.members)
+        end = self.num_epochs
+        return sum(self._turns_before(bucket, end) % self.images_per_step > 0 for bucket in self.members) if end else 0
 
     def _turns_before(self, bucket: Hashable, epoch: int) -> int:
         return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
@@ -96,7 +97,8 @@ class Batches:
     def _turns(self, bucket: Hashable, begin: int, end: int, epoch: int) -> list[Turn]:
         """Places `begin` to `end` of a bucket's endless row; `begin` lies in `epoch` or an earlier one."""
         epoch = bisect_right(range(epoch + 1), begin, key=lambda e: self._turns_before(bucket, e)) - 1
-        turns, skipped = [], self._turns_before(bucket, epoch)
+        turns: list[Turn] = []
+        skipped = self._turns_before(bucket, epoch)
         while skipped + len(turns) < end:
             turns += self._turns_of_epoch(bucket, epoch)
             epoch += 1
@@ -104,7 +106,7 @@ class Batches:
 
     def _turns_of_epoch(self, bucket: Hashable, epoch: int) -> list[Turn]:
         """An epoch of a bucket: whole shuffled passes, or parts of them; those of different repeats mixed."""
-        turns = []
+        turns: list[Turn] = []
         for repeat, members in self.members[bucket].items():
             begin, end = (self._row_before(bucket, repeat, e) for e in (epoch, epoch + 1))
             for number in range(begin // len(members), -(-end // len(members))):

@@ -16,12 +16,15 @@ PLAIN_NOISE = NoiseConfig()
 def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
     """Noise (C, h, w) for the latents: standard normal but for what `config` adds."""
     noise = torch.randn(shape, generator=generator(seed, "noise", turn))
-    if config.multires_noise_iterations:
+    if config.noise.multires_noise_iterations:
         noise = pyramid_noise(
-            noise, config.multires_noise_iterations, config.multires_noise_discount, generator(seed, "pyramid", turn)
+            noise,
+            config.noise.multires_noise_iterations,
+            config.noise.multires_noise_discount,
+            generator(seed, "pyramid", turn),
         )
-    if config.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
-        noise = noise + config.noise_offset * torch.randn(
+    if config.noise.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+        noise = noise + config.noise.noise_offset * torch.randn(
             (shape[0], 1, 1), generator=generator(seed, "noise_offset", turn)
         )
     return noise
@@ -53,11 +56,11 @@ def draw_input_noise(seed: int, turn: Turn, noise: torch.Tensor, strength: float
 
 def draw_timestep(seed: int, turn: Turn, num_train_timesteps: int, density: TimestepDensity = UNIFORM) -> int:
     """A timestep in [0, num_train_timesteps), of the given density."""
-    interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", turn)).item()
+    interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", turn))
     if density == UNIFORM:
-        return interval
+        return int(interval)
     place = torch.rand((), dtype=torch.float64, generator=generator(seed, "timestep_place", turn)).item()
-    return density.timestep((interval + place) / num_train_timesteps, num_train_timesteps)
+    return density.timestep((int(interval) + place) / num_train_timesteps, num_train_timesteps)
 
 
 def draw_latents(seed: int, turn: Turn, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,9 @@ def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen: dict[str, torch.Tensor] = {
+        name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
     frozen |= dict(model.named_buffers())
     sums = [(name, tuple(tensor.shape), sum_of_bytes(tensor)) for name, tensor in frozen.items()]
     of_all = gather_object([hashlib.sha256(str(sums).encode()).hexdigest()])
@@ -75,7 +77,7 @@ def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
 
 def sum_of_bytes(tensor: torch.Tensor) -> int:
     """Exact and in any order, so that it is the same on every device."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64).item()
+    return int(tensor.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch.distributed
 from accelerate.utils import broadcast_object_list, gather_object
 
+from sdxl_lora.distributed.rendezvous import timeout_of
+
 Result = TypeVar("Result")
 SIGN_SECONDS = 5.0  # between two signs of life
 _blocks = itertools.count()  # every process counts alike, as it takes part in every collective
@@ -31,7 +33,7 @@ def at_own_pace(accelerator):
         yield
         return
     store = torch.distributed.distributed_c10d._get_default_store()  # its timeout is that of the collectives
-    limit, store = store.timeout.total_seconds(), torch.distributed.PrefixStore(f"block {next(_blocks)}", store)
+    limit, store = timeout_of(store), torch.distributed.PrefixStore(f"block {next(_blocks)}", store)
     done = threading.Event()
 
     def show_life() -> None:

@@ -38,7 +38,7 @@ class Memo:
         return self.results[key]
 
     def save(self) -> None:
-        if not self.is_new:
+        if self.path is None or not self.is_new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".tmp-{os.getpid()}-{self.path.name}")

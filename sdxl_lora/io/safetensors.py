@@ -49,7 +49,6 @@ class TensorFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.file = None
         if not self.path.is_file():
             raise ValueError(
                 f"{path} is {'a folder' if self.path.is_dir() else 'not there'}: give a .safetensors file."
@@ -106,7 +105,7 @@ class TensorFile:
         return torch.frombuffer(buffer, dtype=self.dtypes[name]).reshape(self.shapes[name])
 
     def close(self) -> None:
-        if self.file:
+        if hasattr(self, "file"):
             self.file.close()
 
     def __enter__(self) -> "TensorFile":
@@ -147,7 +146,8 @@ def write_tensors(
     Raises:
         DiskError: the disk is full or not writable; what stood at `path` is untouched.
     """
-    header, offset = {"__metadata__": metadata}, 0
+    header: dict[str, dict] = {"__metadata__": metadata}
+    offset = 0
     for name in _order(layout):
         dtype, shape = layout[name]
         size = dtype.itemsize * torch.Size(shape).numel()
@@ -188,4 +188,4 @@ def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
 
 
 def _bytes(tensor: Tensor):
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
@@ -14,7 +15,7 @@ from sdxl_lora.lora.targets import target_modules
 
 
 def add_lora(
-    model: nn.Module,
+    model: Any,
     rank: int,
     alpha: float,
     dropout: float = 0.0,

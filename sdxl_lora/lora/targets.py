@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -96,6 +97,6 @@ def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
     return "^(" + "|".join(map(re.escape, names)) + ")$"
 
 
-def is_unread(encoder: nn.Module, name: str, module: str) -> bool:
+def is_unread(encoder: Any, name: str, module: str) -> bool:
     """Whether a module lies in the first encoder's last layer: SDXL reads the hidden states before it."""
     return name == "text_encoder" and f"layers.{encoder.config.num_hidden_layers - 1}." in module

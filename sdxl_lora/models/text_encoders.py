@@ -74,7 +74,7 @@ class PresentTexts:
 
     def encode(self, prompts, encoders: nn.Module) -> dict[str, torch.Tensor]:
         """prompt_embeds (B, 77 * chunks, D) and pooled_embeds (B, P), with gradients; `encoders` perhaps wrapped."""
-        device = self.encoders.text_encoder.device
+        device = next(self.encoders.text_encoder.parameters()).device
         tokens = [prompt_tokens(prompts, tokenizer, self.chunks).to(device) for tokenizer in self.tokenizers]
         prompt_embeds, pooled_embeds = encoders(*tokens, self.chunks)
         return {"prompt_embeds": prompt_embeds, "pooled_embeds": pooled_embeds}

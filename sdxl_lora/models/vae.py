@@ -15,7 +15,8 @@ def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch
     record = {key: tensor for key, tensor in picture.items() if key != "pixels"}
     record |= vae_moments(vae, picture["pixels"][None])
     if "mask" in record:
-        record["mask"] = F.adaptive_avg_pool2d(record["mask"], record["mean"].shape[-2:])
+        height, width = record["mean"].shape[-2:]
+        record["mask"] = F.adaptive_avg_pool2d(record["mask"], (height, width))
     if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
         raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
     return record

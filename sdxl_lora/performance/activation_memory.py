@@ -7,6 +7,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -22,7 +23,7 @@ IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by auto
 
 
 def step_bytes(
-    unet: nn.Module,
+    unet: Any,
     dtype: torch.dtype,
     batch: int,
     size: tuple[int, int],
@@ -59,7 +60,7 @@ def step_bytes(
 
 
 @torch.no_grad()
-def encoding_bytes(vae: nn.Module, size: tuple[int, int]) -> int:
+def encoding_bytes(vae: Any, size: tuple[int, int]) -> int:
     """Of encoding one picture, in the VAE's precision."""
     with AliveBytes(vae) as alive, as_on_a_gpu():
         vae.encode(torch.empty(1, 3, *size, dtype=vae.dtype, device="meta"))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ def checkpointed_blocks(unet: nn.Module) -> list[str]:
     return [*blocks, *(["mid_block"] if unet.mid_block is not None else [])]
 
 
-def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = (), drops: bool = False) -> None:
+def checkpoint_blocks(unet: Any, only: Sequence[str] = (), drops: bool = False) -> None:
     """Recompute activations in the backward pass, in all blocks or in those named.
 
     Args:
@@ -78,7 +79,7 @@ def checkpoint_blocks(unet: nn.Module, only: Sequence[str] = (), drops: bool = F
             module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in only)
 
 
-def compile_blocks(unet: nn.Module, report: Callable[[str], object]) -> None:
+def compile_blocks(unet: Any, report: Callable[[str], object]) -> None:
     """Compile the UNet's repeated blocks, each kind once. A block that cannot be compiled runs as it is.
 
     Names and state dicts stay as they are. `report` is told once why a block could not be compiled.

@@ -5,7 +5,7 @@ launch. For one process: what DDP sends while gradients arise is not part of a g
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class RecordedMicroStep:
     ):
         self.compute, self.parameters, self.report = compute, list(parameters), report
         self.records: dict[tuple, Record] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None
         self.has_failed = False
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
@@ -62,7 +62,7 @@ class RecordedMicroStep:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self.parameters]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         kept, random_state = [gradient.clone() for gradient in gradients], torch.cuda.get_rng_state()
         try:
             side = torch.cuda.Stream()

@@ -66,7 +66,9 @@ class FusedLinear(Linear):
         (name,) = self.active_adapters
         base = self.base_layer
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        return lora_linear(x, packed_weight(base), base.bias, down, up, self.scaling[name])
+        weight = packed_weight(base)
+        assert weight is not None, "fuse_lora looked"
+        return lora_linear(x, weight, base.bias, down, up, self.scaling[name])
 
 
 def fuse_lora(model: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ class MemoryCount:
         others: bytes of what else stays on the device, by name.
     """
 
-    unet: nn.Module
+    unet: Any
     encoders: TextEncoders | None
     trained: Sequence[nn.Parameter]
     has_average: bool
@@ -122,7 +123,8 @@ class MemoryCount:
                 checkpoint_blocks(self.unet, () if recomputed == "all" else recomputed.split())
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        for encoder in self.encoders.children() if self.encoders else ():
+        encoders: Any = self.encoders.children() if self.encoders else ()
+        for encoder in encoders:
             if recomputed == "none":
                 encoder.gradient_checkpointing_disable()
             else:
@@ -137,7 +139,7 @@ def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) 
         return frozen * size, 0
     packed = [layer.weight for _, _, layer in packable(unet)]
     dense = sum(weight.numel() for weight in packed)
-    small = sum(packed_bytes(tuple(weight.shape), base_precision) for weight in packed)
+    small = sum(packed_bytes((weight.shape[0], weight.shape[1]), base_precision) for weight in packed)
     return (frozen - dense) * size + small, max(weight.numel() for weight in packed) * size
 
 
@@ -177,4 +179,4 @@ def even_shares(pictures: int) -> list[int]:
 
 def bytes_of(gibibytes: str) -> int:
     """Of "8GB" or "6.5 GiB"; both mean GiB, as on graphics cards."""
-    return round(float(re.match(r"\s*([\d.]+)", gibibytes)[1]) * GIB)
+    return round(float(re.findall(r"[\d.]+", gibibytes)[0]) * GIB)

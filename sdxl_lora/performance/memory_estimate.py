@@ -49,9 +49,12 @@ def latent_record(size: tuple[int, int], channels: int, factor: int, masked: boo
         size: height and width in pixels.
         channels, factor: of the VAE's latents, and pixels of one along a side.
     """
-    shape = (channels, size[0] // factor, size[1] // factor)
-    shapes = {"mean": (shape, torch.float32), "std": (shape, torch.float32)}
-    shapes |= dict.fromkeys(("original_size", "crop_top_left"), ((2,), torch.int64))
+    shape: tuple[int, ...] = (channels, size[0] // factor, size[1] // factor)
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "mean": (shape, torch.float32),
+        "std": (shape, torch.float32),
+    }
+    shapes |= {"original_size": ((2,), torch.int64), "crop_top_left": ((2,), torch.int64)}
     return record_bytes(shapes | ({"mask": ((1, *shape[1:]), torch.float32)} if masked else {}))
 
 

@@ -25,7 +25,7 @@ class PackedWeight(NamedTuple):
 
     def dense(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """(out, in), in `dtype`."""
-        if self.kind == "dense":
+        if self.scales is None:
             return self.codes.to(dtype)
         if self.kind == "nf4":
             import bitsandbytes  # noqa: F401 - registers the operation; takes a second
@@ -52,6 +52,9 @@ def pack(weight: Tensor, kind: str) -> PackedWeight:
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer whose weight is packed. `weight` is a dense copy in `dtype`, made when it is asked for."""
 
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, linear: nn.Linear, kind: str, device: torch.device | None = None):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
@@ -62,7 +65,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = linear.bias
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override] # nn.Linear's parameter is what is packed
         return self.packed.dense((self.out_features, self.in_features), self.dtype)
 
     @property

@@ -14,7 +14,8 @@ class StopRequest:
     """
 
     def __init__(self, folder: Path):
-        self.file, self.signal_name = folder / "stop", None
+        self.file = folder / "stop"
+        self.signal_name: str | None = None
         self.launcher = launcher()  # that for one process dies of SIGTERM at once and leaves its worker training
 
     def __enter__(self) -> "StopRequest":

@@ -32,7 +32,7 @@ def start_trackers(
     A run that goes on after `done_steps` does so under its W&B id; what TensorBoard has of later steps is forgotten.
     W&B that cannot be reached records the run offline: a lost connection must not cost a night. `report` is told.
     """
-    kwargs = {
+    kwargs: dict[str, dict] = {
         "tensorboard": {"purge_step": done_steps + 1 if done_steps else 0},
         "trackio": {"name": run_name, "resume": "allow" if done_steps else "never"},
     }
@@ -98,7 +98,7 @@ def table_rows(step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Se
             prompt.text,
             prompt.negative,
             f"{prompt.width}x{prompt.height}",
-            prompt.seed + number,
+            prompt.seed_of(number),
             prompt.guidance_scale,
             prompt.steps,
             wandb.Image(image),

@@ -111,6 +111,7 @@ def draw_samples(
             return
         fault_point("sample")
         prompt = prompts[number]
+        assert prompt.height and prompt.width and prompt.steps and prompt.guidance_scale is not None
         picture = draw_sample(
             unet,
             vae,
@@ -120,7 +121,7 @@ def draw_samples(
             (prompt.height, prompt.width),
             prompt.steps,
             prompt.guidance_scale,
-            prompt.seed + image,
+            prompt.seed_of(image),
             guidance_rescale,
         )
         write_whole(sample_path(folder, step, number, image), png_of(picture, prompt.describe(image)))
@@ -195,7 +196,7 @@ def draw_grid(
         for image in range(per_prompt):
             paths = [sample_path(folder, step, number, image) for step in shown]
             rows.append([picture_by(read_picture(path, report), prompt.describe(image)) for path in paths])
-            labels.append(f"{prompt.text} (seed {prompt.seed + image})")
+            labels.append(f"{prompt.text} (seed {prompt.seed_of(image)})")
     path = folder / GRID_NAME
     write_whole(path, png_of(sheet([(f"step {step}", 1) for step in shown], labels, rows)))
     return path

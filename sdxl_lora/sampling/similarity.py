@@ -62,13 +62,14 @@ class Similarity:
 
     def of(self, pictures: Sequence[Image.Image], device: torch.device) -> float:
         """The mean over all pairs of a picture and a reference."""
+        assert self.references is not None, "refer_to comes first"
         return (self.embed(pictures, device) @ self.references.T).mean().item()
 
     def of_samples(
         self, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], device: torch.device
     ) -> dict[str, float]:
         """Of pictures by prompt; those without the trigger word apart, where the concept should not show."""
-        groups = {"similarity": [], "similarity_without_trigger": []}
+        groups: dict[str, list[Image.Image]] = {"similarity": [], "similarity_without_trigger": []}
         for prompt, of_prompt in zip(prompts, pictures, strict=True):
             groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)
         return {name: self.of(group, device) for name, group in groups.items() if group}

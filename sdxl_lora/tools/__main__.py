@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from tyro.conf import Positional as Given
 
-Given = tyro.conf.Positional
 Precision = Literal["fp16", "bf16", "fp32"]
 
 

@@ -113,7 +113,9 @@ def resize(lora: Path, output: Path, rank: int | None, energy: float | None, pre
     file = plain_file(lora)
     resized, least = {}, 1.0
     for key, adapter in file.adapters.items():
-        small, kept = truncate(adapter, kernel_size(key[1]), min(rank or adapter.rank, adapter.rank), energy or 1.0)
+        small, kept = truncate(
+            adapter, kernel_size(key[1]), min(rank or adapter.lora_rank, adapter.lora_rank), energy or 1.0
+        )
         resized[key], least = small, min(least, kept)
     save(output, resized, "kohya", precision, kept_metadata(file), overwrite)
     before, after = (max(a.rank for a in adapters.values()) for adapters in (file.adapters, resized))

@@ -3,7 +3,7 @@
 import importlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -63,7 +63,7 @@ def make_optimizer(
         raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}") from error
 
 
-def load_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def load_optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     module, _, class_name = name.rpartition(".")
     if name in CLASSES:
         module, class_name, package = CLASSES[name]

@@ -149,7 +149,7 @@ class DatasetTab:
         self.context.start(prepare_job(self.context.jobs, config))
         tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
-    def view(self, language: str, dataset: datasets.Dataset, name: str, page: int) -> list:
+    def view(self, language: str, dataset: datasets.Dataset, name: str | None, page: int) -> list:
         last = max(0, (len(dataset.pictures) - 1) // CARDS)
         page = min(max(0, page), last)
         pictures = dataset.pictures[CARDS * page : CARDS * (page + 1)]

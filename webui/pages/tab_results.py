@@ -102,7 +102,7 @@ class ResultsTab:
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
         request = read_request(jobs.folder_of(job.id)) if job is not None else None
-        if request is None:
+        if job is None or request is None:
             return f'<p class="empty">{escape(say(language, "Nothing drawn yet."))}</p>'
         return drawing_html(language, self.context, job, request)
 

@@ -70,7 +70,7 @@ class RunsTab:
             (jobs_waiting, gr.Dropdown(jobs_waiting, value=waiting[0].id if waiting else None)),
         ]
         run = self.context.run_of(name)
-        if run is None:
+        if run is None or name is None:
             empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
             hidden = (False, gr.Row(visible=False))
             return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
@@ -103,11 +103,11 @@ class RunsTab:
 
     def go_on(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
         config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
-        if not can_resume(state_of(run, self.context.jobs)):
+        if run is None or not can_resume(state_of(run, self.context.jobs)):
             return
         changes: dict = {"output_dir": str(run), "resume_from_checkpoint": checkpoint or "latest"}
-        if (until or "").strip():
-            epochs = number(fields_of(TrainConfig)["num_train_epochs"], until.strip())
+        if until := (until or "").strip():
+            epochs = number(fields_of(TrainConfig)["num_train_epochs"], until)
             changes |= {"num_train_epochs": epochs, "max_train_steps": None}
         self.context.start(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 

@@ -59,8 +59,9 @@ class Job:
         """Its process where that is still at work."""
         try:
             process = psutil.Process(self.pid) if self.pid else None
-            same = process is not None and abs(process.create_time() - self.pid_created) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            if process is None or abs(process.create_time() - (self.pid_created or 0)) >= 1:
+                return None
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:  # gone, or its number is now that of another person's process
             return None
 

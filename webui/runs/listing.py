@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from sdxl_lora.config.names import DIFFUSERS_NAME
 from sdxl_lora.operating_system import is_alive
@@ -51,7 +52,7 @@ def state_of(run: Path, jobs: Jobs) -> RunState:
     """From its status file, and from the job that runs it where the page has started it."""
     status = read_status(run)
     job = next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
-    facts = {
+    facts: dict[str, Any] = {
         "step": status.get("step") or 0,
         "reason": status.get("reason") or "",
         "last_checkpoint": status.get("last_checkpoint"),

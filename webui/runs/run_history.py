@@ -31,8 +31,7 @@ class History:
         except OSError:
             return self
         if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
-            self.__init__(self.path)
-            self._inode = status.st_ino
+            vars(self).update(vars(History(self.path)), _inode=status.st_ino)
         with open(self.path, "rb") as file:
             file.seek(self._place)
             *lines, _ = file.read().split(b"\n")

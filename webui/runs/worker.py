@@ -64,16 +64,16 @@ def start_next(jobs: Jobs) -> tuple[Job | None, subprocess.Popen | None]:
 def tend(jobs: Jobs, job: Job) -> None:
     """Until the job's process is gone; hands on to it what it is asked."""
     folder, asked_to_stop, ends_at = jobs.folder_of(job.id), False, None
-    while job.process() is not None:
+    while (process := job.process()) is not None:
         if (folder / "stop").exists():
             if job.kind == "train":  # again and again: a run that is just starting removes the file of the one before
                 if Path(job.target).is_dir():
                     (Path(job.target) / "stop").touch()
             elif not asked_to_stop:
-                end_all(job.pid)
+                end_all(process.pid)
             asked_to_stop = True
         if (folder / "end").exists():
-            end_all(job.pid, at_once=ends_at is not None and time.time() >= ends_at)
+            end_all(process.pid, at_once=ends_at is not None and time.time() >= ends_at)
             ends_at = ends_at or time.time() + SECONDS_TO_END
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

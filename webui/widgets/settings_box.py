@@ -1,6 +1,7 @@
 """A form's settings as a YAML file to copy, keep, share and load, and as the command line that does the same."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import yaml
@@ -37,8 +38,9 @@ class SettingsBox:
                 T("Load a YAML file"), file_types=[".yaml", ".yml"], size="sm", elem_id=f"{prefix}-load"
             )
         more = [processes] if processes is not None else []
+        widgets: list[Any] = [*form.inputs, *more]
         gr.on(
-            [widget.change for widget in [*form.inputs, *more]],
+            [widget.change for widget in widgets],
             self.texts if processes is None else self.texts_for_processes,
             [*more, problems, *form.inputs],
             [self.command, self.yaml, problems],

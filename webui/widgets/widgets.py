@@ -1,6 +1,7 @@
 """One widget for each field of a config: the basic ones in view, the others in sections that open."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gradio as gr
 
@@ -71,9 +72,9 @@ def form(
 
 
 def widget(
-    config_class: type, field: Field, choices: Choices | None, value: object, elem_id: str
+    config_class: type, field: Field, choices: Choices | None, value: Any, elem_id: str
 ) -> gr.components.Component:
-    about = {"label": T(label_of(config_class, field.name)), "info": T(field.help), "elem_id": elem_id}
+    about: dict[str, Any] = {"label": T(label_of(config_class, field.name)), "info": T(field.help), "elem_id": elem_id}
     if field.kind == "bool":
         return gr.Checkbox(value=value, **about)
     if field.kind == "choice":

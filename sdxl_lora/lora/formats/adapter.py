@@ -43,6 +43,12 @@ class Adapter:
         return "dora_scale" in self.tensors
 
     @property
+    def lora_rank(self) -> int:
+        """Of what has one for certain, as every LoRA and DoRA."""
+        assert self.rank is not None, self.kind
+        return self.rank
+
+    @property
     def rank(self) -> int | None:
         """None for a LoKr of two whole factors and a whole change, which have no rank and thus strength 1."""
         return next((self.tensors[name].shape[0] for name in RANK_FROM if name in self.tensors), None)

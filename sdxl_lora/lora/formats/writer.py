@@ -40,12 +40,12 @@ def one_rank(adapters: Adapters) -> Adapters:
     """
     if other := sorted({adapter.kind for adapter in adapters.values()} - {"lora", "dora"}):
         raise ValueError(f"{', '.join(other)} is not a LoRA: make it one first (lora_math.as_lora).")
-    uniform = {}
+    uniform: Adapters = {}
     for component in dict.fromkeys(component for component, _ in adapters):
         own = {name: adapter for (part, name), adapter in adapters.items() if part == component}
         if component != "unet" and all(adapter.kind == "lora" for adapter in own.values()):
             own = _whole_attention(own)
-        rank = max(adapter.rank for adapter in own.values())
+        rank = max(adapter.lora_rank for adapter in own.values())
         scale = next(iter(own.values())).scale
         uniform |= {(component, name): pad_rank(adapter, rank, scale) for name, adapter in own.items()}
     return uniform
@@ -112,7 +112,7 @@ def save_diffusers(
     path: Path, adapters: Adapters, precision: str = "fp16", metadata: dict[str, str] | None = None
 ) -> None:
     """Writes diffusers' keys of LoRA or DoRA, alpha multiplied into `lora_B`: strength 1 in every diffusers."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for (component, name), adapter in one_rank(adapters).items():
         tensors |= _peft_tensors(f"{component}.{name}", adapter, adapter.scale)
     about = {key: value for key, value in (metadata or {}).items() if key.startswith("modelspec.")}
@@ -126,7 +126,7 @@ def save_peft(folder: Path, adapters: Adapters, precision: str = "fp16") -> list
     for component in dict.fromkeys(component for component, _ in adapters):
         own = {name: adapter for (part, name), adapter in adapters.items() if part == component}
         first = next(iter(own.values()))
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, adapter in own.items():
             # transformers names encoder one without the prefix; PEFT finds modules by the end of their names
             module = name.removeprefix("text_model.") if component == "text_encoder" else name
