@@ -1,4 +1,4 @@
-# make demo: photographs to a LoRA on this machine, no GPU, no download of models.  make test: lint and every test.
+# make demo: photographs to a LoRA on this machine, no GPU, no download of models.  make test: lint, every test, types.
 # make ui: the web page.  All install what they need into .venv first; a second run starts at once.
 
 PYTHON ?= python3
@@ -16,6 +16,9 @@ test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy sdxl_lora preprocess train_sdxl_lora.py
+	$(BIN)/mypy --platform win32 sdxl_lora preprocess train_sdxl_lora.py
+	$(BIN)/mypy --platform darwin sdxl_lora preprocess train_sdxl_lora.py
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
