@@ -16,15 +16,15 @@ PLAIN_NOISE = NoiseConfig()
 def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
     """Noise (C, h, w) for the latents: standard normal but for what `config` adds."""
     noise = torch.randn(shape, generator=generator(seed, "noise", turn))
-    if config.noise.multires_noise_iterations:
+    if config.multires_noise_iterations:
         noise = pyramid_noise(
             noise,
-            config.noise.multires_noise_iterations,
-            config.noise.multires_noise_discount,
+            config.multires_noise_iterations,
+            config.multires_noise_discount,
             generator(seed, "pyramid", turn),
         )
-    if config.noise.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
-        noise = noise + config.noise.noise_offset * torch.randn(
+    if config.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+        noise = noise + config.noise_offset * torch.randn(
             (shape[0], 1, 1), generator=generator(seed, "noise_offset", turn)
         )
     return noise
