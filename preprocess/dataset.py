@@ -17,10 +17,10 @@ from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
 from preprocess.jobs.state import Shelf, jsonl, write_whole
 from preprocess.output.publish import publish
-from preprocess.sources.find import Found, Source
 from preprocess.sources.folders import no_usable
 from preprocess.sources.previous_run import Memory
 from sdxl_lora.errors import DataError
+from sdxl_lora.found import Found, Source
 
 EDITED = "metadata.jsonl, edited by hand"
 

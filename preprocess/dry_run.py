@@ -6,8 +6,9 @@ from PIL import Image
 
 from preprocess.captions.caption_all import CaptionPlan
 from preprocess.images.crop import Sizing
-from preprocess.sources.find import Found
+from preprocess.output.report import listing, other_files
 from sdxl_lora.data.images import FORMATS, upright_size
+from sdxl_lora.found import Found
 
 
 def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
@@ -25,14 +26,19 @@ def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
             left_out[source.name] = f"cannot be opened ({type(error).__name__})"
         except (ValueError, Image.DecompressionBombError, SyntaxError) as error:
             left_out[source.name] = str(error)
+    rows = sum(source.repeats for source in found.sources)
+    with_repeats = f", {rows} with repeats" if rows > len(found.sources) else ""
     without = sum(source.caption is None for source in found.sources)
     if plan.load and without:
         plan.check()
     who = "the captioner" if plan.load else "the fallback caption"
     return "\n".join(
         [
-            f"{len(found.sources)} pictures, {len(left_out)} would be left out:",
+            f"{len(found.sources)} pictures{with_repeats}, {len(left_out)} would be left out:",
             *(f"  {name}: {reason}" for name, reason in sorted(left_out.items())),
+            *listing("folders", [f"{name}: {note}" for name, note in sorted(found.notes.items())]),
+            *listing("other files", [f"{name}: {reason}" for name, reason in other_files(found)]),
+            *listing("warnings", [f"{name}: {text}" for name, texts in found.warnings.items() for text in texts]),
             "sizes:",
             *(f"  {w}x{h}: {count}" for (w, h), count in sorted(sizes.items())),
             f"captions: {len(found.sources) - without} from files, {without} from {who}",

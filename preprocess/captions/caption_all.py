@@ -15,8 +15,8 @@ from preprocess.captions.captioner import CutOff
 from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import Shelf
-from preprocess.sources.find import Source
 from preprocess.sources.previous_run import Memory
+from sdxl_lora.found import Source
 
 
 class Caption(Protocol):

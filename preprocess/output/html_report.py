@@ -15,6 +15,7 @@ from sdxl_lora.data.images import ImageError, open_image, upright_rgb
 
 MOST_CARDS = 300  # beyond these the page would be slow to open; problems come first, then every n-th picture
 MOST_LEFT_OUT = 60
+MOST_NAMES = 500
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --accent: #2a78d6; --bad: #c23b2e; --card: #8881; }
@@ -60,6 +61,8 @@ def page(report: dict, output: Path, paths: Mapping[str, Path]) -> Iterator[str]
     for name, messages in problems.items():
         for message in messages if name not in names else ():
             yield f'<p class="problem">{escape(name)}: {escape(message)}</p>'
+    yield from name_list("Folders", [(entry["source"], entry["message"]) for entry in report["folders"]])
+    yield from name_list("Other files", [(entry["source"], entry["reason"]) for entry in report["other_files"]])
     yield from section("Left out", len(left_out), left_out[:MOST_LEFT_OUT], partial(left_out_card, paths=paths))
     show = partial(card, problems=problems, output=output)
     yield from section("To look at", len(odd), shown_odd, show)
@@ -110,6 +113,17 @@ def section(title: str, total: int, shown: list[dict], card_of: Callable[[dict],
     yield "<div class='cards'>"
     yield from map(card_of, shown)
     yield "</div>"
+
+
+def name_list(title: str, items: list[tuple[str, str]]) -> Iterator[str]:
+    """A heading and a line for each name and what is to be said of it; nothing where there are none."""
+    if not items:
+        return
+    yield f"<h2>{escape(title)}: {len(items)}</h2><ul>"
+    yield from (f"<li><b>{escape(name)}</b>: {escape(words)}</li>" for name, words in items[:MOST_NAMES])
+    yield "</ul>"
+    if len(items) > MOST_NAMES:
+        yield f'<p class="note">{MOST_NAMES} of {len(items)} shown; preprocess_report.json has all.</p>'
 
 
 def left_out_card(entry: dict, paths: Mapping[str, Path]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from preprocess.captions.token_count import CHUNK, Tokenize, caption_problems, least_tokens
-from preprocess.dataset import Built, Row
+from preprocess.dataset import EDITED, Built, Row
 from preprocess.sources.folders import kind_of
+from sdxl_lora.found import Found
 
 SHOWN = 20  # names on the console; the report has all of them
 
@@ -44,12 +45,20 @@ def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, e
         "warnings": [{"source": name, "message": m} for name, messages in sorted(warnings.items()) for m in messages],
         "gone": built.gone,
         "not_pictures": sorted(built.found.other_files),
+        "other_files": [{"source": name, "reason": reason} for name, reason in other_files(built.found)],
+        "folders": [{"source": name, "message": note} for name, note in sorted(built.found.notes.items())],
         "buckets": bucket_table(built),
         "tokens": {"counted_by": "CLIP's tokenizer" if exact else "words and signs, a lower bound", "limit": CHUNK},
         "trigger_word_tokens": tokenize(settings["trigger_word"]),
         "repeated_texts": [{"text": text, "rows": n} for text, n in texts.most_common(SHOWN) if n > 1],
         "rows": [row_facts(row, count) for row, count in zip(built.rows, tokens, strict=True)],
     }
+
+
+def other_files(found: Found) -> list[tuple[str, str]]:
+    """Names and reasons of what is no picture and not used, first what a person may have meant to be used."""
+    plain = ("not a picture", "a hidden file", "a hidden folder")
+    return sorted(found.other_files.items(), key=lambda item: (item[1] in plain, item[0]))
 
 
 def warnings_of(built: Built) -> dict[str, list[str]]:
@@ -105,6 +114,8 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
         [f"{count} pictures: {message}" for message, count in shared.items() if count > 3]
         + [f"{e['source']}: {e['message']}" for e in report["warnings"] if shared[e["message"]] <= 3],
     )
+    lines += listing("folders", [f"{entry['source']}: {entry['message']}" for entry in report["folders"]])
+    lines += listing("other files", [f"{entry['source']}: {entry['reason']}" for entry in report["other_files"]])
     lines += listing("left out", [f"{entry['source']}: {entry['reason']}" for entry in report["left_out"]])
     kinds = Counter(kind_of(entry["reason"]) for entry in report["left_out"])
     reasons = f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})" if kinds else ""
@@ -119,10 +130,10 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
 
 
 def text_kinds(text_from: dict[str, int]) -> dict[str, int]:
-    """Counts by kind: all .txt files are one kind."""
+    """Counts by kind: all files of captions are one kind."""
     kinds: Counter = Counter()
     for name, count in text_from.items():
-        kinds["caption files" if name.lower().endswith((".txt", ".caption", ".jsonl")) else name] += count
+        kinds[name if name in ("captioner", "fallback", EDITED) else "caption files"] += count
     return dict(kinds)
 
 

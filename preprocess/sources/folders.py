@@ -1,10 +1,12 @@
 """Where a run reads and where it writes: the checks that come before any work."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
-from preprocess.sources.find import Found, find_pictures
 from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.finder import find_pictures
+from sdxl_lora.found import Found
 
 
 def check_folders(sources: list[Path], output: Path) -> None:
@@ -37,20 +39,34 @@ def find_all(input_dir: Path, class_images: Path | None = None, masks: bool = Fa
         ConfigError: a folder that is not there.
         DataError: captions that cannot be read, or no picture at all.
     """
-    found = find_pictures(input_dir, masks)
-    if not found.sources:
-        raise DataError(no_usable(input_dir, found.left_out))
+    found = find_captioned(input_dir, masks)
     if class_images is None:
         return found
-    others = find_pictures(class_images, masks)
-    if not others.sources:
-        raise DataError(no_usable(class_images, others.left_out))
+    others = find_captioned(class_images, masks)
     for source in others.sources:
         source.is_class_image, source.name = True, f"class_images/{source.name}"
     found.sources += others.sources
-    found.left_out |= {f"class_images/{name}": reason for name, reason in others.left_out.items()}
-    found.warnings |= {f"class_images/{name}": messages for name, messages in others.warnings.items()}
-    found.other_files += [f"class_images/{name}" for name in others.other_files]
+    for mine, of_class in (
+        (found.left_out, others.left_out),
+        (found.other_files, others.other_files),
+        (found.warnings, others.warnings),
+        (found.notes, others.notes),
+    ):
+        mine |= {f"class_images/{name}": value for name, value in of_class.items()}
+    return found
+
+
+def find_captioned(folder: Path, masks: bool) -> Found:
+    """What a folder holds, its captions as one line each."""
+    found = find_pictures(folder, masks)
+    if not found.sources:
+        raise DataError(no_usable(folder, found.left_out))
+    for source in found.sources:
+        if source.caption is not None:
+            source.caption = " ".join(source.caption.replace("\0", " ").split())
+    for name, lines in Counter(source.name for source, _ in found.lines).items():
+        if lines > 1:
+            found.warn(name, f"{lines} lines of metadata name it: it is used once, with the caption of the first")
     return found
 
 

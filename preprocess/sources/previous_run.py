@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from preprocess.jobs.state import Written
-from preprocess.sources.find import read_jsonl
+from sdxl_lora.caption_tables import read_jsonl
 from sdxl_lora.errors import ConfigError
 
 OUR_COLUMNS = {

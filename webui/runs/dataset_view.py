@@ -15,7 +15,7 @@ from preprocess.captions.caption_text import training_text
 from preprocess.captions.token_count import caption_problems, least_tokens
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card
-from preprocess.sources.find import read_jsonl
+from sdxl_lora.caption_tables import read_jsonl
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError
@@ -40,7 +40,7 @@ class Dataset:
     """
     Attributes:
         pictures: those with problems first, else in the dataset's order.
-        left_out: (source, reason) of what preprocess did not take.
+        left_out: (source, reason) of what preprocess did not take, pictures or not.
         settings: preprocess' own, {} where its report is not there.
     """
 
@@ -84,7 +84,7 @@ def read_dataset(folder: Path) -> Dataset:
         picture_of(row, facts.get(row["file_name"], {}), warnings, settings.get("trigger_word") or "") for row in rows
     ]
     pictures.sort(key=lambda picture: not picture.problems)
-    left_out = [(entry["source"], entry["reason"]) for entry in report.get("left_out", [])]
+    left_out = [(e["source"], e["reason"]) for key in ("left_out", "other_files") for e in report.get(key, [])]
     return Dataset(folder, pictures, left_out, settings)
 
 

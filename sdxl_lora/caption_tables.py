@@ -1,0 +1,188 @@
+"""Files that hold many captions: metadata.jsonl and its like, other tools' tables, kohya's meta_cap.json.
+
+Says what a table holds, line by line; whose pictures these are is the finder's. Opens no picture.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdxl_lora.caption_files import TEXT_KEYS, caption_in, read_text
+from sdxl_lora.errors import DataError
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv", "metadata.json")
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
+FILE_KEYS = ("file_name", "filename", "file", "image_file", "image_path", "image_name", "image", "path", "img", "name")
+SIZE_KEYS = ("original_size", "crop_top_left")
+FILE_NAME = "file_name"  # also the end of the names of columns with further files, as datasets has it
+
+
+class NoTable(ValueError):
+    """A file that holds no captions by file names; says why."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of a table.
+
+    file: the picture's name as it stands there.
+    text: its caption; None where there is none.
+    values: all columns of the line.
+    """
+
+    file: str
+    text: str | None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """The lines of one file. Names in it are relative to its folder."""
+
+    path: Path
+    lines: list[Line]
+
+    @property
+    def is_metadata(self) -> bool:
+        return is_metadata(self.path.name)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is a dataset of its own, whose lines say how their pictures were cut."""
+        return self.is_metadata and any(SIZE_KEYS[0] in line.values for line in self.lines)
+
+    def masks(self) -> Iterator[tuple[Path, Path]]:
+        """The further files of its lines, such as masks in mask_file_name, each with the picture."""
+        for line in self.lines:
+            for key, value in line.values.items():
+                if is_file_column(key) and isinstance(value, str) and value:
+                    yield self.path_of(value), self.path_of(line.file)
+
+    def path_of(self, file: str) -> Path:
+        return Path(os.path.normpath(self.path.parent / file.replace("\\", "/")))
+
+
+def is_file_column(key: str) -> bool:
+    return key.endswith(f"_{FILE_NAME}")
+
+
+def is_metadata(file: str) -> bool:
+    return file in METADATA
+
+
+def may_be_table(file: str) -> bool:
+    return is_metadata(file) or file.lower().endswith(SUFFIXES)
+
+
+def read_table(path: Path) -> Table:
+    """
+    Raises:
+        NoTable: there are no captions by file names in it.
+        DataError: it cannot be read, or is damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        rows = read_parquet(path)
+    elif suffix in (".csv", ".tsv"):
+        rows = read_csv(path)
+    elif suffix == ".json":
+        return Table(path, read_json(path))
+    else:
+        rows = read_jsonl(path)
+    keys = {str(key).lower(): key for row in rows for key in row}
+    file_key = FILE_NAME if FILE_NAME in keys.values() else next((keys[key] for key in FILE_KEYS if key in keys), None)
+    if file_key is None:
+        raise NoTable(f"has no column file_name, only {', '.join(map(str, keys.values())) or 'none at all'}")
+    return Table(path, [Line(str(row.get(file_key) or ""), text_of(row, path), row) for row in rows])
+
+
+def text_of(row: dict, path: Path) -> str | None:
+    """The caption in a line, as it stands there where it is a text."""
+    values = {str(key).lower(): value for key, value in row.items()}
+    key = next((key for key in TEXT_KEYS if values.get(key) is not None), None)
+    if key is None or isinstance(values[key], str):
+        return values.get(key)
+    text = caption_in(values[key])
+    if text is None and is_metadata(path.name):
+        raise DataError(f"{path}: the caption of {row.get(FILE_NAME)} must be text, it is {values[key]!r}")
+    return text
+
+
+def read_json(path: Path) -> list[Line]:
+    """Lines of a list of objects, or of an object from names to captions, as kohya's meta_cap.json is."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise NoTable(f"is no JSON ({error})") from None
+    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        files = [next((str(row[key]) for key in FILE_KEYS if isinstance(row.get(key), str)), None) for row in content]
+        if all(files):
+            return [Line(file, text_of(row, path), row) for file, row in zip(files, content, strict=True)]
+    if isinstance(content, dict):
+        lines = [Line(str(name), caption_in(value, with_tags=True)) for name, value in content.items()]
+        if any(line.text is not None for line in lines):
+            return lines
+    raise NoTable("holds no captions by file names")
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Rows of a table with a header, their values as JSON would have them, but captions and file names as text."""
+    text = read_text(path)
+    separator = max(",;\t|", key=text.split("\n", 1)[0].count)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} is a damaged table: {error}") from None
+    if any(None in row or None in row.values() for row in rows):
+        number = next(number for number, row in enumerate(rows, start=2) if None in row or None in row.values())
+        raise DataError(f"{path}: row {number} has not as many columns as the header; put texts with {separator!r} in "
+                        'them in "quotes"')  # fmt: skip
+    return [{key.strip(): csv_value(key.strip().lower(), value) for key, value in row.items()} for row in rows]
+
+
+def csv_value(key: str, value: str) -> Any:
+    if key in TEXT_KEYS or key in FILE_KEYS or key.endswith(FILE_NAME):
+        return value
+    if not value:
+        return None
+    try:
+        return json.loads(value.lower() if value.lower() in ("true", "false") else value)
+    except ValueError:
+        return value
+
+
+def read_parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        DataError: a line that is no JSON object, with its number and column.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            column, why = getattr(error, "colno", 1), getattr(error, "msg", str(error))
+            raise DataError(f"{path}:{number}:{column}: {why}; every line must be a JSON object") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: every line must be a JSON object, this one is {line[:40]!r}")
+        rows.append(row)
+    return rows

@@ -1,0 +1,196 @@
+"""The pictures of a folder, the captions that people wrote for them and their masks: for preprocess and the trainer.
+
+Whatever lies in the folder is used or named, with the reason. Opens no picture, writes nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdxl_lora.caption_files import CAPTION_SUFFIXES, ByName, why_no_file
+from sdxl_lora.caption_tables import METADATA, may_be_table
+from sdxl_lora.data.images import SUFFIXES, UNSUPPORTED_SUFFIXES
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.folder_names import FolderName, read_folder_name, why_passed_over
+from sdxl_lora.found import Found, Source
+from sdxl_lora.given_captions import add_captions, read_tables
+from sdxl_lora.mask_files import is_condition, is_mask_folder, masked_picture, pictures_masked_by
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
+OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run.py
+OF_A_DATASET = ("README.md", "preprocess_report.json", "report.html", "parquet", ".preprocess")
+MOST_ROWS = 1_000_000  # pictures by repeats: whoever has more of them has something else in mind
+
+
+def find_pictures(folder: Path, masks: bool = False) -> Found:
+    """Every picture below `folder`, folder by folder, each with its caption; with `masks` each with its mask.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: captions that cannot be read or belong to two pictures, repeats beyond reason: all of them at once.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    found = Found(folder)
+    directories = dict(walk(found))
+    tables = read_tables(found, directories)
+    masked = {mask: picture for table in tables for mask, picture in table.masks()}
+    add_pictures(found, directories, masked, masks)
+    add_captions(found, directories, tables)
+    check_repeats(found)
+    if found.problems:
+        raise DataError("\n".join(found.problems))
+    return found
+
+
+def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
+    """The folders that a person's pictures may lie in and their files, in a fixed order, each once; links too.
+
+    All others are named.
+    """
+
+    def unreadable(error: OSError) -> None:
+        found.left_out[found.shown(Path(error.filename)) + "/"] = f"cannot be read ({error.strerror})"
+
+    seen: set[str] = set()
+    for where, folders, files in os.walk(found.folder, onerror=unreadable, followlinks=True):
+        directory, real = Path(where), os.path.realpath(where)
+        if real in seen:
+            found.other_files[found.shown(directory) + "/"] = "a link to a folder that is used already"
+            folders.clear()
+            continue
+        seen.add(real)
+        is_run, is_dataset = all(name in files for name in OF_A_RUN), ".preprocess" in folders and METADATA[0] in files
+        if is_run and directory != found.folder:
+            found.other_files[found.shown(directory) + "/"] = "the folder of a training, with its samples"
+            folders.clear()
+            continue
+        for name in sorted(folders):
+            if is_run and (name == "samples" or name.startswith("checkpoint-")):
+                found.other_files[f"{name}/"] = "of a training that wrote into this folder"
+            elif is_dataset and name in OF_A_DATASET:
+                pass  # what preprocess says of the dataset and keeps for its next run
+            elif reason := why_passed_over(name):
+                found.other_files[found.shown(directory / name) + "/"] = reason
+            elif name.lower().endswith(SUFFIXES):
+                reason = "a directory, not a file: rename it to use the pictures inside"
+                found.left_out[found.shown(directory / name) + "/"] = reason
+            else:
+                continue
+            folders.remove(name)
+        folders.sort()
+        ours = {*(OF_A_RUN if is_run else ()), *(OF_A_DATASET if is_dataset else ())}
+        yield directory, [name for name in sorted(files) if name not in ours]
+
+
+def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[Path, Path], masks: bool) -> None:
+    """Puts every picture into `found`, with its mask where `masks`, and names every file that is neither.
+
+    Args:
+        masked: the pictures of masks that metadata name.
+    """
+    usable = {directory: usable_pictures(found, directory, files) for directory, files in directories.items()}
+    for_masks = {directory: folder_masked_by(directory, found.folder) for directory in directories}
+    sources: dict[Path, list[Source]] = {}
+    pairs: list[tuple[Path, list[Source]]] = []
+    for directory in (directory for directory in directories if for_masks[directory] is None):
+        names = ByName(usable[directory], name_of)
+        owner = {path: masked_picture(path.name, names) for path in usable[directory]}
+        owner |= {path: masked[path].name for path in usable[directory] if path in masked}
+        sources[directory] = [source_of(found, path) for path in usable[directory] if owner[path] is None]
+        of_name = ByName(sources[directory], name_of)
+        pairs += [(path, of_name.get(name)) for path, name in owner.items() if name is not None]
+    for directory in (directory for directory in directories if for_masks[directory] is not None):
+        of_name = ByName(sources.get(for_masks[directory], []), name_of)
+        owners = {path: pictures_masked_by(path.name, of_name) for path in usable[directory]}
+        sources[directory] = [source_of(found, path) for path in owners if not (owners[path] or masks)]
+        pairs += [(path, of_mask) for path, of_mask in owners.items() if of_mask or masks]
+    found.sources = [source for directory in directories for source in sources[directory]]
+    for path, owners in pairs:
+        give_mask(found, path, owners, masks)
+    for source in found.sources:
+        if masks and source.mask is None:
+            found.warn(source.name, "no mask: it counts everywhere")
+
+
+def give_mask(found: Found, mask: Path, owners: list[Source], masks: bool) -> None:
+    without = [source for source in owners if source.mask is None]
+    if masks and without:
+        for source in without:
+            source.mask = mask
+        return
+    whose = " and ".join(source.name for source in owners)
+    if not owners:
+        reason = "a mask, but no picture has this name"
+    elif masks:
+        reason = f"another mask of {whose}, which has {found.shown(owners[0].mask)}"
+    else:
+        reason = f"a mask of {whose}: `python -m preprocess --masks folder` uses it"
+    found.other_files[found.shown(mask)] = reason
+
+
+def name_of(thing: Path | Source) -> str:
+    return thing.path.name if isinstance(thing, Source) else thing.name
+
+
+def folder_masked_by(directory: Path, folder: Path) -> Path | None:
+    """The folder of the pictures whose masks lie in a folder: of a/masks/b it is a/b; None where they are no masks."""
+    for above in (directory, *directory.parents):
+        if above == folder:
+            return None
+        if is_mask_folder(above):
+            return above.parent / directory.relative_to(above)
+    return None
+
+
+def source_of(found: Found, path: Path) -> Source:
+    asked = folder_name(path.parent, found.folder)
+    if asked.note:
+        found.notes[found.shown(path.parent) + "/"] = asked.note
+    if asked.problem and f"{path.parent} {asked.problem}" not in found.problems:
+        found.problems.append(f"{path.parent} {asked.problem}")
+    return Source(path, found.shown(path), repeats=asked.repeats, class_words=asked.words)
+
+
+def folder_name(directory: Path, folder: Path) -> FolderName:
+    return read_folder_name(directory.name) if directory != folder else FolderName()
+
+
+def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Path]:
+    """Those of a folder's files that are pictures by their names; what else is no caption is named."""
+    pictures = []
+    for file in files:
+        path, suffix = directory / file, os.path.splitext(file)[1].lower()
+        name = found.shown(path)
+        if suffix in SUFFIXES:
+            if reason := why_left_out(path, folder_name(directory, found.folder)):
+                found.left_out[name] = reason
+            elif is_condition(file):
+                found.other_files[name] = "a picture to go by, which this training does not use"
+            else:
+                pictures.append(path)
+        elif suffix in UNSUPPORTED_SUFFIXES:
+            found.left_out[name] = f"unsupported format {suffix[1:].upper()}; use {', '.join(SUFFIXES)}"
+        elif file.startswith("."):
+            found.other_files[name] = "a hidden file"
+        elif suffix not in CAPTION_SUFFIXES and not may_be_table(file):
+            found.other_files[name] = "an archive: unpack it" if suffix in ARCHIVES else "not a picture"
+    return pictures
+
+
+def why_left_out(path: Path, asked: FolderName) -> str | None:
+    if path.name.startswith("."):
+        return "a hidden file"
+    if asked.repeats == 0:
+        return f"its folder {path.parent.name} asks for 0 repeats"
+    return why_no_file(path)
+
+
+def check_repeats(found: Found) -> None:
+    rows = sum(source.repeats for source in found.sources)
+    if rows > max(MOST_ROWS, len(found.sources)):
+        most = max(found.sources, key=lambda source: source.repeats)
+        found.problems.append(
+            f"{found.folder}: {len(found.sources)} pictures are {rows} by the repeats that their folders ask for, as "
+            f"{most.path.parent.name} does for {most.repeats}; {MOST_ROWS} at most can be: give them smaller numbers"
+        )

@@ -1,0 +1,191 @@
+"""Captions onto pictures: from the files beside them and from tables. What belongs to no picture is named."""
+
+from pathlib import Path
+
+from sdxl_lora.caption_files import CAPTION_SUFFIXES, ByName, pictures_of, read_caption
+from sdxl_lora.caption_tables import NoTable, Table, is_metadata, may_be_table, read_table
+from sdxl_lora.data.images import SUFFIXES
+from sdxl_lora.errors import DataError
+from sdxl_lora.found import Found, Source
+
+MOST_NAMED = 20  # lines of one table that are named one by one
+
+
+def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]:
+    """Every file with captions for several pictures, metadata first; any that holds none is named."""
+    tables = []
+    for directory, files in directories.items():
+        names = ByName(filter(is_picture, files), str)
+        for file in sorted(filter(may_be_table, files), key=lambda file: (not is_metadata(file), file)):
+            path = directory / file
+            if file.startswith(".") or (file.lower().endswith(".json") and pictures_of(file, names)):
+                continue  # named as hidden, or a caption file
+            try:
+                tables.append(read_table(path))
+            except (NoTable, DataError) as error:
+                if file in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):  # by which datasets goes
+                    found.problems.append(str(error) if isinstance(error, DataError) else f"{path} {error}")
+                else:
+                    found.other_files[found.shown(path)] = str(error).removeprefix(f"{path} ")
+    return tables
+
+
+def add_captions(found: Found, directories: dict[Path, list[str]], tables: list[Table]) -> None:
+    """From the files beside the pictures, else from tables; but tables that say how pictures were cut go before all."""
+    index = Index(found)
+    for table in tables:
+        if table.is_prepared:
+            leave_out_others(found, table, add_table(found, table, index))
+    sources, left_out = by_directory(found)
+    are_tables = {table.path for table in tables}
+    for directory, files in directories.items():
+        paths = [directory / file for file in files if is_caption_file(file)]
+        paths = [path for path in paths if path not in are_tables and found.shown(path) not in found.other_files]
+        give_captions(found, paths, sources.get(directory, []), left_out.get(directory, []))
+    index = Index(found)
+    for table in tables:
+        if not table.is_prepared:
+            add_table(found, table, index)
+
+
+def by_directory(found: Found) -> tuple[dict[Path, list[Source]], dict[Path, list[str]]]:
+    """The pictures by their folders, and the names of those that are left out."""
+    sources: dict[Path, list[Source]] = {}
+    for source in found.sources:
+        sources.setdefault(source.path.parent, []).append(source)
+    left_out: dict[Path, list[str]] = {}
+    for name in found.left_out:
+        path = found.folder / name
+        left_out.setdefault(path.parent, []).append(path.name)
+    return sources, left_out
+
+
+def give_captions(found: Found, paths: list[Path], sources: list[Source], left_out: list[str]) -> None:
+    """Puts the captions of one folder's files on its pictures."""
+    pictures, others = ByName(sources, lambda source: source.path.name), ByName(left_out, str)
+    of_picture: dict[str, tuple[Source, list[Path]]] = {}
+    for path in paths:
+        owners = pictures_of(path.name, pictures)
+        if len(owners) == 1:
+            of_picture.setdefault(owners[0].name, (owners[0], []))[1].append(path)
+        elif owners:
+            both = " and ".join(source.name for source in owners)
+            found.problems.append(
+                f"{both} both map to {found.shown(path)}: rename one of them, and give each its caption"
+            )
+        elif names := pictures_of(path.name, others):
+            found.other_files[found.shown(path)] = f"a caption of {names[0]}, which is left out"
+        else:
+            found.other_files[found.shown(path)] = "a caption, but no picture has this name"
+    for source, files in of_picture.values():
+        give_caption(found, source, sorted(files, key=lambda path: preference(path, source)))
+
+
+def preference(path: Path, source: Source) -> tuple[int, bool, str]:
+    """Of several caption files for one picture, the smallest is used."""
+    exact = path.stem in (source.path.stem, source.path.name)
+    return CAPTION_SUFFIXES.index(path.suffix.lower()), not exact, path.name
+
+
+def give_caption(found: Found, source: Source, paths: list[Path]) -> None:
+    """Puts the first caption of these files on a picture without one."""
+    for path in paths:
+        try:
+            caption = read_caption(path)
+        except DataError as error:
+            found.problems.append(str(error))
+            continue
+        if caption is None:
+            found.other_files[found.shown(path)] = "holds no caption"
+        elif source.caption is not None:
+            found.warn(source.name, f"{path.name} is not used: {Path(source.caption_from).name} is there")
+        else:
+            source.caption, source.caption_from = checked(found, caption, path, source), found.shown(path)
+            if not caption:
+                found.warn(source.name, f"{path.name} is empty")
+
+
+def checked(found: Found, caption: str, path: Path, source: Source) -> str:
+    """The caption; what no file could hold is a problem, as half of an emoji that JSON spells in two halves."""
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        found.problems.append(f"{path}: the caption of {source.name} holds half of a character: write it anew")
+    return caption
+
+
+class Index:
+    """The pictures by the names that tables give them."""
+
+    def __init__(self, found: Found):
+        self.by_path = ByName(found.sources, lambda source: source.path.as_posix())
+        self.by_name = ByName(found.sources, lambda source: source.path.name)
+
+    def get(self, file: str, table: Table) -> Source | None:
+        """The picture of this path; of metadata no other, else the only one of this name below the table's folder."""
+        owners = self.by_path.get(table.path_of(file).as_posix())
+        if not owners and not table.is_metadata:
+            named = self.by_name.get(file.replace("\\", "/").rsplit("/", 1)[-1])
+            owners = [source for source in named if source.path.is_relative_to(table.path.parent)]
+        return owners[0] if len(owners) == 1 else None
+
+
+def add_table(found: Found, table: Table, index: Index) -> list[Source]:
+    """Puts the captions of a table on pictures without one of their own; returns the pictures that it names."""
+    name = found.shown(table.path)
+    named, missing, unused = [], [], []
+    for line in table.lines:
+        source = index.get(line.file, table)
+        if source is None:
+            missing.append(line.file)
+            continue
+        named.append(source)
+        if table.is_metadata:
+            found.lines.append((source, line))
+        if line.text is not None and source.caption is None:
+            source.caption, source.caption_from = checked(found, line.text, table.path, source), name
+        elif line.text is not None and source.caption_from != name and line.text.split() != source.caption.split():
+            unused.append(source.name)
+    if not named and not table.is_metadata:
+        found.other_files[name] = "names no picture here"
+        return named
+    say_missing(found, table, missing)
+    if unused:
+        found.warn(name, f"its captions of {listed(unused)} are not used: files beside the pictures say otherwise")
+    return named
+
+
+def say_missing(found: Found, table: Table, missing: list[str]) -> None:
+    name = found.shown(table.path)
+    if table.is_metadata:
+        found.missing += [f"{name} names {file!r}" for file in missing]
+    for file in missing[:MOST_NAMED]:
+        shown = found.shown(table.path_of(file)) if table.path_of(file).is_relative_to(found.folder) else file
+        reason = f"left out: {found.left_out[shown]}" if shown in found.left_out else "not there"
+        found.warn(name, f"names {file!r}, which is {reason}")
+    if len(missing) > MOST_NAMED:
+        found.warn(name, f"names {len(missing) - MOST_NAMED} more that are not there")
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def leave_out_others(found: Found, table: Table, named: list[Source]) -> None:
+    """Of a dataset that was prepared, a picture whose line a person took out is no longer part."""
+    names = {source.name for source in named}
+    others = [source for source in found.sources if source.name not in names]
+    others = [source for source in others if source.path.is_relative_to(table.path.parent)]
+    for source in others:
+        found.left_out[source.name] = f"{found.shown(table.path)} does not name it"
+    gone = {source.name for source in others}
+    found.sources = [source for source in found.sources if source.name not in gone]
+
+
+def is_picture(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES)
+
+
+def is_caption_file(file: str) -> bool:
+    return file.lower().endswith(CAPTION_SUFFIXES) and not file.startswith(".") and not is_metadata(file)

@@ -1,0 +1,40 @@
+"""Files that are no pictures to train on but masks of others, by their names and places. Opens no file."""
+
+import os
+import re
+from pathlib import Path
+
+from sdxl_lora.caption_files import ByName, alike
+
+MASK_FOLDERS = ("masks", "mask")
+CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for models that take a picture to go by
+OF_ONE_TRAINER = re.compile(r"(.+)-masklabel", re.IGNORECASE)
+BESIDE = re.compile(r"(.+?)[-_.]+mask", re.IGNORECASE)
+
+
+def is_mask_folder(directory: Path) -> bool:
+    return directory.name.lower() in MASK_FOLDERS
+
+
+def pictures_masked_by(file: str, pictures: ByName) -> list:
+    """Those that a file in a folder of masks belongs to: a.png, a.png.png, a_mask.png, A.webp to a.png."""
+    stem = os.path.splitext(file)[0]
+    match = OF_ONE_TRAINER.fullmatch(stem) or BESIDE.fullmatch(stem)
+    return pictures.get(stem) or (pictures.get(match[1]) if match else [])
+
+
+def masked_picture(file: str, names: ByName) -> str | None:
+    """The picture's name that a mask or condition beside it speaks of: of a-masklabel.png "a".
+
+    Of a-mask.png only where there is a picture called a: any other may be a picture of a mask.
+    """
+    stem = os.path.splitext(file)[0]
+    if match := OF_ONE_TRAINER.fullmatch(stem):
+        return match[1]
+    match = BESIDE.fullmatch(stem)
+    others = [name for name in names.get(match[1]) if alike(name) != alike(file)] if match else []
+    return match[1] if others else None
+
+
+def is_condition(file: str) -> bool:
+    return CONDITION.fullmatch(os.path.splitext(file)[0]) is not None
