@@ -12,21 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from preprocess import masks
 from preprocess.images.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.images.image_files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
-from preprocess.images.masks import foreground_mask
 from preprocess.images.quality import measure, small_copy
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
-from sdxl_lora.data.images import (
-    ImageError,
-    ImageWarning,
-    frame_count,
-    open_image,
-    turned_by_exif,
-    upright_rgb,
-    upright_size,
-)
+from sdxl_lora.data.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb
 
 VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
 
@@ -95,7 +87,7 @@ class Job:
 
 def identity(job: Job, sha256: str) -> str:
     """Names the result of a job: same bytes, same mask, same recipe, same name of the file."""
-    mask = sha256_of(job.mask) if job.mask else ""
+    mask = f"{masks.VERSION} {sha256_of(job.mask)}" if job.mask else ""
     text = "\0".join([sha256, mask, job.recipe.digest(), Path(job.name).stem])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
@@ -106,8 +98,10 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     Raises:
         OSError: the disk is full or not writable. What is wrong with the picture comes back as Refused.
     """
-    if error := unreadable(job.path) or unreadable(job.mask):
+    if error := unreadable(job.path):
         return Refused(job.name, error)
+    if error := unreadable(job.mask):
+        return Refused(job.name, f"its mask {job.mask}: {error}")
     sha256 = sha256_of(job.path)
     key = identity(job, sha256)
     shelf = Shelf(job.output / ".preprocess" / "pictures")
@@ -136,6 +130,8 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
     try:
         image, mask = load(job, notes)
         bucket = job.recipe.sizing.bucket_of(image.size)
+        crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
+        masks.check_masks_of_crops(crop.mask for crop in crops)
     except ValueError as error:
         return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
     enlarged = max(bucket[0] / image.width, bucket[1] / image.height, 1.0)
@@ -153,7 +149,6 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
         "warnings": notes,
     }
     write_thumbnail(job.output / ".preprocess" / "thumbnails", small, key)
-    crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
     return [
         write_crop(job, crop, f"{name}-{i}" if i else name, common | {"crop_index": i}) for i, crop in enumerate(crops)
     ]
@@ -167,22 +162,9 @@ def load(job: Job, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
         if frame_count(stored) > 1:
             notes.append(f"{frame_count(stored)} frames; the first is used")
         image = upright_rgb(stored, job.recipe.background)
-        mask = foreground_mask(image) if job.recipe.masks == "remover" else mask_of(job, stored)
+        mask = masks.mask_of(job.recipe.masks, job.mask, stored, image, job.recipe.max_megapixels, notes)
     notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (ImageWarning, UserWarning)))
-    if mask and mask.size != image.size:
-        raise ValueError(f"its mask {job.mask} has {mask.size} px, it must have {image.size} like the picture")
     return image, mask
-
-
-def mask_of(job: Job, stored: Image.Image) -> Image.Image | None:
-    """Mode L, white where the picture counts; None where no masks are asked for."""
-    if job.recipe.masks == "none":
-        return None
-    if job.recipe.masks == "folder" and job.mask:
-        return upright_rgb(open_image(job.mask, job.recipe.max_megapixels)).convert("L")
-    if job.recipe.masks == "alpha" and stored.has_transparency_data:
-        return turned_by_exif(stored).convert("RGBA").getchannel("A")
-    return Image.new("L", upright_size(stored), 255)  # a picture without one counts everywhere
 
 
 def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha256: str) -> list[tuple[float, float]]:
