@@ -80,6 +80,8 @@ def build(
     """
     memory = Memory(output)
     built = Built(found, dict(found.left_out))
+    for name, message in memory.damaged.items():
+        found.warn(name, message)
     sources = sources_to_do(found, memory, built, restore_deleted)
     sources = part.share(sources) if part else sources
     if plan.load and any(source.caption is None for source in sources):

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from tqdm import tqdm
@@ -119,10 +119,15 @@ def machine_captions(
     shelf, content = Shelf(hidden / "captions"), plan.content(hidden)
     keys = [caption_key(entry, content) for entry in entries]
     old = {key: caption_key(entry, plan.name) for key, entry in zip(keys, entries, strict=True)}
-    texts = {}
+    texts: dict[str, tuple[str, str]] = {}
     for key in [] if plan.recaption else old:
-        if (record := shelf.get(key, old[key])) is not None:
-            texts[key] = text_of(record), ""
+        record = shelf.get(key, text_of)
+        record = shelf.get(old[key], text_of) if record is None else record
+        if record is not None:
+            texts[key] = record, ""
+    for key, entry in zip(keys, entries, strict=True):
+        if {key, old[key]} & shelf.damaged:
+            entry.warnings.append("its kept caption was damaged: captioned anew")
     missing = [(key, entry) for key, entry in dict(zip(keys, entries, strict=True)).items() if key not in texts]
     team.wait()  # all have looked at the shelf before anyone changes it
     if team.rank == 0:
@@ -144,9 +149,16 @@ def machine_captions(
     return [texts[key] for key in keys], len(missing)
 
 
-def text_of(record: str | dict) -> str:
-    """A caption as the shelf keeps it."""
-    return CutOff(record["text"]) if isinstance(record, dict) else record
+def text_of(record: Any) -> str:
+    """A caption as the shelf keeps it.
+
+    Raises:
+        KeyError, TypeError: something else.
+    """
+    text = record["text"] if isinstance(record, dict) else record
+    if not isinstance(text, str):
+        raise TypeError(f"a caption is kept as a text, this is {record!r}")
+    return CutOff(text) if isinstance(record, dict) else text
 
 
 def open_crop(output: Path, prepared: Prepared) -> Image.Image:

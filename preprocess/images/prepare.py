@@ -105,13 +105,28 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     sha256 = sha256_of(job.path)
     key = identity(job, sha256)
     shelf = Shelf(job.output / ".preprocess" / "pictures")
-    known = [Prepared(**crop) for crop in shelf.get(key) or ()]
+    known = shelf.get(key, crops_of_record)
     if known and all(crop_is_whole(job, crop) for crop in known):
         return [dataclasses.replace(crop, source=job.name, is_new=False) for crop in known]
     result = prepare_picture(job, sha256, key)
-    if not isinstance(result, Refused):
-        shelf.put(key, [dataclasses.asdict(crop) for crop in result])
-    return result
+    if isinstance(result, Refused):
+        return result
+    shelf.put(key, [dataclasses.asdict(crop) for crop in result])
+    said = ["what an earlier run wrote down of it was damaged: prepared anew"] if shelf.damaged else []
+    return [dataclasses.replace(crop, warnings=crop.warnings + said) for crop in result]
+
+
+def crops_of_record(record: list[dict]) -> list[Prepared]:
+    """Raises TypeError, ValueError or KeyError for what is no record of crops."""
+    crops = [Prepared(**crop) for crop in record]
+    if not crops:
+        raise ValueError("no crops")
+    for crop in crops:
+        for name, kind in (("file_name", str), ("bytes", int), ("bucket", list), ("warnings", list), ("sha256", str)):
+            if not isinstance(getattr(crop, name), kind):
+                raise TypeError(f"{name} of a crop is {getattr(crop, name)!r}")
+        crop.measures["phash"]
+    return crops
 
 
 def crop_is_whole(job: Job, crop: Prepared) -> bool:

@@ -17,9 +17,9 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -27,20 +27,33 @@ from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.operating_system import replace
 
+Record = TypeVar("Record")
+
 
 class Shelf:
-    """Small JSON records by key, one file each, so that any number of processes can read and add to them."""
+    """Small JSON records by key, one file each, so that any number of processes can read and add to them.
+
+    damaged: keys of records that could not be used, since the machine went down while they were written, or so.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.damaged: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, *keys: str) -> Any | None:
-        """The first record, or None where there is none or the machine went down while it was written."""
-        for key in keys:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                return json.loads((self.folder / f"{key}.json").read_bytes())
-        return None
+    def get(self, key: str, parse: Callable[[Any], Record]) -> Record | None:
+        """The record as `parse` makes it of JSON; None where there is none, or a damaged one.
+
+        Args:
+            parse: raises TypeError, ValueError or KeyError for what is no record.
+        """
+        try:
+            return parse(json.loads((self.folder / f"{key}.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, TypeError, ValueError, KeyError):
+            self.damaged.add(key)
+            return None
 
     def put(self, key: str, value: Any) -> None:
         write_whole(self.folder / f"{key}.json", json.dumps(value, ensure_ascii=False), sync=False)
@@ -64,14 +77,20 @@ Texts = list[tuple[str, str | None]]  # source, and the text that we wrote; None
 
 
 class Written:
-    """Which texts of metadata.jsonl are ours, and which sources a finished run has put there."""
+    """Which texts of metadata.jsonl are ours, and which sources a finished run has put there.
+
+    is_damaged: the file could not be read, so that nothing of this is known.
+    """
 
     def __init__(self, folder: Path):
-        self.path = folder / "written.json"
+        self.path, self.is_damaged = folder / "written.json", False
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
+            check_written(content)
         except FileNotFoundError:
             content = {}
+        except (OSError, ValueError):
+            content, self.is_damaged = {}, True
         self.published: dict[str, list[str]] = content.get("published", {})
         self.pending: dict[str, list[str]] = content.get("pending", {})
         self.old_files: set[str] = set(content.get("old_files", []))  # image files to go once the new rows stand
@@ -91,6 +110,19 @@ class Written:
     def save(self) -> None:
         content = {"published": self.published, "pending": self.pending}
         write_whole(self.path, json.dumps({**content, "old_files": sorted(self.old_files)}))
+
+
+def check_written(content: Any) -> None:
+    """Raises ValueError for what `Written.save` did not write."""
+    tables = [content.get(name, {}) for name in ("published", "pending")] if isinstance(content, dict) else [None]
+    lists = [digests for table in tables if isinstance(table, dict) for digests in table.values()]
+    lists += [content.get("old_files", [])] if isinstance(content, dict) else []
+    if not all(isinstance(table, dict) for table in tables) or not all(map(is_list_of_texts, lists)):
+        raise ValueError("not of the shape that Written.save gives it")
+
+
+def is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def digests_of(texts: Texts) -> dict[str, list[str]]:
@@ -170,7 +202,7 @@ def acquired(output: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        owner = pid_file.read_text(encoding="utf-8") if pid_file.exists() else "unknown"
+        owner = pid_file.read_text(encoding="utf-8", errors="replace") if pid_file.exists() else "unknown"
         raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
     return lock
 

@@ -1,5 +1,6 @@
 """What earlier runs and the person's editing have left in metadata.jsonl."""
 
+import json
 from pathlib import Path
 
 from preprocess.jobs.state import Written
@@ -21,7 +22,13 @@ class Memory:
     def __init__(self, output: Path):
         self.written = Written(output / ".preprocess")
         removed, path = output / ".preprocess" / "removed.jsonl", output / "metadata.jsonl"
-        self.removed = read_jsonl(removed) if removed.exists() else []
+        self.damaged: dict[str, str] = {}  # files of ours that could not be read whole, and what that means
+        if self.written.is_damaged:
+            self.damaged[".preprocess/written.json"] = (
+                "was damaged and is made anew: texts of metadata.jsonl count as edited by hand, and lines that were "
+                "deleted there come back"
+            )
+        self.removed = self.read_removed(removed) if removed.exists() else []
         self.exists = path.exists()
         self.rows = read_jsonl(path) if self.exists else []
         for number, row in enumerate(self.rows, start=1):
@@ -36,6 +43,25 @@ class Memory:
             self.by_content.setdefault(row["sha256"], []).append(row)
         for row in self.rows:
             self.by_source.setdefault(row["source"], []).append(row)
+
+    def read_removed(self, path: Path) -> list[dict]:
+        """The rows that can be read; where others cannot, the file is kept under another name."""
+        rows, keys = [], ("file_name", "text", "source", "sha256")
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except ValueError:
+                row = {}
+            if row is not None and isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys):
+                rows.append(row)
+            elif row is not None:
+                self.damaged[".preprocess/removed.jsonl"] = (
+                    "was damaged: captions of pictures that left the source folder may be lost; it is kept as "
+                    "removed.damaged.jsonl"
+                )
+        if ".preprocess/removed.jsonl" in self.damaged:
+            path.with_suffix(".damaged.jsonl").write_bytes(path.read_bytes())
+        return rows
 
     def files(self) -> set[str]:
         """Every image file that the rows name."""

@@ -115,7 +115,7 @@ def known_key(memo: Memo, kind: str, files: list, models: Once) -> str:
     def make() -> str:
         return "".join(map(weights_key, models()))
 
-    return memo.recall([kind, *files], make) if files else make()
+    return memo.recall([kind, *files], make, lambda key: isinstance(key, str)) if files else make()
 
 
 def weights_key(model: torch.nn.Module) -> str:

@@ -3,10 +3,10 @@
 One JSON file beside the caches. A file counts as unchanged while its path, size and time of change are the same.
 """
 
-import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,23 @@ class Memo:
 
     def __init__(self, path: Path | None = None):
         self.path, self.results, self.is_new = path, {}, False
-        with contextlib.suppress(OSError, ValueError):  # none yet, or a damaged one: all is made again
-            self.results = dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        except OSError:  # none yet
+            found = {}
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            self.results = found
+        else:
+            warnings.warn(f"{path} is damaged and is made anew", stacklevel=2)
 
-    def recall(self, facts: Iterable, make: Callable[[], Any]) -> Any:
-        """What `make` gave for equal facts, a JSON value; None is not kept."""
+    def recall(self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True) -> Any:
+        """What `make` gave for equal facts, a JSON value; None is not kept. What does not fit is made again."""
         if self.path is None:
             return make()
         key = "|".join(map(str, facts))
-        if key not in self.results:
+        if key not in self.results or not fits(self.results[key]):
             result = make()
             if result is None:
                 return None
