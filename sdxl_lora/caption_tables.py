@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from sdxl_lora.caption_files import TEXT_KEYS, caption_in, read_text
 from sdxl_lora.errors import DataError
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.tsv", "metadata.json")
+OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # which the library datasets reads
+METADATA = (*OF_DATASETS, "metadata.tsv", "metadata.json")
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 FILE_KEYS = ("file_name", "filename", "file", "image_file", "image_path", "image_name", "image", "path", "img", "name")
 SIZE_KEYS = ("original_size", "crop_top_left")
@@ -56,19 +56,33 @@ class Table:
         """Whether it is a dataset of its own, whose lines say how their pictures were cut."""
         return self.is_metadata and any(SIZE_KEYS[0] in line.values for line in self.lines)
 
-    def masks(self) -> Iterator[tuple[Path, Path]]:
-        """The further files of its lines, such as masks in mask_file_name, each with the picture."""
-        for line in self.lines:
-            for key, value in line.values.items():
-                if is_file_column(key) and isinstance(value, str) and value:
-                    yield self.path_of(value), self.path_of(line.file)
+    def masks(self) -> dict[Path, Path]:
+        """The further files of its lines, such as masks in mask_file_name, each with its picture."""
+        return {path: self.path_of(line.file) for line in self.lines for path in self.files_of(line).values()}
+
+    def files_of(self, line: Line) -> dict[str, Path]:
+        """Those that further columns of file names name, by the column's name in datasets.
+
+        Raises:
+            DataError: a name that leads out of the table's folder, where a dataset of others might read anything.
+        """
+        files = {key: value for key, value in line.values.items() if is_file_column(key)}
+        for key, file in files.items():
+            if isinstance(file, str) and (os.path.isabs(file) or os.path.normpath(file).startswith("..")):
+                raise DataError(f"{self.path}: {key} is {file!r}, which leads out of its folder")
+        return {column_of(key): self.path_of(file) for key, file in files.items() if isinstance(file, str) and file}
 
     def path_of(self, file: str) -> Path:
-        return Path(os.path.normpath(self.path.parent / file.replace("\\", "/")))
+        return self.path.parent / os.path.normpath(file.replace("\\", "/"))
 
 
 def is_file_column(key: str) -> bool:
     return key.endswith(f"_{FILE_NAME}")
+
+
+def column_of(key: str) -> str:
+    """The column of pictures that a column of their names becomes in datasets."""
+    return key.removesuffix(f"_{FILE_NAME}")
 
 
 def is_metadata(file: str) -> bool:

@@ -34,7 +34,7 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     found = Found(folder)
     directories = dict(walk(found))
     tables = read_tables(found, directories)
-    masked = {mask: picture for table in tables for mask, picture in table.masks()}
+    masked = {mask: picture for table in tables for mask, picture in table.masks().items()}
     add_pictures(found, directories, masked, masks)
     add_captions(found, directories, tables)
     check_repeats(found)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from sdxl_lora.caption_tables import Line
+from sdxl_lora.caption_tables import Line, Table
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,7 +28,7 @@ class Found:
         other_files: all that is no picture and not used, with what it is.
         warnings: what a person should know of a file, by its name.
         notes: how the names of folders were understood.
-        lines: of metadata files, in their order, each with its picture.
+        lines: of metadata files, in their order, each with its picture and table.
         missing: names in metadata files that are of no picture that can be used.
         problems: what stops a run.
     """
@@ -39,7 +39,7 @@ class Found:
     other_files: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
-    lines: list[tuple[Source, Line]] = dataclasses.field(default_factory=list)
+    lines: list[tuple[Source, Line, Table]] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 

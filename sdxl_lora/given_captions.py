@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdxl_lora.caption_files import CAPTION_SUFFIXES, ByName, pictures_of, read_caption
-from sdxl_lora.caption_tables import NoTable, Table, is_metadata, may_be_table, read_table
+from sdxl_lora.caption_tables import OF_DATASETS, NoTable, Table, is_metadata, may_be_table, read_table
 from sdxl_lora.data.images import SUFFIXES
 from sdxl_lora.errors import DataError
 from sdxl_lora.found import Found, Source
@@ -23,7 +23,7 @@ def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]
             try:
                 tables.append(read_table(path))
             except (NoTable, DataError) as error:
-                if file in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):  # by which datasets goes
+                if file in OF_DATASETS:
                     found.problems.append(str(error) if isinstance(error, DataError) else f"{path} {error}")
                 else:
                     found.other_files[found.shown(path)] = str(error).removeprefix(f"{path} ")
@@ -141,7 +141,7 @@ def add_table(found: Found, table: Table, index: Index) -> list[Source]:
             continue
         named.append(source)
         if table.is_metadata:
-            found.lines.append((source, line))
+            found.lines.append((source, line, table))
         if line.text is not None and source.caption is None:
             source.caption, source.caption_from = checked(found, line.text, table.path, source), name
         elif line.text is not None and source.caption_from != name and line.text.split() != source.caption.split():

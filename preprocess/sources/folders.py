@@ -64,7 +64,7 @@ def find_captioned(folder: Path, masks: bool) -> Found:
     for source in found.sources:
         if source.caption is not None:
             source.caption = " ".join(source.caption.replace("\0", " ").split())
-    for name, lines in Counter(source.name for source, _ in found.lines).items():
+    for name, lines in Counter(source.name for source, *_ in found.lines).items():
         if lines > 1:
             found.warn(name, f"{lines} lines of metadata name it: it is used once, with the caption of the first")
     return found

@@ -83,7 +83,7 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
         elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
             problems.append(f"{where}: an item of {name!r} begins with a dash, which would read as a flag")
         else:
-            flags += flags_of_entry(name, value, is_bool=fields[name].type is bool)
+            flags += flags_of_entry(name, value, fields[name].type is bool, fields[name].type is str)
         seen.add(name)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -106,14 +106,14 @@ def is_flat(value: yaml.Node) -> bool:
     return all(isinstance(item, yaml.ScalarNode) for item in items)
 
 
-def flags_of_entry(name: str, value: yaml.Node, is_bool: bool) -> list[str]:
+def flags_of_entry(name: str, value: yaml.Node, is_bool: bool, is_text: bool) -> list[str]:
     if isinstance(value, yaml.SequenceNode):
         items = [item.value for item in value.value]
         if len(items) == 1:
             return [f"--{name}={items[0]}"]
         return [f"--{name}", *items]
     if value.tag == "tag:yaml.org,2002:null":
-        return [f"--{name}=None"]
+        return [f"--{name}="] if is_text else [f"--{name}=None"]
     if is_bool and value.tag == "tag:yaml.org,2002:bool":
         return [f"--{name}" if yaml.safe_load(value.value) else f"--no_{name}"]
     return [f"--{name}={value.value}"]

@@ -11,6 +11,9 @@ from fractions import Fraction
 import yaml
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.yaml_text import load_text
+
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as YAML has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +50,12 @@ def parse_entry(text: str) -> DatasetEntry:
     """
     if text.lstrip().startswith("{"):
         try:
-            values = yaml.safe_load(text)
+            values = load_text(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{text!r} is not a mapping in YAML: {' '.join(str(error).split())}") from None
-        return checked(values, text)
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise ConfigError(f"{text!r} is not a mapping of names to values")
+        return checked({name: value for name, value in values.items() if value is not None}, text)
     found = re.fullmatch(r"(.+):(\d+(?:\.\d*)?)", text)
     if found and not is_drive(found[1]):
         return checked({"train_data_dir": found[1], "repeats": float(found[2])}, text)
@@ -71,16 +76,17 @@ def checked(values: dict, text: str) -> DatasetEntry:
             raise ConfigError(f"{text!r} has the unknown key {name!r}{question} (known: {', '.join(known)})")
         if name in ("repeats", "weight"):
             try:
-                values[name] = float(value)  # YAML reads 1e-1 as text
+                values[name] = float(str(value).replace(".inf", "inf").replace(".nan", "nan"))  # as YAML spells them
             except (TypeError, ValueError):
                 raise ConfigError(f"{name} in {text!r} must be a number") from None
             if not (math.isfinite(values[name]) and values[name] > 0):
                 raise ConfigError(f"{name} in {text!r} must be above 0")
         elif name == "is_class_images":
-            if not isinstance(value, bool):
+            if str(value).lower() not in TRUTHS:
                 raise ConfigError(f"{name} in {text!r} must be true or false")
-        else:
-            values[name] = str(value)
+            values[name] = TRUTHS[str(value).lower()]
+        elif not isinstance(value, str):
+            raise ConfigError(f"{name} in {text!r} must be one text")
     entry = DatasetEntry(**values)
     if (entry.train_data_dir is None) == (entry.dataset_name is None):
         raise ConfigError(f"{text!r} must have one of train_data_dir and dataset_name")

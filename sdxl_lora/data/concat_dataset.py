@@ -18,13 +18,14 @@ class JoinedPictures:
     def __init__(self, parts: Sequence[TrainingPictures], entries: Sequence[DatasetEntry]):
         self.parts = list(parts)
         self.starts = [0, *accumulate(len(part) for part in self.parts)]
-        repeats = repeats_of(entries, [len(part) for part in self.parts])
+        turns = [sum(example.repeats for example in part.examples) for part in self.parts]
+        repeats = repeats_of(entries, turns)
         self.examples: list[Example] = [
             replace(
                 example,
                 caption=with_trigger_word(example.caption, entry.trigger_word),
                 is_class_image=example.is_class_image or entry.is_class_images,
-                repeats=repeat,
+                repeats=repeat * example.repeats,
             )
             for part, entry, repeat in zip(self.parts, entries, repeats, strict=True)
             for example in part.examples

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from sdxl_lora.data.dataset import BLACK, are_digests
 from sdxl_lora.data.images import cover_and_crop, decode_image, upright_rgb
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
+from sdxl_lora.open_folder import REPEATS, UNREADABLE
 from sdxl_lora.rng import keyed_seed
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")
@@ -71,7 +73,13 @@ class TrainingPictures:
                 f"the dataset has no column {' or '.join(sorted(missing))}; its columns are {columns}. "
                 "Choose with --image_column and --caption_column."
             )
-        self.dataset = with_encoded_masks(dataset, masked).cast_column(image_column, datasets.Image(decode=False))
+        self.dataset = with_encoded_masks(dataset, masked)
+        try:
+            self.dataset = self.dataset.cast_column(image_column, datasets.Image(decode=False))
+        except UNREADABLE as error:
+            raise DataError(
+                f"the column {image_column} holds no pictures ({error}): choose with --image_column"
+            ) from None
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
         self.resolution, self.masked = resolution, masked
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
@@ -82,31 +90,37 @@ class TrainingPictures:
         return len(self.examples)
 
     def _example(self, index: int, row: dict, caption_column: str, memo: Memo) -> Example:
-        path = row[self.image_column]["path"]
+        image = row[self.image_column]
+        if not image or (image["bytes"] is None and image["path"] is None):
+            raise DataError(f"row {index} of the dataset has no picture: take it out")
+        path = image["path"]
         name = path or f"picture {index}"
         caption = row[caption_column]
         if not isinstance(caption, str):
             raise DataError(f"the caption of {name} must be text, it is {caption!r}")
         sizes = list(self._position(index))
         if self.is_prepared:
-            sizes = [*pair(row["original_size"], name), *pair(row["crop_top_left"], name)]
+            sizes = [*pair(row["original_size"], name, least=1), *pair(row["crop_top_left"], name)]
         about = [None if self.is_prepared else self.resolution, *sizes]
-        if self.masked or row[self.image_column]["bytes"] is not None or not os.path.isfile(path):
+        if self.masked or image["bytes"] is not None or not os.path.isfile(path):
             key, source, *target_size = self._digests(index, row, sizes)
         else:
-            key, source, *target_size = memo.recall(
-                ["picture", *file_facts(path), *about], lambda: self._digests(index, row, sizes)
-            )
-        source = row.get(SOURCE_COLUMN) or source
-        return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source)
+            facts = ["picture", *file_facts(path), *about]
+            key, source, *target_size = memo.recall(facts, lambda: self._digests(index, row, sizes), are_digests)
+        source, repeats = row.get(SOURCE_COLUMN) or source, row.get(REPEATS) or 1
+        return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source, repeats)
 
     def _digests(self, index: int, row: dict, sizes: list) -> list:
         """Key and source of an example, height and width in pixels: all that its bytes are read for."""
         data, name = image_bytes(row[self.image_column], index)
         target_size = (self.resolution, self.resolution)
         if self.is_prepared:
-            with Image.open(BytesIO(data)) as image:
-                target_size = (image.height, image.width)
+            try:
+                with Image.open(BytesIO(data)) as image:
+                    target_size = (image.height, image.width)
+            except Exception as error:  # damaged files bring errors of many classes
+                decode_image(data, name)  # says what it is
+                raise DataError(f"{name} cannot be read as a picture ({error})") from None
         if target_size[0] % 8 or target_size[1] % 8:
             height, width = target_size
             raise DataError(f"{name} is {width}x{height} px, width and height must be multiples of 8: run preprocess")
@@ -198,7 +212,7 @@ def mask_of(row: dict, name: str, size: tuple[int, int]) -> Image.Image:
     data = mask_bytes(row)
     if data is None:
         return Image.new("L", size, 255)
-    mask = upright_rgb(decode_image(data, f"the mask of {name}")).convert("L")
+    mask = upright_rgb(decode_image(data, f"the mask of {name}"), BLACK).convert("L")
     if mask.size != size:
         raise DataError(f"the mask of {name} has {mask.size} px, it must have {size} like the picture")
     return mask
@@ -213,9 +227,11 @@ def check_class_images(examples: Iterable[Example], prior_loss_weight: float) ->
         )
 
 
-def pair(value, name: str) -> tuple[int, int]:
-    if not (isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int) and v >= 0 for v in value)):
-        raise DataError(f"original_size and crop_top_left of {name} must be two whole numbers each, found {value!r}")
+def pair(value, name: str, least: int = 0) -> tuple[int, int]:
+    if not (isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, int) and v >= least for v in value)):
+        raise DataError(
+            f"original_size and crop_top_left of {name} must be two whole numbers each, sizes above 0, found {value!r}"
+        )
     return tuple(value)
 
 

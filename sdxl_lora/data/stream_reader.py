@@ -15,11 +15,15 @@ from pathlib import Path
 import datasets
 import fsspec
 
+from sdxl_lora.caption_files import caption_in
+from sdxl_lora.caption_tables import OF_DATASETS
 from sdxl_lora.data.prefetch import ahead
 from sdxl_lora.errors import DataError
+from sdxl_lora.finder import find_pictures
+from sdxl_lora.open_folder import UNREADABLE, files_below, literal, say, say_all, say_others, shards_in, training_files
 from sdxl_lora.rng import keyed_seed
+from sdxl_lora.tar_reader import CAPTIONS, PICTURES, tar_stream
 
-PICTURE_SUFFIXES, CAPTION_SUFFIX = ("jpg", "jpeg", "png", "webp"), "txt"  # columns of a WebDataset
 ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger
 
 
@@ -33,24 +37,36 @@ def open_stream(
 
     Pictures come encoded. Raises DataError where there is no such thing.
     """
-    folder = Path(train_data_dir or "")
     try:
         if train_data_dir is None:
             stream = datasets.load_dataset(dataset_name, dataset_config_name, split="train", streaming=True)
-        elif files := sorted(map(str, folder.rglob("*.tar"))):
-            stream = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
-        elif files := sorted(map(str, folder.rglob("*.parquet"))):
-            stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        elif any(folder.glob("metadata.*")):
-            stream = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
+            stream = stream.decode(False)
         else:
-            raise DataError(f"no .tar and no .parquet files in {folder}, which dataset_streaming needs")
-    except (OSError, ValueError) as error:
+            stream = folder_stream(Path(train_data_dir))
+    except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot open the stream {dataset_name or folder}: {error}") from error
-    stream = stream.decode(False)
+        raise DataError(f"cannot open the stream {dataset_name or train_data_dir}: {error}") from error
     return stream if max_samples is None else stream.take(max_samples)
+
+
+def folder_stream(folder: Path) -> datasets.IterableDataset:
+    if tars := files_below(folder, ".tar"):
+        say_others(folder, tars, "beside .tar files")
+        return tar_stream(list(map(str, tars)))
+    if shards := shards_in(folder):
+        say_others(folder, shards, "beside Parquet files of pictures")
+        kind, files = "parquet", training_files(folder, shards)
+    elif files := [path for name in OF_DATASETS for path in files_below(folder, name) if path.name == name]:
+        kind, found = "imagefolder", find_pictures(folder)
+        named = {source.name for source, *_ in found.lines}
+        say_all(found)
+        others = [source.name for source in found.sources if source.name not in named]
+        say(folder, "not used, metadata do not name them, and a stream is of metadata alone", others)
+    else:
+        raise DataError(f"no .tar and no .parquet files in {folder}, which dataset_streaming needs")
+    data_files = {"train": literal(files)}
+    return datasets.load_dataset(kind, data_files=data_files, split="train", streaming=True).decode(False)
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ def stored_rows(
                 yield plain_row(row, *columns), begin
                 if number % block_size == 0:
                     begin = replace(begin, block=begin.block + 1, stream=stream.state_dict())
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(f"cannot read on in the stream: {error}") from error
         if not number and not begin.stream:
             raise DataError("no pictures in the part of the stream that this process reads: too few for all, or none")
@@ -118,17 +134,20 @@ def plain_row(row: dict, image_column: str, caption_column: str) -> dict:
     """
     row = dict(row)
     if image_column not in row:
-        suffix = next((suffix for suffix in PICTURE_SUFFIXES if row.get(suffix)), None)
+        suffix = next((suffix for suffix in PICTURES if row.get(suffix)), None)
         if suffix:
             row[image_column] = row.pop(suffix)
-    if caption_column not in row and CAPTION_SUFFIX in row:
-        row[caption_column] = row.pop(CAPTION_SUFFIX)
+    if caption_column not in row and (suffix := next((suffix for suffix in CAPTIONS if suffix in row), None)):
+        row[caption_column] = row.pop(suffix)
     if isinstance(row.get("json"), dict):
-        row |= row.pop("json")
+        about = row.pop("json")
+        row |= {key: value for key, value in about.items() if key != image_column}
+        if caption_column not in row and (caption := caption_in(about)) is not None:
+            row[caption_column] = caption
     picture = row.get(image_column)
     if isinstance(picture, bytes):
         row[image_column] = {"bytes": picture, "path": row.get("__key__")}
-    elif isinstance(picture, dict) and picture.get("bytes") is None:
+    elif isinstance(picture, dict) and picture.get("bytes") is None and picture.get("path"):
         with fsspec.open(picture["path"], "rb") as file:
             row[image_column] = {"bytes": file.read(), "path": picture["path"]}
     return row

@@ -3,7 +3,6 @@
 One JSON file beside the caches. A file counts as unchanged while its path, size and time of change are the same.
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -62,15 +61,3 @@ def file_facts(path: Path | str) -> tuple[str, int, int]:
     """Path, size and time of change of a file."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns
-
-
-def folder_facts(folder: Path | str) -> tuple[str, str]:
-    """A folder's path and a digest of its files' names, sizes and times of change, subfolders included."""
-    digest = hashlib.blake2b(digest_size=16)
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(where, name)
-            if os.path.exists(path):
-                digest.update(repr(file_facts(path)).encode())
-    return os.path.abspath(folder), digest.hexdigest()

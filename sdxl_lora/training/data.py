@@ -292,7 +292,7 @@ def open_images(config: TrainConfig, memo: Memo = NO_MEMO) -> TrainingPictures |
     parts = [
         TrainingPictures(
             open_dataset(
-                entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.data.max_train_samples, memo
+                entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.data.max_train_samples
             ),
             config.data.image_column,
             config.data.caption_column,

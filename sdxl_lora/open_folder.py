@@ -1,0 +1,215 @@
+"""A folder on the disk as a dataset: what preprocess wrote, pictures with captions, Parquet files, save_to_disk.
+
+What lies there and is not used is said in warnings. Decodes no picture.
+"""
+
+import glob
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from sdxl_lora.caption_tables import FILE_NAME, OF_DATASETS, Line, Table, column_of, is_file_column, is_metadata
+from sdxl_lora.data.images import SUFFIXES
+from sdxl_lora.errors import DataError
+from sdxl_lora.finder import find_pictures
+from sdxl_lora.folder_names import why_passed_over
+from sdxl_lora.found import Found, Source, as_text
+
+IMAGE, TEXT, REPEATS = "image", "text", "folder_repeats"
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError,
+)  # fmt: skip
+MOST_NAMED = 20  # files of one kind that a warning names; it counts the others
+SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+SPLIT = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLITS)})(?:[-_. ].*)?", re.IGNORECASE)
+
+
+def open_folder(folder: Path) -> datasets.Dataset:
+    """
+    Raises:
+        DataError: nothing there that can be trained on, or not readable.
+    """
+    if (folder / "dataset_dict.json").exists():
+        return open_saved_splits(folder)
+    if (folder / "dataset_info.json").exists():
+        return datasets.load_from_disk(str(folder))
+    is_described = any((folder / name).exists() for name in OF_DATASETS)
+    shards = [] if is_described else shards_in(folder)
+    if shards:
+        return open_shards(folder, shards)
+    return captioned_pictures(folder)
+
+
+def open_saved_splits(folder: Path) -> datasets.Dataset:
+    """The training split of what DatasetDict.save_to_disk wrote."""
+    splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    chosen = "train" if "train" in splits or len(splits) != 1 else splits[0]
+    if chosen not in splits:
+        raise DataError(f"{folder} has the splits {', '.join(splits)} and no train: name the folder of one of them")
+    say(folder, "other splits, which are not used", [name for name in splits if name != chosen])
+    return datasets.load_from_disk(str(folder / chosen))
+
+
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """The folder's files with this ending, by name; none of hidden folders and of recycle bins."""
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not why_passed_over(name)]
+        found += [Path(where, name) for name in files if name.lower().endswith(suffix) and not name.startswith(".")]
+    return sorted(found, key=str)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Parquet files with pictures in them, and not only with what is known of pictures."""
+    return [path for path in files_below(folder, ".parquet") if has_pictures(path)]
+
+
+def has_pictures(path: Path) -> bool:
+    """Also of a damaged file, which whoever reads it is to name."""
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (OSError, ValueError):
+        return True
+    return any(name == IMAGE or is_binary(schema.field(name).type) for name in schema.names)
+
+
+def is_binary(kind: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_struct(kind):
+        return any(is_binary(kind.field(number).type) for number in range(kind.num_fields))
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def open_shards(folder: Path, shards: list[Path]) -> datasets.Dataset:
+    files = training_files(folder, shards)
+    for path in files:
+        try:
+            pyarrow.parquet.read_schema(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is no Parquet file, or damaged ({error}): fetch it anew or take it away") from None
+    say_others(folder, shards, "beside Parquet files of pictures")
+    return datasets.load_dataset("parquet", data_files={"train": literal(files)}, split="train")
+
+
+def say_others(folder: Path, used: list[Path], beside: str) -> None:
+    """Warn of the files of a folder that are not among the used ones; but for the card, which is read."""
+    names = {str(path) for path in used} | {str(folder / "README.md")}
+    others = [shown(path, folder) for path in files_below(folder, "") if str(path) not in names]
+    say(folder, f"not used {beside}", others)
+
+
+def training_files(folder: Path, shards: list[Path]) -> list[Path]:
+    """All of them; where some are called after training, none that are called after tests and the like."""
+    split = {path: split_of(path.relative_to(folder)) for path in shards}
+    if "train" not in split.values():
+        return shards
+    others = [path for path in shards if split[path] not in ("train", None)]
+    say(folder, "of other splits than train, and not used", [shown(path, folder) for path in others])
+    return [path for path in shards if path not in others]
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file's name or its folders name: data/train-00000-of-00002.parquet, test/0000.parquet."""
+    for name in (path.stem, *(part for part in reversed(path.parts[:-1]))):
+        if match := SPLIT.fullmatch(name):
+            return SPLITS[match[1].lower()]
+    return None
+
+
+def literal(paths: Iterable[Path | str]) -> list[str]:
+    """Paths as datasets takes them, which reads brackets and stars in them as patterns."""
+    return [glob.escape(os.path.abspath(path)) for path in paths]
+
+
+def captioned_pictures(folder: Path) -> datasets.Dataset:
+    """Pictures with captions beside them or in metadata. Those of metadata come in its order, all others by name."""
+    found = find_pictures(folder)
+    leave_out_undecodable(found)
+    files = {path: found.shown(path) for _, line, table in found.lines for path in table.files_of(line).values()}
+    for name in ("README.md", *files.values()):  # read for its trigger word, and columns of the dataset
+        found.other_files.pop(name, None)
+    say_all(found)
+    if found.missing:
+        raise DataError(f"{folder}: {listed(found.missing)}: there is no such picture that can be used")
+    if not found.sources:
+        raise DataError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}")
+    named = {source.name for source, *_ in found.lines}
+    others = sorted((source for source in found.sources if source.name not in named), key=lambda source: source.path)
+    rows = [row_of_line(*line) for line in found.lines] + [row_of(source) for source in others]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if found.lines and TEXT not in found.lines[0][1].values and not any(columns[TEXT]):
+        del columns[TEXT]  # captions are in a column of another name: --caption_column
+    if set(columns[REPEATS]) == {1}:
+        del columns[REPEATS]
+    dataset = datasets.Dataset.from_dict(columns)
+    images = {IMAGE} | {column_of(key) for _, line, _ in found.lines for key in line.values if is_file_column(key)}
+    for name in sorted(images):
+        dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
+
+
+def row_of(source: Source) -> dict[str, Any]:
+    caption = source.class_words if source.caption is None else source.caption
+    return {IMAGE: str(source.path), TEXT: caption, REPEATS: source.repeats}
+
+
+def row_of_line(source: Source, line: Line, table: Table) -> dict[str, Any]:
+    """A line of metadata as datasets has it: columns of file names are pictures."""
+    row = row_of(source)
+    if source.caption_from is None or is_metadata(Path(source.caption_from).name):
+        row[TEXT] = line.text if line.text is not None or TEXT in line.values else row[TEXT]
+    values = {key: value for key, value in line.values.items() if key != FILE_NAME and not is_file_column(key)}
+    files = {column_of(key): None for key in line.values if is_file_column(key)}
+    files |= {name: str(path) for name, path in table.files_of(line).items()}
+    return {**row, **{key: value for key, value in values.items() if key not in row}, **files}
+
+
+def leave_out_undecodable(found: Found) -> None:
+    """Names that are no UTF-8 can stand in no column."""
+    for source in found.sources:
+        if as_text(str(source.path)) != str(source.path):
+            found.left_out[source.name] = "its name or its folder's is no UTF-8: rename it"
+    found.sources = [source for source in found.sources if source.name not in found.left_out]
+    found.lines = [line for line in found.lines if line[0].name not in found.left_out]
+
+
+def say_all(found: Found) -> None:
+    """Warn of everything in the folder that is not used, or otherwise than a person may expect."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in [*sorted(found.left_out.items()), *sorted(found.other_files.items())]:
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        say(found.folder, f"not used, {reason}", names)
+    for name, note in sorted(found.notes.items()):
+        say(found.folder, note, [name])
+    by_message: dict[str, list[str]] = {}
+    for name, messages in found.warnings.items():
+        for message in messages:
+            by_message.setdefault(message, []).append(name)
+    for message, names in by_message.items():
+        say(found.folder, message, names)
+
+
+def say(folder: Path, what: str, names: list[str]) -> None:
+    if names:
+        warnings.warn(f"{folder}: {listed(names)}: {what}", stacklevel=2)
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def shown(path: Path, folder: Path) -> str:
+    return as_text(path.relative_to(folder).as_posix())

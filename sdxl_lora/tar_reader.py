@@ -1,0 +1,74 @@
+"""WebDataset shards: tars in which files of one name and several endings are a sample. Decodes no picture.
+
+datasets' own reader wants the same endings in every sample; here one may be a .jpg and the next a .png.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from sdxl_lora.data.images import SUFFIXES
+from sdxl_lora.errors import DataError
+
+PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+CAPTIONS = ("txt", "caption")
+NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending, as WebDataset has it
+
+
+def tar_stream(paths: list[str]) -> datasets.IterableDataset:
+    """The samples of tars, file by file; each tar can be read by another process."""
+    return datasets.IterableDataset.from_generator(samples, gen_kwargs={"paths": paths})
+
+
+def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Samples with a picture: __key__, __url__, the picture under its ending, txt, json.
+
+    Raises:
+        DataError: a tar that is damaged or cut, or holds no pictures.
+    """
+    for path in paths:
+        found = 0
+        try:
+            for sample in grouped(path):
+                if any(suffix in sample for suffix in PICTURES):
+                    found += 1
+                    yield sample
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(f"{path} is damaged or cut ({error}): make or fetch it anew") from None
+        if not found:
+            raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)})")
+
+
+def grouped(path: str) -> Iterator[dict[str, Any]]:
+    sample: dict[str, Any] = {}
+    with tarfile.open(path, "r|") as tar:
+        for member in tar:
+            match = NAME.fullmatch(member.name) if member.isfile() else None
+            if match is None or Path(member.name).name.startswith("."):
+                continue
+            key, suffix = match[1], match[2].lower()
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            if suffix in sample:
+                raise DataError(f"{path} holds {member.name} twice")
+            sample |= {"__key__": key, "__url__": path}
+            if suffix in (*PICTURES, *CAPTIONS, "json"):
+                sample[suffix] = content_of(suffix, tar.extractfile(member).read(), f"{member.name} in {path}")
+    if sample:
+        yield sample
+
+
+def content_of(suffix: str, data: bytes, name: str) -> Any:
+    if suffix in PICTURES:
+        return {"bytes": data, "path": name}
+    try:
+        text = data.decode("utf-8-sig")
+        return json.loads(text) if suffix == "json" else text
+    except ValueError as error:
+        raise DataError(f"{name} is no {'JSON' if suffix == 'json' else 'UTF-8'} ({error})") from None
