@@ -90,13 +90,14 @@ def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[
         masked: the pictures of masks that metadata name.
     """
     usable = {directory: usable_pictures(found, directory, files) for directory, files in directories.items()}
+    named = [path for paths in usable.values() for path in paths if path in masked]
+    usable = {directory: [path for path in paths if path not in masked] for directory, paths in usable.items()}
     for_masks = {directory: folder_masked_by(directory, found.folder) for directory in directories}
     sources: dict[Path, list[Source]] = {}
     pairs: list[tuple[Path, list[Source]]] = []
     for directory in (directory for directory in directories if for_masks[directory] is None):
-        names = ByName(usable[directory], name_of)
+        names = ByName((path.name for path in usable[directory]), str)
         owner = {path: masked_picture(path.name, names) for path in usable[directory]}
-        owner |= {path: masked[path].name for path in usable[directory] if path in masked}
         sources[directory] = [source_of(found, path) for path in usable[directory] if owner[path] is None]
         of_name = ByName(sources[directory], name_of)
         pairs += [(path, of_name.get(name)) for path, name in owner.items() if name is not None]
@@ -106,6 +107,8 @@ def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[
         sources[directory] = [source_of(found, path) for path in owners if not (owners[path] or masks)]
         pairs += [(path, of_mask) for path, of_mask in owners.items() if of_mask or masks]
     found.sources = [source for directory in directories for source in sources[directory]]
+    of_path = {source.path: source for source in found.sources}
+    pairs += [(path, [of_path[masked[path]]] if masked[path] in of_path else []) for path in named]
     for path, owners in pairs:
         give_mask(found, path, owners, masks)
     for source in found.sources:

@@ -81,10 +81,11 @@ def give_captions(found: Found, paths: list[Path], sources: list[Source], left_o
         give_caption(found, source, sorted(files, key=lambda path: preference(path, source)))
 
 
-def preference(path: Path, source: Source) -> tuple[int, bool, str]:
-    """Of several caption files for one picture, the smallest is used."""
-    exact = path.stem in (source.path.stem, source.path.name)
-    return CAPTION_SUFFIXES.index(path.suffix.lower()), not exact, path.name
+def preference(path: Path, source: Source) -> tuple[int, int, str]:
+    """Of several caption files for one picture, the smallest is used: a.txt before a.png.txt before A.txt."""
+    exact = (source.path.stem, source.path.name)
+    exactness = exact.index(path.stem) if path.stem in exact else len(exact)
+    return CAPTION_SUFFIXES.index(path.suffix.lower()), exactness, path.name
 
 
 def give_caption(found: Found, source: Source, paths: list[Path]) -> None:

@@ -251,3 +251,48 @@ def test_two_runs_in_one_folder_are_refused_with_the_first_ones_process(raw, tmp
     assert preprocess(raw, tmp_path / "out") == 0
     with pytest.raises(ConfigError), locked(tmp_path / "out", Team()), locked(tmp_path / "out", Team()):
         pass
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("written.json", '{"publ'),
+        ("written.json", ""),
+        ("written.json", "[]"),
+        ("written.json", '{"published": 5}'),
+        ("written.json", '{"published": {"a.png": 5}}'),
+        ("written.json", '{"old_files": {}}'),
+        ("pictures", "{"),
+        ("pictures", "[]"),
+        ("pictures", "5"),
+        ("pictures", '[{"a": 1}]'),
+        ("removed.jsonl", "{half of a line"),
+        ("removed.jsonl", '[1]\n{"text": 5}\n'),
+    ],
+)
+def test_damaged_bookkeeping_is_made_anew_and_named(name, content, raw, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert preprocess(raw, out) == 0
+    edit(out, "c.png", "my own words")
+    before = texts_of(out)
+    path = out / ".preprocess" / name
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.write_text(content)
+    capsys.readouterr()
+    assert preprocess(raw, out) == 0
+    assert texts_of(out) == before and "was damaged" in capsys.readouterr().out
+    assert preprocess(raw, out) == 0 and "was damaged" not in capsys.readouterr().out
+
+
+def test_what_can_be_read_of_removed_rows_is_kept(raw, tmp_path):
+    out = tmp_path / "out"
+    assert preprocess(raw, out) == 0
+    edit(out, "c.png", "my words for c")
+    (raw / "c.png").rename(tmp_path / "c.png")
+    assert preprocess(raw, out) == 0
+    with (out / ".preprocess" / "removed.jsonl").open("a") as file:
+        file.write('{"half of a')
+    assert preprocess(raw, out) == 0
+    assert "half of a" in (out / ".preprocess" / "removed.damaged.jsonl").read_text()
+    (tmp_path / "c.png").rename(raw / "c.png")
+    assert preprocess(raw, out) == 0 and texts_of(out)["c.png"] == "my words for c"

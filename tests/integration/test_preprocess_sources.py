@@ -167,3 +167,76 @@ def test_a_folder_called_masks_is_a_folder_like_others_without_the_flag(raw, tmp
     noise().save(raw / "masks" / "carnival.png")
     assert preprocess(raw, tmp_path / "out") == 0
     assert rows_of(tmp_path / "out")[0]["source"] == "masks/carnival.png"
+
+
+def test_masks_count_where_they_are_white_and_opaque(raw, tmp_path):
+    for name, empty in (("a.png", (255, 255, 255, 0)), ("b.png", (0, 0, 0, 0))):
+        noise(96, 96, seed=ord(name[0])).save(raw / name)
+        mask = Image.new("RGBA", (96, 96), empty)
+        mask.paste((255, 255, 255, 255), (0, 0, 48, 96))
+        (raw / "masks").mkdir(exist_ok=True)
+        mask.save(raw / "masks" / name)
+    assert preprocess(raw, tmp_path / "out", "--masks", "folder", "--buckets", "off") == 0
+    for example in opened(tmp_path / "out", tmp_path):
+        mask = np.asarray(example["mask"])
+        assert mask[:, :28].min() > 250 and mask[:, 36:].max() < 5
+
+
+def test_a_mask_that_leaves_nothing_leaves_its_picture_out_and_one_without_effect_is_named(raw, tmp_path, capsys):
+    (raw / "masks").mkdir()
+    corner = Image.new("L", (192, 96), 0)
+    corner.paste(255, (0, 0, 8, 96))  # a crop from the centre has none of it
+    masks = {"black": Image.new("L", (96, 96), 0), "white": Image.new("L", (96, 96), 255), "corner": corner}
+    for seed, (name, mask) in enumerate(masks.items()):
+        noise(*mask.size, seed=seed).save(raw / f"{name}.png")
+        mask.save(raw / "masks" / f"{name}.png")
+    noise(96, 96, seed=9).save(raw / "none.png")
+    assert preprocess(raw, tmp_path / "out", "--masks", "folder", "--buckets", "off") == 0
+    report, said = report_of(tmp_path / "out"), capsys.readouterr().out
+    reasons = {entry["source"]: entry["reason"] for entry in report["left_out"]}
+    assert "is black everywhere: paint white" in reasons["black.png"] and "over crop 1" in reasons["corner.png"]
+    messages = {(entry["source"], entry["message"]) for entry in report["warnings"]}
+    assert ("white.png", "its mask is white everywhere: all of it counts") in messages
+    assert ("none.png", "no mask: it counts everywhere") in messages and "no mask" in said
+    assert preprocess(raw, tmp_path / "alpha", "--masks", "alpha") == 0
+    assert "no transparency for a mask" in capsys.readouterr().out
+
+
+def test_a_damaged_mask_is_named_as_the_mask(raw, tmp_path):
+    noise(96, 96).save(raw / "a.png")
+    noise(96, 96, seed=1).save(raw / "b.png")
+    (raw / "masks").mkdir()
+    (raw / "masks" / "a.png").write_bytes(b"text")
+    assert preprocess(raw, tmp_path / "out", "--masks", "folder") == 0
+    (left_out,) = report_of(tmp_path / "out")["left_out"]
+    assert left_out["reason"].startswith("its mask") and left_out["reason"].endswith("not an image")
+
+
+def test_folders_other_files_and_orphans_are_named_on_console_report_and_page(raw, tmp_path, capsys):
+    (raw / "3_sks cat").mkdir()
+    (raw / "2023_Italy").mkdir()
+    noise(seed=1).save(raw / "3_sks cat" / "a.png")
+    noise(seed=2).save(raw / "2023_Italy" / "b.png")
+    (raw / "orphan.txt").write_text("of nobody")
+    (raw / "film.mp4").write_bytes(b"film")
+    assert preprocess(raw, tmp_path / "out", "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert preprocess(raw, tmp_path / "out") == 0
+    console = capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    names = ("3_sks cat/", "3 times per epoch", "2023 is a year", "orphan.txt", "film.mp4")
+    for text in (plan, console, page):
+        assert all(name in text for name in names)
+    assert "2 pictures, 4 with repeats" in plan and len(rows_of(tmp_path / "out")) == 4
+    report = report_of(tmp_path / "out")
+    reasons = {entry["source"]: entry["reason"] for entry in report["other_files"]}
+    assert reasons == {"orphan.txt": "a caption, but no picture has this name", "film.mp4": "not a picture"}
+
+
+def test_several_lines_of_metadata_for_one_picture_are_named(raw, tmp_path):
+    noise().save(raw / "a.png")
+    lines = [{"file_name": "a.png", "text": text} for text in ("one", "two")]
+    (raw / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert preprocess(raw, tmp_path / "out") == 0
+    assert [row["text"] for row in rows_of(tmp_path / "out")] == ["one"]
+    assert any("2 lines of metadata name it" in entry["message"] for entry in report_of(tmp_path / "out")["warnings"])

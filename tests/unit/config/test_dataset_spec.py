@@ -45,6 +45,19 @@ def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
     assert load_config(TrainConfig, ["--output_dir", "x", "--datasets", *config.data.datasets]) == config
 
 
+@pytest.mark.parametrize("word", ["no", "0123", "1e3", "12:30", "2024-01-01"])
+def test_texts_of_a_dataset_stay_what_they_are_and_nothing_is_none(word, tmp_path):
+    keys = {"train_data_dir": word, "trigger_word": word, "dataset_config_name": word}
+    entry = DatasetEntry(**keys)
+    assert parse_entries([f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"]) == [entry]
+    lines = [f"    {key}: {value}" for key, value in keys.items()]
+    (tmp_path / "run.yaml").write_text("output_dir: x\ndatasets:\n  -\n" + "\n".join(lines))
+    assert parse_entries(load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]).datasets) == [entry]
+    (tmp_path / "empty.yaml").write_text("output_dir: x\ndatasets:\n  - {train_data_dir: a, trigger_word: }\n")
+    config = load_config(TrainConfig, ["--config", str(tmp_path / "empty.yaml")])
+    assert parse_entries(config.datasets) == [DatasetEntry("a")]
+
+
 @pytest.mark.parametrize(
     "datasets, words",
     [
@@ -56,6 +69,7 @@ def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
         (("{repeats: 2}",), "one of train_data_dir and dataset_name"),
         (("{train_data_dir: a, weight: 1, repeats: 1}",), "repeats and a weight"),
         (("{train_data_dir: a, is_class_images: 3}",), "true or false"),
+        (("{train_data_dir: [a, b]}",), "train_data_dir in .* must be one text"),
         (("{train_data_dir: [",), "not a mapping in YAML"),
         (("a", "{train_data_dir: b, weight: 1}"), "every dataset a weight, or none: a has none"),
     ],

@@ -168,6 +168,40 @@ def test_a_webdataset_has_the_columns_of_its_suffixes_and_its_json(tmp_path):
     assert turn == ("a picture", 0, (64, 64))
 
 
+def test_a_webdataset_may_mix_endings_and_leave_captions_to_its_json(tmp_path):
+    samples = [("a.png", "a.txt"), ("b.PNG", "b.json"), ("c.jpg", "c.caption"), ("d.jpeg", "d.txt")]
+    for number, pairs in enumerate((samples[:3], samples[3:])):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for picture, caption in pairs:
+                words = f"of {picture[0]}"
+                add_to_tar(tar, picture, png(64, 64, ord(picture[0])))
+                add_to_tar(tar, caption, (json.dumps({"caption": words}) if "json" in caption else words).encode())
+    rows = [plain_row(row, "image", "text") for row in open_stream(str(tmp_path), None)]
+    assert [row["text"] for row in rows] == ["of a", "of b", "of c", "of d"]
+    assert [row["image"]["bytes"] for row in rows] == [png(64, 64, ord(name)) for name in "abcd"]
+
+
+@pytest.mark.parametrize("kind", ["cut", "no pictures", "JSON", "UTF-8"])
+def test_a_tar_that_cannot_be_read_is_named(kind, tars, tmp_path):
+    whole = (tars / "shard-0.tar").read_bytes()
+    (tmp_path / "bad.tar").write_bytes(whole[: len(whole) // 2])
+    if kind != "cut":
+        with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+            if kind != "no pictures":
+                add_to_tar(tar, "a.png", png(64, 64, 0))
+            add_to_tar(tar, "a.json" if kind == "JSON" else "a.txt", b"caf" if kind == "no pictures" else b"caf\xe9")
+    with pytest.raises(DataError, match=rf"bad\.tar.*({kind}|damaged)"):
+        steps_of(batches_of(tmp_path, batch_size=1), 0, 20)
+
+
+def test_files_beside_a_stream_are_named(tars, tmp_path):
+    (tmp_path / "a.tar").write_bytes((tars / "shard-0.tar").read_bytes())
+    (tmp_path / "a.parquet").write_bytes(b"statistics")
+    (tmp_path / "picture.png").write_bytes(png(64, 64, 0))
+    with pytest.warns(UserWarning, match=r"a\.parquet, picture\.png: not used beside \.tar files"):
+        open_stream(str(tmp_path), None)
+
+
 def test_what_preprocess_writes_is_a_stream_too(captioned_photographs, tmp_path):
     for path in captioned_photographs.glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
