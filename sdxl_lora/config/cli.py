@@ -95,6 +95,8 @@ def entry_text(value: yaml.Node) -> str:
     if isinstance(value, yaml.ScalarNode):
         return value.value
     value.flow_style = True
+    for _, item in value.value:  # text stays text, see yaml_text.py
+        item.tag = item.tag if item.tag.endswith(":null") else "tag:yaml.org,2002:str"
     return yaml.serialize(value, Dumper=yaml.SafeDumper, width=math.inf, allow_unicode=True).strip()
 
 
