@@ -4,6 +4,7 @@ Whatever lies in the folder is used or named, with the reason. Opens no picture,
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from sdxl_lora.data.images import SUFFIXES, UNSUPPORTED_SUFFIXES
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.folder_names import FolderName, read_folder_name, why_passed_over
 from sdxl_lora.found import Found, Source
-from sdxl_lora.given_captions import add_captions, read_tables
+from sdxl_lora.given_captions import add_captions, is_caption_file, read_tables
 from sdxl_lora.mask_files import is_condition, is_mask_folder, masked_picture, pictures_masked_by
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
 OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run.py
 OF_A_DATASET = ("README.md", "preprocess_report.json", "report.html", "parquet", ".preprocess")
+OF_SAMPLES = re.compile(r"step-\d{6}-prompt-\d+-image-\d+\.png")  # see samples.py
 MOST_ROWS = 1_000_000  # pictures by repeats: whoever has more of them has something else in mind
 
 
@@ -76,6 +78,8 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
                 reason = "a directory, not a file: rename it to use the pictures inside"
                 found.left_out[found.shown(directory / name) + "/"] = reason
             else:
+                if is_caption_file(name) or may_be_table(name):
+                    found.warn(found.shown(directory / name) + "/", "a directory, not a file of captions")
                 continue
             folders.remove(name)
         folders.sort()
@@ -168,6 +172,8 @@ def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Pat
         if suffix in SUFFIXES:
             if reason := why_left_out(path, folder_name(directory, found.folder)):
                 found.left_out[name] = reason
+            elif OF_SAMPLES.fullmatch(file):
+                found.other_files[name] = "a sample that a training drew"
             elif is_condition(file):
                 found.other_files[name] = "a picture to go by, which this training does not use"
             else:

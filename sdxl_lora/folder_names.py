@@ -1,6 +1,7 @@
 """What the name of a folder says: kohya's repeats, or that no pictures of a person's lie there. Reads no file."""
 
 import datetime
+import functools
 import re
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ class FolderName:
     problem: str = ""
 
 
+@functools.cache
 def read_folder_name(name: str) -> FolderName:
     match = NUMBERED.fullmatch(name)
     if match is None:

@@ -44,7 +44,7 @@ def open_folder(folder: Path) -> datasets.Dataset:
         return open_saved_splits(folder)
     if (folder / "dataset_info.json").exists():
         return datasets.load_from_disk(str(folder))
-    is_described = any((folder / name).exists() for name in OF_DATASETS)
+    is_described = any((folder / name).is_file() for name in OF_DATASETS)
     shards = [] if is_described else shards_in(folder)
     if shards:
         return open_shards(folder, shards)
@@ -139,10 +139,12 @@ def captioned_pictures(folder: Path) -> datasets.Dataset:
     for name in ("README.md", *files.values()):  # read for its trigger word, and columns of the dataset
         found.other_files.pop(name, None)
     say_all(found)
+    say_splits(found)
     if found.missing:
         raise DataError(f"{folder}: {listed(found.missing)}: there is no such picture that can be used")
     if not found.sources:
-        raise DataError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}")
+        hint = ": --dataset_streaming reads its .tar files" if files_below(folder, ".tar") else ""
+        raise DataError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}{hint}")
     named = {source.name for source, *_ in found.lines}
     others = sorted((source for source in found.sources if source.name not in named), key=lambda source: source.path)
     rows = [row_of_line(*line) for line in found.lines] + [row_of(source) for source in others]
@@ -199,6 +201,14 @@ def say_all(found: Found) -> None:
             by_message.setdefault(message, []).append(name)
     for message, names in by_message.items():
         say(found.folder, message, names)
+
+
+def say_splits(found: Found) -> None:
+    """Warn where folders look like splits, of which datasets would read one: here they are folders like others."""
+    folders = {source.name.split("/")[0] for source in found.sources if "/" in source.name}
+    if any(SPLITS.get(name.lower()) == "train" for name in folders):
+        others = sorted(name for name in folders if SPLITS.get(name.lower()) not in ("train", None))
+        say(found.folder, "used too, as all folders are: name the one with train to leave others out", others)
 
 
 def say(folder: Path, what: str, names: list[str]) -> None:

@@ -249,3 +249,10 @@ def test_links_to_the_same_folder_are_named(tmp_path):
 def test_no_folder_is_said():
     with pytest.raises(ConfigError, match="is not a folder"):
         find_pictures(Path("nowhere at all"))
+
+
+def test_samples_and_directories_in_place_of_captions_are_named(tmp_path):
+    folder_of(tmp_path, "a.png", "a.txt/x", "old/step-000500-prompt-0-image-0.png")
+    found = find_pictures(tmp_path)
+    assert names(found) == ["a.png"] and found.warnings["a.txt/"] == ["a directory, not a file of captions"]
+    assert found.other_files["old/step-000500-prompt-0-image-0.png"] == "a sample that a training drew"

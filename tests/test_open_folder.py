@@ -261,3 +261,19 @@ def test_a_trigger_word_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("---\ntrigger_word: [a, b]\n---\n")
     with pytest.raises(DataError, match="must be one text, it is"):
         trigger_word_of(str(tmp_path))
+
+
+def test_folders_called_like_splits_are_used_with_a_word(tmp_path):
+    picture(tmp_path / "train" / "a.png")
+    picture(tmp_path / "test" / "b.png", 1)
+    examples, said = opened(tmp_path)
+    assert list(examples) == ["test/b.png", "train/a.png"] and "test: used too" in said
+
+
+def test_tars_without_streaming_are_told_how_they_are_read(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"x")
+    with (
+        pytest.warns(UserWarning, match=r"a\.tar: not used, an archive"),
+        pytest.raises(DataError, match="--dataset_streaming"),
+    ):
+        open_dataset(str(tmp_path))

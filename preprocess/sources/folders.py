@@ -8,6 +8,8 @@ from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.finder import find_pictures
 from sdxl_lora.found import Found
 
+MOST_NAMED = 20
+
 
 def check_folders(sources: list[Path], output: Path) -> None:
     """
@@ -60,7 +62,7 @@ def find_captioned(folder: Path, masks: bool) -> Found:
     """What a folder holds, its captions as one line each."""
     found = find_pictures(folder, masks)
     if not found.sources:
-        raise DataError(no_usable(folder, found.left_out))
+        raise DataError("\n".join([no_usable(folder, found.left_out), *unused(found)]))
     for source in found.sources:
         if source.caption is not None:
             source.caption = " ".join(source.caption.replace("\0", " ").split())
@@ -68,6 +70,13 @@ def find_captioned(folder: Path, masks: bool) -> Found:
         if lines > 1:
             found.warn(name, f"{lines} lines of metadata name it: it is used once, with the caption of the first")
     return found
+
+
+def unused(found: Found) -> list[str]:
+    """Lines with the names of what is there instead of pictures."""
+    reasons = [*found.left_out.items(), *found.other_files.items()]
+    more = [f"  ... and {len(reasons) - MOST_NAMED} more"] if len(reasons) > MOST_NAMED else []
+    return [f"  {name}: {reason}" for name, reason in reasons[:MOST_NAMED]] + more
 
 
 def no_usable(folder: Path | str, reasons: dict[str, str]) -> str:
