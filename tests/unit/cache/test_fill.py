@@ -213,3 +213,21 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, pict
     with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 3 s"):
         latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers())
     assert len(records(tmp_path)) == 2, "what was encoded before is kept"
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "{half", '"text"'])
+def test_a_damaged_memo_is_made_anew_and_named(content, tmp_path):
+    (tmp_path / "memo.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"memo\.json is damaged and is made anew"):
+        memo = Memo(tmp_path / "memo.json")
+    assert memo.recall(["facts"], lambda: "made") == "made"
+    memo.save()
+    assert Memo(tmp_path / "memo.json").recall(["facts"], lambda: "again") == "made"
+
+
+def test_what_does_not_fit_is_made_again(tmp_path):
+    (tmp_path / "memo.json").write_text('{"facts": 5}')
+    memo = Memo(tmp_path / "memo.json")
+    assert memo.recall(["facts"], lambda: "made", lambda found: isinstance(found, str)) == "made"
+    memo.save()
+    assert Memo(tmp_path / "memo.json").recall(["facts"], lambda: "again") == "made"

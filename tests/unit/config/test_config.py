@@ -167,3 +167,9 @@ def test_no_yaml_brings_a_traceback(tmp_path, capsys):
             refused += 1
             assert exit.code == 2 and capsys.readouterr().err.strip()
     assert refused > 50
+
+
+def test_nothing_in_a_settings_file_is_no_text(tmp_path):
+    (tmp_path / "prepare.yaml").write_text("input_dir: a\noutput_dir: b\ntrigger_word:\nfallback_caption: no\n")
+    config = load_config(PreprocessConfig, ["--config", str(tmp_path / "prepare.yaml")])
+    assert (config.trigger_word, config.fallback_caption) == ("", "no")
