@@ -20,7 +20,7 @@ from preprocess.output.publish import publish
 from preprocess.sources.folders import no_usable
 from preprocess.sources.previous_run import Memory
 from sdxl_lora.errors import DataError
-from sdxl_lora.found import Found, Source
+from sdxl_lora.folders.found import Found, Source
 
 EDITED = "metadata.jsonl, edited by hand"
 

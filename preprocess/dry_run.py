@@ -8,7 +8,7 @@ from preprocess.captions.caption_all import CaptionPlan
 from preprocess.images.crop import Sizing
 from preprocess.output.report import listing, other_files
 from sdxl_lora.data.images import FORMATS, upright_size
-from sdxl_lora.found import Found
+from sdxl_lora.folders.found import Found
 
 
 def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:

@@ -16,7 +16,7 @@ from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import Shelf
 from preprocess.sources.previous_run import Memory
-from sdxl_lora.found import Source
+from sdxl_lora.folders.found import Source
 
 
 class Caption(Protocol):

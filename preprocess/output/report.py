@@ -8,7 +8,7 @@ from typing import Any
 from preprocess.captions.token_count import CHUNK, Tokenize, caption_problems, least_tokens
 from preprocess.dataset import EDITED, Built, Row
 from preprocess.sources.folders import kind_of
-from sdxl_lora.found import Found
+from sdxl_lora.folders.found import Found
 
 SHOWN = 20  # names on the console; the report has all of them
 

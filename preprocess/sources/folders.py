@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.finder import find_pictures
-from sdxl_lora.found import Found
+from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.found import Found
 
 MOST_NAMED = 20
 

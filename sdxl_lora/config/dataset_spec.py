@@ -10,8 +10,8 @@ from fractions import Fraction
 
 import yaml
 
+from sdxl_lora.config.yaml_text import load_text
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.yaml_text import load_text
 
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as YAML has them
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 
 from sdxl_lora.config.sections.data import DataConfig
-from sdxl_lora.dataset_card import trigger_word_in
+from sdxl_lora.data.open_folder import UNREADABLE, open_folder
 from sdxl_lora.errors import DataError
-from sdxl_lora.open_folder import UNREADABLE, open_folder
+from sdxl_lora.folders.dataset_card import trigger_word_in
 
 BLACK = (0, 0, 0)  # what is transparent in a mask does not count
 

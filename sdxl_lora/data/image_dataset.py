@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 
 from sdxl_lora.data.dataset import BLACK, are_digests
 from sdxl_lora.data.images import cover_and_crop, decode_image, upright_rgb
+from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
-from sdxl_lora.open_folder import REPEATS, UNREADABLE
 from sdxl_lora.rng import keyed_seed
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")

@@ -15,14 +15,23 @@ from pathlib import Path
 import datasets
 import fsspec
 
-from sdxl_lora.caption_files import caption_in
-from sdxl_lora.caption_tables import OF_DATASETS
+from sdxl_lora.data.open_folder import (
+    UNREADABLE,
+    files_below,
+    literal,
+    say,
+    say_all,
+    say_others,
+    shards_in,
+    training_files,
+)
 from sdxl_lora.data.prefetch import ahead
+from sdxl_lora.data.tar_reader import CAPTIONS, PICTURES, tar_stream
 from sdxl_lora.errors import DataError
-from sdxl_lora.finder import find_pictures
-from sdxl_lora.open_folder import UNREADABLE, files_below, literal, say, say_all, say_others, shards_in, training_files
+from sdxl_lora.folders.caption_files import caption_in
+from sdxl_lora.folders.caption_tables import OF_DATASETS
+from sdxl_lora.folders.finder import find_pictures
 from sdxl_lora.rng import keyed_seed
-from sdxl_lora.tar_reader import CAPTIONS, PICTURES, tar_stream
 
 ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger
 

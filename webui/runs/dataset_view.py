@@ -15,10 +15,10 @@ from preprocess.captions.caption_text import training_text
 from preprocess.captions.token_count import caption_problems, least_tokens
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card
-from sdxl_lora.caption_tables import read_jsonl
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.folders.caption_tables import read_jsonl
 from webui.fields import fields_of
 
 

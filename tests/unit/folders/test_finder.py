@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.finder import find_pictures
-from sdxl_lora.folder_names import MOST_REPEATS, read_folder_name
+from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.folder_names import MOST_REPEATS, read_folder_name
 
 WORDS = "a cat on a mat"
 
@@ -72,7 +72,7 @@ def test_repeats_beyond_reason_are_refused_with_a_remedy(name, tmp_path):
 
 
 def test_repeats_of_many_pictures_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdxl_lora.finder.MOST_ROWS", 100)
+    monkeypatch.setattr("sdxl_lora.folders.finder.MOST_ROWS", 100)
     folder_of(tmp_path, *(f"60_x/{number}.png" for number in range(2)))
     with pytest.raises(DataError, match=r"2 pictures are 120 by the repeats.*60_x"):
         find_pictures(tmp_path)

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from sdxl_lora.caption_files import ByName, alike
+from sdxl_lora.folders.caption_files import ByName, alike
 
 MASK_FOLDERS = ("masks", "mask")
 CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for models that take a picture to go by

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from sdxl_lora.caption_tables import Line, Table
+from sdxl_lora.folders.caption_tables import Line, Table
 
 
 @dataclasses.dataclass(slots=True)

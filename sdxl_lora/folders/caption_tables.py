@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdxl_lora.caption_files import TEXT_KEYS, caption_in, read_text
 from sdxl_lora.errors import DataError
+from sdxl_lora.folders.caption_files import TEXT_KEYS, caption_in, read_text
 
 OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # which the library datasets reads
 METADATA = (*OF_DATASETS, "metadata.tsv", "metadata.json")
