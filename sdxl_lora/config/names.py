@@ -1,11 +1,14 @@
-"""Names that can be a file's everywhere and stay inside their folder."""
+"""Names that can be a file's everywhere and stay inside their folder, and how others' names are shown."""
 
 import re
+from pathlib import Path
 
 from sdxl_lora.operating_system import is_reserved_name
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# what moves the cursor, breaks the line, turns the direction of writing, or cannot be encoded
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_name(name: str) -> None:
@@ -19,3 +22,15 @@ def check_name(name: str) -> None:
         raise ValueError(f"the output name {name!r} is a device's on Windows: choose another.")
     if f"{name}.safetensors" == DIFFUSERS_NAME:
         raise ValueError(f"the output name {name!r} is the diffusers file's own: choose another.")
+
+
+def printable(name: Path | str) -> str:
+    r"""A name for messages: control characters as \x1b, bytes that are no UTF-8 as \xe9; all else as it is."""
+    return UNPRINTABLE.sub(escaped, str(name))
+
+
+def escaped(match: re.Match) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte as os.fsdecode has it
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode("ascii")

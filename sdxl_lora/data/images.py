@@ -4,55 +4,79 @@ Pure functions on PIL images, shared by preprocess and the trainer. Knows no cap
 Sizes that go in are (width, height) as in PIL; what comes out for SDXL's conditioning is (height, width) and (y, x).
 """
 
+import contextlib
+import importlib.util
 import io
-import os
 import re
-import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
-from sdxl_lora.errors import DataError
+from sdxl_lora.bare_images import BARE, check_png_pixels, whole
+from sdxl_lora.colour import ImageWarning, to_srgb
+from sdxl_lora.exif import RAW_PROFILE, orientation_of
+from sdxl_lora.regular_files import FileError, open_regular, read_regular
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # the only decoders that a stranger's file may reach
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # no requirement: phones' photos can be had as JPEG
+HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", *(HEIF_SUFFIXES if HAS_HEIF else ()))
+OTHER_SUFFIXES = (".jfif", ".jpe", ".jif", ".pjpeg", ".pjp", ".jpg_large", ".jpg_orig", ".apng")  # of the same formats
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("HEIC",) if HAS_HEIF else ()))  # all that a stranger's file may reach
 UNSUPPORTED_SUFFIXES = (
-    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".bmp", ".svg", ".psd", ".xcf", ".ico", ".tga", ".exr",
-    ".hdr", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+    ".heic", ".heif", ".hif", ".heics", ".avif", ".avifs", ".jxl", ".jxr", ".jp2", ".j2k", ".jpx", ".tif", ".tiff",
+    ".bmp", ".svg", ".psd", ".psb", ".xcf", ".kra", ".ico", ".tga", ".exr", ".hdr", ".eps", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".qoi", ".dds", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
 )  # fmt: skip
 MAX_MEGAPIXELS = 128  # above every camera but a few; decoding needs 3 bytes per pixel, and as much again upright
+HEAD_BYTES = 1024  # that tell the format
 WHITE = (255, 255, 255)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 
 
-class ImageWarning(UserWarning):
-    """A picture was used, though not quite as its file asks."""
-
-
-class ImageError(DataError):
+class ImageError(FileError):
     """A file that cannot be used as a picture. `reason` is the message without the path."""
 
-    def __init__(self, path: Path | str, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
+
+def is_image_name(name: Path | str) -> bool:
+    """Whether a file's ending is one of a supported format's."""
+    return str(name).lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
+
+
+def looks_like_image(path: Path | str) -> bool:
+    """Whether a file begins as a supported format does, whatever its name; False for what cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return sniff(file.read(HEAD_BYTES)) in FORMATS
+    except FileError:
+        return False
 
 
 def open_image(path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
-    """The picture in a .png, .jpg, .webp or .gif, decoded to its last row; of several frames the first.
+    """The picture in a file of one of FORMATS, decoded to its last row; of several frames the first.
 
     Raises:
         ImageError: no file, unreadable, empty, not an image, another format, too many pixels, truncated, damaged.
     """
+    return decode_image(read_image(path), path, max_megapixels)
+
+
+def read_image(path: Path | str) -> bytes:
+    """A picture's file, for what needs its hash and its pixels: they must be of one reading."""
     try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise ImageError(path, "a device or a pipe, not a file")  # reading one might never end
-        return decode_image(Path(path).read_bytes(), path, max_megapixels)
-    except IsADirectoryError:
-        raise ImageError(path, "a directory, not a file") from None
-    except FileNotFoundError:
-        raise ImageError(path, "dangling link" if Path(path).is_symlink() else "no such file") from None
-    except OSError as error:
-        raise ImageError(path, f"cannot be read ({error.strerror or error})") from None
+        return read_regular(path)
+    except FileError as error:
+        raise ImageError(path, error.reason) from None
 
 
 def decode_image(data: bytes, path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
@@ -60,28 +84,74 @@ def decode_image(data: bytes, path: Path | str, max_megapixels: float = MAX_MEGA
 
     Image.verify() passes truncated JPEGs, so every picture is decoded in full.
     """
-    if not data:
-        raise ImageError(path, "empty file (0 bytes)")
-    kind = sniff(data)
-    if kind not in FORMATS:
-        supported = ", ".join(SUFFIXES)
-        raise ImageError(path, f"unsupported format {kind}; use {supported}" if kind else "not an image")
+    with opened(io.BytesIO(data), path, max_megapixels) as image:
+        image.load()
+        return image
+
+
+def image_header(file: Path | bytes, path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """The picture with its size and info and without its pixels.
+
+    Args:
+        file: where it lies, of which no pixel is read then, or its bytes; `path` is for messages alone.
+    Raises:
+        ImageError: all that open_image says without having seen the pixels.
+    """
+    if isinstance(file, bytes):
+        with opened(io.BytesIO(file), path, max_megapixels, header=True) as image:
+            return image
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                check_pixels(path, image.width * image.height, max_megapixels)
-                getattr(image, "n_frames", 1)  # GIF counts its frames by reading them: only while the file is open
-                image.load()
-                return image
+        with open_regular(file) as stream, opened(stream, path, max_megapixels, header=True) as image:
+            return image
+    except FileError as error:
+        raise ImageError(path, error.reason) from None
+
+
+@contextlib.contextmanager
+def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bool = False) -> Iterator[Image.Image]:
+    """An image that PIL has opened and not yet decoded: the only place where a stranger's bytes come to PIL.
+
+    Raises:
+        ImageError: in the block too.
+    """
+    kind = supported_format(stream.read(HEAD_BYTES), path)
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    try:
+        data, facts = BARE.get(kind, whole)(stream, header)
+        with open_with(kind, data) as image:
+            image.info |= facts
+            check_pixels(path, image.width * image.height, max_megapixels)
+            if kind == "PNG" and not header:
+                check_png_pixels(data)
+            yield image
     except Image.DecompressionBombError as error:
         check_pixels(path, int(re.findall(r"\d+", str(error))[0]), max_megapixels)
         raise ImageError(path, str(error)) from None
-    except ImageError:
-        raise
-    except Exception as error:  # damaged files bring OSError, SyntaxError, struct.error, EOFError, ValueError ...
-        word = "truncated" if is_cut(kind, data) or "truncated" in str(error).lower() else "damaged"
-        raise ImageError(path, f"{word} {kind} ({error})") from None
+    except (FileError, OSError) as error:
+        if isinstance(error, FileError) or error.errno:  # the disk's word, not PIL's
+            raise
+        raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({error})") from None
+    except Exception as error:  # damaged files bring SyntaxError, struct.error, EOFError, ValueError ...
+        raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({error})") from None
+
+
+def open_with(kind: str, data: bytes) -> Image.Image:
+    """The image by the decoder of one of FORMATS."""
+    if kind == "HEIC":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
+        return Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
+
+
+def open_own_png(path: Path) -> Image.Image:
+    """A sample that a run drew, with the texts in it."""
+    with Image.open(path, formats=["PNG"]) as image:
+        image.load()
+        return image
 
 
 def check_pixels(path: Path | str, pixels: int, max_megapixels: float) -> None:
@@ -89,40 +159,87 @@ def check_pixels(path: Path | str, pixels: int, max_megapixels: float) -> None:
         raise ImageError(path, f"{pixels / 1e6:.0f} MP exceeds the limit of {max_megapixels:.0f} MP")
 
 
+def supported_format(head: bytes, path: Path | str) -> str:
+    """The format by a file's first bytes; ImageError where it is none of FORMATS."""
+    if not head:
+        raise ImageError(path, "empty file (0 bytes)")
+    kind = sniff(head)
+    if kind is None:
+        raise ImageError(path, "not an image")
+    if kind not in FORMATS:
+        raise ImageError(path, unsupported(kind))
+    return kind
+
+
+def unsupported(kind: str) -> str:
+    """What to say of a picture in another format."""
+    more = "`pip install pillow-heif` to use it, or " if kind.upper() in ("HEIC", "HEIF", "HIF", "HEICS") else ""
+    return f"unsupported format {kind}; {more}use {', '.join(SUFFIXES)}"
+
+
 def sniff(data: bytes) -> str | None:
     """Format by the first bytes: a member of FORMATS, the name of another known format, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        return "AVIF" if brand in (b"avif", b"avis") else "HEIC"
+        return brand_of(data)
     known = {
         b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"8BPS": "PSD", b"BM": "BMP", b"II*\0": "TIFF",
-        b"MM\0*": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"%PDF": "PDF", b"gimp xcf": "XCF",
-        b"\0\0\0\x0cjP": "JPEG 2000", b"\0\0\1\0": "ICO",
+        b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
+        b"%PDF": "PDF", b"gimp xcf": "XCF", b"\0\0\0\x0cjP": "JPEG 2000", b"\xffO\xffQ": "JPEG 2000",
+        b"\0\0\1\0": "ICO", b"II\xbc\1": "JPEG XR", b"qoif": "QOI", b"DDS ": "DDS", b"v/1\1": "EXR",
+        b"#?RADIANCE": "HDR", b"%!PS": "EPS", b"FUJIFILMCCD-RAW": "RAF", b"IIU\0": "RW2", b"IIRO": "ORF",
+        b"\x1aE\xdf\xa3": "video",
     }  # fmt: skip
     for magic, name in known.items():
         if data.startswith(magic):
             return name
+    if re.match(rb"P[1-7]\s", data):
+        return "PPM"
     return "SVG" if b"<svg" in data[:1024].lower() else None
 
 
-def is_cut(kind: str, data: bytes) -> bool:
+def brand_of(data: bytes) -> str:
+    """The format of an ISO base media file, by the brand that it has, or has also."""
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 128), 4))]
+    for brand in brands:
+        if brand in (b"avif", b"avis"):
+            return "AVIF"
+        if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"):
+            return "HEIC"
+        if brand == b"crx ":
+            return "CR3"
+    return "HEIC" if brands[0] in (b"mif1", b"msf1", b"mif2") else "video"
+
+
+def fault_word(kind: str, stream: BinaryIO, size: int, error: Exception) -> str:
+    stream.seek(max(0, size - 64))
+    return "truncated" if is_cut(kind, stream, size) or "truncated" in str(error).lower() else "damaged"
+
+
+def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
     """Whether the end of the file is missing, by the mark or the length that its format puts there."""
+    if kind == "HEIC":
+        return False
     if kind == "WEBP":
-        return len(data) < int.from_bytes(data[4:8], "little") + 8
-    return {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b"\x3b"}[kind] not in data[-64:]
+        stream.seek(4)
+        return size < int.from_bytes(stream.read(4), "little") + 8
+    stream.seek(max(0, size - 64))
+    return {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b"\x3b"}[kind] not in stream.read(64)
 
 
 def frame_count(image: Image.Image) -> int:
-    """Frames of an animation that open_image has read; 1 for a still picture and for a phone's MPO with its depth."""
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    """Frames of an animation that open_image has read; 1 for a still picture and for a phone's photo with its depth."""
+    return image.info.get("frames") or getattr(image, "n_frames", 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height as upright_rgb will have them; decodes nothing."""
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+    try:
+        is_turned = orientation_of(image.info) in (5, 6, 7, 8)
+    except ValueError:
+        is_turned = False  # upright_rgb says so
+    return (image.height, image.width) if is_turned else image.size
 
 
 def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -132,42 +249,34 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) ->
     Warns:
         ImageWarning: the colour profile or the EXIF data is damaged and was left out of account.
     """
+    info = image.info
     image = turned_by_exif(image)
     if image.mode.startswith("I"):  # 16-bit grey; "I" is what older files of it open as
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
+        if isinstance(transparent := info.get("transparency"), int):
+            image.info["transparency"] = round(transparent / 257)
     if not image.has_transparency_data:
-        return to_srgb(image)
-    rgba = image.convert("RGBA")
-    rgba.info.update(image.info)
-    colours = to_srgb(rgba.convert("RGB"))
-    return Image.composite(colours, Image.new("RGB", image.size, background), rgba.getchannel("A"))
+        rgb = to_srgb(image, info)
+    else:
+        rgba = image.convert("RGBA")
+        colours = to_srgb(image.getchannel(0) if image.mode in ("L", "LA") else rgba.convert("RGB"), info)
+        rgb = Image.composite(colours, Image.new("RGB", image.size, background), rgba.getchannel("A"))
+    if rgb.info is not info:
+        rgb.info = {}  # all that it asked for is done
+    return rgb
 
 
 def turned_by_exif(image: Image.Image) -> Image.Image:
     try:
-        if image.getexif().get(0x0112, 1) == 1:
-            return image  # exif_transpose would copy it
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # a damaged EXIF block brings SyntaxError, struct.error, ValueError ...
+        orientation = orientation_of(image.info)
+    except ValueError as error:
         warnings.warn(f"its EXIF data is damaged ({error}); used without turning", ImageWarning, stacklevel=3)
         return image
-
-
-def to_srgb(image: Image.Image) -> Image.Image:
-    """RGB pixels in sRGB, by the embedded ICC profile where there is one."""
-    profile_bytes = image.info.get("icc_profile")
-    if image.mode not in ("RGB", "L", "CMYK"):  # palette, 1 bit: their colours are RGB already
-        image = image.convert("RGB")
-    if profile_bytes:
-        try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-            if image.mode != "RGB" or "sRGB" not in ImageCms.getProfileDescription(profile):
-                converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert converted is not None, "that is for inPlace"
-                return converted
-        except (ImageCms.PyCMSError, OSError) as error:
-            warnings.warn(f"its colour profile is damaged ({error}); taken as sRGB", ImageWarning, stacklevel=3)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
+    if orientation == 1:
+        return image
+    turned = image.transpose(TURNS[orientation])
+    turned.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp", RAW_PROFILE)}
+    return turned
 
 
 def cover_and_crop(

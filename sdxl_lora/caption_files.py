@@ -1,0 +1,81 @@
+"""The text of files that people wrote captions into, or a clear word on what is no text. Knows no pictures."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sdxl_lora.config.names import printable
+from sdxl_lora.errors import DataError
+from sdxl_lora.regular_files import read_regular
+
+MOST_CAPTION_BYTES = 10**6
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
+    """A file's text, with or without a byte-order mark.
+
+    Raises:
+        DataError: not a regular file, unreadable, too large, not UTF-8 (which byte, where), or with a NUL in it.
+    """
+    data = read_regular(path, most_bytes)
+    if data.startswith(UTF16_MARKS):
+        raise DataError(f"{printable(path)} is UTF-16, not UTF-8: save it again as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            f"{printable(path)} is not UTF-8: byte 0x{byte:02x} at position {error.start}; save it again as UTF-8"
+        ) from None
+    if "\0" in text:
+        where = f"NUL at position {data.index(0)}, as in UTF-16"
+        raise DataError(f"{printable(path)} is not UTF-8 text: {where}; save it again as UTF-8")
+    return text
+
+
+def read_caption(path: Path) -> str:
+    """A caption file's text as one line. Raises what read_text does."""
+    return " ".join(read_text(path).split())
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        DataError: what read_text raises; a line that is no JSON object, or holds what is no text, with its number.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path, most_bytes=2**31).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{printable(path)}:{number}"
+        try:
+            row = json.loads(line)
+            problem = text_problem(row) if "\\u" in line else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}:{error.colno}: {error.msg}; every line must be a JSON object") from None
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits, 10000 brackets
+            raise DataError(f"{where}: cannot be read ({error}); every line must be a JSON object") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: every line must be a JSON object, this one is {line[:40]!r}")
+        if problem:
+            raise DataError(f"{where}: {problem}")
+        rows.append(row)
+    return rows
+
+
+def text_problem(value: Any) -> str | None:
+    """What keeps the texts of a JSON value from being written as UTF-8, or from being a caption; None where nothing."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next(filter(None, map(text_problem, value)), None)
+    if isinstance(value, str) and (half := LONE_SURROGATE.search(value)):
+        code = f"\\u{ord(half[0]):04x}"
+        return f"{code} is half a character, as of an emoji that was cut: write the whole character, or none"
+    if isinstance(value, str) and "\0" in value:
+        return f"a NUL at position {value.index(chr(0))} of {value[:40]!r}: take it out"
+    return None

@@ -1,0 +1,138 @@
+"""Pixels of any colour space as sRGB, by what the file says of its colours: an ICC profile, a PNG's chunks, EXIF.
+
+A profile is judged by what it does to colours, never by its name: phones call their P3 "... with sRGB Transfer".
+"""
+
+import functools
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from sdxl_lora.exif import is_adobe_rgb
+from sdxl_lora.icc import HDR_CURVES, adobe_rgb_profile, coded_profile, gamma_profile
+
+UNSPECIFIED = 2  # a code of primaries
+SAME_LEVELS = 2  # of 255: by as much do the sRGB profiles of different makers differ
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # PIL's by the colour space that a profile is for
+NOT_FOR_IMAGES = {"link": "a link of two devices", "abst": "an abstract profile", "nmcl": "a list of named colours"}
+
+
+class ImageWarning(UserWarning):
+    """A picture was used, though not quite as its file asks."""
+
+
+class ProfileError(ValueError):
+    """Colours that the file names and that cannot be found out."""
+
+
+def to_srgb(image: Image.Image, info: dict[str, Any]) -> Image.Image:
+    """RGB pixels in sRGB.
+
+    Args:
+        info: what PIL and open_image found in the file beside the pixels.
+    Warns:
+        ImageWarning: the colour profile is damaged or not for such pixels and was left out of account; HDR was clipped.
+    """
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("RGB", "L", "CMYK"):  # a palette: its colours are RGB already
+        image = image.convert("RGB")
+    try:
+        profile = profile_of(info)
+        if profile:
+            mode, transform = transform_of(profile, image.mode)
+            if transform:
+                return transform.apply(image if image.mode == mode else image.convert(mode))
+    except (ProfileError, ImageCms.PyCMSError, OSError) as error:
+        warnings.warn(f"its colour profile cannot be used ({error}); taken as sRGB", ImageWarning, stacklevel=3)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
+
+
+def profile_of(info: dict[str, Any]) -> bytes | None:
+    """The ICC profile of an image's colours, made here where the file names them in another way; None for sRGB."""
+    icc = info.get("icc_profile")
+    cicp = info.get("cicp")  # of a PNG; overrules all else there
+    if cicp and (profile := coded(cicp[0], cicp[1], bool(cicp[3]))):
+        return profile
+    if "icc_profile" in info and icc is None:
+        raise ProfileError("a part of it is missing or cannot be unpacked")
+    if icc:
+        return icc
+    if nclx := info.get("nclx_profile"):  # of a HEIC
+        return coded(nclx["color_primaries"], nclx["transfer_characteristics"])
+    if "srgb" in info:
+        return None
+    if "gamma" in info or "chromaticity" in info:
+        try:
+            return gamma_profile(info.get("gamma"), info.get("chromaticity"))
+        except ValueError as error:
+            raise ProfileError(str(error)) from None
+    return adobe_rgb_profile() if is_adobe_rgb(info) else None
+
+
+def coded(primaries: int, curve: int, full_range: bool = True) -> bytes | None:
+    if curve in HDR_CURVES:
+        warnings.warn("its colours are HDR: what is brighter than white is clipped", ImageWarning, stacklevel=3)
+    profile = coded_profile(primaries, curve, full_range)
+    if profile is None and primaries != UNSPECIFIED:
+        warnings.warn(
+            f"its colours have codes without a meaning here ({primaries}, {curve})", ImageWarning, stacklevel=3
+        )
+    return profile
+
+
+@functools.lru_cache(maxsize=16)
+def transform_of(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that pixels must have for the transform to sRGB, and that; None where it would leave them as they are.
+
+    Args:
+        mode: L, RGB or CMYK, that of the image.
+    Raises:
+        ProfileError, PyCMSError, OSError: it is damaged, or for pixels of another kind.
+    """
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space, kind = opened.profile.xcolor_space.strip(), opened.profile.device_class.strip()
+    if kind in NOT_FOR_IMAGES:
+        raise ProfileError(f"it is {NOT_FOR_IMAGES[kind]}")
+    wanted = MODES.get(space)
+    if wanted != mode and (wanted, mode) != ("RGB", "L"):  # grey pixels of an RGB profile are as common as right
+        raise ProfileError(f"it is for {space} and the pixels are {mode}")
+    transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), wanted, "RGB")
+    if wanted == "CMYK":
+        return wanted, transform
+    before = probe(wanted)
+    change = np.subtract(np.asarray(transform.apply(before)), np.asarray(before.convert("RGB")), dtype=int)
+    return wanted, None if np.abs(change).max() <= SAME_LEVELS else transform
+
+
+def probe(mode: str) -> Image.Image:
+    """An image with colours from everywhere in the cube, or with all greys."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    steps = np.linspace(0, 255, 18).round().astype(np.uint8)
+    return Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3))
+
+
+def is_read_anew(image: Image.Image) -> bool:
+    """Whether earlier versions, which went by a profile's name and by nothing else, gave an image other pixels.
+
+    Keys of caches hold this, so that what was made of such images is made again and all else stays.
+    """
+    info, mode = image.info, {"1": "L", "LA": "L", "I;16": "L", "CMYK": "CMYK", "L": "L"}.get(image.mode, "RGB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)
+            profile = profile_of(info)
+        if not profile or transform_of(profile, mode)[1] is None:
+            return False
+        if profile is not info.get("icc_profile"):
+            return True
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = MODES.get(opened.profile.xcolor_space.strip())
+        was_converted = space == ("RGB" if image.mode == "LA" else mode)
+        return not was_converted or (mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(opened))
+    except (ProfileError, ImageCms.PyCMSError, OSError):
+        return False
