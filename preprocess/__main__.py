@@ -83,7 +83,7 @@ def run(config: PreprocessConfig) -> None:
     if config.images.masks == "remover":
         check_remover()
     if config.job.dry_run:
-        print(plan_lines(found, recipe_of(config).sizing, plan_of(config)))
+        print(plan_lines(found, recipe_of(config).sizing, plan_of(config), config.images.max_megapixels))
         return
     repository = None
     if config.output.push_to_hub:

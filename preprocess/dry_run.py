@@ -1,17 +1,17 @@
 """What a run would do, from the headers of the files: decodes no picture and writes nothing."""
 
+import warnings
 from collections import Counter
-
-from PIL import Image
 
 from preprocess.captions.caption_all import CaptionPlan
 from preprocess.images.crop import Sizing
 from preprocess.output.report import listing, other_files
-from sdxl_lora.data.images import FORMATS, upright_size
-from sdxl_lora.folders.found import Found
+from sdxl_lora.colour import ImageWarning
+from sdxl_lora.data.images import MAX_MEGAPIXELS, ImageError, image_header, upright_size
+from sdxl_lora.folders.found import Found, Source
 
 
-def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
+def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan, max_megapixels: float = MAX_MEGAPIXELS) -> str:
     """
     Raises:
         ConfigError: the captioner that is needed cannot be loaded.
@@ -20,11 +20,11 @@ def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
     left_out = dict(found.left_out)
     for source in found.sources:
         try:
-            with Image.open(source.path, formats=FORMATS) as image:
-                sizes[sizing.bucket_of(upright_size(image))] += 1
-        except OSError as error:  # Pillow's own error for what is no image is one
-            left_out[source.name] = f"cannot be opened ({type(error).__name__})"
-        except (ValueError, Image.DecompressionBombError, SyntaxError) as error:
+            size = size_of(source, max_megapixels)
+            sizes[sizing.bucket_of(size)] += 1
+        except ImageError as error:
+            left_out[source.name] = error.reason
+        except ValueError as error:
             left_out[source.name] = str(error)
     rows = sum(source.repeats for source in found.sources)
     with_repeats = f", {rows} with repeats" if rows > len(found.sources) else ""
@@ -45,3 +45,22 @@ def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan) -> str:
             "nothing was written: a dry run reads headers only, and damaged pictures show when they are decoded",
         ]
     )
+
+
+def size_of(source: Source, max_megapixels: float) -> tuple[int, int]:
+    """Width and height of a picture that a run can use, as far as headers tell.
+
+    Raises:
+        ValueError: its own or its mask's header says that it would be left out.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # the run says it
+        size = upright_size(image_header(source.path, source.path, max_megapixels))
+        if source.mask is not None:
+            try:
+                mask_size = upright_size(image_header(source.mask, source.mask, max_megapixels))
+            except ImageError as error:
+                raise ValueError(f"its mask {source.mask.name}: {error.reason}") from None
+            if mask_size != size:
+                raise ValueError(f"its mask {source.mask} has {mask_size} px, it must have {size} like the picture")
+    return size

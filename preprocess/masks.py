@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.images.masks import foreground_mask
-from sdxl_lora.data.images import ImageError, open_image, turned_by_exif, upright_rgb
+from sdxl_lora.data.images import ImageError, decode_image, turned_by_exif, upright_rgb
 
 VERSION = 2  # to be raised when the same file gives another mask: crops with masks from files are made anew then
 BLACK = (0, 0, 0)
@@ -17,12 +17,19 @@ PAINT = "paint white what counts"
 
 
 def mask_of(
-    kind: str, file: Path | None, stored: Image.Image, image: Image.Image, max_megapixels: float, notes: list[str]
+    kind: str,
+    file: Path | None,
+    data: bytes | None,
+    stored: Image.Image,
+    image: Image.Image,
+    max_megapixels: float,
+    notes: list[str],
 ) -> Image.Image | None:
     """Mode L, white where the picture counts; None where no masks are asked for. Without effect: said in `notes`.
 
     Args:
         kind: --masks.
+        file, data: the mask's, where there is one.
         stored: the picture as its file has it; image: upright, in RGB.
     Raises:
         ValueError: the mask cannot be read, has another size, or leaves nothing that counts.
@@ -30,10 +37,10 @@ def mask_of(
     if kind == "none":
         return None
     white = Image.new("L", image.size, 255)
-    if kind == "folder" and file is None:
+    if kind == "folder" and (file is None or data is None):
         return white  # the finder has said so
-    if kind == "folder":
-        mask, name = mask_in(file, max_megapixels), f"its mask {file}"
+    if file is not None and data is not None and kind == "folder":
+        mask, name = mask_in(file, data, max_megapixels), f"its mask {file}"
     elif kind == "remover":
         mask, name = foreground_mask(image), "its mask from the background remover"
     elif stored.has_transparency_data:
@@ -51,10 +58,10 @@ def mask_of(
     return mask
 
 
-def mask_in(file: Path, max_megapixels: float) -> Image.Image:
+def mask_in(file: Path, data: bytes, max_megapixels: float) -> Image.Image:
     """The mask in a file, as grey; what is transparent there does not count."""
     try:
-        return upright_rgb(open_image(file, max_megapixels), BLACK).convert("L")
+        return upright_rgb(decode_image(data, file, max_megapixels), BLACK).convert("L")
     except ImageError as error:
         raise ValueError(f"its mask {file}: {error.reason}") from None
 

@@ -16,6 +16,7 @@ from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import Shelf
 from preprocess.sources.previous_run import Memory
+from sdxl_lora.data.images import open_image
 from sdxl_lora.folders.found import Source
 
 
@@ -165,8 +166,7 @@ def open_crop(output: Path, prepared: Prepared) -> Image.Image:
     """The crop as it will be trained, published or not."""
     published = output / prepared.file_name
     path = published if published.exists() else output / ".preprocess" / "images" / published.name
-    with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
-        return image.convert("RGB")
+    return open_image(path).convert("RGB")
 
 
 def caption_batch(caption: Caption, images: list[Image.Image], may_be_empty: bool = False) -> list[tuple[str, str]]:

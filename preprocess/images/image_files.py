@@ -8,7 +8,6 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.jobs.state import write_whole
-from sdxl_lora.data.images import ImageError, open_image
 
 ENCODERS = {
     "png": (".png", "PNG", {"compress_level": 1}),  # lossless; level 1 is 4 times as fast as 6 and 5 % larger
@@ -22,32 +21,14 @@ SPLIT_WORDS = re.compile(
 )
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def slug(name: str) -> str:
     """The source's stem as far as every system can write it; empty where nothing of it is left."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:40].strip("-")
     return SPLIT_WORDS.sub(lambda match: match[0].capitalize(), stem)
-
-
-def unreadable(path: Path | None) -> str | None:
-    """The reason why a file cannot be read; None where it can, whatever is in it."""
-    try:
-        if path and not path.is_file():
-            open_image(path)  # says what it is
-        if path:
-            path.open("rb").close()
-    except ImageError as error:
-        return error.reason
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
 
 
 def write_thumbnail(folder: Path, small: Image.Image, key: str) -> None:
@@ -66,6 +47,8 @@ def write_image(path: Path, image: Image.Image, kind: str, options: dict) -> int
 
 
 def encoded(image: Image.Image, kind: str, options: dict) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
+    """Pixels and nothing else: PIL would write a comment or a profile that the source had."""
+    bare, stream = image.copy(), io.BytesIO()
+    bare.info = {}
+    bare.save(stream, kind, **options)
     return stream.getvalue()

@@ -14,11 +14,12 @@ from PIL import Image
 
 from preprocess import masks
 from preprocess.images.crop import Crop, Sizing, crop_picture, random_positions
-from preprocess.images.image_files import ENCODERS, sha256_of, slug, unreadable, write_image, write_thumbnail
+from preprocess.images.image_files import ENCODERS, sha256_of, slug, write_image, write_thumbnail
 from preprocess.images.quality import measure, small_copy
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
-from sdxl_lora.data.images import ImageError, ImageWarning, frame_count, open_image, upright_rgb
+from sdxl_lora.colour import ImageWarning, is_read_anew
+from sdxl_lora.data.images import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
 
 VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
 
@@ -85,10 +86,35 @@ class Job:
         return self.output / ".preprocess" / "images"
 
 
-def identity(job: Job, sha256: str) -> str:
-    """Names the result of a job: same bytes, same mask, same recipe, same name of the file."""
-    mask = f"{masks.VERSION} {sha256_of(job.mask)}" if job.mask else ""
-    text = "\0".join([sha256, mask, job.recipe.digest(), Path(job.name).stem])
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """The files of a job, read once: the hash, the pixels and the mask are of the same moment."""
+
+    picture: bytes
+    mask: bytes | None
+
+    @classmethod
+    def of(cls, job: Job) -> "Bytes":
+        """
+        Raises:
+            ImageError: one of them cannot be read.
+        """
+        picture = read_image(job.path)
+        try:
+            return cls(picture, read_image(job.mask) if job.mask else None)
+        except ImageError as error:
+            raise ImageError(job.path, f"its mask {job.mask}: {error.reason}") from None
+
+
+def identity(job: Job, files: Bytes) -> str:
+    """Names the result of a job: same bytes, same mask, same recipe, same name of the file.
+
+    Raises:
+        ImageError: the picture's header says that it cannot be used.
+    """
+    mask = f"{masks.VERSION} {sha256_of(files.mask)}" if files.mask is not None else ""
+    anew = ["colours"] if is_read_anew(image_header(files.picture, job.path, job.recipe.max_megapixels)) else []
+    text = "\0".join([sha256_of(files.picture), mask, job.recipe.digest(), Path(job.name).stem, *anew])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -98,17 +124,16 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     Raises:
         OSError: the disk is full or not writable. What is wrong with the picture comes back as Refused.
     """
-    if error := unreadable(job.path):
-        return Refused(job.name, error)
-    if error := unreadable(job.mask):
-        return Refused(job.name, f"its mask {job.mask}: {error}")
-    sha256 = sha256_of(job.path)
-    key = identity(job, sha256)
+    try:
+        files = Bytes.of(job)
+        key = identity(job, files)
+    except ImageError as error:
+        return Refused(job.name, error.reason)
     shelf = Shelf(job.output / ".preprocess" / "pictures")
     known = shelf.get(key, crops_of_record)
     if known and all(crop_is_whole(job, crop) for crop in known):
         return [dataclasses.replace(crop, source=job.name, is_new=False) for crop in known]
-    result = prepare_picture(job, sha256, key)
+    result = prepare_picture(job, files, key)
     if isinstance(result, Refused):
         return result
     shelf.put(key, [dataclasses.asdict(crop) for crop in result])
@@ -139,12 +164,12 @@ def crop_is_whole(job: Job, crop: Prepared) -> bool:
     return size(crop.file_name) == crop.bytes and (not crop.mask_file_name or size(crop.mask_file_name) is not None)
 
 
-def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused:
+def prepare_picture(job: Job, files: Bytes, key: str) -> list[Prepared] | Refused:
     """Decodes, crops, measures and writes one picture; nothing is left half written."""
     notes: list[str] = []
     try:
-        image, mask = load(job, notes)
-        bucket = job.recipe.sizing.bucket_of(image.size)
+        image, mask = load(job, files, notes)
+        bucket, sha256 = job.recipe.sizing.bucket_of(image.size), sha256_of(files.picture)
         crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
         masks.check_masks_of_crops(crop.mask for crop in crops)
     except ValueError as error:
@@ -169,15 +194,15 @@ def prepare_picture(job: Job, sha256: str, key: str) -> list[Prepared] | Refused
     ]
 
 
-def load(job: Job, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+def load(job: Job, files: Bytes, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
     """The picture upright in RGB and its mask; what was odd about it goes to `notes`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stored = open_image(job.path, job.recipe.max_megapixels)
+        stored = decode_image(files.picture, job.path, job.recipe.max_megapixels)
         if frame_count(stored) > 1:
             notes.append(f"{frame_count(stored)} frames; the first is used")
         image = upright_rgb(stored, job.recipe.background)
-        mask = masks.mask_of(job.recipe.masks, job.mask, stored, image, job.recipe.max_megapixels, notes)
+        mask = masks.mask_of(job.recipe.masks, job.mask, files.mask, stored, image, job.recipe.max_megapixels, notes)
     notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (ImageWarning, UserWarning)))
     return image, mask
 

@@ -4,13 +4,13 @@ Every text of a person or a file is escaped; the page holds no script and loads 
 """
 
 import base64
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
 
+from preprocess.images.image_files import encoded
 from sdxl_lora.data.images import ImageError, open_image, upright_rgb
 
 MOST_CARDS = 300  # beyond these the page would be slow to open; problems come first, then every n-th picture
@@ -142,9 +142,7 @@ def thumbnail_of(path: Path | None) -> str:
     if image is None:
         return ""
     image.thumbnail((240, 240))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=75)
-    return f'<div class="frame">{img(stream.getvalue())}</div>'
+    return f'<div class="frame">{img(encoded(image, "JPEG", {"quality": 75}))}</div>'
 
 
 def img(jpeg: bytes) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.data.images import open_own_png
 from sdxl_lora.run.status import replace_text
 
 ID_NAME = "wandb-id.txt"  # in the run's folder
@@ -74,7 +75,7 @@ def log_samples(
     """The pictures of a step by prompt, and the sheet of all steps; in W&B also as a table with their settings."""
     titled = {f"{number} {prompt.text}": pictures[number] for number, prompt in enumerate(prompts) if pictures[number]}
     if grid:
-        titled["grid"] = [Image.open(grid)]
+        titled["grid"] = [open_own_png(grid)]
     arrays = {title: np.stack([np.asarray(image) for image in images]) for title, images in titled.items()}
     for tracker in trackers:
         if tracker.name == "tensorboard":

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
-from sdxl_lora.data.images import ImageError, open_image
+from sdxl_lora.data.images import open_own_png
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.operating_system import write_whole
 from sdxl_lora.sampling.grid import sheet
@@ -160,12 +160,9 @@ def read_picture(path: Path, report: Callable[[str], None] = lambda reason: None
     if not path.exists():
         return None
     try:
-        picture = open_image(path)
-        if isinstance(picture, PngImageFile):
-            return picture
-        raise ImageError(path, "no PNG")
-    except ImageError as error:
-        report(f"a sample is left out of {GRID_NAME}: {error}")
+        return open_own_png(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        report(f"a sample is left out of {GRID_NAME}: {path}: {error}")
         return None
 
 
