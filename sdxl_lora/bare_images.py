@@ -11,6 +11,7 @@ Raises ValueError or EOFError where the file is damaged or ends too early.
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from sdxl_lora.colour import ImageWarning
@@ -20,10 +21,16 @@ PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"sRGB", b"gAM
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 MOST_UNPACKED_BYTES = 2**25  # of a profile or an EXIF block; the largest profiles have a tenth of it
+MOST_PIECES = 10**6  # chunks, segments or blocks; each takes microseconds
 INFLATE_BYTES = 2**16
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-JPEG_KEPT = {0xE0: b"JFIF", 0xE1: b"", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}  # of the application segments
-XMP, EXIF = b"http://ns.adobe.com/xap/1.0/\0", b"Exif\0\0"
+JPEG_KEPT = {  # application segments, and how many of them: PIL puts those of a kind together, in quadratic time
+    (0xE0, b"JFIF"): 1,
+    (0xE1, b"Exif\0\0"): 1,
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0"): 1,
+    (0xE2, b"ICC_PROFILE\0"): 255,
+    (0xEE, b"Adobe"): 1,
+}
 MOST_SEGMENT_BYTES = 2**25
 MOST_SCANS = 500  # of a progressive JPEG; each goes over all pixels, encoders write ten
 
@@ -35,7 +42,9 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
     size = stream.seek(0, 2)
     stream.seek(0)
     kept, pixels, facts = [stream.read(8)], [], {}
-    while (head := stream.read(8)) and len(head) == 8:
+    for head in pieces(lambda: stream.read(8)):
+        if len(head) < 8:
+            break
         length, name = struct.unpack(">I4s", head)
         if name == b"IEND":
             break
@@ -65,6 +74,19 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
     return b"".join([*kept, *ending(pixels, header)]), facts
 
 
+def pieces(read: Callable[[], Any]) -> Iterator[Any]:
+    """What `read` gives until that is nothing.
+
+    Raises:
+        ValueError: there is no end of it.
+    """
+    for _ in range(MOST_PIECES):
+        if not (piece := read()):
+            return
+        yield piece
+    raise ValueError(f"it is in more than {MOST_PIECES:,} pieces")
+
+
 def ending(pixels: list[bytes], header: bool) -> list[bytes]:
     if header:
         return [struct.pack(">I", 0) + b"IDAT"]
@@ -90,14 +112,14 @@ def read_png_fact(name: bytes, data: bytes, facts: dict[str, Any]) -> None:
         if len(data) != 4:
             return warn_of(name)
         facts["cicp"] = data
-    elif name == b"iCCP":
+    elif name == b"iCCP" and "icc_profile" not in facts:  # the first of each alone, for each may be a bomb
         _, _, packed = data.partition(b"\0")
         facts["icc_profile"] = unpacked(packed[1:]) if packed[:1] == b"\0" else None
-    elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0"):
+    elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0") and "xmp" not in facts:
         is_packed, rest = data[18:19] == b"\1", data[20:]
         text = rest.split(b"\0", 2)[-1]
         facts["xmp"] = unpacked(text) if is_packed else text
-    elif data.startswith(RAW_PROFILE.encode() + b"\0"):
+    elif data.startswith(RAW_PROFILE.encode() + b"\0") and RAW_PROFILE not in facts:
         text = data[len(RAW_PROFILE) + 1 :]
         facts[RAW_PROFILE] = ((unpacked(text[1:]) if name == b"zTXt" else text) or b"").decode("latin-1")
 
@@ -117,22 +139,23 @@ def check_png_pixels(data: bytes) -> None:
     Args:
         data: what bare_png gives.
     Raises:
-        EOFError: rows are missing; zlib.error: they are damaged, or their checksum is wrong.
+        EOFError, ValueError: rows are missing, or there are far too many.
+        zlib.error: they are damaged, or their checksum is wrong.
     """
     place, pixels = 8, b""
     while data[place + 4 : place + 8] != b"IDAT":
         place += 12 + int.from_bytes(data[place : place + 4], "big")
     pixels = memoryview(data)[place + 8 : place + 8 + int.from_bytes(data[place : place + 4], "big")]
-    missing, inflater = png_pixel_bytes(data), zlib.decompressobj()
+    wanted, size, inflater = png_pixel_bytes(data), 0, zlib.decompressobj()
     for start in range(0, len(pixels), INFLATE_BYTES):
         packed = pixels[start : start + INFLATE_BYTES]
         while packed and not inflater.eof:
-            missing -= len(inflater.decompress(packed, INFLATE_BYTES * 16))
+            size += len(inflater.decompress(packed, INFLATE_BYTES * 16))
             packed = inflater.unconsumed_tail
-            if missing < 0:
-                return  # more than the image has; what is too much is ignored, by every viewer
-    if missing > 0:
-        raise EOFError("rows are missing: the image is truncated")
+            if size > 2 * wanted + INFLATE_BYTES:
+                raise ValueError("more pixels are in it than it has")
+    if size < wanted or not inflater.eof:
+        raise EOFError("the image is truncated")
 
 
 def png_pixel_bytes(data: bytes) -> int:
@@ -146,9 +169,8 @@ def png_pixel_bytes(data: bytes) -> int:
 
 def bare_jpeg(stream: BinaryIO, header: bool = False) -> Bare:
     """A JPEG with its profile and EXIF or XMP data; of several images in it, as phones have them, the first."""
-    kept, room, is_progressive = [stream.read(2)], MOST_SEGMENT_BYTES, False
-    while True:
-        marker = next_marker(stream)
+    kept, room, left, is_progressive = [stream.read(2)], MOST_SEGMENT_BYTES, dict(JPEG_KEPT), False
+    for marker in pieces(lambda: next_marker(stream)):
         if marker in (0x01, *range(0xD0, 0xD9)):  # markers without a segment
             continue
         if marker == 0xD9:
@@ -158,10 +180,10 @@ def bare_jpeg(stream: BinaryIO, header: bool = False) -> Bare:
         data = stream.read(max(0, length))
         if len(size) < 2 or len(data) != length:
             raise EOFError(f"segment {marker:02X} is cut off")
-        if marker in JPEG_KEPT:
-            wanted = data.startswith((XMP, EXIF) if marker == 0xE1 else JPEG_KEPT[marker])
-        else:
-            wanted = marker != 0xFE and not 0xE0 <= marker <= 0xEF
+        wanted = marker != 0xFE and not 0xE0 <= marker <= 0xEF
+        for kind in left if 0xE0 <= marker <= 0xEF else ():
+            if marker == kind[0] and data.startswith(kind[1]) and left[kind]:
+                left[kind], wanted = left[kind] - 1, True
         if wanted and (room := room - length) < 0:
             raise ValueError("more than 32 MB stand before its pixels")
         kept += [bytes([0xFF, marker]), size, data] if wanted else []
@@ -193,7 +215,9 @@ def bare_gif(stream: BinaryIO, header: bool = False) -> Bare:
     """A GIF's first frame; `frames` in the info is their number."""
     head = stream.read(13)
     kept, frames = [head, stream.read(colours_bytes(head[10:11]))], 0
-    while (byte := stream.read(1)) and byte != b";":
+    for byte in pieces(lambda: stream.read(1)):
+        if byte == b";":
+            break
         if byte == b"!":
             label = stream.read(1)
             blocks = sub_blocks(stream)
@@ -203,8 +227,7 @@ def bare_gif(stream: BinaryIO, header: bool = False) -> Bare:
             data = [byte, place, stream.read(colours_bytes(place[8:9])), stream.read(1), *sub_blocks(stream)]
             kept += [] if frames else data
             frames += 1
-    kept += [byte]
-    return b"".join(kept), {"frames": frames}
+    return b"".join([*kept, b";"]), {"frames": frames}
 
 
 def colours_bytes(flags: bytes) -> int:

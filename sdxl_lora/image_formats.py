@@ -42,9 +42,24 @@ def brand_of(data: bytes) -> str:
 def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
     """Whether the end of the file is missing, by the mark or the length that its format puts there."""
     if kind == "HEIC":
-        return False
+        return end_of_boxes(stream, size) > size
     if kind == "WEBP":
         stream.seek(4)
         return size < int.from_bytes(stream.read(4), "little") + 8
     stream.seek(max(0, size - 64))
     return {"PNG": b"IEND", "JPEG": b"\xff\xd9", "GIF": b"\x3b"}[kind] not in stream.read(64)
+
+
+def end_of_boxes(stream: BinaryIO, size: int) -> int:
+    """Where the last box of an ISO base media file ends, as it says itself."""
+    place = 0
+    while place < size:
+        stream.seek(place)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: to the end of the file
+            return size
+        place += length
+    return place

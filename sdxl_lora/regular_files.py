@@ -12,7 +12,7 @@ from sdxl_lora.errors import DataError
 
 MOST_BYTES = 2**30  # of a picture: 128 MP in 16 bits, stored without compression, have as many
 BLOCK_BYTES = 2**20
-OPENED_BY_SUFFIX = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".tar", ".md")  # a dataset's files, beside images
+OPENED_BY_DATASETS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".tar")
 
 
 class FileError(DataError):
@@ -89,11 +89,16 @@ def check_size(path: Path | str, size: int, most_bytes: int) -> None:
 def check_readable_by_datasets(folder: Path) -> None:
     """
     Raises:
-        FileError: a file that `datasets` would open is a pipe or a device, which would hang it.
+        FileError: a file that `datasets` would open is a pipe or a device, which would hang it; or metadata that a link
+            names and that is not there.
     """
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = os.path.join(where, name)
-            if name.lower().endswith(OPENED_BY_SUFFIX) and os.path.exists(path):
+            if not name.lower().endswith(OPENED_BY_DATASETS):
+                continue
+            if os.path.exists(path):
                 check_is_regular(path, os.stat(path).st_mode)
+            elif name.startswith("metadata."):
+                raise FileError(path, "dangling link")

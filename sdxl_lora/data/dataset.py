@@ -13,8 +13,7 @@ from sdxl_lora.config.sections.data import DataConfig
 from sdxl_lora.data.open_folder import UNREADABLE, open_folder
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.dataset_card import trigger_word_in
-
-BLACK = (0, 0, 0)  # what is transparent in a mask does not count
+from sdxl_lora.regular_files import check_readable_by_datasets
 
 
 def open_dataset(
@@ -30,6 +29,7 @@ def open_dataset(
     """
     folder = Path(train_data_dir or dataset_name or "")
     try:
+        check_readable_by_datasets(folder)
         if folder.is_dir():
             dataset = open_folder(folder)
         elif train_data_dir is None:
@@ -57,8 +57,3 @@ def trigger_word_of(folder: str | None) -> str:
     """The trigger word that preprocess wrote into the dataset's card; "" where there is none."""
     card = Path(folder or "") / "README.md"
     return "" if folder is None or not card.is_file() else trigger_word_in(card)
-
-
-def are_digests(result) -> bool:
-    """Whether it is what TrainingPictures._digests gives."""
-    return isinstance(result, list) and list(map(type, result)) == [str, str, int, int]

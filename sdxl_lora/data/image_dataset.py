@@ -7,18 +7,27 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
-from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from sdxl_lora.data.dataset import BLACK, are_digests
-from sdxl_lora.data.images import cover_and_crop, decode_image, upright_rgb
+from sdxl_lora.colour import is_read_anew
+from sdxl_lora.config.names import printable
+from sdxl_lora.data.images import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
+from sdxl_lora.folders.caption_files import text_problem
 from sdxl_lora.data.size_conditioning import mirrored_crop
+from sdxl_lora.dataset_rows import (
+    MASK_COLUMN,
+    facts_of_files,
+    image_bytes,
+    left_encoded,
+    mask_bytes,
+    mask_of,
+    with_encoded_masks,
+)
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
 from sdxl_lora.rng import keyed_seed
@@ -26,7 +35,7 @@ from sdxl_lora.rng import keyed_seed
 SIZE_COLUMNS = ("original_size", "crop_top_left")
 
 
-MASK_COLUMN, CLASS_COLUMN = "mask", "is_class_image"
+CLASS_COLUMN = "is_class_image"
 
 
 SOURCE_COLUMN = "sha256"  # of the file that a picture was cut from
@@ -73,9 +82,10 @@ class TrainingPictures:
                 f"the dataset has no column {' or '.join(sorted(missing))}; its columns are {columns}. "
                 "Choose with --image_column and --caption_column."
             )
-        self.dataset = with_encoded_masks(dataset, masked)
+        columns = (image_column, caption_column, *SIZE_COLUMNS, MASK_COLUMN, CLASS_COLUMN, SOURCE_COLUMN, REPEATS)
+        dataset = left_encoded(with_encoded_masks(dataset, masked), columns)
         try:
-            self.dataset = self.dataset.cast_column(image_column, datasets.Image(decode=False))
+            self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         except UNREADABLE as error:
             raise DataError(
                 f"the column {image_column} holds no pictures ({error}): choose with --image_column"
@@ -83,6 +93,8 @@ class TrainingPictures:
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
         self.resolution, self.masked = resolution, masked
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
+        self.image_columns = (image_column, MASK_COLUMN) if masked else (image_column,)
+        self.files = []  # what is known of them before they are read
         self.examples = [self._example(i, row, caption_column, memo) for i, row in enumerate(self.dataset)]
         self._warn_of_empty_captions()
 
@@ -91,41 +103,57 @@ class TrainingPictures:
 
     def _example(self, index: int, row: dict, caption_column: str, memo: Memo) -> Example:
         image = row[self.image_column]
-        if not image or (image["bytes"] is None and image["path"] is None):
+        if not image or (image["bytes"] is None and not image["path"]):
             raise DataError(f"row {index} of the dataset has no picture: take it out")
+        self.files.append(facts_of_files(row, self.image_columns))
         path = image["path"]
-        name = path or f"picture {index}"
+        name = printable(path or f"picture {index}")
         caption = row[caption_column]
         if not isinstance(caption, str):
             raise DataError(f"the caption of {name} must be text, it is {caption!r}")
-        sizes = list(self._position(index))
-        if self.is_prepared:
-            sizes = [*pair(row["original_size"], name, least=1), *pair(row["crop_top_left"], name)]
+        if problem := text_problem(caption):
+            raise DataError(f"the caption of {name} has {problem}")
+        sizes = self._sizes(index, row, name)
         about = [None if self.is_prepared else self.resolution, *sizes]
         if self.masked or image["bytes"] is not None or not os.path.isfile(path):
-            key, source, *target_size = self._digests(index, row, sizes)
+            key, source, *target_size = self._digests(*self._bytes(row), name, sizes)
         else:
-            facts = ["picture", *file_facts(path), *about]
-            key, source, *target_size = memo.recall(facts, lambda: self._digests(index, row, sizes), are_digests)
+            facts = ["picture, its colours", *file_facts(path), *about]
+            key, source, *target_size = memo.recall(
+                facts, lambda: self._digests(*self._bytes(row), name, sizes), are_digests
+            )
         source, repeats = row.get(SOURCE_COLUMN) or source, row.get(REPEATS) or 1
         return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source, repeats)
 
-    def _digests(self, index: int, row: dict, sizes: list) -> list:
-        """Key and source of an example, height and width in pixels: all that its bytes are read for."""
-        data, name = image_bytes(row[self.image_column], index)
-        target_size = (self.resolution, self.resolution)
+    def _sizes(self, index: int, row: dict, name: str) -> list:
+        """What decides the cut, and so the key, beside the picture."""
         if self.is_prepared:
-            try:
-                with Image.open(BytesIO(data)) as image:
-                    target_size = (image.height, image.width)
-            except Exception as error:  # damaged files bring errors of many classes
-                decode_image(data, name)  # says what it is
-                raise DataError(f"{name} cannot be read as a picture ({error})") from None
+            return [*pair(row["original_size"], name, least=1), *pair(row["crop_top_left"], name)]
+        return list(self._position(index))
+
+    def _bytes(self, row: dict) -> tuple[bytes, bytes | None]:
+        """The picture and its mask, each read once."""
+        return image_bytes(row[self.image_column]), mask_bytes(row) if self.masked else None
+
+    def _digests(self, data: bytes, mask: bytes | None, name: str, sizes: list) -> list:
+        """Key and source of an example, height and width in pixels: all that its bytes are read for."""
+        target_size, anew = (self.resolution, self.resolution), []
+        try:
+            header = image_header(data, name)
+            anew = ["colours"] if is_read_anew(header) else []
+            target_size = (header.height, header.width) if self.is_prepared else target_size
+        except ImageError:
+            if self.is_prepared:
+                raise
         if target_size[0] % 8 or target_size[1] % 8:
             height, width = target_size
             raise DataError(f"{name} is {width}x{height} px, width and height must be multiples of 8: run preprocess")
-        mask = [content_key(mask_bytes(row) or b"")] if self.masked else []
-        return [content_key(data, *sizes, *mask, *target_size), hashlib.sha256(data).hexdigest(), *target_size]
+        mask_key = [content_key(mask or b"")] if self.masked else []
+        return [
+            content_key(data, *sizes, *mask_key, *target_size, *anew),
+            hashlib.sha256(data).hexdigest(),
+            *target_size,
+        ]
 
     def _position(self, index: int) -> tuple[float, float]:
         """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""
@@ -140,12 +168,17 @@ class TrainingPictures:
         With masks also mask (1, H, W) in [0, 1]: ones where the picture has none.
 
         Raises:
-            DataError: the picture or its mask cannot be decoded, or the mask does not fit.
+            DataError: the picture or its mask cannot be decoded, or has changed since; or the mask does not fit.
         """
         row = self.dataset[index]
-        data, name = image_bytes(row[self.image_column], index)
+        name = self.examples[index].name
+        data, mask = self._bytes(row)
+        if facts_of_files(row, self.image_columns) != self.files[index]:
+            key = self._digests(data, mask, name, self._sizes(index, row, name))[0]
+            if key != self.examples[index].key:
+                raise DataError(f"{name} or its mask has changed since the run began: start the run again")
         image = upright_rgb(decode_image(data, name))
-        mask = mask_of(row, name, image.size) if self.masked else None
+        mask = mask_of(mask, name, image.size) if self.masked else None
         if self.is_prepared:
             original_size, crop_top_left = tuple(row["original_size"]), tuple(row["crop_top_left"])
         else:
@@ -175,50 +208,7 @@ class TrainingPictures:
             warnings.warn(f"{len(empty)} of {len(self)} pictures have an empty caption: {names}", stacklevel=3)
 
 
-def image_bytes(image: dict, index: int) -> tuple[bytes, str]:
-    """The encoded picture in a row, and a name for messages."""
-    name = image["path"] or f"picture {index}"
-    if image["bytes"] is not None:
-        return image["bytes"], name
-    try:
-        return Path(image["path"]).read_bytes(), name
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-
-
-def with_encoded_masks(dataset: datasets.Dataset, masked: bool) -> datasets.Dataset:
-    """The dataset with its column of masks left encoded, or without it."""
-    there = MASK_COLUMN in dataset.column_names
-    if masked and not there:
-        raise DataError(
-            f"masked_loss needs a dataset with a column {MASK_COLUMN}; its columns are "
-            f"{', '.join(dataset.column_names)}. `python -m preprocess --masks alpha` (or folder) writes one."
-        )
-    if masked:
-        return dataset.cast_column(MASK_COLUMN, datasets.Image(decode=False))
-    if there:
-        warnings.warn("the dataset has masks, which are not used: --masked_loss uses them", stacklevel=3)
-        return dataset.remove_columns(MASK_COLUMN)
-    return dataset
-
-
-def mask_bytes(row: dict) -> bytes | None:
-    """The encoded mask in a row; None where the picture has none."""
-    return None if row[MASK_COLUMN] is None else image_bytes(row[MASK_COLUMN], 0)[0]
-
-
-def mask_of(row: dict, name: str, size: tuple[int, int]) -> Image.Image:
-    """A picture's mask in mode L; white where it has none."""
-    data = mask_bytes(row)
-    if data is None:
-        return Image.new("L", size, 255)
-    mask = upright_rgb(decode_image(data, f"the mask of {name}"), BLACK).convert("L")
-    if mask.size != size:
-        raise DataError(f"the mask of {name} has {mask.size} px, it must have {size} like the picture")
-    return mask
-
-
-def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
+ def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
     """Raises ConfigError where a weight is given to class images that are not there."""
     if prior_loss_weight != 1 and not any(example.is_class_image for example in examples):
         raise ConfigError(
@@ -248,3 +238,8 @@ def dataset_key(examples: Iterable[Example]) -> str:
         return f"{example.key}{example.caption}{mark}" + (f"\0{example.repeats}" if example.repeats != 1 else "")
 
     return content_key(b"".join(f"{facts(example)}\0".encode() for example in examples))
+
+
+def are_digests(result) -> bool:
+    """Whether it is what TrainingPictures._digests gives."""
+    return isinstance(result, list) and list(map(type, result)) == [str, str, int, int]

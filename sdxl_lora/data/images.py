@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from sdxl_lora.bare_images import BARE, check_png_pixels, whole
@@ -133,8 +133,9 @@ def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bo
     except (FileError, OSError) as error:
         if isinstance(error, FileError) or error.errno:  # the disk's word, not PIL's
             raise
-        raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({error})") from None
-    except Exception as error:  # damaged files bring SyntaxError, struct.error, EOFError, ValueError ...
+        said = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({said})") from None
+    except Exception as error:  # damaged files bring SyntaxError, struct.error, EOFError, ValueError, MemoryError ...
         raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({error})") from None
 
 

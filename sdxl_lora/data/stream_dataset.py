@@ -40,6 +40,13 @@ class Rows(list):
     def cast_column(self, *_) -> "Rows":
         return self
 
+    def select_columns(self, names: list[str]) -> "Rows":
+        return Rows({key: value for key, value in row.items() if key in names} for row in self)
+
+    @property
+    def features(self) -> dict:
+        return {}  # nothing in them is decoded
+
     def remove_columns(self, name: str) -> "Rows":
         return Rows({key: value for key, value in row.items() if key != name} for row in self)
 

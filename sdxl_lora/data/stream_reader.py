@@ -31,6 +31,7 @@ from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import caption_in
 from sdxl_lora.folders.caption_tables import OF_DATASETS
 from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.regular_files import check_readable_by_datasets
 from sdxl_lora.rng import keyed_seed
 
 ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger
@@ -47,6 +48,8 @@ def open_stream(
     Pictures come encoded. Raises DataError where there is no such thing.
     """
     try:
+        if train_data_dir is not None:
+            check_readable_by_datasets(Path(train_data_dir))
         if train_data_dir is None:
             stream = datasets.load_dataset(dataset_name, dataset_config_name, split="train", streaming=True)
             stream = stream.decode(False)
