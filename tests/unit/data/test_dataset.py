@@ -1,5 +1,7 @@
 """Columns, crops, size conditioning, and what is wrong with a dataset."""
 
+import io
+import os
 from dataclasses import replace
 
 import datasets
@@ -220,3 +222,64 @@ def test_a_weight_for_class_images_needs_some(masked):
     with pytest.raises(ConfigError, match=r"prior_loss_weight is 0\.5, but no picture is marked"):
         check_class_images(examples[:1], 0.5)
     assert dataset_key(examples) != dataset_key([examples[0], replace(examples[1], is_class_image=False)])
+
+
+def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
+    """Pillow's own would open TIFF, EPS, PSD ... in any column of a stranger's Parquet file."""
+    reached = []
+    Image.init()
+    factory, accept = Image.OPEN["TIFF"]
+    monkeypatch.setitem(Image.OPEN, "TIFF", (lambda *a: (reached.append("TIFF"), factory(*a))[1], accept))
+    tiff, png = io.BytesIO(), io.BytesIO()
+    ramp(64, 64).save(tiff, "TIFF")
+    ramp(64, 64).save(png, "PNG")
+    pictures = [{"bytes": stream.getvalue(), "path": None} for stream in (tiff, png)]
+    columns = {"image": pictures, "text": ["a", "b"], "original_size": [[64, 64]] * 2, "crop_top_left": [[0, 0]] * 2}
+    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    with pytest.raises(DataError, match="picture 0: unsupported format TIFF"):
+        TrainingPictures(dataset, resolution=64)
+    beside = datasets.Dataset.from_dict({"image": pictures[1:], "text": ["b"], "other": pictures[:1]})
+    for name in ("image", "other"):
+        beside = beside.cast_column(name, datasets.Image())
+    assert TrainingPictures(beside, resolution=64).load(0)["pixels"].shape == (3, 64, 64)
+    lists = datasets.Dataset.from_dict({"image": pictures[1:], "text": [[png.getvalue()]]})
+    lists = lists.cast(datasets.Features(image=datasets.Image(), text=datasets.List(datasets.Image())))
+    with pytest.raises(DataError, match="the column text holds lists of pictures"):
+        TrainingPictures(lists, resolution=64)
+    assert reached == []
+
+
+def test_a_picture_that_changes_during_a_run_is_named_and_one_that_is_only_touched_is_used(ramps):
+    pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64)
+    os.utime(ramps / "0.png", (1, 1))
+    before = pictures.load(0)["pixels"]
+    ramp(120, 64).save(ramps / "0.png")
+    with pytest.raises(DataError, match=r"0\.png or its mask has changed since the run began"):
+        pictures.load(0)
+    assert not torch.equal(TrainingPictures(open_dataset(str(ramps)), resolution=64).load(0)["pixels"], before)
+
+
+def test_a_mask_that_changes_during_a_run_is_named(masked, ramps):
+    pictures = TrainingPictures(masked, resolution=64, masked=True)
+    Image.new("L", (200, 100), 255).save(ramps / "masks" / "0.png")
+    with pytest.raises(DataError, match="has changed since the run began"):
+        pictures.load(0)
+
+
+def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):
+    plain = open_dataset(str(ramps))
+    with pytest.raises(DataError, match=r"caption of .*0\.png has a NUL at position 1"):
+        TrainingPictures(plain.map(lambda row: {"text": "a\0b"}))
+    rows = datasets.Dataset.from_list([{"image": None, "text": "a"}], features=plain.features)
+    with pytest.raises(DataError, match="row 0 has no picture"):
+        TrainingPictures(rows)
+    (ramps / "1.txt").write_bytes("ramp".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"1\.txt is not UTF-8 text: NUL at position 1"):
+        open_dataset(str(ramps))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that opens and cannot be read")
+def test_a_picture_that_cannot_be_read_is_named(ramps):
+    (ramps / "9.png").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match=r"9\.png: cannot be read"):
+        TrainingPictures(open_dataset(str(ramps)), resolution=64)
