@@ -103,7 +103,7 @@ def transform_of(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTrans
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), wanted, "RGB")
     if wanted == "CMYK":
         return wanted, transform
-    before = probe(wanted)
+    before = probe(mode).convert(wanted)
     change = np.subtract(np.asarray(transform.apply(before)), np.asarray(before.convert("RGB")), dtype=int)
     return wanted, None if np.abs(change).max() <= SAME_LEVELS else transform
 
