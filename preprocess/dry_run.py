@@ -7,6 +7,7 @@ from preprocess.captions.caption_all import CaptionPlan
 from preprocess.images.crop import Sizing
 from preprocess.output.report import listing, other_files
 from sdxl_lora.colour import ImageWarning
+from sdxl_lora.config.names import printable
 from sdxl_lora.data.images import MAX_MEGAPIXELS, ImageError, image_header, upright_size
 from sdxl_lora.folders.found import Found, Source
 
@@ -35,10 +36,12 @@ def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan, max_megapixels: 
     return "\n".join(
         [
             f"{len(found.sources)} pictures{with_repeats}, {len(left_out)} would be left out:",
-            *(f"  {name}: {reason}" for name, reason in sorted(left_out.items())),
-            *listing("folders", [f"{name}: {note}" for name, note in sorted(found.notes.items())]),
-            *listing("other files", [f"{name}: {reason}" for name, reason in other_files(found)]),
-            *listing("warnings", [f"{name}: {text}" for name, texts in found.warnings.items() for text in texts]),
+            *(f"  {printable(f'{name}: {reason}')}" for name, reason in sorted(left_out.items())),
+            *listing("folders", [printable(f"{name}: {note}") for name, note in sorted(found.notes.items())]),
+            *listing("other files", [printable(f"{name}: {reason}") for name, reason in other_files(found)]),
+            *listing(
+                "warnings", [printable(f"{name}: {text}") for name, texts in found.warnings.items() for text in texts]
+            ),
             "sizes:",
             *(f"  {w}x{h}: {count}" for (w, h), count in sorted(sizes.items())),
             f"captions: {len(found.sources) - without} from files, {without} from {who}",

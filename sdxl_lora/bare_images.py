@@ -19,6 +19,7 @@ from sdxl_lora.exif import RAW_PROFILE
 
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+PNG_PALETTE = 3  # colour type of pixels that are numbers of a palette's colours
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 MOST_UNPACKED_BYTES = 2**25  # of a profile or an EXIF block; the largest profiles have a tenth of it
 MOST_PIECES = 10**6  # chunks, segments or blocks; each takes microseconds
@@ -71,6 +72,9 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
             kept.append(head + data + checksum)
     if not pixels:
         raise EOFError("there are no pixels in it")
+    names = [piece[4:8] for piece in kept]
+    if names[1:2] != [b"IHDR"] or (kept[1][17] == PNG_PALETTE and b"PLTE" not in names):
+        raise ValueError("its header or its palette is missing")
     return b"".join([*kept, *ending(pixels, header)]), facts
 
 

@@ -46,7 +46,7 @@ def to_srgb(image: Image.Image, info: dict[str, Any]) -> Image.Image:
             mode, transform = transform_of(profile, image.mode)
             if transform:
                 return transform.apply(image if image.mode == mode else image.convert(mode))
-    except (ProfileError, ImageCms.PyCMSError, OSError) as error:
+    except (ValueError, ImageCms.PyCMSError, OSError) as error:
         warnings.warn(f"its colour profile cannot be used ({error}); taken as sRGB", ImageWarning, stacklevel=3)
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
 
@@ -134,5 +134,5 @@ def is_read_anew(image: Image.Image) -> bool:
         space = MODES.get(opened.profile.xcolor_space.strip())
         was_converted = space == ("RGB" if image.mode == "LA" else mode)
         return not was_converted or (mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(opened))
-    except (ProfileError, ImageCms.PyCMSError, OSError):
+    except (ValueError, ImageCms.PyCMSError, OSError):
         return False

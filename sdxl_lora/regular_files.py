@@ -1,6 +1,7 @@
 """Files of strangers, read whole and once: regular ones alone, for a pipe or a device may never end. stdlib only."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -21,9 +22,6 @@ class FileError(DataError):
     def __init__(self, path: Path | str, reason: str):
         super().__init__(f"{printable(path)}: {reason}")
         self.path, self.reason = path, reason
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason)
 
 
 @contextlib.contextmanager
@@ -55,6 +53,8 @@ def open_regular(path: Path | str) -> Iterator[BinaryIO]:
 
 def unreadable(path: Path | str, error: OSError) -> FileError:
     more = "copy it here again; a file of a cloud drive has to be kept on this device first"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        more = "it must be readable by who runs this"
     return FileError(path, f"cannot be read ({error.strerror or error}): {more}")
 
 

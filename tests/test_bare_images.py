@@ -140,3 +140,12 @@ def test_a_progressive_jpeg_may_not_come_in_a_thousand_scans():
     with pytest.raises(ImageError, match="in more than 500 scans"):
         decode_image(data[:-2] + last * 600 + data[-2:], "x")
     assert np.asarray(decode_image(data, "x")).shape == (32, 48, 3)
+
+
+def test_a_png_of_a_palette_that_is_not_there_is_damaged():
+    data = encoded(gradient().quantize(16), "PNG")
+    begin = data.index(b"PLTE") - 4
+    end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+    for read in (decode_image, image_header):
+        with pytest.raises(ImageError, match=r"damaged PNG \(its header or its palette is missing"):
+            read(data[:begin] + data[end:], "x")

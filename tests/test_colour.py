@@ -79,7 +79,8 @@ def test_a_profile_for_other_pixels_or_a_broken_one_is_said_and_left_out():
     link = P3.replace(b"mntr", b"link")
     whole = encoded(Image.new("RGB", (8, 8), RED), "JPEG", quality=98, icc_profile=P3 + b"\0" * 100_000)
     place = whole.rindex(b"ICC_PROFILE")
-    files = [encoded(Image.new("RGB", (8, 8), RED), "PNG", icc_profile=profile) for profile in (grey, link, b"no")]
+    bad = (grey, link, b"no", P3.replace(b"RGB XYZ ", b"RGB\xd4XYZ "))
+    files = [encoded(Image.new("RGB", (8, 8), RED), "PNG", icc_profile=profile) for profile in bad]
     files += [png("RGB", RED, (b"iCCP", b"x\0\0no zlib")), whole[:place] + b"XXX" + whole[place + 3 :]]
     for data in files:
         with pytest.warns(ImageWarning, match="its colour profile cannot be used"):

@@ -8,6 +8,7 @@ from typing import Any
 from preprocess.captions.token_count import CHUNK, Tokenize, caption_problems, least_tokens
 from preprocess.dataset import EDITED, Built, Row
 from preprocess.sources.folders import kind_of
+from sdxl_lora.config.names import printable
 from sdxl_lora.folders.found import Found
 
 SHOWN = 20  # names on the console; the report has all of them
@@ -139,7 +140,7 @@ def text_kinds(text_from: dict[str, int]) -> dict[str, int]:
 
 def listing(title: str, items: list[str]) -> list[str]:
     more = [f"  ... and {len(items) - SHOWN} more in preprocess_report.json"] if len(items) > SHOWN else []
-    return ["", f"{title}: {len(items)}", *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
+    return ["", f"{title}: {len(items)}", *(f"  {printable(item)}" for item in items[:SHOWN]), *more] if items else []
 
 
 def to_json(report: dict) -> Iterator[str]:

@@ -17,7 +17,6 @@ from sdxl_lora.colour import is_read_anew
 from sdxl_lora.config.names import printable
 from sdxl_lora.data.images import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
-from sdxl_lora.folders.caption_files import text_problem
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.dataset_rows import (
     MASK_COLUMN,
@@ -29,6 +28,7 @@ from sdxl_lora.dataset_rows import (
     with_encoded_masks,
 )
 from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.folders.caption_files import text_problem
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
 from sdxl_lora.rng import keyed_seed
 
@@ -208,7 +208,7 @@ class TrainingPictures:
             warnings.warn(f"{len(empty)} of {len(self)} pictures have an empty caption: {names}", stacklevel=3)
 
 
- def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
+def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
     """Raises ConfigError where a weight is given to class images that are not there."""
     if prior_loss_weight != 1 and not any(example.is_class_image for example in examples):
         raise ConfigError(

@@ -5,6 +5,7 @@ Sizes that go in are (width, height) as in PIL; what comes out for SDXL's condit
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
 import re
@@ -142,12 +143,17 @@ def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bo
 def open_with(kind: str, data: bytes) -> Image.Image:
     """The image by the decoder of one of FORMATS."""
     if kind == "HEIC":
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        register_heif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
         return Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
+
+
+@functools.cache
+def register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def open_own_png(path: Path) -> PngImageFile:

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from sdxl_lora import icc
+from sdxl_lora.colour import ImageWarning
 from sdxl_lora.data.images import (
+    HAS_HEIF,
     ImageError,
-    ImageWarning,
     cover_and_crop,
     decode_image,
     frame_count,
+    image_header,
     open_image,
     upright_rgb,
+    upright_size,
 )
 from sdxl_lora.errors import DataError
 
@@ -182,6 +186,13 @@ def test_no_damaged_byte_brings_anything_but_an_image_error():
     assert 50 < opened < 450
 
 
+def test_animations_of_any_length_are_counted_without_decoding_their_frames():
+    frames = [gradient(8, 8).rotate(9 * number).quantize(16) for number in range(40)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    cut = data[:-3]  # in the last frame, which nobody needs
+    assert frame_count(decode_image(data, "x")) == 40 == frame_count(decode_image(cut, "x"))
+
+
 @pytest.mark.parametrize("size", [(24, 24), (40, 16), (16, 32), (96, 96)])
 @pytest.mark.parametrize("position", [(0.5, 0.5), (0.0, 1.0)])
 def test_crop_reports_where_it_came_from(size, position):
@@ -197,3 +208,29 @@ def test_crop_reports_where_it_came_from(size, position):
         round((resized.width - size[0]) * position[0]),
         round((resized.height - size[1]) * position[1]),
     )
+
+
+@pytest.mark.skipif(HAS_HEIF, reason="pillow-heif is there")
+def test_a_heic_says_what_to_install():
+    with pytest.raises(ImageError, match=r"unsupported format HEIC; `pip install pillow-heif` to use it, or use \.png"):
+        decode_image(b"\0\0\0\x18ftypmif1\0\0\0\0heic", "picture")
+    for brand, kind in ((b"avif", "AVIF"), (b"isom", "video"), (b"crx ", "CR3")):
+        with pytest.raises(ImageError, match=f"unsupported format {kind}; use"):
+            decode_image(b"\0\0\0\x10ftyp" + brand + b"\0\0\0\0", "picture")
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not there")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_heic_is_used_upright_and_in_srgb_where_its_package_is_installed(orientation):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    p3 = icc.profile(icc.P3_PRIMARIES, icc.D65, icc.srgb_curve)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (64, 48), (200, 30, 30)), "HEIF", exif=exif.tobytes(), icc_profile=p3, quality=95)
+    image = upright_rgb(decode_image(data, "picture"))
+    assert image.size == upright_size(image_header(data, "picture")) == ((64, 48) if orientation == 1 else (48, 64))
+    assert np.abs(np.subtract(image.getpixel((9, 9)), (218, 0, 6))).max() <= 6
+    with pytest.raises(ImageError, match="truncated HEIC"):
+        decode_image(data[:-20], "picture")
