@@ -81,7 +81,7 @@ def read_regular(path: Path | str, most_bytes: int = MOST_BYTES) -> bytes:
     return b"".join(blocks)
 
 
-def check_size(path: Path | str, size: int, most_bytes: int) -> None:
+def check_size(path: Path | str, size: int, most_bytes: int = MOST_BYTES) -> None:
     if size > most_bytes:
         raise FileError(path, f"{size / 1e6:,.1f} MB, it must have at most {most_bytes / 1e6:,.1f} MB")
 

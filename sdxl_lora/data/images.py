@@ -21,7 +21,7 @@ from sdxl_lora.bare_images import BARE, check_png_pixels, whole
 from sdxl_lora.colour import ImageWarning, to_srgb
 from sdxl_lora.exif import RAW_PROFILE, orientation_of
 from sdxl_lora.image_formats import is_cut, sniff
-from sdxl_lora.regular_files import FileError, open_regular, read_regular
+from sdxl_lora.regular_files import FileError, check_size, open_regular, read_regular
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # no requirement: phones' photos can be had as JPEG
 HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics")
@@ -119,6 +119,7 @@ def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bo
     """
     kind = supported_format(stream.read(HEAD_BYTES), path)
     size = stream.seek(0, 2)
+    check_size(path, size)
     stream.seek(0)
     try:
         data, facts = BARE.get(kind, whole)(stream, header)
