@@ -6,10 +6,10 @@ from collections import Counter
 from preprocess.captions.caption_all import CaptionPlan
 from preprocess.images.crop import Sizing
 from preprocess.output.report import listing, other_files
-from sdxl_lora.colour import ImageWarning
 from sdxl_lora.config.names import printable
-from sdxl_lora.data.images import MAX_MEGAPIXELS, ImageError, image_header, upright_size
 from sdxl_lora.folders.found import Found, Source
+from sdxl_lora.images.colour import ImageWarning
+from sdxl_lora.images.images import MAX_MEGAPIXELS, ImageError, image_header, upright_size
 
 
 def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan, max_megapixels: float = MAX_MEGAPIXELS) -> str:

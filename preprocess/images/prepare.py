@@ -12,14 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from preprocess import masks
+from preprocess.images import mask_files as masks
 from preprocess.images.crop import Crop, Sizing, crop_picture, random_positions
 from preprocess.images.image_files import ENCODERS, sha256_of, slug, write_image, write_thumbnail
 from preprocess.images.quality import measure, small_copy
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
-from sdxl_lora.colour import ImageWarning, is_read_anew
-from sdxl_lora.data.images import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
+from sdxl_lora.images.colour import ImageWarning, is_read_anew
+from sdxl_lora.images.images import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
 
 VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdxl_lora.folders.caption_tables import read_jsonl
+from sdxl_lora.io.text_files import read_jsonl
 from sdxl_lora.operating_system import replace
 
 Shard = list[dict]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from preprocess.jobs.state import Written
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.folders.caption_tables import read_jsonl
+from sdxl_lora.io.text_files import read_jsonl
 
 OUR_COLUMNS = {
     "file_name", "mask_file_name", "text", "original_size", "crop_top_left", "source", "sha256", "is_class_image",

@@ -13,7 +13,7 @@ from sdxl_lora.config.sections.data import DataConfig
 from sdxl_lora.data.open_folder import UNREADABLE, open_folder
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.dataset_card import trigger_word_in
-from sdxl_lora.regular_files import check_readable_by_datasets
+from sdxl_lora.io.regular_files import check_readable_by_datasets
 
 
 def open_dataset(

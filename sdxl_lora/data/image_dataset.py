@@ -13,12 +13,8 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from sdxl_lora.colour import is_read_anew
 from sdxl_lora.config.names import printable
-from sdxl_lora.data.images import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
-from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
-from sdxl_lora.data.size_conditioning import mirrored_crop
-from sdxl_lora.dataset_rows import (
+from sdxl_lora.data.dataset_rows import (
     MASK_COLUMN,
     facts_of_files,
     image_bytes,
@@ -27,9 +23,13 @@ from sdxl_lora.dataset_rows import (
     mask_of,
     with_encoded_masks,
 )
+from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
+from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.folders.caption_files import text_problem
+from sdxl_lora.images.colour import is_read_anew
+from sdxl_lora.images.images import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
+from sdxl_lora.io.text_files import text_problem
 from sdxl_lora.rng import keyed_seed
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")

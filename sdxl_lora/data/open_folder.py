@@ -16,12 +16,12 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from sdxl_lora.data.images import SUFFIXES
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_tables import FILE_NAME, OF_DATASETS, Line, Table, column_of, is_file_column, is_metadata
 from sdxl_lora.folders.finder import find_pictures
 from sdxl_lora.folders.folder_names import why_passed_over
 from sdxl_lora.folders.found import Found, Source, as_text
+from sdxl_lora.images.images import SUFFIXES
 
 IMAGE, TEXT, REPEATS = "image", "text", "folder_repeats"
 UNREADABLE = (

@@ -31,7 +31,7 @@ from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import caption_in
 from sdxl_lora.folders.caption_tables import OF_DATASETS
 from sdxl_lora.folders.finder import find_pictures
-from sdxl_lora.regular_files import check_readable_by_datasets
+from sdxl_lora.io.regular_files import check_readable_by_datasets
 from sdxl_lora.rng import keyed_seed
 
 ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger

@@ -12,8 +12,8 @@ from typing import Any
 
 import datasets
 
-from sdxl_lora.data.images import SUFFIXES
 from sdxl_lora.errors import DataError
+from sdxl_lora.images.images import SUFFIXES
 
 PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
 CAPTIONS = ("txt", "caption")

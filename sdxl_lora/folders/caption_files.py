@@ -9,28 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_lora.errors import DataError
+from sdxl_lora.io.text_files import read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".tags", ".json")  # of several for one picture, the first of these is used
 TEXT_KEYS = ("text", "caption", "prompt", "description", "tags")
-
-
-def read_text(path: Path) -> str:
-    """A file's text, with or without a byte-order mark.
-
-    Raises:
-        DataError: not UTF-8 (which byte, where), no file, or unreadable.
-    """
-    try:
-        if reason := why_no_file(path):
-            raise DataError(f"{path} cannot be read: {reason}")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{byte:02x} at position {error.start}; save it again as UTF-8"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def why_no_file(path: Path) -> str | None:

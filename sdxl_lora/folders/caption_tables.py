@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.folders.caption_files import TEXT_KEYS, caption_in, read_text
+from sdxl_lora.folders.caption_files import TEXT_KEYS, caption_in
+from sdxl_lora.io.text_files import MOST_TABLE_BYTES, read_jsonl, read_text
 
 OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # which the library datasets reads
 METADATA = (*OF_DATASETS, "metadata.tsv", "metadata.json")
@@ -130,7 +131,7 @@ def text_of(row: dict, path: Path) -> str | None:
 def read_json(path: Path) -> list[Line]:
     """Lines of a list of objects, or of an object from names to captions, as kohya's meta_cap.json is."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path, MOST_TABLE_BYTES))
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -148,7 +149,7 @@ def read_json(path: Path) -> list[Line]:
 
 def read_csv(path: Path) -> list[dict]:
     """Rows of a table with a header, their values as JSON would have them, but captions and file names as text."""
-    text = read_text(path)
+    text = read_text(path, MOST_TABLE_BYTES)
     separator = max(",;\t|", key=text.split("\n", 1)[0].count)
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
@@ -179,24 +180,3 @@ def read_parquet(path: Path) -> list[dict]:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from None
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file.
-
-    Raises:
-        DataError: a line that is no JSON object, with its number and column.
-    """
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            column, why = getattr(error, "colno", 1), getattr(error, "msg", str(error))
-            raise DataError(f"{path}:{number}:{column}: {why}; every line must be a JSON object") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: every line must be a JSON object, this one is {line[:40]!r}")
-        rows.append(row)
-    return rows

@@ -8,7 +8,7 @@ import yaml
 
 from sdxl_lora.config.yaml_text import load_text
 from sdxl_lora.errors import DataError
-from sdxl_lora.folders.caption_files import read_text
+from sdxl_lora.io.text_files import read_text
 
 HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 

@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
-from sdxl_lora.data.images import open_own_png
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.images.images import open_own_png
 from sdxl_lora.operating_system import write_whole
 from sdxl_lora.sampling.grid import sheet
 

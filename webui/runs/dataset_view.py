@@ -18,7 +18,7 @@ from preprocess.output.card import dataset_card
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.folders.caption_tables import read_jsonl
+from sdxl_lora.io.text_files import read_jsonl
 from webui.fields import fields_of
 
 

@@ -1,4 +1,4 @@
-"""sdxl_lora/data/images.py: every kind of file a folder may hold, as pixels or as a clear word."""
+"""sdxl_lora/images/images.py: every kind of file a folder may hold, as pixels or as a clear word."""
 
 import io
 import struct
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from sdxl_lora import icc
-from sdxl_lora.colour import ImageWarning
-from sdxl_lora.data.images import (
+from sdxl_lora.errors import DataError
+from sdxl_lora.images import icc
+from sdxl_lora.images.colour import ImageWarning
+from sdxl_lora.images.images import (
     HAS_HEIF,
     ImageError,
     cover_and_crop,
@@ -22,7 +23,6 @@ from sdxl_lora.data.images import (
     upright_rgb,
     upright_size,
 )
-from sdxl_lora.errors import DataError
 
 
 def gradient(width=48, height=32):

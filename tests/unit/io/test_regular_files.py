@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_lora.caption_files import read_caption, read_jsonl, read_text
 from sdxl_lora.config.names import printable
 from sdxl_lora.data.dataset import open_dataset
-from sdxl_lora.data.images import ImageError, image_header, looks_like_image, open_image
 from sdxl_lora.errors import DataError
-from sdxl_lora.regular_files import read_regular
+from sdxl_lora.folders.caption_files import read_caption
+from sdxl_lora.images.images import ImageError, image_header, looks_like_image, open_image
+from sdxl_lora.io.regular_files import read_regular
+from sdxl_lora.io.text_files import read_jsonl, read_text
 from tests.unit.data.test_images import encoded, gradient
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pipes, /dev and /proc")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from sdxl_lora.exif import is_adobe_rgb
-from sdxl_lora.icc import HDR_CURVES, adobe_rgb_profile, coded_profile, gamma_profile
+from sdxl_lora.images.exif import is_adobe_rgb
+from sdxl_lora.images.icc import HDR_CURVES, adobe_rgb_profile, coded_profile, gamma_profile
 
 UNSPECIFIED = 2  # a code of primaries
 SAME_LEVELS = 2  # of 255: by as much do the sRGB profiles of different makers differ

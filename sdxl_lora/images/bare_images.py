@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from sdxl_lora.colour import ImageWarning
-from sdxl_lora.exif import RAW_PROFILE
+from sdxl_lora.images.colour import ImageWarning
+from sdxl_lora.images.exif import RAW_PROFILE
 
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")

@@ -1,4 +1,4 @@
-"""The text of files that people wrote captions into, or a clear word on what is no text. Knows no pictures."""
+"""The text of files that people wrote, or a clear word on what is no text."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from typing import Any
 
 from sdxl_lora.config.names import printable
 from sdxl_lora.errors import DataError
-from sdxl_lora.regular_files import read_regular
+from sdxl_lora.io.regular_files import read_regular
 
-MOST_CAPTION_BYTES = 10**6
+MOST_CAPTION_BYTES, MOST_TABLE_BYTES = 10**6, 2**31
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -36,11 +36,6 @@ def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
     return text
 
 
-def read_caption(path: Path) -> str:
-    """A caption file's text as one line. Raises what read_text does."""
-    return " ".join(read_text(path).split())
-
-
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a JSON-lines file.
 
@@ -48,7 +43,7 @@ def read_jsonl(path: Path) -> list[dict]:
         DataError: what read_text raises; a line that is no JSON object, or holds what is no text, with its number.
     """
     rows = []
-    for number, line in enumerate(read_text(path, most_bytes=2**31).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, MOST_TABLE_BYTES).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{printable(path)}:{number}"

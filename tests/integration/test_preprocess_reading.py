@@ -10,9 +10,9 @@ from PIL import Image
 
 from preprocess.__main__ import recipe_of
 from preprocess.images.prepare import Bytes, Job, identity, prepare_picture
-from sdxl_lora import icc
 from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.data.images import ImageError
+from sdxl_lora.images import icc
+from sdxl_lora.images.images import ImageError
 from tests.integration.test_preprocess import noise, preprocess, report_of, rows_of
 from tests.unit.data.test_images import encoded, png_header
 

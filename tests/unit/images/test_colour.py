@@ -1,4 +1,4 @@
-"""sdxl_lora/colour.py: what colours a file means, whichever way it says so."""
+"""sdxl_lora/images/colour.py: what colours a file means, whichever way it says so."""
 
 import io
 import struct
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from sdxl_lora import icc
-from sdxl_lora.bare_images import chunk
-from sdxl_lora.colour import ImageWarning, is_read_anew
-from sdxl_lora.data.images import decode_image, image_header, upright_rgb
+from sdxl_lora.images import icc
+from sdxl_lora.images.bare_images import chunk
+from sdxl_lora.images.colour import ImageWarning, is_read_anew
+from sdxl_lora.images.images import decode_image, image_header, upright_rgb
 from tests.unit.data.test_images import encoded
 
 P3 = icc.profile(icc.P3_PRIMARIES, icc.D65, icc.srgb_curve)

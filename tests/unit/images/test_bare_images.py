@@ -1,4 +1,4 @@
-"""sdxl_lora/bare_images.py: checksums, and what never comes to a decoder."""
+"""sdxl_lora/images/bare_images.py: checksums, and what never comes to a decoder."""
 
 import io
 import struct
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sdxl_lora.bare_images import MOST_PIECES, bare_gif, bare_jpeg, bare_png, chunk, png_pixel_bytes
-from sdxl_lora.colour import ImageWarning
-from sdxl_lora.data.images import ImageError, decode_image, frame_count, image_header, upright_rgb, upright_size
+from sdxl_lora.images.bare_images import MOST_PIECES, bare_gif, bare_jpeg, bare_png, chunk, png_pixel_bytes
+from sdxl_lora.images.colour import ImageWarning
+from sdxl_lora.images.images import ImageError, decode_image, frame_count, image_header, upright_rgb, upright_size
 from tests.unit.data.test_images import encoded, gradient
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")

@@ -17,11 +17,11 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from sdxl_lora.bare_images import BARE, check_png_pixels, whole
-from sdxl_lora.colour import ImageWarning, to_srgb
-from sdxl_lora.exif import RAW_PROFILE, orientation_of
-from sdxl_lora.image_formats import is_cut, sniff
-from sdxl_lora.regular_files import FileError, check_size, open_regular, read_regular
+from sdxl_lora.images.bare_images import BARE, check_png_pixels, whole
+from sdxl_lora.images.colour import ImageWarning, to_srgb
+from sdxl_lora.images.exif import RAW_PROFILE, orientation_of
+from sdxl_lora.images.image_formats import is_cut, sniff
+from sdxl_lora.io.regular_files import FileError, check_size, open_regular, read_regular
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # no requirement: phones' photos can be had as JPEG
 HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics")

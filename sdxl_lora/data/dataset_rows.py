@@ -9,8 +9,8 @@ import datasets
 from datasets.features.features import require_decoding
 from PIL import Image
 
-from sdxl_lora.data.images import decode_image, read_image, upright_rgb
 from sdxl_lora.errors import DataError
+from sdxl_lora.images.images import decode_image, read_image, upright_rgb
 from sdxl_lora.io.memo import file_facts
 
 MASK_COLUMN = "mask"
