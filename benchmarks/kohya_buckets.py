@@ -46,7 +46,7 @@ manager.make_buckets()""",
 OUR_CROP = TIMED.format(
     setup="""
 from preprocess.images.crop import Sizing, crop_picture
-from sdxl_lora.images.images import open_image, upright_rgb
+from sdxl_lora.images.decode import open_image, upright_rgb
 sizing = Sizing(1024)""",
     body="""
     image = upright_rgb(open_image(path, 128))

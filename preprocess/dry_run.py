@@ -9,7 +9,7 @@ from preprocess.output.report import listing, other_files
 from sdxl_lora.config.names import printable
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.colour import ImageWarning
-from sdxl_lora.images.images import MAX_MEGAPIXELS, ImageError, image_header, upright_size
+from sdxl_lora.images.decode import MAX_MEGAPIXELS, ImageError, image_header, upright_size
 
 
 def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan, max_megapixels: float = MAX_MEGAPIXELS) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from sdxl_lora.images.images import ImageError, open_image
+from sdxl_lora.images.decode import ImageError, open_image
 from webui.i18n import say
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job

@@ -17,7 +17,7 @@ from preprocess.jobs.processes import Team
 from preprocess.jobs.state import Shelf
 from preprocess.sources.previous_run import Memory
 from sdxl_lora.folders.found import Source
-from sdxl_lora.images.images import open_image
+from sdxl_lora.images.decode import open_image
 
 
 class Caption(Protocol):

@@ -15,7 +15,7 @@ from sdxl_lora.data.buckets import (
     needs_enlarging,
     smaller_buckets,
 )
-from sdxl_lora.images.images import cover_and_crop
+from sdxl_lora.images.decode import cover_and_crop
 
 
 @dataclasses.dataclass(frozen=True)

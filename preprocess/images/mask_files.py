@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.images.masks import foreground_mask
-from sdxl_lora.images.images import ImageError, decode_image, turned_by_exif, upright_rgb
+from sdxl_lora.images.decode import ImageError, decode_image, turned_by_exif, upright_rgb
 
 VERSION = 2  # to be raised when the same file gives another mask: crops with masks from files are made anew then
 BLACK = (0, 0, 0)

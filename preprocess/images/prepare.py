@@ -19,7 +19,7 @@ from preprocess.images.quality import measure, small_copy
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
 from sdxl_lora.images.colour import ImageWarning, is_read_anew
-from sdxl_lora.images.images import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
+from sdxl_lora.images.decode import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
 
 VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
 

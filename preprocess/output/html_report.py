@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from preprocess.images.image_files import encoded
-from sdxl_lora.images.images import ImageError, open_image, upright_rgb
+from sdxl_lora.images.decode import ImageError, open_image, upright_rgb
 
 MOST_CARDS = 300  # beyond these the page would be slow to open; problems come first, then every n-th picture
 MOST_LEFT_OUT = 60

@@ -10,7 +10,7 @@ from datasets.features.features import require_decoding
 from PIL import Image
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.images.images import decode_image, read_image, upright_rgb
+from sdxl_lora.images.decode import decode_image, read_image, upright_rgb
 from sdxl_lora.io.memo import file_facts
 
 MASK_COLUMN = "mask"

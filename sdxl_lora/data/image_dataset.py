@@ -27,7 +27,7 @@ from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.images.colour import is_read_anew
-from sdxl_lora.images.images import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
+from sdxl_lora.images.decode import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
 from sdxl_lora.io.text_files import text_problem
 from sdxl_lora.rng import keyed_seed

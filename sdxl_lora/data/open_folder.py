@@ -21,7 +21,7 @@ from sdxl_lora.folders.caption_tables import FILE_NAME, OF_DATASETS, Line, Table
 from sdxl_lora.folders.finder import find_pictures
 from sdxl_lora.folders.folder_names import why_passed_over
 from sdxl_lora.folders.found import Found, Source, as_text
-from sdxl_lora.images.images import SUFFIXES
+from sdxl_lora.images.decode import SUFFIXES
 
 IMAGE, TEXT, REPEATS = "image", "text", "folder_repeats"
 UNREADABLE = (

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.images.images import SUFFIXES
+from sdxl_lora.images.decode import SUFFIXES
 
 PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
 CAPTIONS = ("txt", "caption")

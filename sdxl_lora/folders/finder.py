@@ -15,7 +15,7 @@ from sdxl_lora.folders.folder_names import FolderName, read_folder_name, why_pas
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.folders.given_captions import add_captions, is_caption_file, read_tables
 from sdxl_lora.folders.mask_files import is_condition, is_mask_folder, masked_picture, pictures_masked_by
-from sdxl_lora.images.images import SUFFIXES, UNSUPPORTED_SUFFIXES
+from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
 OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run.py

@@ -6,7 +6,7 @@ from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, ByName, pictures_of, read_caption
 from sdxl_lora.folders.caption_tables import OF_DATASETS, NoTable, Table, is_metadata, may_be_table, read_table
 from sdxl_lora.folders.found import Found, Source
-from sdxl_lora.images.images import SUFFIXES
+from sdxl_lora.images.decode import SUFFIXES
 
 MOST_NAMED = 20  # lines of one table that are named one by one
 

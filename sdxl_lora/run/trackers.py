@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
-from sdxl_lora.images.images import open_own_png
+from sdxl_lora.images.decode import open_own_png
 from sdxl_lora.run.status import replace_text
 
 ID_NAME = "wandb-id.txt"  # in the run's folder

@@ -10,7 +10,7 @@ from preprocess.__main__ import plan_of, wording_of
 from preprocess.captions.caption_all import caption_batch
 from preprocess.captions.caption_text import without_stock_phrase
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.images.images import open_image
+from sdxl_lora.images.decode import open_image
 from webui.runs.dataset_view import change_texts, read_dataset, rows_of
 
 

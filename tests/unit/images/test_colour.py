@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from sdxl_lora.images import icc
 from sdxl_lora.images.bare_images import chunk
 from sdxl_lora.images.colour import ImageWarning, is_read_anew
-from sdxl_lora.images.images import decode_image, image_header, upright_rgb
+from sdxl_lora.images.decode import decode_image, image_header, upright_rgb
 from tests.unit.data.test_images import encoded
 
 P3 = icc.profile(icc.P3_PRIMARIES, icc.D65, icc.srgb_curve)

@@ -1,4 +1,4 @@
-"""sdxl_lora/images/images.py: every kind of file a folder may hold, as pixels or as a clear word."""
+"""sdxl_lora/images/decode.py: every kind of file a folder may hold, as pixels or as a clear word."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from sdxl_lora.errors import DataError
 from sdxl_lora.images import icc
 from sdxl_lora.images.colour import ImageWarning
-from sdxl_lora.images.images import (
+from sdxl_lora.images.decode import (
     HAS_HEIF,
     ImageError,
     cover_and_crop,
