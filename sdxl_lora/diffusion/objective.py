@@ -20,7 +20,7 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
     Args:
         unet: called as `unet(noisy, timesteps, encoder_hidden_states=..., added_cond_kwargs=...).sample`.
         schedule: a DDPMScheduler; its prediction_type says what the UNet predicts.
-        latents: (B, C, h, w) float32, scaled by the VAE's scaling_factor.
+        latents: (B, C, h, w) float32, as the UNet sees them (latents.py).
         conditions: prompt_embeds (B, 77 k, D), pooled_embeds (B, P), time_ids (B, 6); where there are such,
             input_noise (B, C, h, w), which is mixed into the latents in place of `noise` (input perturbation),
             mask (B, 1, h, w) in [0, 1], where the loss counts, and loss_weight (B,).

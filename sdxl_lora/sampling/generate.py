@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.images.decode import open_own_png
+from sdxl_lora.latents import latents_for_vae
 from sdxl_lora.operating_system import write_whole
 from sdxl_lora.sampling.grid import sheet
 
@@ -73,7 +74,7 @@ def draw_sample(
     home = vae.device
     vae.to(device)
     with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in half precision
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        pixels = vae.decode(latents_for_vae(vae.config, latents.to(vae.dtype))).sample
     vae.to(home)
     return to_picture(pixels[0])
 

@@ -17,6 +17,7 @@ from sdxl_lora.training.settings import base_of
 from sdxl_lora.config.names import DIFFUSERS_NAME
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import RUN_ERRORS
+from sdxl_lora.latents import latents_for_vae
 from sdxl_lora.models.loading import check_base, load_schedulers, load_text_parts, load_unet, load_vae
 from webui.runs.drawings import picture_path
 from webui.runs.launch import read_config
@@ -61,7 +62,7 @@ def draw(request: dict, folder: Path) -> None:
                 output_type="latent",
             ).images
             with torch.autocast(latents.device.type, enabled=False):
-                pixels = pipeline.vae.decode(latents.float() / pipeline.vae.config.scaling_factor).sample
+                pixels = pipeline.vae.decode(latents_for_vae(pipeline.vae.config, latents.float())).sample
             image = pipeline.image_processor.postprocess(pixels.float().cpu())[0]
             image.save(picture_path(folder, number, stage, weight))
             print(f"prompt {number + 1}, {stage or 'base'}, weight {weight:g}", flush=True)
