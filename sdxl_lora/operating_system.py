@@ -7,23 +7,17 @@ cannot open folders, and writes in the locale's encoding where nobody says other
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
 
-from sdxl_lora.errors import DiskError
-
 # A fork copies the locks of torch's threads in whatever state they are; Windows and macOS start processes by spawn.
 PROCESSES = multiprocessing.get_context("spawn")
-# A scanner, or a page that reads, has a file open for milliseconds: 2 s in all.
-PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
 # What Rust calls a full disk there; elsewhere it gives the C library's number.
 WINDOWS_DISK_ERRORS = {39, 112} if sys.platform == "win32" else set()
 RESERVED_NAMES = {  # devices of Windows, whatever stands behind a dot
@@ -102,77 +96,6 @@ def usable_cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def replace(source: Path, target: Path) -> None:
-    """Rename a file or a folder, over `target` where that is a file; waits for programs that have it open.
-
-    Raises:
-        DiskError: one has it open all the time.
-        OSError: anything else.
-    """
-    for pause in (*PAUSES, None):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError as error:
-            if pause is None:
-                raise DiskError(
-                    f"cannot rename {source} to {target} ({error.strerror}): "
-                    "close the programs that have it open, or see who may write there"
-                ) from error
-            time.sleep(pause)
-
-
-def write_whole(path: Path, content: bytes, flush: bool = True) -> None:
-    """Write a file whole or not at all: under another name, then renamed.
-
-    Args:
-        flush: False where it does not matter that the file may be empty after the power goes.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            if flush:
-                os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)  # half of it would only take the room away
-        if error.errno is not None:
-            error.filename = str(path)  # a full disk names no file
-        raise
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link without what it leads to; waits as `replace` does.
-
-    Raises:
-        OSError
-    """
-    for pause in (*PAUSES, None):
-        try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            return
-        except PermissionError:
-            if pause is None:
-                raise
-            time.sleep(pause)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Put a file's content, or a folder's names, on the disk: they stay when the power goes."""
-    if sys.platform == "win32" and path.is_dir():  # it cannot open a folder, and keeps the names by itself
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def print_any_name() -> None:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
-from sdxl_lora.operating_system import replace
+from sdxl_lora.file_system import replace
 
 Record = TypeVar("Record")
 

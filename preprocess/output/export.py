@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sdxl_lora.file_system import replace
 from sdxl_lora.io.text_files import read_jsonl
-from sdxl_lora.operating_system import replace
 
 Shard = list[dict]
 

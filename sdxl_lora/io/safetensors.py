@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from sdxl_lora.errors import DiskError
-from sdxl_lora.operating_system import flush_to_disk, replace
+from sdxl_lora.file_system import CANNOT_RENAME, cannot_map, flush_to_disk, replace, say_once
 
 DTYPES = {
     "F64": torch.float64,
@@ -163,8 +165,7 @@ def write_tensors(
                 tensor = tensor_of(name)
                 assert (tensor.dtype, tuple(tensor.shape)) == (layout[name][0], tuple(layout[name][1])), name
                 file.write(_bytes(tensor))
-            file.flush()
-            os.fsync(file.fileno())
+        flush_to_disk(temporary)
         verify(temporary)
         replace(temporary, path)
     except BaseException as error:
@@ -172,8 +173,28 @@ def write_tensors(
         if isinstance(error, OSError) and not isinstance(error, DiskError):
             raise DiskError(_disk_trouble(path, len(text) + 8 + offset, error)) from error
         raise
-    with contextlib.suppress(OSError):  # the file is whole; some network folders cannot be flushed
-        flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' save_file, which writes under a temporary name and renames: without that where it cannot be."""
+    try:
+        save_file(tensors, path, metadata)
+    except (OSError, SafetensorError) as error:
+        if not any(f"os error {number})" in str(error) for number in CANNOT_RENAME):
+            raise
+        path.write_bytes(save(tensors, metadata))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """safetensors' load_file, which maps the file into memory: read where that cannot be."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        if not cannot_map(error):
+            raise
+        say_once(path.parent, "cannot map files into memory", "they are read instead", error)
+        return load(path.read_bytes())
 
 
 def _disk_trouble(path: Path, size: int, error: OSError) -> str:
@@ -188,4 +209,4 @@ def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
 
 
 def _bytes(tensor: Tensor):
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

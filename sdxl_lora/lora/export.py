@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 
 from sdxl_lora.config.names import DIFFUSERS_NAME, check_name
+from sdxl_lora.file_system import replace
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
 from sdxl_lora.lora.formats.adapter import Adapter, as_lora
 from sdxl_lora.lora.formats.keys import kernel_size
 from sdxl_lora.lora.formats.reader import Key
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya
 from sdxl_lora.lora.state import adapter_layers, module_adapter
-from sdxl_lora.operating_system import replace
 
 log = logging.getLogger(__name__)
 

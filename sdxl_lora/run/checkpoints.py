@@ -16,7 +16,6 @@ import errno
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -27,7 +26,8 @@ from pathlib import Path
 
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.fault_injection import fault_point
-from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, flush_to_disk, print_any_name, remove, replace
+from sdxl_lora.file_system import CANNOT_RENAME, flush_to_disk, remove, replace
+from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, print_any_name
 from sdxl_lora.run.status import read_status
 
 MANIFEST = "manifest.json"
@@ -104,7 +104,7 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
         replace(final, away)
         warnings.warn(f"{final} was no checkpoint: it is now {away.name}", stacklevel=2)
     fault_point("checkpoint_file")
-    replace(temporary, final)
+    replace(temporary, final, last=MANIFEST)
     fault_point("checkpoint_file")
     flush_to_disk(final.parent)
 
@@ -195,10 +195,20 @@ def was_best_only(checkpoint: Path) -> bool:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else. Of a link only the link goes."""
+    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else; else its manifest goes first.
+
+    Of a link only the link goes.
+    """
     doomed = checkpoint.with_name(f".tmp-{checkpoint.name}-old")
     remove(doomed)
-    replace(checkpoint, doomed)
+    try:
+        checkpoint.rename(doomed)
+    except OSError as error:
+        if error.errno not in CANNOT_RENAME and not isinstance(error, PermissionError):
+            raise
+        if not checkpoint.is_symlink():
+            (checkpoint / MANIFEST).unlink(missing_ok=True)
+        doomed = checkpoint
     fault_point("checkpoint_file")
     remove(doomed)
 

@@ -18,10 +18,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.file_system import say_once
+from sdxl_lora.run.status import is_alive
 
 SIGN_SECONDS = 5  # between two signs of life
 SILENT_SECONDS = 60  # without one, the holder is gone
-NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+NO_LOCKS_HERE |= {errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL}
 
 
 class Hold:
@@ -35,13 +38,7 @@ class Hold:
     def __init__(self, folder: Path):
         self.folder, self.sign = folder, folder / ".holder"
         self._lock = FileLock(folder / ".lock", fallback_to_soft=False)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise self._taken() from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS_HERE:
-                raise
+        self._is_locked = self._try_to_lock()
         try:
             self._take_over()
         except ConfigError:
@@ -55,6 +52,25 @@ class Hold:
         self.sign.unlink(missing_ok=True)
         self._lock.release(force=True)
 
+    def _try_to_lock(self) -> bool:
+        """Whether the folder's file system can lock; where it cannot, the sign of life tells alone.
+
+        Raises:
+            ConfigError: another process has the lock.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+            return True
+        except Timeout:
+            if (why := refusal_to_lock(Path(self._lock.lock_file))) is None:
+                raise self._taken() from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS_HERE:
+                raise
+            why = error
+        say_once(self.folder, "cannot lock", "only signs of life keep a second run out of it", why)
+        return False
+
     def _take_over(self) -> None:
         """Write our sign, once that of another machine is old: whoever takes the place of one that went down waits."""
         here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS + SIGN_SECONDS
@@ -66,9 +82,11 @@ class Hold:
                 return
             except FileExistsError:
                 pass
-            if self._holder().get("host") == here or self._age() > SILENT_SECONDS:
-                self.sign.unlink(missing_ok=True)  # we have this machine's lock, so that one is gone
-            elif is_late:
+            is_here, pid = self._holder().get("host") == here, self._holder().get("pid")
+            is_gone = self._is_locked or not (isinstance(pid, int) and is_alive(pid))  # who is here and has no lock
+            if (is_here and is_gone) or self._age() > SILENT_SECONDS:
+                self.sign.unlink(missing_ok=True)
+            elif is_here or is_late:
                 raise self._taken()
             else:
                 time.sleep(min(1, SIGN_SECONDS))
@@ -97,3 +115,19 @@ class Hold:
         while not self._ended.wait(SIGN_SECONDS):
             with contextlib.suppress(OSError):
                 os.utime(self.sign)
+
+
+def refusal_to_lock(path: Path) -> OSError | None:
+    """Why a file cannot be locked by anybody; None where another process holds it, which filelock reads in EACCES."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose locks always work
+        return None
+    try:
+        with open(path, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return error
+    return None  # it was let go this moment

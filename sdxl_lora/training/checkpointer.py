@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdxl_lora.config.sections.run import CheckpointConfig
 from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.io.safetensors import load_tensors, save_tensors
 from sdxl_lora.lora.state import load_lora_state, lora_state
 from sdxl_lora.run.checkpoints import (
     choose_checkpoint,
@@ -45,11 +45,11 @@ class AdapterState:
             for name, model in self.components.items()
             for key, tensor in lora_state(model).items()
         }
-        save_file(state, folder / STATE_NAME)
+        save_tensors(state, folder / STATE_NAME)
         fault_point("checkpoint_file")
 
     def load(self, folder: Path) -> None:
-        state = load_file(folder / STATE_NAME)
+        state = load_tensors(folder / STATE_NAME)
         for name, model in self.components.items():
             own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
             load_lora_state(model, own)

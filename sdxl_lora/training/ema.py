@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+
+from sdxl_lora.io.safetensors import load_tensors, save_tensors
 
 STATE_NAME = "ema_state.safetensors"
 
@@ -38,10 +39,10 @@ class Ema:
             yield
 
     def save(self, folder: Path, step: int) -> None:
-        save_file({name: tensor.cpu() for name, tensor in self.average.items()}, folder / STATE_NAME)
+        save_tensors({name: tensor.cpu() for name, tensor in self.average.items()}, folder / STATE_NAME)
 
     def load(self, folder: Path) -> None:
-        self._copy(load_file(folder / STATE_NAME), self.average)
+        self._copy(load_tensors(folder / STATE_NAME), self.average)
 
     @staticmethod
     @torch.no_grad()

@@ -15,18 +15,15 @@ from sdxl_lora import operating_system
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entry
 from sdxl_lora.config.names import check_name
 from sdxl_lora.errors import DiskError
+from sdxl_lora.file_system import flush_to_disk, remove, replace, write_whole
 from sdxl_lora.operating_system import (
     PROCESSES,
     end_all,
-    flush_to_disk,
     is_alive,
     is_reserved_name,
     launcher,
-    remove,
-    replace,
     signal_named,
     start_apart,
-    write_whole,
 )
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status

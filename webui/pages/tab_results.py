@@ -8,7 +8,7 @@ import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.operating_system import replace
+from sdxl_lora.file_system import replace
 from webui import html as show
 from webui.context import QUIET, Context, tell, telling
 from webui.i18n import T, language_of, say

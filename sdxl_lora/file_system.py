@@ -1,0 +1,144 @@
+"""What some file systems cannot do, and what is done instead: flush a folder, put a file in another's place, map one.
+
+Network file systems, FUSE mounts of object stores, Android and WSL's drives answer so. stdlib only.
+"""
+
+import errno
+import os
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from sdxl_lora.errors import DiskError
+
+CANNOT_FLUSH = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
+CANNOT_FLUSH |= {errno.EBADF, errno.EISDIR}
+CANNOT_RENAME = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV}
+CANNOT_MAP = {errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+# A scanner, or a page that reads, has a file open for milliseconds: 2 s in all.
+PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
+_said: set[tuple[str, str]] = set()
+
+
+def say_once(folder: Path, what: str, instead: str, error: Exception) -> None:
+    """Warn of what a folder's file system cannot do, once in a process for each device and matter."""
+    try:
+        device = str(os.stat(folder).st_dev)
+    except OSError:
+        device = str(folder)
+    if (device, what) not in _said:
+        _said.add((device, what))
+        warnings.warn(f"the file system of {folder} {what} ({error}): {instead}", stacklevel=3)
+
+
+def cannot_map(error: Exception) -> bool:
+    """Whether an error, of the system or of safetensors, says that a file cannot be mapped into memory."""
+    number = getattr(error, "errno", None)
+    return number in CANNOT_MAP or any(f"os error {known})" in str(error) for known in CANNOT_MAP)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file or a folder on the disk when this returns, where the file system can tell."""
+    is_folder = path.is_dir()
+    if sys.platform == "win32" and is_folder:  # Windows cannot open a directory
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH or not os.access(path, os.R_OK):
+            raise
+        what = f"cannot flush {'folders' if is_folder else 'files'} to the disk"
+        say_once(path if is_folder else path.parent, what, "after a power cut the newest may be missing", error)
+
+
+def replace(source: Path, target: Path, last: str = "") -> None:
+    """Rename a file or a folder, over `target` where that is a file; waits for programs that have it open.
+
+    Where the file system cannot rename, it is copied, and the old one removed.
+
+    Args:
+        last: name of the file of a folder that is copied when all others are there.
+    Raises:
+        DiskError: one has it open all the time.
+        OSError: anything else.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if pause is None:
+                raise DiskError(
+                    f"cannot rename {source} to {target} ({error.strerror}): "
+                    "close the programs that have it open, or see who may write there"
+                ) from error
+            time.sleep(pause)
+        except OSError as error:
+            if error.errno not in CANNOT_RENAME:
+                raise
+            instead = "they are copied, which takes longer; what a crash leaves half copied is made again"
+            say_once(target.parent, "cannot rename", instead, error)
+            break
+    if source.is_dir():
+        copy_folder(source, target, last)
+        shutil.rmtree(source)
+    else:
+        shutil.copyfile(source, target)
+        flush_to_disk(target)
+        source.unlink()
+
+
+def copy_folder(source: Path, target: Path, last: str) -> None:
+    """All files, each on the disk before the next."""
+    target.mkdir()
+    for path in sorted(filter(Path.is_file, source.rglob("*")), key=lambda path: (path.name == last, path)):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        flush_to_disk(copy)
+
+
+def write_whole(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write a file whole or not at all: under another name, then renamed.
+
+    Args:
+        flush: False where it does not matter that the file may be empty after the power goes.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+        replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # half of it would only take the room away
+        if error.errno is not None:
+            error.filename = str(path)  # a full disk names no file
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link without what it leads to; waits as `replace` does.
+
+    Raises:
+        OSError
+    """
+    for pause in (*PAUSES, None):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except PermissionError:
+            if pause is None:
+                raise
+            time.sleep(pause)

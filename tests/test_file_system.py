@@ -1,0 +1,199 @@
+"""File systems that cannot flush a folder, rename, map or lock, each with what is done instead, said once."""
+
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import warnings
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from sdxl_lora.base_files import Tensors
+
+from sdxl_lora import base_files, file_system
+from sdxl_lora.cache.fill import fill as cache
+from sdxl_lora.cache.records import read_record, write_record
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.file_system import flush_to_disk, replace
+from sdxl_lora.io import safetensors as safetensors_io
+from sdxl_lora.io.safetensors import load_tensors, save_tensors, write_tensors
+from sdxl_lora.run.checkpoints import MANIFEST, checkpoints, choose_checkpoint, problem_with, publish, rotate
+from sdxl_lora.run.lock import Hold
+from sdxl_lora.run.session import Run, read_status
+
+ANSWERS = [errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(file_system, "_said", set())
+
+
+@pytest.fixture
+def no_flush_of_folders(monkeypatch, request):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(request.param, os.strerror(request.param))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.fixture
+def no_rename(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def refuse_to_save(*_):
+        raise SafetensorError("Error while serializing: I/O error: Function not implemented (os error 38)")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(safetensors_io, "save_file", refuse_to_save)
+
+
+@pytest.fixture
+def no_mapping(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    for module in (cache, base_files):
+        monkeypatch.setattr(module, "safe_open", refuse)
+    monkeypatch.setattr(safetensors_io, "load_file", refuse)
+
+
+def save(run, step):
+    temporary = run / f".tmp-checkpoint-{step}"
+    (temporary / "inside").mkdir(parents=True)
+    (temporary / "weights").write_bytes(b"weights" * step)
+    (temporary / "inside" / "more").write_text("more")
+    publish(temporary, run / f"checkpoint-{step}", {"step": step, "facts": {}})
+
+
+@pytest.mark.parametrize("no_flush_of_folders", ANSWERS, indirect=True)
+def test_a_checkpoint_is_saved_where_folders_cannot_be_flushed(tmp_path, no_flush_of_folders):
+    with pytest.warns(UserWarning, match="cannot flush folders to the disk") as said:
+        save(tmp_path, 1)
+        save(tmp_path, 2)
+    assert len(said) == 1, "said once"
+    assert [problem_with(path) for path in checkpoints(tmp_path)] == [None, None]
+    write_tensors(tmp_path / "lora.safetensors", {"a": (torch.float32, (2,))}, lambda name: torch.ones(2), {})
+    assert (tmp_path / "lora.safetensors").exists()
+
+
+def test_a_disk_that_fails_while_flushing_still_ends_the_save(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        flush_to_disk(tmp_path)
+
+
+def test_checkpoints_are_copied_where_nothing_can_be_renamed(tmp_path, no_rename):
+    with pytest.warns(UserWarning, match="cannot rename") as said:
+        for step in (1, 2, 3, 4):
+            save(tmp_path, step)
+        rotate(tmp_path, 2)
+        save(tmp_path, 4)  # this step again
+    assert len(said) == 1
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert [problem_with(path) for path in checkpoints(tmp_path)] == [None, None]
+    assert not list(tmp_path.glob(".tmp*"))
+    assert choose_checkpoint(tmp_path, "latest", None, print).name == "checkpoint-4"
+
+
+def test_a_folder_that_is_copied_gets_its_manifest_last(tmp_path, no_rename, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (MANIFEST, "a", "z"):
+        (source / name).write_text(name)
+    copied = []
+    monkeypatch.setattr(file_system, "flush_to_disk", lambda path: copied.append(path.name))
+    with pytest.warns(UserWarning):
+        replace(source, tmp_path / "target", last=MANIFEST)
+    assert copied == ["a", "z", MANIFEST] and not source.exists()
+
+
+@pytest.mark.filterwarnings("ignore:the file system")
+def test_status_records_and_tensors_are_written_where_nothing_can_be_renamed(tmp_path, no_rename):
+    with Run(tmp_path) as run:
+        run.update(state="training", step=3)
+        assert read_status(tmp_path)["state"] == "training"
+    assert read_status(tmp_path)["state"] == "done"
+    record = {"mean": torch.arange(6.0).view(2, 3)}
+    write_record(tmp_path / "00" / "record.safetensors", record)
+    assert torch.equal(read_record(tmp_path / "00" / "record.safetensors")["mean"], record["mean"])
+    save_tensors(record, tmp_path / "state.safetensors")
+    assert torch.equal(load_tensors(tmp_path / "state.safetensors")["mean"], record["mean"])
+
+
+def test_records_states_and_bases_are_read_where_files_cannot_be_mapped(tmp_path, no_mapping):
+    path, tensors = tmp_path / "record.safetensors", {"mean": torch.arange(6.0), "std": torch.ones(2)}
+    write_record(path, tensors)
+    with pytest.warns(UserWarning, match="cannot map files into memory") as said:
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_record(path).items())
+        assert torch.equal(load_tensors(path)["mean"], tensors["mean"])
+        with Tensors([path]) as base:
+            assert torch.equal(base.read("std"), tensors["std"])
+    assert len(said) == 1
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="checksum"):
+        read_record(path)
+    with pytest.raises(DataError, match="damaged"):
+        read_record(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("answer", [errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL, errno.ENOLCK])
+def test_a_folder_that_cannot_be_locked_is_held_by_signs_of_life(tmp_path, monkeypatch, answer):
+    def flock(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="cannot lock"):
+        first = Hold(tmp_path)
+    with pytest.raises(ConfigError, match=rf"another run \(pid {os.getpid()} on {socket.gethostname()}\)"):
+        Hold(tmp_path)
+    first.release()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said already
+        Hold(tmp_path).release()
+
+
+def test_without_locks_a_run_that_is_gone_is_followed_at_once(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    pid = os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])
+    os.waitpid(pid, 0)
+    (tmp_path / ".holder").write_text(f'{{"host": "{socket.gethostname()}", "pid": {pid}}}')
+    with pytest.warns(UserWarning, match="cannot lock"):
+        Hold(tmp_path).release()
+
+
+def test_a_folder_that_may_not_be_written_is_still_said_to_be_so(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("sdxl_lora.run.lock.FileLock.acquire", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Hold(tmp_path)
+
+
+def test_a_file_of_safetensors_is_the_one_that_was_saved(tmp_path):
+    """save_tensors is save_file where the file system does all."""
+    tensors = {"a": torch.arange(4.0), "b": torch.ones(2, 2)}
+    save_tensors(tensors, tmp_path / "ours.safetensors", {"x": "y"})
+    save_file(tensors, tmp_path / "theirs.safetensors", {"x": "y"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
