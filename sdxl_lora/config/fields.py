@@ -17,6 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
+from sdxl_lora.config.paths import pasted_path
+
 Config = TypeVar("Config")
 
 
@@ -29,6 +31,7 @@ class ResumeRule(enum.Enum):
 
 
 SAME, BY_CONTENT, FREE = ResumeRule
+PATH = "path"  # a path, or a Hub id in its place: `~`, quotes and blanks at its ends are read as they are meant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Field:
     @property
     def resume_rule(self) -> ResumeRule | None:
         return next((rule for rule in self.rules if isinstance(rule, ResumeRule)), None)
+
+    @property
+    def is_path(self) -> bool:
+        return PATH in self.rules
 
     @property
     def is_required(self) -> bool:
@@ -118,6 +125,15 @@ def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
 def replace_flat(config: Config, **changes: Any) -> Config:
     """`dataclasses.replace` by the settings' names alone."""
     return from_flat(type(config), {**flat_values(config), **changes})
+
+
+def tidy_paths(config: Any) -> None:
+    """Read the paths among a config's settings as they were meant; see PATH. For `__post_init__`."""
+    for name, field in flat_fields(type(config)).items():
+        holder = getattr(config, field.section) if field.section else config
+        value = getattr(holder, name)
+        if field.is_path and isinstance(value, str) and pasted_path(value) != value:
+            object.__setattr__(holder, name, pasted_path(value))
 
 
 def range_problems(config: Any) -> list[str]:

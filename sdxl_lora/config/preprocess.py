@@ -1,9 +1,10 @@
 """Settings of `python -m preprocess`, in sections; see train.py."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from sdxl_lora.config.checks import raise_all
-from sdxl_lora.config.fields import range_problems
+from sdxl_lora.config.fields import PATH, range_problems, tidy_paths
 from sdxl_lora.config.sections.preprocess import (
     CaptionerConfig,
     DatasetConfig,
@@ -18,9 +19,9 @@ from sdxl_lora.config.sections.preprocess import (
 class PreprocessConfig:
     """Turn a folder of pictures into an image/caption dataset for training."""
 
-    input_dir: str
+    input_dir: Annotated[str, PATH]
     """Folder of .png, .jpg, .jpeg, .webp and .gif pictures; subfolders are read too. Never written to."""
-    output_dir: str
+    output_dir: Annotated[str, PATH]
     """Folder for the dataset: images/, metadata.jsonl, README.md and preprocess_report.json."""
     trigger_word: str = ""
     """Word in front of every caption that will call up the concept, e.g. "sks". Never put there twice."""
@@ -32,6 +33,7 @@ class PreprocessConfig:
     job: JobConfig = JobConfig()
 
     def __post_init__(self) -> None:
+        tidy_paths(self)
         sections = (self.sizes, self.images, self.captioner, self.job)
         problems = [*range_problems(self), *(problem for section in sections for problem in section.problems())]
         if "\0" in self.output_dir or not self.output_dir.strip():

@@ -11,7 +11,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from sdxl_lora.config.checks import raise_all
-from sdxl_lora.config.fields import FREE, SAME, flat_fields, flat_values, range_problems
+from sdxl_lora.config.fields import FREE, PATH, SAME, flat_fields, flat_values, range_problems, tidy_paths
 from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
@@ -27,7 +27,7 @@ from sdxl_lora.config.sections.run import CheckpointConfig, LoggingConfig, Outpu
 class TrainConfig:
     """Train a LoRA of Stable Diffusion XL."""
 
-    output_dir: Annotated[str, FREE]
+    output_dir: Annotated[str, PATH, FREE]
     """Folder of the run: config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
     seed: Annotated[int, Ge(0), SAME] = 0
     """Fixes initial weights, order, noise, timesteps and flips."""
@@ -82,6 +82,7 @@ class TrainConfig:
         return {**self.same_on_resume(), "optimizer_arguments": repr(self.optimizer.arguments)}
 
     def __post_init__(self) -> None:
+        tidy_paths(self)
         sections = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)
         sections += (self.optimizer, self.captions, self.evaluation, self.publish)
         raise_all([*range_problems(self), *(p for section in sections for p in section.problems()), *self.problems()])

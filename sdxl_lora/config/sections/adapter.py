@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.checks import blocks_problems
-from sdxl_lora.config.fields import BY_CONTENT, SAME
+from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AdapterConfig:
     """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
     the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
     twice the rank then, exactly where the base is in float32, else to its rounding."""
-    init_lora: Annotated[str | None, BY_CONTENT] = None
+    init_lora: Annotated[str | None, PATH, BY_CONTENT] = None
     """Go on training this LoRA, a file of any layout or a PEFT folder: its modules, ranks and alphas are taken in place
     of rank, lora_alpha and target_modules."""
     adapter: Annotated[Literal["lora", "loha", "lokr"], SAME] = "lora"

@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries
-from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+from sdxl_lora.config.fields import BY_CONTENT, FREE, PATH, SAME
 from sdxl_lora.errors import ConfigError
 
 
@@ -15,9 +15,9 @@ from sdxl_lora.errors import ConfigError
 class DataConfig:
     """The training images."""
 
-    train_data_dir: Annotated[str | None, BY_CONTENT] = None
+    train_data_dir: Annotated[str | None, PATH, BY_CONTENT] = None
     """Folder of pictures: what `python -m preprocess` wrote, or pictures with .txt captions beside them."""
-    dataset_name: Annotated[str | None, BY_CONTENT] = None
+    dataset_name: Annotated[str | None, PATH, BY_CONTENT] = None
     """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
     dataset_config_name: Annotated[str | None, BY_CONTENT] = None
     """Configuration of the dataset on the Hub."""
@@ -80,7 +80,7 @@ class CacheConfig:
     with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
     dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
     """Processes that decode pictures while the caches are filled."""
-    cache_dir: Annotated[str | None, FREE] = None
+    cache_dir: Annotated[str | None, PATH, FREE] = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
     cache_part: Annotated[str | None, FREE] = None
     """Fill only this part of the caches, e.g. 3/16, and end: for as many jobs at once as you like, before a training

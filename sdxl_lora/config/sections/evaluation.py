@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
-from sdxl_lora.config.fields import FREE, SAME
+from sdxl_lora.config.fields import FREE, PATH, SAME
 from sdxl_lora.config.sample_prompt import parse_prompt
 from sdxl_lora.errors import ConfigError
 
@@ -17,7 +17,7 @@ class EvaluationConfig:
     validation_prompt: Annotated[tuple[str, ...], FREE] = ()
     """Prompts drawn with the LoRA while it trains; each may have options of its own behind it, as in kohya's,
     for width, height, seed, guidance, steps and negative: "a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry"."""
-    validation_prompts_file: Annotated[str | None, FREE] = None
+    validation_prompts_file: Annotated[str | None, PATH, FREE] = None
     """Text file with more such prompts, one a line."""
     validation_without_trigger: Annotated[bool, FREE] = False
     """Draw each prompt that has the dataset's trigger word also without it, to see what leaks."""
@@ -33,7 +33,7 @@ class EvaluationConfig:
     """Classifier-free guidance of such a picture."""
     validation_guidance_rescale: Annotated[float | None, Ge(0), FREE] = None
     """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
-    similarity_model: Annotated[str | None, FREE] = None
+    similarity_model: Annotated[str | None, PATH, FREE] = None
     """Report how much such pictures resemble the training pictures (cosine of embeddings, 1 is the same), by any vision
     model of transformers: a folder or a Hub id, e.g. facebook/dinov2-base or openai/clip-vit-large-patch14."""
     validation_split: Annotated[float, Ge(0), Lt(1), SAME] = 0.0

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from sdxl_lora.config.fields import BY_CONTENT
+from sdxl_lora.config.fields import BY_CONTENT, PATH
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The base model."""
 
-    pretrained_model_name_or_path: Annotated[str, BY_CONTENT] = "stabilityai/stable-diffusion-xl-base-1.0"
+    pretrained_model_name_or_path: Annotated[str, PATH, BY_CONTENT] = "stabilityai/stable-diffusion-xl-base-1.0"
     """Base model: a diffusers folder, a Hub id, or one .safetensors file in the original layout."""
-    pretrained_vae_model_name_or_path: Annotated[str | None, BY_CONTENT] = None
+    pretrained_vae_model_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
     """VAE to use instead of the base's: a diffusers folder or a Hub id."""
-    pretrained_config_name_or_path: Annotated[str | None, BY_CONTENT] = None
+    pretrained_config_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
     """For a base in one .safetensors file: diffusers folder or Hub id with its configs and tokenizers.
     Default: the Hub's stabilityai/stable-diffusion-xl-base-1.0."""
     revision: Annotated[str | None, BY_CONTENT] = None

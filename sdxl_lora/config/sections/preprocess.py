@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
+from sdxl_lora.config.fields import PATH
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ImageConfig:
     masks: Literal["none", "alpha", "folder", "remover"] = "none"
     """Masks, white where the loss counts: from transparency, from masks/<name>.png beside the pictures, or from the
     background remover rembg, where that is installed."""
-    class_images: str | None = None
+    class_images: Annotated[str | None, PATH] = None
     """Folder of pictures of the class for prior preservation; they get no trigger word and a column is_class_image."""
 
     def problems(self) -> list[str]:
@@ -86,7 +87,7 @@ class ImageConfig:
 class CaptionerConfig:
     """The captioner."""
 
-    caption_model: str = "florence-community/Florence-2-base"
+    caption_model: Annotated[str, PATH] = "florence-community/Florence-2-base"
     """Captioner of pictures without a caption file: Florence-2, a fine-tune in its native format, or any
     image-text-to-text model of transformers; a Hub id or a folder; "none" for no captioner."""
     caption_task: str = "<DETAILED_CAPTION>"
@@ -126,7 +127,7 @@ class WordingConfig:
     """Words behind every caption."""
     clean_captions: bool = True
     """Leave out the captioner's stock phrases ("The image shows ..."); the report shows each change."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, PATH] = None
     """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
     where it is on this machine, else words and signs are counted, a lower bound."""
     recaption: bool = False

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from sdxl_lora.config.fields import FREE
+from sdxl_lora.config.fields import FREE, PATH
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LoggingConfig:
     """Report every N steps, the mean of the loss over them; between reports a GPU never waits for the host."""
     report_to: Annotated[Literal["tensorboard", "wandb", "trackio", "all", "none"], FREE] = "tensorboard"
     """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
-    logging_dir: Annotated[str, FREE] = "logs"
+    logging_dir: Annotated[str, PATH, FREE] = "logs"
     """Folder of TensorBoard's files, inside output_dir."""
     tracker_project_name: Annotated[str, FREE] = "sdxl-lora"
     """Project in the tracker."""
@@ -36,7 +36,7 @@ class CheckpointConfig:
     """Save a checkpoint every N epochs."""
     checkpoints_total_limit: Annotated[int | None, Gt(0), FREE] = None
     """Keep the newest N checkpoints, two at least."""
-    resume_from_checkpoint: Annotated[str | None, FREE] = "latest"
+    resume_from_checkpoint: Annotated[str | None, PATH, FREE] = "latest"
     """"latest" (start anew where there is none), a checkpoint-<step> folder, or None to refuse a used output_dir."""
 
 
@@ -48,7 +48,7 @@ class OutputConfig:
     """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name."""
     save_precision: Annotated[Literal["fp16", "bf16", "fp32"], FREE] = "fp16"
     """Precision of the LoRA files; fp32 is taken where values would be lost."""
-    loras_dir: Annotated[str | None, FREE] = None
+    loras_dir: Annotated[str | None, PATH, FREE] = None
     """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras; it must be there."""
     save_side_files: Annotated[bool, FREE] = False
     """Also write <output_name>.json and .png, which A1111, Forge and InvokeAI show beside a LoRA."""
