@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from sdxl_lora.base_files import Tensors
 
 from sdxl_lora import base_files, file_system
+from sdxl_lora.base_files import Tensors
 from sdxl_lora.cache.fill import fill as cache
 from sdxl_lora.cache.records import read_record, write_record
 from sdxl_lora.errors import ConfigError, DataError

@@ -6,36 +6,20 @@ runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 """
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
+from sdxl_lora.base_source import Base, part_files
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers
 from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
 from sdxl_lora.data.image_dataset import TrainingPictures
-from sdxl_lora.errors import DataError
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
-from sdxl_lora.models.loading import Base, load_text_encoders, load_tokenizers, load_vae, part_files
+from sdxl_lora.latents import normalisation_key
+from sdxl_lora.models.loading import load_text_encoders, load_tokenizers, load_vae
 from sdxl_lora.performance.device_memory import free_memory
-
-START_TIMEOUT_SECONDS = 600  # imports from a slow network folder take minutes
-
-
-def wait_for_start(pool) -> None:
-    """Until a process of the pool is there, which imports torch first: its pictures' time begins then."""
-    try:
-        pool.apply_async(int).get(START_TIMEOUT_SECONDS)
-    except multiprocessing.TimeoutError:
-        raise DataError(
-            f"the processes that decode pictures have not started within {START_TIMEOUT_SECONDS} s: "
-            "use --dataloader_num_workers 0"
-        ) from None
-
-
-_pictures: TrainingPictures  # in a worker process
 
 
 def fill_caches(
@@ -119,9 +103,11 @@ def known_key(memo: Memo, kind: str, files: list, models: Once) -> str:
 
 
 def weights_key(model: torch.nn.Module) -> str:
-    """32 hexadecimal digits over names, types and values of a model's tensors."""
+    """32 hexadecimal digits over names, types and values of a model's tensors, and over a VAE's shift if it has one."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if isinstance(config := getattr(model, "config", None), Mapping):
+        digest.update(normalisation_key(config).encode())
     return digest.hexdigest()

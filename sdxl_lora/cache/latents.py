@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sdxl_lora.cache.fill import wait_for_start
 from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.errors import DataError
@@ -18,10 +17,25 @@ from sdxl_lora.models.vae import encoded
 from sdxl_lora.operating_system import PROCESSES
 
 WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
+START_TIMEOUT_SECONDS = 600  # imports from a slow network folder take minutes
+
+
+def wait_for_start(pool) -> None:
+    """Until a process of the pool is there, which imports torch first: its pictures' time begins then."""
+    try:
+        pool.apply_async(int).get(START_TIMEOUT_SECONDS)
+    except multiprocessing.TimeoutError:
+        raise DataError(
+            f"the processes that decode pictures have not started within {START_TIMEOUT_SECONDS} s: "
+            "use --dataloader_num_workers 0"
+        ) from None
+
+
+_pictures: TrainingPictures  # in a worker process
 
 
 class LatentCache:
-    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, times the VAE's scaling_factor, and the sizes.
+    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, as the UNet sees them, and the sizes.
 
     With masks also `mask` (1, h, w): the share of each latent's square of pixels that counts.
     With `load_vae`, a record that turns out to be damaged when it is read is made again, on the CPU.

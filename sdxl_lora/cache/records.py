@@ -1,18 +1,20 @@
 """Cache records: one safetensors file each, whole or not there, with a checksum; and who fills which of them."""
 
 import json
-import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save
 
+from sdxl_lora.cache.fill import mapped_record, read_whole_record
 from sdxl_lora.data.image_dataset import content_key
 from sdxl_lora.errors import DataError
+from sdxl_lora.file_system import cannot_map, say_once
+from sdxl_lora.io.safetensors import save_tensors
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ def record_path(folder: Path, *facts) -> Path:
 
 
 def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
-    """Whole or not at all, with a checksum: save_file writes under a temporary name and renames."""
+    """Whole or not at all, with a checksum: save_tensors writes under a temporary name and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {name: tensor.contiguous() for name, tensor in record.items()}
     checksum = zlib.crc32(data_of(save(record)))
     try:
-        save_file(record, path, {"crc32": f"{checksum:08x}"})
+        save_tensors(record, path, {"crc32": f"{checksum:08x}"})
     except SafetensorError as error:
         vars(error)["filename"] = str(path)  # a full disk names no file
         raise
@@ -78,13 +80,35 @@ def read_record(path: Path) -> dict[str, torch.Tensor]:
         DataError: the record is not there or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file, open(path, "rb") as raw:
-            checksum = (file.metadata() or {}).get("crc32")
-            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                if checksum is not None and zlib.crc32(data_of(mapped)) != int(checksum, 16):
-                    raise SafetensorError("its checksum does not fit")
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        try:
+            return mapped_record(path)
+        except (OSError, SafetensorError) as error:
+            if not path.is_file() or not cannot_map(error):
+                raise
+            say_once(path.parent, "cannot map files into memory", "they are read instead", error)
+            return read_whole_record(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(
             f"{path} is a damaged cache record ({error}): delete it and run the same command again"
         ) from None
+
+
+def mapped_record(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file, open(path, "rb") as raw:
+        with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            compare_checksum(file.metadata(), mapped)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+
+
+def read_whole_record(path: Path) -> dict[str, torch.Tensor]:
+    data = path.read_bytes()
+    header = json.loads(data[8 : len(data) - len(data_of(data))])
+    compare_checksum(header.get("__metadata__"), data)
+    return load(data)
+
+
+def compare_checksum(metadata: dict[str, str] | None, file: bytes | mmap.mmap) -> None:
+    """Raises SafetensorError where a record's bytes are not those that were written."""
+    checksum = (metadata or {}).get("crc32")
+    if checksum is not None and zlib.crc32(data_of(file)) != int(checksum, 16):
+        raise SafetensorError("its checksum does not fit")

@@ -1,12 +1,10 @@
 """SDXL's parts from a diffusers folder, a Hub id, or one .safetensors file in the original layout.
 
-Each part is loaded by itself, so that encoders and UNet need not be in memory together. Only safetensors are read:
-a pickle can run code. Knows no LoRA.
+Each part is loaded by itself, so that encoders and UNet need not be in memory together. Where it lies is
+base_source.py's, what it is base_report.py's. Knows no LoRA.
 """
 
-import contextlib
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
 
 import torch
 from diffusers import (
@@ -17,11 +15,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sdxl_lora.base_files import Tensors, fit, read_into, shown
+from sdxl_lora.base_kinds import told_by_file, unsupported_schedule
+from sdxl_lora.base_report import BaseReport, levels_of, look_at, not_by_ddpm
+from sdxl_lora.base_source import Base, config_errors, empty_model, weight_files
 from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
 
@@ -30,36 +30,6 @@ for library_logging in (diffusers_logging, transformers_logging):
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed_precision
-SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-@dataclass(frozen=True)
-class Base:
-    """Where a base model's parts are found.
-
-    path: diffusers folder, Hub id, or one .safetensors file.
-    vae_path: diffusers folder or Hub id of another VAE.
-    config_path: for one file, the diffusers folder or Hub id with its configs and tokenizers.
-    """
-
-    path: str
-    vae_path: str | None = None
-    config_path: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-
-    @property
-    def is_file(self) -> bool:
-        return Path(self.path).is_file()
-
-    @property
-    def configs(self) -> str:
-        """Folder or Hub id with the configs and tokenizers."""
-        return (self.config_path or SDXL_BASE) if self.is_file else self.path
-
-    def hub_arguments(self, subfolder: str, weights: bool = True) -> dict:
-        arguments = {"subfolder": subfolder, "revision": None if self.is_file else self.revision}
-        return {**arguments, "variant": self.variant, "use_safetensors": True} if weights else arguments
 
 
 def base_of(model: ModelConfig) -> Base:
@@ -72,94 +42,39 @@ def base_of(model: ModelConfig) -> Base:
     )
 
 
-def check_base(base: Base) -> None:
-    """Look at headers and configs only.
+def check_base(base: Base) -> BaseReport:
+    """Look at headers and configs only, and warn of what is odd.
 
     Raises:
-        ConfigError: not an SDXL base, a pickle, not found, or not to be had without a connection.
+        ConfigError: not an SDXL base that can be trained, a pickle, not found, or not to be had without a connection.
     """
-    if base.is_file:
-        check_file(Path(base.path))
-    elif Path(base.path).suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
-        raise ConfigError(f"no such base model: {base.path}")
-    with _config_errors(base, "its configs"):
-        pipeline = StableDiffusionXLPipeline.load_config(base.configs, revision=None if base.is_file else base.revision)
-    found = pipeline.get("_class_name", "unknown")
-    if "StableDiffusionXL" not in found:
-        raise ConfigError(f"{base.configs} is a {found}, it must be a StableDiffusionXLPipeline")
-    if pipeline.get("text_encoder", [None])[0] is None:
-        raise ConfigError(f"{base.configs} has one text encoder: it is the SDXL refiner, training needs the base")
+    report = look_at(base)
+    if report.refusal:
+        raise ConfigError(report.refusal)
+    for note in report.notes:
+        warnings.warn(note, stacklevel=2)
+    return report
 
 
-def check_file(path: Path) -> None:
-    """Raises ConfigError unless the file's tensor names are those of an SDXL base in the original layout."""
-    if path.suffix != ".safetensors":
-        raise ConfigError(
-            f"{path} is not a .safetensors file; pickles (.ckpt, .pt, .bin) can run code and are not loaded"
-        )
-    names = tensor_names(path)
+def load_part(base: Base, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    """One of unet, text_encoder, text_encoder_2 and vae: frozen, with the values of the files.
 
-    def has(part: str) -> bool:
-        return any(part in name for name in names)
-
-    if has("lora_") or has(".lora"):
-        found = "a LoRA"
-    elif has("cond_stage_model."):
-        found = "a Stable Diffusion 1.x or 2.x checkpoint"
-    elif has("conditioner.embedders.0.model.") and not has("conditioner.embedders.1.model."):
-        found = "the SDXL refiner"
-    elif not has("model.diffusion_model.") or not has("conditioner.embedders.1.model."):
-        found = f"something else (its first tensors: {', '.join(names[:3]) or 'none'})"
-    elif not has("first_stage_model."):
-        found = "an SDXL checkpoint without its VAE"
-    else:
-        return
-    raise ConfigError(f"{path} is {found}, it must be a whole SDXL base in the original layout")
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names in a safetensors file; ConfigError where it is not one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable .safetensors file: {error}") from None
-
-
-def part_files(base: Base, subfolder: str) -> list[Path]:
-    """Files that hold a part's weights and config on this disk; [] where they cannot be told without a connection."""
-    if subfolder == "vae" and base.vae_path is not None:
-        source, subfolder = base.vae_path, "vae" if (Path(base.vae_path) / "vae").is_dir() else ""
-    elif base.is_file:
-        return [Path(base.path)]
-    else:
-        source = base.path
-    try:
-        folder = (
-            Path(source)
-            if Path(source).is_dir()
-            else Path(snapshot_download(source, revision=base.revision, local_files_only=True))
-        )
-    except (OSError, ValueError):
-        return []
-    return sorted(path for path in (folder / subfolder).iterdir() if path.suffix in (".json", ".safetensors"))
+    Raises:
+        ConfigError: a weight is missing or has another shape.
+    """
+    model = empty_model(base, part)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with config_errors(base, part), Tensors(weight_files(base, part)) as tensors:
+        found = fit(part, shapes, tensors, levels_of(model))
+        if wrong := found.missing + found.misshapen:
+            raise ConfigError(f"{tensors.paths[0]} does not fit its config, {part}: {shown(wrong)}")
+        read_into(model, found, tensors, dtype)
+    return model.requires_grad_(False).eval()
 
 
 def load_vae(base: Base) -> AutoencoderKL:
     """The VAE in float32, frozen: SDXL's overflows in half precision."""
-    with _config_errors(base, "the VAE"):
-        if base.vae_path is not None:
-            subfolder = {"subfolder": "vae"} if (Path(base.vae_path) / "vae").is_dir() else {}
-            vae = AutoencoderKL.from_pretrained(
-                base.vae_path, use_safetensors=True, torch_dtype=torch.float32, **subfolder
-            )
-        elif base.is_file:
-            vae = AutoencoderKL.from_single_file(
-                base.path, config=base.configs, subfolder="vae", torch_dtype=torch.float32
-            )
-        else:
-            vae = AutoencoderKL.from_pretrained(base.path, torch_dtype=torch.float32, **base.hub_arguments("vae"))
-    return vae.requires_grad_(False).eval()
+    return load_part(base, "vae", torch.float32)
 
 
 def load_text_parts(base: Base, dtype: torch.dtype):
@@ -169,54 +84,18 @@ def load_text_parts(base: Base, dtype: torch.dtype):
 
 def load_text_encoders(base: Base, dtype: torch.dtype) -> list[torch.nn.Module]:
     """Both, frozen."""
-    with _config_errors(base, "the text encoders"):
-        if base.is_file:
-            pipeline = StableDiffusionXLPipeline.from_single_file(
-                base.path, config=base.configs, torch_dtype=dtype, unet=None, vae=None, scheduler=None
-            )
-            encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
-        else:
-            encoders = [
-                loader.from_pretrained(base.path, dtype=dtype, **base.hub_arguments(name))
-                for loader, name in ((CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2"))
-            ]
-    return [encoder.requires_grad_(False).eval() for encoder in encoders]
+    return [load_part(base, part, dtype) for part in ("text_encoder", "text_encoder_2")]
 
 
 def load_unet(base: Base, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen."""
-    with _config_errors(base, "the UNet"):
-        if base.is_file:
-            unet = UNet2DConditionModel.from_single_file(
-                base.path, config=base.configs, subfolder="unet", torch_dtype=dtype
-            )
-        else:
-            unet = UNet2DConditionModel.from_pretrained(base.path, torch_dtype=dtype, **base.hub_arguments("unet"))
-    return unet.requires_grad_(False)
-
-
-def models_without_weights(base: Base) -> dict[str, torch.nn.Module]:
-    """All four models from their configs alone, on the meta device: names and shapes, no memory."""
-    with _config_errors(base, "the configs"), torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_model_config(UNet2DConditionModel, base, "unet"))
-        vae_base = Base(base.vae_path) if base.vae_path is not None else base
-        flat = base.vae_path is not None and not (Path(base.vae_path) / "vae").is_dir()
-        vae = AutoencoderKL.from_config(_model_config(AutoencoderKL, vae_base, "" if flat else "vae"))
-        encoders = {
-            name: model(model.config_class.from_pretrained(base.configs, **base.hub_arguments(name, weights=False)))
-            for name, model in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
-        }
-    return {"unet": unet, **encoders, "vae": vae}
-
-
-def _model_config(model_class, base: Base, subfolder: str) -> dict:
-    arguments = base.hub_arguments(subfolder, weights=False)
-    return model_class.load_config(base.configs, **{name: value for name, value in arguments.items() if value})
+    return load_part(base, "unet", dtype)
 
 
 def load_tokenizers(base: Base) -> list[CLIPTokenizer]:
-    names = ("tokenizer", "tokenizer_2")
-    return [CLIPTokenizer.from_pretrained(base.configs, **base.hub_arguments(name, weights=False)) for name in names]
+    with config_errors(base, "the tokenizers"):
+        names = ("tokenizer", "tokenizer_2")
+        return [CLIPTokenizer.from_pretrained(base.configs, **base.hub_arguments(name)) for name in names]
 
 
 def load_schedulers(
@@ -230,13 +109,17 @@ def load_schedulers(
     (arXiv:2305.08891).
 
     Raises:
-        ConfigError: zero terminal SNR for a model that predicts epsilon.
+        ConfigError: zero terminal SNR for a model that predicts epsilon, or a base that was trained by flow or EDM.
     """
-    with _config_errors(base, "the scheduler's config"):
-        config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler", weights=False)))
-    names = tensor_names(Path(base.path)) if base.is_file else []
-    if "v_pred" in names:
-        config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
+    with config_errors(base, "the scheduler's config"):
+        config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
+    if unsupported := unsupported_schedule(config):
+        raise ConfigError(not_by_ddpm(base, unsupported))
+    if base.is_file:
+        with Tensors(weight_files(base, "unet")) as tensors:
+            told, is_zero_snr, _ = told_by_file(tensors, tensors.metadata)
+        if told == "v_prediction":
+            config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": is_zero_snr}
     if prediction_type is not None:
         config["prediction_type"] = prediction_type
     if zero_terminal_snr:
@@ -254,15 +137,3 @@ def load_schedulers(
 def force_zeros_for_empty_prompt(base: Base) -> bool:
     """Does the base mean zeros, not the encoded empty text, when no prompt is given?"""
     return bool(StableDiffusionXLPipeline.load_config(base.configs).get("force_zeros_for_empty_prompt", True))
-
-
-@contextlib.contextmanager
-def _config_errors(base: Base, part: str):
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ConfigError(
-            f"cannot load {part} of {base.path}: {error}\n"
-            "Without a connection, give local paths: --pretrained_model_name_or_path, and for a single .safetensors "
-            "file also --pretrained_config_name_or_path."
-        ) from error

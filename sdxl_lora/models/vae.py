@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from sdxl_lora.errors import NonFiniteError
+from sdxl_lora.latents import latents_of_vae, spread_of_vae
 
 
 def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -24,11 +25,13 @@ def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch
 
 @torch.no_grad()
 def vae_moments(vae, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mean and standard deviation (C, h, w) float32 of one picture's latents, times scaling_factor.
+    """Mean and standard deviation (C, h, w) float32 of one picture's latents, as the UNet sees them.
 
     Args:
         pixels: (1, 3, H, W) in [-1, 1].
     """
     posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    scale = vae.config.scaling_factor
-    return {"mean": posterior.mean[0].float().cpu() * scale, "std": posterior.std[0].float().cpu() * scale}
+    return {
+        "mean": latents_of_vae(vae.config, posterior.mean[0].float().cpu()),
+        "std": spread_of_vae(vae.config, posterior.std[0].float().cpu()),
+    }

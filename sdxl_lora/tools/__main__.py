@@ -7,20 +7,33 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional as Given
 
+from sdxl_lora.config.paths import pasted_path
+
 Precision = Literal["fp16", "bf16", "fp32"]
 
 
-def show(lora: Given[Path], keys: bool = False) -> int:
-    """Ranks, alphas, size of the change per block, metadata, and which clients load the file.
+def show(
+    model: Given[str],
+    keys: bool = False,
+    configs: str | None = None,
+    vae: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> int:
+    """What a LoRA or a base model is. Of a LoRA: ranks, alphas, size of the change per block, metadata, which clients
+    load it. Of a base, without loading it: kind, prediction, VAE, precision, what is missing or unknown.
 
     Args:
-        lora: LoRA file of any layout, or a PEFT adapter's folder.
-        keys: Every module too, with its rank, alpha and size of the change.
+        model: LoRA file of any layout, a PEFT adapter's folder; or a base: diffusers folder, Hub id, .safetensors.
+        keys: Of a LoRA: every module too, with its rank, alpha and size of the change.
+        configs: Of a base in one file: diffusers folder or Hub id with its configs.
+        vae: Of a base: another VAE, as for training.
+        revision: Git revision of a base on the Hub.
+        variant: Weights variant of a diffusers base.
     """
-    from sdxl_lora.lora.formats.reader import read_lora
     from sdxl_lora.tools import describe
 
-    print(describe.show(read_lora(lora), keys))
+    print(describe.show_any(pasted_path(model), keys, configs, vae, revision, variant))
     return 0
 
 

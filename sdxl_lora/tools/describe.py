@@ -2,16 +2,31 @@
 
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 
 from sdxl_lora.lora.formats.adapter import Adapter, norm
 from sdxl_lora.lora.formats.keys import COMPONENTS
-from sdxl_lora.lora.formats.reader import LoraFile
+from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
 
 OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
+
+
+def show_any(path: str, every_module: bool, configs, vae, revision, variant) -> str:
+    """A page about a LoRA or a base, whichever it is.
+
+    Raises:
+        ValueError: it is neither, or cannot be read.
+    """
+    from sdxl_lora.base_report import is_base, look_at  # builds the base's models, which takes seconds to import
+    from sdxl_lora.base_source import Base
+
+    if is_base(path):
+        return "\n".join(look_at(Base(path, vae, configs, revision, variant)).lines())
+    return show(read_lora(Path(path)), every_module)
 
 
 def show(file: LoraFile, every_module: bool = False) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from sdxl_lora.base_source import Base, models_without_weights
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
@@ -12,7 +13,7 @@ from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.warm_start import layers_of
-from sdxl_lora.models.loading import Base, base_of, check_base, models_without_weights
+from sdxl_lora.models.loading import base_of, check_base
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run

@@ -15,7 +15,7 @@ from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
-from sdxl_lora.models.loading import DTYPES, ENCODERS, Base, base_of, load_schedulers, load_tokenizers
+from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
 from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, rung_of

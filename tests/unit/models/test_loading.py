@@ -71,11 +71,18 @@ def test_a_file_says_by_a_tensor_that_it_predicts_v(pipeline, tiny_base, tmp_pat
 @pytest.mark.parametrize(
     "names, found",
     [
-        (["cond_stage_model.transformer.x", "model.diffusion_model.x"], "a Stable Diffusion 1.x or 2.x checkpoint"),
+        (["cond_stage_model.transformer.x", "model.diffusion_model.x"], "a Stable Diffusion 1.x checkpoint"),
         (["lora_unet_x.lora_down.weight"], "a LoRA"),
         (["unet.x.lora_A.weight"], "a LoRA"),
         (["conditioner.embedders.0.model.x", "model.diffusion_model.x"], "the SDXL refiner"),
-        (["double_blocks.0.x"], "something else"),
+        (["double_blocks.0.x"], "a Flux checkpoint"),
+        (["model.diffusion_model.joint_blocks.0.x"], "a Stable Diffusion 3 checkpoint"),
+        (["cond_stage_model.model.x", "model.diffusion_model.x"], "a Stable Diffusion 2.x checkpoint"),
+        (["control_model.x"], "a ControlNet"),
+        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE alone"),
+        (["model.diffusion_model.input_blocks.0.0.weight"], "a UNet without its text encoders"),
+        (["emb_params"], "a textual inversion"),
+        (["anything"], "something else"),
         (["model.diffusion_model.x", "conditioner.embedders.1.model.x"], "without its VAE"),
     ],
 )

@@ -1,0 +1,176 @@
+"""The tensors of a base's .safetensors: headers at once, each tensor when it is asked for, scaled fp8 at its scale.
+
+Knows names and files, builds no model.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.file_system import say_once
+from sdxl_lora.io.safetensors import TensorFile
+from sdxl_lora.original_names import PREFIXES, places
+
+SCALES = ("scale_weight", "weight_scale")  # ComfyUI's, of 2024 and of 2025, beside a layer's `weight`
+HARMLESS = re.compile(
+    r"model_ema\..*|(.*\.)?(position_ids|logit_scale|attn_mask|scaled_fp8|scale_input|input_scale|comfy_quant)"
+    r"|v_pred|ztsnr|edm_\w+(\..*)?|denoiser\..*|(first_stage_model\.|vae\.)?(loss|discriminator|model_ema)\..*"
+    r"|betas|(sqrt_|log_|posterior_|alphas_|lvlb_)\w+|logvar|global_step|epoch|iteration"
+)  # what no model of ours has: averages, counters, schedules, training losses, marks
+
+
+class Tensors:
+    """Of one part or of a whole base, by name.
+
+    Raises:
+        ConfigError: a file is none, a pickle, or cut short.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self.paths, self.files, self.mapped = list(paths), {}, {}
+        self.metadata: dict[str, str] = {}
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:
+            for path in self.paths:
+                try:
+                    file = opened.enter_context(TensorFile(path))
+                except (ValueError, OSError) as error:
+                    raise ConfigError(f"{path} is not a readable .safetensors file: {error}") from None
+                self.files |= dict.fromkeys(file.shapes, file)
+                self.metadata |= file.metadata
+            self._open = opened.pop_all()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def __iter__(self):
+        return iter(self.files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files[name].shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.files[name].dtypes[name]
+
+    def scale_of(self, name: str) -> str | None:
+        """The name of what a packed weight is to be multiplied by; None for one that counts as it stands."""
+        layer, _, kind = name.rpartition(".")
+        found = (f"{layer}.{scale}" for scale in SCALES) if kind == "weight" else ()
+        return next((scale for scale in found if scale in self.files), None)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in the file's type, or in float32 where it has a scale."""
+        scale = self.scale_of(name)
+        tensor = self._raw(name)
+        if scale is None:
+            return tensor
+        factor = self._raw(scale).float()
+        if factor.numel() > 1:  # one for each row
+            factor = factor.reshape(-1, *[1] * (tensor.dim() - 1))
+        return tensor.float() * factor
+
+    def _raw(self, name: str) -> torch.Tensor:
+        """Mapped into memory where the file system can do that, else read."""
+        file = self.files[name]
+        if file.path not in self.mapped:
+            try:
+                self.mapped[file.path] = self._open.enter_context(safe_open(file.path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                self.mapped[file.path] = None
+                say_once(file.path.parent, "cannot map files into memory", "they are read instead", error)
+        mapped = self.mapped[file.path]
+        return file.read(name) if mapped is None else mapped.get_tensor(name)
+
+    def close(self) -> None:
+        self.mapped.clear()
+        self._open.close()
+
+    def __enter__(self) -> "Tensors":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@dataclass
+class Fit:
+    """What a part finds in the files: `found` by its own names; what is `missing`; what has another `shape`."""
+
+    prefix: str
+    found: dict = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+
+def fit(part: str, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, levels: int = 0) -> Fit:
+    """Look up a model's tensors in the files, by headers alone.
+
+    Args:
+        shapes: of the model's state_dict.
+        levels: see `original_names.places`.
+    """
+    result = Fit(prefix_of(part, tensors))
+    for name, shape in shapes.items():
+        candidates = places(part, name, levels)
+        place = next((place for place in candidates if result.prefix + place.name in tensors), None)
+        if place is None:
+            result.missing.append(result.prefix + (candidates[-1].name if result.prefix else name))
+            continue
+        stored = result.prefix + place.name
+        result.used.add(stored)
+        if scale := tensors.scale_of(stored):
+            result.used.add(scale)
+        theirs = tensors.shape(stored)
+        if place.is_transposed:
+            theirs = theirs[::-1]
+        if place.count > 1:
+            theirs = (theirs[0] // place.count, *theirs[1:])
+        if not same_but_for_ones(theirs, shape):
+            result.misshapen.append(f"{stored} is {list(theirs)}, it must be {list(shape)}")
+        result.found[name] = place
+    return result
+
+
+def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal, or those of a linear layer and of the same layer as a 1x1 convolution."""
+    return theirs == tuple(ours) or (
+        {len(theirs), len(ours)} == {2, 4} and list(theirs[2:] or ours[2:]) == [1, 1] and theirs[:2] == ours[:2]
+    )
+
+
+def prefix_of(part: str, tensors: Iterable[str]) -> str:
+    """What stands in front of a part's names; "" where the files are the part's own."""
+    names = list(tensors)
+    return next((prefix for prefix in PREFIXES[part] if any(name.startswith(prefix) for name in names)), "")
+
+
+def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch.dtype) -> None:
+    """Give a model, whose parameters are on the meta device, the values that `fit` found, one tensor at a time."""
+    state = {}
+    for name, parameter in model.state_dict().items():
+        place = found.found[name]
+        tensor = tensors.read(found.prefix + place.name)
+        if place.is_transposed:
+            tensor = tensor.T
+        if place.count > 1:
+            tensor = tensor.chunk(place.count)[place.number]
+        state[name] = tensor.reshape(parameter.shape).to(dtype).contiguous()
+    model.load_state_dict(state, assign=True)
+
+
+def unknown_names(unused: Iterable[str]) -> list[str]:
+    """Of names that no part has asked for, those that mean nothing known."""
+    return [name for name in unused if not HARMLESS.fullmatch(name)]
+
+
+def shown(names: list[str], count: int = 3) -> str:
+    """Some names and how many more, for a sentence."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,104 @@
+"""What a file or folder is that was given as a base, by the names and shapes of its tensors and its configs."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+SDXL = "an SDXL base"
+FILE_KINDS = (  # (what it is, any of these in a name)
+    ("a LoRA", ("lora_", ".lora", "hada_w", "lokr_w", "oft_blocks", "oft_diag")),
+    ("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block")),
+    ("a Flux checkpoint", ("double_blocks.", "single_transformer_blocks.")),
+    ("a Stable Diffusion 3 checkpoint", ("joint_blocks.",)),
+    ("a Stable Diffusion 2.x checkpoint", ("cond_stage_model.model.",)),
+    ("a Stable Diffusion 1.x checkpoint", ("cond_stage_model.",)),
+    ("another model's transformer", ("transformer_blocks.0.attn.", "blocks.0.self_attn.", "double_layers.")),
+    ("a textual inversion", ("emb_params", "string_to_param", "clip_g", "clip_l")),
+)
+UNETS = ("model.diffusion_model.", "input_blocks.", "down_blocks.")
+PREDICTIONS = ("epsilon", "v_prediction")
+KEPT_BY = {"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction"}
+FLOWS = ("flow", "rectified_flow", "rf", "flow_prediction", "velocity")
+
+
+def kind_of_file(names: Iterable[str]) -> str:
+    """SDXL, or what a single file is instead, in words."""
+    names = list(names)
+
+    def has(part: str) -> bool:
+        return any(part in name for name in names)
+
+    first, second = has("conditioner.embedders.0."), has("conditioner.embedders.1.")
+    whole_unet = any(name.startswith("model.diffusion_model.input_blocks.") for name in names)
+    for found, parts in FILE_KINDS:
+        if not (whole_unet and first) and any(map(has, parts)):
+            return found
+    if has("model.diffusion_model.") and second:
+        return SDXL
+    if has("conditioner.embedders.0.model.") and not second:
+        return "the SDXL refiner"
+    if any(name.startswith(UNETS) for name in names):
+        return "a UNet without its text encoders"
+    if has("decoder.conv_in.") and has("encoder.conv_in."):
+        return "a VAE alone"
+    if has("text_model.") or has("transformer.resblocks."):
+        return "a text encoder alone"
+    return f"something else (its first tensors: {', '.join(names[:3]) or 'none'})"
+
+
+def kind_of_unet(channels: int) -> str | None:
+    """What an SDXL UNet with so many input channels is; None for one of the base's 4."""
+    return {
+        4: None,
+        8: "an SDXL pix2pix model (its UNet takes 8 channels: latents beside those of the picture to edit)",
+        9: "an SDXL inpainting model (its UNet takes 9 channels: latents, mask and masked latents)",
+    }.get(channels, f"an SDXL model of another kind (its UNet takes {channels} channels)")
+
+
+def kind_of_folder(folder: Path) -> str:
+    """What a folder without model_index.json is, in words."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    files = sorted(name for name in names if name.lower().endswith(".safetensors"))
+    if "adapter_config.json" in names or any("lora" in name.lower() for name in files):
+        return "a LoRA's folder"
+    if {"diffusion_pytorch_model.safetensors", "config.json"} <= names:
+        return "one part of a base: give the folder above it"
+    if files:
+        return f"a folder of single files: give one of them, such as {folder / files[0]}"
+    return "a folder without model_index.json, which every diffusers base has"
+
+
+def unsupported_schedule(config: Mapping) -> str | None:
+    """How a scheduler's config says that its model was trained otherwise than by DDPM; None where it was so.
+
+    Returns:
+        "a flow", "EDM", what it predicts, or the name of a scheduler that has no betas.
+    """
+    name, prediction = str(config.get("_class_name", "a scheduler without a name")), config.get("prediction_type")
+    if "Flow" in name or config.get("use_flow_sigmas") or prediction in FLOWS:
+        return "a flow"
+    if "EDM" in name or config.get("timestep_type") == "continuous" or prediction == "edm":
+        return "EDM"
+    if prediction not in (None, *PREDICTIONS):
+        return f"{prediction!r}"
+    if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
+        return f"{name}, which has no betas"
+    return None
+
+
+def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool, str]:
+    """What a single file says of its training: (prediction or None, zero terminal SNR, by what it says so).
+
+    The names are those that ComfyUI reads: v_pred and ztsnr (NoobAI), edm_* (Playground 2.5, CosXL). Metadata count for
+    v and flows alone: trainers write epsilon into many files unasked.
+    """
+    names = set(names)
+    if edm := sorted(name for name in names if name.startswith("edm_")):
+        return "EDM", False, f"tensor {edm[0]}"
+    if "v_pred" in names:
+        return "v_prediction", "ztsnr" in names, "tensor v_pred" + (" and ztsnr" if "ztsnr" in names else "")
+    said = str(metadata.get("modelspec.prediction_type", "")).lower()
+    if said in FLOWS:
+        return "a flow", False, "metadata modelspec.prediction_type"
+    if said in KEPT_BY:
+        return KEPT_BY[said], "ztsnr" in names, "metadata modelspec.prediction_type"
+    return None, "ztsnr" in names, ""

@@ -1,0 +1,302 @@
+"""What a base is, before any work: kind, prediction and schedule, VAE, precision, what is missing and what is unknown.
+
+Reads headers and configs, and no weights. models.check_base refuses by it, `python -m sdxl_lora.tools show` prints it.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+
+from sdxl_lora.base_files import Fit, Tensors, fit, shown, unknown_names
+from sdxl_lora.base_kinds import (
+    SDXL,
+    kind_of_file,
+    kind_of_folder,
+    kind_of_unet,
+    told_by_file,
+    unsupported_schedule,
+)
+from sdxl_lora.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, weight_files
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.safetensors import DTYPE_NAMES
+from sdxl_lora.latents import shift_and_scale
+from sdxl_lora.original_names import PREFIXES
+from sdxl_lora.publish.hub import check_source
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+ALL_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+@dataclass
+class Part:
+    """One model: how many values its config describes, the types and the fit of what the files have of it."""
+
+    values: int
+    dtypes: Counter = field(default_factory=Counter)
+    scaled: int = 0
+    fit: Fit | None = None
+
+
+@dataclass
+class BaseReport:
+    """What a base is.
+
+    refusal: why it cannot be trained, a sentence; None where it can.
+    notes: what is odd about it and does no harm, sentences.
+    prediction: epsilon, v_prediction, or in words what cannot be trained; "" where that cannot be told.
+    vae: the VAE's config.
+    """
+
+    path: str
+    kind: str = SDXL
+    layout: str = "diffusers folder"
+    prediction: str = ""
+    told_by: str = ""
+    scheduler: str = ""
+    is_zero_snr: bool = False
+    channels: int | None = None
+    vae: dict = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    harmless: int = 0
+    refusal: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        rows = [("is", f"{self.kind}, {self.layout}")]
+        zero_snr = ", zero terminal SNR" if self.is_zero_snr else ""
+        rows.append(("predicts", f"{self.prediction or 'unknown'}{zero_snr} ({self.told_by or 'its configs say'})"))
+        if self.scheduler:
+            rows.append(("scheduler", self.scheduler))
+        if self.channels is not None:
+            rows.append(("UNet takes", f"{self.channels} channels"))
+        if self.vae:
+            names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+            found = [f"{name} {self.vae[name]}" for name in names if self.vae.get(name) is not None]
+            rows.append(("VAE", f"{self.vae.get('latent_channels')} channels, {', '.join(found)}"))
+        for name, part in self.parts.items():
+            kinds = ", ".join(f"{DTYPE_NAMES[dtype]} in {count} tensors" for dtype, count in part.dtypes.most_common())
+            scaled = f", {part.scaled} of them scaled" if part.scaled else ""
+            rows.append((name, f"{part.values:,} values; {kinds or 'weights not on this machine'}{scaled}"))
+        missing = [name for part in self.parts.values() if part.fit for name in part.fit.missing]
+        rows.append(("missing", shown(missing) or "nothing"))
+        rows.append(("unknown", shown(self.unknown) or "nothing"))
+        if self.harmless:
+            rows.append(("not needed", f"{self.harmless} tensors (averages, position ids, marks)"))
+        rows.append(("training", f"no: {self.refusal}" if self.refusal else "yes"))
+        rows += [("note", note) for note in self.notes]
+        return [self.path, *(f"  {heading:14} {text}" for heading, text in rows)]
+
+
+def look_at(base: Base) -> BaseReport:
+    """What a base is, by headers and configs.
+
+    Raises:
+        ConfigError: it is not there, it cannot be read, or its configs are not to be had without a connection.
+    """
+    check_source(base.path, "pretrained_model_name_or_path", "base model")
+    if base.vae_path is not None:
+        check_source(base.vae_path, "pretrained_vae_model_name_or_path", "VAE")
+    if Path(base.path).suffix.lower() in (".safetensors", *PICKLES) and not Path(base.path).exists():
+        raise ConfigError(f"no such base model: {base.path}")
+    report = BaseReport(base.path)
+    look = look_at_file if base.is_file else look_at_folder
+    look(base, report)
+    if report.refusal is None:
+        look_at_models(base, report)
+    return report
+
+
+def is_base(path: str) -> bool:
+    """Whether a file, folder or Hub id is to be looked at as a base: whatever is not a LoRA, or no model at all."""
+    place = Path(path)
+    if place.is_dir():
+        return kind_of_folder(place) != "a LoRA's folder"
+    if not place.exists():
+        return "/" in path and place.suffix.lower() not in (".safetensors", *PICKLES) and not place.parent.is_dir()
+    if place.suffix.lower() != ".safetensors":
+        return False
+    with Tensors([place]) as tensors:
+        return kind_of_file(tensors) not in ("a LoRA", "a textual inversion") and len(list(tensors)) > 0
+
+
+def look_at_file(base: Base, report: BaseReport) -> None:
+    """By the names in a single file."""
+    path = Path(base.path)
+    if path.suffix.lower() != ".safetensors":
+        raise ConfigError(
+            f"{path} is not a .safetensors file; pickles (.ckpt, .pt, .bin) can run code and are not loaded"
+        )
+    report.layout = "one file in the original layout"
+    with Tensors([path]) as tensors:
+        report.kind = kind_of_file(tensors)
+        report.prediction, report.is_zero_snr, report.told_by = told_by_file(tensors, tensors.metadata)
+        has_vae = any(name.startswith("first_stage_model.") for name in tensors)
+        entry = "model.diffusion_model.input_blocks.0.0.weight"
+        if entry in tensors and len(tensors.shape(entry)) == 4:
+            report.channels = tensors.shape(entry)[1]
+    if report.kind == SDXL and report.channels is not None and (found := kind_of_unet(report.channels)):
+        report.kind = found
+    if report.kind != SDXL:
+        report.refusal = f"{path} is {report.kind}, it must be a whole SDXL base in the original layout"
+    elif report.prediction in ("EDM", "a flow"):
+        report.refusal = not_by_ddpm(base, report.prediction)
+    elif not has_vae and base.vae_path is None:
+        report.refusal = (
+            f"{path} is an SDXL checkpoint without its VAE: give one by --pretrained_vae_model_name_or_path"
+        )
+    elif report.prediction and report.told_by.startswith("metadata"):
+        report.notes.append(f"{path} says by its {report.told_by} that it predicts v: it is trained so")
+
+
+def look_at_folder(base: Base, report: BaseReport) -> None:
+    """By the configs of a diffusers folder or a Hub id."""
+    folder = Path(base.path)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        report.kind = report.refusal = kind_of_folder(folder)
+        report.refusal = f"{folder} is {report.kind}"
+        return
+    report.layout = "diffusers folder" if folder.is_dir() else "on the Hub"
+
+
+def look_at_pipeline(base: Base, report: BaseReport) -> None:
+    """By model_index.json and the scheduler's config."""
+    with config_errors(base, "its configs"):
+        index = StableDiffusionXLPipeline.load_config(base.configs, revision=base.hub_arguments("")["revision"])
+    found = index.get("_class_name", "unknown")
+    if "StableDiffusionXL" not in found:
+        report.kind = f"a {found}"
+        report.refusal = f"{base.configs} is a {found}, it must be a StableDiffusionXLPipeline"
+        return
+    if index.get("text_encoder", [None])[0] is None:
+        report.kind = "the SDXL refiner"
+        report.refusal = f"{base.configs} has one text encoder: it is the SDXL refiner, training needs the base"
+        return
+    folder = Path(base.configs)
+    if folder.is_dir():
+        needed = [(f"{name}/vocab.json", f"{name}/tokenizer.json") for name in TOKENIZERS]
+        needed += [("scheduler/scheduler_config.json",), *((f"{name}/config.json",) for name in MODELS)]
+        lacking = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
+        if base.vae_path is not None and not base.has_vae_file and "vae/config.json" in lacking:
+            lacking.remove("vae/config.json")
+        if lacking:
+            report.refusal = f"{folder} is not whole: it lacks {', '.join(lacking)}"
+            return
+    with config_errors(base, "the scheduler's config"):
+        config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
+    report.scheduler = config.get("_class_name", "unknown")
+    if not report.prediction:
+        report.prediction, report.told_by = config.get("prediction_type", "epsilon"), "the scheduler's config"
+        report.is_zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    if unsupported := unsupported_schedule(config):
+        report.prediction, report.refusal = unsupported, not_by_ddpm(base, unsupported)
+
+
+def not_by_ddpm(base: Base, found: str) -> str:
+    """The sentence that refuses a base trained by another objective."""
+    what = f"was trained by {found}" if found in ("EDM", "a flow") else f"predicts {found}"
+    if "which has no betas" in found:
+        what = f"has {found}"
+    return f"{base.path} {what}, which is not supported yet: training needs a base that predicts epsilon or v"
+
+
+def look_at_models(base: Base, report: BaseReport) -> None:
+    """By the configs of its models, and the headers of their weights as far as these are on this machine."""
+    look_at_pipeline(base, report)
+    if report.refusal:
+        return
+    models = {part: empty_model(base, part) for part in MODELS}
+    unet, vae = models["unet"].config, models["vae"].config
+    report.vae, report.channels = dict(vae), report.channels or unet.in_channels
+    report.refusal = misfit(base, models)
+    if report.refusal:
+        return
+    used: dict[Path, set[str]] = {}
+    for part, model in models.items():
+        look_at_part(base, part, model, report, used)
+    for path, names in used.items():
+        with Tensors([path]) as tensors:
+            others = [name for name in tensors if name not in names and not is_of_another_vae(base, path, name)]
+            unknown = unknown_names(others)
+            report.unknown += unknown
+            report.harmless += len(others) - len(unknown)
+    if report.unknown:
+        report.notes.append(f"{base.path} has {len(report.unknown)} weights that are not used: {shown(report.unknown)}")
+    report.refusal = what_is_missing(base, report)
+
+
+def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
+    """Whether a tensor is not asked for because the VAE is to come from a file of its own, or from one of a base."""
+    if base.vae_path is None:
+        return False
+    is_of_vae = name.startswith(PREFIXES["vae"])
+    return (
+        is_of_vae if str(path) == base.path else base.has_vae_file and name.startswith(ALL_PREFIXES) and not is_of_vae
+    )
+
+
+def misfit(base: Base, models: dict[str, torch.nn.Module]) -> str | None:
+    """Why models of these configs make no SDXL base."""
+    unet, vae = models["unet"].config, models["vae"].config
+    if kind := kind_of_unet(unet.in_channels):
+        return f"{base.configs} is {kind}: training needs an SDXL base, whose UNet takes 4"
+    widths = [models[name].config.hidden_size for name in ("text_encoder", "text_encoder_2")]
+    if unet.addition_embed_type != "text_time" or unet.cross_attention_dim != sum(widths):
+        return (
+            f"{base.configs} is no SDXL base: its UNet reads {unet.cross_attention_dim} numbers a token, its text "
+            f"encoders give {widths[0]} and {widths[1]}"
+        )
+    if vae.latent_channels != unet.in_channels:
+        source = base.vae_path or base.path
+        return f"{source} has a VAE of {vae.latent_channels} channels, the UNet takes {unet.in_channels}"
+    shift_and_scale(vae, torch.zeros(0))
+    return None
+
+
+def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseReport, used: dict) -> None:
+    """Compare a model with the headers of its files; `used` gets the names that it takes from each."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    report.parts[part] = found = Part(sum(map(math.prod, shapes.values())))
+    files = weight_files(base, part, download=False)
+    if not files:
+        return
+    with Tensors(files) as tensors:
+        found.fit = fit(part, shapes, tensors, levels_of(model))
+        found.dtypes = Counter(tensors.dtype(name) for name in found.fit.used if not name.endswith("scale_weight"))
+        found.scaled = sum(tensors.scale_of(name) is not None for name in found.fit.used)
+        for name in found.fit.used:
+            used.setdefault(tensors.files[name].path, set()).add(name)
+        for path in files:
+            used.setdefault(path, set())
+
+
+def levels_of(model: torch.nn.Module) -> int:
+    """How many sizes a model's blocks have; 0 where it has none."""
+    return len(getattr(model.config, "block_out_channels", ()))
+
+
+def what_is_missing(base: Base, report: BaseReport) -> str | None:
+    """The sentence that names what the files lack of their models."""
+    fits = {name: part.fit for name, part in report.parts.items() if part.fit}
+    lacking = {name: of.missing for name, of in fits.items() if of.missing}
+    if lacking:
+        said = "; ".join(f"{len(names)} of {part}: {shown(names)}" for part, names in lacking.items())
+        of_unet = lacking.get("unet", [])
+        hint = ""
+        if base.is_file and len(of_unet) > 20:
+            configs = base.config_path or SDXL_BASE
+            hint = (
+                f". It may be a smaller UNet than that of {configs} (SSD-1B, Vega): give its own folder or Hub id by "
+                "--pretrained_config_name_or_path"
+            )
+        return f"{base.path} lacks weights, {said}{hint}"
+    misshapen = [text for of in fits.values() for text in of.misshapen]
+    if misshapen:
+        return f"{base.path} does not fit the configs of {base.configs}: {shown(misshapen, 2)}"
+    return None

@@ -1,0 +1,176 @@
+"""Where the parts of a base lie, a folder's, the Hub's or one file's, and the models that its configs describe.
+
+Reads configs, and no weights. Only safetensors are taken: a pickle can run code.
+"""
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from sdxl_lora.errors import ConfigError
+
+SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+MODELS = {
+    "unet": UNet2DConditionModel,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "vae": AutoencoderKL,
+}
+STEMS = ("diffusion_pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a base model's parts are found.
+
+    path: diffusers folder, Hub id, or one .safetensors file.
+    vae_path: another VAE: a folder, a Hub id, or one .safetensors file.
+    config_path: for one file, the diffusers folder or Hub id with its configs and tokenizers.
+    """
+
+    path: str
+    vae_path: str | None = None
+    config_path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.path).is_file()
+
+    @property
+    def has_vae_file(self) -> bool:
+        return self.vae_path is not None and Path(self.vae_path).is_file()
+
+    @property
+    def configs(self) -> str:
+        """Folder or Hub id with the configs and tokenizers."""
+        return (self.config_path or SDXL_BASE) if self.is_file else self.path
+
+    def hub_arguments(self, subfolder: str) -> dict:
+        return {"subfolder": subfolder, "revision": None if self.is_file else self.revision}
+
+
+def source_of(base: Base, part: str) -> tuple[str, str]:
+    """(folder, Hub id or file, subfolder) with a part's weights; the config of a VAE of its own lies there too."""
+    if part == "vae" and base.vae_path is not None:
+        return base.vae_path, "vae" if (Path(base.vae_path) / "vae").is_dir() else ""
+    return base.path, "" if base.is_file else part
+
+
+def part_files(base: Base, part: str) -> list[Path]:
+    """Files that hold a part's weights and config on this disk; [] where they cannot be told without a connection."""
+    source, subfolder = source_of(base, part)
+    if Path(source).is_file():
+        config = Path(base.configs) / part / "config.json"
+        return [Path(source), *([config] if config.is_file() else [])]
+    try:
+        is_folder = Path(source).is_dir()
+        folder = Path(source if is_folder else snapshot_download(source, revision=base.revision, local_files_only=True))
+    except (OSError, ValueError):
+        return []
+    return sorted(path for path in (folder / subfolder).glob("*") if path.suffix in (".json", ".safetensors"))
+
+
+def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
+    """The .safetensors of a part: one, or its shards.
+
+    Args:
+        download: False for what is on this disk alone; [] where that is not all.
+    Raises:
+        ConfigError: there are none, or none of the variant.
+    """
+    source, subfolder = source_of(base, part)
+    if Path(source).is_file():
+        return [Path(source)]
+    variants = (base.variant,) if base.variant else ("", "fp16")
+    if Path(source).is_dir():
+        folder = Path(source) / subfolder
+        found = next(filter(None, (local_weights(folder, variant) for variant in variants)), [])
+    else:
+        revision = base.revision if source == base.path else None
+        found = next(
+            filter(None, (hub_weights(source, subfolder, variant, revision, download) for variant in variants)), []
+        )
+        folder = "/".join(filter(None, (source, subfolder)))
+        if not found and not download:
+            return []
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no .safetensors weights{f' of variant {base.variant}' if base.variant else ''}; pickles "
+            "(.bin) can run code and are not loaded"
+        )
+    return found
+
+
+def local_weights(folder: Path, variant: str) -> list[Path]:
+    dot = f".{variant}" if variant else ""
+    for stem in STEMS:
+        if (whole := folder / f"{stem}{dot}.safetensors").is_file():
+            return [whole]
+        if (index := folder / f"{stem}.safetensors.index{dot}.json").is_file():
+            return [folder / name for name in shards_of(index)]
+    shard = re.compile(rf"\w+{re.escape(dot)}-\d+-of-\d+\.safetensors|\w+-\d+-of-\d+{re.escape(dot)}\.safetensors")
+    return sorted(path for path in folder.glob("*-of-*.safetensors") if shard.fullmatch(path.name))
+
+
+def shards_of(index: Path) -> list[str]:
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def hub_weights(source: str, subfolder: str, variant: str, revision: str | None, download: bool) -> list[Path]:
+    """Of a Hub id: from its cache, or downloaded; [] where the repository has none of that variant."""
+    dot = f".{variant}" if variant else ""
+
+    def get(name: str) -> Path:
+        where = {"subfolder": subfolder or None, "revision": revision, "local_files_only": not download}
+        return Path(hf_hub_download(source, name, **where))
+
+    for stem in STEMS:
+        with contextlib.suppress(EntryNotFoundError):  # not being in the cache is one of these too
+            return [get(f"{stem}{dot}.safetensors")]
+        with contextlib.suppress(EntryNotFoundError):
+            return [get(name) for name in shards_of(get(f"{stem}.safetensors.index{dot}.json"))]
+    return []
+
+
+def empty_model(base: Base, part: str) -> torch.nn.Module:
+    """A part as its config describes it, its parameters on the meta device: names and shapes, no memory."""
+    with config_errors(base, f"the config of {part}"), init_empty_weights(include_buffers=False):
+        model, arguments = MODELS[part], base.hub_arguments(part)
+        if part.startswith("text"):
+            return model(model.config_class.from_pretrained(base.configs, **arguments))
+        source = base.configs
+        if part == "vae" and base.vae_path is not None and not base.has_vae_file:
+            source, subfolder = source_of(base, "vae")
+            arguments = {"subfolder": subfolder}
+        return model.from_config(model.load_config(source, **{k: v for k, v in arguments.items() if v}))
+
+
+def models_without_weights(base: Base) -> dict[str, torch.nn.Module]:
+    """All four models from their configs alone, on the meta device: names and shapes, no memory."""
+    return {part: empty_model(base, part).to("meta") for part in MODELS}
+
+
+@contextlib.contextmanager
+def config_errors(base: Base, part: str):
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(
+            f"cannot load {part} of {base.path}: {error}\n"
+            "Without a connection, give local paths: --pretrained_model_name_or_path, and for a single .safetensors "
+            "file also --pretrained_config_name_or_path."
+        ) from error
