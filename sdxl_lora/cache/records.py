@@ -1,16 +1,16 @@
 """Cache records: one safetensors file each, whole or not there, with a checksum; and who fills which of them."""
 
 import json
+import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 
-from sdxl_lora.cache.fill import mapped_record, read_whole_record
 from sdxl_lora.data.image_dataset import content_key
 from sdxl_lora.errors import DataError
 from sdxl_lora.file_system import cannot_map, say_once

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
 from sdxl_lora.config.sections.run import LoggingConfig
 from sdxl_lora.distributed.rendezvous import INIT_METHOD
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.launcher import set_aside
 
 
 def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: LoggingConfig, run_dir: str) -> Accelerator:
@@ -24,6 +26,10 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
         ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
     """
     mixed_precision, micro_steps = compute.mixed_precision, batch.gradient_accumulation_steps
+    said = set_aside(os.environ, mixed_precision, micro_steps)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for text in said:
+            warnings.warn(text, stacklevel=2)
     timeout = timedelta(seconds=compute.process_timeout_seconds)
     trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(logging.report_to, [logging.report_to])
     try:
@@ -41,8 +47,10 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
                 InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout),
             ],
         )
-    except ValueError as error:
-        raise ConfigError(f"mixed_precision {mixed_precision} cannot be used here: {error}") from error
+    except (ValueError, ImportError) as error:
+        is_precision = any(word in str(error).lower() for word in ("precision", "bf16", "fp16", "bfloat"))
+        what = f"mixed_precision {mixed_precision} cannot be used here" if is_precision else "accelerate cannot start"
+        raise ConfigError(f"{what}: {error}") from error
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision fp16 cannot be used here: it needs a GPU; without one use no or bf16")
     launched = int(os.environ.get("WORLD_SIZE", 1))

@@ -16,6 +16,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import sys

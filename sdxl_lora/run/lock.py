@@ -124,7 +124,7 @@ def refusal_to_lock(path: Path) -> OSError | None:
     except ImportError:  # Windows, whose locks always work
         return None
     try:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return None

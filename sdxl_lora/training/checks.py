@@ -13,8 +13,8 @@ from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.warm_start import layers_of
-from sdxl_lora.models.loading import base_of, check_base
-from sdxl_lora.publish.hub import check_hub, claim_repository
+from sdxl_lora.models.loading import base_of, check_base, load_schedulers
+from sdxl_lora.publish.hub import check_hub, check_source, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity
@@ -51,9 +51,12 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
         )
 
 
-def check_names(config: TrainConfig, base: Base) -> None:
+def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> None:
     """Raises ConfigError for what the settings name and is not there or cannot be."""
-    check_base(base)
+    check_base(base, needs_weights)
+    load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
+    if config.evaluation.similarity_model is not None:
+        check_source(config.evaluation.similarity_model, "similarity_model", "folder")
     sample_prompts_of(config)
     check_start(config.adapter, base)
     try:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from sdxl_lora.base_source import Base
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
+from sdxl_lora.launcher import set_aside
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
 from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
 from sdxl_lora.performance.activation_memory import encoding_bytes
@@ -56,10 +58,13 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     Raises:
         ConfigError, DataError: what would end the training itself.
     """
-    world_size, notes = int(os.environ.get("WORLD_SIZE", 1)), []
+    for text in set_aside(os.environ, config.compute.mixed_precision, config.batch.gradient_accumulation_steps):
+        warnings.warn(text, stacklevel=2)
+    notes: list[str] = []
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     check_device(config, world_size, "cuda" if config.compute.cuda_graphs else "cpu")
     base = base_of(config.model)
-    check_names(config, base)
+    check_names(config, base, needs_weights=False)
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)

@@ -1,0 +1,91 @@
+"""What accelerate's config and the environment ask for and this training does not do: one line, and the run goes on."""
+
+import os
+
+import pytest
+
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.launcher import set_aside
+from sdxl_lora.run.events import read_events
+
+MORE = "asks for more than is done here: "
+
+
+def said(environment, mixed_precision="bf16", micro_steps=2):
+    return [text.split(MORE)[-1] for text in set_aside(environment, mixed_precision, micro_steps)]
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not used: each process holds the whole model"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not used"),
+        ({"ACCELERATE_USE_FSDP": "1"}, "FSDP is not used"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "True"}, "Megatron-LM is not used"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism config is not used"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "TorchDynamo (INDUCTOR) is not used: --compile"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision fp8 is not used: --mixed_precision bf16 counts"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "gradient_accumulation_steps auto is not used"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2 counts"),
+        ({"RANK": "0"}, "has RANK=0 but not WORLD_SIZE"),
+        ({"LOCAL_RANK": "0", "RANK": "0"}, "this process trains alone"),
+        (
+            {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
+            "not MASTER_ADDR, MASTER_PORT: this process trains alone",
+        ),
+    ],
+)
+def test_each_is_told_in_one_line_and_set_aside(environment, words):
+    before = dict(environment)
+    [line] = said(environment)
+    assert words in line and "\n" not in line
+    assert not set(before) & set(environment) - {"FSDP_VERSION"} and said(environment) == []
+
+
+def test_what_a_launcher_always_sets_says_nothing():
+    usual = {
+        "ACCELERATE_DYNAMO_BACKEND": "no",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_USE_FSDP": "false",
+        "ACCELERATE_USE_CPU": "True",
+    }
+    assert said(dict(usual)) == []
+    assert said({**usual, "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}) == []
+    torchrun = {
+        "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    assert said(dict(torchrun)) == [] and said({"WORLD_SIZE": "4"}) == []
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"RANK": "1"}, "has RANK=1 but not WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"LOCAL_RANK": "3"}, "has LOCAL_RANK=3 but not WORLD_SIZE, RANK"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "but not MASTER_PORT"),
+        ({"RANK": "zero"}, "RANK is 'zero' in the environment, it must be a whole number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+    ],
+)
+def test_processes_that_would_not_find_each_other_are_refused(environment, words):
+    with pytest.raises(ConfigError) as raised:
+        said(environment)
+    assert words in str(raised.value) and "accelerate launch" in str(raised.value)
+
+
+def test_a_run_goes_on_whatever_a_config_from_other_work_asks(train, monkeypatch):
+    asked = {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_MEGATRON_LM": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_MIXED_PRECISION": "fp8", "RANK": "0",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto", "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    }  # fmt: skip
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning) as warned:
+        run = train(max_train_steps=1, gradient_accumulation_steps=2)
+    lines = [str(warning.message) for warning in warned]
+    for words in ("DeepSpeed", "FSDP", "Megatron", "TorchDynamo", "fp8", "auto", "parallelism", "trains alone"):
+        assert sum(words in line for line in lines) == 1, words
+    assert len(list(read_events(run / "events.jsonl", "step"))) == 1 and "RANK" not in os.environ
