@@ -41,7 +41,7 @@ from sdxl_lora.training.export import LoraExporter
 from sdxl_lora.training.finish import finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
-from sdxl_lora.training.optim import build_optimizer, learning_rate_of, rates_kept
+from sdxl_lora.training.optim import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.training.samples import SampleWriter
 from sdxl_lora.training.schedule import Cadence
 from sdxl_lora.training.train_step import TrainStep
@@ -149,7 +149,8 @@ def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, sa
             numbers = train_step.metrics.flush()  # the requests to stop of all processes ride along with the loss
             check_finite(numbers, run)
             epoch, by_timestep = data.sampler.passes(step), numbers.by_timestep
-            logger.step(step, numbers.images, epoch, numbers.loss, learning_rate, numbers.grad_norm, **by_timestep)
+            rate = own_learning_rate(train_step.optimizer) if learning_rate is None else learning_rate
+            logger.step(step, numbers.images, epoch, numbers.loss, rate, numbers.grad_norm, **by_timestep)
             stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
             is_best = due.evaluate and not stopping and evaluator.evaluate(step)
             if due.evaluate:  # perhaps asked to stop while validating: the next start does that again

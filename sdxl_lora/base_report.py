@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
 from sdxl_lora.base_files import Fit, Tensors, fit, shown, unknown_names
 from sdxl_lora.base_kinds import (
+    PICKLES,
     SDXL,
     kind_of_file,
     kind_of_folder,
@@ -20,14 +21,13 @@ from sdxl_lora.base_kinds import (
     told_by_file,
     unsupported_schedule,
 )
-from sdxl_lora.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, weight_files
+from sdxl_lora.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, source_of, weight_files
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.safetensors import DTYPE_NAMES
 from sdxl_lora.latents import shift_and_scale
 from sdxl_lora.original_names import PREFIXES
 from sdxl_lora.publish.hub import check_source
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 ALL_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
@@ -47,6 +47,7 @@ class BaseReport:
     """What a base is.
 
     refusal: why it cannot be trained, a sentence; None where it can.
+    bare: parts of a folder that are configs alone.
     notes: what is odd about it and does no harm, sentences.
     prediction: epsilon, v_prediction, or in words what cannot be trained; "" where that cannot be told.
     vae: the VAE's config.
@@ -64,6 +65,7 @@ class BaseReport:
     parts: dict[str, Part] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     harmless: int = 0
+    bare: list[str] = field(default_factory=list)
     refusal: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -85,6 +87,7 @@ class BaseReport:
             scaled = f", {part.scaled} of them scaled" if part.scaled else ""
             rows.append((name, f"{part.values:,} values; {kinds or 'weights not on this machine'}{scaled}"))
         missing = [name for part in self.parts.values() if part.fit for name in part.fit.missing]
+        missing += [f"all weights of {part}" for part in self.bare]
         rows.append(("missing", shown(missing) or "nothing"))
         rows.append(("unknown", shown(self.unknown) or "nothing"))
         if self.harmless:
@@ -111,19 +114,6 @@ def look_at(base: Base) -> BaseReport:
     if report.refusal is None:
         look_at_models(base, report)
     return report
-
-
-def is_base(path: str) -> bool:
-    """Whether a file, folder or Hub id is to be looked at as a base: whatever is not a LoRA, or no model at all."""
-    place = Path(path)
-    if place.is_dir():
-        return kind_of_folder(place) != "a LoRA's folder"
-    if not place.exists():
-        return "/" in path and place.suffix.lower() not in (".safetensors", *PICKLES) and not place.parent.is_dir()
-    if place.suffix.lower() != ".safetensors":
-        return False
-    with Tensors([place]) as tensors:
-        return kind_of_file(tensors) not in ("a LoRA", "a textual inversion") and len(list(tensors)) > 0
 
 
 def look_at_file(base: Base, report: BaseReport) -> None:
@@ -265,6 +255,7 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
     report.parts[part] = found = Part(sum(map(math.prod, shapes.values())))
     files = weight_files(base, part, download=False)
     if not files:
+        report.bare += [part] if Path(source_of(base, part)[0]).is_dir() else []
         return
     with Tensors(files) as tensors:
         found.fit = fit(part, shapes, tensors, levels_of(model))

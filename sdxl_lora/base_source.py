@@ -103,9 +103,7 @@ def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
             filter(None, (hub_weights(source, subfolder, variant, revision, download) for variant in variants)), []
         )
         folder = "/".join(filter(None, (source, subfolder)))
-        if not found and not download:
-            return []
-    if not found:
+    if not found and download:
         raise ConfigError(
             f"{folder} holds no .safetensors weights{f' of variant {base.variant}' if base.variant else ''}; pickles "
             "(.bin) can run code and are not loaded"

@@ -175,7 +175,7 @@ FIELDS = {
         ),
         "pretrained_vae_model_name_or_path": (
             "VAE",
-            "VAE à utiliser au lieu de celui de la base : un dossier diffusers ou un nom du Hub.",
+            "VAE à utiliser au lieu de celui de la base : un dossier diffusers, un nom du Hub ou un fichier .safetensors.",
         ),
         "pretrained_config_name_or_path": (
             "Configurations de la base",
@@ -452,7 +452,10 @@ FIELDS = {
             "À blanc",
             "Imprimer ce qui serait entraîné (images, pas, paramètres, mémoire, cache, avertissements) sans rien écrire.",
         ),
-        "learning_rate": ("Taux d'apprentissage", "Taux d'apprentissage maximal."),
+        "learning_rate": (
+            "Taux d'apprentissage",
+            "Taux d'apprentissage maximal. None si l'optimiseur en trouve un : adafactor avec relative_step=True.",
+        ),
         "scale_lr": (
             "Adapter le taux",
             "Multiplier le taux d'apprentissage par la taille de lot, les micro-pas et les processus.",

@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from sdxl_lora.config.fields import flat_fields, flat_values
+from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -43,7 +44,7 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
 def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The path given as `--config PATH` or `--config=PATH` (the last one counts), and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=lambda text: Path(pasted_path(text)))
     known, others = parser.parse_known_args(argv)
     return known.config, others
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import yaml
 
+from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.yaml_text import load_text
 from sdxl_lora.errors import ConfigError
 
@@ -87,6 +88,9 @@ def checked(values: dict, text: str) -> DatasetEntry:
             values[name] = TRUTHS[str(value).lower()]
         elif not isinstance(value, str):
             raise ConfigError(f"{name} in {text!r} must be one text")
+    for name in ("train_data_dir", "dataset_name"):
+        if name in values:
+            values[name] = pasted_path(values[name])
     entry = DatasetEntry(**values)
     if (entry.train_data_dir is None) == (entry.dataset_name is None):
         raise ConfigError(f"{text!r} must have one of train_data_dir and dataset_name")

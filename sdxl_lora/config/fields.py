@@ -175,4 +175,5 @@ def range_text(bounds: list) -> str:
     }
     if bounds == [Ge(0)]:
         return "0 or more"
-    return " and ".join(words[type(bound)].format(**dataclasses.asdict(bound)) for bound in bounds)
+    text = " and ".join(words[type(bound)].format(**dataclasses.asdict(bound)) for bound in bounds)
+    return text.replace(str(2**63), "2^63")

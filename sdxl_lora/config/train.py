@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from sdxl_lora.config.checks import raise_all
 from sdxl_lora.config.fields import FREE, PATH, SAME, flat_fields, flat_values, range_problems, tidy_paths
@@ -29,7 +29,7 @@ class TrainConfig:
 
     output_dir: Annotated[str, PATH, FREE]
     """Folder of the run: config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
-    seed: Annotated[int, Ge(0), SAME] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63), SAME] = 0
     """Fixes initial weights, order, noise, timesteps and flips."""
     dry_run: Annotated[bool, FREE] = False
     """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
@@ -84,8 +84,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         tidy_paths(self)
         sections = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)
-        sections += (self.optimizer, self.captions, self.evaluation, self.publish)
-        raise_all([*range_problems(self), *(p for section in sections for p in section.problems()), *self.problems()])
+        sections += (self.optimizer, self.captions, self.evaluation, self.logging, self.publish)
+        names = (
+            [f"output_dir {self.output_dir!r} is an invalid name"]
+            if "\0" in self.output_dir or not self.output_dir
+            else []
+        )
+        raise_all(
+            [*names, *range_problems(self), *(p for section in sections for p in section.problems()), *self.problems()]
+        )
 
     def problems(self) -> list[str]:
         """A sentence for each pair of settings of different sections that do not go together."""

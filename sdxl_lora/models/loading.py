@@ -42,15 +42,22 @@ def base_of(model: ModelConfig) -> Base:
     )
 
 
-def check_base(base: Base) -> BaseReport:
+def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
     """Look at headers and configs only, and warn of what is odd.
 
+    Args:
+        needs_weights: False for plans, which are made of configs alone.
     Raises:
         ConfigError: not an SDXL base that can be trained, a pickle, not found, or not to be had without a connection.
     """
     report = look_at(base)
     if report.refusal:
         raise ConfigError(report.refusal)
+    if report.bare:
+        lacking = f"{base.path} holds no .safetensors weights of {', '.join(report.bare)}"
+        if needs_weights:
+            raise ConfigError(f"{lacking}; pickles (.bin, .ckpt) can run code and are not loaded")
+        report.notes.append(lacking)
     for note in report.notes:
         warnings.warn(note, stacklevel=2)
     return report

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.publish.hub import check_source
 
 BATCH = 16  # pictures at once
 
@@ -25,6 +26,7 @@ class Similarity:
     """
 
     def __init__(self, model: str):
+        check_source(model, "similarity_model", "folder")
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
             self.model = AutoModel.from_pretrained(

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from sdxl_lora.base_source import Base, models_without_weights
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
@@ -14,11 +16,13 @@ from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.warm_start import layers_of
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers
+from sdxl_lora.optimizer_trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
 from sdxl_lora.publish.hub import check_hub, check_source, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.model import start_of, trained_names
+from sdxl_lora.training.optim import optimizer_of
 
 
 def check_inputs(config: TrainConfig, accelerator) -> Base:
@@ -53,6 +57,7 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
 
 def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> None:
     """Raises ConfigError for what the settings name and is not there or cannot be."""
+    check_optimizer(config)
     check_base(base, needs_weights)
     load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     if config.evaluation.similarity_model is not None:
@@ -67,6 +72,15 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
         raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Try it on tiny parameters of the shapes that train: ConfigError where it cannot."""
+    shapes = [LINEAR]
+    shapes += [CONVOLUTION] if "conv" in config.adapter.target_modules else []
+    shapes += [MAGNITUDE] if config.adapter.use_dora else []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try_optimizer(config.optimizer.name, lambda groups: optimizer_of(config.optimizer, groups), shapes, device)
 
 
 def check_start(adapter: AdapterConfig, base: Base) -> None:

@@ -28,7 +28,7 @@ CLASSES = {
 
 
 def make_optimizer(
-    name, parameters, learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, epsilon=1e-8, arguments=None
+    name, parameters, learning_rate: float | None, betas=(0.9, 0.999), weight_decay=1e-2, epsilon=1e-8, arguments=None
 ) -> torch.optim.Optimizer:
     """The optimizer `name` over float32 parameters or groups of them.
 
@@ -37,6 +37,7 @@ def make_optimizer(
     has neither that nor betas, and takes the learning rate as it stands.
 
     Args:
+        learning_rate: None for one of the optimizer's own: Adafactor's relative step, or what a class takes unasked.
         arguments: more of the class's own, by name; they win.
     Raises:
         ConfigError: an unknown name, a library that does not load, or arguments that the class does not take.
@@ -50,16 +51,18 @@ def make_optimizer(
         own = {"weight_decay": weight_decay, "scale_parameter": False, "relative_step": False}
     elif name not in CLASSES:
         own = {}
-    if name == "prodigy" and 0 < learning_rate < 0.1:
+    if name == "prodigy" and learning_rate is not None and 0 < learning_rate < 0.1:
         warnings.warn(
             f"Prodigy finds the learning rate itself and multiplies it by --learning_rate, which is {learning_rate}: "
             "1 is usual",
             stacklevel=2,
         )
+    if learning_rate is not None or name == "adafactor":
+        own["lr"] = learning_rate
     optimizer_class = load_optimizer_class(name)
     try:
-        return optimizer_class(parameters, lr=learning_rate, **{**own, **(arguments or {})})
-    except (TypeError, ValueError, AssertionError) as error:
+        return optimizer_class(parameters, **{**own, **(arguments or {})})
+    except Exception as error:  # of all classes, as they come
         raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}") from error
 
 
@@ -73,7 +76,7 @@ def load_optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
         package = module.split(".")[0]
     try:
         found = getattr(importlib.import_module(module), class_name, None)
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # a library that is broken raises of all classes
         raise ConfigError(f"optimizer {name} needs {package}: pip install {package} ({error})") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer is {name!r}, but {module} has no optimizer {class_name}")
@@ -132,8 +135,13 @@ def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps
     raise ConfigError(f"lr_scheduler is {scheduler!r}, which is not a schedule")
 
 
-def set_learning_rate(optimizer, learning_rate: float, step: int = 0) -> None:
-    """Each group gets it times its lr_factor (see `parameter_groups`), and 0 from its end_step on, if it has one."""
+def set_learning_rate(optimizer, learning_rate: float | None, step: int = 0) -> None:
+    """Each group gets it times its lr_factor (see `parameter_groups`), and 0 from its end_step on, if it has one.
+
+    None leaves to the optimizer what it has.
+    """
+    if learning_rate is None:
+        return
     for group in optimizer.param_groups:
         has_ended = group.get("end_step") is not None and step >= group["end_step"]
         group["lr"] = 0.0 if has_ended else learning_rate * group.get("lr_factor", 1.0)
@@ -176,6 +184,8 @@ def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, 
     first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
     second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
     base = config.learning_rate or 1.0
+    if config.learning_rate is None:  # the optimizer's own, for all
+        first = second = base
     return {
         "unet": {"lr_factor": 1.0, "end_step": None},
         "text_encoder": {"lr_factor": first / base, "end_step": end_step},
@@ -193,8 +203,13 @@ def block_factors(config: OptimizerConfig, modules: Iterable[str]) -> dict[str, 
     return {module: value_of(module, factors, 1.0) for module in modules}
 
 
-def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, images_per_step: int) -> float:
-    """The learning rate of step `step`, 0 being the first; the groups' factors come on top."""
+def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, images_per_step: int) -> float | None:
+    """The learning rate of step `step`, 0 being the first; the groups' factors come on top.
+
+    None where the optimizer finds its own.
+    """
+    if config.learning_rate is None:
+        return None
     return learning_rate_at(
         step,
         total_steps,
@@ -213,3 +228,13 @@ def rates_kept(optimizer) -> Iterator[None]:
     yield
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group.update(rate)
+
+
+def own_learning_rate(optimizer) -> float:
+    """What the first parameter trains at, where the optimizer finds its rate itself; NaN where it does not tell."""
+    group = optimizer.param_groups[0]
+    if group.get("lr") is not None:
+        return float(group["lr"])
+    inner = getattr(optimizer, "optimizer", optimizer)
+    state = inner.state.get(group["params"][0])
+    return float(inner._get_lr(group, state)) if state and hasattr(inner, "_get_lr") else math.nan

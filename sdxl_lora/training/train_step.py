@@ -54,7 +54,7 @@ class TrainStep:
         self.shape = shape
         self.accelerator.gradient_accumulation_steps = shape.micro_steps
 
-    def __call__(self, batch: StepBatch, step: int, learning_rate: float) -> None:
+    def __call__(self, batch: StepBatch, step: int, learning_rate: float | None) -> None:
         """Do the step after the first `step` of a training.
 
         Raises:

@@ -13,7 +13,7 @@ class ModelConfig:
     pretrained_model_name_or_path: Annotated[str, PATH, BY_CONTENT] = "stabilityai/stable-diffusion-xl-base-1.0"
     """Base model: a diffusers folder, a Hub id, or one .safetensors file in the original layout."""
     pretrained_vae_model_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
-    """VAE to use instead of the base's: a diffusers folder or a Hub id."""
+    """VAE to use instead of the base's: a diffusers folder, a Hub id, or one .safetensors file in either layout."""
     pretrained_config_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
     """For a base in one .safetensors file: diffusers folder or Hub id with its configs and tokenizers.
     Default: the Hub's stabilityai/stable-diffusion-xl-base-1.0."""

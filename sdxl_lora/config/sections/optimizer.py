@@ -1,6 +1,7 @@
 """Learning rates and the optimizer."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,8 @@ from sdxl_lora.errors import ConfigError
 class OptimizerConfig:
     """Learning rate and optimizer."""
 
-    learning_rate: Annotated[float, Ge(0), FREE] = 1e-4
-    """Peak learning rate."""
+    learning_rate: Annotated[float | None, Ge(0), FREE] = 1e-4
+    """Peak learning rate. None where the optimizer finds one of its own: adafactor with relative_step=True."""
     text_encoder_lr: Annotated[float | None, Ge(0), FREE] = None
     """Peak learning rate of the text encoders. Default: learning_rate."""
     text_encoder_2_lr: Annotated[float | None, Ge(0), FREE] = None
@@ -92,7 +93,33 @@ class OptimizerConfig:
             problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {self.optimizer}: leave one of them out")
         if self.name == "prodigy":
             problems += self._prodigy_problems()
-        return problems + self._argument_problems()
+        return problems + self._argument_problems() + self._own_rate_problems()
+
+    def _own_rate_problems(self) -> list[str]:
+        """What cannot be where the optimizer, or who has set it, leaves the learning rate out."""
+        finds_its_own = any(re.fullmatch(r"\s*relative_step\s*=\s*True\s*", text) for text in self.optimizer_args)
+        if self.learning_rate is not None:
+            if self.name == "adafactor" and finds_its_own:
+                return ["adafactor with relative_step=True finds the learning rate itself: give --learning_rate None"]
+            return []
+        problems = []
+        if self.name in OPTIMIZERS and not (self.name == "adafactor" and finds_its_own):
+            problems.append(
+                "learning_rate is None, it must be a number; None is for adafactor with --optimizer_args "
+                "relative_step=True, and for an optimizer by module.Class that has a rate of its own"
+            )
+        of_rate = {
+            "lr_scheduler": self.lr_scheduler != "constant",
+            "scale_lr": self.scale_lr,
+            "lora_plus_ratio": self.lora_plus_ratio is not None,
+            "block_lr_factors": bool(self.block_lr_factors),
+            "text_encoder_lr": self.text_encoder_lr is not None,
+            "text_encoder_2_lr": self.text_encoder_2_lr is not None,
+            "stop_text_encoder_training": self.stop_text_encoder_training is not None,
+        }
+        if given := [name for name, is_given in of_rate.items() if is_given]:
+            problems.append(f"{', '.join(given)} changes the learning rate: leave it out with learning_rate None")
+        return problems
 
     def _prodigy_problems(self) -> list[str]:
         problems = []

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
 from sdxl_lora.config.fields import PATH
@@ -59,7 +59,7 @@ class ImageConfig:
     """Where to cut what the bucket has no room for: at the centre, around what draws the eye, or at random."""
     crops_per_picture: Annotated[int, Gt(0)] = 1
     """With --crop random: crops of each picture, each an example of its own."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Fixes the places of random crops."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Red, green, blue (0-255) behind transparent pictures."""

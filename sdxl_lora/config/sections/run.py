@@ -25,6 +25,18 @@ class LoggingConfig:
     tracker_run_name: Annotated[str | None, FREE] = None
     """Name of the run in the tracker. Default: output_dir's name."""
 
+    def problems(self) -> list[str]:
+        """A sentence for a name that W&B refuses."""
+        project, refused = self.tracker_project_name, "/\\#?%:"  # as wandb 0.31 has it
+        if self.report_to in ("wandb", "all") and (
+            len(project) > 128 or not project.strip() or any(sign in refused for sign in project)
+        ):
+            signs = " ".join(refused)
+            return [
+                f"tracker_project_name is {project!r}, for W&B it must have 1 to 128 characters, none of them {signs}"
+            ]
+        return []
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:

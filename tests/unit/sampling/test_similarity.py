@@ -124,9 +124,11 @@ def test_what_cannot_measure_is_refused_before_any_work(train, models, tmp_path)
     (foreign / "preprocessor_config.json").write_bytes((pickled / "preprocessor_config.json").read_bytes())
     (foreign / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     save_file({"a": torch.zeros(1)}, foreign / "model.safetensors")
-    for model in (models / "bert", pickled, foreign, tmp_path / "nowhere", "no/such-model"):
+    for model in (models / "bert", pickled, foreign, "no/such-model"):
         with pytest.raises(ConfigError, match=r"similarity_model .* cannot be used: .*vision model of transformers"):
             train(**settings, similarity_model=str(model))
+    with pytest.raises(ConfigError, match=r"similarity_model .*nowhere': no such folder here, and no Hub id"):
+        train(**settings, similarity_model=str(tmp_path / "nowhere"))
     assert not (tmp_path / "ran").exists() and not (tmp_path / "cache").exists()
     with pytest.raises(ConfigError, match="similarity_model needs a validation_prompt"):
         train(similarity_model=str(models / "dinov2"))

@@ -1,0 +1,70 @@
+"""An optimizer tried on tiny parameters before the base is loaded: what it cannot do is said in seconds."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import load
+from torch.optim import Optimizer
+
+from sdxl_lora.errors import ConfigError
+
+LINEAR, CONVOLUTION, MAGNITUDE = (4, 32), (4, 8, 3, 3), (32,)
+
+
+def try_optimizer(
+    name: str, make: Callable[[list[dict]], Optimizer], shapes: list[tuple[int, ...]], device: torch.device
+) -> None:
+    """Two steps, and the state there and back, as a training and its checkpoints do it.
+
+    Args:
+        make: the optimizer over parameter groups.
+        shapes: of what trains; see LINEAR, CONVOLUTION and MAGNITUDE.
+    Raises:
+        ConfigError: it needs a closure, sparse gradients or other shapes, gives NaN, or has no state that can be kept.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run's own optimizer says it
+        parameters = [torch.nn.Parameter(torch.full(shape, 0.01, device=device)) for shape in shapes]
+        optimizer = make([{"params": parameters}])  # says itself what it does not take
+        try:
+            for _ in range(2):
+                step(optimizer, parameters)
+            if not all(parameter.isfinite().all() for parameter in parameters):
+                raise ArithmeticError("it gives NaN or infinity in its first steps")
+            state = optimizer.state_dict()
+            if not (isinstance(state, dict) and {"state", "param_groups"} <= set(state)):
+                raise TypeError("its state_dict has no state and param_groups")
+            again = make([{"params": parameters}])
+            again.load_state_dict(there_and_back(state, device))
+            step(again, parameters)
+        except Exception as error:  # optimizers raise of all classes
+            raise ConfigError(f"optimizer {name} cannot train here: {reason(error)}") from error
+
+
+def step(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> None:
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 1e-3 * (-1) ** number)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def there_and_back(state: dict, device: torch.device) -> dict:
+    """As accelerate writes it into a checkpoint and reads it, which takes tensors and plain values alone."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return load(file, map_location=device)
+
+
+def reason(error: Exception) -> str:
+    """In words that say what it would need."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "closure" in said:
+        return f"it needs a closure that computes the loss again, which a training of many pictures has not ({said})"
+    if "sparse" in said or "dense" in said:
+        return f"it is for sparse gradients, a LoRA's are dense ({said})"
+    return f"{said} (tried on parameters of two, with convolutions of four, with DoRA of one dimension)"
