@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from preprocess.jobs.state import acquired
+from preprocess.output.publish import publish as publish_dataset
 from sdxl_lora import base_files, file_system
 from sdxl_lora.base_files import Tensors
 from sdxl_lora.cache.fill import fill as cache
@@ -197,3 +199,28 @@ def test_a_file_of_safetensors_is_the_one_that_was_saved(tmp_path):
     save_tensors(tensors, tmp_path / "ours.safetensors", {"x": "y"})
     save_file(tensors, tmp_path / "theirs.safetensors", {"x": "y"})
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("answer", [errno.EACCES, errno.EPERM, errno.EINVAL])
+def test_a_dataset_is_prepared_where_nothing_can_be_locked(tmp_path, monkeypatch, answer):
+    def flock(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".preprocess").mkdir()
+    with pytest.warns(UserWarning, match="cannot lock"):
+        acquired(tmp_path).release()
+    (tmp_path / ".preprocess" / "pid").write_text(str(os.getpid()))
+    with pytest.raises(ConfigError, match="another preprocess"):
+        acquired(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the file system")
+def test_a_dataset_is_published_where_nothing_can_be_renamed(tmp_path, no_rename):
+    for name in ("a.png", "b.png"):
+        staged = tmp_path / "staged"
+        staged.mkdir(exist_ok=True)
+        (staged / name).write_bytes(b"picture")
+        publish_dataset(tmp_path, staged, [{"file_name": f"images/{name}", "text": "a cat"}], {"images/a.png"})
+        assert (tmp_path / "images" / name).exists() and name in (tmp_path / "metadata.jsonl").read_text()
+    assert not (tmp_path / "images" / "a.png").exists()

@@ -25,7 +25,9 @@ from filelock import FileLock, Timeout
 
 from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
-from sdxl_lora.file_system import replace
+from sdxl_lora.file_system import replace, say_once
+from sdxl_lora.operating_system import is_alive
+from sdxl_lora.run.lock import NO_LOCKS_HERE, refusal_to_lock
 
 Record = TypeVar("Record")
 
@@ -201,9 +203,17 @@ def acquired(output: Path) -> FileLock:
     lock, pid_file = FileLock(output / ".preprocess" / "lock", timeout=0), output / ".preprocess" / "pid"
     try:
         lock.acquire()
+        return lock
     except Timeout:
-        owner = pid_file.read_text(encoding="utf-8", errors="replace") if pid_file.exists() else "unknown"
-        raise ConfigError(f"another preprocess (pid {owner}) is writing {output}: wait for it, or end it") from None
+        why = refusal_to_lock(Path(lock.lock_file))
+    except OSError as error:
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+        why = error
+    pid = pid_file.read_text(encoding="utf-8", errors="replace") if pid_file.exists() else "unknown"
+    if why is None or (pid.isdigit() and is_alive(int(pid))):
+        raise ConfigError(f"another preprocess (pid {pid}) is writing {output}: wait for it, or end it")
+    say_once(output, "cannot lock", "only the pid of a run keeps a second one of this machine out of it", why)
     return lock
 
 

@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from preprocess.jobs import state
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import locked
-from preprocess.output import publish as publish_module
 from sdxl_lora.errors import ConfigError
 from tests.integration.test_preprocess import noise, opened, preprocess, report_of, rows_of, snapshot
 
@@ -172,9 +171,8 @@ def count_steps(monkeypatch, limit):
 
         return call
 
-    monkeypatch.setattr(publish_module.os, "rename", counted(os.rename))
-    monkeypatch.setattr(state.os, "replace", counted(os.replace))
-    monkeypatch.setattr(publish_module.Path, "unlink", counted(publish_module.Path.unlink))
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
     return steps
 
 
