@@ -5,7 +5,7 @@ Knows names and files, builds no model.
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,20 +60,12 @@ class Tensors:
 
     def scale_of(self, name: str) -> str | None:
         """The name of what a packed weight is to be multiplied by; None for one that counts as it stands."""
-        layer, _, kind = name.rpartition(".")
-        found = (f"{layer}.{scale}" for scale in SCALES) if kind == "weight" else ()
-        return next((scale for scale in found if scale in self.files), None)
+        return scale_of(name, self.files)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor in the file's type, or in float32 where it has a scale."""
         scale = self.scale_of(name)
-        tensor = self._raw(name)
-        if scale is None:
-            return tensor
-        factor = self._raw(scale).float()
-        if factor.numel() > 1:  # one for each row
-            factor = factor.reshape(-1, *[1] * (tensor.dim() - 1))
-        return tensor.float() * factor
+        return self._raw(name) if scale is None else scaled(self._raw(name), self._raw(scale))
 
     def _raw(self, name: str) -> torch.Tensor:
         """Mapped into memory where the file system can do that, else read."""
@@ -96,6 +88,21 @@ class Tensors:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def scale_of(name: str, names: Container[str]) -> str | None:
+    """The name of what a packed weight is to be multiplied by; None for one that counts as it stands."""
+    layer, _, kind = name.rpartition(".")
+    found = (f"{layer}.{scale}" for scale in SCALES) if kind == "weight" else ()
+    return next((scale for scale in found if scale in names), None)
+
+
+def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A packed weight in float32, by one scale or by one for each row."""
+    factor = scale.float()
+    if factor.numel() > 1:
+        factor = factor.reshape(-1, *[1] * (tensor.dim() - 1))
+    return tensor.float() * factor
 
 
 @dataclass

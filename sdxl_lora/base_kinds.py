@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 SDXL = "an SDXL base"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FILE_KINDS = (  # (what it is, any of these in a name)
     ("a LoRA", ("lora_", ".lora", "hada_w", "lokr_w", "oft_blocks", "oft_diag")),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding", "input_hint_block")),

@@ -9,17 +9,27 @@ import warnings
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 
 from examples.full_sdxl import full_sdxl
 from sdxl_lora.base_report import look_at
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora.export import write_lora_files
+from sdxl_lora.lora.formats.base_weights import BaseWeights
+from sdxl_lora.lora.formats.metadata import lora_metadata
 from sdxl_lora.models.loading import Base, check_base, load_schedulers, load_text_encoders, load_unet, load_vae
 from sdxl_lora.original_names import places, sgm_tensor
 from sdxl_lora.tools.__main__ import main
 from tests.conftest import ROOT
+from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.original_layout import write_original_layout
 
 UNET = "model.diffusion_model."
@@ -197,6 +207,19 @@ def test_scaled_fp8_counts_at_its_scale(original, base_of, tiny_base, scale, row
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
 
 
+def test_the_tools_read_scaled_fp8_at_its_scale_and_merge_nothing_into_it(original, base_of, tmp_path, capsys):
+    layer = UNET + "input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+    scale = original[f"{layer}.weight"].abs().amax() / 448
+    packed = (original[f"{layer}.weight"] / scale).to(torch.float8_e4m3fn)
+    base = base_of(original | {f"{layer}.weight": packed, f"{layer}.scale_weight": scale})
+    key = ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+    with BaseWeights(base.path) as weights:
+        assert torch.equal(weights.weight(key), packed.float() * scale)
+    lora, _ = write_lora_files(tmp_path, "cat", tiny_with_lora(rank=2, alpha=2)[1], "fp32", lora_metadata("cat"))
+    assert main(["merge", str(lora), base.path, str(tmp_path / "merged.safetensors")]) == 2
+    assert "holds scaled fp8, 1 weights such as" in capsys.readouterr().err
+
+
 def test_plain_fp8_half_and_capital_letters_load(original, base_of, tiny_base):
     unet = load_unet(Base(str(tiny_base)), torch.float32).state_dict()
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16):
@@ -249,6 +272,19 @@ def test_a_smaller_unet_is_pointed_to_its_own_configs(original, base_of):
     assert "SSD-1B" in one_line(base_of(small)) and "--pretrained_config_name_or_path" in one_line(base_of(small))
 
 
+@pytest.mark.parametrize("mid_block_type", ["UNetMidBlock2D", None])
+def test_a_smaller_unet_with_configs_of_its_own_is_a_base(folder, tmp_path, mid_block_type):
+    """As SSD-1B's and Vega's: other numbers of transformers in each place, less in the middle or nothing."""
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    few = {"transformer_layers_per_block": [1, [1, 1], [2, 1]], "mid_block_type": mid_block_type}
+    few["reverse_transformer_layers_per_block"] = [[1, 1, 2], [1, 1, 1], 1]
+    unet = UNet2DConditionModel.from_config(config | few)
+    unet.save_pretrained(folder / "unet")
+    assert notes_of(Base(str(folder))) == []
+    ours, theirs = load_unet(Base(str(folder)), torch.float32).state_dict(), unet.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_weights_of_another_size_and_foreign_configs_are_named(original, base_of, folder):
     base = base_of(original | {UNET + "time_embed.0.weight": torch.zeros(32, 64)})
     assert "does not fit the configs" in one_line(base) and "time_embed.0.weight is [32, 64]" in one_line(base)
@@ -285,8 +321,10 @@ def test_shards_and_variants_are_read_like_one_file(folder, tmp_path):
         assert notes_of(base) == []
         ours = load_unet(base, torch.float32).state_dict()
         assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
-    with pytest.raises(ConfigError, match="of variant fp16"):
+    with pytest.raises(ConfigError, match=r"holds no \.safetensors weights of unet, text_encoder, text_encoder_2, vae"):
         check_base(Base(str(folder), variant="fp16"))
+    with pytest.raises(ConfigError, match=r"no \.safetensors weights of variant fp16"):
+        load_unet(Base(str(folder), variant="fp16"), torch.float32)
 
 
 def test_a_hub_id_is_looked_at_and_loaded_from_the_hubs_cache(folder, tmp_path):

@@ -33,7 +33,7 @@ def show(
     """
     from sdxl_lora.tools import describe
 
-    print(describe.show_any(pasted_path(model), keys, configs, vae, revision, variant))
+    print(describe.show_any(model, keys, configs, vae, revision, variant))
     return 0
 
 
@@ -181,6 +181,7 @@ COMMANDS = {f.__name__: f for f in (show, check, convert, merge, combine, resize
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for input that cannot be used (a line says why), 3 when `check` fails, 5 disk, 6 NaN."""
     try:
+        argv = [pasted_path(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         return tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m sdxl_lora.tools",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from sdxl_lora.base_files import Tensors
+from sdxl_lora.base_kinds import PICKLES, kind_of_file, kind_of_folder
 from sdxl_lora.lora.formats.adapter import Adapter, norm
 from sdxl_lora.lora.formats.keys import COMPONENTS
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
@@ -21,12 +23,25 @@ def show_any(path: str, every_module: bool, configs, vae, revision, variant) -> 
     Raises:
         ValueError: it is neither, or cannot be read.
     """
-    from sdxl_lora.base_report import is_base, look_at  # builds the base's models, which takes seconds to import
+    from sdxl_lora.base_report import look_at  # builds the base's models, which takes seconds to import
     from sdxl_lora.base_source import Base
 
     if is_base(path):
         return "\n".join(look_at(Base(path, vae, configs, revision, variant)).lines())
     return show(read_lora(Path(path)), every_module)
+
+
+def is_base(path: str) -> bool:
+    """Whether a file, folder or Hub id is to be looked at as a base: whatever is not a LoRA, or no model at all."""
+    place = Path(path)
+    if place.is_dir():
+        return kind_of_folder(place) != "a LoRA's folder"
+    if not place.exists():
+        return "/" in path and place.suffix.lower() not in (".safetensors", *PICKLES) and not place.parent.is_dir()
+    if place.suffix.lower() != ".safetensors":
+        return False
+    with Tensors([place]) as tensors:
+        return kind_of_file(tensors) not in ("a LoRA", "a textual inversion") and len(list(tensors)) > 0
 
 
 def show(file: LoraFile, every_module: bool = False) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdxl_lora.base_files import scale_of
 from sdxl_lora.file_system import replace
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
 from sdxl_lora.lora.formats.adapter import change_shape, delta, svd_lora
@@ -92,6 +93,11 @@ def _write_merged(
     weights: BaseWeights, source: Path, target: Path, lora: LoraFile, weight: float, metadata: dict[str, str]
 ) -> None:
     file = weights.files[source]
+    if packed := [name for name in file.shapes if scale_of(name, file.shapes)]:
+        raise ValueError(
+            f"{source} holds scaled fp8, {len(packed)} weights such as {packed[0]}, into which nothing can be merged: "
+            "give the base in fp16, bf16 or float32."
+        )
 
     def merged(name: str) -> Tensor:
         tensor = file.read(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sdxl_lora.base_files import scale_of, scaled
 from sdxl_lora.io.safetensors import TensorFile
 from sdxl_lora.lora.formats.keys import COMPONENTS, canonical
 from sdxl_lora.lora.formats.reader import Key
@@ -60,7 +61,7 @@ class BaseWeights:
                 self.parts[path, name] = parts
 
     def weight(self, key: Key) -> Tensor:
-        """The weight of one module, in the file's dtype.
+        """The weight of one module, in the file's dtype; of scaled fp8 in float32.
 
         Raises:
             ValueError: the base has no such module.
@@ -68,7 +69,10 @@ class BaseWeights:
         if key not in self.places:
             raise ValueError(f"{self.path} has no {key[0]} module {key[1]}: the LoRA is for another base.")
         path, name, i, count = self.places[key]
-        return self.files[path].read(name).chunk(count)[i]
+        file = self.files[path]
+        scale = scale_of(name, file.shapes)
+        weight = file.read(name) if scale is None else scaled(file.read(name), file.read(scale))
+        return weight.chunk(count)[i]
 
     def close(self) -> None:
         for file in self.files.values():
