@@ -20,6 +20,7 @@ from sdxl_lora.original_names import PREFIXES, places
 SCALES = ("scale_weight", "weight_scale")  # ComfyUI's, of 2024 and of 2025, beside a layer's `weight`
 HARMLESS = re.compile(
     r"model_ema\..*|(.*\.)?(position_ids|logit_scale|attn_mask|scaled_fp8|scale_input|input_scale|comfy_quant)"
+    r"|conditioner\.embedders\.0\.transformer\.text_projection\.weight"
     r"|v_pred|ztsnr|edm_\w+(\..*)?|denoiser\..*|(first_stage_model\.|vae\.)?(loss|discriminator|model_ema)\..*"
     r"|betas|(sqrt_|log_|posterior_|alphas_|lvlb_)\w+|logvar|global_step|epoch|iteration"
 )  # what no model of ours has: averages, counters, schedules, training losses, marks

@@ -92,7 +92,8 @@ class BaseReport:
         rows.append(("unknown", shown(self.unknown) or "nothing"))
         if self.harmless:
             rows.append(("not needed", f"{self.harmless} tensors (averages, position ids, marks)"))
-        rows.append(("training", f"no: {self.refusal}" if self.refusal else "yes"))
+        refusal = self.refusal or ("its weights are missing" if self.bare else None)
+        rows.append(("training", f"no: {refusal}" if refusal else "yes"))
         rows += [("note", note) for note in self.notes]
         return [self.path, *(f"  {heading:14} {text}" for heading, text in rows)]
 
@@ -257,6 +258,9 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
     if not files:
         report.bare += [part] if Path(source_of(base, part)[0]).is_dir() else []
         return
+    note = f"{base.path} has weights of variant fp16 alone: they are taken"
+    if not base.variant and ".fp16" in files[0].name and not base.is_file and note not in report.notes:
+        report.notes.append(note)
     with Tensors(files) as tensors:
         found.fit = fit(part, shapes, tensors, levels_of(model))
         found.dtypes = Counter(tensors.dtype(name) for name in found.fit.used if not name.endswith("scale_weight"))

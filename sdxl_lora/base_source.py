@@ -152,7 +152,10 @@ def empty_model(base: Base, part: str) -> torch.nn.Module:
         if part == "vae" and base.vae_path is not None and not base.has_vae_file:
             source, subfolder = source_of(base, "vae")
             arguments = {"subfolder": subfolder}
-        return model.from_config(model.load_config(source, **{k: v for k, v in arguments.items() if v}))
+        config = model.load_config(source, **{name: value for name, value in arguments.items() if value})
+        if (found := config.get("_class_name", model.__name__)) != model.__name__:
+            raise ConfigError(f"{source} has {found} for its {part}, it must be {model.__name__}")
+        return model.from_config(config)
 
 
 def models_without_weights(base: Base) -> dict[str, torch.nn.Module]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionXLPipeline,
@@ -292,6 +293,27 @@ def test_weights_of_another_size_and_foreign_configs_are_named(original, base_of
     assert "is no SDXL base" in one_line(Base(str(folder)))
 
 
+def test_a_vae_of_another_kind_is_named(folder, tmp_path):
+    AutoencoderTiny(latent_channels=4).save_pretrained(tmp_path / "tiny")
+    assert "has AutoencoderTiny for its vae" in one_line(Base(str(folder), vae_path=str(tmp_path / "tiny")))
+    (tmp_path / "wide").mkdir()
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "wide")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
+    assert "has a VAE of 16 channels, the UNet takes 4" in one_line(Base(str(folder), vae_path=str(tmp_path / "wide")))
+
+
+def test_what_is_no_safetensors_is_refused_unopened(folder, tmp_path):
+    for name in ("model.gguf", "model.CKPT", "model.pt"):
+        (tmp_path / name).write_bytes(b"GGUF")
+        assert "is not a .safetensors file" in one_line(Base(str(tmp_path / name)))
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "not a readable .safetensors" in one_line(Base(str(tmp_path / "pointer.safetensors")))
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "cut short" in one_line(Base(str(folder)))
+
+
 def test_a_folder_that_is_no_base_is_named_for_what_it_is(tiny_base, tmp_path):
     (tmp_path / "files").mkdir()
     save_file({"x": torch.zeros(1)}, tmp_path / "files" / "model.safetensors")
@@ -317,8 +339,10 @@ def test_shards_and_variants_are_read_like_one_file(folder, tmp_path):
     pipeline.save_pretrained(tmp_path / "fp16", variant="fp16")
 
     fp16 = str(tmp_path / "fp16")
+    [note] = notes_of(Base(fp16))
+    assert note == f"{fp16} has weights of variant fp16 alone: they are taken"
     for base in (Base(str(tmp_path / "sharded")), Base(fp16, variant="fp16"), Base(fp16)):
-        assert notes_of(base) == []
+        assert base == Base(fp16) or notes_of(base) == []
         ours = load_unet(base, torch.float32).state_dict()
         assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
     with pytest.raises(ConfigError, match=r"holds no \.safetensors weights of unet, text_encoder, text_encoder_2, vae"):

@@ -55,6 +55,7 @@ def test_what_a_launcher_always_sets_says_nothing():
     torchrun = {
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
     }  # fmt: skip
+    assert said({"RANK": "-1", "LOCAL_RANK": "-1", "WORLD_SIZE": "-1"}) == []
     assert said(dict(torchrun)) == [] and said({"WORLD_SIZE": "4"}) == []
 
 
@@ -65,6 +66,9 @@ def test_what_a_launcher_always_sets_says_nothing():
         ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"LOCAL_RANK": "3"}, "has LOCAL_RANK=3 but not WORLD_SIZE, RANK"),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "but not MASTER_PORT"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment, which cannot be"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "WORLD_SIZE is 2, RANK 2"),
+        ({"MASTER_PORT": "auto", "RANK": "0"}, "MASTER_PORT is 'auto'"),
         ({"RANK": "zero"}, "RANK is 'zero' in the environment, it must be a whole number"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
     ],

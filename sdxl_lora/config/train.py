@@ -85,18 +85,14 @@ class TrainConfig:
         tidy_paths(self)
         sections = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)
         sections += (self.optimizer, self.captions, self.evaluation, self.logging, self.publish)
-        names = (
-            [f"output_dir {self.output_dir!r} is an invalid name"]
-            if "\0" in self.output_dir or not self.output_dir
-            else []
-        )
-        raise_all(
-            [*names, *range_problems(self), *(p for section in sections for p in section.problems()), *self.problems()]
-        )
+        of_sections = [problem for section in sections for problem in section.problems()]
+        raise_all([*range_problems(self), *of_sections, *self.problems()])
 
     def problems(self) -> list[str]:
         """A sentence for each pair of settings of different sections that do not go together."""
         problems = self._memory_problems()
+        if "\0" in self.output_dir or not self.output_dir:
+            problems.append(f"output_dir {self.output_dir!r} is an invalid name")
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.adapter.train_text_encoder and any(getattr(self.optimizer, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")

@@ -196,6 +196,12 @@ def test_paths_are_read_as_they_are_pasted(typed, tmp_path, monkeypatch):
     assert parse_entries([f"{text.strip()}"])[0].train_data_dir == path
 
 
+@pytest.mark.parametrize("name", ["", "  ", '""', "a\0b"])
+def test_an_output_dir_that_is_nothing_is_refused(name):
+    with pytest.raises(ConfigError, match="is an invalid name"):
+        TrainConfig(output_dir=name, train_data_dir="data")
+
+
 def test_hub_ids_and_words_stay_as_they_are():
     config = flat_train_config(output_dir="runs/cat", dataset_name=" user/cats ", init_lora="owner/name")
     assert (config.output_dir, config.data.dataset_name) == ("runs/cat", "user/cats")
