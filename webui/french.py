@@ -3,6 +3,8 @@
 Fields are in french_fields.py. A test finds what is missing here, and what nothing uses any more.
 """
 
+from sdxl_lora.ui.french_problems import MORE_PROBLEMS
+
 TEXTS = {
     # --- the frame ---
     "Project folder": "Dossier du projet",
@@ -224,6 +226,7 @@ RANGES = {
 }
 
 PROBLEMS = [
+    *MORE_PROBLEMS,
     (r"resolution is (.+), it must be a multiple of 8; nearest: (.+), (.+)",
      r"resolution vaut \1, il faut un multiple de 8 ; les plus proches : \2, \3"),
     *((rf"(\w+) is empty, it must be {words}", rf"\1 est vide, il faut {french}") for words, french in RANGES.items()),

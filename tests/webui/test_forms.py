@@ -293,6 +293,10 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"train_batch_size": "atuo"}), (TrainConfig, {"train_batch_size": "auto"}),
         (TrainConfig, {"train_batch_size": "auto", "gradient_accumulation_steps": 2, "dataset_streaming": True}),
         (TrainConfig, {"memory_budget": "much"}), (TrainConfig, {"memory_budget": "8GB", "init_lora_weights": "pissa"}),
+        (TrainConfig, {"seed": 2**63}), (PreprocessConfig, {"seed": 2**64}),
+        (TrainConfig, {"report_to": "wandb", "tracker_project_name": "a/b"}), (TrainConfig, {"learning_rate": None}),
+        (TrainConfig, {"optimizer": "adafactor", "optimizer_args": ("relative_step=True",)}),
+        (TrainConfig, {"optimizer": "torch.optim.Adam", "learning_rate": None, "lr_scheduler": "cosine"}),
         (TrainConfig, {"early_stopping_patience": 2}), (TrainConfig, {"validation_guidance_rescale": 3.0}),
     ]  # fmt: skip
     for config_class, changes in bad:
