@@ -224,3 +224,52 @@ def test_a_dataset_is_published_where_nothing_can_be_renamed(tmp_path, no_rename
         publish_dataset(tmp_path, staged, [{"file_name": f"images/{name}", "text": "a cat"}], {"images/a.png"})
         assert (tmp_path / "images" / name).exists() and name in (tmp_path / "metadata.jsonl").read_text()
     assert not (tmp_path / "images" / "a.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the file system")
+def test_a_training_is_saved_and_goes_on_where_next_to_nothing_works(train, tmp_path, monkeypatch, no_mapping):
+    """No renaming, mapping, locking or flushing of folders where the run and its caches lie; other places can."""
+
+    def refusing(real, number):
+        def call(*arguments, **more):
+            inside = [str(argument) for argument in arguments if isinstance(argument, str | os.PathLike)]
+            if any(name.startswith(str(tmp_path)) for name in inside):
+                raise OSError(number, os.strerror(number))
+            return real(*arguments, **more)
+
+        return call
+
+    real_flock, real_fsync = fcntl.flock, os.fsync
+
+    def name_of(descriptor):
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        return os.readlink(f"/proc/self/fd/{number}")
+
+    def flock(descriptor, operation):
+        if name_of(descriptor).startswith(str(tmp_path)):
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        real_flock(descriptor, operation)
+
+    def fsync(descriptor):
+        if os.path.isdir(name_of(descriptor)):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real_fsync(descriptor)
+
+    def refuse_to_save(*_):
+        raise SafetensorError("Error while serializing: I/O error: Function not implemented (os error 38)")
+
+    monkeypatch.setattr(os, "rename", refusing(os.rename, errno.ENOSYS))
+    monkeypatch.setattr(os, "replace", refusing(os.replace, errno.ENOSYS))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(safetensors_io, "save_file", refuse_to_save)
+    settings = {
+        "checkpointing_steps": 1, "validation_prompt": ("a cat",), "num_validation_images": 1,
+        "validation_inference_steps": 1, "ema_decay": 0.9, "save_side_files": True,
+    }  # fmt: skip
+    run = train(max_train_steps=2, **settings)
+    assert [problem_with(path) for path in checkpoints(run)] == [None, None]
+    train(max_train_steps=3, **settings)
+    assert [path.name for path in checkpoints(run)][-1] == "checkpoint-3"
+    assert read_status(run)["state"] == "done" and (run / "run.safetensors").exists()
+    assert len(list((run / "samples").glob("step-*.png"))) >= 2
