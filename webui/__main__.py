@@ -1,4 +1,5 @@
 """The web page on this machine: python -m webui [--port 7860] [--host 127.0.0.1] [--settings ui.yaml]
+[--root_path /lora]
 
 Others may come in by --host 0.0.0.0, with a password in SDXL_LORA_UI_PASSWORD.
 """
@@ -6,11 +7,14 @@ Others may come in by --host 0.0.0.0, with a password in SDXL_LORA_UI_PASSWORD.
 import argparse
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from socket import socket
 
 from sdxl_lora.errors import ConfigError
 from webui.security import USER, Guard, password_for, private_temporary_folder
+from webui.server.address import address_of, bound, checked_root_path
 from webui.workspace import Places, load_places
 
 MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else
@@ -23,31 +27,46 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--settings", type=Path, help="YAML file with LORA_PROJECTS_DIR and the like; default: ui.yaml")
+    parser.add_argument(
+        "--root_path", default="", help="where a proxy shows the page: /lora, or https://example.com/lora"
+    )
     arguments = parser.parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the server takes them
+        signal.signal(number, ended)
+    served = None
     try:
         password = password_for(arguments.host)
+        root_path = checked_root_path(arguments.root_path)
         places = load_places(arguments.settings)
         places.projects.mkdir(parents=True, exist_ok=True)
+        sockets = bound(arguments.host, arguments.port)
+        served = private_temporary_folder()
+        serve(places, sockets, arguments.host, password, root_path)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ConfigError.exit_code
-    served = private_temporary_folder()
-    try:
-        serve(places, arguments.host, arguments.port, password)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     finally:
-        shutil.rmtree(served, ignore_errors=True)
+        if served is not None:
+            shutil.rmtree(served, ignore_errors=True)
     return 0
 
 
-def serve(places: Places, host: str, port: int, password: str | None) -> None:
+def ended(number: int, frame) -> None:
+    raise SystemExit(128 + number)
+
+
+def serve(places: Places, sockets: list[socket], host: str, password: str | None, root_path: str) -> None:
     """Until Ctrl-C or SIGTERM. Runs go on."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio as gr  # after the two variables, which it reads when imported
-    import uvicorn
     from fastapi import FastAPI
 
     from webui.page import I18N, create_page
+    from webui.server.front import AtHome
+    from webui.server.serve import PageServer
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = create_page(places)
@@ -56,6 +75,7 @@ def serve(places: Places, host: str, port: int, password: str | None) -> None:
         app,
         page,
         path="/",
+        root_path=root_path or None,
         allowed_paths=[],
         show_error=False,
         max_file_size=MOST_UPLOADED,
@@ -66,10 +86,10 @@ def serve(places: Places, host: str, port: int, password: str | None) -> None:
         i18n=I18N,
         theme=theme(),
     )
-    print(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", flush=True)
+    words = address_of(host, sockets[0].getsockname()[1])
     if password is not None:
-        print(f"user {USER}, and your password", flush=True)
-    uvicorn.run(Guard(app, password), host=host, port=port, log_level="warning")
+        words += f"\nuser {USER}, and your password"
+    PageServer(Guard(AtHome(app), password, root_path), words).run(sockets)
 
 
 def theme():

@@ -3,7 +3,7 @@
 Fields are in french_fields.py. A test finds what is missing here, and what nothing uses any more.
 """
 
-from sdxl_lora.ui.french_problems import MORE_PROBLEMS
+from webui.french_problems import MORE_PROBLEMS
 
 TEXTS = {
     # --- the frame ---

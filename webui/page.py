@@ -30,6 +30,7 @@ from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
 from webui.runs.run_history import history_of
+from webui.server.fence import fence
 from webui.widgets.forms import Form
 from webui.workspace import Places, load_places
 
@@ -70,6 +71,7 @@ def create_tab(
 class Page:
     def __init__(self, context: Context):
         self.context = context
+        others = set(get_blocks_context().blocks)
         gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
@@ -105,6 +107,7 @@ class Page:
         self.session = gr.Textbox(visible=False)
         self.asked = [gr.Textbox(visible=False) for _ in ("run", "dataset", "result", "anew")]
         self._listen()
+        fence(set(get_blocks_context().blocks) - others)
 
     def _listen(self) -> None:
         root: Any = get_blocks_context()

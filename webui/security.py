@@ -6,18 +6,25 @@
 import base64
 import hmac
 import ipaddress
+import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from sdxl_lora.errors import ConfigError
+from webui.server.brake import FREE_GUESSES, FREE_GUESSES_BEHIND_PROXY, Brake, network_of
 
 PASSWORD_VARIABLE = "SDXL_LORA_UI_PASSWORD"  # not a flag: a command line is seen by every user of the machine
 LEAST_PASSWORD_LENGTH = 8
 USER = "lora"
+LOG = logging.getLogger(__name__)
+ADDRESSES = ("host", "origin", "x-forwarded-host")  # headers that name an address
 # Ways of Gradio's that the page does not use: to files of other addresses, and past the queue to its functions.
 REFUSED_PATHS = (
     "/file=http", "/proxy=", "/stream/", "/vibe", "/monitoring", "/component_server",
@@ -64,48 +71,158 @@ def password_for(host: str, environment: dict[str, str] | os._Environ = os.envir
 class Guard:
     """Refuses, before Gradio sees it, every request that does not come from this page or lacks the password.
 
-    401: no password or a wrong one. 403: another site's script (Origin, Sec-Fetch-Site), or another name for this
-    machine (Host), by which a site could pass for it. 404: a way of Gradio's that the page does not use.
+    400: headers that make no sense. 401: no password or a wrong one. 403: another site's script (Origin,
+    Sec-Fetch-Site), or another name for this machine (Host), by which a site could pass for it. 404: a way of Gradio's
+    that the page does not use. 429: too many wrong passwords from there.
+
+    Args:
+        root_path: where a proxy shows the page: a path, or the whole address.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, app, password: str | None = None):
-        self.app, self.password = app, password
+    def __init__(self, app, password: str | None = None, root_path: str = "", clock: Callable = time.monotonic):
+        self.app, self.password, self.root_path = app, password, root_path
+        self.brake = Brake(clock)
+        self.known_browser = f"sdxl_lora_known={secrets.token_urlsafe(24)}"  # the password was right there: no brake
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status = self.refusal(scope.get("method", "GET"), scope["path"], headers)
-        if status is not None:
-            return await refuse(scope, send, status)
+        if any(is_odd(headers.get(name, "")) for name in ADDRESSES):
+            return await refuse(scope, send, 400, "Host, Origin or X-Forwarded-Host is no address")
+        path = path_of(scope["path"], self.root_path)
+        refused = self.refusal(scope.get("method", "GET"), path, headers, (scope.get("client") or ("unknown",))[0])
+        if refused is not None:
+            return await refuse(scope, send, *refused)
+        return await self.app(self.as_asked(scope, path, headers), receive, self.adding_headers(send, headers))
+
+    def adding_headers(self, send, headers: dict[str, str]):
+        added = list(HEADERS)
+        if self.password is not None and not self.is_known(headers):
+            added.append((b"set-cookie", f"{self.known_browser}; Path=/; HttpOnly; SameSite=Strict".encode()))
 
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+                message = {**message, "headers": [*message.get("headers", []), *added]}
             await send(message)
 
-        return await self.app(scope, receive, send_with_headers)
+        return send_with_headers
 
-    def refusal(self, method: str, path: str, headers: dict[str, str]) -> int | None:
-        """The status to refuse with, or None."""
+    def as_asked(self, scope: dict, path: str, headers: dict[str, str]) -> dict:
+        """The request as the browser made it, where a proxy has put its own address for the page's: Gradio makes the
+        addresses of files from it."""
+        others = [pair for pair in scope["headers"] if pair[0].lower() not in (b"x-gradio-server", b"x-forwarded-host")]
+        public = urlsplit(headers.get("origin", ""))
+        if public.netloc:
+            others = [pair for pair in others if pair[0].lower() != b"x-forwarded-proto"]
+            others += [(b"x-forwarded-host", public.netloc.encode()), (b"x-forwarded-proto", public.scheme.encode())]
+        elif self.password is not None and headers.get("x-forwarded-host"):
+            others.append((b"x-forwarded-host", first_of(headers["x-forwarded-host"]).encode()))
+        shown = {"path": path, "raw_path": quote(path).encode()} if path != scope["path"] else {}
+        return {**scope, "headers": others, **shown}
+
+    def refusal(
+        self, method: str, path: str, headers: dict[str, str], peer: str = "unknown"
+    ) -> tuple[int, str] | tuple[int, str, int] | None:
+        """The status to refuse with and the reason, of 429 with the seconds to wait; or None."""
         host = headers.get("host", "")
         if self.password is None and not is_loopback(host_name(host)):
-            return 403
-        if is_of_another_site(method, host, headers):
-            return 403
-        if self.password is not None and not self.knows_password(headers.get("authorization", "")):
-            return 401
+            return 403, (
+                f"the page answers to the name of this machine alone, not to Host {host!r}: open it as 127.0.0.1, or "
+                f"behind a proxy set a password in {PASSWORD_VARIABLE}"
+            )
+        if self.is_of_another_site(method, headers):
+            return 403, other_site_words(headers)
+        if self.password is not None and (refused := self.password_refusal(headers, peer)):
+            return refused
         if path != LOOK_PATH and any(refused in unquote(path).lower() for refused in REFUSED_PATHS):
-            return 404
+            return 404, "not found"
         return None
+
+    def is_of_another_site(self, method: str, headers: dict[str, str]) -> bool:
+        """Behind a password the browser's own word is enough, which no script can set and no proxy changes."""
+        if self.password is not None and is_same_origin(headers):
+            return False
+        origin = headers.get("origin")
+        if origin is not None:
+            names = [headers.get("host", ""), urlsplit(self.root_path).netloc]
+            if self.password is not None:  # another site's script must ask before it may set this, and is refused
+                names.append(first_of(headers.get("x-forwarded-host", "")))
+            scheme = urlsplit(origin).scheme
+            ours = [origin_of(f"{scheme}://{name}") for name in names if name]
+            return scheme not in ("http", "https") or origin_of(origin) not in ours
+        site = headers.get("sec-fetch-site", "same-origin")
+        follows_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return site in ("cross-site", "same-site") and not follows_link
+
+    def password_refusal(self, headers: dict[str, str], peer: str) -> tuple | None:
+        given = headers.get("authorization", "")
+        counted = [(network_of(peer), FREE_GUESSES)]
+        forwarded = headers.get("x-forwarded-for", "").split(",")[-1].strip()
+        if forwarded and is_loopback(peer):
+            counted = [(f"{network_of(forwarded)} by way of {peer}", FREE_GUESSES), (peer, FREE_GUESSES_BEHIND_PROXY)]
+        if not given:
+            return 401, "the password is missing"
+        if not self.is_known(headers) and (wait := max(self.brake.wait_seconds(*place) for place in counted)):
+            return 429, f"too many wrong passwords: try again in {wait} seconds", wait
+        if self.knows_password(given):
+            return None
+        counts = [self.brake.wrong(address) for address, _ in counted]
+        LOG.warning("wrong password from %s, %d in a row", counted[0][0], counts[0])
+        return 401, "the user or the password is wrong"
+
+    def is_known(self, headers: dict[str, str]) -> bool:
+        cookies = [cookie.strip() for cookie in headers.get("cookie", "").split(";")]
+        return any(hmac.compare_digest(cookie.encode(), self.known_browser.encode()) for cookie in cookies)
 
     def knows_password(self, authorization: str) -> bool:
         kind, _, encoded = authorization.partition(" ")
         try:
-            given = base64.b64decode(encoded, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
+            given = base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
         except ValueError:
             return False
-        return self.password is not None and hmac.compare_digest(given, self.password.encode())
+        return hmac.compare_digest(given, f"{USER}:{self.password}".encode())
+
+
+def is_same_origin(headers: dict[str, str]) -> bool:
+    return headers.get("sec-fetch-site") == "same-origin"
+
+
+def first_of(forwarded: str) -> str:
+    """Of a header to which every proxy on the way adds, what the first one wrote."""
+    return forwarded.partition(",")[0].strip()
+
+
+def origin_of(address: str) -> tuple[str, str, int | None]:
+    """Scheme, name and port of an address, the scheme's own port where it names none."""
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def other_site_words(headers: dict[str, str]) -> str:
+    asked, host = headers.get("origin") or "another site", headers.get("host", "")
+    return (
+        f"refused: the request comes from {asked[:200]}, and the page is {host[:200]}. Behind a proxy set a password, "
+        "and let the proxy pass its name on (Host or X-Forwarded-Host), or give the address to the page by --root_path"
+    )
+
+
+def is_odd(address: str) -> bool:
+    """Whether a header that names an address cannot be read as one."""
+    name = first_of(address)
+    try:
+        parts = urlsplit(name if "://" in name else f"//{name}")
+        _ = parts.port
+    except ValueError:
+        return True
+    return re.search(r"[^!-~]|[\\@#?]", name) is not None
+
+
+def path_of(path: str, root_path: str) -> str:
+    """Without the path under which a proxy shows the page, where the proxy has left it there."""
+    below = urlsplit(root_path).path.rstrip("/")
+    return path[len(below) :] or "/" if below and f"{path}/".startswith(f"{below}/") else path
 
 
 def host_name(host: str) -> str:
@@ -113,23 +230,15 @@ def host_name(host: str) -> str:
     return urlsplit(f"//{host}").hostname or ""
 
 
-def is_of_another_site(method: str, host: str, headers: dict[str, str]) -> bool:
-    origin = headers.get("origin")
-    if origin is not None:
-        return urlsplit(origin).netloc.lower() != host.lower()
-    site = headers.get("sec-fetch-site", "same-origin")
-    follows_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
-    return site in ("cross-site", "same-site") and not follows_link
-
-
-async def refuse(scope, send, status: int) -> None:
+async def refuse(scope, send, status: int, words: str, wait: int = 0) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="SDXL LoRA", charset="UTF-8"'))
-    words = {401: "the password is missing or wrong", 403: "refused", 404: "not found"}[status]
+    if wait:
+        headers.append((b"retry-after", str(wait).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": words.encode()})
 

@@ -36,7 +36,9 @@ class Server:
         self.settings.write_text(yaml.safe_dump({"LORA_PROJECTS_DIR": str(self.projects), **(settings or {})}))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.arguments, self.environment = arguments, {**os.environ, **environment}
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.arguments, self.environment = arguments, {**os.environ, "TMPDIR": str(self.temporary), **environment}
         self.start()
 
     def start(self) -> None:

@@ -56,9 +56,10 @@ def test_the_page_imports_no_torch_and_is_up_in_under_five_seconds(tmp_path):
         "import sys, time\n"
         "from webui.__main__ import serve\n"
         "from webui.workspace import Places\n"
+        "from webui.server.address import bound\n"
         "import uvicorn, pathlib\n"
-        "uvicorn.run = lambda *arguments, **settings: None\n"
-        "serve(Places(pathlib.Path(sys.argv[1])), '127.0.0.1', 0, None)\n"
+        "uvicorn.Server.run = lambda server, sockets: None\n"
+        "serve(Places(pathlib.Path(sys.argv[1])), bound('127.0.0.1', 0), '127.0.0.1', None, '')\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'datasets', 'wandb'}\n"
         "print(sorted(heavy & set(sys.modules)), time.process_time())\n"
     )

@@ -1,0 +1,33 @@
+"""Lets the page work under whatever address a browser has it, as ASGI middleware. No gradio.
+
+Gradio writes into the page the address under which the server was asked, which behind a proxy is not the browser's.
+"""
+
+AT_HOME = b'<script>window.gradio_config.root = new URL("./", location.href).href.replace(/\\/$/, "");</script>'
+AFTER_CONFIG = b"<script>window.gradio_api_info"  # what follows the configuration in Gradio's page
+
+
+class AtHome:
+    """Puts a line into the page that asks the browser where it is."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
+            return await self.app(scope, receive, send)
+        start, body = None, b""
+
+        async def send_changed(message):
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                changed = body.replace(AFTER_CONFIG, AT_HOME + AFTER_CONFIG, 1)
+                others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+                await send({**start, "headers": [*others, (b"content-length", str(len(changed)).encode())]})
+                await send({"type": "http.response.body", "body": changed})
+
+        await self.app(scope, receive, send_changed)

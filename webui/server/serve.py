@@ -1,0 +1,51 @@
+"""uvicorn for the page: says where it is once it answers, and ends in good order by a signal."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from socket import socket
+
+import uvicorn
+
+SECONDS_TO_ANSWER = 1.0  # what was asked before the end
+SECONDS_TO_CLOSE = 10  # whatever then still holds on
+
+
+class PageServer(uvicorn.Server):
+    """
+    Args:
+        words: printed as soon as requests are answered.
+    """
+
+    def __init__(self, app, words: str):
+        # The guard reads a proxy's headers by itself.
+        settings = {"log_level": "warning", "proxy_headers": False, "timeout_graceful_shutdown": SECONDS_TO_CLOSE}
+        super().__init__(uvicorn.Config(app, **settings))
+        self.words = words
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self.words, flush=True)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(SECONDS_TO_ANSWER, self.hang_up)
+        await super().shutdown(sockets)
+
+    def hang_up(self) -> None:
+        """An open tab listens for as long as it is open."""
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises them anew once it has ended, which would end us before we have cleaned up."""
+        assert threading.current_thread() is threading.main_thread()
+        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
