@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from socket import socket
 
+from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 from webui.security import USER, Guard, password_for, private_temporary_folder
 from webui.server.address import address_of, bound, checked_root_path
@@ -26,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         "--host", default="127.0.0.1", help="address to listen on; others than loopback need a password"
     )
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--settings", type=Path, help="YAML file with LORA_PROJECTS_DIR and the like; default: ui.yaml")
+    parser.add_argument(
+        "--settings",
+        type=lambda text: Path(pasted_path(text)),
+        help="YAML file with LORA_PROJECTS_DIR and the like; default: ui.yaml",
+    )
     parser.add_argument(
         "--root_path", default="", help="where a proxy shows the page: /lora, or https://example.com/lora"
     )

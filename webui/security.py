@@ -182,7 +182,7 @@ class Guard:
             given = base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
         except ValueError:
             return False
-        return hmac.compare_digest(given, f"{USER}:{self.password}".encode())
+        return self.password is not None and hmac.compare_digest(given, f"{USER}:{self.password}".encode())
 
 
 def is_same_origin(headers: dict[str, str]) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from sdxl_lora.config.names import NAME
+from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.operating_system import is_reserved_name
@@ -75,7 +76,8 @@ def load_places(file: Path | None = None, environment: Mapping[str, str] = os.en
                 f"unknown {', '.join(map(str, unknown))}" if isinstance(values, dict) else "no lines of `name: value`"
             )
             raise ConfigError(f"{path} has {what}; known are {', '.join(NAMES)}")
-    projects, loras, models, base = (environment.get(name) or values.get(name) for name in NAMES)
+    given = (environment.get(name) or values.get(name) for name in NAMES)
+    projects, loras, models, base = (pasted_path(str(value)) if value else None for value in given)
     models = Path(models) if models else None
     if base and models and (models / base).exists():
         base = str(models / base)
