@@ -115,6 +115,9 @@ TEXTS = {
     "{percent} cut off": "{percent} coupés",
     "{tokens} tokens": "{tokens} jetons",
     "saved": "enregistrée",
+    "Leave its box once more to put yours in its place.": (
+        "Quittez sa case encore une fois pour mettre la vôtre à sa place."
+    ),
     # --- training ---
     "A dataset in, a LoRA out. What is not in view keeps its default, which is what most people use.": (
         "Un jeu de données devient un LoRA. Ce qui n'est pas en vue garde sa valeur par défaut, celle de la plupart "
@@ -303,8 +306,8 @@ PROBLEMS = [
      r"\1 attend ou tourne déjà, avec d'autres réglages : arrêtez-le ou choisissez un autre nom"),
     (r"(.+) is being prepared: wait until that is done", r"\1 est en préparation : attendez que ce soit fini"),
     (r"(.+) is no longer in the dataset: load it again", r"\1 n'est plus dans le jeu de données : rechargez-le"),
-    (r"the caption of (.+) was changed elsewhere: load the dataset again",
-     r"la légende de \1 a été changée ailleurs : rechargez le jeu de données"),
+    (r"the caption of (.+) was changed elsewhere, to (.+)\.",
+     r"la légende de \1 a été changée ailleurs, en \2."),
     (r"stages: choose at least one of the run's", "choisissez au moins un état du LoRA"),
     (r"these are more than (\d+) pictures: ask for fewer", r"cela fait plus de \1 images : demandez-en moins"),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from sdxl_lora.errors import ConfigError
 from webui import html as show
 from webui.context import QUIET, Context, run_name, tell, telling
 from webui.i18n import I18N, T, language_of, say
-from webui.pages.tab_dataset import DatasetTab
+from webui.pages.tab_dataset import CARDS, DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
 from webui.pages.tab_runs import RunsTab
@@ -105,6 +105,7 @@ class Page:
                     self.results = ResultsTab(context)
         self.sent = gr.State([])
         self.session = gr.Textbox(visible=False)
+        self.view = gr.Textbox(visible=False)
         self.asked = [gr.Textbox(visible=False) for _ in ("run", "dataset", "result", "anew")]
         self._listen()
         fence(set(get_blocks_context().blocks) - others)
@@ -135,11 +136,15 @@ class Page:
         seen = [*self.live, *self.dataset.outputs, self.sent]
         # Nothing in the page triggers this: look.js asks for it by its name, once a second.
         self.asked[0].change(
-            self.look, [self.sent, self.dataset.shown, *self.asked], seen, api_name="sdxl_lora_look", queue=False,
+            self.look, [self.sent, self.view, *self.asked], seen, api_name="sdxl_lora_look", queue=False,
             **{**QUIET, "api_visibility": "undocumented"},
         )  # fmt: skip
         gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
-            None, [self.session, *choosers], seen, js=look_script(), show_progress_on=()
+            None,
+            [self.session, self.dataset.view, *choosers],
+            seen,
+            js=look_script(len(self.live)),
+            show_progress_on=(),
         )
 
     def open(self, request: gr.Request) -> list:
@@ -218,13 +223,12 @@ class Page:
         if job is not None:
             self.context.jobs.stop(job)
 
-    def look(
-        self, request: gr.Request, sent: list, shown: dict, run: str, dataset: str, result: str, anew: str
-    ) -> list:
+    def look(self, request: gr.Request, sent: list, view: str, run: str, dataset: str, result: str, anew: str) -> list:
         """What has changed since the last look at it, and nothing else, so that the page stays still.
 
         Args:
             sent: fingerprints of what the browser has been told.
+            view: which pictures of a dataset it shows.
             anew: not empty where it may not have heard all of that.
         """
         language, jobs = language_of(request), self.context.jobs
@@ -241,7 +245,7 @@ class Page:
             chooser(self.with_files(), result),
             (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
         ]
-        pictures = self.dataset.refresh(language, dataset, shown) or [gr.skip()] * len(self.dataset.outputs)
+        pictures = self.dataset.refresh(language, dataset, view) or [gr.skip()] * len(self.dataset.outputs)
         seen = [fingerprint(value) for value, _ in parts]
         if seen == sent:
             return [*[gr.skip()] * len(parts), *pictures, sent]
@@ -274,9 +278,14 @@ class Page:
         return [(html, html), (words, gr.Button(words, interactive=True))]
 
 
-def look_script() -> str:
-    """JavaScript that asks for a look, with the words for a server that does not answer."""
+def look_script(dataset_at: int) -> str:
+    """JavaScript that asks for a look, with the words for a server that does not answer.
+
+    Args:
+        dataset_at: place of the dataset's first output in an answer.
+    """
     script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
+    script = script.replace("DATASET_AT", str(dataset_at)).replace("CARDS", str(CARDS))
     for place, language in (("FRENCH", "fr"), ("ENGLISH", "en")):
         words = say(language, "The page's server does not answer. What runs goes on.")
         script = script.replace(place, json.dumps(words))

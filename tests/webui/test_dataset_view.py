@@ -1,7 +1,10 @@
 """The dataset as the page shows and mends it: what a person reads, what stands in the files afterwards."""
 
+import contextlib
 import json
 import shutil
+import threading
+import types
 
 import pytest
 from filelock import FileLock
@@ -159,3 +162,78 @@ def test_a_drawing_that_makes_no_sense_is_refused_with_all_its_problems(tmp_path
         drawing_request(run, ["final"], "a\n" * 101, "1", 0, 20, 5, 1024)
     request = drawing_request(run, ["final"], "a cat\n\n a dog", "0.5, 1", 3, 20, 5, 1024)
     assert (request["prompts"], request["weights"], request["seed"]) == (["a cat", "a dog"], [0.5, 1.0], 3)
+
+
+# --- several at once ---
+
+
+def with_a_repeat(folder) -> str:
+    """The first picture stands there twice, and a line about something else between."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows[1:1] = [{**rows[0], "text": "the second"}, {"note": "mine"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows[0]["file_name"]
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_row_of_a_picture_keeps_its_own_caption_and_other_lines_stay(folder):
+    before = len(lines(folder))
+    name = with_a_repeat(folder)
+    of_it = {p.place: p for p in datasets.read_dataset(folder).pictures if p.file_name == name}
+    assert [of_it[place].text for place in (0, 1)] == [lines(folder)[0]["text"], "the second"]
+    assert datasets.save_text(folder, name, "the second", "changed", place=1)
+    assert datasets.save_text(folder, name, of_it[0].text, "the first", place=0)
+    assert [row.get("text") for row in lines(folder)[:3]] == ["the first", "changed", None]
+    assert lines(folder)[2] == {"note": "mine"} and len(lines(folder)) == before + 2
+    assert datasets.add_trigger_word(folder, "ohwx") and lines(folder)[2] == {"note": "mine"}
+
+
+def test_a_row_that_has_moved_is_found_by_what_was_seen(folder):
+    name = with_a_repeat(folder)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines(folder)[1:]))
+    assert datasets.save_text(folder, name, "the second", "changed", place=1)
+    assert lines(folder)[0]["text"] == "changed"
+
+
+def test_of_two_who_save_at_the_same_moment_one_is_told(folder):
+    """Both have read the caption before either writes."""
+    picture = datasets.read_dataset(folder).pictures[0]
+    start, told = threading.Barrier(8), []
+
+    def save(number: int) -> None:
+        start.wait()
+        try:
+            datasets.save_text(folder, picture.file_name, picture.text, f"sks, by {number}")
+        except ConfigError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 7 and all("changed elsewhere" in words for words in told)
+
+
+def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch):
+    """And one that is made anew leaves the old one in before_recaption.jsonl."""
+    from webui.runs import recaption as module
+
+    picture = datasets.read_dataset(folder).pictures[0]
+    plan = types.SimpleNamespace(check=lambda: None, load=lambda: contextlib.nullcontext(None), clean=False)
+    monkeypatch.setattr(module, "plan_of", lambda config: plan)
+
+    def typed(caption, images):
+        datasets.save_text(folder, picture.file_name, picture.text, "sks, mine")
+        return [("theirs", None)]
+
+    monkeypatch.setattr(module, "caption_batch", typed)
+    with pytest.raises(ConfigError, match="was changed elsewhere"):
+        recaption(folder, picture.file_name)
+    assert texts(folder)[picture.source] == "sks, mine" and not (folder / "before_recaption.jsonl").exists()
+    monkeypatch.setattr(module, "caption_batch", lambda caption, images: [("theirs", None)])
+    assert recaption(folder, picture.file_name) == texts(folder)[picture.source] == "sks, theirs"
+    assert json.loads((folder / "before_recaption.jsonl").read_text())["text"] == "sks, mine"

@@ -1,23 +1,34 @@
 """The tab that shows a prepared dataset, problems first, and lets a person mend its captions in place."""
 
+import hashlib
+import json
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from preprocess.output.html_report import crop_in_percent
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.errors import ConfigError, DataError
 from webui.context import QUIET, Context, dataset_name, tell, telling
 from webui.html import picture
-from webui.i18n import T, language_of, say
+from webui.i18n import T, language_of, say, say_problem
 from webui.runs import dataset_view as datasets
 from webui.runs.launch import caption_job, prepare_job
 
 CARDS = 12  # pictures in view at once
+# Shows that a caption is saved, unless the card has become another row's; what was typed since then stays.
+SHOW_SAVED = """(saved, key, text) => {
+  const now = JSON.parse(saved || "{}");
+  if (now.of !== key) return [undefined, undefined, undefined];
+  return [now.html, now.key, text === now.sent ? now.text : undefined];
+}"""
 
 
 class DatasetTab:
-    """What the person has in view is kept by session: the dataset's name, its stamp, the page, the rows."""
+    """What the person has in view is kept in the browser, in text boxes that nobody sees: `view` says which pictures
+    these are, and of each card `key` says which row its box shows. A press brings both along, and answers
+    may arrive in any order. look.js leaves a box alone that has the focus or holds what is not saved yet.
+    """
 
     def __init__(self, context: Context):
         self.context = context
@@ -27,24 +38,29 @@ class DatasetTab:
             self.add_word = gr.Button(T("Add it to all captions"), elem_id="dataset-add-trigger", scale=1)
             self.recaption_all = gr.Button(T("Caption all anew"), elem_id="dataset-recaption-all", scale=1)
         self.about = gr.HTML(elem_id="dataset-about", padding=False)
-        self.shown = gr.State({})
-        self.cards: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Button]] = []
+        self.view = gr.Textbox(visible=False)
+        self.cards: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
+        self.saved: list[gr.Textbox] = []
+        self.recaption: list[gr.Button] = []
         with gr.Row(elem_classes="cards"):
             for number in range(CARDS):
                 with gr.Column(visible=False, elem_classes="picture", min_width=260) as column:
-                    html = gr.HTML(padding=False)
+                    html = gr.HTML(padding=False, elem_id=f"card-{number}")
                     text = gr.Textbox(
                         show_label=False, container=False, lines=3, max_lines=8, elem_id=f"caption-{number}",
                         placeholder=T("no caption"),
                     )  # fmt: skip
+                    key, saved = gr.Textbox(visible=False), gr.Textbox(visible=False)
                     button = gr.Button(T("Caption anew"), size="sm", elem_id=f"recaption-{number}")
-                self.cards.append((column, html, text, button))
+                self.cards.append((column, html, text, key))
+                self.saved.append(saved)
+                self.recaption.append(button)
         with gr.Row(visible=False, elem_classes="actions") as self.pages:
             self.back = gr.Button(T("Previous"), size="sm", elem_id="dataset-back")
             self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
         self.outputs = [
             self.about,
-            self.shown,
+            self.view,
             *(part for card in self.cards for part in card),
             self.pages,
             self.back,
@@ -53,16 +69,18 @@ class DatasetTab:
         self._listen()
 
     def _listen(self) -> None:
-        self.chosen.change(telling(self.choose), [self.chosen], [*self.outputs, self.trigger_word], **QUIET)
+        held = [part for _, _, text, key in self.cards for part in (key, text)]
+        seen = [self.chosen, self.view, *held]
+        self.chosen.change(telling(self.choose), seen, [*self.outputs, self.trigger_word], **QUIET)
         for button, by in ((self.back, -1), (self.forth, 1)):
-            button.click(telling(self.turner(by)), [self.chosen, self.shown], self.outputs, **QUIET)
-        self.add_word.click(
-            telling(self.add_trigger_word), [self.chosen, self.trigger_word, self.shown], self.outputs, **QUIET
-        )
+            button.click(telling(self.turner(by)), seen, self.outputs, **QUIET)
+        self.add_word.click(telling(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
         self.recaption_all.click(telling(self.caption_all_anew), [self.chosen], None, **QUIET)
-        for number, (_, html, text, button) in enumerate(self.cards):
-            text.blur(telling(self.saver(number)), [self.chosen, self.shown, text], [html, self.shown], **QUIET)
-            button.click(telling(self.captioner(number)), [self.chosen, self.shown], None, **QUIET)
+        for (_, html, text, key), saved, button in zip(self.cards, self.saved, self.recaption, strict=True):
+            text.blur(telling(self.save), [key, text], [saved], **QUIET).success(
+                None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
+            )
+            button.click(telling(self.caption), [key], None, **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]
@@ -73,60 +91,85 @@ class DatasetTab:
             raise ConfigError(say(language, "Choose a dataset first."))
         return folder
 
-    def choose(self, request: gr.Request, name: str | None) -> list:
+    def choose(self, request: gr.Request, name: str | None, view: str, *held: str) -> list:
+        self.save_all(held)
         folder = self.context.dataset_of(name)
         if folder is None or not (folder / "metadata.jsonl").exists():
             return [*self.empty(language_of(request)), gr.skip()]
         dataset = datasets.read_dataset(folder)
         return [*self.view(language_of(request), dataset, name, 0), dataset.trigger_word]
 
-    def refresh(self, language: str, name: str | None, shown: dict) -> list | None:
+    def refresh(self, language: str, name: str | None, view: str | None) -> list | None:
         """What to show where the files are others than those in view; None where nothing is new."""
-        folder = self.context.dataset_of(name)
+        folder, seen = self.context.dataset_of(name), loaded(view)
         if folder is None or not (folder / "metadata.jsonl").exists():
             return None
-        if shown.get("name") == name and shown.get("stamp") == stamp(folder):
+        now = stamp(folder)
+        if seen.get("name") == name and seen.get("stamp") == now:
             return None
-        return self.view(language, datasets.read_dataset(folder), name, shown.get("page", 0))
+        try:
+            return self.view(language, datasets.read_dataset(folder), name, seen.get("page", 0))
+        except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
+            about = f'<p class="ending failed">{escape(str(error))}</p>'
+            skipped = [gr.skip()] * (len(self.outputs) - 2)
+            return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
     def turner(self, by: int):
-        def turn(request: gr.Request, name: str | None, shown: dict) -> list:
+        def turn(request: gr.Request, name: str | None, view: str, *held: str) -> list:
             language = language_of(request)
+            self.save_all(held)
             dataset = datasets.read_dataset(self.folder(language, name))
-            return self.view(language, dataset, name, shown.get("page", 0) + by)
+            return self.view(language, dataset, name, loaded(view).get("page", 0) + by)
 
         return turn
 
-    def saver(self, number: int):
-        def save(request: gr.Request, name: str | None, shown: dict, text: str) -> tuple:
-            """When the caption loses the focus."""
-            language = language_of(request)
-            rows = shown.get("rows", [])
-            if shown.get("name") != name or number >= len(rows) or rows[number][1] == text:
-                return gr.skip(), gr.skip()
-            folder = self.folder(language, name)
-            file_name, seen = rows[number]
-            if not datasets.save_text(folder, file_name, seen, text):
-                return gr.skip(), gr.skip()
-            dataset = datasets.read_dataset(folder)
-            picture = next(picture for picture in dataset.pictures if picture.file_name == file_name)
-            rows = [*rows[:number], (file_name, picture.text), *rows[number + 1 :]]
-            card = card_html(language, folder, picture, saved=True)
-            return card, {**shown, "rows": rows, "stamp": stamp(folder)}
+    def save(self, request: gr.Request, key: str, text: str) -> str:
+        """When a caption loses the focus: what its card then shows, where it is still the same row's."""
+        language, is_saved = language_of(request), True
+        try:
+            if not self.save_row(key, text):
+                return gr.skip()
+        except datasets.ChangedElsewhere as error:
+            is_saved = False
+            words = say(language, "Leave its box once more to put yours in its place.")
+            gr.Warning(escape(f"{say_problem(language, str(error))} {words}"), title="SDXL LoRA")
+        row = loaded(key)
+        folder = self.context.dataset_of(row["dataset"])
+        picture = next(
+            picture
+            for picture in datasets.read_dataset(folder).pictures
+            if (picture.file_name, picture.place) == (row["file"], row["place"])
+        )
+        card = card_html(language, folder, picture, saved=is_saved)
+        now = {"of": key, "key": key_of_row(row["dataset"], picture), "html": card, "text": picture.text}
+        return json.dumps({**now, "sent": text if is_saved else None})
 
-        return save
+    def save_row(self, key: str, text: str) -> bool:
+        """Saves what a box holds into the row that it showed; whether there was anything to save.
 
-    def captioner(self, number: int):
-        def caption(request: gr.Request, name: str | None, shown: dict) -> None:
-            language = language_of(request)
-            rows = shown.get("rows", [])
-            if shown.get("name") == name and number < len(rows):
-                folder = self.folder(language, name)
-                self.require_captioner(language, folder)
-                self.context.start(caption_job(self.context.jobs, folder, rows[number][0]))
-                tell(say(language, "The captioner will look at it; the new caption appears here."))
+        Raises:
+            ChangedElsewhere: another text stands there by now.
+            ConfigError: the dataset is being prepared.
+        """
+        row = loaded(key)
+        folder = self.context.dataset_of(row.get("dataset"))
+        if folder is None or text is None or " ".join(text.split()) == " ".join(row["text"].split()):
+            return False
+        datasets.save_text(folder, row["file"], row["text"], text, row["place"])
+        return True
 
-        return caption
+    def save_all(self, held: tuple[str, ...]) -> None:
+        """Before other rows come into view: what could not be saved stays in its box, and that the person reads why."""
+        for key, text in zip(held[::2], held[1::2], strict=True):
+            self.save_row(key, text)
+
+    def caption(self, request: gr.Request, key: str) -> None:
+        language, row = language_of(request), loaded(key)
+        folder = self.context.dataset_of(row.get("dataset"))
+        if folder is not None:
+            self.require_captioner(language, folder)
+            self.context.start(caption_job(self.context.jobs, folder, row["file"], row["place"]))
+            tell(say(language, "The captioner will look at it; the new caption appears here."))
 
     def require_captioner(self, language: str, folder: Path) -> None:
         if datasets.read_dataset(folder).config().caption_model == "none":
@@ -134,12 +177,13 @@ class DatasetTab:
                 say(language, "This dataset was prepared without auto-caption: prepare it with it first.")
             )
 
-    def add_trigger_word(self, request: gr.Request, name: str | None, word: str, shown: dict) -> list:
+    def add_trigger_word(self, request: gr.Request, word: str, name: str | None, view: str, *held: str) -> list:
         language = language_of(request)
+        self.save_all(held)
         folder = self.folder(language, name)
         changed = datasets.add_trigger_word(folder, word)
         tell(say(language, "{changed} captions changed.", changed=changed))
-        return self.view(language, datasets.read_dataset(folder), name, shown.get("page", 0))
+        return self.view(language, datasets.read_dataset(folder), name, loaded(view).get("page", 0))
 
     def caption_all_anew(self, request: gr.Request, name: str | None) -> None:
         language = language_of(request)
@@ -150,6 +194,7 @@ class DatasetTab:
         tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
     def view(self, language: str, dataset: datasets.Dataset, name: str | None, page: int) -> list:
+        """For each of the outputs what it shows of one page of a dataset."""
         last = max(0, (len(dataset.pictures) - 1) // CARDS)
         page = min(max(0, page), last)
         pictures = dataset.pictures[CARDS * page : CARDS * (page + 1)]
@@ -157,19 +202,23 @@ class DatasetTab:
         for number in range(CARDS):
             if number < len(pictures):
                 html = card_html(language, dataset.folder, pictures[number])
-                parts += [gr.Column(visible=True), html, pictures[number].text, gr.skip()]
+                key = key_of_row(name, pictures[number])
+                parts += [gr.Column(visible=True), html, pictures[number].text, key]
             else:
-                parts += [gr.Column(visible=False), "", "", gr.skip()]
-        rows = [(picture.file_name, picture.text) for picture in pictures]
-        shown = {"name": name, "stamp": stamp(dataset.folder), "page": page, "rows": rows}
-        about = about_html(language, dataset, page, last)
+                parts += [gr.Column(visible=False), "", "", ""]
+        rows = hashlib.blake2b(
+            repr([(one.file_name, one.place) for one in pictures]).encode(), digest_size=8
+        ).hexdigest()
+        which = f"{name} {page} {rows}"
+        shown = json.dumps({"name": name, "stamp": stamp(dataset.folder), "page": page, "which": which})
+        about = about_html(language, dataset, page, last, which)
         turns = [gr.Row(visible=last > 0), gr.Button(interactive=page > 0), gr.Button(interactive=page < last)]
         return [about, shown, *parts, *turns]
 
     def empty(self, language: str) -> list:
         about = f'<p class="empty">{escape(say(language, "No dataset yet: prepare one first."))}</p>'
-        parts = [part for _ in self.cards for part in (gr.Column(visible=False), "", "", gr.skip())]
-        return [about, {}, *parts, gr.Row(visible=False), gr.skip(), gr.skip()]
+        parts = [part for _ in self.cards for part in (gr.Column(visible=False), "", "", "")]
+        return [about, "", *parts, gr.Row(visible=False), gr.skip(), gr.skip()]
 
 
 def stamp(folder: Path) -> list[int]:
@@ -178,7 +227,22 @@ def stamp(folder: Path) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 
 
-def about_html(language: str, dataset: datasets.Dataset, page: int, last: int) -> str:
+def key_of_row(name: str, picture: datasets.Picture) -> str:
+    """Which row a card shows, and what its box held when it was filled."""
+    facts = {"dataset": name, "file": picture.file_name, "place": picture.place, "text": picture.text}
+    return json.dumps(facts, ensure_ascii=False)
+
+
+def loaded(text: str | None) -> dict:
+    """What a box that nobody sees says; {} of one that was not filled yet."""
+    try:
+        facts = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "") -> str:
     """Counts, and what was left out with its reason."""
     troubled = sum(bool(picture.problems) for picture in dataset.pictures)
     facts = [
@@ -196,7 +260,7 @@ def about_html(language: str, dataset: datasets.Dataset, page: int, last: int) -
         if left_out
         else ""
     )
-    return f'<div class="card"><div class="facts">{numbers}</div>{details}</div>'
+    return f'<div class="card" data-which="{escape(which)}"><div class="facts">{numbers}</div>{details}</div>'
 
 
 def card_html(language: str, folder: Path, shown: datasets.Picture, saved: bool = False) -> str:
@@ -218,6 +282,7 @@ def card_html(language: str, folder: Path, shown: datasets.Picture, saved: bool 
     tokens = say(language, "{tokens} tokens", tokens=f"≥ {shown.tokens}" if shown.at_least else shown.tokens)
     mark = f' <b class="saved">{escape(say(language, "saved"))}</b>' if saved else ""
     return (
-        f'{image}<div class="about"><strong>{escape(shown.source)}</strong>{mark}<br>{escape(sizes + tokens)}</div>'
+        f'{image}<div class="about" data-text="{escape(shown.text)}"><strong>{escape(shown.source)}</strong>{mark}<br>'
+        f"{escape(sizes + tokens)}</div>"
         f"{f'<ul class=problems>{problems}</ul>' if problems else ''}"
     )

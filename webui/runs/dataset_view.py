@@ -5,7 +5,9 @@ Reads metadata.jsonl and preprocess_report.json, writes metadata.jsonl whole und
 
 import contextlib
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,14 +19,21 @@ from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
 from webui.fields import fields_of
+
+SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
+
+
+class ChangedElsewhere(ConfigError):
+    """A caption is no longer the one that a person saw."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One row. `at_least` says that `tokens` is a lower bound; `facts` is the report's row, {} without one."""
+    """One row. `at_least` says that `tokens` is a lower bound; `facts` is the report's row, {} without one; `place`
+    counts the rows of this file, of which there may be several, each with a caption of its own."""
 
     file_name: str
     text: str
@@ -33,6 +42,7 @@ class Picture:
     at_least: bool
     problems: list[str]
     facts: dict
+    place: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +79,64 @@ class Dataset:
 def read_dataset(folder: Path) -> Dataset:
     """
     Raises:
-        ConfigError: the folder holds no metadata.jsonl, or no JSON there.
+        ConfigError: the folder holds no metadata.jsonl.
+        DataError: a line of it is no JSON object; or it cannot be read.
     """
     if not (folder / "metadata.jsonl").is_file():
         raise ConfigError(f"{folder} holds no metadata.jsonl")
     rows = rows_of(folder)
     report = read_report(folder)
-    facts = {row["file_name"]: row for row in report.get("rows", [])}
-    settings = report.get("settings", {})
+    facts = {str(row.get("file_name")): row for row in objects(report, "rows") if has_facts(row)}
+    settings = report["settings"] if isinstance(report.get("settings"), dict) else {}
+    trigger_word = str(settings.get("trigger_word") or "")
     warnings: dict[str, list[str]] = {}
-    for warning in report.get("warnings", []):
-        warnings.setdefault(warning["source"], []).append(warning["message"])
-    pictures = [
-        picture_of(row, facts.get(row["file_name"], {}), warnings, settings.get("trigger_word") or "") for row in rows
-    ]
+    for warning in objects(report, "warnings"):
+        warnings.setdefault(str(warning.get("source")), []).append(str(warning.get("message")))
+    seen: Counter[str] = Counter()
+    pictures = []
+    for row in rows:
+        of_file = facts.get(row["file_name"], {})
+        pictures.append(picture_of(row, of_file, warnings, trigger_word, seen[row["file_name"]]))
+        seen[row["file_name"]] += 1
     pictures.sort(key=lambda picture: not picture.problems)
-    left_out = [(e["source"], e["reason"]) for key in ("left_out", "other_files") for e in report.get(key, [])]
+    left_out = [
+        (str(entry.get("source")), str(entry.get("reason")))
+        for key in ("left_out", "other_files")
+        for entry in objects(report, key)
+    ]
     return Dataset(folder, pictures, left_out, settings)
 
 
-def picture_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str) -> Picture:
+def objects(report: dict, name: str) -> list[dict]:
+    """The objects in a list of the report, which a person may have edited."""
+    entries = report.get(name)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def has_facts(row: dict) -> bool:
+    """Whether a row of the report says what a card shows of it."""
+    pairs = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
+    numbers = [row.get("cut_off"), row.get("tokens"), *(number for pair in pairs for number in pair or ())]
+    are_pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    return are_pairs and isinstance(row.get("text"), str) and all(isinstance(n, int | float) for n in numbers)
+
+
+def picture_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str, place: int) -> Picture:
     """What the report says of the text holds while the text is the one that it saw; of another one we judge anew."""
-    text, source = str(row.get("text", "")), str(row.get("source", row["file_name"]))
+    text, source = text_of(row), str(row.get("source", row["file_name"]))
     trigger_word = "" if row.get("is_class_image") else trigger_word
     tokens, said = caption_problems(text, trigger_word, least_tokens)
     if facts and facts["text"] == text:
-        return Picture(row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts)
+        return Picture(row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts, place)
     _, of_old = caption_problems(facts.get("text", text), trigger_word, least_tokens)
     others = [problem for problem in warnings.get(source, []) if problem not in of_old and "tokens" not in problem]
-    return Picture(row["file_name"], text, source, tokens, True, [*others, *said], facts)
+    return Picture(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
+
+
+def text_of(row: dict) -> str:
+    """The row's caption, "" where it has none."""
+    text = row.get("text")
+    return "" if text is None else str(text)
 
 
 def own_file(folder: Path, name: str) -> Path | None:
@@ -107,15 +146,28 @@ def own_file(folder: Path, name: str) -> Path | None:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    rows = read_jsonl(folder / "metadata.jsonl")
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+    """The rows of pictures; lines about something else are left out.
+
+    Raises:
+        DataError: a line is no JSON object; or the file cannot be read.
+    """
+    return [row for row in all_rows(folder) if isinstance(row.get("file_name"), str)]
+
+
+def all_rows(folder: Path) -> list[dict]:
+    try:
+        return read_jsonl(folder / "metadata.jsonl")
+    except OSError as error:
+        raise DataError(f"cannot read {folder / 'metadata.jsonl'}: {error.strerror}") from None
 
 
 def read_report(folder: Path) -> dict:
+    """What preprocess_report.json says; {} where there is none, or a person has broken it."""
     try:
-        return json.loads((folder / "preprocess_report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / "preprocess_report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return report if isinstance(report, dict) else {}
 
 
 @contextlib.contextmanager
@@ -125,12 +177,14 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: preprocess is at work in it.
     """
-    (folder / ".preprocess").mkdir(exist_ok=True)
-    lock = FileLock(folder / ".preprocess" / "lock")
     try:
-        lock.acquire(timeout=1)
+        (folder / ".preprocess").mkdir(exist_ok=True)
+        lock = FileLock(folder / ".preprocess" / "lock")
+        lock.acquire(timeout=SECONDS_TO_WAIT)
     except Timeout:
         raise ConfigError(f"{folder.name} is being prepared: wait until that is done") from None
+    except OSError as error:
+        raise DiskError(f"cannot write into {folder}: {error.strerror}") from None
     try:
         yield
     finally:
@@ -140,30 +194,47 @@ def held(folder: Path) -> Iterator[None]:
 def change_texts(folder: Path, change: Callable[[dict], str]) -> int:
     """Gives every row the text that `change` makes of it; returns how many that changed."""
     with held(folder):
-        rows = rows_of(folder)
-        texts = [change(row) for row in rows]
-        changed = sum(row.get("text") != text for row, text in zip(rows, texts, strict=True))
-        if changed:
-            new = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)]
-            write_whole(folder / "metadata.jsonl", jsonl(new))
-        return changed
+        return changed_texts(folder, change)
 
 
-def save_text(folder: Path, file_name: str, shown: str, text: str) -> bool:
-    """Gives one picture another caption; returns whether it changed.
+def changed_texts(folder: Path, change: Callable[[dict], str]) -> int:
+    """The same for whoever holds the dataset. Lines that are no pictures' stay as they are."""
+    rows = all_rows(folder)
+    texts = [change(row) if isinstance(row.get("file_name"), str) else row.get("text") for row in rows]
+    changed = sum(row.get("text") != text for row, text in zip(rows, texts, strict=True))
+    if changed:
+        new = [row if row.get("text") == text else {**row, "text": text} for row, text in zip(rows, texts, strict=True)]
+        write_whole(folder / "metadata.jsonl", jsonl(new))
+    return changed
+
+
+def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 0) -> bool:
+    """Gives one row of a picture another caption; returns whether it changed.
 
     Args:
         shown: the caption that the person saw.
+        place: which of the rows of this file.
     Raises:
-        ConfigError: the picture is gone, or its caption is no longer the one that was seen.
+        ChangedElsewhere: its caption is no longer the one that was seen.
+        ConfigError: the row is gone.
     """
     text = " ".join(text.split())
-    now = {row["file_name"]: row.get("text", "") for row in rows_of(folder)}
-    if file_name not in now:
-        raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
-    if now[file_name] not in (shown, text):
-        raise ConfigError(f"the caption of {file_name} was changed elsewhere: load the dataset again")
-    return change_texts(folder, lambda row: text if row["file_name"] == file_name else row["text"]) > 0
+    with held(folder):  # read and written under one lock: someone else may be saving at this moment
+        now = [text_of(row) for row in rows_of(folder) if row["file_name"] == file_name]
+        if not now:
+            raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
+        if now[min(place, len(now) - 1)] not in (shown, text):
+            if now.count(shown) != 1:
+                now_there = now[min(place, len(now) - 1)]
+                raise ChangedElsewhere(f"the caption of {file_name} was changed elsewhere, to {now_there!r}.")
+            place = now.index(shown)  # rows were added or taken away before it
+        places = itertools.count()
+        place = min(place, len(now) - 1)
+
+        def of_this_row(row: dict) -> str:
+            return text if row["file_name"] == file_name and next(places) == place else row.get("text")
+
+        return changed_texts(folder, of_this_row) > 0
 
 
 def add_trigger_word(folder: Path, trigger_word: str) -> int:
@@ -177,13 +248,15 @@ def add_trigger_word(folder: Path, trigger_word: str) -> int:
         raise ConfigError("trigger_word is empty, it must be some text")
 
     def with_word(row: dict) -> str:
-        return row["text"] if row.get("is_class_image") else training_text(row["text"], trigger_word)
+        return row.get("text") if row.get("is_class_image") else training_text(text_of(row), trigger_word)
 
-    changed = change_texts(folder, with_word)
-    report = read_report(folder)
-    caption_model = report.get("settings", {}).get("caption_model", "none")
-    write_whole(folder / "README.md", dataset_card(rows_of(folder), trigger_word, folder.name, caption_model))
-    if report:
-        report["settings"]["trigger_word"] = trigger_word
-        write_whole(folder / "preprocess_report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    with held(folder):
+        changed = changed_texts(folder, with_word)
+        report = read_report(folder)
+        settings = report.get("settings")
+        caption_model = settings.get("caption_model", "none") if isinstance(settings, dict) else "none"
+        write_whole(folder / "README.md", dataset_card(rows_of(folder), trigger_word, folder.name, caption_model))
+        if isinstance(settings, dict):
+            settings["trigger_word"] = trigger_word
+            write_whole(folder / "preprocess_report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     return changed

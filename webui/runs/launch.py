@@ -59,10 +59,10 @@ def train_job(jobs: Jobs, config: TrainConfig, processes: int = 1, after: Job | 
     return job
 
 
-def caption_job(jobs: Jobs, dataset: Path, file_name: str) -> Job:
-    """Another caption for one picture of a dataset."""
+def caption_job(jobs: Jobs, dataset: Path, file_name: str, place: int = 0) -> Job:
+    """Another caption for one row of a picture of a dataset."""
     job = new_job(jobs, "caption", str(dataset))
-    job.command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name]
+    job.command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name, str(place)]
     return job
 
 

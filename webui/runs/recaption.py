@@ -1,6 +1,6 @@
 """Another caption for one picture of a dataset, by the captioner that it was prepared with, in a process of its own.
 
-python -m webui.runs.recaption DATASET FILE_NAME
+python -m webui.runs.recaption DATASET FILE_NAME [PLACE]
 """
 
 import sys
@@ -9,23 +9,28 @@ from pathlib import Path
 from preprocess.__main__ import plan_of, wording_of
 from preprocess.captions.caption_all import caption_batch
 from preprocess.captions.caption_text import without_stock_phrase
-from sdxl_lora.errors import ConfigError, DataError
+from preprocess.jobs.state import jsonl
+from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.images.decode import open_image
-from webui.runs.dataset_view import change_texts, read_dataset, rows_of
+from webui.runs.dataset_view import read_dataset, rows_of, save_text, text_of
 
 
-def recaption(folder: Path, file_name: str) -> str:
-    """The new text, which then stands in metadata.jsonl.
+def recaption(folder: Path, file_name: str, place: int = 0) -> str:
+    """The new text, which then stands in metadata.jsonl; the old row is kept in before_recaption.jsonl.
 
+    Args:
+        place: which of the rows of this file.
     Raises:
-        ConfigError: the dataset was prepared without a captioner, or it cannot be loaded; no such picture.
+        ConfigError: the dataset was prepared without a captioner, or it cannot be loaded; no such picture; or a person
+            has changed its caption meanwhile, which is kept.
         DataError: the captioner gives no words for it.
     """
     config = read_dataset(folder).config()
     plan = plan_of(config)
     if plan.load is None:
         raise ConfigError(f"{folder} was prepared without a captioner (caption_model is none)")
-    row = next((row for row in rows_of(folder) if row["file_name"] == file_name), None)
+    rows = [row for row in rows_of(folder) if row["file_name"] == file_name]
+    row = rows[place] if place < len(rows) else None
     if row is None:
         raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
     plan.check()
@@ -35,13 +40,16 @@ def recaption(folder: Path, file_name: str) -> str:
         raise DataError(f"{file_name}: {reason}")
     text = without_stock_phrase(text) if plan.clean else text
     text = wording_of(config).text(text, bool(row.get("is_class_image")))
-    change_texts(folder, lambda row: text if row["file_name"] == file_name else row["text"])
+    if not save_text(folder, file_name, text_of(row), text, place):
+        return text
+    with open(folder / "before_recaption.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(jsonl([row]))
     return text
 
 
 if __name__ == "__main__":
     try:
-        print(f"{sys.argv[2]}: {recaption(Path(sys.argv[1]), sys.argv[2])}")
-    except (ConfigError, DataError) as error:
+        print(f"{sys.argv[2]}: {recaption(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))}")
+    except (ConfigError, DataError, DiskError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
