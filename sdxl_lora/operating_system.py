@@ -76,7 +76,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process of this machine is there and more than a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # the last two: no process ever had this number
         return False
     except psutil.AccessDenied:  # another user's, on macOS
         return True

@@ -45,11 +45,14 @@ KINDS = {
 
 
 def words_for(language: str, job: Job) -> str:
-    return say(language, KINDS[job.kind], name=Path(job.target).name)
+    name = Path(job.target).name
+    return say(language, KINDS[job.kind], name=name) if job.kind in KINDS else f"{job.kind} {name}"
 
 
 def pill(language: str, state: str) -> str:
-    return f'<span class="pill {escape(state)}">{escape(say(language, STATES[state]))}</span>'
+    """A state of another version of the trainer is told in its own word."""
+    words = say(language, STATES[state]) if state in STATES else state
+    return f'<span class="pill {escape(state)}">{escape(words)}</span>'
 
 
 def progress(language: str, name: str, state: RunState, history: History) -> str:
@@ -146,7 +149,10 @@ def gallery(
 
 def picture(path: Path | None, words: str = "") -> str:
     """The picture itself in the page, so that no file has to be served."""
-    data = thumbnail(path, path.stat().st_mtime_ns) if path is not None and path.exists() else ""
+    try:
+        data = thumbnail(path, path.stat().st_mtime_ns) if path is not None else ""
+    except OSError:  # gone, or not for us to read
+        data = ""
     return f'<img alt="{escape(words)}" src="{data}">' if data else '<span class="missing"></span>'
 
 

@@ -7,7 +7,6 @@ app.launch(i18n=I18N)
 """
 
 import contextlib
-import json
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -21,14 +20,15 @@ from sdxl_lora.errors import ConfigError
 from webui import html as show
 from webui.context import QUIET, Context, run_name, tell, telling
 from webui.i18n import I18N, T, language_of, say
-from webui.pages.tab_dataset import CARDS, DatasetTab
+from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
-from webui.pages.tab_runs import RunsTab
+from webui.pages.tab_runs import RunsTab, twice
 from webui.pages.tab_train import TrainTab, free_name
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
+from webui.runs.news import chooser, fingerprint, look_script, newest, part
 from webui.runs.run_history import history_of
 from webui.server.fence import fence
 from webui.widgets.forms import Form
@@ -236,16 +236,17 @@ class Page:
         jobs.ensure_worker()
         folders = self.context.places.datasets()
         parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
-            *self.now_running(language),
-            (card := show.job_card(language, jobs), card),
-            *self.runs.look(language, run),
-            *self.results.look(language, result),
+            *part(2, lambda: self.now_running(language)),
+            *part(1, lambda: [twice(show.job_card(language, jobs))]),
+            *part(len(self.runs.outputs), lambda: self.runs.look(language, run)),
+            *part(len(self.results.live), lambda: self.results.look(language, result)),
             chooser(self.runs.choices(), run),
             chooser(self.dataset.choices(), dataset),
             chooser(self.with_files(), result),
             (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
         ]
-        pictures = self.dataset.refresh(language, dataset, view) or [gr.skip()] * len(self.dataset.outputs)
+        dataset_parts = part(len(self.dataset.outputs), lambda: self.dataset.refresh(language, dataset, view) or [])
+        pictures = [value[1] if isinstance(value, tuple) else value for value in dataset_parts]
         seen = [fingerprint(value) for value, _ in parts]
         if seen == sent:
             return [*[gr.skip()] * len(parts), *pictures, sent]
@@ -278,38 +279,7 @@ class Page:
         return [(html, html), (words, gr.Button(words, interactive=True))]
 
 
-def look_script(dataset_at: int) -> str:
-    """JavaScript that asks for a look, with the words for a server that does not answer.
-
-    Args:
-        dataset_at: place of the dataset's first output in an answer.
-    """
-    script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
-    script = script.replace("DATASET_AT", str(dataset_at)).replace("CARDS", str(CARDS))
-    for place, language in (("FRENCH", "fr"), ("ENGLISH", "en")):
-        words = say(language, "The page's server does not answer. What runs goes on.")
-        script = script.replace(place, json.dumps(words))
-    return script
-
-
-def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:
-    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
-    if chosen in names:
-        return names, gr.Dropdown(names)
-    return names, gr.Dropdown(names, value=names[0] if names else None)
-
-
-def newest(folders: list[str]) -> str:
-    """The dataset that was prepared last."""
-    return max(folders, key=lambda folder: (Path(folder) / "metadata.jsonl").stat().st_mtime)
-
-
 def following(name: str) -> str:
     """The next name: cat-2 after cat-1, cat-2 after cat."""
     stem, dash, number = name.rpartition("-")
     return f"{stem}-{int(number) + 1}" if dash and number.isdecimal() else f"{name}-2"
-
-
-def fingerprint(value: object) -> str:
-    """Short, as it is kept for every browser."""
-    return str(hash(repr(value)))

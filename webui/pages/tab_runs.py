@@ -157,9 +157,13 @@ def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
     """The prompts that it draws, and the seed of the first picture."""
     path = run / "config.yaml"
     config = config_at(path, path.stat().st_mtime_ns) if path.exists() else None
-    told = [event["prompts"] for event in history.messages if event["event"] == "samples" and event.get("prompts")]
+    told = [event["prompts"] for event in history.messages if event["event"] == "samples" and is_list(event, "prompts")]
     prompts = tuple(map(str, told[-1])) if told else config.evaluation.validation_prompt if config else ()
     return prompts, config.seed if config else 0
+
+
+def is_list(event: dict, name: str) -> bool:
+    return isinstance(event.get(name), list) and bool(event[name])
 
 
 @lru_cache(maxsize=64)

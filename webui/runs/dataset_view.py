@@ -72,8 +72,12 @@ class Dataset:
         if not self.settings:
             raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
         known = {name: value for name, value in self.settings.items() if name in fields_of(PreprocessConfig)}
-        known["background"] = tuple(known.get("background", (255, 255, 255)))
-        return from_flat(PreprocessConfig, {**known, "output_dir": str(self.folder), **changes})
+        if isinstance(known.get("background"), list):
+            known["background"] = tuple(known["background"])
+        try:
+            return from_flat(PreprocessConfig, {**known, "output_dir": str(self.folder), **changes})
+        except TypeError as error:
+            raise ConfigError(f"{self.folder}/preprocess_report.json: settings cannot be read ({error})") from None
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -116,9 +120,11 @@ def objects(report: dict, name: str) -> list[dict]:
 def has_facts(row: dict) -> bool:
     """Whether a row of the report says what a card shows of it."""
     pairs = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
-    numbers = [row.get("cut_off"), row.get("tokens"), *(number for pair in pairs for number in pair or ())]
-    are_pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-    return are_pairs and isinstance(row.get("text"), str) and all(isinstance(n, int | float) for n in numbers)
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return False
+    numbers = [row.get("cut_off"), row.get("tokens"), *(number for pair in pairs for number in pair)]
+    are_numbers = all(isinstance(number, int | float) for number in numbers)
+    return are_numbers and isinstance(row.get("text"), str) and min(row["original_size"]) > 0
 
 
 def picture_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str, place: int) -> Picture:
@@ -141,8 +147,11 @@ def text_of(row: dict) -> str:
 
 def own_file(folder: Path, name: str) -> Path | None:
     """The file of this name in the folder; None where the name, which anyone may have written, leads out of it."""
-    path = (folder / name).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return None
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -59,7 +59,11 @@ def is_whole(number: float | None, low: int, high: int) -> bool:
 
 
 def read_request(folder: Path) -> dict | None:
+    """What was asked to be drawn; None where that cannot be read."""
     try:
-        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        request = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return None
+    kinds = {"prompts": str, "stages": str, "weights": int | float}
+    is_whole_one = isinstance(request, dict) and all(isinstance(request.get(name), list) for name in kinds)
+    return request if is_whole_one and all(isinstance(v, k) for n, k in kinds.items() for v in request[n]) else None

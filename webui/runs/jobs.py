@@ -66,6 +66,23 @@ class Job:
             return None
 
 
+def job_of(facts: dict) -> Job:
+    """The job in what its file says.
+
+    Raises:
+        TypeError: a person or another version of the page has written something else there.
+    """
+    kinds = {"id": str, "kind": str, "target": str, "state": str, "command": list, "created": int | float}
+    may_be_none = {"after": str, "pid": int, "exit_code": int}
+    may_be_none |= dict.fromkeys(("pid_created", "started", "ended"), int | float)
+    job = Job(**facts)
+    for name, kind in (kinds | may_be_none).items():
+        value = getattr(job, name)
+        if not isinstance(value, kind) and (value is not None or name in kinds):
+            raise TypeError(f"{name} is {value!r}")
+    return job
+
+
 class Jobs:
     """The jobs of one folder of projects."""
 
@@ -89,7 +106,7 @@ class Jobs:
             status = path.stat()
             stamp = (status.st_ino, status.st_mtime_ns)
             if self._read.get(job_id, (None, None))[0] != stamp:
-                self._read[job_id] = (stamp, Job(**json.loads(path.read_text(encoding="utf-8"))))
+                self._read[job_id] = (stamp, job_of(json.loads(path.read_text(encoding="utf-8"))))
             return dataclasses.replace(self._read[job_id][1])
         except (OSError, ValueError, TypeError):
             return None
@@ -109,9 +126,10 @@ class Jobs:
 
     def order(self) -> list[str]:
         try:
-            return json.loads((self.folder / "order.json").read_text(encoding="utf-8"))
+            order = json.loads((self.folder / "order.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
+        return [job_id for job_id in order if isinstance(job_id, str)] if isinstance(order, list) else []
 
     def write_order(self, order: list[str]) -> None:
         replace_text(self.folder / "order.json", json.dumps(order))

@@ -104,6 +104,8 @@ def read_config(config_class: type, path: Path) -> Any:
     try:
         with _parsing, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return load_config(config_class, ["--config", str(path)])
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
     except SystemExit:
         raise ConfigError(plain(said.getvalue()).replace(f"{path}:", "line ")) from None
 

@@ -50,7 +50,7 @@ def last_change(folder: Path) -> float:
 
 def state_of(run: Path, jobs: Jobs) -> RunState:
     """From its status file, and from the job that runs it where the page has started it."""
-    status = read_status(run)
+    status = known_facts(read_status(run))
     job = next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
     facts: dict[str, Any] = {
         "step": status.get("step") or 0,
@@ -74,6 +74,13 @@ def state_of(run: Path, jobs: Jobs) -> RunState:
     if job is not None and job.state == "ended" and job.exit_code and status.get("heartbeat", 0) < (job.started or 0):
         state, facts["reason"] = "failed", last_error(jobs, job)
     return RunState(state, **facts)
+
+
+def known_facts(status: dict) -> dict:
+    """What a status file says of what the page asks, each of its type: a person or another version may have written
+    something else there."""
+    types = {"step": int, "reason": str, "last_checkpoint": str, "state": str, "pid": int, "heartbeat": int | float}
+    return {name: status[name] for name, kind in types.items() if isinstance(status.get(name), kind)}
 
 
 def last_error(jobs: Jobs, job: Job) -> str:

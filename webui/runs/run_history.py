@@ -1,5 +1,6 @@
 """A run's events.jsonl as numbers to plot and lines to read, read on from where it was read before. No gradio."""
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -27,17 +28,18 @@ class History:
 
     def read(self) -> "History":
         try:
-            status = self.path.stat()
+            status, file = self.path.stat(), open(self.path, "rb")  # noqa: SIM115 - closed below
         except OSError:
             return self
         if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
             vars(self).update(vars(History(self.path)), _inode=status.st_ino)
-        with open(self.path, "rb") as file:
+        with file:
             file.seek(self._place)
             *lines, _ = file.read().split(b"\n")
         for line in lines:
             self._place += len(line) + 1
-            if event := parse_event(line):
+            event = parse_event(line)
+            if event and is_sound(event):
                 self._take(event)
         return self
 
@@ -66,6 +68,18 @@ class History:
     def seconds_left(self) -> float | None:
         pace = self.seconds_per_step()
         return None if pace is None or not self.steps else pace * max(0, self.total_steps - self.steps[-1]["step"])
+
+
+NUMBERS = ("time", "step", "total_steps", "loss", "epoch", "learning_rate", "memory_gib", "validation_loss")
+MOST_SECONDS = 1e11  # since 1970, that a date can be made of
+
+
+def is_sound(event: dict) -> bool:
+    """Whether its numbers are some: a line may be damaged, or of another version."""
+    are_numbers = all(isinstance(event[name], int | float) for name in NUMBERS if event.get(name) is not None)
+    needed = [event.get(name) for name in ("time", "step")] if event["event"] in ("step", "validation") else [0]
+    are_there = are_numbers and all(number is not None and math.isfinite(number) for number in needed)
+    return are_there and abs(event.get("time") or 0) < MOST_SECONDS
 
 
 def drop_from(events: list[dict], step: int) -> None:
