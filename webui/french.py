@@ -158,6 +158,7 @@ TEXTS = {
     ),
     "It ended without a word at step {step}; {saved} is there.": "Il s'est tu au pas {step} ; {saved} est là.",
     "It ended without a word at step {step}; nothing was saved.": "Il s'est tu au pas {step} ; rien n'est enregistré.",
+    "What it waited for failed: {reason}": "Ce qu'il attendait a échoué : {reason}",
     "It failed; see the log.": "Il a échoué ; voir le journal.",
     "Nothing to plot yet: the first step is to come.": "Encore rien à tracer : le premier pas est à venir.",
     "each step": "chaque pas",

@@ -96,6 +96,8 @@ def ending(language: str, state: RunState) -> str:
         words = say(language, "It ended without a word at step {step}; nothing was saved.", step=state.step)
     elif state.state == "failed":
         words = state.reason or say(language, "It failed; see the log.")
+    elif state.state == "cancelled" and state.reason:
+        words = say(language, "What it waited for failed: {reason}", reason=state.reason)
     else:
         return ""
     return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,27 @@ class RunState:
 
 
 def find_runs(projects: Path, jobs: Jobs) -> list[Path]:
-    """Folders of runs, the newest first: those that have written, and those that wait for their turn."""
-    written = {path.parent for path in projects.glob("*/runs/*/status.json")}
-    asked = {Path(job.target) for job in jobs.all() if job.kind == "train" and not job.is_over}
-    ages = {folder: last_change(folder) for folder in written | asked}
+    """Folders of runs, the newest first: those that have written, and those that were asked for and have not: they wait
+    for their turn, failed before their folder was made, or never got there as a preparation failed."""
+    ages = {path.parent: last_change(path) for path in projects.glob("*/runs/*/status.json")}
+    for job in jobs.all():
+        if job.kind == "train" and (job.state != "cancelled" or failed_forerunner(jobs, job)):
+            folder = Path(job.target)
+            ages[folder] = max(ages.get(folder, 0.0), (job.ended or job.created) if job.is_over else time.time())
     return sorted(ages, key=lambda folder: (-ages[folder], folder.name))
 
 
-def last_change(folder: Path) -> float:
+def last_change(path: Path) -> float:
     try:
-        return (folder / "status.json").stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
-        return time.time()
+        return 0.0
+
+
+def failed_forerunner(jobs: Jobs, job: Job) -> Job | None:
+    """The job that this one waited for in vain."""
+    forerunner = jobs.read(job.after) if job.after else None
+    return forerunner if forerunner is not None and forerunner.is_over and forerunner.exit_code != 0 else None
 
 
 def state_of(run: Path, jobs: Jobs) -> RunState:
@@ -70,7 +80,10 @@ def state_of(run: Path, jobs: Jobs) -> RunState:
     if state in ("starting", "caching", "training", "sampling") and not is_alive(status.get("pid", 0)):
         state = "killed"
     if state == "new" and job is not None and job.state == "cancelled":
-        state = "cancelled"
+        state, forerunner = "cancelled", failed_forerunner(jobs, job)
+        facts["reason"] = last_error(jobs, forerunner) if forerunner else ""
+    if state == "new" and job is not None and job.state == "ended" and job.exit_code == 0:
+        state = "done"  # a dry run leaves only what it printed
     if job is not None and job.state == "ended" and job.exit_code and status.get("heartbeat", 0) < (job.started or 0):
         state, facts["reason"] = "failed", last_error(jobs, job)
     return RunState(state, **facts)
@@ -83,10 +96,38 @@ def known_facts(status: dict) -> dict:
     return {name: status[name] for name, kind in types.items() if isinstance(status.get(name), kind)}
 
 
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)(:.*)?")
+OF_LAUNCHERS = re.compile(r"(subprocess\.CalledProcessError|torch\.distributed\S*\.ChildFailedError)\b.*")
+KILLED_BELOW = re.compile(r"died with <Signals\.\w+: (\d+)>")
+
+
 def last_error(jobs: Jobs, job: Job) -> str:
-    """The last line of a job's console that speaks of an error; else its last line."""
+    """Why a job failed: the signal that ended it, else the sentence that our programs end with, else the last exception
+    that is no launcher's, else its last line."""
     lines = console_lines(jobs, job)
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")
+    below = next((match for line in reversed(lines) if (match := KILLED_BELOW.search(line))), None)
+    if number := int(below[1]) if below else -min(0, job.exit_code or 0):
+        return signal_words(number)
+    said = [line for line in lines if line.startswith("error: ")]
+    raised = [line for line in lines if EXCEPTION.fullmatch(line) and not OF_LAUNCHERS.fullmatch(line)]
+    boxed = boxed_words(lines)
+    rest = lines[-1:] or ["it ended without a word"]
+    return (said[-1:] or raised[-1:] or boxed or rest)[-1]
+
+
+def signal_words(number: int) -> str:
+    name = signal.Signals(number).name if number in list(signal.Signals) else "unknown"
+    if number == signal.SIGKILL:
+        return "killed by signal 9 (SIGKILL): as a rule the machine had no memory left"
+    return f"ended by signal {number} ({name})"
+
+
+def boxed_words(lines: list[str]) -> list[str]:
+    """What the parser of the command line has to say of flags and files, without the frame that it draws around it."""
+    start = max((place for place, line in enumerate(lines) if line.startswith("\u256d")), default=None)
+    if start is None:
+        return []
+    return [" ".join(re.sub(r"[\u2500-\u257f]", " ", " ".join(lines[start:])).split())]
 
 
 def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
