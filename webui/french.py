@@ -175,6 +175,7 @@ TEXTS = {
     "Nothing yet.": "Encore rien.",
     # --- results ---
     "The LoRA as it was at": "Le LoRA tel qu'il était à",
+    "the newest: {stage}": "le plus récent : {stage}",
     "the end": "la fin",
     "Prompts": "Textes",
     "Weights, beside the base": "Poids, à côté de la base",
@@ -309,6 +310,9 @@ PROBLEMS = [
     (r"(.+) is no longer in the dataset: load it again", r"\1 n'est plus dans le jeu de données : rechargez-le"),
     (r"the caption of (.+) was changed elsewhere, to (.+)\.",
      r"la légende de \1 a été changée ailleurs, en \2."),
+    (r"output_name: (\S+) of another run is in (.+) already: choose another name",
+     r"output_name : \1 d'un autre entraînement est déjà dans \2 : choisissez un autre nom"),
+    (r"(.+) of (.+) is no longer there: choose another", r"\1 de \2 n'est plus là : choisissez-en un autre"),
     (r"stages: choose at least one of the run's", "choisissez au moins un état du LoRA"),
     (r"these are more than (\d+) pictures: ask for fewer", r"cela fait plus de \1 images : demandez-en moins"),
 ]  # fmt: skip

@@ -1,6 +1,5 @@
 """The tab for after training: draw with the LoRA beside the base, fetch its files, put it where a client looks."""
 
-import shutil
 from html import escape
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.file_system import replace
 from webui import html as show
 from webui.context import QUIET, Context, tell, telling
 from webui.i18n import T, language_of, say
@@ -16,6 +14,7 @@ from webui.runs.drawings import drawing_request, picture_path, read_request
 from webui.runs.jobs import Job
 from webui.runs.launch import draw_job, read_config
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
+from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.security import publish
 
 
@@ -48,7 +47,7 @@ class ResultsTab:
             self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
-        self.live = [self.drawn, self.stages, self.stage]
+        self.live = [self.drawn, self.stages, self.stage, self.about, self.files]
         self.chosen.change(
             telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **QUIET
         )
@@ -67,32 +66,35 @@ class ResultsTab:
 
     def choose(self, request: gr.Request, name: str | None) -> list:
         run = self.context.run_of(name)
-        names = list(stages(run)) if run is not None else []
         language = language_of(request)
-        choices = [(stage_words(language, stage), stage) for stage in names]
+        choices = stage_choices(language, run)
         return [
-            gr.CheckboxGroup(choices, value=names[:1]),
-            gr.Dropdown(choices, value=names[0] if names else None),
+            gr.CheckboxGroup(choices, value=[NEWEST] if choices else []),
+            gr.Dropdown(choices, value=NEWEST if choices else None),
             gr.File(None, visible=False),
             files_html(language, run) if run is not None else "",
             resolution_of(run) if run is not None else gr.skip(),
         ]
 
-    def start(self, request: gr.Request, name: str | None, *asked) -> None:
+    def start(self, request: gr.Request, name: str | None, chosen: list[str], *asked) -> None:
         language = language_of(request)
         run = self.run(language, name)
-        self.context.start(draw_job(self.context.jobs, run, drawing_request(run, *asked)))
+        chosen = list(dict.fromkeys(stage_of(run, stage) for stage in chosen or ()))
+        self.context.start(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
         tell(say(language, "The pictures appear here as they are drawn."))
 
     def look(self, language: str, name: str | None) -> list[tuple]:
         """For each of `live`: a plain value by which a change is seen, and what Gradio takes."""
         run = self.context.run_of(name)
         drawn = self.drawn_html(language, run)
-        choices = [(stage_words(language, stage), stage) for stage in stages(run)] if run is not None else []
+        choices = stage_choices(language, run)
+        about = files_html(language, run) if run is not None else ""
         return [
             (drawn, drawn),
             (choices, gr.CheckboxGroup(choices)),
             (choices, gr.Dropdown(choices)),
+            (about, about),
+            (choices[:1], gr.File(None, visible=False)),  # what was offered as the newest is not that any more
         ]
 
     def drawn_html(self, language: str, run: Path | None) -> str:
@@ -109,21 +111,26 @@ class ResultsTab:
     def offer(self, request: gr.Request, name: str | None, stage: str | None):
         """The files of one stage, put where Gradio serves them: nothing else of the run is."""
         run = self.run(language_of(request), name)
-        folder = stages(run).get(stage or "final") or next(iter(stages(run).values()))
+        folder = stages(run)[stage_of(run, stage)]
         return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True)
 
     def copy_to_loras(self, request: gr.Request, name: str | None, stage: str | None) -> None:
         language = language_of(request)
         run = self.run(language, name)
-        folder = stages(run).get(stage or "final") or next(iter(stages(run).values()))
         to = self.context.places.loras
         if to is None or not to.is_dir():
             raise ConfigError(say(language, "Name your LoRA folder first: LORAS_DIR in ui.yaml or in the environment."))
-        lora = lora_files(folder)[0]
-        temporary = to / f".{lora.name}.part"
-        shutil.copyfile(lora, temporary)
-        replace(temporary, to / lora.name)
-        tell(say(language, "Copied to {path}.", path=to / lora.name))
+        copied = copy_lora_to(to, run, stage_of(run, stage))
+        tell(say(language, "Copied to {path}.", path=copied))
+
+
+def stage_choices(language: str, run: Path | None) -> list[tuple[str, str]]:
+    """The stages of a run in words; the newest under a name that stays when there is a newer one."""
+    names = list(stages(run)) if run is not None else []
+    choices = [(stage_words(language, stage), stage) for stage in names]
+    if names and names[0] != "final":
+        choices[0] = (say(language, "the newest: {stage}", stage=choices[0][0]), names[0])
+    return [(words, NEWEST if place == 0 else stage) for place, (words, stage) in enumerate(choices)]
 
 
 def stage_words(language: str, stage: str) -> str:

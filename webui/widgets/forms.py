@@ -1,13 +1,15 @@
 """From what a form's widgets hold to a config inside the chosen project, and its problems beside the fields."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from sdxl_lora.config.fields import flat_values
+from sdxl_lora.config.fields import flat_fields, flat_values
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -78,8 +80,13 @@ class Form:
         settings = flat_values(config)
         values = {name: entered_value(field, settings[name]) for name, field in fields_of(type(config)).items()}
         values["output_dir"] = str(config.output_dir).replace("\\", "/").rstrip("/").split("/")[-1]
+        run = Path(config.output_dir)
+        if values.get("output_name") == numbered_name(run.parent.parent.name, values["output_dir"]):
+            values["output_name"] = ""  # ours, and not the next run's
         if "auto_caption" in self.widgets:
             values["auto_caption"] = config.captioner.caption_model != "none"
+            if not values["auto_caption"]:  # the tick says so; ticked again, there must be a captioner to take
+                values["caption_model"] = flat_fields(type(config))["caption_model"].default
         return [values[name] for name in self.widgets]
 
 
@@ -109,7 +116,26 @@ def train_config(places: Places, project: str, entered: dict[str, Any]) -> Train
     if not problems and has_run(places.run_folder(project, entered["output_dir"])):
         name = entered["output_dir"]
         problems.append(f"output_dir {name!r} is taken by an earlier run: choose another name, or resume it under Runs")
-    return config_or_all_problems(TrainConfig, {**entered, "output_dir": folder}, problems)
+    config = config_or_all_problems(TrainConfig, {**entered, "output_dir": folder}, problems)
+    if config.output.loras_dir is None:
+        return config
+    if config.output.output_name is None and NUMBERED.fullmatch(entered["output_dir"]):
+        config = dataclasses.replace(config, output_name=numbered_name(project, entered["output_dir"]))
+    copy = Path(config.output.loras_dir) / f"{config.lora_name}.safetensors"
+    if copy.exists():
+        problem = (
+            f"output_name: {copy.name} of another run is in {config.output.loras_dir} already: choose another name"
+        )
+        raise ConfigError(problem)
+    return config
+
+
+NUMBERED = re.compile(r"run-\d+")  # names that the page gives by itself, in every project the same
+
+
+def numbered_name(project: str, run: str) -> str:
+    """The LoRA's name of such a run: in a client's folder the LoRAs of all projects stand side by side."""
+    return f"{project[: 64 - len(run) - 1]}-{run}"
 
 
 def place_of(folder_of: Callable, project: str, name: str) -> tuple[list[str], str]:
