@@ -20,6 +20,7 @@ TEXTS = {
     "The page's server does not answer. What runs goes on.": "Le serveur de la page ne répond pas. Ce qui tourne continue.",
     "{count} waiting": "{count} en attente",
     "Queued: it starts as soon as nothing else runs.": "En file : il commence dès que plus rien d'autre ne tourne.",
+    "not started here": "pas lancé ici",
     "That did not work": "Cela n'a pas marché",
     "This has to be mended first:": "À corriger d'abord :",
     # --- what runs ---

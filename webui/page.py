@@ -29,6 +29,7 @@ from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
 from webui.runs.news import chooser, fingerprint, look_script, newest, part
+from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.server.fence import fence
 from webui.widgets.forms import Form
@@ -260,6 +261,15 @@ class Page:
         """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
         jobs = self.context.jobs
         job = jobs.running()
+        others = runs_of_others(jobs) if job is None else []
+        if others:
+            words = say(language, "Training {name}", name=others[0].name)
+            html = (
+                f'<div class="now"><div class="head"><strong>{escape(words)}</strong>'
+                f"{show.pill(language, state_of(others[0], jobs).state)}"
+                f"<small>{escape(say(language, 'not started here'))}</small></div></div>"
+            )
+            return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
         if job is None:
             html = f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>'
             return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]

@@ -17,13 +17,16 @@ from filelock import Timeout
 from sdxl_lora.operating_system import end_all, start_apart
 from sdxl_lora.run.status import read_status
 from webui.runs.jobs import ROOT, Job, Jobs
+from webui.runs.others import runs_of_others
 
 SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_BETWEEN_LOOKS_AT_OTHERS = 1.0
 SECONDS_TO_END = 5.0
 
 
 def work(jobs: Jobs) -> None:
-    """Until nothing waits and nothing runs. Returns at once where another worker is at work."""
+    """Until nothing waits and nothing runs; what waits also waits for trainings that were started elsewhere. Returns at
+    once where another worker is at work."""
     try:
         jobs.worker_lock.acquire(timeout=0)
     except Timeout:
@@ -31,11 +34,15 @@ def work(jobs: Jobs) -> None:
     while True:
         with jobs.lock:
             job, child = jobs.running(), None
-            if job is None:
+            is_taken = job is None and bool(jobs.waiting()) and bool(runs_of_others(jobs))
+            if job is None and not is_taken:
                 job, child = start_next(jobs)
-            if job is None:
+            if job is None and not is_taken:
                 jobs.worker_lock.release()  # still holding the other: whoever adds a job now sees that no one works
                 return
+        if is_taken:
+            time.sleep(SECONDS_BETWEEN_LOOKS_AT_OTHERS)
+            continue
         tend(jobs, job)
         exit_code = child.wait() if child else read_status(Path(job.target)).get("exit_code")
         with jobs.lock:
