@@ -32,6 +32,17 @@ async (session, view, ...chosen) => {
     window.addEventListener("beforeunload", looks.asks);
   }
 
+  // The newest dataset goes into the training's form only while there stands what the page itself has put there.
+  const training = () => document.querySelector("#train-train_data_dir input")?.value ?? "";
+  looks.dataset ??= training();
+  const withoutChosen = (data) => {
+    const at = DATASET_AT - 1;
+    if (data[at]?.value === undefined) return data;
+    if (["", looks.dataset].includes(training())) looks.dataset = data[at].value;
+    else delete data[at].value;
+    return data;
+  };
+
   const withoutHeld = (data) => {
     const asked = view ? JSON.parse(view).which ?? "" : "";
     const news = data[DATASET_AT + 1];
@@ -72,7 +83,8 @@ async (session, view, ...chosen) => {
     mark();
     // What has not changed, as gr.skip() comes for a component, for an HTML, and for what only the server keeps.
     const skips = ['{"__type__":"update"}', '{"props":{"__type__":"update"},"__type__":"update"}', "null"];
-    return withoutHeld(data.map((value) => (skips.includes(JSON.stringify(value)) ? undefined : value)));
+    const news = data.map((value) => (skips.includes(JSON.stringify(value)) ? undefined : value));
+    return withoutHeld(withoutChosen(news));
   } catch {
     const told = looks.anew;
     looks.anew = "anew"; // what was sent may be lost, and is asked for again

@@ -166,3 +166,22 @@ def test_of_two_tabs_the_later_one_is_told_and_keeps_what_was_typed(page, server
     box(other, 4).blur()
     until(lambda: box(page, 4).input_value() == "elsewhere in the second tab")
     other.close(run_before_unload=False)
+
+
+def test_a_dataset_that_was_chosen_for_training_is_not_replaced_by_a_newer_one(page, server, folder, prepared):
+    dataset = page.locator("#train-train_data_dir input").first
+    tab(page, 3)
+    until(lambda: dataset.input_value() == str(folder))
+    dog, bird = server.projects / "dog" / "dataset", server.projects / "bird" / "dataset"
+    shutil.copytree(prepared, dog)
+    os.utime(dog / "metadata.jsonl")
+    until(lambda: dataset.input_value() == str(dog))
+    dataset.fill("/my/own")
+    dataset.press("Enter")
+    dataset.blur()
+    shutil.copytree(prepared, bird)
+    os.utime(bird / "metadata.jsonl")
+    looked(page, 3)
+    assert dataset.input_value() == "/my/own"
+    for other in (dog, bird):
+        shutil.rmtree(other.parent)

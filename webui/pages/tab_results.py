@@ -47,7 +47,7 @@ class ResultsTab:
             self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
-        self.live = [self.drawn, self.stages, self.stage, self.about, self.files]
+        self.live = [self.drawn, self.stages, self.stage, self.about]
         self.chosen.change(
             telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **QUIET
         )
@@ -94,7 +94,6 @@ class ResultsTab:
             (choices, gr.CheckboxGroup(choices)),
             (choices, gr.Dropdown(choices)),
             (about, about),
-            (choices[:1], gr.File(None, visible=False)),  # what was offered as the newest is not that any more
         ]
 
     def drawn_html(self, language: str, run: Path | None) -> str:
@@ -110,9 +109,13 @@ class ResultsTab:
 
     def offer(self, request: gr.Request, name: str | None, stage: str | None):
         """The files of one stage, put where Gradio serves them: nothing else of the run is."""
-        run = self.run(language_of(request), name)
-        folder = stages(run)[stage_of(run, stage)]
-        return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True)
+        language = language_of(request)
+        run = self.run(language, name)
+        stage = stage_of(run, stage)
+        folder = stages(run)[stage]
+        about = say(language, "For ComfyUI, A1111, Forge and InvokeAI; and for diffusers")
+        label = f"{run.name}, {stage_words(language, stage)} · {about}"  # the files of all stages have the same names
+        return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True, label=label)
 
     def copy_to_loras(self, request: gr.Request, name: str | None, stage: str | None) -> None:
         language = language_of(request)
