@@ -32,13 +32,14 @@ async (session, view, ...chosen) => {
     window.addEventListener("beforeunload", looks.asks);
   }
 
-  // The newest dataset goes into the training's form only while there stands what the page itself has put there.
-  const training = () => document.querySelector("#train-train_data_dir input")?.value ?? "";
-  looks.dataset ??= training();
+  // The newest dataset goes into the training's form only while there stands what the page itself has put there. Its
+  // field is made when the tab is first opened.
+  const training = document.querySelector("#train-train_data_dir input");
+  if (training) looks.dataset ??= training.value;
   const withoutChosen = (data) => {
     const at = DATASET_AT - 1;
-    if (data[at]?.value === undefined) return data;
-    if (["", looks.dataset].includes(training())) looks.dataset = data[at].value;
+    if (!training || data[at]?.value === undefined) return data;
+    if (["", looks.dataset].includes(training.value)) looks.dataset = data[at].value;
     else delete data[at].value;
     return data;
   };
