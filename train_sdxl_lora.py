@@ -28,6 +28,7 @@ from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.base_weights import base_sha256
 from sdxl_lora.lora.formats.metadata import public_name
+from sdxl_lora.optimizers.optimizers import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run, open_run
 from sdxl_lora.training.batch_shape import choose_batch_shape
@@ -41,7 +42,6 @@ from sdxl_lora.training.export import LoraExporter
 from sdxl_lora.training.finish import finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
-from sdxl_lora.training.optim import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.training.samples import SampleWriter
 from sdxl_lora.training.schedule import Cadence
 from sdxl_lora.training.train_step import TrainStep

@@ -32,7 +32,7 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.loading import Base, load_schedulers, load_text_parts, load_unet, load_vae
 from sdxl_lora.models.text_encoders import encode_prompts
 from sdxl_lora.models.vae import vae_moments
-from sdxl_lora.training.optim import make_optimizer
+from sdxl_lora.optimizers.optimizers import make_optimizer
 
 LIMIT = 1e-5
 RANK, LEARNING_RATE, MAX_GRAD_NORM = 8, 1e-3, 1.0

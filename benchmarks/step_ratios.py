@@ -27,13 +27,13 @@ from benchmarks.sizes import RESOLUTION, UNETS, VAES
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_parameters
+from sdxl_lora.optimizers.optimizers import make_optimizer
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.performance.frozen_layers import keep_less
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import OUTER_BLOCKS
 from sdxl_lora.performance.quantization import KINDS, quantize_linears
-from sdxl_lora.training.optim import make_optimizer
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BLOCKS = ("BasicTransformerBlock",)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdxl_lora.file_system import replace
+from sdxl_lora.io.file_system import replace
 from sdxl_lora.io.text_files import read_jsonl
 
 Shard = list[dict]

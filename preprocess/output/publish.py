@@ -9,7 +9,7 @@ stand where datasets would take them for a dataset.
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
-from sdxl_lora.file_system import flush_to_disk, replace
+from sdxl_lora.io.file_system import flush_to_disk, replace
 
 
 def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -> None:

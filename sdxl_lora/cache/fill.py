@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from sdxl_lora.base_source import Base, part_files
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers
 from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
-from sdxl_lora.latents import normalisation_key
+from sdxl_lora.models.base_source import Base, part_files
+from sdxl_lora.models.latents import normalisation_key
 from sdxl_lora.models.loading import load_text_encoders, load_tokenizers, load_vae
 from sdxl_lora.performance.device_memory import free_memory
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from sdxl_lora.data.image_dataset import content_key
 from sdxl_lora.errors import DataError
-from sdxl_lora.file_system import cannot_map, say_once
+from sdxl_lora.io.file_system import cannot_map, say_once
 from sdxl_lora.io.safetensors import save_tensors
 
 

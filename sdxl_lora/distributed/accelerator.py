@@ -12,9 +12,9 @@ from accelerate.utils import ProjectConfiguration, gather_object
 
 from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
 from sdxl_lora.config.sections.run import LoggingConfig
+from sdxl_lora.distributed.launcher import set_aside
 from sdxl_lora.distributed.rendezvous import INIT_METHOD
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.launcher import set_aside
 
 
 def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: LoggingConfig, run_dir: str) -> Accelerator:

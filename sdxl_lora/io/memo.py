@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sdxl_lora.file_system import replace
+from sdxl_lora.io.file_system import replace
 
 
 class Memo:

@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from sdxl_lora.errors import DiskError
-from sdxl_lora.file_system import CANNOT_RENAME, cannot_map, flush_to_disk, replace, say_once
+from sdxl_lora.io.file_system import CANNOT_RENAME, cannot_map, flush_to_disk, replace, say_once
 
 DTYPES = {
     "F64": torch.float64,

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from sdxl_lora.config.names import DIFFUSERS_NAME, check_name
-from sdxl_lora.file_system import replace
+from sdxl_lora.io.file_system import replace
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
 from sdxl_lora.lora.formats.adapter import Adapter, as_lora
 from sdxl_lora.lora.formats.keys import kernel_size

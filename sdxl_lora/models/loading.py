@@ -18,12 +18,12 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sdxl_lora.base_files import Tensors, fit, read_into, shown
-from sdxl_lora.base_kinds import told_by_file, unsupported_schedule
-from sdxl_lora.base_report import BaseReport, levels_of, look_at, not_by_ddpm
-from sdxl_lora.base_source import Base, config_errors, empty_model, weight_files
 from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.models.base_files import Tensors, fit, read_into, shown
+from sdxl_lora.models.base_kinds import told_by_file, unsupported_schedule
+from sdxl_lora.models.base_report import BaseReport, levels_of, look_at, not_by_ddpm
+from sdxl_lora.models.base_source import Base, config_errors, empty_model, weight_files
 
 for library_logging in (diffusers_logging, transformers_logging):
     library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs

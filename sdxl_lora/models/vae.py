@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from sdxl_lora.errors import NonFiniteError
-from sdxl_lora.latents import latents_of_vae, spread_of_vae
+from sdxl_lora.models.latents import latents_of_vae, spread_of_vae
 
 
 def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.fault_injection import fault_point
-from sdxl_lora.file_system import CANNOT_RENAME, flush_to_disk, remove, replace
+from sdxl_lora.io.file_system import CANNOT_RENAME, flush_to_disk, remove, replace
 from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, print_any_name
 from sdxl_lora.run.status import read_status
 

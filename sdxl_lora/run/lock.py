@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.file_system import say_once
+from sdxl_lora.io.file_system import say_once
 from sdxl_lora.run.status import is_alive
 
 SIGN_SECONDS = 5  # between two signs of life

@@ -20,7 +20,7 @@ from typing import NoReturn
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.collectives import main_process_first
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError, Stopped
-from sdxl_lora.file_system import remove, write_whole
+from sdxl_lora.io.file_system import remove, write_whole
 from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.memory_budget import smaller_settings
 from sdxl_lora.run.checkpoints import disk_errors, is_disk_error, newest_checkpoint

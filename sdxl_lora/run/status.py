@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sdxl_lora.file_system import write_whole
+from sdxl_lora.io.file_system import write_whole
 
 
 def status_path(folder: Path, rank: int = 0) -> Path:

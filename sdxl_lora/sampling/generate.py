@@ -19,9 +19,9 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.fault_injection import fault_point
-from sdxl_lora.file_system import write_whole
 from sdxl_lora.images.decode import open_own_png
-from sdxl_lora.latents import latents_for_vae
+from sdxl_lora.io.file_system import write_whole
+from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.sampling.grid import sheet
 
 GRID_NAME = "grid.png"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from sdxl_lora.base_files import Tensors
-from sdxl_lora.base_kinds import PICKLES, kind_of_file, kind_of_folder
 from sdxl_lora.lora.formats.adapter import Adapter, norm
 from sdxl_lora.lora.formats.keys import COMPONENTS
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
+from sdxl_lora.models.base_files import Tensors
+from sdxl_lora.models.base_kinds import PICKLES, kind_of_file, kind_of_folder
 
 OUTLIER = 20  # times the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
@@ -23,8 +23,8 @@ def show_any(path: str, every_module: bool, configs, vae, revision, variant) -> 
     Raises:
         ValueError: it is neither, or cannot be read.
     """
-    from sdxl_lora.base_report import look_at  # builds the base's models, which takes seconds to import
-    from sdxl_lora.base_source import Base
+    from sdxl_lora.models.base_report import look_at  # builds the base's models, which takes seconds to import
+    from sdxl_lora.models.base_source import Base
 
     if is_base(path):
         return "\n".join(look_at(Base(path, vae, configs, revision, variant)).lines())

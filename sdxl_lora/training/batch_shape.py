@@ -9,11 +9,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from sdxl_lora.base_source import Base, models_without_weights
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.sections.compute import BatchConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.lora.state import adapter_parameters
+from sdxl_lora.models.base_source import Base, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import encoding_bytes

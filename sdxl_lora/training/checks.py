@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from sdxl_lora.base_source import Base, models_without_weights
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
@@ -15,14 +14,15 @@ from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.warm_start import layers_of
+from sdxl_lora.models.base_source import Base, models_without_weights
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers
-from sdxl_lora.optimizer_trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
+from sdxl_lora.optimizers.optimizers import optimizer_of
+from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
 from sdxl_lora.publish.hub import check_hub, check_source, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.model import start_of, trained_names
-from sdxl_lora.training.optim import optimizer_of
 
 
 def check_inputs(config: TrainConfig, accelerator) -> Base:

@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from sdxl_lora.base_source import Base
 from sdxl_lora.cache.fill import fill_caches, weights_key
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import workers_of
@@ -29,6 +28,7 @@ from sdxl_lora.diffusion.noise import draw_flip
 from sdxl_lora.diffusion.timesteps import density_of
 from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_first
 from sdxl_lora.io.memo import NO_MEMO, Memo
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, load_schedulers, load_text_parts, load_vae
 from sdxl_lora.rng import Turn, keyed_seed
 from sdxl_lora.run.logger import RunLogger

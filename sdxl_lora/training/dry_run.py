@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from sdxl_lora.base_source import Base
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
-from sdxl_lora.launcher import set_aside
+from sdxl_lora.distributed.launcher import set_aside
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
+from sdxl_lora.optimizers.optimizers import block_factors, optimizer_of, parameter_groups
 from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, rung_of
@@ -27,7 +28,6 @@ from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count,
 from sdxl_lora.training.checks import check_device, check_names
 from sdxl_lora.training.data import DataPlan, chance_of, open_images, plan_data
 from sdxl_lora.training.model import start_of
-from sdxl_lora.training.optim import block_factors, optimizer_of, parameter_groups
 
 
 def dry_run(config: TrainConfig) -> str:

@@ -3,11 +3,11 @@
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sdxl_lora.base_source import Base
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.lora.export import thumbnail_jpeg, write_lora_files
 from sdxl_lora.lora.formats.metadata import lora_metadata
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.ema import PublishedWeights
 from sdxl_lora.training.model import LoraModel

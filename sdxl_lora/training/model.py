@@ -7,7 +7,6 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from sdxl_lora.base_source import Base
 from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.compute import ComputeConfig
@@ -20,6 +19,7 @@ from sdxl_lora.lora.inject import add_lora, changes_base
 from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules, text_encoder_targets
 from sdxl_lora.lora.warm_start import Start, layers_of, load_adapters, lokr_factor, read_start, without_unread
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, ENCODERS, load_schedulers, load_unet
 from sdxl_lora.models.text_encoders import PresentTexts, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast

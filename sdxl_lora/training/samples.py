@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sdxl_lora.base_source import Base
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import load_vae
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.run.logger import RunLogger

@@ -10,6 +10,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.collate import StepBatch
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.optimizers.optimizers import set_learning_rate
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.rng import keyed_seed
@@ -19,7 +20,6 @@ from sdxl_lora.training.batch_shape import BatchShape
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel
-from sdxl_lora.training.optim import set_learning_rate
 
 
 class TrainStep:

@@ -15,7 +15,7 @@ from sdxl_lora import operating_system
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entry
 from sdxl_lora.config.names import check_name
 from sdxl_lora.errors import DiskError
-from sdxl_lora.file_system import flush_to_disk, remove, replace, write_whole
+from sdxl_lora.io.file_system import flush_to_disk, remove, replace, write_whole
 from sdxl_lora.operating_system import (
     PROCESSES,
     end_all,

@@ -17,7 +17,7 @@ from sdxl_lora.training.settings import base_of
 from sdxl_lora.config.names import DIFFUSERS_NAME
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import RUN_ERRORS
-from sdxl_lora.latents import latents_for_vae
+from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.models.loading import check_base, load_schedulers, load_text_parts, load_unet, load_vae
 from webui.runs.drawings import picture_path
 from webui.runs.launch import read_config

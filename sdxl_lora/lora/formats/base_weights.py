@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sdxl_lora.base_files import scale_of, scaled
 from sdxl_lora.io.safetensors import TensorFile
 from sdxl_lora.lora.formats.keys import COMPONENTS, canonical
 from sdxl_lora.lora.formats.reader import Key
+from sdxl_lora.models.base_files import scale_of, scaled
 
 ORIGINAL_PREFIXES = {
     "model.diffusion_model.": "unet",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.optimizers.optimizers import make_optimizer
 from sdxl_lora.training.ema import Ema, schedule_free_average
-from sdxl_lora.training.optim import make_optimizer
 from tests.helpers.configs import flat_train_config
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
-from sdxl_lora.base_files import Fit, Tensors, fit, shown, unknown_names
-from sdxl_lora.base_kinds import (
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.safetensors import DTYPE_NAMES
+from sdxl_lora.models.base_files import Fit, Tensors, fit, shown, unknown_names
+from sdxl_lora.models.base_kinds import (
     PICKLES,
     SDXL,
     kind_of_file,
@@ -21,11 +23,9 @@ from sdxl_lora.base_kinds import (
     told_by_file,
     unsupported_schedule,
 )
-from sdxl_lora.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, source_of, weight_files
-from sdxl_lora.errors import ConfigError
-from sdxl_lora.io.safetensors import DTYPE_NAMES
-from sdxl_lora.latents import shift_and_scale
-from sdxl_lora.original_names import PREFIXES
+from sdxl_lora.models.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, source_of, weight_files
+from sdxl_lora.models.latents import shift_and_scale
+from sdxl_lora.models.original_names import PREFIXES
 from sdxl_lora.publish.hub import check_source
 
 ALL_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)

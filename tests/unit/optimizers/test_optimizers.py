@@ -9,7 +9,13 @@ from diffusers.optimization import get_scheduler
 
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.training.optim import CLASSES, learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from sdxl_lora.optimizers.optimizers import (
+    CLASSES,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from tests.helpers.configs import flat_train_config
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.file_system import say_once
+from sdxl_lora.io.file_system import say_once
 from sdxl_lora.io.safetensors import TensorFile
-from sdxl_lora.original_names import PREFIXES, places
+from sdxl_lora.models.original_names import PREFIXES, places
 
 SCALES = ("scale_weight", "weight_scale")  # ComfyUI's, of 2024 and of 2025, beside a layer's `weight`
 HARMLESS = re.compile(

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from sdxl_lora.cache.fill import weights_key
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.latents import latents_for_vae, latents_of_vae, spread_of_vae
+from sdxl_lora.models.latents import latents_for_vae, latents_of_vae, spread_of_vae
 from sdxl_lora.models.loading import Base, check_base, load_vae
 from sdxl_lora.models.vae import vae_moments
 from sdxl_lora.sampling.generate import draw_sample

@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 
 from preprocess.jobs.state import acquired
 from preprocess.output.publish import publish as publish_dataset
-from sdxl_lora import base_files, file_system
-from sdxl_lora.base_files import Tensors
 from sdxl_lora.cache.fill import fill as cache
 from sdxl_lora.cache.records import read_record, write_record
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.file_system import flush_to_disk, replace
+from sdxl_lora.io import file_system
 from sdxl_lora.io import safetensors as safetensors_io
+from sdxl_lora.io.file_system import flush_to_disk, replace
 from sdxl_lora.io.safetensors import load_tensors, save_tensors, write_tensors
+from sdxl_lora.models import base_files
+from sdxl_lora.models.base_files import Tensors
 from sdxl_lora.run.checkpoints import MANIFEST, checkpoints, choose_checkpoint, problem_with, publish, rotate
 from sdxl_lora.run.lock import Hold
 from sdxl_lora.run.session import Run, read_status

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from sdxl_lora.distributed.launcher import set_aside
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.launcher import set_aside
 from sdxl_lora.run.events import read_events
 
 MORE = "asks for more than is done here: "

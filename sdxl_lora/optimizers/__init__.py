@@ -1,0 +1,1 @@
+"""Optimizers, their rates, and whether one can be used at all."""
