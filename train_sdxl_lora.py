@@ -26,8 +26,8 @@ from sdxl_lora.data.prefetch import meanwhile
 from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.distributed.collectives import main_process_decides
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
-from sdxl_lora.lora.formats.base_weights import base_sha256
 from sdxl_lora.lora.formats.metadata import public_name
+from sdxl_lora.models.base_weights import base_sha256
 from sdxl_lora.optimizers.optimizers import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run, open_run

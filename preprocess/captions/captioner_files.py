@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.file_system import weights_sha256
 from sdxl_lora.io.memo import Memo, file_facts
 
 # of the weights, the config, and what makes inputs of pictures and words of tokens
@@ -86,14 +87,8 @@ def content_of(model: str, memo: Memo) -> str:
     folder = Path(cached_file(model, "config.json")).parent
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if CONTENT.fullmatch(path.name)):
-        digest.update(f"{path.name}\0{memo.recall(file_facts(path), lambda path=path: file_digest(path))}\0".encode())
+        digest.update(
+            f"{path.name}\0{memo.recall(file_facts(path), lambda path=path: weights_sha256(path))}\0".encode()
+        )
     memo.save()
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256; the Hub's cache names large files by it, which saves reading gigabytes."""
-    if re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
-        return path.resolve().name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

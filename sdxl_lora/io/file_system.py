@@ -4,7 +4,9 @@ Network file systems, FUSE mounts of object stores, Android and WSL's drives ans
 """
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -142,3 +144,19 @@ def remove(path: Path) -> None:
             if pause is None:
                 raise
             time.sleep(pause)
+
+
+def file_sha256(*paths: Path) -> str:
+    """The hexadecimal SHA-256 of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_sha256(*paths: Path) -> str:
+    """`file_sha256`; a file of the Hub's cache is named by its hash already, which saves reading gigabytes."""
+    name = paths[0].resolve().name
+    return name if len(paths) == 1 and re.fullmatch(r"[0-9a-f]{64}", name) else file_sha256(*paths)

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sdxl_lora.io.file_system import file_sha256
 from sdxl_lora.lora.formats.adapter import Adapter, change_shape
 from sdxl_lora.lora.formats.keys import canonical
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.lora.state import adapter_layers, adapter_tensors
 from sdxl_lora.lora.targets import is_unread
-from sdxl_lora.run.checkpoints import file_sha256
 
 
 @dataclass(frozen=True)

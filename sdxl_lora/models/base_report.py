@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.safetensors import DTYPE_NAMES
 from sdxl_lora.models.base_files import Fit, Tensors, fit, shown, unknown_names
@@ -26,7 +27,6 @@ from sdxl_lora.models.base_kinds import (
 from sdxl_lora.models.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, source_of, weight_files
 from sdxl_lora.models.latents import shift_and_scale
 from sdxl_lora.models.original_names import PREFIXES
-from sdxl_lora.publish.hub import check_source
 
 ALL_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
 TOKENIZERS = ("tokenizer", "tokenizer_2")

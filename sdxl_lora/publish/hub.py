@@ -42,16 +42,6 @@ def check_hub(name: str, setting: str) -> str:
         raise ConfigError(f"push_to_hub: the Hub does not answer ({error}); give --{setting} user/name") from None
 
 
-def check_source(text: str, setting: str, what: str) -> None:
-    """Raises ConfigError for what is neither on this machine nor can be a Hub id, as a path with a slip in it."""
-    if Path(text).exists():
-        return
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        raise ConfigError(f"{setting} {text!r}: no such {what} here, and no Hub id (owner/name) either") from None
-
-
 def claim_repository(repository: str, private: bool) -> None:
     """Create it unless it is there: what the login may not do is known before the training.
 

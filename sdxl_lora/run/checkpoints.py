@@ -27,7 +27,7 @@ from pathlib import Path
 
 from sdxl_lora.errors import CheckpointError, DiskError
 from sdxl_lora.fault_injection import fault_point
-from sdxl_lora.io.file_system import CANNOT_RENAME, flush_to_disk, remove, replace
+from sdxl_lora.io.file_system import CANNOT_RENAME, file_sha256, flush_to_disk, remove, replace
 from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, print_any_name
 from sdxl_lora.run.status import read_status
 
@@ -120,14 +120,6 @@ def free_name(path: Path) -> Path:
     """<name>-moved-away, with a number behind it where that is taken."""
     names = (path.with_name(f"{path.name}-moved-away{number or ''}") for number in itertools.count())
     return next(name for name in names if not os.path.lexists(name))
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

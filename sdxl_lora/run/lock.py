@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import say_once
-from sdxl_lora.run.status import is_alive
+from sdxl_lora.operating_system import is_alive
 
 SIGN_SECONDS = 5  # between two signs of life
 SILENT_SECONDS = 60  # without one, the holder is gone

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.publish.hub import check_source
 
 BATCH = 16  # pictures at once
 

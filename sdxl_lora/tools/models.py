@@ -14,11 +14,11 @@ from torch import Tensor
 from sdxl_lora.io.file_system import replace
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
 from sdxl_lora.lora.formats.adapter import change_shape, delta, svd_lora
-from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.models.base_files import scale_of
+from sdxl_lora.models.base_weights import BaseWeights
 from sdxl_lora.tools.rewrite import check_output, save
 
 

@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 from sdxl_lora.lora.formats.adapter import as_lora, concatenate, truncate
-from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.keys import kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya, save_peft
+from sdxl_lora.models.base_weights import BaseWeights
 
 LAYOUTS = ("kohya", "kohya-diffusers", "diffusers", "peft")
 # What stays true of a rewritten file; hashes and ranks do not.

@@ -9,6 +9,7 @@ import torch
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.collectives import main_process_decides
@@ -18,7 +19,7 @@ from sdxl_lora.models.base_source import Base, models_without_weights
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers
 from sdxl_lora.optimizers.optimizers import optimizer_of
 from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
-from sdxl_lora.publish.hub import check_hub, check_source, claim_repository
+from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity

@@ -9,7 +9,8 @@ import types
 import httpx
 import pytest
 
-from sdxl_lora.run.status import is_alive, read_status
+from sdxl_lora.operating_system import is_alive
+from sdxl_lora.run.status import read_status
 from tests.helpers.ui_server import Server
 from webui.runs.jobs import Jobs
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import psutil
 
-from sdxl_lora.run.status import is_alive, read_status
+from sdxl_lora.operating_system import is_alive
+from sdxl_lora.run.status import read_status
 from webui.runs.jobs import Jobs
 
 AT_WORK = ("starting", "caching", "training", "sampling")

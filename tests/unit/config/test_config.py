@@ -10,9 +10,9 @@ from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import parse_entries
 from sdxl_lora.config.fields import flat_fields, flat_values, from_flat, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.publish.hub import check_source
 from tests.conftest import ROOT
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
 

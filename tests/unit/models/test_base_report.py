@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from examples.full_sdxl import full_sdxl
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.export import write_lora_files
-from sdxl_lora.lora.formats.base_weights import BaseWeights
 from sdxl_lora.lora.formats.metadata import lora_metadata
 from sdxl_lora.models.base_report import look_at
+from sdxl_lora.models.base_weights import BaseWeights
 from sdxl_lora.models.loading import Base, check_base, load_schedulers, load_text_encoders, load_unet, load_vae
 from sdxl_lora.models.original_names import places, sgm_tensor
 from sdxl_lora.tools.__main__ import main

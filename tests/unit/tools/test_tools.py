@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.formats.adapter import delta, plain
-from sdxl_lora.lora.formats.base_weights import base_sha256
 from sdxl_lora.lora.formats.metadata import lora_metadata
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.writer import save_kohya
+from sdxl_lora.models.base_weights import base_sha256
 from sdxl_lora.tools.__main__ import main
 from tests.helpers.adapters import largest_difference, outputs, tiny_with_lora
 from tests.helpers.original_layout import write_original_layout

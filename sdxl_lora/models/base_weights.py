@@ -3,12 +3,12 @@
 A diffusers folder, or one .safetensors in the original (Stability, CivitAI) layout. Builds no model, knows no LoRA.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 from torch import Tensor
 
+from sdxl_lora.io.file_system import weights_sha256
 from sdxl_lora.io.safetensors import TensorFile
 from sdxl_lora.lora.formats.keys import COMPONENTS, canonical
 from sdxl_lora.lora.formats.reader import Key
@@ -111,14 +111,7 @@ def base_sha256(path: str | Path) -> str:
     if not path.exists():
         return ""
     files = component_files(path / "unet") if path.is_dir() else [path]
-    if len(files) == 1 and re.fullmatch(r"[0-9a-f]{64}", files[0].resolve().name):
-        return files[0].resolve().name
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            while block := content.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    return weights_sha256(*files)
 
 
 def modules_of_tensor(component: str | None, name: str) -> list[Part]:

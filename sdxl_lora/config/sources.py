@@ -1,0 +1,17 @@
+"""What a setting names in place of a folder: an id on the Hub."""
+
+from pathlib import Path
+
+from sdxl_lora.errors import ConfigError
+
+
+def check_source(text: str, setting: str, what: str) -> None:
+    """Raises ConfigError for what is neither on this machine nor can be a Hub id, as a path with a slip in it."""
+    if Path(text).exists():
+        return
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # 0.3 s, which --help does not wait for
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        raise ConfigError(f"{setting} {text!r}: no such {what} here, and no Hub id (owner/name) either") from None
