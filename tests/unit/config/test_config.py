@@ -11,8 +11,8 @@ from sdxl_lora.config.fields import flat_fields, flat_values, from_flat, replace
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from tests.conftest import ROOT
 from tests.helpers.configs import flat_train_config
+from tests.helpers.paths import ROOT
 
 NEEDED = ["--output_dir", "out", "--train_data_dir", "data"]
 
