@@ -142,7 +142,7 @@ def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, sa
             step += 1
             shown.update(step)
             due = cadence.after(step)
-            if not (due or run.is_alone and run.stop_requested()):
+            if not (due or (run.is_alone and run.stop_requested())):
                 continue  # nothing is read back from the device
 
             numbers = train_step.metrics.flush()  # the requests to stop of all processes ride along with the loss
@@ -180,7 +180,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int
 
 def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleWriter) -> None:
     """Evaluate before the first step, and after a kill what should have been by now."""
-    if step and not cadence.after(step).evaluate or not cadence.has_evaluation:
+    if (step and not cadence.after(step).evaluate) or not cadence.has_evaluation:
         return
     if step == 0 or evaluator.best.measured_step != step:
         evaluator.evaluate(step)

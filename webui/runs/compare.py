@@ -16,8 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from sdxl_lora.config.names import DIFFUSERS_NAME
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import RUN_ERRORS
-from sdxl_lora.models.loading import check_base, load_schedulers, load_text_parts, load_unet, load_vae
-from sdxl_lora.training.settings import base_of
+from sdxl_lora.models.loading import base_of, check_base, load_schedulers, load_text_parts, load_unet, load_vae
 from webui.runs.drawings import picture_path
 from webui.runs.launch import read_config
 
@@ -26,7 +25,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def pipeline_of(config: TrainConfig) -> StableDiffusionXLPipeline:
     """The run's base, in its precision."""
-    base = base_of(config)
+    base = base_of(config.model)
     check_base(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = DTYPES[config.compute.mixed_precision]
