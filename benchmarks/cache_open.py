@@ -18,13 +18,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from sdxl_lora.training.settings import base_of, open_pictures
 
 from benchmarks.sizes import save_base, write_pictures
 from sdxl_lora.cache.fill import fill_caches
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.io.memo import Memo
+from sdxl_lora.models.loading import base_of
+from sdxl_lora.training.data import open_images
 
 REPEATS = 3  # starts with everything cached
 
@@ -36,7 +37,7 @@ def held_mb() -> tuple[float, float]:
 
 
 def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
-    """What `Parts.prepare_pictures` does before the steps are planned."""
+    """What `prepare_data` does before the steps are planned."""
     config = from_flat(
         TrainConfig,
         {
@@ -48,9 +49,9 @@ def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
     )
     before, began, worked = held_mb(), time.perf_counter(), time.process_time()
     memo = Memo(cache / "memo.json")
-    pictures = open_pictures(config, memo)
+    pictures = open_images(config, memo)
     latents, texts = fill_caches(
-        cache, base_of(config), pictures, [""], (False,), torch.device("cpu"), torch.float32, memo=memo
+        cache, base_of(config.model), pictures, [""], (False,), torch.device("cpu"), torch.float32, memo=memo
     )
     memo.save()
     assert latents.read(0) and texts.read(pictures.examples[0].caption)

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.building import build, forget_accelerators  # noqa: F401
+from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_florence2, two_sizes  # noqa: F401
+
 LONGEST = (
     "test_learning",
-    "test_ui_browser",
+    "test_browser",
     "test_faults",
 )  # files that begin first: else all wait for them at the end
 CAPTIONS = {
@@ -114,17 +116,18 @@ def train_config(tiny_base, captioned_photographs, tmp_path):
 
 @pytest.fixture
 def train(train_config):
-    """A function that trains in this process with the given settings and returns the run's folder."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    """A function that trains in this process with the given settings and returns the run's folder.
 
+    Its attribute `trained` is what the last training was made of, a `Trained`; None where it was stopped or failed.
+    """
     import train_sdxl_lora
 
     def run(**settings):
         gc.freeze()  # else each of a run's two collections walks half a second through the imports
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        forget_accelerators()
+        run.trained = None
         config = train_config(**settings)
-        train_sdxl_lora.train(config)
+        run.trained = train_sdxl_lora.train(config)
         return Path(config.output_dir)
 
     return run

@@ -203,11 +203,6 @@ class StreamedBatches:
             "waiting": [row for _, row in waiting],
         }
 
-    def register_hooks(self, accelerator, done_steps: Callable[[], int]) -> None:
-        """Let checkpoints hold each process's reading as it stood after `done_steps()` steps."""
-        accelerator.register_save_state_pre_hook(lambda _, __, folder: self.save(Path(folder), done_steps()))
-        accelerator.register_load_state_pre_hook(lambda _, folder: self.load(Path(folder)))
-
     def save(self, folder: Path, step: int) -> None:
         state = dict(next(state for number, state, _ in self._recent if number == step))
         if rows := state.pop("waiting"):

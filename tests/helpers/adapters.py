@@ -3,6 +3,7 @@
 import torch
 
 from examples.tiny_sdxl import tiny_sdxl
+from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_layers, module_adapter
 
@@ -47,3 +48,7 @@ def largest_difference(left, right):
 
 def model_adapters(model, component):
     return {name: module_adapter(layer) for name, layer in adapter_layers(model, component).items()}
+
+
+def kohya_file(folder, models):
+    return write_lora_files(folder, "kohya", models, "fp32")[0]

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.conftest import ROOT
 from tests.helpers.machines import Machine, enter
+from tests.helpers.paths import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_sdxl_lora", "tests.helpers.launch"])

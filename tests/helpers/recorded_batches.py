@@ -11,21 +11,20 @@ DRAWN = ("latents", "noise", "time_ids", "prompt_embeds", "pooled_embeds", "loss
 
 def note_what_is_met():
     """In a process that is about to train: add to the file MET.<rank> a line for each picture of each step."""
-    import train_sdxl_lora
+    from sdxl_lora.training.train_step import TrainStep
 
-    step, rank = train_sdxl_lora.Training.step, os.environ.get("RANK", "0")
+    do, rank = TrainStep.__call__, os.environ.get("RANK", "0")
 
-    def noting(self, turns, micro_batches):
+    def noting(self, batch, step, learning_rate):
         with open(f"{os.environ['MET']}.{rank}", "a", encoding="utf-8") as file:
-            for counts, batch in micro_batches:
-                for row in range(len(batch["timesteps"]) if counts else 0):
-                    drawn = b"".join(batch[name][row].numpy().tobytes() for name in DRAWN)
-                    met = [hashlib.sha256(drawn).hexdigest(), batch["timesteps"][row].item()]
-                    rate = self.optimizer.param_groups[0]["lr"]
-                    file.write(json.dumps([self.done_steps + 1, len(turns), rate, *met]) + "\n")
-        return step(self, turns, micro_batches)
+            for counts, tensors in batch.micro_batches:
+                for row in range(len(tensors["timesteps"]) if counts else 0):
+                    drawn = b"".join(tensors[name][row].numpy().tobytes() for name in DRAWN)
+                    met = [hashlib.sha256(drawn).hexdigest(), tensors["timesteps"][row].item()]
+                    file.write(json.dumps([step + 1, batch.image_count, learning_rate, *met]) + "\n")
+        do(self, batch, step, learning_rate)
 
-    train_sdxl_lora.Training.step = noting
+    TrainStep.__call__ = noting
 
 
 def met(noted: Path) -> dict[int, list]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 
 def free_port() -> int:

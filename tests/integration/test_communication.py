@@ -20,10 +20,10 @@ def count_bytes():
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    import train_sdxl_lora
+    from sdxl_lora.training.train_step import TrainStep
 
     counted = []
-    init, step = DistributedDataParallel.__init__, train_sdxl_lora.Training.step
+    init, do = DistributedDataParallel.__init__, TrainStep.__call__
 
     def init_in_python(self, *args, **options):
         """DDP's own all-reduce is out of Python's sight; its equal as a hook is not."""
@@ -45,14 +45,13 @@ def count_bytes():
     for name in ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_object", "gather"):
         setattr(dist, name, counting(getattr(dist, name)))
 
-    def step_and_write(self, *of_step):
+    def do_and_write(self, *of_step):
         counted.clear()
-        given = step(self, *of_step)
+        do(self, *of_step)
         with open(f"{os.environ['COUNTED']}.{os.environ['RANK']}", "a", encoding="utf-8") as file:
             file.write(json.dumps(counted) + "\n")
-        return given
 
-    train_sdxl_lora.Training.step = step_and_write
+    TrainStep.__call__ = do_and_write
 
 
 @pytest.mark.parametrize("micro_steps, text", [(1, False), (2, True)])
@@ -74,9 +73,9 @@ def test_a_step_sends_the_gradients_once_and_a_few_numbers(train_config, tmp_pat
 
 
 def change_the_base_on_rank_1():
-    from sdxl_lora.training import parts
+    from sdxl_lora.training import model
 
-    load_unet = parts.load_unet
+    load_unet = model.load_unet
 
     def changed(*args):
         unet = load_unet(*args)
@@ -85,7 +84,7 @@ def change_the_base_on_rank_1():
                 unet.conv_in.weight[0, 0, 0, 0] += 1e-3
         return unet
 
-    parts.load_unet = changed
+    model.load_unet = changed
 
 
 def test_processes_with_different_bases_are_refused(train_config, tmp_path):

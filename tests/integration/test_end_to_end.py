@@ -10,7 +10,8 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 
 from sdxl_lora.run.events import read_events
-from tests.conftest import CAPTIONS, ROOT
+from tests.conftest import CAPTIONS
+from tests.helpers.paths import ROOT
 
 
 def run(*arguments):

@@ -14,8 +14,8 @@ from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.run.checkpoints import checkpoints, problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
-from tests.conftest import ROOT
 from tests.helpers.launch import free_port
+from tests.helpers.paths import ROOT
 
 SRUN = """#!/bin/bash
 # The command once for each node, all of them this machine.

@@ -12,7 +12,7 @@ from examples.shapes.quality import BASE
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.train import TrainConfig
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 ASKED = 28  # every (colour, background) once
 KNOWN = 70  # every second combination of known shapes

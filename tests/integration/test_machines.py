@@ -13,9 +13,9 @@ from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.run.checkpoints import checkpoints, problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
-from tests.conftest import ROOT
 from tests.helpers.launch import Launched
 from tests.helpers.machines import two_machines, why_not
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def test_a_machine_that_is_cut_off_is_named_in_time_and_the_run_goes_on_afterwar
 
 def upload_for_ever():
     """In a process that is about to train: the main process is busy with its pictures, and says so."""
-    import sdxl_lora.training.watching
+    from sdxl_lora.training import samples
 
     def read_samples(*_):
         Path(os.environ["BUSY"]).touch()
         time.sleep(600)
 
     if os.environ["RANK"] == "0":
-        sdxl_lora.training.watching.read_samples = read_samples
+        samples.read_samples = read_samples
 
 
 def test_a_machine_that_is_cut_off_while_it_waits_for_an_upload_ends_in_time(train_config, tmp_path, machines):

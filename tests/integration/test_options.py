@@ -13,14 +13,7 @@ from safetensors.torch import load_file
 
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
-
-
-def weights_of(run, step):
-    return load_file(run / f"checkpoint-{step}" / "lora_state.safetensors")
-
-
-def assert_equal_weights(one, two):
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+from tests.helpers.runs import assert_equal_weights, weights_of
 
 
 def assert_resumes_exactly(train, tmp_path, **settings):

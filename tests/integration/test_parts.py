@@ -11,9 +11,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.status import read_status
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
 from tests.helpers.launch import Launched, launch
-from tests.integration.test_preprocess import preprocess, report_of
-from tests.integration.test_preprocess_scale import content, raw  # noqa: F401  the fixture
-from tests.unit.preprocess.test_captioner import tiny_florence2  # noqa: F401  the fixture
+from tests.helpers.preparing import content, preprocess, report_of
 
 
 def test_parts_share_out_all():
@@ -29,27 +27,27 @@ def test_what_is_no_part_is_refused(part):
         flat_train_config("run", train_data_dir="data", cache_part=part)
 
 
-def test_jobs_prepare_their_parts_and_one_run_puts_them_together(raw, tmp_path, tiny_florence2):  # noqa: F811
+def test_jobs_prepare_their_parts_and_one_run_puts_them_together(nine_images, tmp_path, tiny_florence2):
     flags = ["--resolution", "64", "--bucket_step", "16", "--trigger_word", "sks", "--num_workers", "0"]
     flags += ["--caption_model", tiny_florence2, "--caption_max_new_tokens", "8"]
     for number in (2, 1, 3):
-        assert preprocess(raw, tmp_path / "parts", *flags, "--part", f"{number}/3") == 0
+        assert preprocess(nine_images, tmp_path / "parts", *flags, "--part", f"{number}/3") == 0
         assert not (tmp_path / "parts" / "metadata.jsonl").exists()
-    assert preprocess(raw, tmp_path / "parts", *flags) == 0
-    assert preprocess(raw, tmp_path / "one", *flags) == 0
+    assert preprocess(nine_images, tmp_path / "parts", *flags) == 0
+    assert preprocess(nine_images, tmp_path / "one", *flags) == 0
     assert content(tmp_path / "parts") == content(tmp_path / "one")
     counts, alone = (report_of(tmp_path / name)["counts"] for name in ("parts", "one"))
     assert (counts["new_crops"], counts["new_captions"]) == (0, 0) and alone["new_captions"] > 0
 
 
-def test_a_part_has_one_job_and_the_whole_waits_for_it(raw, tmp_path, capsys):  # noqa: F811
+def test_a_part_has_one_job_and_the_whole_waits_for_it(nine_images, tmp_path, capsys):
     with held(tmp_path / "out", Part(2, 3), Team()):
-        assert preprocess(raw, tmp_path / "out", "--part", "2/3") == 2
+        assert preprocess(nine_images, tmp_path / "out", "--part", "2/3") == 2
         assert "at work" in capsys.readouterr().err
-        assert preprocess(raw, tmp_path / "out", "--part", "1/3") == 0
-        assert preprocess(raw, tmp_path / "out") == 2
+        assert preprocess(nine_images, tmp_path / "out", "--part", "1/3") == 0
+        assert preprocess(nine_images, tmp_path / "out") == 2
         assert "a job is still at work on part 2/3" in capsys.readouterr().err
-    assert preprocess(raw, tmp_path / "out") == 0
+    assert preprocess(nine_images, tmp_path / "out") == 0
 
 
 def test_jobs_fill_one_cache_at_once_and_a_training_reads_it(train_config, tmp_path):

@@ -1,52 +1,19 @@
 """python -m preprocess, from a person's folder to a dataset that `datasets` opens."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import yaml
-from datasets import load_dataset
 from PIL import Image
 
 from preprocess.__main__ import main
+from tests.helpers.preparing import noise, opened, preprocess, report_of, rows_of, snapshot
 
 COLUMNS = ["file_name", "text", "original_size", "crop_top_left", "source", "sha256"]
-
-
-def preprocess(raw, out, *flags, resolution=64):
-    """Runs the command in this process, at a tiny size and without a captioner unless flags say otherwise."""
-    small = ["--resolution", str(resolution), "--bucket_step", "16", "--num_workers", "0", "--caption_model", "none"]
-    return main(["--input_dir", str(raw), "--output_dir", str(out), *small, *map(str, flags)])
-
-
-def rows_of(out):
-    return [json.loads(line) for line in (out / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def report_of(out):
-    return json.loads((out / "preprocess_report.json").read_text(encoding="utf-8"))
-
-
-def opened(out, tmp_path):
-    return load_dataset("imagefolder", data_dir=str(out), split="train", cache_dir=str(tmp_path / "hf-cache"))
-
-
-def noise(width=96, height=80, seed=0):
-    values = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
-    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def snapshot(folder):
-    return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_photographs_become_a_dataset_that_datasets_opens(photographs, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.test_preprocess import noise, opened, preprocess, report_of, rows_of
-from tests.unit.data.test_images import png_header
+from tests.helpers.png import png_header
+from tests.helpers.preparing import noise, opened, preprocess, report_of, rows_of
 
 
 @pytest.fixture

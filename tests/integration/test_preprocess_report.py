@@ -11,7 +11,7 @@ from preprocess.captions.token_count import caption_problems, least_tokens, load
 from preprocess.images.quality import duplicates, measure, picture_problems
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.errors import ConfigError
-from tests.integration.test_preprocess import noise, preprocess, report_of
+from tests.helpers.preparing import noise, preprocess, report_of
 
 
 def photograph(name):

@@ -13,7 +13,7 @@ import pytest
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import locked
 from sdxl_lora.errors import ConfigError
-from tests.integration.test_preprocess import noise, opened, preprocess, report_of, rows_of, snapshot
+from tests.helpers.preparing import noise, opened, preprocess, report_of, rows_of, snapshot
 
 
 @pytest.fixture

@@ -7,55 +7,32 @@ import sys
 
 import huggingface_hub
 import numpy as np
-import pytest
 from datasets import load_dataset
 from PIL import Image
 
 from preprocess.images import workers
 from tests.helpers.dying_worker import prepare_and_die_at_3
-from tests.integration.test_preprocess import noise, opened, preprocess, report_of, rows_of, snapshot
-from tests.unit.preprocess.test_captioner import tiny_florence2  # noqa: F401  the fixture
+from tests.helpers.preparing import content, noise, opened, preprocess, report_of, rows_of, snapshot
 
 
-@pytest.fixture
-def raw(tmp_path):
-    """Nine pictures of three shapes, one of them broken, and one caption."""
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    for seed in range(9):
-        noise(*[(96, 80), (160, 96), (80, 120)][seed % 3], seed=seed).save(folder / f"{seed}.png")
-    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:300])
-    (folder / "7.txt").write_text("a person's words")
-    return folder
-
-
-def content(out):
-    """Everything of a dataset that must not depend on how many worked on it."""
-    return (
-        rows_of(out),
-        {name: data for name, (data, _) in snapshot(out / "images").items()},
-        report_of(out)["left_out"],
-    )
-
-
-def test_worker_processes_give_the_same_dataset(raw, tmp_path):
-    assert preprocess(raw, tmp_path / "one", "--num_workers", 0) == 0
-    assert preprocess(raw, tmp_path / "two", "--num_workers", 2) == 0
+def test_worker_processes_give_the_same_dataset(nine_images, tmp_path):
+    assert preprocess(nine_images, tmp_path / "one", "--num_workers", 0) == 0
+    assert preprocess(nine_images, tmp_path / "two", "--num_workers", 2) == 0
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_a_killed_worker_ends_the_run_by_name_and_loses_nothing(raw, tmp_path, monkeypatch, capsys):
+def test_a_killed_worker_ends_the_run_by_name_and_loses_nothing(nine_images, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(workers, "prepare_under_name", prepare_and_die_at_3)
-        assert preprocess(raw, tmp_path / "out", "--num_workers", 2) == 3
+        assert preprocess(nine_images, tmp_path / "out", "--num_workers", 2) == 3
     error = capsys.readouterr().err
     assert "a worker process was killed" in error and "3.png" in error and "--num_workers 1" in error
     assert not (tmp_path / "out" / "metadata.jsonl").exists()
-    assert preprocess(raw, tmp_path / "out") == 0 and len(rows_of(tmp_path / "out")) == 8
+    assert preprocess(nine_images, tmp_path / "out") == 0 and len(rows_of(tmp_path / "out")) == 8
 
 
-def test_two_processes_of_accelerate_give_the_same_dataset(raw, tmp_path, tiny_florence2):  # noqa: F811
-    flags = ["--input_dir", raw, "--resolution", "64", "--bucket_step", "16", "--trigger_word", "sks"]
+def test_two_processes_of_accelerate_give_the_same_dataset(nine_images, tmp_path, tiny_florence2):
+    flags = ["--input_dir", nine_images, "--resolution", "64", "--bucket_step", "16", "--trigger_word", "sks"]
     flags += ["--caption_model", tiny_florence2, "--caption_max_new_tokens", "8", "--num_workers", "0"]
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--main_process_port", "29617", "--module", "preprocess"]
@@ -64,30 +41,30 @@ def test_two_processes_of_accelerate_give_the_same_dataset(raw, tmp_path, tiny_f
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "5/5 [" in result.stderr and "4/4 [" in result.stderr, "each of the two did its share"
-    assert preprocess(raw, tmp_path / "one", *flags[6:]) == 0
+    assert preprocess(nine_images, tmp_path / "one", *flags[6:]) == 0
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert report_of(tmp_path / "two")["counts"]["new_captions"] == 7
 
 
-def test_a_dry_run_says_what_would_be_and_writes_nothing(raw, tmp_path, capsys):
-    (raw / "note.png").write_text("no image")
-    noise(20, 20).save(raw / "small.png")
+def test_a_dry_run_says_what_would_be_and_writes_nothing(nine_images, tmp_path, capsys):
+    (nine_images / "note.png").write_text("no image")
+    noise(20, 20).save(nine_images / "small.png")
     before = snapshot(tmp_path)
-    assert preprocess(raw, tmp_path / "out", "--dry_run") == 0
+    assert preprocess(nine_images, tmp_path / "out", "--dry_run") == 0
     printed = capsys.readouterr().out
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
     assert "11 pictures, 3 would be left out" in printed and "captions: 1 from files, 10 from the fallback" in printed
-    assert preprocess(raw, tmp_path / "out") == 0
+    assert preprocess(nine_images, tmp_path / "out") == 0
     for bucket in report_of(tmp_path / "out")["buckets"]:
         assert "{}x{}: ".format(*bucket["size"]) in printed
 
 
-def test_parquet_shards_hold_the_same_dataset_within_their_size(raw, tmp_path):
+def test_parquet_shards_hold_the_same_dataset_within_their_size(nine_images, tmp_path):
     out = tmp_path / "out"
     values = np.random.default_rng(0).integers(0, 255, (30, 128, 128, 3), np.uint8)  # 49 kB each, incompressible
     for number, pixels in enumerate(values):
-        Image.fromarray(pixels).save(raw / f"large{number}.png")
-    assert preprocess(raw, out, "--format", "parquet", "--max_shard_mb", 1, resolution=128) == 0
+        Image.fromarray(pixels).save(nine_images / f"large{number}.png")
+    assert preprocess(nine_images, out, "--format", "parquet", "--max_shard_mb", 1, resolution=128) == 0
     shards = sorted((out / "parquet").glob("*.parquet"))
     assert len(shards) > 1 and all(shard.stat().st_size < 1.2e6 for shard in shards)
     folder, parquet = (
@@ -97,27 +74,27 @@ def test_parquet_shards_hold_the_same_dataset_within_their_size(raw, tmp_path):
     assert parquet.column_names == folder.column_names and len(parquet) == len(folder)
     for a, b in zip(folder, parquet, strict=True):
         assert np.array_equal(a.pop("image"), b.pop("image")) and a == b
-    assert preprocess(raw, out, "--format", "parquet", resolution=128) == 0
+    assert preprocess(nine_images, out, "--format", "parquet", resolution=128) == 0
     assert [shard.name for shard in (out / "parquet").glob("s*")] == ["shard-00000-of-00001.parquet"]
 
 
-def test_shards_agree_on_columns_that_are_empty_in_some(raw, tmp_path):
+def test_shards_agree_on_columns_that_are_empty_in_some(nine_images, tmp_path):
     out = tmp_path / "out"
-    assert preprocess(raw, out, "--masks", "alpha", "--class_images", raw.parent / "raw2") == 2
-    assert preprocess(raw, out, "--masks", "alpha") == 0
+    assert preprocess(nine_images, out, "--masks", "alpha", "--class_images", nine_images.parent / "raw2") == 2
+    assert preprocess(nine_images, out, "--masks", "alpha") == 0
     rows = [row | {"rating": number if number > 6 else None} for number, row in enumerate(rows_of(out))]
     (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = np.random.default_rng(0).integers(0, 255, (30, 128, 128, 3), np.uint8)
     for number, pixels in enumerate(values):
-        Image.fromarray(pixels).save(raw / f"large{number}.png")
+        Image.fromarray(pixels).save(nine_images / f"large{number}.png")
     flags = ["--masks", "alpha", "--format", "parquet", "--max_shard_mb", 1, "--enlarge_small"]
-    assert preprocess(raw, out, *flags, resolution=128) == 0
+    assert preprocess(nine_images, out, *flags, resolution=128) == 0
     parquet = load_dataset(str(out / "parquet"), split="train", cache_dir=tmp_path / "hf")
     assert len(list((out / "parquet").glob("*.parquet"))) > 1 and 7 in parquet["rating"]
     assert parquet[0]["mask"].size == parquet[0]["image"].size
 
 
-def test_the_hub_gets_the_dataset_and_its_card_and_nothing_else(raw, tmp_path, monkeypatch, capsys):
+def test_the_hub_gets_the_dataset_and_its_card_and_nothing_else(nine_images, tmp_path, monkeypatch, capsys):
     uploads = []
 
     def upload_folder(self, *, folder_path, allow_patterns, **options):
@@ -128,7 +105,7 @@ def test_the_hub_gets_the_dataset_and_its_card_and_nothing_else(raw, tmp_path, m
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, *a, **options: uploads.append(options))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert preprocess(raw, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "me/cat") == 0
+    assert preprocess(nine_images, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "me/cat") == 0
     created, (files, options) = uploads
     assert created["private"] and created["repo_type"] == options["repo_type"] == "dataset"
     assert files == sorted(["README.md", "metadata.jsonl", *(row["file_name"] for row in rows_of(tmp_path / "out"))])
@@ -136,9 +113,9 @@ def test_the_hub_gets_the_dataset_and_its_card_and_nothing_else(raw, tmp_path, m
     assert "uploaded to me/cat" in capsys.readouterr().out
 
 
-def test_without_a_login_nothing_starts(raw, tmp_path, monkeypatch, capsys):
+def test_without_a_login_nothing_starts(nine_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    assert preprocess(raw, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "me/cat") == 2
+    assert preprocess(nine_images, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "me/cat") == 2
     assert "hf auth login" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert preprocess(raw, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "a/b/c") == 2
+    assert preprocess(nine_images, tmp_path / "out", "--push_to_hub", "--hub_dataset_id", "a/b/c") == 2
     assert json.dumps(capsys.readouterr().err)

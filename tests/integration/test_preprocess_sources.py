@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.test_preprocess import noise, opened, preprocess, report_of, rows_of
+from tests.helpers.preparing import noise, opened, preprocess, report_of, rows_of
 
 
 @pytest.fixture

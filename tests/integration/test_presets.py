@@ -1,17 +1,16 @@
 """Every preset in examples/ says what it is for, trains on the tiny base, and fits its card by the dry run's count."""
 
 import re
-from dataclasses import replace
 
 import pytest
 
 from sdxl_lora.config.cli import load_config
-from sdxl_lora.config.fields import flat_values
+from sdxl_lora.config.fields import flat_values, replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
-from sdxl_lora.training.dry_run import DryRun
-from tests.conftest import ROOT
+from sdxl_lora.training.dry_run import plan_training
+from tests.helpers.paths import ROOT
 
 PRESETS = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem != "demo")
 # What has to do with where it runs and for how long, and nothing with what is trained
@@ -48,8 +47,9 @@ def test_a_preset_says_in_two_lines_what_it_is_for(path):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_fits_its_card(train_config, full_configs, path):
     here = train_config(pretrained_model_name_or_path=str(full_configs))
-    paths = {"train_data_dir": here.train_data_dir, "pretrained_model_name_or_path": str(full_configs)}
-    total = re.search(r"about ([\d.]+) GiB while training", DryRun(replace(preset(path), **paths)).of_memory()[0])
+    paths = {"train_data_dir": here.data.train_data_dir, "pretrained_model_name_or_path": str(full_configs)}
+    plan = plan_training(replace_flat(preset(path), **paths))
+    total = re.search(r"about ([\d.]+) GiB while training", plan.of_memory()[0])
     card = int(re.search(r"(\d+) GB", path.read_text(encoding="utf-8"))[1])
     # a card of 8 GB has 7.6 GiB for programs, and sizes that are cut take some of it
     assert float(total[1]) < 0.9 * card * (1000 / 1024), total[0]

@@ -5,19 +5,17 @@ import subprocess
 import sys
 import time
 
-import datasets
 import psutil
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.run.checkpoints import problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
-from tests.conftest import ROOT
 from tests.helpers.launch import free_port
+from tests.helpers.paths import ROOT
 
 
 def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
@@ -39,28 +37,10 @@ def launch(config, tmp_path):
     return code, (tmp_path / "printed").read_text()
 
 
-@pytest.fixture(scope="module")
-def two_sizes(photographs, tmp_path_factory):
-    """Path of a saved dataset of prepared pictures: three of 64x64, two of 96x64."""
-    folder = tmp_path_factory.mktemp("two_sizes")
-    rows = {"image": [], "text": [], "original_size": [], "crop_top_left": []}
-    for number, path in enumerate([*sorted(photographs.iterdir()), min(photographs.iterdir())]):
-        width = 64 if number < 3 else 96
-        with Image.open(path) as photograph:
-            photograph.resize((width, 64)).save(folder / f"{number}.png")
-        rows["image"].append(str(folder / f"{number}.png"))
-        rows["text"].append(f"photograph {number}")
-        rows["original_size"].append([512, 8 * width])
-        rows["crop_top_left"].append([0, number])
-    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-    dataset.save_to_disk(folder / "disk")
-    return folder / "disk"
-
-
-def test_two_processes_give_the_one_process_result(train, train_config, two_sizes, tmp_path):
+def test_two_processes_give_the_one_process_result(train, train_config, five_of_two_sizes, tmp_path):
     """Two sizes, short last steps, samples and checkpoints included. Two epochs: 6 + 4 turns in steps of 4."""
     settings = {
-        "train_data_dir": None, "dataset_name": str(two_sizes), "max_train_steps": None, "num_train_epochs": 2,
+        "train_data_dir": None, "dataset_name": str(five_of_two_sizes), "max_train_steps": None, "num_train_epochs": 2,
         "adam_epsilon": 1e-4, "checkpointing_steps": 1, "checkpoints_total_limit": 2, "random_flip": True,
         "validation_prompt": ("a cat",), "num_validation_images": 2, "validation_inference_steps": 2,
         "ema_decay": 0.9, "snr_gamma": 5.0, "noise_offset": 0.05, "proportion_empty_prompts": 0.3,

@@ -13,7 +13,6 @@ from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.events import read_events
 from tests.helpers.launch import launch
 from tests.helpers.recorded_batches import met, note_what_is_met
-from tests.integration.test_processes import two_sizes  # noqa: F401  the fixture
 
 TIMEOUT = 4
 LOOKING = {
@@ -22,7 +21,7 @@ LOOKING = {
 }  # fmt: skip
 
 
-def test_every_split_of_a_step_gives_the_same(train_config, two_sizes, tmp_path):  # noqa: F811
+def test_every_split_of_a_step_gives_the_same(train_config, five_of_two_sizes, tmp_path):
     """One process of batch 4, two of 2, one of 2 with two micro-steps; two sizes, short last steps, own caches.
 
     Validation on two pictures too, of which each of two processes does one.
@@ -30,7 +29,7 @@ def test_every_split_of_a_step_gives_the_same(train_config, two_sizes, tmp_path)
     splits = {"one": (1, 4, 1), "two": (2, 2, 1), "micro": (1, 2, 2)}
     for name, (world, batch, micro_steps) in splits.items():
         config = train_config(
-            train_data_dir=None, dataset_name=str(two_sizes), max_train_steps=None, num_train_epochs=5,
+            train_data_dir=None, dataset_name=str(five_of_two_sizes), max_train_steps=None, num_train_epochs=5,
             validation_split=0.4, validation_epochs=2,
             adam_epsilon=1e-4, random_flip=True, lr_scheduler="cosine", train_batch_size=batch,
             gradient_accumulation_steps=micro_steps, output_dir=str(tmp_path / name),
@@ -113,9 +112,8 @@ def take_long():
     The main process draws a picture, gives pictures to a tracker, writes a checkpoint, delivers, and uploads (here to
     nowhere; see test_hub.py); rank 1 validates.
     """
-    import sdxl_lora.training.watching as watching
-
-    import sdxl_lora.training.checkpointer
+    import train_sdxl_lora
+    from sdxl_lora.training import checkpointer, evaluator, finish, samples
 
     def let_take_long(module, name, rank):
         function, times = getattr(module, name), iter([1.5 * TIMEOUT] * (os.environ["RANK"] == rank))
@@ -126,11 +124,11 @@ def take_long():
 
         setattr(module, name, call)
 
-    watching.repository_of, watching.upload = lambda _: "me/cat", lambda *_: "nowhere"
-    for name in ("draw_samples", "read_samples", "deliver", "upload"):
-        let_take_long(watching, name, "0")
-    let_take_long(sdxl_lora.training.checkpointer, "save_file", "0")
-    let_take_long(watching, "validation_sums", "1")
+    train_sdxl_lora.claim_hub_repository, finish.upload = lambda *_: "me/cat", lambda *_: "nowhere"
+    for module, name in ((samples, "draw_samples"), (samples, "read_samples"), (finish, "deliver"), (finish, "upload")):
+        let_take_long(module, name, "0")
+    let_take_long(checkpointer, "save_file", "0")
+    let_take_long(evaluator, "validation_sums", "1")
 
 
 def test_one_process_may_work_longer_than_the_timeout(train_config, tmp_path):

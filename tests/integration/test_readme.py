@@ -15,7 +15,7 @@ from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.tools.__main__ import main as tools
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from webui.workspace import NAMES as PAGE_SETTINGS
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]

@@ -10,10 +10,10 @@ import wandb
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train_sdxl_lora
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.sampling.generate import read_samples
+from sdxl_lora.training.train_step import TrainStep
 from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
 from tests.helpers.wandb_file import config_of, history_of, records
@@ -131,15 +131,15 @@ def test_tensorboard_shows_each_step_once(stopped_and_resumed):
 def test_a_run_that_starts_anew_in_its_folder_is_a_new_one(train, monkeypatch):
     """Killed before its first checkpoint."""
     settings = {"report_to": "all", "max_train_steps": 3}
-    step = train_sdxl_lora.Training.step
+    do = TrainStep.__call__
 
-    def dying(self, *of_step):
-        if self.done_steps == 2:
+    def dying(self, batch, step, learning_rate):
+        if step == 2:
             raise KeyboardInterrupt
-        return step(self, *of_step)
+        do(self, batch, step, learning_rate)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_sdxl_lora.Training, "step", dying)
+        patch.setattr(TrainStep, "__call__", dying)
         train(**settings)
     wandb.finish()
     run = train(**settings)

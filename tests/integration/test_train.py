@@ -1,40 +1,20 @@
-"""The loop, in this process on the tiny base: what must be equal is equal, and only the adapter moves."""
+"""The loop, in this process on the tiny base: what must be equal is equal, and whatever ends it leaves it whole."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 import train_sdxl_lora
 from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.errors import CheckpointError, ConfigError, NonFiniteError
 from sdxl_lora.lora.state import lora_state
-from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
-
-
-def steps_of(run):
-    return list(read_events(run / "events.jsonl", "step"))
-
-
-def column(run, name):
-    return [step[name] for step in steps_of(run)]
-
-
-def weights_of(run, step):
-    return load_file(run / f"checkpoint-{step}" / "lora_state.safetensors")
-
-
-def assert_equal_weights(one, two):
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def largest_difference(one, two):
-    return max((one[name] - two[name]).abs().max().item() for name in one)
+from sdxl_lora.training.train_step import TrainStep
+from tests.helpers.runs import assert_equal_weights, column, largest_difference, steps_of, weights_of
 
 
 def test_resumed_run_equals_uninterrupted_run(train, tmp_path):
@@ -72,9 +52,9 @@ def test_the_scaler_that_fp16_needs_resumes_exactly(train, tmp_path, monkeypatch
     """On the CPU, where the trainer refuses fp16 for its slowness: torch's autocast and scaler are to be had."""
     scalers = []
 
-    def with_scaler(mixed_precision, *arguments):
-        assert mixed_precision == "fp16"
-        accelerator = make_accelerator("bf16", *arguments)
+    def with_scaler(compute, *others):
+        assert compute.mixed_precision == "fp16"
+        accelerator = make_accelerator(replace(compute, mixed_precision="bf16"), *others)
         accelerator.state._mixed_precision = "fp16"
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, backoff_factor=2.0**-10)
         scalers.append(accelerator.scaler)
@@ -111,127 +91,6 @@ def test_a_last_short_step_counts_every_picture_once(train, tmp_path):
     assert column(whole, "epoch") == [1.25, 2.5, 3]
     assert column(parts, "loss") == pytest.approx(column(whole, "loss"), rel=1e-5)
     assert largest_difference(weights_of(parts, 3), weights_of(whole, 3)) < 1e-6
-
-
-def test_only_adapter_weights_move(train, tiny_base, monkeypatch):
-    trainings = []
-    finish = train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
-    train(max_train_steps=2, target_modules="attention+ff")
-    trained = trainings[0].bare_unet
-    base = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").state_dict()
-    state = trained.state_dict()
-    frozen = {name.replace(".base_layer", ""): value for name, value in state.items() if ".lora_" not in name}
-    assert frozen.keys() == base.keys() and all(torch.equal(frozen[name], base[name]) for name in base)
-    assert all((value != 0).any() for name, value in lora_state(trained).items() if "lora_B" in name)
-    assert {parameter.dtype for parameter in trainings[0].parameters} == {torch.float32}
-
-
-@pytest.mark.parametrize("alpha", [None, 1.0, 9.0])
-def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, monkeypatch, alpha):
-    trainings = []
-    finish = train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
-    run = train(max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
-    training = trainings[0]
-    turns = training.batches.epoch(0)[0]
-    batch = training.on_device(training.collator(turns))
-    inputs = {
-        "sample": batch["latents"],
-        "timestep": batch["timesteps"],
-        "encoder_hidden_states": batch["prompt_embeds"],
-        "added_cond_kwargs": {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]},
-    }
-
-    @torch.no_grad()
-    def output(unet):
-        return unet.eval()(**inputs).sample
-
-    base = output(UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet"))
-    trained = output(training.bare_unet)
-    assert (trained - base).abs().max() > 1e-2, "it must have learned something for this to mean anything"
-    for source in (run, run / "checkpoint-3"):
-        for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
-            fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-            fresh.load_lora_weights(source, weight_name=name)
-            torch.testing.assert_close(output(fresh.unet), trained, atol=1e-5, rtol=1e-5)
-
-
-def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, tiny_base, monkeypatch):
-    trainings = []
-    finish = train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
-    run = train(
-        train_text_encoder=True, max_train_steps=4, learning_rate=1e-2, lora_alpha=9.0, gradient_checkpointing=True,
-        validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=1,
-    )  # fmt: skip
-    training = trainings[0]
-    moved = {name for name, tensor in weights_of(run, 4).items() if ".lora_B." in name and tensor.abs().max() > 1e-4}
-    assert {name.split(".")[0] for name in moved} == {"unet", "text_encoder", "text_encoder_2"}
-    assert len(moved) == len([name for name in weights_of(run, 4) if ".lora_B." in name]), "every one has a gradient"
-    trained = training.texts.read("a tabby cat")
-    base = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-    assert (trained["prompt_embeds"] - base.encode_prompt("a tabby cat", device="cpu")[0]).abs().max() > 1e-2
-    for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
-        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-        fresh.load_lora_weights(run, weight_name=name)
-        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
-        torch.testing.assert_close(embeds[0], trained["prompt_embeds"], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(pooled[0], trained["pooled_embeds"], atol=1e-4, rtol=1e-4)
-
-
-def test_text_encoders_have_rates_of_their_own_and_an_end(train):
-    rates = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 1}
-    run = train(**rates, text_encoder_lr=0.0, text_encoder_2_lr=1e-3, stop_text_encoder_training=0.5)
-
-    def moved(name, first, second):
-        before, after = weights_of(run, first), weights_of(run, second)
-        return any(not torch.equal(before[key], after[key]) for key in before if key.startswith(f"{name}."))
-
-    assert moved("unet", 1, 2) and moved("unet", 2, 4)
-    assert moved("text_encoder_2", 1, 2) and not moved("text_encoder_2", 2, 4)
-    assert not moved("text_encoder", 1, 4)
-
-
-def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
-    cached = train(output_dir=str(tmp_path / "cached"))
-    live = train(output_dir=str(tmp_path / "live"), train_text_encoder=True, text_encoder_lr=0.0)
-    assert column(live, "loss") == pytest.approx(column(cached, "loss"), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "settings, whole_file",
-    [
-        ({"use_rslora": True, "lora_alpha": 2.0}, "run.safetensors"),
-        ({"use_dora": True}, "pytorch_lora_weights.safetensors"),
-        ({"adapter": "lokr"}, "pytorch_lora_weights.safetensors"),
-    ],
-)
-def test_other_adapters_train_resume_and_load(train, tiny_base, monkeypatch, settings, whole_file):
-    trainings = []
-    finish = train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
-    train(**settings, max_train_steps=2, learning_rate=1e-2)
-    run = train(**settings, max_train_steps=3, learning_rate=1e-2)
-    assert column(run, "step") == [1, 2, 3]
-    training = trainings[-1]
-    batch = training.on_device(training.collator(training.batches.epoch(0)[0]))
-    inputs = (batch["latents"], batch["timesteps"], batch["prompt_embeds"])
-    conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
-    fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-    fresh.load_lora_weights(run, weight_name=whole_file)
-    with torch.no_grad():
-        trained, loaded = (
-            unet.eval()(*inputs, added_cond_kwargs=conditions).sample for unet in (training.bare_unet, fresh.unet)
-        )
-    torch.testing.assert_close(loaded, trained, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_adapter_weights_are_float32_in_every_precision(train, precision):
-    run = train(mixed_precision=precision, max_train_steps=2, rank=2)
-    assert {tensor.dtype for tensor in weights_of(run, 2).values()} == {torch.float32}
-    assert all(0 < loss < 10 for loss in column(run, "loss"))
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(train, tmp_path):
@@ -307,21 +166,20 @@ def test_the_resolved_config_is_recorded_and_reruns(train, train_config):
 
 
 def test_a_stop_file_saves_and_the_next_run_goes_on(train, tmp_path, monkeypatch):
-    step = train_sdxl_lora.Training.step
+    do = TrainStep.__call__
 
-    def step_and_ask_to_stop(self, turns, micro_batches):
-        result = step(self, turns, micro_batches)
-        if self.done_steps == 1:  # counts this step only when it is over
+    def do_and_ask_to_stop(self, batch, step, learning_rate):
+        do(self, batch, step, learning_rate)
+        if step == 1:
             (self.run.folder / "stop").touch()
-        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_sdxl_lora.Training, "step", step_and_ask_to_stop)
+        patch.setattr(TrainStep, "__call__", do_and_ask_to_stop)
         run = train(max_train_steps=5, output_dir=str(tmp_path / "parts"))
     status = read_status(run)
     assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 0, 2)
     assert status["reason"] == "stopped at step 2, saved checkpoint-2 (stop file)"
-    assert (run / "checkpoint-2").is_dir() and not (run / "parts.safetensors").exists()
+    assert train.trained is None and (run / "checkpoint-2").is_dir() and not (run / "parts.safetensors").exists()
     run = train(max_train_steps=5, output_dir=str(tmp_path / "parts"))
     assert column(run, "step") == [1, 2, 3, 4, 5]
     whole = train(max_train_steps=5, output_dir=str(tmp_path / "whole"))
@@ -346,23 +204,21 @@ def test_other_settings_are_refused_on_resume_and_the_checkpoint_is_left_alone(t
 
 
 def test_nan_ends_the_run_before_any_weight_changes(train, tmp_path, monkeypatch):
-    loss = train_sdxl_lora.noise_prediction_loss
-    trainings = []
-    step = train_sdxl_lora.Training.step
+    seen, do = [], TrainStep.__call__
 
-    def spoiled_step(self, turns, micro_batches):
-        trainings.append((self, lora_state(self.bare_unet)))
-        with monkeypatch.context() as patch:
-            if self.done_steps == 2:
-                patch.setattr(train_sdxl_lora, "noise_prediction_loss", lambda *a: loss(*a) * torch.nan)
-            return step(self, turns, micro_batches)
+    def do_with_nan(self, batch, step, learning_rate):
+        seen.append((self, lora_state(self.model.unet)))
+        if step == 2:
+            [(counts, tensors)] = batch.micro_batches
+            batch = replace(batch, micro_batches=[(counts, {**tensors, "latents": tensors["latents"] * torch.nan})])
+        do(self, batch, step, learning_rate)
 
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", spoiled_step)
+    monkeypatch.setattr(TrainStep, "__call__", do_with_nan)
     with pytest.raises(NonFiniteError, match=r"step 3: loss nan.*(astronaut|chelsea|coffee|rocket)"):
         train(max_train_steps=5, checkpointing_steps=1)
-    training, before = trainings[-1]
-    assert_equal_weights(lora_state(training.bare_unet), before)
-    status = read_status(training.run.folder)
+    train_step, before = seen[-1]
+    assert_equal_weights(lora_state(train_step.model.unet), before)
+    status = read_status(train_step.run.folder)
     assert (status["state"], status["exit_code"], status["last_checkpoint"]) == ("failed", 6, "checkpoint-2")
 
 

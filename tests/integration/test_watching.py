@@ -7,7 +7,7 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from sdxl_lora.run.events import read_events
 from tests.helpers.launch import launch
-from tests.integration.test_options import assert_equal_weights, weights_of
+from tests.helpers.runs import assert_equal_weights, weights_of
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import yaml
 
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 from webui.french import TEXTS
 from webui.i18n import dictionaries

@@ -16,8 +16,8 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.status import replace_text
-from tests.conftest import ROOT
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
+from tests.helpers.paths import ROOT
 from webui.runs import jobs as jobs_module
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import caption_job, new_job, prepare_job, train_job

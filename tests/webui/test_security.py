@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sdxl_lora.errors import ConfigError
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server
 from webui.security import LEAST_PASSWORD_LENGTH, PASSWORD_VARIABLE, Guard, is_loopback, password_for, publish
 

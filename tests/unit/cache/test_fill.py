@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from sdxl_lora.cache.fill import fill as cache
+from sdxl_lora.cache import fill as filling
 from sdxl_lora.cache.fill import fill_caches, weights_key
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers, read_record, write_record
@@ -17,6 +17,7 @@ from sdxl_lora.errors import DataError, NonFiniteError
 from sdxl_lora.io.memo import Memo
 from sdxl_lora.models.loading import Base, load_text_parts, load_vae
 from sdxl_lora.models.text_encoders import encode_prompts
+from sdxl_lora.training import model
 from tests.conftest import CAPTIONS
 from tests.helpers.dying_worker import FaultyPictures
 
@@ -153,7 +154,7 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
 
     with monkeypatch.context() as patch:
         for name in ("load_vae", "load_text_encoders"):
-            patch.setattr(cache, name, forbidden)
+            patch.setattr(filling, name, forbidden)
         patch.setattr(TrainingPictures, "_digests", forbidden)
         second, (again, texts_again) = start()
     assert second.examples == first.examples
@@ -167,25 +168,23 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
 
 
 def test_encoders_are_gone_before_the_unet_arrives(train, monkeypatch):
-    from sdxl_lora.training import parts
-
     loaded, at_arrival = [], []
 
     def watched(load):
         def call(*arguments):
             models = load(*arguments)
-            loaded.extend(weakref.ref(model) for model in (models if isinstance(models, list) else [models]))
+            loaded.extend(weakref.ref(loaded_one) for loaded_one in (models if isinstance(models, list) else [models]))
             return models
 
         return call
 
-    def arrive(*arguments, load_unet=parts.load_unet):
-        at_arrival.append([model() for model in loaded])
+    def arrive(*arguments, load_unet=model.load_unet):
+        at_arrival.append([reference() for reference in loaded])
         return load_unet(*arguments)
 
     for name in ("load_vae", "load_text_encoders"):
-        monkeypatch.setattr(cache, name, watched(getattr(cache, name)))
-    monkeypatch.setattr(parts, "load_unet", arrive)
+        monkeypatch.setattr(filling, name, watched(getattr(filling, name)))
+    monkeypatch.setattr(model, "load_unet", arrive)
     train(max_train_steps=1)
     assert at_arrival == [[None, None, None]], "the VAE and two text encoders"
 
@@ -208,7 +207,7 @@ def test_prompts_are_stored_once(tmp_path, tiny_base):
 
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, pictures, tiny_base, monkeypatch, fault):
-    monkeypatch.setattr(cache, "WORKER_TIMEOUT_SECONDS", 3)
+    monkeypatch.setattr("sdxl_lora.cache.latents.WORKER_TIMEOUT_SECONDS", 3)
     latents = LatentCache(tmp_path, FaultyPictures(pictures, fault), "key")
     with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 3 s"):
         latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers())

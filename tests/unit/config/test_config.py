@@ -13,8 +13,8 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from tests.conftest import ROOT
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
+from tests.helpers.paths import ROOT
 
 NEEDED = ["--output_dir", "out", "--train_data_dir", "data"]
 

@@ -6,18 +6,18 @@ from fractions import Fraction
 import pytest
 import torch
 from PIL import Image
-from sdxl_lora.training.settings import open_pictures, trigger_words_of
 
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries, repeats_of
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
 from sdxl_lora.data.concat_dataset import JoinedPictures
-from sdxl_lora.data.dataset import open_dataset
+from sdxl_lora.data.dataset import open_dataset, trigger_words_of
 from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
 from sdxl_lora.data.sampler import Batches
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
+from sdxl_lora.training.data import open_images
 from tests.helpers.configs import flat_train_config
 
 MAPPINGS = """\
@@ -139,7 +139,7 @@ def test_a_run_of_two_datasets_sees_each_by_its_repeats_and_resumes_exactly(trai
     started = next(read_events(whole / "events.jsonl", "started"))
     assert (started["pictures"], started["total_steps"]) == (5, 4)
     config = train_config(**settings)
-    assert trigger_words_of(config) == ["rrr", "bbb"] and len(open_pictures(config)) == 5
+    assert trigger_words_of(config.data) == ["rrr", "bbb"] and len(open_images(config)) == 5
     train(**{**settings, "num_train_epochs": 1})
     parts = train(**settings)
     losses = [[step["loss"] for step in read_events(run / "events.jsonl", "step")] for run in (whole, parts)]

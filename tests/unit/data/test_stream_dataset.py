@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdxl_lora.cache.fill import fill as cache
 from sdxl_lora.data.image_dataset import TrainingPictures
 from sdxl_lora.data.stream_dataset import StreamedBatches, StreamedPictures
 from sdxl_lora.data.stream_reader import Place, open_stream, plain_row, shuffled_rows
@@ -250,7 +249,7 @@ def test_pictures_of_the_next_steps_are_read_and_decoded_while_one_is_trained_on
     trained = [batches.examples[turn.example].caption for turn in turns]
     assert loaded[:2] == trained and not set(loaded[2:]) & set(trained)
     before = len(loaded)
-    monkeypatch.setattr(cache, "vae_moments", lambda _, pixels: {"mean": pixels[0], "std": pixels[0]})
+    monkeypatch.setattr("sdxl_lora.models.vae.vae_moments", lambda _, pixels: {"mean": pixels[0], "std": pixels[0]})
     assert batches.examples.read(turns[0].example)["mean"].shape[0] == 3
     assert len(loaded) == before, "what was decoded is not decoded again"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.diffusion.objective import (
-    ObjectiveConfig,
     elementwise_loss,
     huber_scale,
     noise_prediction_loss,
@@ -160,7 +160,7 @@ def test_a_timestep_of_noise_alone_gives_finite_weights(turn):
         for objective in (
             ObjectiveConfig(snr_gamma=5.0),
             ObjectiveConfig(debiased_estimation=True),
-            ObjectiveConfig("huber", 0.1, "snr"),
+            ObjectiveConfig(loss_type="huber", huber_c=0.1, huber_schedule="snr"),
         ):
             assert loss_of(turn, schedule, objective).isfinite().all()
 

@@ -16,9 +16,12 @@ def in_process(rank, world, port, work, results):
         ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
     )  # fmt: skip
+    from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
+    from sdxl_lora.config.sections.run import LoggingConfig
     from sdxl_lora.distributed.accelerator import make_accelerator
 
-    accelerator = make_accelerator("no", 1, "none", "run", "logs", TIMEOUT)
+    compute = ComputeConfig(mixed_precision="no", process_timeout_seconds=TIMEOUT)
+    accelerator = make_accelerator(compute, BatchConfig(), LoggingConfig(report_to="none"), "run")
     try:
         results.put((rank, work(accelerator)))
     except Exception as error:

@@ -1,9 +1,7 @@
 """sdxl_lora/images/decode.py: every kind of file a folder may hold, as pixels or as a clear word."""
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from sdxl_lora.images.decode import (
     upright_rgb,
     upright_size,
 )
+from tests.helpers.png import png_header
 
 
 def gradient(width=48, height=32):
@@ -35,16 +34,6 @@ def encoded(image, kind, **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
-
-
-def png_header(width, height):
-    """A PNG that says it has so many pixels, and no more than that."""
-
-    def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sdxl_lora.training.settings import check_dropout
 
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.errors import CheckpointError, ConfigError
@@ -16,7 +15,8 @@ from sdxl_lora.lora.state import adapter_layers, load_lora_state, lora_state
 from sdxl_lora.lora.targets import exactly
 from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, read_start
 from sdxl_lora.run.events import read_events
-from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
+from sdxl_lora.training.checks import check_device
+from tests.helpers.adapters import COMPONENTS, kohya_file, largest_difference, model_adapters, outputs, tiny_with_lora
 from tests.helpers.configs import flat_train_config
 
 STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no weight moves
@@ -35,10 +35,6 @@ def assert_equal_deltas(one, two):
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(delta(one[key]), delta(two[key]), atol=1e-6, rtol=1e-5)
-
-
-def kohya_file(folder, models):
-    return write_lora_files(folder, "kohya", models, "fp32")[0]
 
 
 def diffusers_file(folder, models):
@@ -232,12 +228,7 @@ def test_another_machines_decomposition_gives_way_to_the_saved_one():
             torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, tmp_path, monkeypatch):
-    import train_sdxl_lora
-
-    trainings = []
-    finish = train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
+def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, tmp_path):
     settings = {"init_lora_weights": "pissa_niter_2", "learning_rate": 1e-2}
     whole = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "whole"))
     train(**settings, max_train_steps=1)
@@ -248,7 +239,7 @@ def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, tmp_pa
     untrained = outputs(pipeline)[0]
     pipeline.load_lora_weights(parts, weight_name="run.safetensors")
     here = tiny_sdxl()
-    here.unet = trainings[-1].bare_unet
+    here.unet = train.trained.model.unet
     assert largest_difference(outputs(pipeline)[:1], outputs(here)[:1]) < 1e-4
     assert largest_difference(outputs(pipeline)[:1], [untrained]) > 1e-2
     with pytest.raises(CheckpointError, match="init_lora_weights"):
@@ -321,6 +312,6 @@ def test_a_run_that_drops_resumes_exactly(train, tmp_path, settings):
 
 def test_layers_that_drop_out_in_a_branch_are_not_for_several_processes():
     config = flat_train_config(output_dir="x", train_data_dir="y", adapter="loha", module_dropout=0.1)
-    check_dropout(config, 1)
+    check_device(config, 1, "cpu")
     with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
-        check_dropout(config, 2)
+        check_device(config, 2, "cpu")

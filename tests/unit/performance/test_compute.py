@@ -10,29 +10,12 @@ from sdxl_lora.models.loading import Base, load_unet
 from sdxl_lora.performance import compute
 from sdxl_lora.performance.compute import checkpoint_blocks, checkpointed_blocks, native_bfloat16
 from sdxl_lora.run.events import read_events
-from tests.integration.test_train import assert_equal_weights, column, largest_difference, weights_of
+from sdxl_lora.training.train_step import TrainStep
+from tests.helpers.runs import assert_equal_weights, column, largest_difference, weights_of
 
 
 def losses(run):
     return column(run, "loss")
-
-
-@pytest.fixture(scope="module")
-def two_sizes(photographs, tmp_path_factory):
-    """Path of a dataset of two pictures of 64x64 and two of 96x64, as preprocess writes them."""
-    import json
-
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("two sizes")
-    lines = []
-    for number, path in enumerate(sorted(photographs.iterdir())):
-        with Image.open(path) as image:
-            image.convert("RGB").resize((64, 64) if number % 2 else (96, 64)).save(folder / f"{number}.png")
-        sizes = {"original_size": [64, 96], "crop_top_left": [0, 0]}
-        lines.append(json.dumps({"file_name": f"{number}.png", "text": f"picture {number}", **sizes}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 def test_only_the_named_blocks_are_recomputed(tiny_base):
@@ -64,18 +47,16 @@ def test_compiled_blocks_learn_the_same_and_compile_no_more_after_each_size_was_
     """Recomputing and resuming included. Counted by a compiler that hands its graphs to the eager one."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    import train_sdxl_lora
+    counter, counts, do = CompileCounterWithBackend("aot_eager"), [], TrainStep.__call__
 
-    counter, counts, step = CompileCounterWithBackend("aot_eager"), [], train_sdxl_lora.Training.step
-
-    def counting(self, turns, micro_batches):
-        step(self, turns, micro_batches)
-        counts.append((self.examples[turns[0].example].target_size, counter.frame_count))
+    def counting(self, batch, step, learning_rate):
+        do(self, batch, step, learning_rate)
+        counts.append((batch.micro_batches[0][1]["latents"].shape[2:], counter.frame_count))
 
     settings = {"train_data_dir": str(two_sizes), "gradient_checkpointing": True, "adam_epsilon": 1e-4}
     plain = train(**settings, max_train_steps=6, output_dir=str(tmp_path / "plain"))
     monkeypatch.setattr(compute, "COMPILER", counter)
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", counting)
+    monkeypatch.setattr(TrainStep, "__call__", counting)
     train(**settings, compile=True, max_train_steps=5, output_dir=str(tmp_path / "compiled"))
     sizes_seen = [len({size for size, _ in counts[: number + 1]}) for number in range(len(counts))]
     both = sizes_seen.index(2)

@@ -6,8 +6,7 @@ import torch
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.run.events import read_events
-from tests.integration.test_train import column, largest_difference, weights_of
-from tests.unit.performance.test_compute import two_sizes  # noqa: F401 - a fixture
+from tests.helpers.runs import column, largest_difference, weights_of
 
 CASES = {
     "float32": {},
@@ -20,7 +19,7 @@ CASES = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
-def test_replayed_steps_learn_what_plain_ones_do(train, two_sizes, tmp_path, case):  # noqa: F811
+def test_replayed_steps_learn_what_plain_ones_do(train, two_sizes, tmp_path, case):
     """Also after a checkpoint, and with an epoch's last step, which has fewer pictures."""
     settings = {"train_data_dir": str(two_sizes), "adam_epsilon": 1e-4, "deterministic": True, **CASES[case]}
     plain = train(**settings, max_train_steps=6, output_dir=str(tmp_path / "plain"))

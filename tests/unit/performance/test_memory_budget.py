@@ -12,7 +12,16 @@ from sdxl_lora.performance.activation_memory import step_bytes
 from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.frozen_layers import keep_less
 from sdxl_lora.performance.fused_lora import fuse_lora
-from sdxl_lora.performance.memory_budget import GIB, OUTER, MemoryCount, Rung, base_bytes, choose, ladder
+from sdxl_lora.performance.memory_budget import (
+    GIB,
+    OUTER,
+    MemoryCount,
+    Rung,
+    base_bytes,
+    choose,
+    ladder,
+    smaller_settings,
+)
 from sdxl_lora.performance.quantization import quantize_linears
 from sdxl_lora.run.events import read_events
 
@@ -53,9 +62,10 @@ def test_the_ladder_gives_up_what_changes_no_number_first():
 )  # fmt: skip
 def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
     config = train_config(**settings)
+    smaller = smaller_settings(config.compute, config.optimizer)
     with (
         pytest.raises(OutOfMemory, match="out of memory at 64 px") as raised,
-        out_of_memory_advice(torch.device("cpu"), 64, config.batch.train_batch_size, smaller_settings(config)),
+        out_of_memory_advice(torch.device("cpu"), 64, config.batch.train_batch_size, smaller),
     ):
         raise torch.OutOfMemoryError("a test")
     assert str(raised.value).endswith(f"Try one after the other: {'; '.join([*advice, 'a smaller --resolution'])}.")

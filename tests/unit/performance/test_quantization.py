@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import train_sdxl_lora
 from sdxl_lora.lora.formats.adapter import delta
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.inject import add_lora
@@ -12,6 +11,7 @@ from sdxl_lora.models.loading import Base, load_unet
 from sdxl_lora.performance.quantization import KINDS, PackedWeight, QuantizedLinear, pack, quantize_linears
 from sdxl_lora.tools.__main__ import main
 from tests.helpers.adapters import model_adapters
+from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
 
 # Of normal weights: mean error relative to mean size. A uniform step d errs by d / 4 on average, hence int8's.
 ERROR = {"int8": 0.009, "fp8": 0.027, "nf4": 0.095}
@@ -66,8 +66,6 @@ def test_only_the_transformers_linear_layers_are_packed(tiny_base, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_trains_draws_saves_and_resumes_on_a_packed_base(train, tmp_path, kind):
-    from tests.integration.test_train import assert_equal_weights, column, weights_of
-
     settings = {
         "base_precision": kind, "checkpointing_steps": 2, "validation_prompt": ("a cat",), "num_validation_images": 1,
         "validation_inference_steps": 1, "learning_rate": 1e-3,
@@ -87,20 +85,17 @@ MERGE_ERROR = {"int8": 0.005, "fp8": 0.03, "nf4": 0.1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp_path, monkeypatch, kind):
+def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp_path, kind):
     """The file holds the adapter bit for bit; merged, it differs from what trained by what packing the base changes."""
-    trainings, finish = [], train_sdxl_lora.Training.finish
-    monkeypatch.setattr(train_sdxl_lora.Training, "finish", lambda self: (trainings.append(self), finish(self)))
     run = train(max_train_steps=4, learning_rate=3e-2, base_precision=kind, lora_alpha=8.0)
-    training = trainings[0]
     written = {name: adapter for (_, name), adapter in read_lora(run / "run.safetensors").adapters.items()}
-    adapters = model_adapters(training.bare_unet, "unet")
+    adapters = model_adapters(train.trained.model.unet, "unet")
     assert written.keys() == adapters.keys()
     for key, adapter in adapters.items():
         assert written[key].scale == adapter.scale
         assert all(torch.equal(written[key].tensors[name], tensor) for name, tensor in adapter.tensors.items()), key
 
-    batch = training.on_device(training.collator(training.batches.epoch(0)[0]))
+    batch = first_batch(train.trained)
 
     @torch.no_grad()
     def output(unet):
@@ -115,7 +110,7 @@ def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp
     def distance(one, other):
         return ((one - other).norm() / other.norm()).item()
 
-    trained = output(training.bare_unet)
+    trained = output(train.trained.model.unet)
     assert main(["merge", str(run / "run.safetensors"), str(tiny_base), str(tmp_path / "merged")]) == 0
     assert distance(output(load_unet(Base(str(tmp_path / "merged")), torch.float32)), trained) < MERGE_ERROR[kind]
     assert distance(output(dense_base()), trained) > 4 * MERGE_ERROR[kind], "it must have learned something"

@@ -8,22 +8,15 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration, GenerationConfig
 
-from examples.tiny_florence2 import WORDS, save_tiny_florence2, tiny_florence2_tokenizer
+from examples.tiny_florence2 import WORDS, tiny_florence2_tokenizer
 from preprocess.captions import captioner as caption_module
 from preprocess.captions.batch_size import after_fit, first_and_most
 from preprocess.captions.caption_all import caption_batch
 from preprocess.captions.caption_text import Wording, training_text, without_stock_phrase
 from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner
 from sdxl_lora.errors import ConfigError
-from tests.integration.test_preprocess import noise, report_of, rows_of
-from tests.integration.test_preprocess import preprocess as run_preprocess
-
-
-@pytest.fixture(scope="session")
-def tiny_florence2(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-florence2"
-    save_tiny_florence2(folder)
-    return folder
+from tests.helpers.preparing import noise, report_of, rows_of
+from tests.helpers.preparing import preprocess as run_preprocess
 
 
 @pytest.fixture

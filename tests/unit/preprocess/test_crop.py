@@ -6,7 +6,7 @@ from PIL import Image
 
 from preprocess.images.crop import Sizing, crop_picture, random_positions
 from preprocess.images.saliency import attention_position
-from tests.integration.test_preprocess import noise, preprocess, rows_of
+from tests.helpers.preparing import noise, preprocess, rows_of
 
 
 def marked(width, height, x, y):

@@ -10,14 +10,14 @@ import time
 import pytest
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.run import lock
 from sdxl_lora.run.lock import Hold
-from sdxl_lora.run.session import lock as hold
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(hold, "SIGN_SECONDS", 0.1)
-    monkeypatch.setattr(hold, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(lock, "SIGN_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 1)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def no_locks(monkeypatch):
     def acquire(self, timeout):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(hold.FileLock, "acquire", acquire)
+    monkeypatch.setattr(lock.FileLock, "acquire", acquire)
 
 
 def on_machine(monkeypatch, name):
@@ -105,6 +105,6 @@ def test_a_folder_that_cannot_be_locked_for_other_reasons_is_an_error(tmp_path, 
     def acquire(self, timeout):
         raise OSError(errno.EROFS, "read-only file system")
 
-    monkeypatch.setattr(hold.FileLock, "acquire", acquire)
+    monkeypatch.setattr(lock.FileLock, "acquire", acquire)
     with pytest.raises(OSError, match="read-only"):
         Hold(tmp_path)

@@ -14,7 +14,7 @@ from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteE
 from sdxl_lora.run.events import EventLog, follow_events, read_events
 from sdxl_lora.run.session import Run, read_status
 from sdxl_lora.run.stop import StopRequest
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 
 def test_status_tells_how_a_run_goes_and_ends(tmp_path):

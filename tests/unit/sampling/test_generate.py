@@ -21,7 +21,8 @@ from sdxl_lora.sampling.generate import (
     spread,
 )
 from sdxl_lora.sampling.grid import LABEL_WIDTH, sheet
-from tests.integration.test_options import assert_equal_weights, weights_of
+from sdxl_lora.training.samples import guidance_rescale_of
+from tests.helpers.runs import assert_equal_weights, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +218,6 @@ def test_prompts_that_cannot_be_are_refused_before_any_work(train, tmp_path):
 
 
 def test_zero_terminal_snr_rescales_guidance_by_itself(train_config):
-    from sdxl_lora.training.settings import guidance_rescale_of
-
     assert guidance_rescale_of(train_config(), {"rescale_betas_zero_snr": True}) == 0.7
     assert guidance_rescale_of(train_config(), {}) == 0
     assert guidance_rescale_of(train_config(validation_guidance_rescale=0.0), {"rescale_betas_zero_snr": True}) == 0

@@ -26,7 +26,7 @@ from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.sampling.similarity import Similarity
-from tests.integration.test_options import assert_equal_weights
+from tests.helpers.runs import assert_equal_weights
 
 CPU = torch.device("cpu")
 SIZES = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}

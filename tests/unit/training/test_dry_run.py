@@ -8,9 +8,8 @@ import pytest
 import train_sdxl_lora
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.dry_run import DryRun, described, dry_run
-from tests.helpers.adapters import tiny_with_lora
-from tests.unit.lora.test_warm_start import kohya_file
+from sdxl_lora.training.dry_run import described, dry_run, plan_training
+from tests.helpers.adapters import kohya_file, tiny_with_lora
 
 CASES = {
     "defaults": {},
@@ -31,14 +30,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     config = train_config(**CASES[case])
-    plan = DryRun(config)
+    plan = plan_training(config)
     said = described(plan, [])
     pictures, prompts, latents, texts = plan.cached_bytes()
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
     started = next(read_events(train(**CASES[case]) / "events.jsonl", "started"))
-    assert started["total_steps"] == plan.total_steps and f"{plan.total_steps} of {plan.images_per_step} " in said
-    assert started["parameters"] == sum(parameter.numel() for parameter in plan.adapter_parameters().values())
+    assert started["total_steps"] == plan.data.total_steps
+    assert f"{plan.data.total_steps} of {plan.data.images_per_step} " in said
+    assert started["parameters"] == sum(parameter.numel() for parameter in plan.meta.adapter_parameters())
     assert f"together         {started['parameters']:>12,} parameters" in said
     by_group = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) parameters in", said)]
     assert sum(by_group) == started["parameters"]
@@ -101,8 +101,8 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
         dry_run(train_config(adapter="loha", module_dropout=0.1))
-    plan = DryRun(train_config(max_train_steps=None, num_train_epochs=4))
-    assert (plan.images_per_step, plan.total_steps) == (4, 4)
+    plan = plan_training(train_config(max_train_steps=None, num_train_epochs=4))
+    assert (plan.data.images_per_step, plan.data.total_steps) == (4, 4)
     monkeypatch.delenv("WORLD_SIZE")
     assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
     assert capsys.readouterr().out.startswith("dry run: nothing is trained or written")

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train_sdxl_lora
 from sdxl_lora.data.prefetch import ahead, meanwhile
-from sdxl_lora.errors import NonFiniteError
+from sdxl_lora.errors import ConfigError, NonFiniteError
 from sdxl_lora.lora.state import lora_state
-from sdxl_lora.run.events import read_events
+from sdxl_lora.training.metrics import means_by_timestep, sums_by_timestep
+from sdxl_lora.training.train_step import TrainStep
+from tests.helpers.configs import flat_train_config
+from tests.helpers.runs import steps_of
 
 
 class HostReads(TorchDispatchMode):
@@ -28,19 +30,15 @@ class HostReads(TorchDispatchMode):
 @pytest.fixture
 def watched_steps(monkeypatch):
     """How often the host read a value in each step, of trainings in this process."""
-    counts, step = [], train_sdxl_lora.Training.step
+    counts, do = [], TrainStep.__call__
 
-    def counting(self, turns, micro_batches):
+    def counting(self, *of_step):
         with HostReads() as reads:
-            step(self, turns, micro_batches)
+            do(self, *of_step)
         counts.append(reads.count)
 
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", counting)
+    monkeypatch.setattr(TrainStep, "__call__", counting)
     return counts
-
-
-def steps_of(run):
-    return list(read_events(run / "events.jsonl", "step"))
 
 
 def test_a_step_reads_nothing_back_and_reports_means(train, watched_steps, tmp_path):
@@ -58,23 +56,23 @@ def test_a_step_reads_nothing_back_and_reports_means(train, watched_steps, tmp_p
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
 def test_weights_stay_as_they_were_before_the_first_step_that_is_not_finite(train, monkeypatch, optimizer):
     """Found out two steps later with AdamW, which left out both; at once with one that sees nothing on the device."""
-    seen, trainings, step = [], [], train_sdxl_lora.Training.step
+    seen, steps, do = [], [], TrainStep.__call__
 
-    def remembering(self, turns, micro_batches):
-        seen.append(lora_state(self.bare_unet))
-        trainings.append(self)
-        step(self, turns, micro_batches)
+    def remembering(self, batch, step, learning_rate):
+        seen.append(lora_state(self.model.unet))
+        steps.append((self, batch))
+        do(self, batch, step, learning_rate)
 
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", remembering)
+    monkeypatch.setattr(TrainStep, "__call__", remembering)
     monkeypatch.setenv("TRAINER_FAULT", "nan@step=2")
     with pytest.raises(NonFiniteError, match=r"step 2: loss nan.*not changed") as raised:
         train(max_train_steps=6, logging_steps=4, optimizer=optimizer)
     assert len(seen) == (4 if optimizer == "adamw" else 2)
-    now = lora_state(trainings[0].bare_unet)
+    now = lora_state(steps[0][0].model.unet)
     assert all(torch.equal(now[name], seen[1][name]) for name in now)
     assert any(not torch.equal(now[name], seen[0][name]) for name in now)
-    names = {trainings[0].examples[turn.example].name for turn in trainings[0].batches.epoch(0)[1]}
-    assert all(name in str(raised.value) for name in names)
+    names = steps[1][1].names
+    assert names and all(name in str(raised.value) for name in names)
 
 
 def test_items_come_in_order_and_errors_where_they_arose():
@@ -110,14 +108,37 @@ def test_closing_ends_the_thread_of_an_endless_iterator():
     assert not worker.is_alive()
 
 
+def test_losses_are_averaged_within_equal_ranges_of_timesteps():
+    losses, timesteps = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 249, 250, 999])
+    sums = sums_by_timestep(losses, timesteps, 1000, 4)
+    assert sums.tolist() == [[4, 5, 0, 7], [2, 1, 0, 1]]
+    expected = {"loss_timesteps_0_249": 2, "loss_timesteps_250_499": 5, "loss_timesteps_750_999": 7}
+    assert means_by_timestep(sums, 1000) == expected
+    assert means_by_timestep(sums_by_timestep(losses, timesteps, 1000, 0), 1000) == {}
+
+
+@pytest.mark.parametrize("bins, num_train_timesteps", [(3, 1000), (7, 1000), (1000, 1000), (4, 10)])
+def test_the_names_say_which_timesteps_are_in(bins, num_train_timesteps):
+    timesteps = torch.arange(num_train_timesteps)
+    sums = sums_by_timestep(timesteps.float(), timesteps, num_train_timesteps, bins)
+    for name, mean in means_by_timestep(sums, num_train_timesteps).items():
+        first, last = (int(part) for part in name.split("_")[2:])
+        assert mean == pytest.approx((first + last) / 2)
+
+
+def test_a_negative_number_of_ranges_is_refused():
+    with pytest.raises(ConfigError, match="loss_bins is -1, it must be 0 or more"):
+        flat_train_config(output_dir="run", train_data_dir="data", loss_bins=-1)
+
+
 @pytest.mark.gpu
 def test_no_step_waits_for_the_gpu(train, monkeypatch):
-    step = train_sdxl_lora.Training.step
+    do = TrainStep.__call__
 
-    def strict(self, turns, micro_batches):
-        torch.cuda.set_sync_debug_mode("error" if self.done_steps else "default")  # the first fills lazy buffers
-        step(self, turns, micro_batches)
+    def strict(self, batch, step, learning_rate):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first fills lazy buffers
+        do(self, batch, step, learning_rate)
         torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", strict)
+    monkeypatch.setattr(TrainStep, "__call__", strict)
     train(max_train_steps=4, logging_steps=4)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sdxl_lora.lora.formats.keys import KOHYA_PREFIX, canonical, from_sgm, kohya_name, parse_kohya_name, to_sgm
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 KEY_MAP = json.loads((ROOT / "tests" / "data" / "sdxl_key_map.json").read_text())
 

@@ -1,30 +1,33 @@
-"""The best checkpoint: found, kept, delivered; and a training that ends when nothing gets better, also in parts."""
+"""The validation loss, always measured in the same way; the best checkpoint by it: found, kept, delivered; and a
+training that ends when nothing gets better, also in parts.
+"""
 
 import math
 
 import pytest
 import torch
 from safetensors import safe_open
-from sdxl_lora.training.best import Best
 
 import train_sdxl_lora
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.checkpoints import checkpoints, main, publish, rotate
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
-from sdxl_lora.training import watching
-from tests.integration.test_options import assert_equal_weights, weights_of
+from sdxl_lora.training import evaluator as evaluator_module
+from sdxl_lora.training.evaluator import EarlyStopping, Evaluator
+from sdxl_lora.training.train_step import TrainStep
+from tests.helpers.runs import assert_equal_weights, column, weights_of
 
 
 def test_the_lowest_loss_is_the_best_and_patience_counts_the_others():
-    best = Best(patience=2)
+    best = EarlyStopping(patience=2)
     assert [best.update(step, loss) for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0), (4, 1.9))] == [1, 1, 0, 1]
     assert (best.step, best.checkpoint, best.loss, best.waited) == (4, "checkpoint-4", 1.9, 0)
-    assert not best.update(5, math.nan) and not best.is_given_up
-    assert not best.update(6, 1.91) and best.is_given_up and best.step == 4
-    unwilling = Best(min_delta=0.5, patience=1)
-    assert unwilling.update(1, 2.0) and not unwilling.update(2, 1.5) and unwilling.is_given_up
-    assert Best().checkpoint is None and not Best().is_given_up
+    assert not best.update(5, math.nan) and not best.should_stop
+    assert not best.update(6, 1.91) and best.should_stop and best.step == 4
+    unwilling = EarlyStopping(min_delta=0.5, patience=1)
+    assert unwilling.update(1, 2.0) and not unwilling.update(2, 1.5) and unwilling.should_stop
+    assert EarlyStopping().checkpoint is None and not EarlyStopping().should_stop
 
 
 def make(folder, step, is_due):
@@ -45,18 +48,60 @@ def test_rotation_keeps_the_best_and_forgets_those_that_were_only_that(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
 
+def test_validation_changes_nothing_and_repeats_itself(train, tmp_path, monkeypatch):
+    """Measured more often, training is the same; the same weights give the same loss; dropout and shuffling are off."""
+    settings = {
+        "max_train_steps": 3, "validation_split": 0.25, "lora_dropout": 0.5, "proportion_empty_prompts": 0.5,
+        "random_flip": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    once = train(**settings, output_dir=str(tmp_path / "once"), validation_epochs=99)
+
+    class Twice(Evaluator):
+        def evaluate(self, step):
+            return super().evaluate(step) | super().evaluate(step)
+
+    monkeypatch.setattr(train_sdxl_lora, "Evaluator", Twice)
+    often = train(**settings, output_dir=str(tmp_path / "often"), validation_steps=1)
+    assert_equal_weights(weights_of(once, 3), weights_of(often, 3))
+
+    few, many = (list(read_events(run / "events.jsonl", "validation")) for run in (once, often))
+    assert [event["step"] for event in few] == [0, 3] and [event["step"] for event in many] == [0, 0, 1, 1, 2, 2, 3, 3]
+    often = [event["validation_loss"] for event in many]
+    assert often[::2] == often[1::2] and len(set(often)) == 4
+    assert [often[0], often[-1]] == [event["validation_loss"] for event in few]
+    by_timestep = [value for name, value in few[0].items() if name.startswith("validation_loss_timesteps_")]
+    assert len(by_timestep) == 4 and sum(by_timestep) / 4 == pytest.approx(few[0]["validation_loss"])
+    assert column(once, "epoch") == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-3)
+
+
+def test_an_evaluation_by_itself_is_told_of_and_kept(build, tmp_path):
+    built = build(validation_split=0.5, early_stopping_patience=1)
+    arguments = built.config, built.accelerator, built.model, built.shown, built.data, built.run, built.logger
+    evaluator = Evaluator(*arguments)
+    assert not evaluator.evaluate(0), "the base does not compete"
+    assert evaluator.evaluate(1) and not evaluator.should_stop
+    assert not evaluator.evaluate(2) and evaluator.should_stop, "the same weights have the same loss"
+    losses = [event["validation_loss"] for event in read_events(built.run.folder / "events.jsonl", "validation")]
+    assert len(losses) == 3 and set(losses) == {evaluator.best.loss}
+    assert built.run.status["best_checkpoint"] == "checkpoint-1"
+    evaluator.save(tmp_path, 2)
+    again = Evaluator(*arguments)
+    again.load(tmp_path)
+    assert again.best.state() == evaluator.best.state() and again.should_stop
+
+
 @pytest.fixture
 def validation_losses(monkeypatch):
     """A function that gives the validation of each step the loss of a list."""
-    validate = watching.Watched.validate
 
     def give(losses):
-        def validate_scripted(self):
-            sums = torch.tensor([[losses[self.done_steps]] * 4, [1.0] * 4])
-            monkeypatch.setattr(watching, "validation_sums", lambda *_: sums)
-            return validate(self)
+        class Scripted(Evaluator):
+            def evaluate(self, step):
+                sums = torch.tensor([[losses[step]] * 4, [1.0] * 4])
+                monkeypatch.setattr(evaluator_module, "validation_sums", lambda *_: sums)
+                return super().evaluate(step)
 
-        monkeypatch.setattr(watching.Watched, "validate", validate_scripted)
+        monkeypatch.setattr(train_sdxl_lora, "Evaluator", Scripted)
 
     return give
 
@@ -105,28 +150,26 @@ def test_a_killed_run_decides_as_the_uninterrupted_one(train, validation_losses,
     settings = {**SETTINGS, "ema_decay": 0.9, "lora_dropout": 0.2, "checkpointing_steps": 2}
     whole = train(**settings, output_dir=str(tmp_path / "whole"))
     assert read_status(whole)["step"] == 6 and steps_in(whole) == [2, 4, 6]
-    step, validate = train_sdxl_lora.Training.step, watching.Watched.validate
-    kills = iter([("step", 3), ("validate", 4), ("step", 4), ("validate", 5), ("step", 5)])
+    parts, do, scripted = tmp_path / "parts", TrainStep.__call__, train_sdxl_lora.Evaluator
+    for place, at_step in (("step", 3), ("evaluation", 4), ("step", 4), ("evaluation", 5), ("step", 5)):
 
-    def dying(name, before):
-        def act(self, *arguments):
-            if (name, self.done_steps) == act.next:
-                act.next = None
+        class Dying(scripted):
+            dies_at = at_step if place == "evaluation" else None
+
+            def evaluate(self, step):
+                if step == self.dies_at:
+                    raise KeyboardInterrupt
+                return super().evaluate(step)
+
+        def dying(self, batch, step, learning_rate, dies_at=at_step if place == "step" else None):
+            if step == dies_at:
                 raise KeyboardInterrupt
-            return before(self, *arguments)
+            do(self, batch, step, learning_rate)
 
-        return act
-
-    parts = tmp_path / "parts"
-    for kill in kills:
-        doomed = {"step": dying("step", step), "validate": dying("validate", validate)}
-        for name, act in doomed.items():
-            act.next = kill
-            monkeypatch.setattr(train_sdxl_lora.Training, name, act)
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train_sdxl_lora, "Evaluator", Dying)
+            patch.setattr(TrainStep, "__call__", dying)
             train(**settings, output_dir=str(parts))
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", step)
-    monkeypatch.setattr(train_sdxl_lora.Training, "validate", validate)
     train(**settings, output_dir=str(parts))
     assert read_status(parts)["step"] == 6 and read_status(parts)["best_checkpoint"] == "checkpoint-4"
     assert_equal_weights(weights_of(parts, 6), weights_of(whole, 6))
@@ -138,7 +181,7 @@ def test_a_killed_run_decides_as_the_uninterrupted_one(train, validation_losses,
 def test_a_validation_that_is_stopped_is_done_by_the_next_start(train, monkeypatch, tmp_path):
     settings = {"validation_split": 0.5, "validation_steps": 2, "max_train_steps": 4, "checkpointing_steps": None}
     whole = train(**settings, output_dir=str(tmp_path / "whole"))
-    parts, batch = tmp_path / "parts", watching.validation_batch
+    parts, batch = tmp_path / "parts", evaluator_module.validation_batch
 
     def stop_meanwhile(*arguments):
         if read_status(parts)["state"] == "training":  # not that before the first step
@@ -146,7 +189,7 @@ def test_a_validation_that_is_stopped_is_done_by_the_next_start(train, monkeypat
         return batch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watching, "validation_batch", stop_meanwhile)
+        patch.setattr(evaluator_module, "validation_batch", stop_meanwhile)
         train(**settings, output_dir=str(parts))
     status = read_status(parts)
     assert (status["state"], status["last_checkpoint"], status["best_checkpoint"]) == ("stopped", "checkpoint-2", None)

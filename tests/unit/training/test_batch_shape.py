@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from sdxl_lora.training.settings import rung_of
 
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.performance import memory_budget as budget
 from sdxl_lora.performance.device_memory import usable_bytes
-from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch
+from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch, rung_of
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.dry_run import DryRun
+from sdxl_lora.training.batch_shape import settle
+from sdxl_lora.training.dry_run import plan_training
 from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
-from tests.integration.test_train import assert_equal_weights, column, largest_difference, weights_of
+from tests.helpers.runs import assert_equal_weights, column, largest_difference, weights_of
 
 FOUR = {"train_batch_size": "auto", "gradient_accumulation_steps": 4}
 NEEDED = ["--output_dir", "run", "--train_data_dir", "data"]
@@ -33,8 +33,9 @@ def assert_learned_the_same(run, plain):
 def test_the_most_pictures_that_fit_learn_what_others_do(train, train_config, tmp_path, monkeypatch):
     """The budgets are what was counted for one, two and four; the plain run takes the four at once."""
     monkeypatch.setattr(budget, "CUDA_CONTEXT", 0.0)  # it is a hundred times what the tiny model takes
-    count = DryRun(train_config(**FOUR)).count
-    needed = {batch: count(rung_of(train_config()), batch) for batch in (1, 2, 4)}
+    plan = plan_training(train_config(**FOUR))
+    rung = rung_of(plan.config.compute, plan.config.optimizer)
+    needed = {batch: plan.count(rung, batch) for batch in (1, 2, 4)}
     assert needed[1] < needed[2] < needed[4]
     settings = {"max_train_steps": 2, "adam_epsilon": 1e-4}
     plain = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "plain"))
@@ -59,7 +60,7 @@ def test_where_the_count_errs_fewer_are_taken_and_nothing_is_lost(train, tmp_pat
             if len(tried) == 1:
                 raise torch.OutOfMemoryError("a test")
 
-    monkeypatch.setattr("sdxl_lora.training.fitting.fault_point", out_of_memory_at_four)
+    monkeypatch.setattr("sdxl_lora.training.train_step.fault_point", out_of_memory_at_four)
     run = train(**{**halves, **FOUR}, max_train_steps=2)
     assert "out of memory with 4 pictures at once: going on with 2" in messages(run) and len(tried) == 2
     assert_equal_weights(weights_of(run, 2), weights_of(plain, 2))
@@ -80,23 +81,23 @@ def test_processes_take_what_fits_on_all_of_them(train, train_config, tmp_path):
 def test_a_rung_is_chosen_before_pictures_at_once(train_config):
     """Recomputing costs a third of the time, few pictures at once less: they never push a training down the ladder."""
     config = train_config(train_batch_size="auto", gradient_accumulation_steps=12, memory_budget="1GB")
-    plan = DryRun(config)
-    assert plan.micro_batch == 12 and "12 x 1 micro-steps" in plan.of_steps()[0]
+    plan = plan_training(config)
+    assert plan.shape.micro_batch == 12 and "12 x 1 micro-steps" in plan.of_steps()[0]
 
     def count(rung, batch):
         return {"none": 400, OUTER: 300, "all": 100}[rung.recomputed] + 10 * batch
 
     for room, recomputed, pictures in ((460, "none", 6), (411, "none", 1), (345, OUTER, 4), (309, "all", 12)):
-        plan.config, plan.micro_batch = config, 1
-        plan.settle(count, room)
-        assert (rung_of(plan.config).recomputed, plan.micro_batch) == (recomputed, pictures)
+        settled, shape = settle(config, count, room, lambda _: None)
+        assert rung_of(settled.compute, settled.optimizer).recomputed == recomputed
+        assert (shape.micro_batch, shape.micro_steps) == (pictures, 12 // pictures)
     assert largest_batch(12, lambda batch: 100 + batch, 50) == 1, "one is tried, whatever was counted"
 
 
 def test_the_dry_run_says_that_another_machine_decides(train_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    plan = DryRun(train_config(**FOUR))
-    assert plan.micro_batch == 1 and "settled where there is a GPU" in plan.notes[-1]
+    plan = plan_training(train_config(**FOUR))
+    assert plan.shape.micro_batch == 1 and "settled where there is a GPU" in plan.notes[-1]
 
 
 def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
@@ -109,7 +110,7 @@ def test_auto_is_a_value_of_the_flag_and_of_the_file(tmp_path):
     flags = [*NEEDED, "--gradient_accumulation_steps", "8"]
     config = load_config(TrainConfig, [*flags, "--train_batch_size", "auto"])
     assert (config.batch.train_batch_size, config.batch.images_per_process) == ("auto", 8)
-    assert load_config(TrainConfig, [*flags, "--train_batch_size", "2"]).pictures_per_process == 16
+    assert load_config(TrainConfig, [*flags, "--train_batch_size", "2"]).batch.images_per_process == 16
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]) == config
 

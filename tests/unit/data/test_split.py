@@ -1,4 +1,4 @@
-"""Held-out pictures: never trained on, and always measured in the same way."""
+"""Held-out images: by their source, so that no step sees one of them."""
 
 import pytest
 
@@ -6,8 +6,6 @@ from sdxl_lora.data.image_dataset import Example
 from sdxl_lora.data.sampler import Batches
 from sdxl_lora.data.split import held_out
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.run.events import read_events
-from tests.integration.test_options import assert_equal_weights, weights_of
 
 
 def examples_of(sources, class_images=()):
@@ -44,28 +42,3 @@ def test_a_split_that_leaves_nothing_is_refused():
         held_out(examples_of(["a", "a"]), 0.1, 0)
     with pytest.raises(ConfigError, match="leaves nothing to train on"):
         held_out(examples_of(["a", "b"]), 0.9, 0)
-
-
-def test_validation_changes_nothing_and_repeats_itself(train, tmp_path, monkeypatch):
-    """Measured more often, training is the same; the same weights give the same loss; dropout and shuffling are off."""
-    import train_sdxl_lora
-
-    settings = {
-        "max_train_steps": 3, "validation_split": 0.25, "lora_dropout": 0.5, "proportion_empty_prompts": 0.5,
-        "random_flip": True, "learning_rate": 1e-2,
-    }  # fmt: skip
-    once = train(**settings, output_dir=str(tmp_path / "once"), validation_epochs=99)
-    before = train_sdxl_lora.Training.step
-    monkeypatch.setattr(train_sdxl_lora.Training, "step", lambda self, *step: (self.validate(), before(self, *step))[1])
-    often = train(**settings, output_dir=str(tmp_path / "often"), validation_epochs=99)
-    assert_equal_weights(weights_of(once, 3), weights_of(often, 3))
-
-    few, many = (list(read_events(run / "events.jsonl", "validation")) for run in (once, often))
-    assert [event["step"] for event in few] == [0, 3] and [event["step"] for event in many] == [0, 0, 1, 2, 3]
-    assert many[0]["validation_loss"] == many[1]["validation_loss"] == few[0]["validation_loss"]
-    assert many[-1]["validation_loss"] == few[-1]["validation_loss"] != few[0]["validation_loss"]
-    by_timestep = [value for name, value in few[0].items() if name.startswith("validation_loss_timesteps_")]
-    assert len(by_timestep) == 4 and sum(by_timestep) / 4 == pytest.approx(few[0]["validation_loss"])
-    assert [step["epoch"] for step in read_events(once / "events.jsonl", "step")] == pytest.approx(
-        [1 / 3, 2 / 3, 1], abs=1e-3
-    )

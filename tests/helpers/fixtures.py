@@ -1,0 +1,65 @@
+"""Folders of images and models that several tests share; conftest.py makes them known to all."""
+
+import json
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def tiny_florence2(tmp_path_factory):
+    """Path of a folder with the tiny random Florence-2."""
+    from examples.tiny_florence2 import save_tiny_florence2
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-florence2"
+    save_tiny_florence2(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_sizes(photographs, tmp_path_factory):
+    """Path of a dataset of two pictures of 64x64 and two of 96x64, as preprocess writes them."""
+    folder = tmp_path_factory.mktemp("two sizes")
+    lines = []
+    for number, path in enumerate(sorted(photographs.iterdir())):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((64, 64) if number % 2 else (96, 64)).save(folder / f"{number}.png")
+        sizes = {"original_size": [64, 96], "crop_top_left": [0, 0]}
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": f"picture {number}", **sizes}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def five_of_two_sizes(photographs, tmp_path_factory):
+    """Path of a saved dataset of prepared pictures: three of 64x64, two of 96x64."""
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    folder = tmp_path_factory.mktemp("five of two sizes")
+    rows = {"image": [], "text": [], "original_size": [], "crop_top_left": []}
+    for number, path in enumerate([*sorted(photographs.iterdir()), min(photographs.iterdir())]):
+        width = 64 if number < 3 else 96
+        with Image.open(path) as photograph:
+            photograph.resize((width, 64)).save(folder / f"{number}.png")
+        rows["image"].append(str(folder / f"{number}.png"))
+        rows["text"].append(f"photograph {number}")
+        rows["original_size"].append([512, 8 * width])
+        rows["crop_top_left"].append([0, number])
+    dataset = Dataset.from_dict(rows).cast_column("image", ImageFeature())
+    dataset.save_to_disk(folder / "disk")
+    return folder / "disk"
+
+
+@pytest.fixture
+def nine_images(tmp_path):
+    """Nine pictures of three shapes, one of them broken, and one caption."""
+    from tests.helpers.preparing import noise
+
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for seed in range(9):
+        noise(*[(96, 80), (160, 96), (80, 120)][seed % 3], seed=seed).save(folder / f"{seed}.png")
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:300])
+    (folder / "7.txt").write_text("a person's words")
+    return folder

@@ -1,0 +1,32 @@
+"""What a run's folder says of its steps, and the weights in its checkpoints."""
+
+import torch
+from safetensors.torch import load_file
+
+from sdxl_lora.run.events import read_events
+
+
+def steps_of(run):
+    return list(read_events(run / "events.jsonl", "step"))
+
+
+def column(run, name):
+    return [step[name] for step in steps_of(run)]
+
+
+def weights_of(run, step):
+    return load_file(run / f"checkpoint-{step}" / "lora_state.safetensors")
+
+
+def assert_equal_weights(one, two):
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def largest_difference(one, two):
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def first_batch(trained):
+    """What the first step of a `Trained` was given, on the device."""
+    train_step = trained.train_step
+    return train_step.on_device(trained.data.collator(train_step.shape)(trained.data.sampler.epoch(0)[0]))
