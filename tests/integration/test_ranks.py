@@ -127,7 +127,7 @@ def take_long():
     train_sdxl_lora.claim_hub_repository, finish.upload = lambda *_: "me/cat", lambda *_: "nowhere"
     for module, name in ((samples, "draw_samples"), (samples, "read_samples"), (finish, "deliver"), (finish, "upload")):
         let_take_long(module, name, "0")
-    let_take_long(checkpointer, "save_file", "0")
+    let_take_long(checkpointer, "save_tensors", "0")
     let_take_long(evaluator, "validation_sums", "1")
 
 

@@ -29,7 +29,7 @@ from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
 from sdxl_lora.run.stop import StopRequest
 from sdxl_lora.sampling.generate import sample_path
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 SOURCES = [*ROOT.glob("sdxl_lora/**/*.py"), *ROOT.glob("preprocess/**/*.py"), ROOT / "train_sdxl_lora.py"]
 

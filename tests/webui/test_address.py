@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from sdxl_lora.errors import ConfigError
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, free_port
 from webui.server.address import address_of, bound, checked_root_path
 

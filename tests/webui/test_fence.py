@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 
 LAUNCHED = "app.launch(server_port=port, i18n=I18N, quiet=True)"

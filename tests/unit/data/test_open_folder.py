@@ -15,7 +15,7 @@ from sdxl_lora.data.concat_dataset import JoinedPictures
 from sdxl_lora.data.dataset import open_dataset, trigger_word_of
 from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
 from sdxl_lora.errors import DataError
-from tests.integration.test_preprocess import noise, preprocess, rows_of
+from tests.helpers.preparing import noise, preprocess, rows_of
 
 
 def picture(path, seed=0):

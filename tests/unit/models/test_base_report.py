@@ -29,9 +29,9 @@ from sdxl_lora.models.base_weights import BaseWeights
 from sdxl_lora.models.loading import Base, check_base, load_schedulers, load_text_encoders, load_unet, load_vae
 from sdxl_lora.models.original_names import places, sgm_tensor
 from sdxl_lora.tools.__main__ import main
-from tests.conftest import ROOT
 from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.original_layout import write_original_layout
+from tests.helpers.paths import ROOT
 
 UNET = "model.diffusion_model."
 FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"

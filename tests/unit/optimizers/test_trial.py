@@ -5,11 +5,12 @@ import types
 
 import pytest
 import torch
-from sdxl_lora.training.settings import base_of, check_names, check_optimizer
 
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.models.loading import base_of
 from sdxl_lora.run.events import read_events
+from sdxl_lora.training.checks import check_names, check_optimizer
 from sdxl_lora.training.dry_run import dry_run
 
 
@@ -79,7 +80,7 @@ def test_what_can_train_passes_without_a_word(train_config, name):
 def test_what_cannot_train_is_refused_before_the_base_is_looked_at(train_config, library, name, words):
     config = train_config(optimizer=name, pretrained_model_name_or_path="/no/such/base")
     with pytest.raises(ConfigError) as raised:
-        check_names(config, base_of(config))
+        check_names(config, base_of(config.model))
     assert words in str(raised.value) and name in str(raised.value) and "\n" not in str(raised.value)
 
 

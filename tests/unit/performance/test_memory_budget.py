@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sdxl_lora.training.settings import smaller_settings
 
 from examples.full_sdxl import full_sdxl
 from examples.tiny_sdxl import tiny_sdxl

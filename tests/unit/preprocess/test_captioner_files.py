@@ -12,7 +12,7 @@ from preprocess.captions.captioner import CaptionerOptions, CutOff, captioner, c
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import NO_MEMO
-from tests.integration.test_preprocess import noise, preprocess, report_of, rows_of
+from tests.helpers.preparing import noise, preprocess, report_of, rows_of
 from tests.unit.preprocess.test_captioner import tiny_blip, tiny_florence2  # noqa: F401
 
 
