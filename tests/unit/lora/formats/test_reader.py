@@ -173,7 +173,7 @@ def test_alpha_in_a_diffusers_header_counts(tmp_path):
 def test_what_peft_saves_reads_as_the_change_that_peft_makes(tmp_path, config):
     unet = tiny_sdxl().unet
     before = {name.removesuffix(".weight"): w.detach().clone() for name, w in unet.state_dict().items()}
-    config.adapter.target_modules = ["attn1.to_q", "ff.net.2", "conv1", "conv_shortcut"]
+    config.target_modules = ["attn1.to_q", "ff.net.2", "conv1", "conv_shortcut"]
     model = get_peft_model(unet, config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
