@@ -22,9 +22,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sdxl_lora.data.prefetch import meanwhile
+from sdxl_lora.data.prefetch import run_in_background
 from sdxl_lora.distributed.accelerator import make_accelerator
-from sdxl_lora.distributed.collectives import main_process_decides
+from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.models.base_weights import base_sha256
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> Trained | None:
         base = check_inputs(config, accelerator)
         similarity = load_similarity(config, accelerator)
         repository = claim_hub_repository(config, accelerator, run, logger.info)
-        hashing = meanwhile(lambda: base_sha256(base.path)) if accelerator.is_main_process else None
+        hashing = run_in_background(lambda: base_sha256(base.path)) if accelerator.is_main_process else None
 
         # Encode once; VAE and text encoders leave the memory before the UNet arrives.
         data = prepare_data(config, base, accelerator, run, logger)
@@ -95,7 +95,7 @@ def train(config: TrainConfig) -> Trained | None:
         evaluator = Evaluator(config, accelerator, model, shown, data, run, logger)
         samples = SampleWriter(config, accelerator, base, model, shown, data, similarity, run, logger)
         run.end_if_asked(accelerator, "while loading")
-        base_hash = main_process_decides(accelerator, hashing)
+        base_hash = on_main_and_broadcast(accelerator, hashing)
         exporter = LoraExporter(config, base, base_hash, model, shown, data, samples)
         stateful = [AdapterState(model.components), exporter, shown, evaluator, data]
         fingerprint = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint()}
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> Trained | None:
         metrics = StepMetrics(accelerator.device, config.logging.loss_bins, len(model.scheduler.betas), step)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
         step = fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step)
-        main_process_decides(
+        on_main_and_broadcast(
             accelerator, lambda: finish(config, run, exporter, data, evaluator.best, repository, logger, step)
         )
         trained = Trained(config, run, data, train_step, model, optimizer, evaluator, step)

@@ -23,7 +23,7 @@ from benchmarks.sizes import save_base, write_pictures
 from sdxl_lora.cache.fill import fill_caches
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.io.memo import Memo
+from sdxl_lora.io.memo import FileMemo
 from sdxl_lora.models.loading import base_of
 from sdxl_lora.training.data import open_images
 
@@ -48,7 +48,7 @@ def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
         },
     )
     before, began, worked = held_mb(), time.perf_counter(), time.process_time()
-    memo = Memo(cache / "memo.json")
+    memo = FileMemo(cache / "memo.json")
     pictures = open_images(config, memo)
     latents, texts = fill_caches(
         cache, base_of(config.model), pictures, [""], (False,), torch.device("cpu"), torch.float32, memo=memo

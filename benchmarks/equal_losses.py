@@ -24,7 +24,7 @@ from benchmarks.learning import make_dataset
 from examples.shapes.quality import BASE
 from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.data.dataset import open_dataset
-from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.data.image_dataset import ImageDataset
 from sdxl_lora.data.size_conditioning import time_ids
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.lora.inject import add_lora
@@ -143,7 +143,7 @@ def record(to, peer, *flags):
 def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
     """The losses of the peer's steps, taken by our parts."""
     base = Base(str(BASE))
-    pictures = TrainingPictures(open_dataset(str(data)), resolution=64)
+    pictures = ImageDataset(open_dataset(str(data)), resolution=64)
     loaded = [pictures.load(index) for index in range(len(pictures))]
     schedule, _ = load_schedulers(base, options.get("prediction_type"))
     vae, (tokenizers, encoders) = load_vae(base), load_text_parts(base, torch.float32)

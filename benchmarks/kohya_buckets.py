@@ -59,7 +59,7 @@ from pathlib import Path
 from datasets import load_dataset
 from diffusers import AutoencoderKL
 from sdxl_lora.cache.fill import LatentCache, Workers
-from sdxl_lora.data.dataset import TrainingPictures
+from sdxl_lora.data.dataset import ImageDataset
 """
 OUR_LATENTS = f"""
 {OUR_IMPORTS}

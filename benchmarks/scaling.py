@@ -82,8 +82,8 @@ def measure(args, folder: Path) -> Iterator[list[dict]]:
     allreduce, parameters = {rank: [] for rank in args.ranks}, {}
     for round_number in range(1, args.rounds + 1):
         for rank in args.ranks:
-            for kind, runs, world in (("one", 1, 1), ("apart", n, 1), ("together", 1, n)):
-                lasted, parameters[rank] = train(args, folder, rank, runs, world)
+            for kind, runs, world_size in (("one", 1, 1), ("apart", n, 1), ("together", 1, n)):
+                lasted, parameters[rank] = train(args, folder, rank, runs, world_size)
                 seconds[rank, kind] += lasted
             allreduce[rank] += time_allreduce(4 * parameters[rank], n)
         print(f"round {round_number} of {args.rounds}", flush=True)
@@ -129,8 +129,8 @@ def about(rank, rounds, batch, n, gradient_bytes, allreduce, one, apart, togethe
     }  # fmt: skip
 
 
-def train(args, folder: Path, rank: int, runs: int, world: int) -> tuple[list[float], int]:
-    """`runs` trainings at once, of `world` processes each: seconds of every step but the first, and parameters."""
+def train(args, folder: Path, rank: int, runs: int, world_size: int) -> tuple[list[float], int]:
+    """`runs` trainings at once, of `world_size` processes each: seconds of every step but the first, and parameters."""
     processes, outputs = [], []
     for run in range(runs):
         outputs.append(Path(tempfile.mkdtemp(dir=folder)))
@@ -152,8 +152,8 @@ def train(args, folder: Path, rank: int, runs: int, world: int) -> tuple[list[fl
         )
         port = free_port()
         processes += [
-            CONTEXT.Process(target=train_in_process, args=(config, environment(place, world, port, run)))
-            for place in range(world)
+            CONTEXT.Process(target=train_in_process, args=(config, environment(place, world_size, port, run)))
+            for place in range(world_size)
         ]
     run_all(processes)
     events = [list(read_events(output / "events.jsonl")) for output in outputs]
@@ -179,20 +179,20 @@ def train_in_process(config: TrainConfig, variables: dict[str, str]) -> None:
     os._exit(train_sdxl_lora.main(config))
 
 
-def environment(place: int, world: int, port: str, device: int) -> dict[str, str]:
+def environment(place: int, world_size: int, port: str, device: int) -> dict[str, str]:
     """What a launcher gives a process; several trainings at once get a GPU each."""
-    variables = {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world), "MASTER_PORT": port}
-    variables |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    variables = {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
+    variables |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     if not gpus():
         return {**variables, "ACCELERATE_USE_CPU": "true"}
-    return variables if world > 1 else {**variables, "CUDA_VISIBLE_DEVICES": str(device)}
+    return variables if world_size > 1 else {**variables, "CUDA_VISIBLE_DEVICES": str(device)}
 
 
-def time_allreduce(size: int, world: int) -> list[float]:
+def time_allreduce(size: int, world_size: int) -> list[float]:
     results, port = CONTEXT.Queue(), free_port()
     run_all(
-        [CONTEXT.Process(target=allreduce_in_process, args=(size, environment(place, world, port, 0), results))
-         for place in range(world)]
+        [CONTEXT.Process(target=allreduce_in_process, args=(size, environment(place, world_size, port, 0), results))
+         for place in range(world_size)]
     )  # fmt: skip
     return results.get()
 

@@ -30,7 +30,7 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.optimizers.optimizers import make_optimizer
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
-from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import OUTER_BLOCKS
 from sdxl_lora.performance.quantization import KINDS, quantize_linears
@@ -201,7 +201,7 @@ class Bench:
         if way.channels_last:
             unet.to(memory_format=torch.channels_last)
         if way.keeps_less:
-            keep_less(unet, bool(way.compiles))
+            use_memory_saving_layers(unet, bool(way.compiles))
         if way.fuses:
             fuse_lora(unet)
         if not way.casts and self.dtype != torch.float32:

@@ -60,7 +60,7 @@ def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
     from PIL import Image
 
     from examples.shapes.quality import draw_prompts, load_base
-    from sdxl_lora.sampling.grid import sheet
+    from sdxl_lora.sampling.grid import image_grid
 
     prompts = [prompt for prompt in PROMPTS for _ in range(DRAWN_COLUMNS)]
     pipeline = load_base()
@@ -73,7 +73,7 @@ def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
         drawn = slice(row * DRAWN_COLUMNS, (row + 1) * DRAWN_COLUMNS)
         rows.append([*shown, *base[drawn], *learned[drawn]])
     columns = [("training pictures", TRAINING_COLUMNS), ("base", DRAWN_COLUMNS), ("base with the LoRA", DRAWN_COLUMNS)]
-    sheet(columns, PROMPTS, rows).save(to)
+    image_grid(columns, PROMPTS, rows).save(to)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ def keyed_seed(*key: Hashable) -> int:
 
 
 @dataclass(frozen=True)
-class Turn:
+class SampleKey:
     """One picture's turn: its index in the dataset, and which of its passes this is."""
 
     example: Any  # an index; in a stream a key
     epoch: int
 
 
-def generator(seed: int, stream: str, turn: Turn) -> torch.Generator:
-    return torch.Generator().manual_seed(keyed_seed(seed, stream, turn.epoch, turn.example))
+def generator(seed: int, stream: str, sample: SampleKey) -> torch.Generator:
+    return torch.Generator().manual_seed(keyed_seed(seed, stream, sample.epoch, sample.example))

@@ -16,7 +16,7 @@ from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 from webui.security import USER, Guard, password_for, private_temporary_folder
 from webui.server.address import address_of, bound, checked_root_path
-from webui.workspace import Places, load_places
+from webui.workspace import Workspace, load_workspace
 
 MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         password = password_for(arguments.host)
         root_path = checked_root_path(arguments.root_path)
-        places = load_places(arguments.settings)
+        places = load_workspace(arguments.settings)
         places.projects.mkdir(parents=True, exist_ok=True)
         sockets = bound(arguments.host, arguments.port)
         served = private_temporary_folder()
@@ -62,7 +62,7 @@ def ended(number: int, frame) -> None:
     raise SystemExit(128 + number)
 
 
-def serve(places: Places, sockets: list[socket], host: str, password: str | None, root_path: str) -> None:
+def serve(places: Workspace, sockets: list[socket], host: str, password: str | None, root_path: str) -> None:
     """Until Ctrl-C or SIGTERM. Runs go on."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -12,7 +12,7 @@ import gradio as gr
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from webui.i18n import language_of, say, say_problem
 from webui.runs.jobs import Job, Jobs
-from webui.workspace import Places
+from webui.workspace import Workspace
 
 # How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
 # browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
@@ -28,7 +28,7 @@ class Context:
         before_training: called before anything of ours will want the GPU.
     """
 
-    places: Places
+    places: Workspace
     jobs: Jobs
     before_training: Callable[[], None]
 
@@ -66,7 +66,7 @@ def tell(words: str) -> None:
     gr.Info(escape(words), duration=5, title="SDXL LoRA")
 
 
-def telling(handler: Callable) -> Callable:
+def show_errors(handler: Callable) -> Callable:
     """A handler whose first argument is the request, and whose errors that a person can mend become a message."""
 
     @functools.wraps(handler)

@@ -18,7 +18,7 @@ from gradio.context import get_blocks_context
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
 from webui import html as show
-from webui.context import QUIET, Context, run_name, tell, telling
+from webui.context import QUIET, Context, run_name, show_errors, tell
 from webui.i18n import I18N, T, language_of, say
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
@@ -33,7 +33,7 @@ from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.server.fence import fence
 from webui.widgets.forms import Form
-from webui.workspace import Places, load_places
+from webui.workspace import Workspace, load_workspace
 
 __all__ = ["I18N", "create_page", "create_tab"]
 
@@ -46,7 +46,7 @@ def nothing() -> None:
     """A host without a model of its own has nothing to free."""
 
 
-def create_page(places: Places, before_training: Callable[[], None] = nothing) -> gr.Blocks:
+def create_page(places: Workspace, before_training: Callable[[], None] = nothing) -> gr.Blocks:
     """The page as an app of its own."""
     # The cache is of this process alone; what was offered for download goes a day after.
     with gr.Blocks(title="SDXL LoRA", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
@@ -55,7 +55,7 @@ def create_page(places: Places, before_training: Callable[[], None] = nothing) -
 
 
 def create_tab(
-    before_training: Callable[[], None] = nothing, places: Places | None = None, title: str = "SDXL LoRA"
+    before_training: Callable[[], None] = nothing, places: Workspace | None = None, title: str = "SDXL LoRA"
 ) -> gr.Tab:
     """The page as a tab; call it inside `gr.Tabs()`, and give `I18N` to the host's `launch(i18n=...)`.
 
@@ -63,7 +63,7 @@ def create_tab(
         before_training: called before anything of ours will want the GPU, so that the host can free its own model.
         places: default: what the settings file and the environment say.
     """
-    places = places or load_places()
+    places = places or load_workspace()
     with gr.Tab(title, id="sdxl-lora") as tab:
         Page(Context(places, Jobs(places.projects), before_training))
     return tab
@@ -124,9 +124,9 @@ class Page:
             (self.train.button, self.train.inputs, self.train.start),
             (self.train.both, self.train.both_inputs, self.train.start_both),
         ):
-            button.click(telling(self.starter(start)), [*inputs, *self.named], seen_after, **QUIET)
+            button.click(show_errors(self.starter(start)), [*inputs, *self.named], seen_after, **QUIET)
         self.runs.again.click(
-            telling(self.use_settings), [self.runs.chosen],
+            show_errors(self.use_settings), [self.runs.chosen],
             [self.tabs, self.project, *self.train.form.widgets.values()], **QUIET,
         )  # fmt: skip
         self.stop.click(self.stop_what_runs, None, None, **QUIET)

@@ -24,7 +24,7 @@ NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR
 
 
 @dataclass(frozen=True)
-class Places:
+class Workspace:
     projects: Path
     loras: Path | None = None
     models: Path | None = None
@@ -58,7 +58,7 @@ class Places:
         return list(dict.fromkeys([self.default_base, *sorted(map(str, found))]))
 
 
-def load_places(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Places:
+def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Workspace:
     """The places that the file and the environment name; SETTINGS_FILE is read where it is there.
 
     Raises:
@@ -81,7 +81,7 @@ def load_places(file: Path | None = None, environment: Mapping[str, str] = os.en
     models = Path(models) if models else None
     if base and models and (models / base).exists():
         base = str(models / base)
-    return Places(
+    return Workspace(
         Path(projects or "projects").absolute(),
         Path(loras) if loras else None,
         models,

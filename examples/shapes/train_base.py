@@ -65,10 +65,10 @@ def grid(pipeline):
     """A picture of GRID_COLUMNS x 4 samples, spread over the combinations, at twice their size."""
     chosen = combinations()[:: len(combinations()) // (4 * GRID_COLUMNS)][: 4 * GRID_COLUMNS]
     pictures = draw_prompts(pipeline, [plain_prompt(*c) for c in chosen], seed=0)
-    sheet = Image.new("RGB", (GRID_COLUMNS * 130, 4 * 130), "white")
+    image_grid = Image.new("RGB", (GRID_COLUMNS * 130, 4 * 130), "white")
     for index, picture in enumerate(pictures):
-        sheet.paste(picture.resize((128, 128)), (index % GRID_COLUMNS * 130, index // GRID_COLUMNS * 130))
-    return sheet
+        image_grid.paste(picture.resize((128, 128)), (index % GRID_COLUMNS * 130, index // GRID_COLUMNS * 130))
+    return image_grid
 
 
 def save_half(pipeline, folder):

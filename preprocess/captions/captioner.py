@@ -20,7 +20,7 @@ from preprocess.captions.batch_size import after_fit, first_and_most, with_memor
 from preprocess.captions.caption_task import check_task
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.io.memo import Memo
+from sdxl_lora.io.memo import FileMemo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def check_captioner(options: CaptionerOptions) -> None:
 
 def content_name(options: CaptionerOptions, hidden: Path) -> str:
     """What a caption depends on: the captioner's files, not where they lie, and the options."""
-    content = content_of(options.model, Memo(hidden / "captioner_files.json"))
+    content = content_of(options.model, FileMemo(hidden / "captioner_files.json"))
     return f"{content} {dataclasses.replace(options, model='')!r}"
 
 

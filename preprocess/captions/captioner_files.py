@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import weights_sha256
-from sdxl_lora.io.memo import Memo, file_facts
+from sdxl_lora.io.memo import FileMemo, file_stamp
 
 # of the weights, the config, and what makes inputs of pictures and words of tokens
 CONTENT = re.compile(
@@ -76,7 +76,7 @@ def no_safetensors(error: OSError) -> bool:
     return ("safetensors" in str(error) and "no file named" in str(error)) or "not appear to have" in str(error)
 
 
-def content_of(model: str, memo: Memo) -> str:
+def content_of(model: str, memo: FileMemo) -> str:
     """A digest of all that makes a captioner's words: equal for equal files, wherever they lie.
 
     Args:
@@ -88,7 +88,7 @@ def content_of(model: str, memo: Memo) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if CONTENT.fullmatch(path.name)):
         digest.update(
-            f"{path.name}\0{memo.recall(file_facts(path), lambda path=path: weights_sha256(path))}\0".encode()
+            f"{path.name}\0{memo.get_or_compute(file_stamp(path), lambda path=path: weights_sha256(path))}\0".encode()
         )
     memo.save()
     return digest.hexdigest()

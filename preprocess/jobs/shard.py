@@ -13,7 +13,7 @@ from typing import TypeVar
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import check_free
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.run.lock import Hold
+from sdxl_lora.run.lock import RunLock
 
 Item = TypeVar("Item")
 
@@ -48,7 +48,7 @@ def held(output: Path, part: Part, team: Team) -> Iterator[None]:
     for needed in (folder, output / ".preprocess" / "images", output / ".preprocess" / "under_way"):
         needed.mkdir(parents=True, exist_ok=True)
     check_free(output)
-    hold = Hold(folder)
+    hold = RunLock(folder)
     try:
         team.wait()
         yield
@@ -60,7 +60,7 @@ def check_all_done(output: Path) -> None:
     """Raises ConfigError where a job is still at work on its part."""
     for folder in sorted((output / ".preprocess" / "parts").glob("*-of-*")):
         try:
-            Hold(folder).release()
+            RunLock(folder).release()
         except ConfigError:
             name = folder.name.replace("-of-", "/")
             raise ConfigError(f"a job is still at work on part {name} of {output}: wait for it, or end it") from None

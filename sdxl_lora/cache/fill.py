@@ -14,8 +14,8 @@ import torch
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers
 from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
-from sdxl_lora.data.image_dataset import TrainingPictures
-from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
+from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp
 from sdxl_lora.models.base_source import Base, part_files
 from sdxl_lora.models.latents import normalisation_key
 from sdxl_lora.models.loading import load_text_encoders, load_tokenizers, load_vae
@@ -25,7 +25,7 @@ from sdxl_lora.performance.device_memory import free_memory
 def fill_caches(
     folder: Path,
     base: Base,
-    pictures: TrainingPictures,
+    pictures: ImageDataset,
     prompts: Iterable[str],
     flips: Iterable[bool],
     device: torch.device,
@@ -37,7 +37,7 @@ def fill_caches(
     latents_live: bool = False,
     encode_live: bool = False,
     read_live: Iterable[str] = (),
-    memo: Memo = NO_MEMO,
+    memo: FileMemo = NO_MEMO,
 ) -> tuple[LatentCache, TextCache]:
     """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
 
@@ -50,7 +50,7 @@ def fill_caches(
     """
     workers, flips = workers or Workers(), list(flips)
     vae = Once(lambda: load_vae(base).to(device))
-    facts = [*map(file_facts, part_files(base, "vae"))]
+    facts = [*map(file_stamp, part_files(base, "vae"))]
     live_vae = vae()[0] if latents_live else None
     latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
     if not latents_live and latents.missing(flips, workers):
@@ -59,7 +59,7 @@ def fill_caches(
 
     tokenizers = load_tokenizers(base)
     encoders = Once(lambda: [encoder.to(device) for encoder in load_text_encoders(base, text_dtype)])
-    facts = [*map(file_facts, part_files(base, "text_encoder") + part_files(base, "text_encoder_2"))]
+    facts = [*map(file_stamp, part_files(base, "text_encoder") + part_files(base, "text_encoder_2"))]
     encoders_key = known_key(memo, f"text encoders in {text_dtype}", facts, encoders)
     live_parts = (tokenizers, encoders()) if encode_live else None
     text = TextCache(
@@ -93,13 +93,13 @@ class Once:
         free_memory()
 
 
-def known_key(memo: Memo, kind: str, files: list, models: Once) -> str:
+def known_key(memo: FileMemo, kind: str, files: list, models: Once) -> str:
     """`weights_key` of models by the facts of their files; where these cannot be told, the models are loaded for it."""
 
     def make() -> str:
         return "".join(map(weights_key, models()))
 
-    return memo.recall([kind, *files], make, lambda key: isinstance(key, str)) if files else make()
+    return memo.get_or_compute([kind, *files], make, lambda key: isinstance(key, str)) if files else make()
 
 
 def weights_key(model: torch.nn.Module) -> str:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
-from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.data.image_dataset import ImageDataset
 from sdxl_lora.errors import DataError
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.models.vae import encoded
@@ -31,7 +31,7 @@ def wait_for_start(pool) -> None:
         ) from None
 
 
-_pictures: TrainingPictures  # in a worker process
+_pictures: ImageDataset  # in a worker process
 
 
 class LatentCache:
@@ -43,7 +43,7 @@ class LatentCache:
     """
 
     def __init__(
-        self, folder: Path, pictures: TrainingPictures, vae_key: str, load_vae: Callable | None = None, live_vae=None
+        self, folder: Path, pictures: ImageDataset, vae_key: str, load_vae: Callable | None = None, live_vae=None
     ):
         self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
         self.load_vae, self.live_vae = load_vae, live_vae
@@ -99,15 +99,15 @@ class LatentCache:
         if not (num_workers and items):
             yield from (self.pictures.load(*item) for item in items)
             return
-        ahead: deque = deque()
+        prefetch: deque = deque()
         # On leaving, whatever still runs is ended.
         with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.pictures,)) as pool:
             wait_for_start(pool)
             for item in [*items, *[None] * 2 * num_workers]:
                 if item is not None:
-                    ahead.append((item, pool.apply_async(_decode, item)))
-                if ahead and (item is None or len(ahead) > 2 * num_workers):
-                    (index, _), result = ahead.popleft()
+                    prefetch.append((item, pool.apply_async(_decode, item)))
+                if prefetch and (item is None or len(prefetch) > 2 * num_workers):
+                    (index, _), result = prefetch.popleft()
                     try:
                         record = result.get(WORKER_TIMEOUT_SECONDS)
                     except multiprocessing.TimeoutError:
@@ -120,7 +120,7 @@ class LatentCache:
                     yield {name: torch.from_numpy(array) for name, array in record.items()}
 
 
-def _decode_for(pictures: TrainingPictures) -> None:
+def _decode_for(pictures: ImageDataset) -> None:
     """Start of a worker process: what it decodes from."""
     global _pictures
     _pictures = pictures

@@ -25,17 +25,17 @@ class Workers:
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     should_stop: Callable[[], object] = lambda: False
 
     def share(self, items: list) -> list:
-        return items[self.rank :: self.world]
+        return items[self.rank :: self.world_size]
 
 
-def workers_of(part: str | None, rank: int, world: int, should_stop: Callable[[], object]) -> Workers:
+def workers_of(part: str | None, rank: int, world_size: int, should_stop: Callable[[], object]) -> Workers:
     """A process of one job alone, or of part "i/n" among n jobs of as many processes."""
     number, jobs = map(int, (part or "1/1").split("/"))
-    return Workers((number - 1) * world + rank, jobs * world, should_stop)
+    return Workers((number - 1) * world_size + rank, jobs * world_size, should_stop)
 
 
 def record_path(folder: Path, *facts) -> Path:

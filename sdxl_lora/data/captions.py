@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sdxl_lora.config.sections.captions import CaptionConfig
-from sdxl_lora.rng import Turn, keyed_seed
+from sdxl_lora.rng import SampleKey, keyed_seed
 
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
@@ -17,25 +17,25 @@ WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 AS_WRITTEN = CaptionConfig()
 
 
-def caption_in_turn(caption: str, seed: int, turn: Turn, variants: CaptionConfig) -> str:
+def varied_caption(caption: str, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:
     """The prompt that a picture's turn trains with."""
 
-    def chance(stream: str) -> random.Random:
-        return random.Random(keyed_seed(seed, stream, turn.epoch, turn.example))
+    def rng(stream: str) -> random.Random:
+        return random.Random(keyed_seed(seed, stream, sample.epoch, sample.example))
 
-    if variants.proportion_empty_prompts and chance("empty_prompt").random() < variants.proportion_empty_prompts:
+    if variants.proportion_empty_prompts and rng("empty_prompt").random() < variants.proportion_empty_prompts:
         return ""
     if variants.enable_wildcard:
-        caption = choose_wildcards(caption, chance("wildcard"))
+        caption = choose_wildcards(caption, rng("wildcard"))
     if variants.shuffle_caption or variants.caption_tag_dropout_rate or variants.keep_tokens_separator:
-        caption = vary_tags(caption, variants, chance("tag_shuffle"), chance("tag_dropout"))
+        caption = vary_tags(caption, variants, rng("tag_shuffle"), rng("tag_dropout"))
     return caption
 
 
-def choose_wildcards(caption: str, chance: random.Random) -> str:
+def choose_wildcards(caption: str, rng: random.Random) -> str:
     """One of the choices of every {a|b|c}, inner ones first; braces without a bar stay as they are."""
     while WILDCARD.search(caption):
-        caption = WILDCARD.sub(lambda match: chance.choice(match[1].split("|")), caption)
+        caption = WILDCARD.sub(lambda match: rng.choice(match[1].split("|")), caption)
     return caption
 
 
@@ -59,14 +59,14 @@ def tags_of(text: str, separator: str) -> list[str]:
 
 
 def prompts_of(
-    captions: Sequence[str], seed: int, turns: Iterable[Turn], variants: CaptionConfig, limit: int
+    captions: Sequence[str], seed: int, samples: Iterable[SampleKey], variants: CaptionConfig, limit: int
 ) -> set[str] | None:
     """Every prompt that the turns train with, or None if they are more than `limit`."""
     if not variants.vary:
         return set(captions)
     prompts = set()
-    for turn in turns:
-        prompts.add(caption_in_turn(captions[turn.example], seed, turn, variants))
+    for sample in samples:
+        prompts.add(varied_caption(captions[sample.example], seed, sample, variants))
         if len(prompts) > limit:
             return None
     return prompts

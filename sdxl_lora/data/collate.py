@@ -8,9 +8,9 @@ import torch
 
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.objective import NoiseConfig
-from sdxl_lora.data.captions import AS_WRITTEN, caption_in_turn
+from sdxl_lora.data.captions import AS_WRITTEN, varied_caption
 from sdxl_lora.data.image_dataset import Example
-from sdxl_lora.data.sampler import share
+from sdxl_lora.data.sampler import split_step
 from sdxl_lora.data.size_conditioning import time_ids
 from sdxl_lora.diffusion.noise import (
     PLAIN_NOISE,
@@ -21,11 +21,11 @@ from sdxl_lora.diffusion.noise import (
     draw_timestep,
 )
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity
-from sdxl_lora.rng import Turn
+from sdxl_lora.rng import SampleKey
 
 
 @dataclass(frozen=True)
-class Chance:
+class Augmentation:
     """What differs from one turn of a picture to the next, beside plain noise and uniform timesteps."""
 
     random_flip: bool = False
@@ -34,17 +34,17 @@ class Chance:
     captions: CaptionConfig = AS_WRITTEN
 
 
-NO_CHANCE = Chance()
+NO_AUGMENTATION = Augmentation()
 
 
 def collate(
-    turns: Sequence[Turn],
+    samples: Sequence[SampleKey],
     examples: Sequence[Example],
     latents,
     texts,
     seed: int,
     num_train_timesteps: int,
-    chance: Chance = NO_CHANCE,
+    augmentation: Augmentation = NO_AUGMENTATION,
     prior_loss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """What the loss takes, for turns of one bucket.
@@ -59,21 +59,21 @@ def collate(
         also input_noise (B, C, h, w) and mask (B, 1, h, w).
     """
     rows = []
-    for turn in turns:
-        example = examples[turn.example]
-        picture = latents.read(turn.example, chance.random_flip and draw_flip(seed, turn))
+    for sample in samples:
+        example = examples[sample.example]
+        picture = latents.read(sample.example, augmentation.random_flip and draw_flip(seed, sample))
         sizes = (picture["original_size"], picture["crop_top_left"], example.target_size)
         row: dict[str, Any] = {
-            "latents": draw_latents(seed, turn, picture["mean"], picture["std"]),
-            "noise": draw_noise(seed, turn, picture["mean"].shape, chance.noise),
-            "timesteps": torch.tensor(draw_timestep(seed, turn, num_train_timesteps, chance.timesteps)),
+            "latents": draw_latents(seed, sample, picture["mean"], picture["std"]),
+            "noise": draw_noise(seed, sample, picture["mean"].shape, augmentation.noise),
+            "timesteps": torch.tensor(draw_timestep(seed, sample, num_train_timesteps, augmentation.timesteps)),
             "time_ids": time_ids(*sizes)[0],
             "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
         }
-        prompt = caption_in_turn(example.caption, seed, turn, chance.captions)
+        prompt = varied_caption(example.caption, seed, sample, augmentation.captions)
         row |= {"prompts": prompt} if texts is None else texts.read(prompt)
-        if chance.noise.input_perturbation:
-            row["input_noise"] = draw_input_noise(seed, turn, row["noise"], chance.noise.input_perturbation)
+        if augmentation.noise.input_perturbation:
+            row["input_noise"] = draw_input_noise(seed, sample, row["noise"], augmentation.noise.input_perturbation)
         if "mask" in picture:
             row["mask"] = picture["mask"]
         rows.append(row)
@@ -112,31 +112,31 @@ class Collator:
     text: object | None
     seed: int
     num_train_timesteps: int
-    chance: Chance = NO_CHANCE
+    augmentation: Augmentation = NO_AUGMENTATION
     prior_loss_weight: float = 1.0
     rank: int = 0
     world_size: int = 1
     micro_steps: int = 1
     pin: bool = False
 
-    def __call__(self, turns: Sequence[Turn]) -> dict[str, torch.Tensor | list[str]]:
+    def __call__(self, samples: Sequence[SampleKey]) -> dict[str, torch.Tensor | list[str]]:
         batch = collate(
-            turns,
+            samples,
             self.examples,
             self.latents,
             self.text,
             self.seed,
             self.num_train_timesteps,
-            self.chance,
+            self.augmentation,
             self.prior_loss_weight,
         )
         return {
             name: value.pin_memory() if self.pin and torch.is_tensor(value) else value for name, value in batch.items()
         }
 
-    def steps(self, steps: Iterable[tuple[int, list[Turn]]]) -> Iterator[StepBatch]:
+    def steps(self, steps: Iterable[tuple[int, list[SampleKey]]]) -> Iterator[StepBatch]:
         """This process's part of each step, given as its epoch and turns."""
-        for epoch, turns in steps:
-            names = {self.examples[turn.example].name for turn in turns if turn}  # a stream forgets its images
-            parts = share(turns, self.rank, self.world_size, self.micro_steps)
-            yield StepBatch(epoch, [(bool(part), self(part or turns[:1])) for part in parts], len(turns), names)
+        for epoch, samples in steps:
+            names = {self.examples[sample.example].name for sample in samples if sample}  # a stream forgets its images
+            parts = split_step(samples, self.rank, self.world_size, self.micro_steps)
+            yield StepBatch(epoch, [(bool(part), self(part or samples[:1])) for part in parts], len(samples), names)

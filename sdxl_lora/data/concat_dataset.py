@@ -9,17 +9,17 @@ import torch
 
 from sdxl_lora.config.dataset_spec import DatasetEntry, repeats_of
 from sdxl_lora.config.trigger_word import with_trigger_word
-from sdxl_lora.data.image_dataset import Example, TrainingPictures
+from sdxl_lora.data.image_dataset import Example, ImageDataset
 
 
-class JoinedPictures:
-    """What TrainingPictures are, of several of them."""
+class ConcatDataset:
+    """What ImageDataset are, of several of them."""
 
-    def __init__(self, parts: Sequence[TrainingPictures], entries: Sequence[DatasetEntry]):
+    def __init__(self, parts: Sequence[ImageDataset], entries: Sequence[DatasetEntry]):
         self.parts = list(parts)
         self.starts = [0, *accumulate(len(part) for part in self.parts)]
-        turns = [sum(example.repeats for example in part.examples) for part in self.parts]
-        repeats = repeats_of(entries, turns)
+        samples = [sum(example.repeats for example in part.examples) for part in self.parts]
+        repeats = repeats_of(entries, samples)
         self.examples: list[Example] = [
             replace(
                 example,
@@ -35,6 +35,6 @@ class JoinedPictures:
         return len(self.examples)
 
     def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
-        """See TrainingPictures.load."""
+        """See ImageDataset.load."""
         part = bisect_right(self.starts, index) - 1
         return self.parts[part].load(index - self.starts[part], flip)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdxl_lora.errors import DataError
 from sdxl_lora.images.decode import decode_image, read_image, upright_rgb
-from sdxl_lora.io.memo import file_facts
+from sdxl_lora.io.memo import file_stamp
 
 MASK_COLUMN = "mask"
 BLACK = (0, 0, 0)  # what is transparent in a mask does not count
@@ -40,7 +40,7 @@ def image_bytes(image: dict) -> bytes:
 def facts_of_files(row: dict, columns: Sequence[str]) -> list:
     """By what to see that the files which a row names have changed."""
     paths = [row[name]["path"] for name in columns if row[name] and row[name]["bytes"] is None]
-    return [file_facts(path) for path in paths if os.path.isfile(path)]
+    return [file_stamp(path) for path in paths if os.path.isfile(path)]
 
 
 def with_encoded_masks(dataset: datasets.Dataset, masked: bool) -> datasets.Dataset:

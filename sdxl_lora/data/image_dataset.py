@@ -28,7 +28,7 @@ from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.images.colour import is_read_anew
 from sdxl_lora.images.decode import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
-from sdxl_lora.io.memo import NO_MEMO, Memo, file_facts
+from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp
 from sdxl_lora.io.text_files import text_problem
 from sdxl_lora.rng import keyed_seed
 
@@ -57,7 +57,7 @@ class Example:
     repeats: Fraction | int = 1
 
 
-class TrainingPictures:
+class ImageDataset:
     """Examples, and their pixels on demand; with `masked`, also their masks.
 
     Raises:
@@ -73,7 +73,7 @@ class TrainingPictures:
         center_crop=True,
         seed=0,
         masked=False,
-        memo: Memo = NO_MEMO,
+        memo: FileMemo = NO_MEMO,
     ):
         missing = {image_column, caption_column} - set(dataset.column_names)
         if missing:
@@ -101,7 +101,7 @@ class TrainingPictures:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def _example(self, index: int, row: dict, caption_column: str, memo: Memo) -> Example:
+    def _example(self, index: int, row: dict, caption_column: str, memo: FileMemo) -> Example:
         image = row[self.image_column]
         if not image or (image["bytes"] is None and not image["path"]):
             raise DataError(f"row {index} of the dataset has no picture: take it out")
@@ -118,8 +118,8 @@ class TrainingPictures:
         if self.masked or image["bytes"] is not None or not os.path.isfile(path):
             key, source, *target_size = self._digests(*self._bytes(row), name, sizes)
         else:
-            facts = ["picture, its colours", *file_facts(path), *about]
-            key, source, *target_size = memo.recall(
+            facts = ["picture, its colours", *file_stamp(path), *about]
+            key, source, *target_size = memo.get_or_compute(
                 facts, lambda: self._digests(*self._bytes(row), name, sizes), are_digests
             )
         source, repeats = row.get(SOURCE_COLUMN) or source, row.get(REPEATS) or 1
@@ -159,8 +159,8 @@ class TrainingPictures:
         """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""
         if self.center_crop:
             return 0.5, 0.5
-        chance = random.Random(keyed_seed(self.seed, "crop", index))
-        return chance.random(), chance.random()
+        rng = random.Random(keyed_seed(self.seed, "crop", index))
+        return rng.random(), rng.random()
 
     def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
         """pixels (3, H, W) float32 in [-1, 1], original_size (2,), crop_top_left (2,); mirrored if `flip`.
@@ -241,5 +241,5 @@ def dataset_key(examples: Iterable[Example]) -> str:
 
 
 def are_digests(result) -> bool:
-    """Whether it is what TrainingPictures._digests gives."""
+    """Whether it is what ImageDataset._digests gives."""
     return isinstance(result, list) and list(map(type, result)) == [str, str, int, int]

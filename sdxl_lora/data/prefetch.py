@@ -9,7 +9,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def meanwhile(make: Callable[[], Item]) -> Callable[[], Item]:
+def run_in_background(make: Callable[[], Item]) -> Callable[[], Item]:
     """Start `make` in a thread that nothing waits for at the end of the program.
 
     Returns:
@@ -27,7 +27,7 @@ def meanwhile(make: Callable[[], Item]) -> Callable[[], Item]:
     return future.result
 
 
-def ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+def prefetch(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """The items, in order, `depth` of them made before they are asked for; 0 makes none ahead, and needs no thread.
 
     What making one raises is raised where it would have come. Closing the iterator ends the thread.

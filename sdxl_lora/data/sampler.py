@@ -13,10 +13,10 @@ from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
 from fractions import Fraction
 
-from sdxl_lora.rng import Turn, keyed_seed
+from sdxl_lora.rng import SampleKey, keyed_seed
 
 
-class Batches:
+class BucketSampler:
     """The steps of a training, cut from its pictures.
 
     Args:
@@ -43,18 +43,20 @@ class Batches:
                 self.members.setdefault(bucket, {}).setdefault(repeat, []).append(example)
         rows = [(repeat, members) for rows in self.members.values() for repeat, members in rows.items()]
         self.pictures = sum(len(members) for _, members in rows)
-        self.turns_per_epoch = sum(repeat * len(members) for repeat, members in rows)
+        self.samples_per_epoch = sum(repeat * len(members) for repeat, members in rows)
 
     def first_step(self, epoch: int) -> int:
         """Steps before `epoch`. Of a bucket of n pictures epoch e ends with step floor((e + 1) n / images_per_step)."""
-        steps = sum(self._turns_before(bucket, epoch) // self.images_per_step for bucket in self.members)
+        steps = sum(self._samples_before(bucket, epoch) // self.images_per_step for bucket in self.members)
         return steps + (self._leftover_steps() if epoch == self.num_epochs else 0)
 
     def _leftover_steps(self) -> int:
         end = self.num_epochs
-        return sum(self._turns_before(bucket, end) % self.images_per_step > 0 for bucket in self.members) if end else 0
+        return (
+            sum(self._samples_before(bucket, end) % self.images_per_step > 0 for bucket in self.members) if end else 0
+        )
 
-    def _turns_before(self, bucket: Hashable, epoch: int) -> int:
+    def _samples_before(self, bucket: Hashable, epoch: int) -> int:
         return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
 
     def _row_before(self, bucket: Hashable, repeat: Fraction | int, epoch: int) -> int:
@@ -68,7 +70,7 @@ class Batches:
 
     def epoch_of(self, step: int) -> int:
         """The epoch that step `step` belongs to, which is also the number of epochs that are over before it."""
-        epoch = int(step * self.images_per_step // self.turns_per_epoch)
+        epoch = int(step * self.images_per_step // self.samples_per_epoch)
         if self.num_epochs is not None:
             epoch = min(epoch, self.num_epochs)
         while epoch and self.first_step(epoch) > step:
@@ -79,43 +81,43 @@ class Batches:
 
     def passes(self, step: int) -> float:
         """How many epochs the pictures of the steps before `step` are."""
-        passes = float(step * self.images_per_step / self.turns_per_epoch)
+        passes = float(step * self.images_per_step / self.samples_per_epoch)
         return round(min(passes, self.num_epochs or passes), 3)
 
-    def epoch(self, epoch: int) -> list[list[Turn]]:
+    def epoch(self, epoch: int) -> list[list[SampleKey]]:
         """The steps of one epoch, each a list of at most `images_per_step` turns of one bucket."""
         size, last = self.images_per_step, epoch + 1 == self.num_epochs
         steps = []
         for bucket in self.members:
-            begin = self._turns_before(bucket, epoch) // size * size
-            end = self._turns_before(bucket, epoch + 1)
-            row = self._turns(bucket, begin, end if last else end // size * size, epoch)
+            begin = self._samples_before(bucket, epoch) // size * size
+            end = self._samples_before(bucket, epoch + 1)
+            row = self._samples(bucket, begin, end if last else end // size * size, epoch)
             steps += [row[i : i + size] for i in range(0, len(row), size)]
         random.Random(keyed_seed(self.seed, "steps", epoch)).shuffle(steps)
         return steps
 
-    def _turns(self, bucket: Hashable, begin: int, end: int, epoch: int) -> list[Turn]:
+    def _samples(self, bucket: Hashable, begin: int, end: int, epoch: int) -> list[SampleKey]:
         """Places `begin` to `end` of a bucket's endless row; `begin` lies in `epoch` or an earlier one."""
-        epoch = bisect_right(range(epoch + 1), begin, key=lambda e: self._turns_before(bucket, e)) - 1
-        turns: list[Turn] = []
-        skipped = self._turns_before(bucket, epoch)
-        while skipped + len(turns) < end:
-            turns += self._turns_of_epoch(bucket, epoch)
+        epoch = bisect_right(range(epoch + 1), begin, key=lambda e: self._samples_before(bucket, e)) - 1
+        samples: list[SampleKey] = []
+        skipped = self._samples_before(bucket, epoch)
+        while skipped + len(samples) < end:
+            samples += self._samples_of_epoch(bucket, epoch)
             epoch += 1
-        return turns[begin - skipped : end - skipped]
+        return samples[begin - skipped : end - skipped]
 
-    def _turns_of_epoch(self, bucket: Hashable, epoch: int) -> list[Turn]:
+    def _samples_of_epoch(self, bucket: Hashable, epoch: int) -> list[SampleKey]:
         """An epoch of a bucket: whole shuffled passes, or parts of them; those of different repeats mixed."""
-        turns: list[Turn] = []
+        samples: list[SampleKey] = []
         for repeat, members in self.members[bucket].items():
             begin, end = (self._row_before(bucket, repeat, e) for e in (epoch, epoch + 1))
             for number in range(begin // len(members), -(-end // len(members))):
                 first = number * len(members)
                 places = slice(max(begin - first, 0), end - first)
-                turns += [Turn(example, number) for example in self._shuffled(bucket, repeat, number)[places]]
+                samples += [SampleKey(example, number) for example in self._shuffled(bucket, repeat, number)[places]]
         if len(self.members[bucket]) > 1:
-            random.Random(keyed_seed(self.seed, "mix", bucket, epoch)).shuffle(turns)
-        return turns
+            random.Random(keyed_seed(self.seed, "mix", bucket, epoch)).shuffle(samples)
+        return samples
 
     def _shuffled(self, bucket: Hashable, repeat: Fraction | int, number: int) -> list[int]:
         """Pass `number` over a bucket's pictures of so many repeats."""
@@ -124,18 +126,18 @@ class Batches:
         random.Random(keyed_seed(self.seed, "order", *key)).shuffle(order)
         return order
 
-    def from_step(self, first: int) -> Iterator[tuple[int, list[Turn]]]:
+    def from_step(self, first: int) -> Iterator[tuple[int, list[SampleKey]]]:
         """(epoch, turns) of step `first` and every later one."""
         epoch = self.epoch_of(first)
         skip = first - self.first_step(epoch)
         while epoch != self.num_epochs:
-            for turns in self.epoch(epoch)[skip:]:
-                yield epoch, turns
+            for samples in self.epoch(epoch)[skip:]:
+                yield epoch, samples
             epoch, skip = epoch + 1, 0
 
 
-def share(turns: Sequence[Turn], rank: int, world: int, micro_steps: int) -> list[list[Turn]]:
-    """What process `rank` of `world` does of a step: its micro-batches, as even as can be, empty where too few."""
-    parts = world * micro_steps
-    bounds = [len(turns) * i // parts for i in range(parts + 1)]
-    return [list(turns[bounds[i] : bounds[i + 1]]) for i in range(rank, parts, world)]
+def split_step(samples: Sequence[SampleKey], rank: int, world_size: int, micro_steps: int) -> list[list[SampleKey]]:
+    """What process `rank` of `world_size` does of a step: its micro-batches, as even as can be, empty where too few."""
+    parts = world_size * micro_steps
+    bounds = [len(samples) * i // parts for i in range(parts + 1)]
+    return [list(samples[bounds[i] : bounds[i + 1]]) for i in range(rank, parts, world_size)]

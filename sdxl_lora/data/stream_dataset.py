@@ -1,4 +1,4 @@
-"""The pictures and steps of a training from a stream: what TrainingPictures, a LatentCache and Batches are for others.
+"""The pictures and steps of a training from a stream: what ImageDataset, a LatentCache and Batches are for others.
 
 Pictures of one size wait until they fill a micro-batch; those of the next steps are decoded meanwhile. A checkpoint
 holds where the reading stands and what waits, so that the same number of processes goes on with the same pictures.
@@ -19,10 +19,10 @@ import pyarrow.parquet
 import torch
 from datasets.distributed import split_dataset_by_node
 
-from sdxl_lora.data.image_dataset import Example, TrainingPictures
+from sdxl_lora.data.image_dataset import Example, ImageDataset
 from sdxl_lora.data.stream_reader import Place, shuffled_rows
 from sdxl_lora.models.vae import encoded
-from sdxl_lora.rng import Turn
+from sdxl_lora.rng import SampleKey
 
 STEPS_AHEAD = 2  # their pictures are decoded while others are trained on
 STEPS_AT_HAND = STEPS_AHEAD + 2  # of these the pictures themselves are there
@@ -31,7 +31,7 @@ DECODERS = 4  # a picture takes 50 ms, a step on a fast GPU as little for each
 
 
 class Rows(list):
-    """Rows in memory, with as much of a dataset's manners as TrainingPictures asks for."""
+    """Rows in memory, with as much of a dataset's manners as ImageDataset asks for."""
 
     @property
     def column_names(self) -> list[str]:
@@ -51,22 +51,22 @@ class Rows(list):
         return Rows({key: value for key, value in row.items() if key != name} for row in self)
 
 
-class StreamedPictures:
-    """What TrainingPictures' examples and a LatentCache are, for the pictures at hand: by keys in place of indices.
+class StreamDataset:
+    """What ImageDataset' examples and a LatentCache are, for the pictures at hand: by keys in place of indices.
 
     Args:
-        open_rows: TrainingPictures of Rows.
+        open_rows: ImageDataset of Rows.
         vae: in float32, on the device that is to encode.
         vae_key: see cache.weights_key.
         is_flipped: whether a turn shows its picture mirrored.
     """
 
     def __init__(
-        self, open_rows: Callable[[Rows], TrainingPictures], vae, vae_key: str, is_flipped: Callable[[Turn], bool]
+        self, open_rows: Callable[[Rows], ImageDataset], vae, vae_key: str, is_flipped: Callable[[SampleKey], bool]
     ):
         self.open_rows, self.vae, self.vae_key, self.is_flipped = open_rows, vae, vae_key, is_flipped
         self._decoders = ThreadPoolExecutor(DECODERS)
-        self._pictures: dict[str, TrainingPictures] = {}
+        self._pictures: dict[str, ImageDataset] = {}
         self._decoded: dict[tuple[str, bool], Future] = {}
         self._examples: dict[str, Example] = {}
 
@@ -76,9 +76,9 @@ class StreamedPictures:
         self._pictures[example.key], self._examples[example.key] = pictures, example
         return example
 
-    def decode(self, turn: Turn) -> None:
+    def decode(self, sample: SampleKey) -> None:
         """Begin with it, for `read` to find."""
-        key, flip = turn.example, self.is_flipped(turn)
+        key, flip = sample.example, self.is_flipped(sample)
         self._decoded[key, flip] = self._decoders.submit(self._pictures[key].load, 0, flip)
 
     def keep_only(self, at_hand: set[str], remembered: set[str]) -> None:
@@ -106,7 +106,7 @@ class StreamedPictures:
         return encoded(self.vae, self._decoded[key, flip].result(), self[key].name)
 
 
-class StreamedBatches:
+class StreamSampler:
     """The steps of a training from a stream; what Batches is for pictures that are all known.
 
     A step has `images_per_step` places, as `batches.share` deals them out; at those of other processes it has None.
@@ -120,28 +120,28 @@ class StreamedBatches:
     def __init__(
         self,
         stream: datasets.IterableDataset,
-        pictures: StreamedPictures,
+        pictures: StreamDataset,
         image_column: str,
         caption_column: str,
         batch_size: int,
         micro_steps: int,
         rank: int,
-        world: int,
+        world_size: int,
         block_size: int,
         seed: int,
     ):
         self.files = stream.num_shards
-        self.stream, self.examples = split_dataset_by_node(stream, rank, world), pictures
+        self.stream, self.examples = split_dataset_by_node(stream, rank, world_size), pictures
         self.columns, self.batch_size, self.micro_steps = (image_column, caption_column), batch_size, micro_steps
-        self.rank, self.world, self.block_size, self.seed = rank, world, block_size, seed
-        self.waiting: dict[tuple, list[tuple[Turn, dict]]] = defaultdict(list)
+        self.rank, self.world_size, self.block_size, self.seed = rank, world_size, block_size, seed
+        self.waiting: dict[tuple, list[tuple[SampleKey, dict]]] = defaultdict(list)
         self.place = Place()
-        self._recent: deque[tuple[int, dict, list[Turn]]] = deque(maxlen=STEPS_REMEMBERED)
+        self._recent: deque[tuple[int, dict, list[SampleKey]]] = deque(maxlen=STEPS_REMEMBERED)
 
     @property
     def key(self) -> str:
         """What a resumed run must have in common with the run before."""
-        read = f"a stream of {self.files} files, read by {self.world} processes"
+        read = f"a stream of {self.files} files, read by {self.world_size} processes"
         return f"{read}, {self.block_size} pictures shuffled at a time"
 
     def passes(self, step: int) -> float:
@@ -150,56 +150,56 @@ class StreamedBatches:
     def epoch_of(self, step: int) -> int:
         return 0
 
-    def from_step(self, first: int) -> Iterator[tuple[int, list[Turn | None]]]:
+    def from_step(self, first: int) -> Iterator[tuple[int, list[SampleKey | None]]]:
         """(0, turns) of step `first`, where the reading stands, and of every later one."""
         steps = self._steps(first)
         coming = deque(islice(steps, STEPS_AHEAD))
-        for turns in steps:
-            coming.append(turns)
+        for samples in steps:
+            coming.append(samples)
             yield 0, coming.popleft()
 
-    def _steps(self, step: int) -> Iterator[list[Turn | None]]:
+    def _steps(self, step: int) -> Iterator[list[SampleKey | None]]:
         """The turns of each step, whose pictures are being decoded."""
         rows = shuffled_rows(self.stream, self.place, self.columns, self.block_size, self.seed)
         self._recent.append((step, self._state(), []))
         while True:
-            turns: list[Turn | None] = [None] * (self.batch_size * self.micro_steps * self.world)
+            samples: list[SampleKey | None] = [None] * (self.batch_size * self.micro_steps * self.world_size)
             for micro_step in range(self.micro_steps):
-                place = (micro_step * self.world + self.rank) * self.batch_size
-                turns[place : place + self.batch_size] = self._micro_batch(rows)
-            step, own = step + 1, [turn for turn in turns if turn]
+                place = (micro_step * self.world_size + self.rank) * self.batch_size
+                samples[place : place + self.batch_size] = self._micro_batch(rows)
+            step, own = step + 1, [sample for sample in samples if sample]
             self._recent.append((step, self._state(), own))
             self._forget()
-            for turn in own:
-                self.examples.decode(turn)
-            yield turns
+            for sample in own:
+                self.examples.decode(sample)
+            yield samples
 
     def _forget(self) -> None:
-        steps = [{turn.example for turn in of_step} for _, _, of_step in self._recent]
-        waiting = {turn.example for of_size in self.waiting.values() for turn, _ in of_size}
+        steps = [{sample.example for sample in of_step} for _, _, of_step in self._recent]
+        waiting = {sample.example for of_size in self.waiting.values() for sample, _ in of_size}
         self.examples.keep_only(waiting.union(*steps[-STEPS_AT_HAND:]), set().union(*steps))
 
-    def _micro_batch(self, rows: Iterator[tuple[dict, Place]]) -> list[Turn]:
+    def _micro_batch(self, rows: Iterator[tuple[dict, Place]]) -> list[SampleKey]:
         while True:
             row, self.place = next(rows)
             if batch := self._add(row, self.place.epoch):
                 return batch
 
-    def _add(self, row: dict, epoch: int) -> list[Turn]:
+    def _add(self, row: dict, epoch: int) -> list[SampleKey]:
         """Let a picture wait for others of its size; those that fill a micro-batch with it are returned."""
         example = self.examples.add(row)
         waiting = self.waiting[example.target_size]
-        waiting.append((Turn(example.key, epoch), row))
+        waiting.append((SampleKey(example.key, epoch), row))
         if len(waiting) < self.batch_size:
             return []
         del self.waiting[example.target_size]
-        return [turn for turn, _ in waiting]
+        return [sample for sample, _ in waiting]
 
     def _state(self) -> dict:
         waiting = [item for of_size in self.waiting.values() for item in of_size]
         return {
             "place": asdict(self.place),
-            "waiting_epochs": [turn.epoch for turn, _ in waiting],
+            "waiting_epochs": [sample.epoch for sample, _ in waiting],
             "waiting": [row for _, row in waiting],
         }
 

@@ -25,7 +25,7 @@ from sdxl_lora.data.open_folder import (
     shards_in,
     training_files,
 )
-from sdxl_lora.data.prefetch import ahead
+from sdxl_lora.data.prefetch import prefetch
 from sdxl_lora.data.tar_reader import CAPTIONS, PICTURES, tar_stream
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import caption_in
@@ -106,7 +106,7 @@ def shuffled_rows(
         DataError: there are no rows, or the stream breaks off.
     """
     taken = place.taken
-    with closing(ahead(stored_rows(stream, place, columns, block_size), max(block_size, ROWS_AHEAD))) as stored:
+    with closing(prefetch(stored_rows(stream, place, columns, block_size), max(block_size, ROWS_AHEAD))) as stored:
         for (epoch, block), of_block in groupby(stored, lambda stored: (stored[1].epoch, stored[1].block)):
             rows, begins = zip(*of_block, strict=True)
             order = list(range(len(rows)))

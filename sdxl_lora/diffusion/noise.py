@@ -8,29 +8,29 @@ import torch
 
 from sdxl_lora.config.sections.objective import NoiseConfig
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity
-from sdxl_lora.rng import Turn, generator
+from sdxl_lora.rng import SampleKey, generator
 
 PLAIN_NOISE = NoiseConfig()
 
 
-def draw_noise(seed: int, turn: Turn, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
+def draw_noise(seed: int, sample: SampleKey, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
     """Noise (C, h, w) for the latents: standard normal but for what `config` adds."""
-    noise = torch.randn(shape, generator=generator(seed, "noise", turn))
+    noise = torch.randn(shape, generator=generator(seed, "noise", sample))
     if config.multires_noise_iterations:
         noise = pyramid_noise(
             noise,
             config.multires_noise_iterations,
             config.multires_noise_discount,
-            generator(seed, "pyramid", turn),
+            generator(seed, "pyramid", sample),
         )
     if config.noise_offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
         noise = noise + config.noise_offset * torch.randn(
-            (shape[0], 1, 1), generator=generator(seed, "noise_offset", turn)
+            (shape[0], 1, 1), generator=generator(seed, "noise_offset", sample)
         )
     return noise
 
 
-def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, chance: torch.Generator) -> torch.Tensor:
+def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, rng: torch.Generator) -> torch.Tensor:
     """Noise with more of the low frequencies (multi-resolution noise): every value is standard normal as before.
 
     Level i is drawn at 1 / 2^i of the size, each value filling a square, and added with strength discount^i. The sum
@@ -40,7 +40,7 @@ def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, chance: tor
     variance = 1.0
     for level in range(1, levels + 1):
         side = 2**level
-        coarse = torch.randn((channels, -(-height // side), -(-width // side)), generator=chance)
+        coarse = torch.randn((channels, -(-height // side), -(-width // side)), generator=rng)
         fine = coarse.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
         noise = noise + discount**level * fine
         variance += discount ** (2 * level)
@@ -49,25 +49,25 @@ def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, chance: tor
     return noise / variance**0.5
 
 
-def draw_input_noise(seed: int, turn: Turn, noise: torch.Tensor, strength: float) -> torch.Tensor:
+def draw_input_noise(seed: int, sample: SampleKey, noise: torch.Tensor, strength: float) -> torch.Tensor:
     """The noise that the UNet sees where `noise` is what it should predict (arXiv:2301.11706)."""
-    return noise + strength * torch.randn(noise.shape, generator=generator(seed, "input_perturbation", turn))
+    return noise + strength * torch.randn(noise.shape, generator=generator(seed, "input_perturbation", sample))
 
 
-def draw_timestep(seed: int, turn: Turn, num_train_timesteps: int, density: TimestepDensity = UNIFORM) -> int:
+def draw_timestep(seed: int, sample: SampleKey, num_train_timesteps: int, density: TimestepDensity = UNIFORM) -> int:
     """A timestep in [0, num_train_timesteps), of the given density."""
-    interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", turn))
+    interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", sample))
     if density == UNIFORM:
         return int(interval)
-    place = torch.rand((), dtype=torch.float64, generator=generator(seed, "timestep_place", turn)).item()
+    place = torch.rand((), dtype=torch.float64, generator=generator(seed, "timestep_place", sample)).item()
     return density.timestep((int(interval) + place) / num_train_timesteps, num_train_timesteps)
 
 
-def draw_latents(seed: int, turn: Turn, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def draw_latents(seed: int, sample: SampleKey, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """A draw from the VAE's posterior N(mean, std^2)."""
-    return mean + std * torch.randn(mean.shape, generator=generator(seed, "posterior", turn))
+    return mean + std * torch.randn(mean.shape, generator=generator(seed, "posterior", sample))
 
 
-def draw_flip(seed: int, turn: Turn) -> bool:
+def draw_flip(seed: int, sample: SampleKey) -> bool:
     """Mirrored in this turn? One in two."""
-    return bool(torch.randint(2, (), generator=generator(seed, "flip", turn)))
+    return bool(torch.randint(2, (), generator=generator(seed, "flip", sample)))

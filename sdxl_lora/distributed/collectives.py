@@ -15,12 +15,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from sdxl_lora.distributed.rendezvous import timeout_of
 
 Result = TypeVar("Result")
-SIGN_SECONDS = 5.0  # between two signs of life
+HEARTBEAT_SECONDS = 5.0  # between two signs of life
 _blocks = itertools.count()  # every process counts alike, as it takes part in every collective
 
 
 @contextlib.contextmanager
-def at_own_pace(accelerator):
+def patient_barrier(accelerator):
     """A block at whose end all processes wait for all, however long one works in it: an upload, a slow disk, captions.
 
     Waiting in a collective would end after the timeout. Here a process counts as lost only where none of those that
@@ -38,7 +38,7 @@ def at_own_pace(accelerator):
 
     def show_life() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone: the others have ended
-            while not done.wait(min(SIGN_SECONDS, limit / 4)):
+            while not done.wait(min(HEARTBEAT_SECONDS, limit / 4)):
                 store.add("signs", 1)
 
     threading.Thread(target=show_life, daemon=True).start()
@@ -68,13 +68,13 @@ def at_own_pace(accelerator):
 
 
 @contextlib.contextmanager
-def all_raise_what_one_raises(accelerator):
+def raise_on_all_ranks(accelerator):
     """What the block raises on any process is raised on every one, so that none waits for another that is gone.
 
-    A process may take as long as it works, see `at_own_pace`.
+    A process may take as long as it works, see `patient_barrier`.
     """
     raised = None
-    with at_own_pace(accelerator):
+    with patient_barrier(accelerator):
         try:
             yield
         except Exception as error:
@@ -84,13 +84,13 @@ def all_raise_what_one_raises(accelerator):
         raise raised or errors[0]
 
 
-def main_process_decides(accelerator, decide: Callable[[], Result]) -> Result:
+def on_main_and_broadcast(accelerator, decide: Callable[[], Result]) -> Result:
     """What `decide` returns on the main process, on every process; what it raises there is raised on every one.
 
-    It may take as long as it works, see `at_own_pace`.
+    It may take as long as it works, see `patient_barrier`.
     """
     answer: list = [None, None]
-    with at_own_pace(accelerator):
+    with patient_barrier(accelerator):
         if accelerator.is_main_process:
             try:
                 answer[0] = decide()
@@ -105,5 +105,5 @@ def main_process_decides(accelerator, decide: Callable[[], Result]) -> Result:
 def main_process_first(accelerator, make: Callable[[], Result]) -> Result:
     """What `make` returns, by the main process before the others; what it raises there is raised on every one."""
     made: list = []
-    main_process_decides(accelerator, lambda: made.append(make()))
+    on_main_and_broadcast(accelerator, lambda: made.append(make()))
     return made[0] if made else make()

@@ -60,10 +60,10 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
         if value is not None and not value.strip().isdigit():
             raise ConfigError(f"{name} is {value!r} in the environment, it must be a whole number: {HOW_TO}")
     numbers = {name: int(environment[name]) for name in NUMBERS if name in environment}
-    world = numbers.get("WORLD_SIZE", 1)
-    if world < 1 or ("WORLD_SIZE" in numbers and not 0 <= numbers.get("RANK", 0) < world):
+    world_size = numbers.get("WORLD_SIZE", 1)
+    if world_size < 1 or ("WORLD_SIZE" in numbers and not 0 <= numbers.get("RANK", 0) < world_size):
         of_rank = f", RANK {numbers['RANK']}" if "RANK" in numbers else ""
-        raise ConfigError(f"WORLD_SIZE is {world}{of_rank} in the environment, which cannot be: {HOW_TO}")
+        raise ConfigError(f"WORLD_SIZE is {world_size}{of_rank} in the environment, which cannot be: {HOW_TO}")
     ranks = [name for name in ("RANK", "LOCAL_RANK") if name in numbers]
     lacking = [
         name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
@@ -71,7 +71,7 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
     if not ranks or not lacking:
         return []
     there = ", ".join(f"{name}={numbers[name]}" for name in (*ranks, "WORLD_SIZE") if name in numbers)
-    if world > 1 or any(numbers[name] > 0 for name in ranks):
+    if world_size > 1 or any(numbers[name] > 0 for name in ranks):
         raise ConfigError(
             f"the environment has {there} but not {', '.join(lacking)}: the processes of this training would not find "
             f"each other; {HOW_TO}"

@@ -24,8 +24,8 @@ def timeout_of(store: Store) -> float:
     return getattr(store, "timeout").total_seconds()  # noqa: B009
 
 
-def living_only(store: Store, rank: int, world: int) -> Store:
-    """A part of `store` that the `world` processes which call this have to themselves.
+def living_only(store: Store, rank: int, world_size: int) -> Store:
+    """A part of `store` that the `world_size` processes which call this have to themselves.
 
     The main process (rank 0) invents its name. To each that answers it under this name it answers in turn; a name for
     which no answer comes is that of a dead main process.
@@ -36,7 +36,7 @@ def living_only(store: Store, rank: int, world: int) -> Store:
     own, seconds = uuid.uuid4().hex, timeout_of(store)
     if rank == 0:
         store.set("start", own)
-        for other in range(1, world):
+        for other in range(1, world_size):
             try:
                 theirs = store.get(f"{own}/{other}").decode()
             except RuntimeError as error:
@@ -56,9 +56,9 @@ def living_only(store: Store, rank: int, world: int) -> Store:
 
 def rendezvous_of_the_living(_url: str, timeout: timedelta, **_) -> Iterator[tuple[Store, int, int]]:
     """torch's own by environment variables, but for the part of the store."""
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    yield living_only(store, rank, world), rank, world
+    yield living_only(store, rank, world_size), rank, world_size
 
 
 register_rendezvous_handler(INIT_METHOD.removesuffix("://"), rendezvous_of_the_living)

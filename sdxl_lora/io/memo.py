@@ -13,8 +13,8 @@ from typing import Any
 from sdxl_lora.io.file_system import replace
 
 
-class Memo:
-    """`recall` gives what was made before; `save` writes what is new, whole or not at all.
+class FileMemo:
+    """`get_or_compute` gives what was made before; `save` writes what is new, whole or not at all.
 
     path: None for a memo that keeps nothing.
     """
@@ -32,7 +32,9 @@ class Memo:
         else:
             warnings.warn(f"{path} is damaged and is made anew", stacklevel=2)
 
-    def recall(self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True) -> Any:
+    def get_or_compute(
+        self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True
+    ) -> Any:
         """What `make` gave for equal facts, a JSON value; None is not kept. What does not fit is made again."""
         if self.path is None:
             return make()
@@ -54,10 +56,10 @@ class Memo:
         self.is_new = False
 
 
-NO_MEMO = Memo()
+NO_MEMO = FileMemo()
 
 
-def file_facts(path: Path | str) -> tuple[str, int, int]:
+def file_stamp(path: Path | str) -> tuple[str, int, int]:
     """Path, size and time of change of a file."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -18,7 +18,7 @@ from sdxl_lora.lora.targets import is_unread
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """What a training begins from; nothing, as it stands.
 
     adapters: by component and canonical module name.
@@ -31,7 +31,7 @@ class Start:
     sha256: str | None = None
 
 
-def read_start(path: str | Path, kind: str, components: Iterable[str]) -> Start:
+def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> WarmStart:
     """What a LoRA file (any layout of lora_read.py) has for the components that train.
 
     Args:
@@ -67,7 +67,7 @@ def read_start(path: str | Path, kind: str, components: Iterable[str]) -> Start:
     start = {component: start[component] for component in components if component in start}
     if not start:
         raise ValueError(f"{path} has nothing for {' or '.join(components)}: add --train_text_encoder.")
-    return Start(start, tuple(notes), file_sha256(file.path))
+    return WarmStart(start, tuple(notes), file_sha256(file.path))
 
 
 def spell(ranks: list[int]) -> str:

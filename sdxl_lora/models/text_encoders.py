@@ -66,7 +66,7 @@ class TextEncoders(nn.Module):
         return encode_tokens((tokens, tokens_2), (self.text_encoder, self.text_encoder_2), chunks)
 
 
-class PresentTexts:
+class LiveTextEncoder:
     """Embeddings of prompts by text encoders that train, as these are now; read like a TextCache."""
 
     def __init__(self, tokenizers, encoders: TextEncoders, encoders_key: str, chunks: int = 1):

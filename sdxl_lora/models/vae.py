@@ -8,7 +8,7 @@ from sdxl_lora.models.latents import latents_of_vae, spread_of_vae
 
 
 def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The record of a picture as TrainingPictures.load gives it; see LatentCache.
+    """The record of a picture as ImageDataset.load gives it; see LatentCache.
 
     Raises:
         NonFiniteError: the VAE gives NaN or infinity.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def keep_less(model: nn.Module, compiles: bool = False) -> None:
+def use_memory_saving_layers(model: nn.Module, compiles: bool = False) -> None:
     """Let the model's frozen convolutions and its GEGLUs keep less. Names, parameters and results stay as they are.
 
     Args:
@@ -29,7 +29,7 @@ def pads_with_zeros(layer: nn.Conv2d) -> bool:
 
 
 class FrozenConv2d(nn.Conv2d):
-    """What `keep_less` makes of a convolution that does not train: (B, C, H, W) -> (B, D, h, w)."""
+    """What `use_memory_saving_layers` makes of a convolution that does not train: (B, C, H, W) -> (B, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad or x.dtype != self.weight.dtype:  # nothing to keep, or autocast is to cast
@@ -57,7 +57,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 class LeanGEGLU(GEGLU):
-    """What `keep_less` makes of diffusers' GEGLU (arXiv:2002.05202)."""
+    """What `use_memory_saving_layers` makes of diffusers' GEGLU (arXiv:2002.05202)."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         return _GatedGELU.apply(self.proj(x))

@@ -27,7 +27,7 @@ OUTER = " ".join(OUTER_BLOCKS)
 
 
 @dataclass(frozen=True)
-class Rung:
+class MemoryLevel:
     """A step of the ladder. base_precision None: as the computation; recomputed: "none", "all", or names of blocks."""
 
     recomputed: str
@@ -41,30 +41,30 @@ class Rung:
         return " ".join([*words, f"--optimizer {self.optimizer}"])
 
 
-def ladder(now: Rung) -> list[Rung]:
+def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
     """From what is wished for downwards."""
     steps = ["none", OUTER, "all"]
     recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
-    rungs = [Rung(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
+    levels = [MemoryLevel(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
     small = f"{now.optimizer}8bit" if now.optimizer in ("adamw", "lion") else now.optimizer
-    rungs += [Rung("all", small, now.base_precision)] if small != now.optimizer else []
+    levels += [MemoryLevel("all", small, now.base_precision)] if small != now.optimizer else []
     kinds = ["int8", "nf4"]
     first = kinds.index(now.base_precision) + 1 if now.base_precision in kinds else now.base_precision == "fp8"
-    return rungs + [Rung("all", small, kind) for kind in kinds[first:]]
+    return levels + [MemoryLevel("all", small, kind) for kind in kinds[first:]]
 
 
-def rung_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> Rung:
+def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> MemoryLevel:
     """Where the settings stand on the ladder from fast to small."""
     recomputed = " ".join(compute.gradient_checkpointing_blocks) or "all"
     base_precision = compute.base_precision if compute.base_precision in ("fp32", *KINDS) else None
-    return Rung(recomputed if compute.gradient_checkpointing else "none", optimizer.name, base_precision)
+    return MemoryLevel(recomputed if compute.gradient_checkpointing else "none", optimizer.name, base_precision)
 
 
 def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list[str]:
     """What to try when memory does not suffice, the gentlest first."""
     if compute.memory_budget is not None:
         return [f"a --memory_budget below {compute.memory_budget}"]
-    return [rung.flags() for rung in ladder(rung_of(compute, optimizer))[1:]]
+    return [level.flags() for level in memory_levels(memory_level_of(compute, optimizer))[1:]]
 
 
 @dataclass
@@ -94,17 +94,17 @@ class MemoryCount:
     def __post_init__(self):
         self._peaks: dict[tuple[str, int], int] = {}  # each takes seconds
 
-    def __call__(self, rung: Rung, batch: int) -> int:
-        return sum(self.parts(rung, batch).values())
+    def __call__(self, level: MemoryLevel, batch: int) -> int:
+        return sum(self.parts(level, batch).values())
 
-    def parts(self, rung: Rung, batch: int) -> dict[str, int]:
+    def parts(self, level: MemoryLevel, batch: int) -> dict[str, int]:
         """By name; the device's own CUDA_CONTEXT is one."""
-        weights, dense = base_bytes(self.unet, rung.base_precision, self.dtype)
+        weights, dense = base_bytes(self.unet, level.base_precision, self.dtype)
         return {
             "UNet": weights,
             **self.others,
-            "adapter and optimizer": training_bytes(self.trained, rung.optimizer, self.has_average),
-            "activations": dense + self._peak(rung.recomputed, batch),
+            "adapter and optimizer": training_bytes(self.trained, level.optimizer, self.has_average),
+            "activations": dense + self._peak(level.recomputed, batch),
             "CUDA": round(CUDA_CONTEXT * GIB),
         }
 
@@ -143,19 +143,21 @@ def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) 
     return (frozen - dense) * size + small, max(weight.numel() for weight in packed) * size
 
 
-def choose(rungs: Sequence[Rung], count_of: Callable[[Rung], int], budget: int) -> tuple[Rung, int]:
+def choose(
+    levels: Sequence[MemoryLevel], count_of: Callable[[MemoryLevel], int], budget: int
+) -> tuple[MemoryLevel, int]:
     """The highest rung whose training fits, and its bytes.
 
     Raises:
         ConfigError: not even the lowest does.
     """
-    for rung in rungs:
-        needed = count_of(rung)
+    for level in levels:
+        needed = count_of(level)
         if needed <= budget:
-            return rung, needed
+            return level, needed
     raise ConfigError(
-        f"memory_budget {budget / GIB:.1f} GiB is too small: the least is {needed / GIB:.1f} GiB, with {rung.flags()}. "
-        "Lower --train_batch_size, --resolution or --rank."
+        f"memory_budget {budget / GIB:.1f} GiB is too small: the least is {needed / GIB:.1f} GiB, with "
+        f"{level.flags()}. Lower --train_batch_size, --resolution or --rank."
     )
 
 

@@ -77,7 +77,7 @@ def best_lora(folder: Path, checkpoint: str | None, name: str, say: Callable[[st
         return []
 
 
-def last_words(
+def summary(
     files: Sequence[Path],
     name: str,
     trigger_word: str,

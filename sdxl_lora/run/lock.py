@@ -21,13 +21,13 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import say_once
 from sdxl_lora.operating_system import is_alive
 
-SIGN_SECONDS = 5  # between two signs of life
+HEARTBEAT_SECONDS = 5  # between two signs of life
 SILENT_SECONDS = 60  # without one, the holder is gone
 NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 NO_LOCKS_HERE |= {errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL}
 
 
-class Hold:
+class RunLock:
     """Held from the beginning until `release`, or until the process ends.
 
     Raises:
@@ -73,7 +73,7 @@ class Hold:
 
     def _take_over(self) -> None:
         """Write our sign, once that of another machine is old: whoever takes the place of one that went down waits."""
-        here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS + SIGN_SECONDS
+        here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS + HEARTBEAT_SECONDS
         while True:
             is_late = time.monotonic() > until  # asked first: a sign may grow old while this process does not run
             try:
@@ -89,7 +89,7 @@ class Hold:
             elif is_here or is_late:
                 raise self._taken()
             else:
-                time.sleep(min(1, SIGN_SECONDS))
+                time.sleep(min(1, HEARTBEAT_SECONDS))
 
     def _age(self) -> float:
         """Seconds since the last sign of life, both ends by the clock of the machine that keeps the files."""
@@ -112,7 +112,7 @@ class Hold:
         return ConfigError(f"another run ({where}) is at work in {self.folder}: choose another --output_dir")
 
     def _show_life(self) -> None:
-        while not self._ended.wait(SIGN_SECONDS):
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
                 os.utime(self.sign)
 

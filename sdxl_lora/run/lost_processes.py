@@ -11,12 +11,12 @@ from sdxl_lora.operating_system import is_alive
 from sdxl_lora.run.status import read_status
 
 
-def lost_ranks(folder: Path, world: int, own_rank: int) -> str:
+def lost_ranks(folder: Path, world_size: int, own_rank: int) -> str:
     """Which other processes are gone, or else which has been silent for longest, and at which step, in words.
 
     Those of another machine can only be silent: their process numbers mean nothing here.
     """
-    others = {rank: read_status(folder, rank) for rank in range(world) if rank != own_rank}
+    others = {rank: read_status(folder, rank) for rank in range(world_size) if rank != own_rank}
     here = {rank: status for rank, status in others.items() if status.get("host") == socket.gethostname()}
     for _ in range(10 if here else 0):  # a killed process closes its connections a moment before it is gone
         gone = [rank for rank, status in here.items() if not is_alive(status["pid"])]
@@ -32,7 +32,7 @@ def last_seen(status: dict) -> str:
 
 
 @contextlib.contextmanager
-def naming_lost_processes(accelerator, folder: Path, status: Mapping):
+def explain_lost_ranks(accelerator, folder: Path, status: Mapping):
     """Turn the error of a collective that another process did not take part in into words about that process."""
     try:
         yield

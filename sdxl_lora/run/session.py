@@ -25,8 +25,8 @@ from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.memory_budget import smaller_settings
 from sdxl_lora.run.checkpoints import disk_errors, is_disk_error, newest_checkpoint
 from sdxl_lora.run.events import EventLog
-from sdxl_lora.run.lock import Hold
-from sdxl_lora.run.lost_processes import naming_lost_processes
+from sdxl_lora.run.lock import RunLock
+from sdxl_lora.run.lost_processes import explain_lost_ranks
 from sdxl_lora.run.status import read_status, replace_text, status_path
 from sdxl_lora.run.stop import StopRequest
 
@@ -69,7 +69,7 @@ class Run:
     def _hold(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._held = Hold(self.folder)
+            self._held = RunLock(self.folder)
         except OSError as error:
             if is_disk_error(error):
                 raise
@@ -168,7 +168,7 @@ def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
         main_process_first(accelerator, lambda: Run(folder, accelerator.process_index)) as run,
         StopRequest(folder) as run.stop,
         disk_errors(folder),
-        naming_lost_processes(accelerator, folder, run.status),
+        explain_lost_ranks(accelerator, folder, run.status),
         out_of_memory_advice(device, config.data.resolution, config.batch.train_batch_size, smaller),
     ):
         run.is_alone = accelerator.num_processes == 1

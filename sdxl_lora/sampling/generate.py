@@ -22,14 +22,14 @@ from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.images.decode import open_own_png
 from sdxl_lora.io.file_system import write_whole
 from sdxl_lora.models.latents import latents_for_vae
-from sdxl_lora.sampling.grid import sheet
+from sdxl_lora.sampling.grid import image_grid
 
 GRID_NAME = "grid.png"
 GRID_ROWS, GRID_COLUMNS = 8, 8  # what one look takes in
 
 
 @torch.no_grad()
-def draw_sample(
+def generate_image(
     unet,
     vae,
     scheduler,
@@ -84,7 +84,7 @@ def to_picture(pixels: torch.Tensor) -> Image.Image:
     return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
 
 
-def draw_samples(
+def generate_images(
     unet,
     vae,
     scheduler,
@@ -95,10 +95,10 @@ def draw_samples(
     folder: Path,
     step: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     should_stop: Callable[[], object] = lambda: False,
 ) -> None:
-    """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `draw_sample`.
+    """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `generate_image`.
 
     Args:
         prompts: with nothing left open.
@@ -107,13 +107,13 @@ def draw_samples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(number, image) for number in range(len(prompts)) for image in range(images_per_prompt)]
-    for number, image in wanted[rank::world]:
+    for number, image in wanted[rank::world_size]:
         if should_stop():
             return
         fault_point("sample")
         prompt = prompts[number]
         assert prompt.height and prompt.width and prompt.steps and prompt.guidance_scale is not None
-        picture = draw_sample(
+        picture = generate_image(
             unet,
             vae,
             scheduler,
@@ -151,7 +151,7 @@ def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_p
 
 
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
-    """The pictures that `draw_samples` drew at a step, by prompt."""
+    """The pictures that `generate_images` drew at a step, by prompt."""
     paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
     return [[picture for path in of_prompt if (picture := read_picture(path))] for of_prompt in paths]
 
@@ -167,7 +167,7 @@ def read_picture(path: Path, report: Callable[[str], None] = lambda reason: None
         return None
 
 
-def draw_grid(
+def write_grid(
     folder: Path,
     step: int,
     prompts: Sequence[SamplePrompt],
@@ -196,7 +196,7 @@ def draw_grid(
             rows.append([picture_by(read_picture(path, report), prompt.describe(image)) for path in paths])
             labels.append(f"{prompt.text} (seed {prompt.seed_of(image)})")
     path = folder / GRID_NAME
-    write_whole(path, png_of(sheet([(f"step {step}", 1) for step in shown], labels, rows)))
+    write_whole(path, png_of(image_grid([(f"step {step}", 1) for step in shown], labels, rows)))
     return path
 
 

@@ -6,7 +6,7 @@ GAP = 10
 LABEL_WIDTH = 250
 
 
-def sheet(columns, labels, rows, side=192):
+def image_grid(columns, labels, rows, side=192):
     """Rows of prompts, columns of pictures.
 
     Args:

@@ -18,20 +18,20 @@ from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.device_memory import usable_bytes
-from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import (
     MemoryCount,
-    Rung,
+    MemoryLevel,
     bytes_of,
     choose,
-    ladder,
     largest_batch,
+    memory_level_of,
+    memory_levels,
     next_smaller,
-    rung_of,
 )
 from sdxl_lora.performance.memory_estimate import GIB
-from sdxl_lora.training.model import add_adapters, base_dtype, computes_in_half, start_of, trained_components
+from sdxl_lora.training.model import add_adapters, base_dtype, computes_in_half, trained_components, warm_start_of
 
 
 @dataclass(frozen=True)
@@ -82,28 +82,28 @@ def settle(
     config: TrainConfig, count: MemoryCount, budget: int, info: Callable[[str], None]
 ) -> tuple[TrainConfig, BatchShape]:
     """First the fastest level that fits with the fewest images at once, then as many as that level has room for."""
-    rung, shape, said = rung_of(config.compute, config.optimizer), BatchShape.of(config.batch), []
+    level, shape, said = memory_level_of(config.compute, config.optimizer), BatchShape.of(config.batch), []
     if config.compute.memory_budget is not None:
-        rung, _ = choose(ladder(rung), lambda rung: count(rung, shape.micro_batch), budget)
-        config = on_rung(config, rung)
-        said.append(f"memory_budget {config.compute.memory_budget}: {rung.flags()}")
+        level, _ = choose(memory_levels(level), lambda level: count(level, shape.micro_batch), budget)
+        config = at_memory_level(config, level)
+        said.append(f"memory_budget {config.compute.memory_budget}: {level.flags()}")
     if config.batch.train_batch_size == "auto":
-        most = largest_batch(config.batch.images_per_process, functools.partial(count, rung), budget)
+        most = largest_batch(config.batch.images_per_process, functools.partial(count, level), budget)
         shape = BatchShape.of(config.batch, most)
         said.append(f"train_batch_size auto: {shape.micro_batch} at once, {shape.micro_steps} micro-steps")
-    info(f"{'; '.join(said)}; expects {count(rung, shape.micro_batch) / GIB:.1f} GiB")
+    info(f"{'; '.join(said)}; expects {count(level, shape.micro_batch) / GIB:.1f} GiB")
     return config, shape
 
 
-def on_rung(config: TrainConfig, rung: Rung) -> TrainConfig:
+def at_memory_level(config: TrainConfig, level: MemoryLevel) -> TrainConfig:
     """The config with a memory level's settings."""
     return replace_flat(
         config,
-        gradient_checkpointing=rung.recomputed != "none",
-        gradient_checkpointing_blocks=() if rung.recomputed in ("none", "all") else tuple(rung.recomputed.split()),
-        optimizer=rung.optimizer,
+        gradient_checkpointing=level.recomputed != "none",
+        gradient_checkpointing_blocks=() if level.recomputed in ("none", "all") else tuple(level.recomputed.split()),
+        optimizer=level.optimizer,
         use_8bit_adam=False,
-        base_precision=rung.base_precision,
+        base_precision=level.base_precision,
     )
 
 
@@ -131,7 +131,7 @@ def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) ->
         dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
         nn.Module.to(model, dtype)  # diffusers' own warns
     with torch.device("meta"):  # how a LoRA begins changes no size
-        add_adapters(trained, config, start_of(config.adapter, trained), info, init="kaiming")
+        add_adapters(trained, config, warm_start_of(config.adapter, trained), info, init="kaiming")
     return MetaModels(models, trained, values)
 
 
@@ -141,7 +141,7 @@ def memory_count(
     """The memory that this training takes."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
     left = fuse_lora(unet)
-    keep_less(unet, config.compute.compile)
+    use_memory_saving_layers(unet, config.compute.compile)
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder
     vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_bytes(meta.models["vae"], size)

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from sdxl_lora.config.sections.run import CheckpointConfig
-from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
+from sdxl_lora.distributed.collectives import on_main_and_broadcast, raise_on_all_ranks
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.io.safetensors import load_tensors, save_tensors
 from sdxl_lora.lora.state import load_lora_state, lora_state
@@ -107,9 +107,9 @@ class Checkpointer:
                 publish(temporary, final, about)
                 rotate(self.run.folder, self.config.checkpoints_total_limit, best)
 
-        with all_raise_what_one_raises(self.accelerator), disk_errors(self.run.folder, temporary):
+        with raise_on_all_ranks(self.accelerator), disk_errors(self.run.folder, temporary):
             self.accelerator.save_state(str(temporary))
-        main_process_decides(self.accelerator, publish_and_rotate)
+        on_main_and_broadcast(self.accelerator, publish_and_rotate)
         self.run.event("checkpoint", step=step, path=str(final))
         self.run.update(last_checkpoint=final.name)
         return final
@@ -128,7 +128,7 @@ class Checkpointer:
                 info(f"removed {leftover.name}, left by an interrupted save")
             return chosen
 
-        chosen = main_process_decides(self.accelerator, decide)
+        chosen = on_main_and_broadcast(self.accelerator, decide)
         if chosen is None:
             self.run.update(step=0, last_checkpoint=None)
             return 0

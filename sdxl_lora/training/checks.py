@@ -12,7 +12,7 @@ from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
-from sdxl_lora.distributed.collectives import main_process_decides
+from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.warm_start import layers_of
 from sdxl_lora.models.base_source import Base, models_without_weights
@@ -23,7 +23,7 @@ from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity
-from sdxl_lora.training.model import start_of, trained_names
+from sdxl_lora.training.model import trained_names, warm_start_of
 
 
 def check_inputs(config: TrainConfig, accelerator) -> Base:
@@ -36,7 +36,7 @@ def check_inputs(config: TrainConfig, accelerator) -> Base:
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
     base = base_of(config.model)
-    main_process_decides(accelerator, lambda: check_names(config, base))
+    on_main_and_broadcast(accelerator, lambda: check_names(config, base))
     return base
 
 
@@ -86,7 +86,7 @@ def check_optimizer(config: TrainConfig) -> None:
 
 def check_start(adapter: AdapterConfig, base: Base) -> None:
     """Raises ConfigError where init_lora cannot be read, or does not fit the base's models."""
-    start = start_of(adapter, trained_names(adapter))
+    start = warm_start_of(adapter, trained_names(adapter))
     models = models_without_weights(base) if start.adapters else {}
     try:
         for component, adapters in start.adapters.items():
@@ -123,7 +123,7 @@ def load_similarity(config: TrainConfig, accelerator) -> Similarity | None:
     """The model that compares samples with training images, on the main process; None where there is none."""
     model = config.evaluation.similarity_model
     loaded: list[Similarity] = []
-    main_process_decides(accelerator, lambda: loaded.append(Similarity(model)) if model else None)
+    on_main_and_broadcast(accelerator, lambda: loaded.append(Similarity(model)) if model else None)
     return loaded[0] if loaded else None
 
 
@@ -150,4 +150,4 @@ def claim_hub_repository(config: TrainConfig, accelerator, run: Run, info: Calla
             info(f"{error}. Going on; the upload is tried at the end")
             return publish.hub_model_id or config.lora_name
 
-    return main_process_decides(accelerator, claim)
+    return on_main_and_broadcast(accelerator, claim)

@@ -15,22 +15,22 @@ from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.captions import prompts_of
-from sdxl_lora.data.collate import Chance, Collator, StepBatch
-from sdxl_lora.data.concat_dataset import JoinedPictures
+from sdxl_lora.data.collate import Augmentation, Collator, StepBatch
+from sdxl_lora.data.concat_dataset import ConcatDataset
 from sdxl_lora.data.dataset import open_dataset
-from sdxl_lora.data.image_dataset import TrainingPictures, check_class_images, content_key, dataset_key
-from sdxl_lora.data.prefetch import ahead
-from sdxl_lora.data.sampler import Batches
+from sdxl_lora.data.image_dataset import ImageDataset, check_class_images, content_key, dataset_key
+from sdxl_lora.data.prefetch import prefetch
+from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
-from sdxl_lora.data.stream_dataset import Rows, StreamedBatches, StreamedPictures
+from sdxl_lora.data.stream_dataset import Rows, StreamDataset, StreamSampler
 from sdxl_lora.data.stream_reader import open_stream
 from sdxl_lora.diffusion.noise import draw_flip
 from sdxl_lora.diffusion.timesteps import density_of
-from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_first
-from sdxl_lora.io.memo import NO_MEMO, Memo
+from sdxl_lora.distributed.collectives import main_process_first, raise_on_all_ranks
+from sdxl_lora.io.memo import NO_MEMO, FileMemo
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, load_schedulers, load_text_parts, load_vae
-from sdxl_lora.rng import Turn, keyed_seed
+from sdxl_lora.rng import SampleKey, keyed_seed
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.training.batch_shape import BatchShape
@@ -49,9 +49,9 @@ class DataPlan:
         captions: every prompt that a step will read; None where captions are encoded in every step.
     """
 
-    images: TrainingPictures | JoinedPictures
+    images: ImageDataset | ConcatDataset
     held_out: list[int]
-    sampler: Batches
+    sampler: BucketSampler
     total_steps: int
     prompts: list[SamplePrompt]
     captions: set[str] | None
@@ -85,10 +85,10 @@ class TrainingData:
         config: TrainConfig,
         accelerator,
         base: Base,
-        images: TrainingPictures | JoinedPictures | None,
-        latents: LatentCache | StreamedPictures,
+        images: ImageDataset | ConcatDataset | None,
+        latents: LatentCache | StreamDataset,
         text: TextCache,
-        sampler: Batches | StreamedBatches,
+        sampler: BucketSampler | StreamSampler,
         held_out: list[int],
         prompts: list[SamplePrompt],
     ):
@@ -137,29 +137,29 @@ class TrainingData:
     def batches(self, start: int, shape: BatchShape) -> Iterator[StepBatch]:
         """The steps after the first `start`, collated ahead where that needs no model. To be closed after use."""
         is_live = self.text_is_live or not self._config.cache.cache_latents
-        return ahead(self.collator(shape).steps(self.turns_from(start)), 0 if is_live else STEPS_AHEAD)
+        return prefetch(self.collator(shape).steps(self.samples_from(start)), 0 if is_live else STEPS_AHEAD)
 
-    def turns_from(self, start: int) -> Iterator[tuple[int, list[Turn]]]:
+    def samples_from(self, start: int) -> Iterator[tuple[int, list[SampleKey]]]:
         """(epoch, turns) of each step that is still to be done after the first `start`."""
         return islice(self.sampler.from_step(start), max(0, self.total_steps - start))
 
     @cached_property
-    def _chance(self) -> tuple[Chance, int]:
+    def _augmentation(self) -> tuple[Augmentation, int]:
         objective = self._config.objective
         schedule, _ = load_schedulers(self._base, objective.prediction_type, objective.zero_terminal_snr)
         steps = schedule.config.num_train_timesteps
-        return chance_of(self._config, steps), steps
+        return augmentation_of(self._config, steps), steps
 
     def collator(self, shape: BatchShape) -> Collator:
         config, accelerator = self._config, self._accelerator
-        chance, num_train_timesteps = self._chance
+        augmentation, num_train_timesteps = self._augmentation
         return Collator(
             self.examples,
             self.latents,
             None if config.adapter.train_text_encoder else self.text,
             config.seed,
             num_train_timesteps,
-            chance,
+            augmentation,
             config.objective.prior_loss_weight,
             accelerator.process_index,
             accelerator.num_processes,
@@ -169,7 +169,7 @@ class TrainingData:
 
 
 def plan_data(
-    config: TrainConfig, images: TrainingPictures | JoinedPictures, world_size: int, info: Callable[[str], None]
+    config: TrainConfig, images: ImageDataset | ConcatDataset, world_size: int, info: Callable[[str], None]
 ) -> DataPlan:
     """Which of the images train, in which steps.
 
@@ -184,7 +184,7 @@ def plan_data(
         sizes[index] = None
     num_epochs = None if batch.max_train_steps else batch.num_train_epochs
     repeats = [example.repeats for example in examples]
-    sampler = Batches(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
+    sampler = BucketSampler(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
     total_steps = batch.max_train_steps or sampler.first_step(batch.num_train_epochs)
     captions = captions_that_will_occur(config, examples, sampler, total_steps, info)
     prompts = sample_prompts_of(config, most_common_size(config, examples))
@@ -199,8 +199,8 @@ def captions_that_will_occur(config: TrainConfig, examples, sampler, total_steps
     if not config.cache.cache_text_embeddings:
         return None
     written, limit = [example.caption for example in examples], config.cache.max_cached_captions
-    turns = (turn for _, turns in islice(sampler.from_step(0), total_steps) for turn in turns)
-    captions = prompts_of(written, config.seed, turns, config.captions, limit)
+    samples = (sample for _, samples in islice(sampler.from_step(0), total_steps) for sample in samples)
+    captions = prompts_of(written, config.seed, samples, config.captions, limit)
     if captions is None:
         info(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
     elif config.captions.vary:
@@ -222,13 +222,13 @@ def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger:
     """
     if config.data.dataset_streaming:
         return prepare_stream(config, base, accelerator, logger)
-    memo = Memo(config.cache_folder / "memo.json")
+    memo = FileMemo(config.cache_folder / "memo.json")
     images = main_process_first(accelerator, lambda: open_images(config, memo))
     plan = plan_data(config, images, accelerator.num_processes, logger.info)
     shown = plan.prompts_to_show()
     run.update(state="caching")
     began = time.perf_counter()
-    with all_raise_what_one_raises(accelerator):
+    with raise_on_all_ranks(accelerator):
         latents, text = fill_caches(
             config.cache_folder,
             base,
@@ -262,11 +262,11 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
         lambda: open_stream(data.train_data_dir, data.dataset_name, data.dataset_config_name, data.max_train_samples),
     )
     vae = load_vae(base).to(accelerator.device)
-    latents = StreamedPictures(
-        rows_opener(config), vae, weights_key(vae), lambda turn: data.random_flip and draw_flip(config.seed, turn)
+    latents = StreamDataset(
+        rows_opener(config), vae, weights_key(vae), lambda sample: data.random_flip and draw_flip(config.seed, sample)
     )
     shape = BatchShape.of(config.batch)
-    sampler = StreamedBatches(
+    sampler = StreamSampler(
         stream,
         latents,
         data.image_column,
@@ -287,11 +287,11 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
     return TrainingData(config, accelerator, base, None, latents, text, sampler, [], prompts)
 
 
-def open_images(config: TrainConfig, memo: Memo = NO_MEMO) -> TrainingPictures | JoinedPictures:
+def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> ImageDataset | ConcatDataset:
     """The training images of all datasets."""
     entries = config.data.entries()
     parts = [
-        TrainingPictures(
+        ImageDataset(
             open_dataset(
                 entry.train_data_dir, entry.dataset_name, entry.dataset_config_name, config.data.max_train_samples
             ),
@@ -305,15 +305,15 @@ def open_images(config: TrainConfig, memo: Memo = NO_MEMO) -> TrainingPictures |
         )
         for entry in entries
     ]
-    return JoinedPictures(parts, entries) if config.data.datasets else parts[0]
+    return ConcatDataset(parts, entries) if config.data.datasets else parts[0]
 
 
-def rows_opener(config: TrainConfig) -> Callable[[Rows], TrainingPictures]:
+def rows_opener(config: TrainConfig) -> Callable[[Rows], ImageDataset]:
     """Makes training images of a stream's rows; where to crop at random is decided by the image's bytes."""
 
-    def open_rows(rows: Rows) -> TrainingPictures:
+    def open_rows(rows: Rows) -> ImageDataset:
         data = rows[0].get(config.data.image_column, {}).get("bytes", b"")
-        return TrainingPictures(
+        return ImageDataset(
             rows,
             config.data.image_column,
             config.data.caption_column,
@@ -326,11 +326,11 @@ def rows_opener(config: TrainConfig) -> Callable[[Rows], TrainingPictures]:
     return open_rows
 
 
-def chance_of(config: TrainConfig, num_train_timesteps: int) -> Chance:
+def augmentation_of(config: TrainConfig, num_train_timesteps: int) -> Augmentation:
     """What differs from one use of an image to the next.
 
     Raises:
         ConfigError: timesteps that the base does not have.
     """
     density = density_of(config.timesteps, num_train_timesteps)
-    return Chance(config.data.random_flip, config.noise, density, config.captions)
+    return Augmentation(config.data.random_flip, config.noise, density, config.captions)

@@ -21,13 +21,13 @@ from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers,
 from sdxl_lora.optimizers.optimizers import block_factors, optimizer_of, parameter_groups
 from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.device_memory import usable_bytes
-from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, rung_of
+from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_level_of
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names
-from sdxl_lora.training.data import DataPlan, chance_of, open_images, plan_data
-from sdxl_lora.training.model import start_of
+from sdxl_lora.training.data import DataPlan, augmentation_of, open_images, plan_data
+from sdxl_lora.training.model import warm_start_of
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -68,7 +68,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)
-    notes += start_of(config.adapter, meta.trained).notes
+    notes += warm_start_of(config.adapter, meta.trained).notes
     shape = BatchShape.of(config.batch)
     if (budget := memory_budget(config, notes)) is not None:
         config, shape = settle(config, count, budget, notes.append)
@@ -94,7 +94,7 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
 def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
     """What the training asks of its settings on the way, beside what is planned here."""
     schedule, _ = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
-    chance_of(config, len(schedule.betas))
+    augmentation_of(config, len(schedule.betas))
     parameters = adapter_parameters(meta.trained["unet"])
     groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config.optimizer, parameters))
     optimizer_of(config.optimizer, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
@@ -125,7 +125,7 @@ class TrainingPlan:
         return lines
 
     def of_steps(self) -> list[str]:
-        per_epoch = float(self.data.sampler.turns_per_epoch / self.data.images_per_step)
+        per_epoch = float(self.data.sampler.samples_per_epoch / self.data.images_per_step)
         epochs = self.data.sampler.passes(self.data.total_steps)
         lines = [
             f"{self.data.total_steps} of {self.data.images_per_step} pictures ({self.shape.micro_batch} x "
@@ -190,7 +190,7 @@ class TrainingPlan:
 
     def of_memory(self) -> list[str]:
         """While training, by what takes it; and while the cache is filled, where that is more."""
-        parts = self.count.parts(rung_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
+        parts = self.count.parts(memory_level_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
         caching = (
             self.meta.values["vae"] * 4
             + encoding_bytes(self.meta.models["vae"], self.count.size)

@@ -14,8 +14,8 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.collate import collate
 from sdxl_lora.data.image_dataset import Example
 from sdxl_lora.diffusion.objective import noise_prediction_loss
-from sdxl_lora.distributed.collectives import all_raise_what_one_raises
-from sdxl_lora.rng import Turn
+from sdxl_lora.distributed.collectives import raise_on_all_ranks
+from sdxl_lora.rng import SampleKey
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.training.data import TrainingData
@@ -111,7 +111,7 @@ class Evaluator:
         if not self.data.held_out:
             return False
         accelerator, steps = self.accelerator, len(self.model.scheduler.betas)
-        with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.shown.shown():
+        with raise_on_all_ranks(accelerator), accelerator.autocast(), self.shown.shown():
             sums = validation_sums(self.model.unet, self.model.scheduler, self._batches(steps))
         sums = accelerator.reduce(sums, "sum")
         self.logger.skip_time()
@@ -143,8 +143,8 @@ def validation_batch(
 
     Its keys have epochs below 0, which no training has, so its noise is its own and always the same.
     """
-    turns = [Turn(index, -1 - place) for place in range(TIMESTEPS)]
-    batch = collate(turns, examples, latents, text, seed, num_train_timesteps)
+    samples = [SampleKey(index, -1 - place) for place in range(TIMESTEPS)]
+    batch = collate(samples, examples, latents, text, seed, num_train_timesteps)
     middles = [(2 * place + 1) * num_train_timesteps // (2 * TIMESTEPS) for place in range(TIMESTEPS)]
     return {**batch, "timesteps": torch.tensor(middles)}
 

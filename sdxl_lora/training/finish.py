@@ -8,7 +8,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.publish.hub import UploadError, published_files, upload
-from sdxl_lora.publish.results import best_lora, deliver, last_words, write_card
+from sdxl_lora.publish.results import best_lora, deliver, summary, write_card
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.trackers import log_lora
@@ -47,7 +47,7 @@ def finish(
     if best.should_stop:
         logger.info(f"ended at step {step}: {best.waited} validation losses in a row were not lower")
     logger.close()
-    print(last_words(files, name, trigger_word, folder / "samples", best.step, best.loss))
+    print(summary(files, name, trigger_word, folder / "samples", best.step, best.loss))
     if repository:
         publish(run, repository, logger)
 

@@ -18,12 +18,12 @@ from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.lora.inject import add_lora, changes_base
 from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules, text_encoder_targets
-from sdxl_lora.lora.warm_start import Start, layers_of, load_adapters, lokr_factor, read_start, without_unread
+from sdxl_lora.lora.warm_start import WarmStart, layers_of, load_adapters, lokr_factor, read_warm_start, without_unread
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, ENCODERS, load_schedulers, load_unet
-from sdxl_lora.models.text_encoders import PresentTexts, TextEncoders
+from sdxl_lora.models.text_encoders import LiveTextEncoder, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
-from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.quantization import KINDS, quantize_linears
 
@@ -42,10 +42,10 @@ class LoraModel:
 
     components: dict[str, nn.Module]
     wrapped: list[nn.Module]
-    text: TextCache | PresentTexts
+    text: TextCache | LiveTextEncoder
     scheduler: DDPMScheduler
     sampling_scheduler: object
-    start: Start
+    start: WarmStart
 
     @property
     def unet(self) -> nn.Module:
@@ -80,9 +80,9 @@ def build_model(
     if config.adapter.train_text_encoder:  # from here on prompts are read through the encoders as they are by then
         tokenizers, encoders = text.live_parts
         chunks = config.captions.max_caption_chunks
-        text = PresentTexts(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
+        text = LiveTextEncoder(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
         components |= dict(zip(ENCODERS, encoders, strict=True))
-    start = start_of(config.adapter, components)
+    start = warm_start_of(config.adapter, components)
     for note in start.notes:
         info(note)
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
@@ -108,12 +108,12 @@ def trained_names(adapter: AdapterConfig) -> list[str]:
     return ["unet", *(ENCODERS if adapter.train_text_encoder else ())]
 
 
-def start_of(adapter: AdapterConfig, components: Iterable[str]) -> Start:
+def warm_start_of(adapter: AdapterConfig, components: Iterable[str]) -> WarmStart:
     """What init_lora has for the models that train; ConfigError where it cannot be used."""
     if adapter.init_lora is None:
-        return Start()
+        return WarmStart()
     try:
-        return read_start(adapter.init_lora, "dora" if adapter.use_dora else adapter.adapter, components)
+        return read_warm_start(adapter.init_lora, "dora" if adapter.use_dora else adapter.adapter, components)
     except (OSError, ValueError) as error:
         raise ConfigError(f"init_lora: {error}") from error
 
@@ -121,7 +121,7 @@ def start_of(adapter: AdapterConfig, components: Iterable[str]) -> Start:
 def add_adapters(
     components: Mapping[str, nn.Module],
     config: TrainConfig,
-    start: Start,
+    start: WarmStart,
     info: Callable[[str], None],
     init: str,
     device: torch.device | None = None,
@@ -194,7 +194,7 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
 
 def set_computation(unet: nn.Module, compute: ComputeConfig, has_dropout: bool, info: Callable[[str], None]) -> None:
     """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled."""
-    keep_less(unet, compute.compile)
+    use_memory_saving_layers(unet, compute.compile)
     if computes_in_half(compute, unet, fuse_lora(unet)):
         without_autocast(unet, DTYPES[compute.mixed_precision])
     try:

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.distributed.collectives import all_raise_what_one_raises, main_process_decides
+from sdxl_lora.distributed.collectives import on_main_and_broadcast, raise_on_all_ranks
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import load_vae
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
-from sdxl_lora.sampling.generate import are_drawn, draw_grid, draw_samples, read_samples, spread, to_picture
+from sdxl_lora.sampling.generate import are_drawn, generate_images, read_samples, spread, to_picture, write_grid
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.ema import PublishedWeights
@@ -53,7 +53,7 @@ class SampleWriter:
 
     def are_written(self, step: int) -> bool:
         """Whether all samples of a step are there; the same on every process."""
-        return main_process_decides(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
+        return on_main_and_broadcast(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
 
     def write(self, step: int) -> None:
         """Draw the prompts with the LoRA as it is after `step` steps."""
@@ -62,8 +62,8 @@ class SampleWriter:
         accelerator = self.accelerator
         self.run.update(state="sampling")
         try:
-            with all_raise_what_one_raises(accelerator), accelerator.autocast(), self.shown.shown():
-                draw_samples(
+            with raise_on_all_ranks(accelerator), accelerator.autocast(), self.shown.shown():
+                generate_images(
                     self.model.unet,
                     self.vae,
                     self.model.sampling_scheduler,
@@ -80,14 +80,14 @@ class SampleWriter:
         except torch.OutOfMemoryError as error:  # a sample is not worth a training
             free_memory()
             self.logger.info(f"out of memory while drawing samples at step {step}, going on ({error})")
-        main_process_decides(accelerator, lambda: self._show(step))
+        on_main_and_broadcast(accelerator, lambda: self._show(step))
         self.logger.skip_time()
 
     def _show(self, step: int) -> None:
         """Give the samples of a step to the trackers. On the main process, which may take its time."""
         images = read_samples(self.folder, step, len(self.prompts), self.images)
         self.newest = next((image for of_prompt in images for image in of_prompt), None)
-        grid = draw_grid(self.folder, step, self.prompts, self.images, self.logger.info)
+        grid = write_grid(self.folder, step, self.prompts, self.images, self.logger.info)
         self.logger.samples(step, self.prompts, images, grid)
         if self.similarity and self.newest:
             try:

@@ -118,15 +118,15 @@ class TrainStep:
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        turns = (turn for _, of_step in data.turns_from(step) for turn in of_step)
-        largest = max(turns, key=lambda turn: math.prod(data.examples[turn.example].target_size), default=None)
+        samples = (sample for _, of_step in data.samples_from(step) for sample in of_step)
+        largest = max(samples, key=lambda sample: math.prod(data.examples[sample.example].target_size), default=None)
         while largest and not all(gather_object([self.fits(data, largest)])):
             before = self.shape.micro_batch
             self.set_batch_shape(self.shape.smaller(self.config.batch))
             self.logger.info(f"out of memory with {before} pictures at once: going on with {self.shape.micro_batch}")
         self.logger.skip_time()
 
-    def fits(self, data: TrainingData, turn) -> bool:
+    def fits(self, data: TrainingData, sample) -> bool:
         """Whether a forward and a backward of so many of this image do."""
         fits = True
         try:
@@ -135,7 +135,7 @@ class TrainStep:
                 for model in self.model.wrapped:
                     alone.enter_context(self.accelerator.no_sync(model))
                 share = torch.zeros((), device=self.accelerator.device)
-                batch = data.collator(self.shape)([turn] * self.shape.micro_batch)
+                batch = data.collator(self.shape)([sample] * self.shape.micro_batch)
                 self.compute({**self.on_device(batch), "share": share})
         except torch.OutOfMemoryError:
             fits = False

@@ -22,7 +22,7 @@ prepare_under_name = workers.prepare_under_name
 
 
 class FaultyPictures:
-    """TrainingPictures at whose third picture a process dies or hangs."""
+    """ImageDataset at whose third picture a process dies or hangs."""
 
     def __init__(self, pictures, fault):
         self.pictures, self.fault, self.examples = pictures, fault, pictures.examples

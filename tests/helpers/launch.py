@@ -50,24 +50,24 @@ def free_port() -> str:
 
 
 class Launched:
-    """One run in `world` processes; `log` holds what they print.
+    """One run in `world_size` processes; `log` holds what they print.
 
     With `machines`, one on each of these. Each calls `first`, a function of a module, before it trains.
     """
 
     def __init__(
-        self, config, log: Path, world: int = 1, machines: Sequence[Machine] = (), first=dict, **environment: str
+        self, config, log: Path, world_size: int = 1, machines: Sequence[Machine] = (), first=dict, **environment: str
     ):
-        self.log, world = log, len(machines) or world
+        self.log, world_size = log, len(machines) or world_size
         main_address = machines[0].address if machines else "127.0.0.1"
         shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
         self.processes, port = [], free_port()
-        for rank in range(world):
-            launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            launched |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": main_address, "MASTER_PORT": port}
+        for rank in range(world_size):
+            launched = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            launched |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": main_address, "MASTER_PORT": port}
             if machines:
                 launched |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": machines[rank].device}
-            environment_here = {**shared, **(launched if world > 1 else {})}
+            environment_here = {**shared, **(launched if world_size > 1 else {})}
             arguments = (config, log, environment_here, machines[rank] if machines else None, first)
             process = CONTEXT.Process(target=_run, args=arguments)
             process.start()
@@ -87,8 +87,8 @@ class Launched:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def launch(config, log: Path, world: int = 1, **more) -> tuple[list[int], str]:
+def launch(config, log: Path, world_size: int = 1, **more) -> tuple[list[int], str]:
     """Run to the end: (exit codes, what was printed). See `Launched`."""
     log.unlink(missing_ok=True)
-    launched = Launched(config, log, world, **more)
+    launched = Launched(config, log, world_size, **more)
     return launched.wait(), launched.printed()

@@ -60,7 +60,7 @@ def test_a_step_sends_the_gradients_once_and_a_few_numbers(train_config, tmp_pat
         rank=16, max_train_steps=STEPS, gradient_accumulation_steps=micro_steps, train_text_encoder=text
     )
     environment = {"COUNTED": str(tmp_path / "counted"), "STATIC": str(micro_steps == 1)}
-    codes, printed = launch(config, tmp_path / "log", world=2, first=count_bytes, **environment)
+    codes, printed = launch(config, tmp_path / "log", world_size=2, first=count_bytes, **environment)
     assert codes == [0, 0], printed
     state = load_file(tmp_path / "run" / f"checkpoint-{STEPS}" / "lora_state.safetensors")
     adapter_bytes = sum(tensor.nbytes for tensor in state.values())
@@ -88,7 +88,7 @@ def change_the_base_on_rank_1():
 
 
 def test_processes_with_different_bases_are_refused(train_config, tmp_path):
-    codes, printed = launch(train_config(), tmp_path / "log", world=2, first=change_the_base_on_rank_1)
+    codes, printed = launch(train_config(), tmp_path / "log", world_size=2, first=change_the_base_on_rank_1)
     assert codes == [2, 2]
     assert printed.count("error: ranks [1] have read another base than rank 0") == 2
 

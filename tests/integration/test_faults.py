@@ -210,7 +210,7 @@ def test_a_command_that_is_refused_changes_nothing_of_a_finished_run(config, tmp
     for code, settings in refused.items():
         assert launch(config(**settings), tmp_path / "log")[0] == [code]
         assert files_of(tmp_path / "run") == before, settings
-    assert launch(config(rank=8, gradient_accumulation_steps=1), tmp_path / "log", world=2)[0] == [4, 4]
+    assert launch(config(rank=8, gradient_accumulation_steps=1), tmp_path / "log", world_size=2)[0] == [4, 4]
     assert files_of(tmp_path / "run").items() >= before.items()
 
 
@@ -264,7 +264,7 @@ def test_out_of_memory_says_what_to_change_and_ends_no_training_while_sampling(c
 
 def test_nan_is_seen_by_both_processes_before_the_step(config, tmp_path):
     codes, printed = launch(
-        config(gradient_accumulation_steps=1), tmp_path / "log", world=2, TRAINER_FAULT="nan@step=3,rank=1"
+        config(gradient_accumulation_steps=1), tmp_path / "log", world_size=2, TRAINER_FAULT="nan@step=3,rank=1"
     )
     assert codes == [6, 6]
     assert "step 3: loss nan" in printed and "the newest checkpoint is checkpoint-2" in printed
@@ -272,7 +272,7 @@ def test_nan_is_seen_by_both_processes_before_the_step(config, tmp_path):
 
 
 def test_a_stop_file_stops_both_processes_at_the_same_step(config, tmp_path):
-    launched = Launched(config(max_train_steps=10_000, gradient_accumulation_steps=1), tmp_path / "log", world=2)
+    launched = Launched(config(max_train_steps=10_000, gradient_accumulation_steps=1), tmp_path / "log", world_size=2)
     wait_for_step(tmp_path / "run", 2)
     (tmp_path / "run" / "stop").touch()
     assert launched.wait() == [0, 0], launched.printed()
@@ -291,14 +291,14 @@ def wait_for_step(folder, step, seconds=90):
 @pytest.mark.parametrize("fault, word", [("kill9", "is gone"), ("stop", "does not answer")])
 def test_a_process_that_dies_or_hangs_is_named_by_the_other(config, tmp_path, fault, word):
     settings = config(gradient_accumulation_steps=1, process_timeout_seconds=5)
-    launched = Launched(settings, tmp_path / "log", world=2, TRAINER_FAULT=f"{fault}@step=4,rank=1")
+    launched = Launched(settings, tmp_path / "log", world_size=2, TRAINER_FAULT=f"{fault}@step=4,rank=1")
     launched.processes[0].join(60)
     assert launched.processes[0].exitcode == 8, launched.printed()
     launched.processes[1].kill()
     assert f"error: rank 1 {word} (last seen at step" in launched.printed()
     assert "rank 0 ends at step 3" in launched.printed()
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
-    assert launch(settings, tmp_path / "log", world=2)[0] == [0, 0]
+    assert launch(settings, tmp_path / "log", world_size=2)[0] == [0, 0]
 
 
 def test_two_runs_in_one_directory_the_second_is_refused(config, tmp_path):
@@ -315,11 +315,11 @@ def test_more_and_fewer_processes_on_resume_see_the_same(config, tmp_path, world
     """The same pictures, noise, timesteps and rate, to the last bit; losses and weights to rounding."""
     settings = {"adam_epsilon": 1e-4, "random_flip": True, "lr_scheduler": "cosine", "proportion_empty_prompts": 0.3}
     noting = {"first": note_what_is_met, "MET": str(tmp_path / "met")}
-    for world, steps in zip(worlds, (2, 4, STEPS), strict=True):
-        run = config(**settings, gradient_accumulation_steps=2 // world)
+    for world_size, steps in zip(worlds, (2, 4, STEPS), strict=True):
+        run = config(**settings, gradient_accumulation_steps=2 // world_size)
         fault = {"TRAINER_FAULT": f"term@step={steps}"} if steps < STEPS else {}
-        codes, printed = launch(run, tmp_path / "log", world, **fault, **noting)
-        assert codes == [0] * world, printed
+        codes, printed = launch(run, tmp_path / "log", world_size, **fault, **noting)
+        assert codes == [0] * world_size, printed
     noting["MET"] = str(tmp_path / "met by one")
     assert launch(config("whole", **settings), tmp_path / "log", **noting)[0] == [0]
     by_one = met(tmp_path / "met by one")
@@ -336,12 +336,12 @@ def run_until_killed_no_more(config, folder, name, chance):
     """One run of six steps, killed at random points with one or two processes until it ends. Returns the kills."""
     every, kills = chance.choice([1, 2, 3]), 0
     while True:
-        world = chance.choice([1, 1, 2])
-        run = config(name, checkpointing_steps=every, gradient_accumulation_steps=2 // world, adam_epsilon=1e-4)
+        world_size = chance.choice([1, 1, 2])
+        run = config(name, checkpointing_steps=every, gradient_accumulation_steps=2 // world_size, adam_epsilon=1e-4)
         where = chance.choice([f"step={chance.randint(1, STEPS)}", f"checkpoint_file={chance.randint(1, 30)}"])
-        codes, printed = launch(run, folder / "log", world, TRAINER_FAULT=f"kill9@{where},rank=0")
+        codes, printed = launch(run, folder / "log", world_size, TRAINER_FAULT=f"kill9@{where},rank=0")
         assert_all_valid(folder / name)
-        if codes == [0] * world:
+        if codes == [0] * world_size:
             return kills
         assert -signal.SIGKILL in codes, printed
         kills += 1

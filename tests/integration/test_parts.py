@@ -54,8 +54,8 @@ def test_jobs_fill_one_cache_at_once_and_a_training_reads_it(train_config, tmp_p
     """Two jobs of one process and one of two, all on one folder; the third does what the others do too."""
     settings = {"random_flip": True, "max_train_steps": 2}
     jobs = {
-        part: Launched(train_config(**settings, cache_part=part), tmp_path / f"log {part[0]}{part[2]}", world)
-        for part, world in (("1/2", 1), ("2/2", 1), ("1/1", 2))
+        part: Launched(train_config(**settings, cache_part=part), tmp_path / f"log {part[0]}{part[2]}", world_size)
+        for part, world_size in (("1/2", 1), ("2/2", 1), ("1/1", 2))
     }
     for part, job in jobs.items():
         assert set(job.wait()) == {0}, job.printed()

@@ -27,7 +27,7 @@ def test_every_split_of_a_step_gives_the_same(train_config, five_of_two_sizes, t
     Validation on two pictures too, of which each of two processes does one.
     """
     splits = {"one": (1, 4, 1), "two": (2, 2, 1), "micro": (1, 2, 2)}
-    for name, (world, batch, micro_steps) in splits.items():
+    for name, (world_size, batch, micro_steps) in splits.items():
         config = train_config(
             train_data_dir=None, dataset_name=str(five_of_two_sizes), max_train_steps=None, num_train_epochs=5,
             validation_split=0.4, validation_epochs=2,
@@ -36,9 +36,9 @@ def test_every_split_of_a_step_gives_the_same(train_config, five_of_two_sizes, t
             cache_dir=str(tmp_path / f"cache {name}"),
         )  # fmt: skip
         codes, printed = launch(
-            config, tmp_path / "log", world, first=note_what_is_met, MET=str(tmp_path / f"met by {name}")
+            config, tmp_path / "log", world_size, first=note_what_is_met, MET=str(tmp_path / f"met by {name}")
         )
-        assert codes == [0] * world, printed
+        assert codes == [0] * world_size, printed
     steps = met(tmp_path / "met by one")
     assert all(met(tmp_path / f"met by {name}") == steps for name in splits)
     assert {len(of_step) for of_step in steps.values()} >= {1, 4}, "whole steps and short ones"
@@ -92,7 +92,12 @@ def test_both_processes_take_part_in_the_same_collectives(train_config, tmp_path
     """Whatever happens to one of them: no collective hides in a branch of the main process."""
     config = train_config(max_train_steps=4, checkpointing_steps=2, **LOOKING)
     given, printed = launch(
-        config, tmp_path / "log", world=2, first=note_collectives, NOTED=str(tmp_path / "noted"), TRAINER_FAULT=fault
+        config,
+        tmp_path / "log",
+        world_size=2,
+        first=note_collectives,
+        NOTED=str(tmp_path / "noted"),
+        TRAINER_FAULT=fault,
     )
     assert given == codes, printed
     noted = [(tmp_path / f"noted.{rank}").read_text().splitlines() for rank in (0, 1)]
@@ -101,7 +106,7 @@ def test_both_processes_take_part_in_the_same_collectives(train_config, tmp_path
 
 def test_a_main_process_that_dies_while_the_other_waits_for_it_is_named(train_config, tmp_path):
     config = train_config(max_train_steps=4, process_timeout_seconds=TIMEOUT, **{**LOOKING, "num_validation_images": 1})
-    codes, printed = launch(config, tmp_path / "log", world=2, TRAINER_FAULT="kill9@sample=1,rank=0")
+    codes, printed = launch(config, tmp_path / "log", world_size=2, TRAINER_FAULT="kill9@sample=1,rank=0")
     assert codes == [-signal.SIGKILL, 8], printed
     assert "rank 0 is gone" in printed and "Traceback" not in printed
 
@@ -125,7 +130,12 @@ def take_long():
         setattr(module, name, call)
 
     train_sdxl_lora.claim_hub_repository, finish.upload = lambda *_: "me/cat", lambda *_: "nowhere"
-    for module, name in ((samples, "draw_samples"), (samples, "read_samples"), (finish, "deliver"), (finish, "upload")):
+    for module, name in (
+        (samples, "generate_images"),
+        (samples, "read_samples"),
+        (finish, "deliver"),
+        (finish, "upload"),
+    ):
         let_take_long(module, name, "0")
     let_take_long(checkpointer, "save_tensors", "0")
     let_take_long(evaluator, "validation_sums", "1")
@@ -133,7 +143,7 @@ def take_long():
 
 def test_one_process_may_work_longer_than_the_timeout(train_config, tmp_path):
     config = train_config(max_train_steps=2, process_timeout_seconds=TIMEOUT, validation_epochs=9, **LOOKING)
-    codes, printed = launch(config, tmp_path / "log", world=2, first=take_long)
+    codes, printed = launch(config, tmp_path / "log", world_size=2, first=take_long)
     assert codes == [0, 0], printed
     times = [json.loads(line)["time"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert times[-1] - times[0] > 6 * 1.5 * TIMEOUT

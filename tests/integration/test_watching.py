@@ -64,7 +64,7 @@ def test_two_processes_share_the_watching(train_config, everything, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(train_config(**settings, output_dir=str(one)), tmp_path / "log")[0] == [0]
     settings["gradient_accumulation_steps"] = 1
-    codes, printed = launch(train_config(**settings, output_dir=str(two)), tmp_path / "log", world=2)
+    codes, printed = launch(train_config(**settings, output_dir=str(two)), tmp_path / "log", world_size=2)
     assert codes == [0, 0], printed
     assert "ended at step 4: 1 validation losses in a row were not lower" in printed
     assert pictures_of(one).keys() == pictures_of(two).keys()

@@ -8,13 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 APPLICATIONS = ("preprocess", "webui", "train_sdxl_lora")
 FLOORS = [  # from the ground up: a package imports only packages below it
-    ("errors", "rng", "startup", "fault_injection"),
-    ("io", "config"),
-    ("lora.formats", "diffusion", "models", "distributed", "sampling"),
-    ("data", "performance", "tools"),
-    ("cache", "run"),
+    ("errors", "rng", "fault_injection", "operating_system"),
+    ("startup", "config"),
+    ("io",),
+    ("images", "lora.formats", "diffusion", "distributed"),
+    ("folders", "models"),
+    ("data", "performance", "sampling"),
+    ("cache", "run", "tools"),
     ("lora",),
-    ("publish",),
+    ("optimizers", "publish"),
     ("training",),
 ]
 LONGEST_FILE = 300

@@ -464,12 +464,12 @@ def test_preparing_and_training_follow_one_another_by_one_press(story, captioned
 HOST = """
 import sys, pathlib, gradio as gr
 from webui.page import I18N, create_tab
-from webui.workspace import load_places
+from webui.workspace import load_workspace
 folder = pathlib.Path(sys.argv[1])
 with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     with gr.Tab("Mine"):
         gr.Textbox(label="own")
-    create_tab(before_training=(folder / "freed").touch, places=load_places(folder / "ui.yaml"), title="LoRA")
+    create_tab(before_training=(folder / "freed").touch, places=load_workspace(folder / "ui.yaml"), title="LoRA")
 app.launch(server_port=int(sys.argv[2]), i18n=I18N, quiet=True)
 """
 

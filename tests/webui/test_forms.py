@@ -31,7 +31,7 @@ from webui.runs.listing import RunState
 from webui.runs.run_history import History, smoothed
 from webui.widgets.charts import Line, chart, nice_ticks, thinned
 from webui.widgets.forms import css_text, preprocess_config, train_config
-from webui.workspace import Places, inside, load_places
+from webui.workspace import Workspace, inside, load_workspace
 
 CONFIGS = (PreprocessConfig, TrainConfig)
 UI = ROOT / "webui"
@@ -39,7 +39,7 @@ UI = ROOT / "webui"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return create_page(Places(tmp_path_factory.mktemp("projects")))
+    return create_page(Workspace(tmp_path_factory.mktemp("projects")))
 
 
 def components(page) -> list[dict]:
@@ -128,7 +128,7 @@ def test_a_whole_number_that_is_none_is_refused_and_not_rounded(number):
 
 @pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "", "a\0b", ".hidden", "-x", "a" * 65, "a b", None, "ü"])
 def test_a_name_that_leads_elsewhere_is_refused_and_named(tmp_path, name):
-    places = Places(tmp_path)
+    places = Workspace(tmp_path)
     for project, run in (("cat", name), (name, "run")):
         with pytest.raises(ConfigError, match="is an invalid name"):
             train_config(places, project, {"output_dir": run, "train_data_dir": "d"})
@@ -150,8 +150,10 @@ def test_a_training_never_takes_the_name_of_an_earlier_run(tmp_path):
     (run / "events.jsonl").touch()
     entered = {"output_dir": "one", "train_data_dir": "d"}
     with pytest.raises(ConfigError, match="taken by an earlier run"):
-        train_config(Places(tmp_path), "cat", entered)
-    assert train_config(Places(tmp_path), "cat", {**entered, "output_dir": "two"}).output_dir == str(run.parent / "two")
+        train_config(Workspace(tmp_path), "cat", entered)
+    assert train_config(Workspace(tmp_path), "cat", {**entered, "output_dir": "two"}).output_dir == str(
+        run.parent / "two"
+    )
     assert following("one") == "one-2" and following("one-9") == "one-10"
 
 
@@ -161,15 +163,15 @@ def test_places_come_from_the_file_and_the_environment_wins(tmp_path):
     file = tmp_path / "ui.yaml"
     values = {"LORA_PROJECTS_DIR": "p", "MODELS_DIR": str(tmp_path / "models"), "DEFAULT_SDXL_MODEL_FOR_LORA": "base"}
     file.write_text(yaml.safe_dump(values))
-    places = load_places(file, {"LORA_PROJECTS_DIR": str(tmp_path / "q"), "LORAS_DIR": str(tmp_path / "l")})
+    places = load_workspace(file, {"LORA_PROJECTS_DIR": str(tmp_path / "q"), "LORAS_DIR": str(tmp_path / "l")})
     assert (places.projects, places.loras) == (tmp_path / "q", tmp_path / "l")
     assert places.default_base == str(tmp_path / "models" / "base") and places.bases() == [places.default_base]
     file.write_text("LORAS_DIRR: x\n")
     with pytest.raises(ConfigError, match="unknown LORAS_DIRR; known are"):
-        load_places(file, {})
+        load_workspace(file, {})
     file.write_text("- x\n")
     with pytest.raises(ConfigError, match="no lines of"):
-        load_places(file, {})
+        load_workspace(file, {})
 
 
 # --- the same as a file and as a command ---
@@ -413,7 +415,7 @@ def test_the_page_is_a_tab_of_another_app(tmp_path):
     with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
         with gr.Tab("mine"):
             gr.Textbox(label="own")
-        create_tab(places=Places(tmp_path), title="LoRA")
+        create_tab(places=Workspace(tmp_path), title="LoRA")
     ids = [component["props"].get("elem_id") for component in app.get_config_file()["components"]]
     assert "train-rank" in ids and ids.count("train") == 1
 
@@ -428,7 +430,7 @@ def test_the_host_is_told_before_anything_of_ours_wants_the_gpu_and_may_refuse(t
         raise ConfigError("busy")
 
     jobs = Jobs(tmp_path)
-    context = Context(Places(tmp_path), jobs, refuse)
+    context = Context(Workspace(tmp_path), jobs, refuse)
     config = flat_preprocess_config(input_dir="a", output_dir=str(tmp_path / "b"), caption_model="none")
     with pytest.raises(ConfigError, match="busy"):
         context.start(prepare_job(jobs, config))

@@ -10,7 +10,7 @@ from sdxl_lora.errors import ConfigError
 from webui.pages.tab_results import stage_choices
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.widgets.forms import Form, preprocess_config, train_config
-from webui.workspace import Places
+from webui.workspace import Workspace
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_two_projects_do_not_overwrite_each_others_lora(tmp_path, loras):
 
 
 def test_a_training_that_copies_its_lora_has_a_name_that_no_other_has(tmp_path, loras):
-    places = Places(tmp_path)
+    places = Workspace(tmp_path)
     entered = {"train_data_dir": "d", "loras_dir": str(loras)}
     names = {train_config(places, p, {**entered, "output_dir": "run-1"}).lora_name for p in ("cat", "dog", "x" * 64)}
     assert names == {"cat-run-1", "dog-run-1", "x" * 58 + "-run-1"}
@@ -87,14 +87,14 @@ def shown(config_class: type, config, *names: str) -> dict:
 
 def test_a_name_that_the_page_gave_is_not_the_next_runs(tmp_path, loras):
     entered = {"train_data_dir": "d", "loras_dir": str(loras), "output_dir": "run-1"}
-    config = train_config(Places(tmp_path), "cat", entered)
+    config = train_config(Workspace(tmp_path), "cat", entered)
     assert shown(TrainConfig, config, "output_name", "output_dir") == {"output_name": "", "output_dir": "run-1"}
-    named = train_config(Places(tmp_path), "cat", {**entered, "output_name": "better"})
+    named = train_config(Workspace(tmp_path), "cat", {**entered, "output_name": "better"})
     assert shown(TrainConfig, named, "output_name")["output_name"] == "better"
 
 
 def test_auto_caption_ticked_again_has_a_captioner(tmp_path):
-    places, entered = Places(tmp_path), {"input_dir": "raw", "output_dir": "d", "auto_caption": False}
+    places, entered = Workspace(tmp_path), {"input_dir": "raw", "output_dir": "d", "auto_caption": False}
     config = preprocess_config(places, "cat", entered)
     assert config.caption_model == "none"
     again = shown(PreprocessConfig, config, "input_dir", "output_dir", "caption_model", "auto_caption")

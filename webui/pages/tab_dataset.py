@@ -9,7 +9,7 @@ import gradio as gr
 
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.errors import ConfigError, DataError
-from webui.context import QUIET, Context, dataset_name, tell, telling
+from webui.context import QUIET, Context, dataset_name, show_errors, tell
 from webui.html import picture
 from webui.i18n import T, language_of, say, say_problem
 from webui.runs import dataset_view as datasets
@@ -71,16 +71,16 @@ class DatasetTab:
     def _listen(self) -> None:
         held = [part for _, _, text, key in self.cards for part in (key, text)]
         seen = [self.chosen, self.view, *held]
-        self.chosen.change(telling(self.choose), seen, [*self.outputs, self.trigger_word], **QUIET)
+        self.chosen.change(show_errors(self.choose), seen, [*self.outputs, self.trigger_word], **QUIET)
         for button, by in ((self.back, -1), (self.forth, 1)):
-            button.click(telling(self.turner(by)), seen, self.outputs, **QUIET)
-        self.add_word.click(telling(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
-        self.recaption_all.click(telling(self.caption_all_anew), [self.chosen], None, **QUIET)
+            button.click(show_errors(self.turner(by)), seen, self.outputs, **QUIET)
+        self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
+        self.recaption_all.click(show_errors(self.caption_all_anew), [self.chosen], None, **QUIET)
         for (_, html, text, key), saved, button in zip(self.cards, self.saved, self.recaption, strict=True):
-            text.blur(telling(self.save), [key, text], [saved], **QUIET).success(
+            text.blur(show_errors(self.save), [key, text], [saved], **QUIET).success(
                 None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
             )
-            button.click(telling(self.caption), [key], None, **QUIET)
+            button.click(show_errors(self.caption), [key], None, **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]

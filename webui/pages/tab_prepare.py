@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 
 from sdxl_lora.config.preprocess import PreprocessConfig
-from webui.context import QUIET, Context, telling
+from webui.context import QUIET, Context, show_errors
 from webui.html import job_card
 from webui.i18n import T, language_of
 from webui.runs.jobs import Job
@@ -36,7 +36,7 @@ class PrepareTab:
             self.button = gr.Button(T("Prepare"), variant="primary", elem_id="prepare")
         self.card = gr.HTML(elem_id="prepare-card", padding=False)
         self.button.click(
-            telling(self.start),
+            show_errors(self.start),
             self.form.inputs,
             [self.problems, self.card],
             **QUIET,

@@ -8,7 +8,7 @@ import gradio as gr
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui import html as show
-from webui.context import QUIET, Context, tell, telling
+from webui.context import QUIET, Context, show_errors, tell
 from webui.i18n import T, language_of, say
 from webui.runs.drawings import drawing_request, picture_path, read_request
 from webui.runs.jobs import Job
@@ -49,14 +49,17 @@ class ResultsTab:
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
         self.live = [self.drawn, self.stages, self.stage, self.about]
         self.chosen.change(
-            telling(self.choose), [self.chosen], [self.stages, self.stage, self.files, self.about, self.side], **QUIET
+            show_errors(self.choose),
+            [self.chosen],
+            [self.stages, self.stage, self.files, self.about, self.side],
+            **QUIET,
         )
         asked = [
             self.chosen, self.stages, self.prompts, self.weights, self.seed, self.steps, self.guidance, self.side,
         ]  # fmt: skip
-        self.draw.click(telling(self.start), asked, None, **QUIET)
-        self.fetch.click(telling(self.offer), [self.chosen, self.stage], self.files, **QUIET)
-        self.copy.click(telling(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
+        self.draw.click(show_errors(self.start), asked, None, **QUIET)
+        self.fetch.click(show_errors(self.offer), [self.chosen, self.stage], self.files, **QUIET)
+        self.copy.click(show_errors(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
 
     def run(self, language: str, name: str | None) -> Path:
         run = self.context.run_of(name)

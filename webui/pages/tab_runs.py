@@ -10,7 +10,7 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui import html as show
-from webui.context import QUIET, Context, run_name, telling
+from webui.context import QUIET, Context, run_name, show_errors
 from webui.fields import fields_of, number
 from webui.i18n import T, language_of, say
 from webui.runs.jobs import Job, Jobs
@@ -48,8 +48,10 @@ class RunsTab:
             self.progress, self.plots, self.samples, self.log, self.stop_row, self.stop, self.resume_row,
             self.checkpoint, self.waiting, self.queue_row, self.waiting_job,
         ]  # fmt: skip
-        self.stop.click(telling(self.ask_to_stop), [self.chosen], None, **QUIET)
-        self.resumed = self.resume.click(telling(self.go_on), [self.chosen, self.checkpoint, self.until], None, **QUIET)
+        self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
+        self.resumed = self.resume.click(
+            show_errors(self.go_on), [self.chosen, self.checkpoint, self.until], None, **QUIET
+        )
         for button, by in ((self.up, -1), (self.down, 1)):
             button.click(self.mover(by), [self.waiting_job], None, **QUIET)
         self.cancel.click(
@@ -71,7 +73,7 @@ class RunsTab:
         ]
         run = self.context.run_of(name)
         if run is None or name is None:
-            empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
+            empty = f'<p class="empty">{escape(say(language, "No run yet. WarmStart one under Train."))}</p>'
             hidden = (False, gr.Row(visible=False))
             return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
         state, history = state_of(run, jobs), history_of(run)

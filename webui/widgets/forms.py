@@ -16,7 +16,7 @@ from sdxl_lora.errors import ConfigError
 from webui.fields import config_of, entered_value, fields_of, problems_by_field
 from webui.i18n import say, say_label, say_problem
 from webui.runs.listing import has_run
-from webui.workspace import Places, check_folder_name
+from webui.workspace import Workspace, check_folder_name
 
 
 @dataclasses.dataclass
@@ -95,7 +95,7 @@ def css_text(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in " .,:-") else f"\\{ord(c):x} " for c in text)
 
 
-def preprocess_config(places: Places, project: str, entered: dict[str, Any]) -> PreprocessConfig:
+def preprocess_config(places: Workspace, project: str, entered: dict[str, Any]) -> PreprocessConfig:
     """
     Raises:
         ConfigError: with all its problems at once.
@@ -107,7 +107,7 @@ def preprocess_config(places: Places, project: str, entered: dict[str, Any]) -> 
     return config_or_all_problems(PreprocessConfig, entered, problems)
 
 
-def train_config(places: Places, project: str, entered: dict[str, Any]) -> TrainConfig:
+def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> TrainConfig:
     """
     Raises:
         ConfigError: with all its problems at once; also where an earlier run has that name.

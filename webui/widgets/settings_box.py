@@ -8,7 +8,7 @@ import yaml
 
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.errors import ConfigError
-from webui.context import QUIET, tell, telling
+from webui.context import QUIET, show_errors, tell
 from webui.i18n import T, language_of, say, say_problem
 from webui.runs.launch import command_line, read_config
 from webui.widgets.forms import Form
@@ -48,7 +48,7 @@ class SettingsBox:
             **QUIET,
         )
         self.upload.upload(
-            telling(self.load),
+            show_errors(self.load),
             [self.upload],
             [*form.widgets.values()],
             **QUIET,

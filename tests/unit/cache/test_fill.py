@@ -12,9 +12,9 @@ from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers, read_record, write_record
 from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.data.dataset import open_dataset
-from sdxl_lora.data.image_dataset import TrainingPictures
+from sdxl_lora.data.image_dataset import ImageDataset
 from sdxl_lora.errors import DataError, NonFiniteError
-from sdxl_lora.io.memo import Memo
+from sdxl_lora.io.memo import FileMemo
 from sdxl_lora.models.loading import Base, load_text_parts, load_vae
 from sdxl_lora.models.text_encoders import encode_prompts
 from sdxl_lora.training import model
@@ -24,7 +24,7 @@ from tests.helpers.dying_worker import FaultyPictures
 
 @pytest.fixture
 def pictures(captioned_photographs):
-    return TrainingPictures(open_dataset(str(captioned_photographs)), resolution=64)
+    return ImageDataset(open_dataset(str(captioned_photographs)), resolution=64)
 
 
 def fill(folder, base, pictures, **settings):
@@ -141,8 +141,8 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
     shutil.copytree(captioned_photographs, raw)
 
     def start():
-        memo = Memo(tmp_path / "cache" / "memo.json")
-        opened = TrainingPictures(open_dataset(str(raw)), resolution=64, memo=memo)
+        memo = FileMemo(tmp_path / "cache" / "memo.json")
+        opened = ImageDataset(open_dataset(str(raw)), resolution=64, memo=memo)
         caches = fill(tmp_path / "cache", tiny_base, opened, memo=memo)
         memo.save()
         return opened, caches
@@ -155,7 +155,7 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
     with monkeypatch.context() as patch:
         for name in ("load_vae", "load_text_encoders"):
             patch.setattr(filling, name, forbidden)
-        patch.setattr(TrainingPictures, "_digests", forbidden)
+        patch.setattr(ImageDataset, "_digests", forbidden)
         second, (again, texts_again) = start()
     assert second.examples == first.examples
     assert (again.vae_key, texts_again.encoders_key) == (latents.vae_key, texts.encoders_key)
@@ -194,7 +194,7 @@ def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, c
     raw.mkdir()
     for path in captioned_photographs.iterdir():
         (raw / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".jpg" else None])
-    pictures = TrainingPictures(open_dataset(str(raw)), resolution=64)
+    pictures = ImageDataset(open_dataset(str(raw)), resolution=64)
     for num_workers in (0, 1):
         with pytest.raises(DataError, match=r"chelsea\.jpg: truncated JPEG"):
             fill(tmp_path / "cache", tiny_base, pictures, num_workers=num_workers)
@@ -218,15 +218,15 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, pict
 def test_a_damaged_memo_is_made_anew_and_named(content, tmp_path):
     (tmp_path / "memo.json").write_text(content)
     with pytest.warns(UserWarning, match=r"memo\.json is damaged and is made anew"):
-        memo = Memo(tmp_path / "memo.json")
-    assert memo.recall(["facts"], lambda: "made") == "made"
+        memo = FileMemo(tmp_path / "memo.json")
+    assert memo.get_or_compute(["facts"], lambda: "made") == "made"
     memo.save()
-    assert Memo(tmp_path / "memo.json").recall(["facts"], lambda: "again") == "made"
+    assert FileMemo(tmp_path / "memo.json").get_or_compute(["facts"], lambda: "again") == "made"
 
 
 def test_what_does_not_fit_is_made_again(tmp_path):
     (tmp_path / "memo.json").write_text('{"facts": 5}')
-    memo = Memo(tmp_path / "memo.json")
-    assert memo.recall(["facts"], lambda: "made", lambda found: isinstance(found, str)) == "made"
+    memo = FileMemo(tmp_path / "memo.json")
+    assert memo.get_or_compute(["facts"], lambda: "made", lambda found: isinstance(found, str)) == "made"
     memo.save()
-    assert Memo(tmp_path / "memo.json").recall(["facts"], lambda: "again") == "made"
+    assert FileMemo(tmp_path / "memo.json").get_or_compute(["facts"], lambda: "again") == "made"

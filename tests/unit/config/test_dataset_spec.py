@@ -11,10 +11,10 @@ from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries, repeats_of
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
-from sdxl_lora.data.concat_dataset import JoinedPictures
+from sdxl_lora.data.concat_dataset import ConcatDataset
 from sdxl_lora.data.dataset import open_dataset, trigger_words_of
-from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
-from sdxl_lora.data.sampler import Batches
+from sdxl_lora.data.image_dataset import ImageDataset, dataset_key
+from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.data import open_images
@@ -92,9 +92,9 @@ def test_turns_are_shared_as_the_weights_are():
     dataset = [number for number, count in enumerate(counts) for _ in range(count)]
     buckets = [(64, 64 + 8 * (picture % 3)) for picture in range(70)]
     for seed in range(3):
-        batches = Batches(buckets, 4, seed, None, of_picture)
+        batches = BucketSampler(buckets, 4, seed, None, of_picture)
         rows = batches.from_step(0)
-        seen = Counter(dataset[turn.example] for _ in range(600) for turn in next(rows)[1])
+        seen = Counter(dataset[sample.example] for _ in range(600) for sample in next(rows)[1])
         shares = [seen[number] / 2400 for number in range(3)]
         assert shares == pytest.approx([0.2, 0.6, 0.2], abs=0.01)
 
@@ -114,9 +114,9 @@ def two_folders(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:1 of 2 pictures have an empty caption")
 def test_joined_pictures_are_those_of_the_folders_with_their_own_words(two_folders):
-    red, blue = (TrainingPictures(open_dataset(str(folder)), resolution=64) for folder in two_folders)
+    red, blue = (ImageDataset(open_dataset(str(folder)), resolution=64) for folder in two_folders)
     entries = [DatasetEntry("red", repeats=2), DatasetEntry("blue", trigger_word="sks", is_class_images=True)]
-    joined = JoinedPictures([red, blue], entries)
+    joined = ConcatDataset([red, blue], entries)
     assert [example.caption for example in joined.examples] == ["red 0", "red 1", "red 2", "sks, blue 0", "sks"]
     assert [example.is_class_image for example in joined.examples] == [False] * 3 + [True] * 2
     assert [example.repeats for example in joined.examples] == [2, 2, 2, 1, 1] and len(joined) == 5
@@ -124,7 +124,7 @@ def test_joined_pictures_are_those_of_the_folders_with_their_own_words(two_folde
         own = red.load(index, True) if index < 3 else blue.load(index - 3, True)
         assert all(torch.equal(own[name], value) for name, value in joined.load(index, True).items())
     assert with_trigger_word("a SKS cat", "sks") == "a SKS cat" and with_trigger_word("risks", "sks") == "sks, risks"
-    other = JoinedPictures([red, blue], [DatasetEntry("red", repeats=3), entries[1]])
+    other = ConcatDataset([red, blue], [DatasetEntry("red", repeats=3), entries[1]])
     assert dataset_key(joined.examples) != dataset_key(other.examples)
 
 

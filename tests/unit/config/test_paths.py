@@ -11,7 +11,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from webui.fields import PATHS, config_of
 from webui.widgets.forms import preprocess_config, train_config
-from webui.workspace import Places, load_places
+from webui.workspace import Workspace, load_workspace
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_what_is_no_pasted_path_stays_as_it_is(text):
 def test_the_pages_forms_take_every_path_as_it_is_pasted(home):
     folder = home / "my pictures é#1"
     for text in ways_to_paste(folder):
-        assert preprocess_config(Places(home), "p", {"input_dir": text, "output_dir": "d"}).input_dir == str(folder)
+        assert preprocess_config(Workspace(home), "p", {"input_dir": text, "output_dir": "d"}).input_dir == str(folder)
         entered = {"output_dir": "r", "train_data_dir": text, "pretrained_model_name_or_path": text, "loras_dir": text}
-        config = train_config(Places(home), "p", entered)
+        config = train_config(Workspace(home), "p", entered)
         assert {config.data.train_data_dir, config.model.pretrained_model_name_or_path, config.output.loras_dir} == {
             str(folder)
         }
@@ -77,7 +77,7 @@ def test_the_settings_file_takes_paths_as_they_are_pasted(home):
             "DEFAULT_SDXL_MODEL_FOR_LORA": "base",
         }
         (home / "ui.yaml").write_text(yaml.safe_dump(values))
-        places = load_places(home / "ui.yaml", {})
+        places = load_workspace(home / "ui.yaml", {})
         assert (places.projects, places.loras, places.models) == (folder, folder, folder)
         assert places.default_base == str(folder / "base")
-        assert load_places(home / "ui.yaml", {"LORAS_DIR": "~/x"}).loras == home / "x"
+        assert load_workspace(home / "ui.yaml", {"LORAS_DIR": "~/x"}).loras == home / "x"

@@ -5,17 +5,17 @@ from collections import Counter
 import pytest
 
 from sdxl_lora.config.sections.captions import CaptionConfig
-from sdxl_lora.data.captions import AS_WRITTEN, caption_in_turn, prompts_of
+from sdxl_lora.data.captions import AS_WRITTEN, prompts_of, varied_caption
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.rng import Turn
+from sdxl_lora.rng import SampleKey
 from tests.helpers.configs import flat_train_config
 
 TAGS = "sks, cat, sitting, red sofa, indoors"
-TURNS = [Turn(0, epoch) for epoch in range(2000)]
+TURNS = [SampleKey(0, epoch) for epoch in range(2000)]
 
 
-def captions(caption, variants, turns=TURNS, seed=0):
-    return [caption_in_turn(caption, seed, turn, variants) for turn in turns]
+def captions(caption, variants, samples=TURNS, seed=0):
+    return [varied_caption(caption, seed, sample, variants) for sample in samples]
 
 
 def test_captions_stay_as_they_are_written_by_default():
@@ -69,13 +69,13 @@ def test_each_kind_of_chance_leaves_the_others_alone():
 
 def test_all_that_will_occur_is_listed_up_to_a_limit():
     variants = CaptionConfig(proportion_empty_prompts=0.5, shuffle_caption=True)
-    turns = [Turn(example, epoch) for epoch in range(3) for example in range(2)]
+    samples = [SampleKey(example, epoch) for epoch in range(3) for example in range(2)]
     written = ["a, b, c", "d, e, f"]
-    listed = prompts_of(written, 7, turns, variants, limit=100)
-    assert listed == {caption_in_turn(written[turn.example], 7, turn, variants) for turn in turns}
-    assert prompts_of(written, 7, turns, variants, limit=len(listed)) == listed
-    assert prompts_of(written, 7, turns, variants, limit=len(listed) - 1) is None
-    assert prompts_of(written, 7, turns, AS_WRITTEN, limit=0) == set(written)
+    listed = prompts_of(written, 7, samples, variants, limit=100)
+    assert listed == {varied_caption(written[sample.example], 7, sample, variants) for sample in samples}
+    assert prompts_of(written, 7, samples, variants, limit=len(listed)) == listed
+    assert prompts_of(written, 7, samples, variants, limit=len(listed) - 1) is None
+    assert prompts_of(written, 7, samples, AS_WRITTEN, limit=0) == set(written)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sdxl_lora.data.dataset import open_dataset, trigger_word_of
-from sdxl_lora.data.image_dataset import TrainingPictures, check_class_images, dataset_key
+from sdxl_lora.data.image_dataset import ImageDataset, check_class_images, dataset_key
 from sdxl_lora.data.size_conditioning import mirrored_crop, time_ids
 from sdxl_lora.errors import ConfigError, DataError
 
@@ -32,7 +32,7 @@ def ramps(tmp_path):
 
 def test_time_ids_reproduce_the_crop(ramps):
     """Resizing the original and cutting at crop_top_left, as the time ids say, gives the trained pixels."""
-    pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
+    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
     for index in range(3):
         record = pictures.load(index)
         ids = time_ids(record["original_size"], record["crop_top_left"], pictures.examples[index].target_size)[0]
@@ -55,9 +55,7 @@ def test_prepared_pictures_are_trained_as_they_are(tmp_path):
         "original_size": [[640, 960]],
         "crop_top_left": [[0, 7]],
     }
-    pictures = TrainingPictures(
-        datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()), resolution=512
-    )
+    pictures = ImageDataset(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()), resolution=512)
     record = pictures.load(0)
     assert pictures.examples[0].target_size == (64, 96)
     assert record["pixels"].shape == (3, 64, 96)
@@ -66,14 +64,14 @@ def test_prepared_pictures_are_trained_as_they_are(tmp_path):
 
 def test_random_crop_is_the_same_in_every_epoch_and_changes_with_the_seed(ramps):
     def crops(seed):
-        pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=seed)
+        pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=seed)
         return [pictures.load(index)["crop_top_left"].tolist() for index in range(3)]
 
     assert crops(1) == crops(1) != crops(2)
 
 
 def test_mirrored_picture_tells_of_the_mirrored_crop(ramps):
-    pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
+    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
     plain, mirrored = pictures.load(0), pictures.load(0, flip=True)
     assert torch.equal(mirrored["pixels"], plain["pixels"].flip(2))
     (top, left), (mirrored_top, mirrored_left) = plain["crop_top_left"].tolist(), mirrored["crop_top_left"].tolist()
@@ -97,7 +95,7 @@ def test_three_kinds_of_folder_give_the_same_examples(ramps, tmp_path):
         {"image": [{"bytes": (ramps / f"{i}.png").read_bytes(), "path": None} for i in range(3)], "text": plain["text"]}
     ).cast_column("image", datasets.Image()).to_parquet(tmp_path / "parquet" / "train.parquet")
     keys = {
-        dataset_key(TrainingPictures(open_dataset(str(folder)), resolution=64).examples)
+        dataset_key(ImageDataset(open_dataset(str(folder)), resolution=64).examples)
         for folder in (ramps, tmp_path / "disk", tmp_path / "parquet")
     }
     assert len(keys) == 1
@@ -106,7 +104,7 @@ def test_three_kinds_of_folder_give_the_same_examples(ramps, tmp_path):
 
 def test_dataset_key_changes_with_caption_pixels_and_size(ramps):
     def key(**settings):
-        return dataset_key(TrainingPictures(open_dataset(str(ramps)), **{"resolution": 64, **settings}).examples)
+        return dataset_key(ImageDataset(open_dataset(str(ramps)), **{"resolution": 64, **settings}).examples)
 
     first = key()
     assert key() == first and key(resolution=72) != first
@@ -133,15 +131,15 @@ def test_missing_and_empty_folders_are_data_errors(tmp_path):
 def test_wrong_columns_captions_and_sizes_are_named(tmp_path, ramps):
     plain = open_dataset(str(ramps))
     with pytest.raises(DataError, match="no column caption; its columns are image, text"):
-        TrainingPictures(plain, caption_column="caption")
+        ImageDataset(plain, caption_column="caption")
     with pytest.raises(DataError, match=r"caption of .*0\.png must be text, it is 7"):
-        TrainingPictures(plain.map(lambda row: {"text": 7}))
+        ImageDataset(plain.map(lambda row: {"text": 7}))
     wrong = plain.map(lambda row: {"original_size": [64], "crop_top_left": [0, 0]})
     with pytest.raises(DataError, match=r"0\.png must be two whole numbers"):
-        TrainingPictures(wrong)
+        ImageDataset(wrong)
     odd = plain.map(lambda row: {"original_size": [64, 64], "crop_top_left": [0, 0]})
     with pytest.raises(DataError, match="200x100 px, width and height must be multiples of 8"):
-        TrainingPictures(odd)
+        ImageDataset(odd)
 
 
 def test_caption_file_in_another_encoding_is_named_and_a_byte_order_mark_is_not_a_caption(ramps):
@@ -155,13 +153,13 @@ def test_caption_file_in_another_encoding_is_named_and_a_byte_order_mark_is_not_
 def test_empty_captions_are_counted(ramps):
     (ramps / "1.txt").unlink()
     with pytest.warns(UserWarning, match=r"1 of 3 pictures have an empty caption: .*1\.png"):
-        TrainingPictures(open_dataset(str(ramps)), resolution=64)
+        ImageDataset(open_dataset(str(ramps)), resolution=64)
 
 
 def test_truncated_picture_is_named_when_it_is_read(ramps):
     data = (ramps / "0.png").read_bytes()
     (ramps / "0.png").write_bytes(data[: len(data) // 2])
-    pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64)
+    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64)
     with pytest.raises(DataError, match=r"0\.png: truncated PNG"):
         pictures.load(0)
 
@@ -184,7 +182,7 @@ def masked(ramps):
 
 
 def test_a_mask_is_cut_and_mirrored_like_its_picture(masked):
-    pictures = TrainingPictures(masked, resolution=64, masked=True)
+    pictures = ImageDataset(masked, resolution=64, masked=True)
     right = torch.zeros(1, 64, 64)
     right[:, :, 32:] = 1
     for flip, expected in ((False, right), (True, right.flip(2))):
@@ -196,7 +194,7 @@ def test_a_mask_is_cut_and_mirrored_like_its_picture(masked):
 
 def test_masks_change_the_key_only_where_they_count(masked, ramps):
     def keys(**settings):
-        return [example.key for example in TrainingPictures(masked, resolution=64, **settings).examples]
+        return [example.key for example in ImageDataset(masked, resolution=64, **settings).examples]
 
     with pytest.warns(UserWarning, match="has masks, which are not used: --masked_loss"):
         plain = keys()
@@ -208,15 +206,15 @@ def test_masks_change_the_key_only_where_they_count(masked, ramps):
 
 def test_masks_that_cannot_be_used_are_named(masked, ramps):
     with pytest.raises(DataError, match=r"masked_loss needs a dataset with a column mask.*--masks alpha"):
-        TrainingPictures(masked.remove_columns("mask"), masked=True)
+        ImageDataset(masked.remove_columns("mask"), masked=True)
     for size, colour, words in [((10, 10), 255, "must have .200, 100. like the picture"), ((200, 100), 0, "is black")]:
         Image.new("L", size, colour).save(ramps / "masks" / "0.png")
         with pytest.raises(DataError, match=words):
-            TrainingPictures(masked, resolution=64, masked=True).load(0)
+            ImageDataset(masked, resolution=64, masked=True).load(0)
 
 
 def test_a_weight_for_class_images_needs_some(masked):
-    examples = TrainingPictures(masked, resolution=64, masked=True).examples
+    examples = ImageDataset(masked, resolution=64, masked=True).examples
     check_class_images(examples, 0.5)
     check_class_images(examples[:1], 1.0)
     with pytest.raises(ConfigError, match=r"prior_loss_weight is 0\.5, but no picture is marked"):
@@ -237,30 +235,30 @@ def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
     columns = {"image": pictures, "text": ["a", "b"], "original_size": [[64, 64]] * 2, "crop_top_left": [[0, 0]] * 2}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     with pytest.raises(DataError, match="picture 0: unsupported format TIFF"):
-        TrainingPictures(dataset, resolution=64)
+        ImageDataset(dataset, resolution=64)
     beside = datasets.Dataset.from_dict({"image": pictures[1:], "text": ["b"], "other": pictures[:1]})
     for name in ("image", "other"):
         beside = beside.cast_column(name, datasets.Image())
-    assert TrainingPictures(beside, resolution=64).load(0)["pixels"].shape == (3, 64, 64)
+    assert ImageDataset(beside, resolution=64).load(0)["pixels"].shape == (3, 64, 64)
     lists = datasets.Dataset.from_dict({"image": pictures[1:], "text": [[png.getvalue()]]})
     lists = lists.cast(datasets.Features(image=datasets.Image(), text=datasets.List(datasets.Image())))
     with pytest.raises(DataError, match="the column text holds lists of pictures"):
-        TrainingPictures(lists, resolution=64)
+        ImageDataset(lists, resolution=64)
     assert reached == []
 
 
 def test_a_picture_that_changes_during_a_run_is_named_and_one_that_is_only_touched_is_used(ramps):
-    pictures = TrainingPictures(open_dataset(str(ramps)), resolution=64)
+    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64)
     os.utime(ramps / "0.png", (1, 1))
     before = pictures.load(0)["pixels"]
     ramp(120, 64).save(ramps / "0.png")
     with pytest.raises(DataError, match=r"0\.png or its mask has changed since the run began"):
         pictures.load(0)
-    assert not torch.equal(TrainingPictures(open_dataset(str(ramps)), resolution=64).load(0)["pixels"], before)
+    assert not torch.equal(ImageDataset(open_dataset(str(ramps)), resolution=64).load(0)["pixels"], before)
 
 
 def test_a_mask_that_changes_during_a_run_is_named(masked, ramps):
-    pictures = TrainingPictures(masked, resolution=64, masked=True)
+    pictures = ImageDataset(masked, resolution=64, masked=True)
     Image.new("L", (200, 100), 255).save(ramps / "masks" / "0.png")
     with pytest.raises(DataError, match="has changed since the run began"):
         pictures.load(0)
@@ -269,10 +267,10 @@ def test_a_mask_that_changes_during_a_run_is_named(masked, ramps):
 def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):
     plain = open_dataset(str(ramps))
     with pytest.raises(DataError, match=r"caption of .*0\.png has a NUL at position 1"):
-        TrainingPictures(plain.map(lambda row: {"text": "a\0b"}))
+        ImageDataset(plain.map(lambda row: {"text": "a\0b"}))
     rows = datasets.Dataset.from_list([{"image": None, "text": "a"}], features=plain.features)
     with pytest.raises(DataError, match="row 0 has no picture"):
-        TrainingPictures(rows)
+        ImageDataset(rows)
     (ramps / "1.txt").write_bytes("ramp".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"1\.txt is not UTF-8 text: NUL at position 1"):
         open_dataset(str(ramps))
@@ -282,4 +280,4 @@ def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):
 def test_a_picture_that_cannot_be_read_is_named(ramps):
     (ramps / "9.png").symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match=r"9\.png: cannot be read"):
-        TrainingPictures(open_dataset(str(ramps)), resolution=64)
+        ImageDataset(open_dataset(str(ramps)), resolution=64)

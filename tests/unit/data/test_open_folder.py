@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from sdxl_lora.config.dataset_spec import DatasetEntry
-from sdxl_lora.data.concat_dataset import JoinedPictures
+from sdxl_lora.data.concat_dataset import ConcatDataset
 from sdxl_lora.data.dataset import open_dataset, trigger_word_of
-from sdxl_lora.data.image_dataset import TrainingPictures, dataset_key
+from sdxl_lora.data.image_dataset import ImageDataset, dataset_key
 from sdxl_lora.errors import DataError
 from tests.helpers.preparing import noise, preprocess, rows_of
 
@@ -27,7 +27,7 @@ def opened(folder, **settings):
     """Pictures' names relative to the folder with their captions, and all that was said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pictures = TrainingPictures(open_dataset(str(folder)), resolution=64, **settings)
+        pictures = ImageDataset(open_dataset(str(folder)), resolution=64, **settings)
     examples = {Path(e.name).relative_to(folder).as_posix(): e.caption for e in pictures.examples}
     return examples, " ".join(str(warning.message) for warning in caught)
 
@@ -71,9 +71,9 @@ def test_preprocess_and_trainer_find_the_same_captions(tmp_path):
 def test_repeats_of_a_folder_are_turns_in_the_epoch(tmp_path):
     picture(tmp_path / "3_sks cat" / "a.png")
     picture(tmp_path / "b.png", 1)
-    pictures = TrainingPictures(open_dataset(str(tmp_path)), resolution=64)
+    pictures = ImageDataset(open_dataset(str(tmp_path)), resolution=64)
     assert [example.repeats for example in pictures.examples] == [3, 1]
-    joined = JoinedPictures([pictures], [DatasetEntry("a", repeats=2)])
+    joined = ConcatDataset([pictures], [DatasetEntry("a", repeats=2)])
     assert [example.repeats for example in joined.examples] == [6, 2]
 
 
@@ -104,7 +104,7 @@ def test_metadata_keep_their_order_their_lines_and_their_words_as_datasets_has_t
     theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=tmp_path / ".hf")
     ours = open_dataset(str(tmp_path))
     assert ours["rating"] == theirs["rating"] == [0, 1, 2, 3] and ours["text"] == theirs["text"]
-    keys = {dataset_key(TrainingPictures(d, resolution=64, center_crop=False).examples) for d in (ours, theirs)}
+    keys = {dataset_key(ImageDataset(d, resolution=64, center_crop=False).examples) for d in (ours, theirs)}
     assert len(keys) == 1
 
 
@@ -121,7 +121,7 @@ def test_a_prepared_dataset_gives_the_examples_that_datasets_gives(tmp_path):
     for masked in (False, True):
         examples, said = opened(out, masked=masked)
         keys = [
-            dataset_key(TrainingPictures(dataset, resolution=64, masked=masked).examples)
+            dataset_key(ImageDataset(dataset, resolution=64, masked=masked).examples)
             for dataset in (open_dataset(str(out)), theirs)
         ]
         assert keys[0] == keys[1] and len(examples) == 3
@@ -214,7 +214,7 @@ STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())
 def test_odd_rows_of_parquet_are_named(columns, words, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({**columns, "text": ["a"]}), tmp_path / "p.parquet")
     with pytest.raises(DataError, match=words):
-        TrainingPictures(open_dataset(str(tmp_path)), resolution=64)
+        ImageDataset(open_dataset(str(tmp_path)), resolution=64)
 
 
 def test_a_damaged_shard_is_named(tmp_path):

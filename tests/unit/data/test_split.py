@@ -3,7 +3,7 @@
 import pytest
 
 from sdxl_lora.data.image_dataset import Example
-from sdxl_lora.data.sampler import Batches
+from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
 from sdxl_lora.errors import ConfigError
 
@@ -19,8 +19,10 @@ def test_no_source_is_on_both_sides():
         examples = examples_of(sources)
         out = set(held_out(examples, 0.2, seed))
         assert len(out) == 6 and {sources[i] for i in out}.isdisjoint(sources[i] for i in range(30) if i not in out)
-        batches = Batches([None if i in out else e.target_size for i, e in enumerate(examples)], 5, seed, num_epochs=3)
-        seen = [turn.example for _, turns in batches.from_step(0) for turn in turns]
+        batches = BucketSampler(
+            [None if i in out else e.target_size for i, e in enumerate(examples)], 5, seed, num_epochs=3
+        )
+        seen = [sample.example for _, samples in batches.from_step(0) for sample in samples]
         assert out.isdisjoint(seen) and sorted(seen) == sorted(3 * [i for i in range(30) if i not in out])
         assert batches.pictures == 24
     classes = {"source 1", "source 2"}

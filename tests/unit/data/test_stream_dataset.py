@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdxl_lora.data.image_dataset import TrainingPictures
-from sdxl_lora.data.stream_dataset import StreamedBatches, StreamedPictures
+from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.data.stream_dataset import StreamDataset, StreamSampler
 from sdxl_lora.data.stream_reader import Place, open_stream, plain_row, shuffled_rows
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
@@ -76,25 +76,29 @@ def tars(shards, tmp_path_factory):
     return folder
 
 
-def batches_of(folder, batch_size=2, micro_steps=1, rank=0, world=1, block_size=1, dataset_name=None):
-    pictures = StreamedPictures(lambda rows: TrainingPictures(rows, "image", "text", 64), None, "key", lambda _: False)
+def batches_of(folder, batch_size=2, micro_steps=1, rank=0, world_size=1, block_size=1, dataset_name=None):
+    pictures = StreamDataset(lambda rows: ImageDataset(rows, "image", "text", 64), None, "key", lambda _: False)
     stream = open_stream(folder and str(folder), dataset_name)
-    return StreamedBatches(stream, pictures, "image", "text", batch_size, micro_steps, rank, world, block_size, seed=0)
+    return StreamSampler(
+        stream, pictures, "image", "text", batch_size, micro_steps, rank, world_size, block_size, seed=0
+    )
 
 
 def steps_of(batches, first, number):
     """Captions and epochs of the turns, and their sizes; None for those of other processes."""
     steps = []
-    for _, (_, turns) in zip(range(number), batches.from_step(first), strict=False):
-        own = [batches.examples[turn.example] if turn else None for turn in turns]
-        steps.append([one and (one.caption, turn.epoch, one.target_size) for one, turn in zip(own, turns, strict=True)])
+    for _, (_, samples) in zip(range(number), batches.from_step(first), strict=False):
+        own = [batches.examples[sample.example] if sample else None for sample in samples]
+        steps.append(
+            [one and (one.caption, sample.epoch, one.target_size) for one, sample in zip(own, samples, strict=True)]
+        )
     return steps
 
 
 def test_every_picture_comes_once_in_each_pass_in_micro_batches_of_one_size(shards):
     steps = steps_of(batches_of(shards, micro_steps=2), 0, 10)
     assert all(step[0][2] == step[1][2] and step[2][2] == step[3][2] for step in steps)
-    seen = Counter(turn[:2] for step in steps for turn in step)
+    seen = Counter(sample[:2] for step in steps for sample in step)
     assert sum(epoch == 0 for _, epoch in seen) == PICTURES and set(seen.values()) == {1}
 
 
@@ -146,12 +150,12 @@ def test_reading_goes_on_exactly_from_any_step_also_with_steps_read_ahead(reques
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_out_a_pass(shards, world):
+def test_processes_share_out_a_pass(shards, world_size):
     """By whole files where they are enough for all, else picture by picture."""
-    parts = [steps_of(batches_of(shards, 1, 1, rank, world), 0, 6) for rank in range(world)]
+    parts = [steps_of(batches_of(shards, 1, 1, rank, world_size), 0, 6) for rank in range(world_size)]
     for rank, steps in enumerate(parts):
-        assert all([place for place, turn in enumerate(step) if turn] == [rank] for step in steps)
-    seen = Counter(turn[:2] for steps in parts for step in steps for turn in step if turn)
+        assert all([place for place, sample in enumerate(step) if sample] == [rank] for step in steps)
+    seen = Counter(sample[:2] for steps in parts for step in steps for sample in step if sample)
     assert set(seen.values()) == {1}
 
 
@@ -163,8 +167,8 @@ def test_a_webdataset_has_the_columns_of_its_suffixes_and_its_json(tmp_path):
     row = plain_row(next(iter(open_stream(str(tmp_path), None))), "image", "text")
     assert row["image"]["bytes"] == png(64, 64, 0) and row["text"] == "a picture"
     assert (row["original_size"], row["crop_top_left"]) == ([80, 80], [8, 0])
-    [[turn]] = steps_of(batches_of(tmp_path, batch_size=1), 0, 1)
-    assert turn == ("a picture", 0, (64, 64))
+    [[sample]] = steps_of(batches_of(tmp_path, batch_size=1), 0, 1)
+    assert sample == ("a picture", 0, (64, 64))
 
 
 def test_a_webdataset_may_mix_endings_and_leave_captions_to_its_json(tmp_path):
@@ -233,24 +237,24 @@ def test_what_is_no_stream_is_refused(tmp_path, shards, captioned_photographs):
 
 
 def test_pictures_of_the_next_steps_are_read_and_decoded_while_one_is_trained_on(shards, monkeypatch):
-    loaded, load = [], TrainingPictures.load
+    loaded, load = [], ImageDataset.load
 
     def noting(self, *of_picture):
         loaded.append(self.examples[0].caption)
         return load(self, *of_picture)
 
-    monkeypatch.setattr(TrainingPictures, "load", noting)
+    monkeypatch.setattr(ImageDataset, "load", noting)
     batches = batches_of(shards)
-    _, turns = next(batches.from_step(0))
+    _, samples = next(batches.from_step(0))
     until = time.monotonic() + 10
-    while len(loaded) < 3 * len(turns):
+    while len(loaded) < 3 * len(samples):
         assert time.monotonic() < until, loaded
         time.sleep(0.01)
-    trained = [batches.examples[turn.example].caption for turn in turns]
+    trained = [batches.examples[sample.example].caption for sample in samples]
     assert loaded[:2] == trained and not set(loaded[2:]) & set(trained)
     before = len(loaded)
     monkeypatch.setattr("sdxl_lora.models.vae.vae_moments", lambda _, pixels: {"mean": pixels[0], "std": pixels[0]})
-    assert batches.examples.read(turns[0].example)["mean"].shape[0] == 3
+    assert batches.examples.read(samples[0].example)["mean"].shape[0] == 3
     assert len(loaded) == before, "what was decoded is not decoded again"
 
 
@@ -295,9 +299,9 @@ def test_a_damaged_picture_in_a_stream_ends_it_with_its_name(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "0.parquet")
     batches = batches_of(tmp_path, batch_size=1)
-    _, [turn] = next(batches.from_step(0))
+    _, [sample] = next(batches.from_step(0))
     with pytest.raises(DataError, match=r"half\.png: truncated"):
-        batches.examples.read(turn.example)
+        batches.examples.read(sample.example)
 
 
 @pytest.fixture
@@ -353,12 +357,12 @@ def test_a_hub_that_does_not_answer_is_named_at_the_start_and_on_the_way(hub, mo
 def test_two_processes_on_a_stream_go_on_exactly_and_one_is_refused(train_config, shards, tmp_path):
     settings = settings_of(shards, train_batch_size=1)
     one, two = (train_config(**settings, output_dir=str(tmp_path / name)) for name in ("whole", "parts"))
-    assert launch(one, tmp_path / "log", world=2)[0] == [0, 0]
-    codes, printed = launch(two, tmp_path / "log", world=2, TRAINER_FAULT="term@step=3")
+    assert launch(one, tmp_path / "log", world_size=2)[0] == [0, 0]
+    codes, printed = launch(two, tmp_path / "log", world_size=2, TRAINER_FAULT="term@step=3")
     assert codes == [0, 0], printed
     alone = train_config(**{**settings, "train_batch_size": 2}, output_dir=str(tmp_path / "parts"))
     codes, printed = launch(alone, tmp_path / "log")
     assert codes == [4] and "a stream of 4 files, read by 2 processes" in printed, printed
-    assert launch(two, tmp_path / "log", world=2)[0] == [0, 0]
+    assert launch(two, tmp_path / "log", world_size=2)[0] == [0, 0]
     whole, parts = (weights_of(tmp_path / name, 6) for name in ("whole", "parts"))
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())

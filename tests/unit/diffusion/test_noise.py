@@ -5,14 +5,14 @@ import torch
 
 from sdxl_lora.config.sections.objective import NoiseConfig
 from sdxl_lora.diffusion.noise import draw_input_noise, draw_noise
-from sdxl_lora.rng import Turn
+from sdxl_lora.rng import SampleKey
 
-TURNS = [Turn(example, epoch) for example in range(20) for epoch in range(20)]
+TURNS = [SampleKey(example, epoch) for example in range(20) for epoch in range(20)]
 SHAPE = (4, 16, 24)
 
 
 def noises(form):
-    return torch.stack([draw_noise(1, turn, SHAPE, form) for turn in TURNS])
+    return torch.stack([draw_noise(1, sample, SHAPE, form) for sample in TURNS])
 
 
 def test_noise_offset_adds_one_number_per_channel():
@@ -50,8 +50,10 @@ def test_input_perturbation_is_noise_of_its_strength():
 
 def test_every_draw_is_the_turns_own_and_comes_again():
     form = NoiseConfig(noise_offset=0.1, multires_noise_iterations=3, input_perturbation=0.1)
-    drawn = [draw_noise(1, turn, SHAPE, form) for turn in TURNS[:3]]
-    assert all(torch.equal(draw_noise(1, turn, SHAPE, form), noise) for turn, noise in zip(TURNS, drawn, strict=False))
+    drawn = [draw_noise(1, sample, SHAPE, form) for sample in TURNS[:3]]
+    assert all(
+        torch.equal(draw_noise(1, sample, SHAPE, form), noise) for sample, noise in zip(TURNS, drawn, strict=False)
+    )
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(
         draw_noise(1, TURNS[0], SHAPE, NoiseConfig(input_perturbation=0.1)), draw_noise(1, TURNS[0], SHAPE)

@@ -7,7 +7,7 @@ import pytest
 from sdxl_lora.diffusion.noise import draw_timestep
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity, bias_range
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.rng import Turn
+from sdxl_lora.rng import SampleKey
 from tests.helpers.configs import flat_train_config
 
 UNIFORM_DRAWS = [(i + 0.5) / 2000 for i in range(2000)]
@@ -54,14 +54,14 @@ def test_a_bias_makes_its_quarter_three_times_as_dense(strategy, begin, end, exp
 
 
 def test_draws_are_of_the_density_and_uniform_ones_are_as_they_always_were():
-    turns = [Turn(example, epoch) for example in range(40) for epoch in range(50)]
+    samples = [SampleKey(example, epoch) for example in range(40) for epoch in range(50)]
     late = TimestepDensity("beta", beta_alpha=2.0)
-    drawn = [draw_timestep(3, turn, 1000, late) for turn in turns]
+    drawn = [draw_timestep(3, sample, 1000, late) for sample in samples]
     assert sum(t < 500 for t in drawn) / len(drawn) == pytest.approx(0.25, abs=0.03)
-    uniform = [draw_timestep(3, turn, 1000) for turn in turns[:200]]
+    uniform = [draw_timestep(3, sample, 1000) for sample in samples[:200]]
     same_by_place = TimestepDensity("uniform", max_timestep=1000)
-    assert [draw_timestep(3, turn, 1000, same_by_place) for turn in turns[:200]] == uniform
-    assert uniform[:4] == [draw_timestep(3, Turn(0, epoch), 1000) for epoch in range(4)]
+    assert [draw_timestep(3, sample, 1000, same_by_place) for sample in samples[:200]] == uniform
+    assert uniform[:4] == [draw_timestep(3, SampleKey(0, epoch), 1000) for epoch in range(4)]
 
 
 @pytest.mark.parametrize(

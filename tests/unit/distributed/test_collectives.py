@@ -11,9 +11,9 @@ from tests.helpers.launch import CONTEXT, free_port
 TIMEOUT = 2
 
 
-def in_process(rank, world, port, work, results):
+def in_process(rank, world_size, port, work, results):
     os.environ.update(
-        ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
     )  # fmt: skip
     from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
@@ -31,10 +31,12 @@ def in_process(rank, world, port, work, results):
     os._exit(0)  # not to wait for what was lost on purpose
 
 
-def in_processes(work, world=2):
+def in_processes(work, world_size=2):
     """What `work(accelerator)` gives, or the words of what it raises, in each of some processes; None where it died."""
     results, port = CONTEXT.Queue(), free_port()
-    processes = [CONTEXT.Process(target=in_process, args=(rank, world, port, work, results)) for rank in range(world)]
+    processes = [
+        CONTEXT.Process(target=in_process, args=(rank, world_size, port, work, results)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -42,19 +44,19 @@ def in_processes(work, world=2):
     given = {}
     while not results.empty():
         given |= [results.get()]
-    return [given.get(rank) for rank in range(world)]
+    return [given.get(rank) for rank in range(world_size)]
 
 
 def slow_decision(accelerator):
-    from sdxl_lora.distributed.collectives import main_process_decides
+    from sdxl_lora.distributed.collectives import on_main_and_broadcast
 
-    return main_process_decides(accelerator, lambda: time.sleep(2.5 * TIMEOUT) or "uploaded")
+    return on_main_and_broadcast(accelerator, lambda: time.sleep(2.5 * TIMEOUT) or "uploaded")
 
 
 def slow_share(accelerator):
-    from sdxl_lora.distributed.collectives import all_raise_what_one_raises
+    from sdxl_lora.distributed.collectives import raise_on_all_ranks
 
-    with all_raise_what_one_raises(accelerator):
+    with raise_on_all_ranks(accelerator):
         time.sleep(2.5 * TIMEOUT * (accelerator.process_index == 1))
     return "both are here"
 
@@ -72,9 +74,9 @@ def first_then_others(accelerator):
 
 
 def hangs(accelerator):
-    from sdxl_lora.distributed.collectives import all_raise_what_one_raises
+    from sdxl_lora.distributed.collectives import raise_on_all_ranks
 
-    with all_raise_what_one_raises(accelerator):
+    with raise_on_all_ranks(accelerator):
         if accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
     return "never here"

@@ -23,14 +23,14 @@ def client():
     return connect
 
 
-def start(client, order, world=3):
+def start(client, order, world_size=3):
     """The parts of the store that processes come to, which begin in this order of ranks, one after the other."""
-    with ThreadPoolExecutor(world) as processes:
+    with ThreadPoolExecutor(world_size) as processes:
         coming = {}
         for rank in order:
-            coming[rank] = processes.submit(living_only, client(), rank, world)
+            coming[rank] = processes.submit(living_only, client(), rank, world_size)
             time.sleep(0.3)
-        return [coming[rank].result() for rank in range(world)]
+        return [coming[rank].result() for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["the main process first", "the main process last"])
@@ -45,7 +45,7 @@ def test_those_of_one_start_share_a_part_that_no_other_start_wrote_to(client, or
 def test_who_answered_a_main_process_that_died_answers_the_next(client):
     """Rank 1 comes while there is a name of a dead main process, and rank 2 of that start never came."""
     client().set("start", "dead")
-    first, second = start(client, (1, 0), world=2)
+    first, second = start(client, (1, 0), world_size=2)
     first.set("address of 0", "here")
     assert second.get("address of 0") == b"here"
     assert not PrefixStore("dead", client()).check(["address of 0"])

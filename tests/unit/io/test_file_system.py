@@ -24,7 +24,7 @@ from sdxl_lora.io.safetensors import load_tensors, save_tensors, write_tensors
 from sdxl_lora.models import base_files
 from sdxl_lora.models.base_files import Tensors
 from sdxl_lora.run.checkpoints import MANIFEST, checkpoints, choose_checkpoint, problem_with, publish, rotate
-from sdxl_lora.run.lock import Hold
+from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.session import Run, read_status
 
 ANSWERS = [errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS]
@@ -162,13 +162,13 @@ def test_a_folder_that_cannot_be_locked_is_held_by_signs_of_life(tmp_path, monke
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.warns(UserWarning, match="cannot lock"):
-        first = Hold(tmp_path)
+        first = RunLock(tmp_path)
     with pytest.raises(ConfigError, match=rf"another run \(pid {os.getpid()} on {socket.gethostname()}\)"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
     first.release()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said already
-        Hold(tmp_path).release()
+        RunLock(tmp_path).release()
 
 
 def test_without_locks_a_run_that_is_gone_is_followed_at_once(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_without_locks_a_run_that_is_gone_is_followed_at_once(tmp_path, monkeypa
     os.waitpid(pid, 0)
     (tmp_path / ".holder").write_text(f'{{"host": "{socket.gethostname()}", "pid": {pid}}}')
     with pytest.warns(UserWarning, match="cannot lock"):
-        Hold(tmp_path).release()
+        RunLock(tmp_path).release()
 
 
 def test_a_folder_that_may_not_be_written_is_still_said_to_be_so(tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_folder_that_may_not_be_written_is_still_said_to_be_so(tmp_path, monke
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(PermissionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Hold(tmp_path)
+        RunLock(tmp_path)
 
 
 def test_a_file_of_safetensors_is_the_one_that_was_saved(tmp_path):

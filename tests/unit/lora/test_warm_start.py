@@ -13,7 +13,7 @@ from sdxl_lora.lora.formats.writer import save_peft
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_layers, load_lora_state, lora_state
 from sdxl_lora.lora.targets import exactly
-from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, read_start
+from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, read_warm_start
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.checks import check_device
 from tests.helpers.adapters import COMPONENTS, kohya_file, largest_difference, model_adapters, outputs, tiny_with_lora
@@ -58,7 +58,7 @@ def peft_folder(folder, models):
 
 def begun(file, kind="lora", components=("unet",)):
     """A tiny base's models that begin as the file, and what is to be said of it."""
-    start = read_start(file, kind, components)
+    start = read_warm_start(file, kind, components)
     options = {"use_dora": True} if kind == "dora" else {"kind": kind}
     models = {component: getattr(tiny_sdxl(), component) for component in components}
     for component, model in models.items():
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
     with pytest.raises(ConfigError, match="this base's weight is 32x32"):
         train(**STAND, init_lora=str(larger))
     assert not (tmp_path / "cache").exists(), "that is known before anything is cached"
-    start = read_start(texts, "lora", ["unet", "text_encoder_2"])
+    start = read_warm_start(texts, "lora", ["unet", "text_encoder_2"])
     assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it begins anew" in start.notes[0]
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):
         with pytest.raises(ConfigError, match=f"leave out {next(iter(settings))}"):

@@ -13,7 +13,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.latents import latents_for_vae, latents_of_vae, spread_of_vae
 from sdxl_lora.models.loading import Base, check_base, load_vae
 from sdxl_lora.models.vae import vae_moments
-from sdxl_lora.sampling.generate import draw_sample
+from sdxl_lora.sampling.generate import generate_image
 
 MEAN, STD = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]  # Playground 2.5's
 CHANNELS = {"latent_channels": 4}
@@ -84,7 +84,7 @@ def test_a_sample_is_decoded_from_latents_that_are_shifted_back(tiny_base, tmp_p
     generator = torch.Generator().manual_seed(3)
     theirs = pipeline("a cat", height=64, width=64, num_inference_steps=2, guidance_scale=2.0, generator=generator)
     embeds, negative, pooled, negative_pooled = pipeline.encode_prompt("a cat", device="cpu")
-    ours = draw_sample(
+    ours = generate_image(
         pipeline.unet,
         load_vae(Base(str(folder))),
         pipeline.scheduler,

@@ -10,7 +10,7 @@ from torch import nn
 from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.performance.activation_memory import step_bytes
-from sdxl_lora.performance.frozen_layers import FrozenConv2d, LeanGEGLU, keep_less
+from sdxl_lora.performance.frozen_layers import FrozenConv2d, LeanGEGLU, use_memory_saving_layers
 
 
 def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
@@ -43,7 +43,7 @@ CONVOLUTIONS = {"3x3": (3, 1, 1), "strided": (3, 2, 1), "1x1": (1, 1, 0), "group
 def test_a_frozen_convolution_gives_the_same_bits(settings, dtype):
     plain = nn.Sequential(nn.Conv2d(16, 32, *settings, dtype=dtype)).requires_grad_(False)
     lean, x = copy.deepcopy(plain), torch.randn(2, 16, 24, 17, dtype=dtype)
-    keep_less(lean)
+    use_memory_saving_layers(lean)
     assert type(lean[0]) is FrozenConv2d and lean.state_dict().keys() == plain.state_dict().keys()
     for ours, theirs in zip(results(lean, x), results(plain, x), strict=True):
         assert torch.equal(ours, theirs)
@@ -53,7 +53,7 @@ def test_a_frozen_convolution_gives_the_same_bits(settings, dtype):
 def test_geglu_gives_the_same_bits(dtype):
     plain = nn.Sequential(GEGLU(24, 40)).to(dtype).requires_grad_(False)
     lean, x = copy.deepcopy(plain), torch.randn(2, 7, 24, dtype=dtype)
-    keep_less(lean)
+    use_memory_saving_layers(lean)
     assert type(lean[0]) is LeanGEGLU
     for ours, theirs in zip(results(lean, x), results(plain, x), strict=True):
         assert torch.equal(ours, theirs)
@@ -63,21 +63,21 @@ def test_they_keep_nothing_but_what_the_backward_pass_reads():
     x = torch.randn(1, 16, 24, 24, requires_grad=True)
     plain = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).requires_grad_(False)
     lean = copy.deepcopy(plain)
-    keep_less(lean)
+    use_memory_saving_layers(lean)
     assert kept_bytes(plain, x) - kept_bytes(lean, x) == x.nbytes
     x = torch.randn(3, 8, requires_grad=True)
     plain = nn.Sequential(GEGLU(8, 40)).requires_grad_(False)
     lean = copy.deepcopy(plain)
-    keep_less(lean)
+    use_memory_saving_layers(lean)
     assert kept_bytes(plain, x) - kept_bytes(lean, x) == 3 * 40 * 4  # the GELU of the gate
 
 
 def test_a_convolution_that_trains_or_casts_is_torch_s_own():
     trains = nn.Sequential(nn.Conv2d(4, 4, 1))
-    keep_less(trains)
+    use_memory_saving_layers(trains)
     assert type(trains[0]) is nn.Conv2d
     frozen = nn.Sequential(nn.Conv2d(4, 4, 1, dtype=torch.bfloat16)).requires_grad_(False)
-    keep_less(frozen)
+    use_memory_saving_layers(frozen)
     with torch.autocast("cpu", torch.bfloat16):
         out = frozen(torch.randn(1, 4, 2, 2, requires_grad=True))
     assert out.dtype == torch.bfloat16
@@ -90,5 +90,5 @@ def test_a_step_of_the_unet_holds_less():
     add_lora(unet, 4, 4)
     unet.train()
     before = step_bytes(unet, torch.float32, 1, (512, 512))
-    keep_less(unet)
+    use_memory_saving_layers(unet)
     assert step_bytes(unet, torch.float32, 1, (512, 512)) < 0.95 * before

@@ -9,37 +9,37 @@ from sdxl_lora.errors import ConfigError, OutOfMemory
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.performance.activation_memory import step_bytes
 from sdxl_lora.performance.device_memory import out_of_memory_advice
-from sdxl_lora.performance.frozen_layers import keep_less
+from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import (
     GIB,
     OUTER,
     MemoryCount,
-    Rung,
+    MemoryLevel,
     base_bytes,
     choose,
-    ladder,
+    memory_levels,
     smaller_settings,
 )
 from sdxl_lora.performance.quantization import quantize_linears
 from sdxl_lora.run.events import read_events
 
-FAST = Rung("none", "adamw", None)
+FAST = MemoryLevel("none", "adamw", None)
 
 
 def test_the_ladder_gives_up_what_changes_no_number_first():
-    rungs = ladder(FAST)
-    assert [(rung.recomputed, rung.optimizer, rung.base_precision) for rung in rungs] == [
+    levels = memory_levels(FAST)
+    assert [(level.recomputed, level.optimizer, level.base_precision) for level in levels] == [
         ("none", "adamw", None), (OUTER, "adamw", None), ("all", "adamw", None), ("all", "adamw8bit", None),
         ("all", "adamw8bit", "int8"), ("all", "adamw8bit", "nf4"),
     ]  # fmt: skip
-    assert all(ladder(rung) == rungs[number:] for number, rung in enumerate(rungs))
-    some = Rung("mid_block", "prodigy", "fp8")
-    assert ladder(some) == [some, Rung("all", "prodigy", "fp8"), Rung("all", "prodigy", "nf4")]
-    needs = dict(zip(rungs, (9, 8, 6, 5, 4, 3), strict=True))
-    assert choose(rungs, needs.get, 7) == (rungs[2], 6)
+    assert all(memory_levels(level) == levels[number:] for number, level in enumerate(levels))
+    some = MemoryLevel("mid_block", "prodigy", "fp8")
+    assert memory_levels(some) == [some, MemoryLevel("all", "prodigy", "fp8"), MemoryLevel("all", "prodigy", "nf4")]
+    needs = dict(zip(levels, (9, 8, 6, 5, 4, 3), strict=True))
+    assert choose(levels, needs.get, 7) == (levels[2], 6)
     with pytest.raises(ConfigError, match=r"too small.*--base_precision nf4 --optimizer adamw8bit"):
-        choose(rungs, needs.get, 2)
+        choose(levels, needs.get, 2)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_the_full_model_takes_what_was_measured():
     assert peft / GIB == pytest.approx(7.27, rel=0.02)
     fuse_lora(unet)
     assert step_bytes(unet, torch.bfloat16, 1, (1024, 1024)) / GIB == pytest.approx(5.28, rel=0.02)
-    keep_less(unet)
+    use_memory_saving_layers(unet)
     assert step_bytes(unet, torch.bfloat16, 1, (1024, 1024)) / GIB == pytest.approx(4.31, rel=0.01)
     count = MemoryCount(unet, None, trained, False, torch.bfloat16, False, (1024, 1024), 1, {})
     expected = {"all": 6.44, "int8": 4.28, "nf4": 3.31}
-    assert count(Rung("all", "adamw", None), 1) / GIB == pytest.approx(expected["all"], rel=0.02)
+    assert count(MemoryLevel("all", "adamw", None), 1) / GIB == pytest.approx(expected["all"], rel=0.02)
     for kind in ("int8", "nf4"):
-        assert count(Rung("all", "adamw8bit", kind), 1) / GIB == pytest.approx(expected[kind], rel=0.02)
+        assert count(MemoryLevel("all", "adamw8bit", kind), 1) / GIB == pytest.approx(expected[kind], rel=0.02)
 
 
 def test_a_run_takes_the_highest_rung_that_fits_and_says_so(train, tmp_path, monkeypatch):

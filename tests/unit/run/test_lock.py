@@ -11,12 +11,12 @@ import pytest
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run import lock
-from sdxl_lora.run.lock import Hold
+from sdxl_lora.run.lock import RunLock
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(lock, "SIGN_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(lock, "SILENT_SECONDS", 1)
 
 
@@ -35,16 +35,16 @@ def on_machine(monkeypatch, name):
 
 
 def test_a_second_holder_is_refused_and_comes_in_after_the_first(tmp_path):
-    first = Hold(tmp_path)
+    first = RunLock(tmp_path)
     with pytest.raises(ConfigError, match=rf"another run \(pid {os.getpid()} on {socket.gethostname()}\)"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
     first.release()
-    Hold(tmp_path).release()
+    RunLock(tmp_path).release()
     assert not (tmp_path / ".holder").exists()
 
 
 def hold_and_die(folder):
-    Hold(folder)
+    RunLock(folder)
     os._exit(9)
 
 
@@ -54,26 +54,26 @@ def test_a_holder_that_died_on_this_machine_is_followed_at_once(tmp_path):
     process.join()
     assert (tmp_path / ".holder").exists(), "it could not clean up"
     before = time.monotonic()
-    Hold(tmp_path).release()
+    RunLock(tmp_path).release()
     assert time.monotonic() - before < 1
 
 
 def test_another_machine_is_refused_while_the_holder_lives(tmp_path, monkeypatch, quick, no_locks):
-    first = Hold(tmp_path)
+    first = RunLock(tmp_path)
     own = socket.gethostname()
     on_machine(monkeypatch, "elsewhere")
     with pytest.raises(ConfigError, match=rf"another run \(pid {os.getpid()} on {own}\) is at work"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
     first.release()
-    Hold(tmp_path).release()
+    RunLock(tmp_path).release()
 
 
 def test_another_machine_takes_over_from_one_that_went_down(tmp_path, monkeypatch, quick, no_locks):
-    first = Hold(tmp_path)
+    first = RunLock(tmp_path)
     first._ended.set()  # it goes down without a word
     on_machine(monkeypatch, "elsewhere")
     before = time.monotonic()
-    second = Hold(tmp_path)
+    second = RunLock(tmp_path)
     assert time.monotonic() - before < 3
     assert second._holder()["host"] == "elsewhere"
     second.release()
@@ -87,7 +87,7 @@ def test_of_several_machines_that_start_at_once_one_gets_it(tmp_path, monkeypatc
     def start(name):
         names.own = name
         try:
-            held.append(Hold(tmp_path))
+            held.append(RunLock(tmp_path))
         except ConfigError as error:
             refused.append(str(error))
 
@@ -107,4 +107,4 @@ def test_a_folder_that_cannot_be_locked_for_other_reasons_is_an_error(tmp_path, 
 
     monkeypatch.setattr(lock.FileLock, "acquire", acquire)
     with pytest.raises(OSError, match="read-only"):
-        Hold(tmp_path)
+        RunLock(tmp_path)

@@ -13,14 +13,14 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.sampling.generate import (
     are_drawn,
-    draw_grid,
-    draw_sample,
-    draw_samples,
+    generate_image,
+    generate_images,
     read_samples,
     sample_path,
     spread,
+    write_grid,
 )
-from sdxl_lora.sampling.grid import LABEL_WIDTH, sheet
+from sdxl_lora.sampling.grid import LABEL_WIDTH, image_grid
 from sdxl_lora.training.samples import guidance_rescale_of
 from tests.helpers.runs import assert_equal_weights, weights_of
 
@@ -49,7 +49,7 @@ def test_each_prompt_is_drawn_by_its_own_options_as_diffusers_draws_it(pipeline,
     scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     arguments = pipeline.unet, pipeline.vae, scheduler, prompts, read, 2, 0.0, tmp_path, 5
     for rank in (0, 1):
-        draw_samples(*arguments, rank, 2)
+        generate_images(*arguments, rank, 2)
     for prompt, drawn in zip(prompts, read_samples(tmp_path, 5, 2, 2), strict=True):
         for image, picture in enumerate(drawn):
             theirs = pipeline(
@@ -73,7 +73,7 @@ def test_guidance_rescale_is_the_papers_formula(pipeline, read):
             return super().step(model_output, timestep, sample, **options)
 
     scheduler = Watched.from_config(pipeline.scheduler.config)
-    draw_sample(pipeline.unet, pipeline.vae, scheduler, read("a cat"), read("dark"), (64, 64), 1, 7.5, 0, 0.7)
+    generate_image(pipeline.unet, pipeline.vae, scheduler, read("a cat"), read("dark"), (64, 64), 1, 7.5, 0, 0.7)
     rescaled, timestep, latents = given[0]
     sizes = torch.tensor([[64, 64, 0, 0, 64, 64.0]])
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_guidance_rescale_is_the_papers_formula(pipeline, read):
 def test_drawing_takes_nothing_from_any_random_state(pipeline, read, tmp_path):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     prompt = SamplePrompt("a cat", "", 64, 64, 0, 5.0, 2)
-    draw_samples(pipeline.unet, pipeline.vae, pipeline.scheduler, [prompt], read, 1, 0.0, tmp_path, 0)
+    generate_images(pipeline.unet, pipeline.vae, pipeline.scheduler, [prompt], read, 1, 0.0, tmp_path, 0)
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
@@ -113,7 +113,7 @@ def test_the_grid_has_a_row_per_prompt_and_a_column_per_step(tmp_path):
     for (step, number), color in colors.items():
         filled(tmp_path, step, number, (first, second)[number], color)
     filled(tmp_path, 20, 0, first, "black")  # of a later step, as a run started anew finds it
-    grid = Image.open(draw_grid(tmp_path, 10, [first, second], 1)).convert("RGB")
+    grid = Image.open(write_grid(tmp_path, 10, [first, second], 1)).convert("RGB")
     assert grid.width == LABEL_WIDTH + 2 * (192 + 10) + 2 * 20
     places = {(step, number): (LABEL_WIDTH + 20 + column * 222 + 30, 40 + number * 202 + 30)
               for column, step in enumerate((0, 10)) for number in (0, 1)}  # fmt: skip
@@ -122,7 +122,7 @@ def test_the_grid_has_a_row_per_prompt_and_a_column_per_step(tmp_path):
 
     changed = SamplePrompt("a cat", "", 64, 64, 1, 5.0, 2)  # another seed: the older picture is no longer of its row
     filled(tmp_path, 10, 0, changed, "green")
-    grid = Image.open(draw_grid(tmp_path, 10, [changed, second], 1)).convert("RGB")
+    grid = Image.open(write_grid(tmp_path, 10, [changed, second], 1)).convert("RGB")
     assert grid.getpixel(places[(0, 0)]) == (255, 255, 255) != grid.getpixel(places[(10, 0)])
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_sample_costs_its_place_in_the_grid_and_is_named(tmp_path, wor
         filled(tmp_path, step, 0, prompt, color)
     DAMAGE[words](sample_path(tmp_path, 0, 0, 0))
     said = []
-    grid = Image.open(draw_grid(tmp_path, 10, [prompt], 1, said.append)).convert("RGB")
+    grid = Image.open(write_grid(tmp_path, 10, [prompt], 1, said.append)).convert("RGB")
     assert grid.getpixel((LABEL_WIDTH + 50, 70)) == (255, 255, 255) != grid.getpixel((LABEL_WIDTH + 272, 70))
     assert len(said) == 1 and "step-000000-prompt-0-image-0.png" in said[0] and words in said[0]
     assert not are_drawn(tmp_path, 0, [prompt], 1) and are_drawn(tmp_path, 10, [prompt], 1)
@@ -159,7 +159,7 @@ def test_a_grid_of_many_steps_shows_some_of_them():
 
 def test_a_sheet_with_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="Expected 1 rows of 2 pictures"):
-        sheet([("a", 2)], ["one"], [[None]])
+        image_grid([("a", 2)], ["one"], [[None]])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.performance import memory_budget as budget
 from sdxl_lora.performance.device_memory import usable_bytes
-from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch, rung_of
+from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch, memory_level_of
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.batch_shape import settle
 from sdxl_lora.training.dry_run import plan_training
@@ -34,8 +34,8 @@ def test_the_most_pictures_that_fit_learn_what_others_do(train, train_config, tm
     """The budgets are what was counted for one, two and four; the plain run takes the four at once."""
     monkeypatch.setattr(budget, "CUDA_CONTEXT", 0.0)  # it is a hundred times what the tiny model takes
     plan = plan_training(train_config(**FOUR))
-    rung = rung_of(plan.config.compute, plan.config.optimizer)
-    needed = {batch: plan.count(rung, batch) for batch in (1, 2, 4)}
+    level = memory_level_of(plan.config.compute, plan.config.optimizer)
+    needed = {batch: plan.count(level, batch) for batch in (1, 2, 4)}
     assert needed[1] < needed[2] < needed[4]
     settings = {"max_train_steps": 2, "adam_epsilon": 1e-4}
     plain = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "plain"))
@@ -72,7 +72,7 @@ def test_processes_take_what_fits_on_all_of_them(train, train_config, tmp_path):
     settings = {"max_train_steps": 3, "adam_epsilon": 1e-4}
     plain = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "plain"))
     config = train_config(**settings, train_batch_size="auto", gradient_accumulation_steps=2)
-    codes, printed = launch(config, tmp_path / "log", world=2, TRAINER_FAULT="oom@rehearsal=1,rank=1")
+    codes, printed = launch(config, tmp_path / "log", world_size=2, TRAINER_FAULT="oom@rehearsal=1,rank=1")
     assert codes == [0, 0], printed
     assert "out of memory with 2 pictures at once: going on with 1" in printed
     assert_learned_the_same(tmp_path / "run", plain)
@@ -84,12 +84,12 @@ def test_a_rung_is_chosen_before_pictures_at_once(train_config):
     plan = plan_training(config)
     assert plan.shape.micro_batch == 12 and "12 x 1 micro-steps" in plan.of_steps()[0]
 
-    def count(rung, batch):
-        return {"none": 400, OUTER: 300, "all": 100}[rung.recomputed] + 10 * batch
+    def count(level, batch):
+        return {"none": 400, OUTER: 300, "all": 100}[level.recomputed] + 10 * batch
 
     for room, recomputed, pictures in ((460, "none", 6), (411, "none", 1), (345, OUTER, 4), (309, "all", 12)):
         settled, shape = settle(config, count, room, lambda _: None)
-        assert rung_of(settled.compute, settled.optimizer).recomputed == recomputed
+        assert memory_level_of(settled.compute, settled.optimizer).recomputed == recomputed
         assert (shape.micro_batch, shape.micro_steps) == (pictures, 12 // pictures)
     assert largest_batch(12, lambda batch: 100 + batch, 50) == 1, "one is tried, whatever was counted"
 

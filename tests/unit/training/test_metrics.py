@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdxl_lora.data.prefetch import ahead, meanwhile
+from sdxl_lora.data.prefetch import prefetch, run_in_background
 from sdxl_lora.errors import ConfigError, NonFiniteError
 from sdxl_lora.lora.state import lora_state
 from sdxl_lora.training.metrics import means_by_timestep, sums_by_timestep
@@ -82,15 +82,15 @@ def test_items_come_in_order_and_errors_where_they_arose():
 
     taken = []
     with pytest.raises(ValueError, match="the sixth"):
-        for item in ahead(items(), 2):
+        for item in prefetch(items(), 2):
             taken.append(item)
     assert taken == [0, 1, 2, 3, 4]
-    assert list(ahead(iter(range(3)), 0)) == [0, 1, 2]
+    assert list(prefetch(iter(range(3)), 0)) == [0, 1, 2]
 
 
 def test_what_is_made_meanwhile_is_there_when_it_is_asked_for_or_its_error_is():
-    assert meanwhile(lambda: 7)() == 7
-    later = meanwhile(lambda: [][0])
+    assert run_in_background(lambda: 7)() == 7
+    later = run_in_background(lambda: [][0])
     for _ in range(2):
         with pytest.raises(IndexError):
             later()
@@ -101,7 +101,7 @@ def test_closing_ends_the_thread_of_an_endless_iterator():
         while True:
             yield threading.current_thread()
 
-    items = ahead(endless(), 2)
+    items = prefetch(endless(), 2)
     worker = next(items)
     assert worker is not threading.current_thread() and worker.is_alive()
     items.close()

@@ -11,7 +11,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.formats.keys import canonical
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.shapes import SDXL, TINY, layer_shape, why_not_sdxl
-from sdxl_lora.lora.warm_start import layers_of, read_start
+from sdxl_lora.lora.warm_start import layers_of, read_warm_start
 from sdxl_lora.tools.__main__ import main
 from tests.unit.lora.formats.test_reader import KEY_MAP
 
@@ -86,7 +86,7 @@ def test_what_fits_sdxl_or_the_demo_passes(tmp_path):
 
 def test_init_lora_is_compared_with_the_base_before_its_weights_are_loaded(tmp_path, train):
     file = lora(tmp_path / "x.safetensors", 640, 768)
-    start = read_start(file, "lora", ["unet"])
+    start = read_warm_start(file, "lora", ["unet"])
     with pytest.raises(ValueError, match=r"this base's weight is 640x2048: it is a LoRA for SD 1.5, not SDXL"):
         layers_of(full_sdxl()["unet"], "unet", start.adapters["unet"])
     with pytest.raises(ConfigError, match=r"init_lora: .*it is a LoRA for SD 1.5, not SDXL"):
