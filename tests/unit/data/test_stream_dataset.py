@@ -62,7 +62,7 @@ def test_pictures_of_the_next_steps_are_read_and_decoded_while_one_is_trained_on
     monkeypatch.setattr(ImageDataset, "load", noting)
     batches = batches_of(shards)
     _, samples = next(batches.from_step(0))
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while len(loaded) < 3 * len(samples):
         assert time.monotonic() < until, loaded
         time.sleep(0.01)
