@@ -3,7 +3,6 @@
 import pytest
 
 from sdxl_lora.config.sources import check_source
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
 
@@ -17,7 +16,7 @@ def test_all_wrong_values_are_named_at_once():
 @pytest.mark.parametrize("name", ["", "  ", '""', "a\0b"])
 def test_an_output_dir_that_is_nothing_is_refused(name):
     with pytest.raises(ConfigError, match="is an invalid name"):
-        TrainConfig(output_dir=name, train_data_dir="data")
+        flat_train_config(output_dir=name, train_data_dir="data")
 
 
 @pytest.mark.parametrize("seed", [2**63, 99999999999999999999])
