@@ -32,7 +32,7 @@ from sdxl_lora.optimizers.optimizers import build_optimizer, learning_rate_of, o
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run, open_run
 from sdxl_lora.training.batch_shape import choose_batch_shape
-from sdxl_lora.training.checkpointer import AdapterState, Checkpointer
+from sdxl_lora.training.checkpointer import AdapterState, Checkpointable, Checkpointer
 from sdxl_lora.training.checks import check_inputs, claim_hub_repository, load_similarity
 from sdxl_lora.training.data import TrainingData, prepare_data
 from sdxl_lora.training.dry_run import dry_run
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> Trained | None:
         base = check_inputs(config, accelerator)
         similarity = load_similarity(config, accelerator)
         repository = claim_hub_repository(config, accelerator, run, logger.info)
-        hashing = run_in_background(lambda: base_sha256(base.path)) if accelerator.is_main_process else None
+        hashing = run_in_background(lambda: base_sha256(base.path) if accelerator.is_main_process else "")
 
         # Encode once; VAE and text encoders leave the memory before the UNet arrives.
         data = prepare_data(config, base, accelerator, run, logger)
@@ -97,7 +97,7 @@ def train(config: TrainConfig) -> Trained | None:
         run.end_if_asked(accelerator, "while loading")
         base_hash = on_main_and_broadcast(accelerator, hashing)
         exporter = LoraExporter(config, base, base_hash, model, shown, data, samples)
-        stateful = [AdapterState(model.components), exporter, shown, evaluator, data]
+        stateful: list[Checkpointable] = [AdapterState(model.components), exporter, shown, evaluator, data]
         fingerprint = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint()}
         fingerprint["base"] = base_hash or public_name(base.path)
         checkpointer = Checkpointer(accelerator, run, config.checkpoint, stateful, fingerprint)

@@ -82,6 +82,22 @@ def is_alive(pid: int) -> bool:
         return True
 
 
+def refusal_to_lock(path: Path) -> OSError | None:
+    """Why a file cannot be locked by anybody; None where another process holds it, which filelock reads in EACCES."""
+    if sys.platform == "win32":  # whose locks always work
+        return None
+    import fcntl
+
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return error
+    return None  # it was let go this moment
+
+
 def launcher() -> psutil.Process | None:
     """The parent of this process, where it is accelerate's launcher."""
     try:

@@ -134,8 +134,9 @@ def machine_captions(
     if team.rank == 0:
         for key in old:  # once: when the captioner's files change, its old captions must not come back
             shelf.rename(old[key], None if plan.recaption else key)
-    mine = []
+    mine: list[tuple[str, tuple[str, str]]] = []
     if share := team.share(missing):
+        assert plan.load is not None, "without a captioner nobody asks for its words"
         with plan.load() as caption, tqdm(total=len(share), desc="captions", unit="img") as bar:
             while batch := share[len(mine) : len(mine) + caption.batch_size]:
                 images = [open_crop(output, entry.prepared) for _, entry in batch]

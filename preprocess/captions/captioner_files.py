@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import partial
 from pathlib import Path
 
 from sdxl_lora.errors import ConfigError
@@ -87,8 +88,7 @@ def content_of(model: str, memo: FileMemo) -> str:
     folder = Path(cached_file(model, "config.json")).parent
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if CONTENT.fullmatch(path.name)):
-        digest.update(
-            f"{path.name}\0{memo.get_or_compute(file_stamp(path), lambda path=path: weights_sha256(path))}\0".encode()
-        )
+        sha256 = memo.get_or_compute(file_stamp(path), partial(weights_sha256, path))
+        digest.update(f"{path.name}\0{sha256}\0".encode())
     memo.save()
     return digest.hexdigest()

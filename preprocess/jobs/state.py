@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.io.file_system import replace, say_once
-from sdxl_lora.operating_system import is_alive
-from sdxl_lora.run.lock import NO_LOCKS_HERE, refusal_to_lock
+from sdxl_lora.operating_system import is_alive, refusal_to_lock
+from sdxl_lora.run.lock import NO_LOCKS_HERE
 
 Record = TypeVar("Record")
 

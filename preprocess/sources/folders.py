@@ -3,12 +3,14 @@
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import TypeVar
 
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.folders.finder import find_pictures
 from sdxl_lora.folders.found import Found
 
 MOST_NAMED = 20
+Value = TypeVar("Value")
 
 
 def check_folders(sources: list[Path], output: Path) -> None:
@@ -48,14 +50,15 @@ def find_all(input_dir: Path, class_images: Path | None = None, masks: bool = Fa
     for source in others.sources:
         source.is_class_image, source.name = True, f"class_images/{source.name}"
     found.sources += others.sources
-    for mine, of_class in (
-        (found.left_out, others.left_out),
-        (found.other_files, others.other_files),
-        (found.warnings, others.warnings),
-        (found.notes, others.notes),
-    ):
-        mine |= {f"class_images/{name}": value for name, value in of_class.items()}
+    found.left_out |= in_class_images(others.left_out)
+    found.other_files |= in_class_images(others.other_files)
+    found.warnings |= in_class_images(others.warnings)
+    found.notes |= in_class_images(others.notes)
     return found
+
+
+def in_class_images(by_name: dict[str, Value]) -> dict[str, Value]:
+    return {f"class_images/{name}": value for name, value in by_name.items()}
 
 
 def find_captioned(folder: Path, masks: bool) -> Found:

@@ -14,7 +14,7 @@ import torch
 from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers
 from sdxl_lora.cache.text_embeddings import TextCache, warn_of_long_prompts
-from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.data.image_dataset import Images
 from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp
 from sdxl_lora.models.base_source import Base, part_files
 from sdxl_lora.models.latents import normalisation_key
@@ -25,7 +25,7 @@ from sdxl_lora.performance.device_memory import free_memory
 def fill_caches(
     folder: Path,
     base: Base,
-    pictures: ImageDataset,
+    pictures: Images,
     prompts: Iterable[str],
     flips: Iterable[bool],
     device: torch.device,

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
-from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.data.image_dataset import Images
 from sdxl_lora.errors import DataError
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.models.vae import encoded
@@ -31,7 +31,7 @@ def wait_for_start(pool) -> None:
         ) from None
 
 
-_pictures: ImageDataset  # in a worker process
+_pictures: Images  # in a worker process
 
 
 class LatentCache:
@@ -42,9 +42,7 @@ class LatentCache:
     With `live_vae`, nothing is kept: it encodes each picture when it is read.
     """
 
-    def __init__(
-        self, folder: Path, pictures: ImageDataset, vae_key: str, load_vae: Callable | None = None, live_vae=None
-    ):
+    def __init__(self, folder: Path, pictures: Images, vae_key: str, load_vae: Callable | None = None, live_vae=None):
         self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
         self.load_vae, self.live_vae = load_vae, live_vae
 
@@ -120,7 +118,7 @@ class LatentCache:
                     yield {name: torch.from_numpy(array) for name, array in record.items()}
 
 
-def _decode_for(pictures: ImageDataset) -> None:
+def _decode_for(pictures: Images) -> None:
     """Start of a worker process: what it decodes from."""
     global _pictures
     _pictures = pictures

@@ -1,15 +1,19 @@
 """Text embeddings of prompts on disk."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdxl_lora.cache.records import Workers, is_whole, read_record, record_path, write_record
 from sdxl_lora.errors import DataError
 from sdxl_lora.models.text_encoders import CHUNK, encode_prompts, token_count
+
+TextParts: TypeAlias = tuple[Sequence[CLIPTokenizer], Sequence[CLIPTextModel]]  # two of each
 
 
 class TextCache:
@@ -24,8 +28,8 @@ class TextCache:
         folder: Path,
         encoders_key: str,
         chunks: int = 1,
-        live_parts: tuple | None = None,
-        load_parts: Callable | None = None,
+        live_parts: TextParts | None = None,
+        load_parts: Callable[[], TextParts] | None = None,
     ):
         self.folder, self.encoders_key, self.chunks = folder / "text", encoders_key, chunks
         self.live_parts, self.load_parts = live_parts, load_parts

@@ -34,10 +34,11 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     return tyro.cli(
-        tyro.conf.OmitArgPrefixes[config_class],
+        config_class,
         args=[*file_flags, *flags],
         description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
         use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 

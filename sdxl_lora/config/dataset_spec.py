@@ -108,7 +108,7 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
     return entries
 
 
-def repeats_of(entries: Sequence[DatasetEntry], pictures: Sequence[int]) -> list[Fraction]:
+def repeats_of(entries: Sequence[DatasetEntry], pictures: Sequence[Fraction | int]) -> list[Fraction]:
     """How often each dataset of so many pictures is passed per epoch.
 
     By weights, the dataset that is passed least is passed once, and the turns are shared as the weights are.

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import inspect
 import math
+import operator
 import textwrap
 from collections.abc import Mapping
 from functools import cache
@@ -63,15 +64,20 @@ class Field:
         return self.default is dataclasses.MISSING
 
 
-@cache
 def flat_fields(config_class: type) -> dict[str, Field]:
     """All settings of a config by name, in the order of their sections."""
-    found = {}
+    return _flat_fields(config_class)
+
+
+@cache
+def _flat_fields(config_class: type) -> dict[str, Field]:
+    found: dict[str, Field] = {}
     hints = get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(config_class):
         kind = hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            found |= dict(_fields_of_section(kind, field.name, kind.__doc__.splitlines()[0].rstrip(".")))
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+            found |= dict(_fields_of_section(kind, field.name, title))
         else:
             found |= dict(_fields_of_section(config_class, None, "The run", only=field.name))
     return found
@@ -88,12 +94,14 @@ def _fields_of_section(section_class: type, section: str | None, title: str, onl
 
 def field_docs(config_class: type) -> dict[str, str]:
     """By field, the text below it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body
-    return {
-        statement.target.id: " ".join(below.value.value.split())
-        for statement, below in pairwise(body)
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
+    definition = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for statement, below in pairwise(definition.body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(statement.target, ast.Name) and isinstance(below.value, ast.Constant)
+            docs[statement.target.id] = " ".join(str(below.value.value).split())
+    return docs
 
 
 def flat_values(config: Any) -> dict[str, Any]:
@@ -114,11 +122,12 @@ def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     fields = flat_fields(config_class)
     if unknown := set(values) - set(fields):
         raise TypeError(f"{config_class.__name__} has no setting {', '.join(sorted(unknown))}")
-    of_sections: dict[str | None, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
+    of_sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        of_sections.setdefault(fields[name].section, {})[name] = value
+        section = fields[name].section
+        (own if section is None else of_sections.setdefault(section, {}))[name] = value
     hints = get_type_hints(config_class)
-    own = of_sections.pop(None, {})
     return config_class(**own, **{section: hints[section](**of_it) for section, of_it in of_sections.items()})
 
 
@@ -154,14 +163,14 @@ def _is_within(value: float, bounds: list) -> bool:
 def _holds(value: float, bound: Gt | Ge | Lt | Le | MultipleOf) -> bool:
     match bound:
         case Gt(gt=low):
-            return value > low
+            return operator.gt(value, low)
         case Ge(ge=low):
-            return value >= low
+            return operator.ge(value, low)
         case Lt(lt=high):
-            return value < high
+            return operator.lt(value, high)
         case Le(le=high):
-            return value <= high
-    return value % bound.multiple_of == 0
+            return operator.le(value, high)
+    return operator.mod(value, bound.multiple_of) == 0
 
 
 def range_text(bounds: list) -> str:

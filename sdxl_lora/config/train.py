@@ -83,8 +83,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         tidy_paths(self)
-        sections = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)
-        sections += (self.optimizer, self.captions, self.evaluation, self.logging, self.publish)
+        first = (self.data, self.cache, self.batch, self.compute, self.objective, self.timesteps, self.adapter)
+        sections = (*first, self.optimizer, self.captions, self.evaluation, self.logging, self.publish)
         of_sections = [problem for section in sections for problem in section.problems()]
         raise_all([*range_problems(self), *of_sections, *self.problems()])
 

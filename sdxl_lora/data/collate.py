@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.objective import NoiseConfig
 from sdxl_lora.data.captions import AS_WRITTEN, varied_caption
-from sdxl_lora.data.image_dataset import Example
+from sdxl_lora.data.image_dataset import Examples
 from sdxl_lora.data.sampler import split_step
 from sdxl_lora.data.size_conditioning import time_ids
 from sdxl_lora.diffusion.noise import (
@@ -22,6 +22,23 @@ from sdxl_lora.diffusion.noise import (
 )
 from sdxl_lora.diffusion.timesteps import UNIFORM, TimestepDensity
 from sdxl_lora.rng import SampleKey
+
+
+class Latents(Protocol):
+    """What an image's latents are read from: a cache, or a VAE at work.
+
+    vae_key: changes with the VAE's weights.
+    """
+
+    vae_key: str
+
+    def read(self, example: Any, flip: bool = False, /) -> dict[str, torch.Tensor]: ...
+
+
+class TextEmbeddings(Protocol):
+    """What a prompt's embeddings are read from: a cache, or text encoders at work."""
+
+    def read(self, prompt: str) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -39,9 +56,9 @@ NO_AUGMENTATION = Augmentation()
 
 def collate(
     samples: Sequence[SampleKey],
-    examples: Sequence[Example],
-    latents,
-    texts,
+    examples: Examples,
+    latents: Latents,
+    texts: TextEmbeddings | None,
     seed: int,
     num_train_timesteps: int,
     augmentation: Augmentation = NO_AUGMENTATION,
@@ -107,9 +124,9 @@ class Collator:
         pin: put batches into memory that a GPU copies from by itself, while the host goes on.
     """
 
-    examples: Sequence[Example]
-    latents: object
-    text: object | None
+    examples: Examples
+    latents: Latents
+    text: TextEmbeddings | None
     seed: int
     num_train_timesteps: int
     augmentation: Augmentation = NO_AUGMENTATION
@@ -134,9 +151,10 @@ class Collator:
             name: value.pin_memory() if self.pin and torch.is_tensor(value) else value for name, value in batch.items()
         }
 
-    def steps(self, steps: Iterable[tuple[int, list[SampleKey]]]) -> Iterator[StepBatch]:
+    def steps(self, steps: Iterable[tuple[int, Sequence[SampleKey | None]]]) -> Iterator[StepBatch]:
         """This process's part of each step, given as its epoch and turns."""
         for epoch, samples in steps:
             names = {self.examples[sample.example].name for sample in samples if sample}  # a stream forgets its images
             parts = split_step(samples, self.rank, self.world_size, self.micro_steps)
-            yield StepBatch(epoch, [(bool(part), self(part or samples[:1])) for part in parts], len(samples), names)
+            own = [(bool(part), [sample for sample in part or samples[:1] if sample]) for part in parts]
+            yield StepBatch(epoch, [(counts, self(part)) for counts, part in own], len(samples), names)

@@ -4,9 +4,10 @@ import hashlib
 import os
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -57,6 +58,27 @@ class Example:
     repeats: Fraction | int = 1
 
 
+class Images(Protocol):
+    """Images that train, of one dataset or of several."""
+
+    @property
+    def examples(self) -> Sequence[Example]: ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]: ...
+
+
+class Examples(Protocol):
+    """A list of examples, or of a stream those at hand, whose indices are keys."""
+
+    def __getitem__(self, example: Any, /) -> Example: ...
+
+    def __iter__(self) -> Iterator[Example]: ...
+
+    def __len__(self) -> int: ...
+
+
 class ImageDataset:
     """Examples, and their pixels on demand; with `masked`, also their masks.
 
@@ -82,8 +104,8 @@ class ImageDataset:
                 f"the dataset has no column {' or '.join(sorted(missing))}; its columns are {columns}. "
                 "Choose with --image_column and --caption_column."
             )
-        columns = (image_column, caption_column, *SIZE_COLUMNS, MASK_COLUMN, CLASS_COLUMN, SOURCE_COLUMN, REPEATS)
-        dataset = left_encoded(with_encoded_masks(dataset, masked), columns)
+        wanted = (image_column, caption_column, *SIZE_COLUMNS, MASK_COLUMN, CLASS_COLUMN, SOURCE_COLUMN, REPEATS)
+        dataset = left_encoded(with_encoded_masks(dataset, masked), wanted)
         try:
             self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         except UNREADABLE as error:
@@ -94,7 +116,7 @@ class ImageDataset:
         self.resolution, self.masked = resolution, masked
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
         self.image_columns = (image_column, MASK_COLUMN) if masked else (image_column,)
-        self.files = []  # what is known of them before they are read
+        self.files: list[list] = []  # what is known of them before they are read
         self.examples = [self._example(i, row, caption_column, memo) for i, row in enumerate(self.dataset)]
         self._warn_of_empty_captions()
 
@@ -172,13 +194,13 @@ class ImageDataset:
         """
         row = self.dataset[index]
         name = self.examples[index].name
-        data, mask = self._bytes(row)
+        data, mask_data = self._bytes(row)
         if facts_of_files(row, self.image_columns) != self.files[index]:
-            key = self._digests(data, mask, name, self._sizes(index, row, name))[0]
+            key = self._digests(data, mask_data, name, self._sizes(index, row, name))[0]
             if key != self.examples[index].key:
                 raise DataError(f"{name} or its mask has changed since the run began: start the run again")
         image = upright_rgb(decode_image(data, name))
-        mask = mask_of(mask, name, image.size) if self.masked else None
+        mask = mask_of(mask_data, name, image.size) if self.masked else None
         if self.is_prepared:
             original_size, crop_top_left = tuple(row["original_size"]), tuple(row["crop_top_left"])
         else:

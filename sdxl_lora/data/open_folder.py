@@ -172,7 +172,7 @@ def row_of_line(source: Source, line: Line, table: Table) -> dict[str, Any]:
     if source.caption_from is None or is_metadata(Path(source.caption_from).name):
         row[TEXT] = line.text if line.text is not None or TEXT in line.values else row[TEXT]
     values = {key: value for key, value in line.values.items() if key != FILE_NAME and not is_file_column(key)}
-    files = {column_of(key): None for key in line.values if is_file_column(key)}
+    files: dict[str, str | None] = {column_of(key): None for key in line.values if is_file_column(key)}
     files |= {name: str(path) for name, path in table.files_of(line).items()}
     return {**row, **{key: value for key, value in values.items() if key not in row}, **files}
 

@@ -10,10 +10,34 @@ often than once per epoch. Knows no tensors.
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from fractions import Fraction
+from typing import Protocol, TypeVar
 
 from sdxl_lora.rng import SampleKey, keyed_seed
+
+Item = TypeVar("Item")
+
+
+class Sampler(Protocol):
+    """The steps of a training.
+
+    Attributes:
+        pictures: how many there are, 0 where nobody knows; members: their sizes.
+    """
+
+    @property
+    def pictures(self) -> int: ...
+
+    @property
+    def members(self) -> Collection: ...
+
+    def epoch_of(self, step: int) -> int: ...
+
+    def passes(self, step: int) -> float: ...
+
+    def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
+        """(epoch, turns) of step `first` and every later one; None for a turn that only another process knows."""
 
 
 class BucketSampler:
@@ -136,7 +160,7 @@ class BucketSampler:
             epoch, skip = epoch + 1, 0
 
 
-def split_step(samples: Sequence[SampleKey], rank: int, world_size: int, micro_steps: int) -> list[list[SampleKey]]:
+def split_step(samples: Sequence[Item], rank: int, world_size: int, micro_steps: int) -> list[list[Item]]:
     """What process `rank` of `world_size` does of a step: its micro-batches, as even as can be, empty where too few."""
     parts = world_size * micro_steps
     bounds = [len(samples) * i // parts for i in range(parts + 1)]

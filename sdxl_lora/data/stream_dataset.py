@@ -7,7 +7,7 @@ Nothing is kept on the disk: latents are computed in every turn. What chance giv
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
@@ -150,7 +150,7 @@ class StreamSampler:
     def epoch_of(self, step: int) -> int:
         return 0
 
-    def from_step(self, first: int) -> Iterator[tuple[int, list[SampleKey | None]]]:
+    def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
         """(0, turns) of step `first`, where the reading stands, and of every later one."""
         steps = self._steps(first)
         coming = deque(islice(steps, STEPS_AHEAD))

@@ -59,7 +59,9 @@ def grouped(path: str) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path} holds {member.name} twice")
             sample |= {"__key__": key, "__url__": path}
             if suffix in (*PICTURES, *CAPTIONS, "json"):
-                sample[suffix] = content_of(suffix, tar.extractfile(member).read(), f"{member.name} in {path}")
+                file = tar.extractfile(member)
+                assert file is not None, member.name  # which is a file, and no link
+                sample[suffix] = content_of(suffix, file.read(), f"{member.name} in {path}")
     if sample:
         yield sample
 

@@ -83,9 +83,9 @@ def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDens
     if config.timestep_bias_strategy == "none":
         return density
     places = [(timestep - first) / (end - first) for timestep in (config.timestep_bias_begin, config.timestep_bias_end)]
-    begin, end = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
+    low, high = bias_range(config.timestep_bias_strategy, config.timestep_bias_portion, *places)
     return replace(
-        density, kind="biased", bias_begin=begin, bias_end=end, bias_multiplier=config.timestep_bias_multiplier
+        density, kind="biased", bias_begin=low, bias_end=high, bias_multiplier=config.timestep_bias_multiplier
     )
 
 

@@ -120,8 +120,10 @@ def text_of(row: dict, path: Path) -> str | None:
     """The caption in a line, as it stands there where it is a text."""
     values = {str(key).lower(): value for key, value in row.items()}
     key = next((key for key in TEXT_KEYS if values.get(key) is not None), None)
-    if key is None or isinstance(values[key], str):
-        return values.get(key)
+    if key is None:
+        return None
+    if isinstance(values[key], str):
+        return values[key]
     text = caption_in(values[key])
     if text is None and is_metadata(path.name):
         raise DataError(f"{path}: the caption of {row.get(FILE_NAME)} must be text, it is {values[key]!r}")
@@ -139,7 +141,7 @@ def read_json(path: Path) -> list[Line]:
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         files = [next((str(row[key]) for key in FILE_KEYS if isinstance(row.get(key), str)), None) for row in content]
         if all(files):
-            return [Line(file, text_of(row, path), row) for file, row in zip(files, content, strict=True)]
+            return [Line(file, text_of(row, path), row) for file, row in zip(files, content, strict=True) if file]
     if isinstance(content, dict):
         lines = [Line(str(name), caption_in(value, with_tags=True)) for name, value in content.items()]
         if any(line.text is not None for line in lines):

@@ -105,16 +105,18 @@ def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[
         sources[directory] = [source_of(found, path) for path in usable[directory] if owner[path] is None]
         of_name = ByName(sources[directory], name_of)
         pairs += [(path, of_name.get(name)) for path, name in owner.items() if name is not None]
-    for directory in (directory for directory in directories if for_masks[directory] is not None):
-        of_name = ByName(sources.get(for_masks[directory], []), name_of)
+    for directory in directories:
+        if (of_pictures := for_masks[directory]) is None:
+            continue
+        of_name = ByName(sources.get(of_pictures, []), name_of)
         owners = {path: pictures_masked_by(path.name, of_name) for path in usable[directory]}
         sources[directory] = [source_of(found, path) for path in owners if not (owners[path] or masks)]
         pairs += [(path, of_mask) for path, of_mask in owners.items() if of_mask or masks]
     found.sources = [source for directory in directories for source in sources[directory]]
     of_path = {source.path: source for source in found.sources}
     pairs += [(path, [of_path[masked[path]]] if masked[path] in of_path else []) for path in named]
-    for path, owners in pairs:
-        give_mask(found, path, owners, masks)
+    for path, masked_here in pairs:
+        give_mask(found, path, masked_here, masks)
     for source in found.sources:
         if masks and source.mask is None:
             found.warn(source.name, "no mask: it counts everywhere")
@@ -129,8 +131,8 @@ def give_mask(found: Found, mask: Path, owners: list[Source], masks: bool) -> No
     whose = " and ".join(source.name for source in owners)
     if not owners:
         reason = "a mask, but no picture has this name"
-    elif masks:
-        reason = f"another mask of {whose}, which has {found.shown(owners[0].mask)}"
+    elif masks and (first := owners[0].mask):
+        reason = f"another mask of {whose}, which has {found.shown(first)}"
     else:
         reason = f"a mask of {whose}: `python -m preprocess --masks folder` uses it"
     found.other_files[found.shown(mask)] = reason

@@ -99,7 +99,7 @@ def give_caption(found: Found, source: Source, paths: list[Path]) -> None:
         if caption is None:
             found.other_files[found.shown(path)] = "holds no caption"
         elif source.caption is not None:
-            found.warn(source.name, f"{path.name} is not used: {Path(source.caption_from).name} is there")
+            found.warn(source.name, f"{path.name} is not used: {Path(source.caption_from or '').name} is there")
         else:
             source.caption, source.caption_from = checked(found, caption, path, source), found.shown(path)
             if not caption:
@@ -143,9 +143,11 @@ def add_table(found: Found, table: Table, index: Index) -> list[Source]:
         named.append(source)
         if table.is_metadata:
             found.lines.append((source, line, table))
-        if line.text is not None and source.caption is None:
+        if line.text is None:
+            continue
+        if source.caption is None:
             source.caption, source.caption_from = checked(found, line.text, table.path, source), name
-        elif line.text is not None and source.caption_from != name and line.text.split() != source.caption.split():
+        elif source.caption_from != name and line.text.split() != source.caption.split():
             unused.append(source.name)
     if not named and not table.is_metadata:
         found.other_files[name] = "names no picture here"

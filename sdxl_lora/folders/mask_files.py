@@ -31,9 +31,10 @@ def masked_picture(file: str, names: ByName) -> str | None:
     stem = os.path.splitext(file)[0]
     if match := OF_ONE_TRAINER.fullmatch(stem):
         return match[1]
-    match = BESIDE.fullmatch(stem)
-    others = [name for name in names.get(match[1]) if alike(name) != alike(file)] if match else []
-    return match[1] if others else None
+    if match := BESIDE.fullmatch(stem):
+        others = [name for name in names.get(match[1]) if alike(name) != alike(file)]
+        return match[1] if others else None
+    return None
 
 
 def is_condition(file: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from sdxl_lora.images.colour import ImageWarning
-from sdxl_lora.images.exif import RAW_PROFILE
+from sdxl_lora.images.exif import RAW_PROFILE, Info
 
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
@@ -35,14 +35,15 @@ JPEG_KEPT = {  # application segments, and how many of them: PIL puts those of a
 MOST_SEGMENT_BYTES = 2**25
 MOST_SCANS = 500  # of a progressive JPEG; each goes over all pixels, encoders write ten
 
-Bare = tuple[bytes, dict[str, Any]]
+Bare = tuple[bytes, Info]
 
 
 def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
     """A PNG with its pixels in one chunk; what its profile and EXIF texts hold is in the info."""
     size = stream.seek(0, 2)
     stream.seek(0)
-    kept, pixels, facts = [stream.read(8)], [], {}
+    kept, pixels = [stream.read(8)], []
+    facts: Info = {}
     for head in pieces(lambda: stream.read(8)):
         if len(head) < 8:
             break
@@ -110,7 +111,7 @@ def warn_of(name: bytes) -> None:
     warnings.warn(f"its chunk {shown(name)} is damaged and was left out of account", ImageWarning, stacklevel=3)
 
 
-def read_png_fact(name: bytes, data: bytes, facts: dict[str, Any]) -> None:
+def read_png_fact(name: bytes, data: bytes, facts: Info) -> None:
     """Adds what a chunk says of colours or of which way is up; every other text is left alone."""
     if name == b"cICP":
         if len(data) != 4:
@@ -146,13 +147,13 @@ def check_png_pixels(data: bytes) -> None:
         EOFError, ValueError: rows are missing, or there are far too many.
         zlib.error: they are damaged, or their checksum is wrong.
     """
-    place, pixels = 8, b""
+    place = 8
     while data[place + 4 : place + 8] != b"IDAT":
         place += 12 + int.from_bytes(data[place : place + 4], "big")
     pixels = memoryview(data)[place + 8 : place + 8 + int.from_bytes(data[place : place + 4], "big")]
     wanted, size, inflater = png_pixel_bytes(data), 0, zlib.decompressobj()
     for start in range(0, len(pixels), INFLATE_BYTES):
-        packed = pixels[start : start + INFLATE_BYTES]
+        packed: bytes | memoryview = pixels[start : start + INFLATE_BYTES]
         while packed and not inflater.eof:
             size += len(inflater.decompress(packed, INFLATE_BYTES * 16))
             packed = inflater.unconsumed_tail

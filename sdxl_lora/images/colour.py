@@ -6,12 +6,11 @@ A profile is judged by what it does to colours, never by its name: phones call t
 import functools
 import io
 import warnings
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
 
-from sdxl_lora.images.exif import is_adobe_rgb
+from sdxl_lora.images.exif import Info, is_adobe_rgb
 from sdxl_lora.images.icc import HDR_CURVES, adobe_rgb_profile, coded_profile, gamma_profile
 
 UNSPECIFIED = 2  # a code of primaries
@@ -28,7 +27,7 @@ class ProfileError(ValueError):
     """Colours that the file names and that cannot be found out."""
 
 
-def to_srgb(image: Image.Image, info: dict[str, Any]) -> Image.Image:
+def to_srgb(image: Image.Image, info: Info) -> Image.Image:
     """RGB pixels in sRGB.
 
     Args:
@@ -51,7 +50,7 @@ def to_srgb(image: Image.Image, info: dict[str, Any]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
 
 
-def profile_of(info: dict[str, Any]) -> bytes | None:
+def profile_of(info: Info) -> bytes | None:
     """The ICC profile of an image's colours, made here where the file names them in another way; None for sRGB."""
     icc = info.get("icc_profile")
     cicp = info.get("cicp")  # of a PNG; overrules all else there
@@ -98,7 +97,8 @@ def transform_of(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTrans
     if kind in NOT_FOR_IMAGES:
         raise ProfileError(f"it is {NOT_FOR_IMAGES[kind]}")
     wanted = MODES.get(space)
-    if wanted != mode and (wanted, mode) != ("RGB", "L"):  # grey pixels of an RGB profile are as common as right
+    is_grey_by_rgb = (wanted, mode) == ("RGB", "L")  # as common as right
+    if wanted is None or (wanted != mode and not is_grey_by_rgb):
         raise ProfileError(f"it is for {space} and the pixels are {mode}")
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), wanted, "RGB")
     if wanted == "CMYK":
@@ -128,7 +128,8 @@ def is_read_anew(image: Image.Image) -> bool:
             profile = profile_of(info)
         if not profile or transform_of(profile, mode)[1] is None:
             return False
-        if profile is not info.get("icc_profile"):
+        is_made_here = profile is not info.get("icc_profile")
+        if is_made_here:
             return True
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = MODES.get(opened.profile.xcolor_space.strip())

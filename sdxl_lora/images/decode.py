@@ -194,7 +194,8 @@ def fault_word(kind: str, stream: BinaryIO, size: int, error: Exception) -> str:
 
 def frame_count(image: Image.Image) -> int:
     """Frames of an animation that open_image has read; 1 for a still picture and for a phone's photo with its depth."""
-    return image.info.get("frames") or getattr(image, "n_frames", 1)
+    frames = image.info.get("frames")
+    return frames if frames else getattr(image, "n_frames", 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from typing import Any
 ORIENTATION, EXIF_IFD, COLOR_SPACE, INTEROPERABILITY_IFD = 0x0112, 0x8769, 0xA001, 0xA005
 ADOBE_RGB = 2  # in COLOR_SPACE; cameras that follow the standard write "R03" in the interoperability IFD instead
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+Info = dict[str | tuple[int, int], Any]  # what PIL calls an image's info
 RAW_PROFILE = "Raw profile type exif"  # ImageMagick's way to keep EXIF as a text of a PNG
 
 
-def orientation_of(info: dict[str, Any]) -> int:
+def orientation_of(info: Info) -> int:
     """1 to 8, by the EXIF or XMP data in a PIL image's info; 1 is upright.
 
     Raises:
@@ -23,10 +24,10 @@ def orientation_of(info: dict[str, Any]) -> int:
     orientation = number(directory(exif, first_directory(exif)).get(ORIENTATION), exif) if exif else None
     if orientation is None and (match := XMP_ORIENTATION.search(bytes_of(info.get("xmp")))):
         orientation = int(match[1])
-    return orientation if orientation in range(1, 9) else 1
+    return orientation if orientation is not None and 1 <= orientation <= 8 else 1
 
 
-def is_adobe_rgb(info: dict[str, Any]) -> bool:
+def is_adobe_rgb(info: Info) -> bool:
     """Whether a camera says so; damaged data says nothing."""
     try:
         exif = exif_of(info)
@@ -41,7 +42,7 @@ def is_adobe_rgb(info: dict[str, Any]) -> bool:
         return False
 
 
-def exif_of(info: dict[str, Any]) -> bytes:
+def exif_of(info: Info) -> bytes:
     """The TIFF block; empty where there is none."""
     exif = bytes_of(info.get("exif"))
     if not exif and RAW_PROFILE in info:

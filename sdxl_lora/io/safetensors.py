@@ -208,5 +208,5 @@ def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
     return sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # wide types first: all stay aligned
 
 
-def _bytes(tensor: Tensor):
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

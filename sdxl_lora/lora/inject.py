@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
@@ -12,10 +11,11 @@ from torch import nn
 from sdxl_lora.lora.dropout import add_dropout
 from sdxl_lora.lora.state import ADAPTER, adapter_parameters, remember_start
 from sdxl_lora.lora.targets import target_modules
+from sdxl_lora.models.base_source import Model
 
 
 def add_lora(
-    model: Any,
+    model: Model,
     rank: int,
     alpha: float,
     dropout: float = 0.0,
@@ -82,7 +82,7 @@ def add_lora(
     return list(parameters.values())
 
 
-def _add_adapter(model: nn.Module, config: PeftConfig, seed: int) -> dict[str, nn.Parameter]:
+def _add_adapter(model: Model, config: PeftConfig, seed: int) -> dict[str, nn.Parameter]:
     """The adapter's parameters, alone to be trained, in float32."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws start values on the CPU

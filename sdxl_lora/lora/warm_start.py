@@ -86,7 +86,7 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
     for module, layer in model.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             try:
-                modules[canonical(component, module)] = module
+                modules[canonical(component, module)] = module, layer
             except ValueError:  # outside of what a LoRA file can name
                 continue
     if missing := [name for name in adapters if name not in modules]:
@@ -96,7 +96,8 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
         )
     layers = {}
     for name, adapter in adapters.items():
-        change, weight = change_shape(adapter), _weight_shape(model.get_submodule(modules[name]))
+        module, layer = modules[name]
+        change, weight = change_shape(adapter), _weight_shape(layer)
         if change != weight:
             why = why_not_sdxl({(component, name): adapter for name, adapter in adapters.items()})
             raise ValueError(
@@ -105,7 +106,7 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
             )
         # PEFT keeps LoKr's second factor whole where the rank is so large
         rank = adapter.rank or max(adapter.tensors["lokr_w2"].shape)
-        layers[modules[name]] = (rank, adapter.alpha if adapter.rank else float(rank))
+        layers[module] = (rank, adapter.alpha if adapter.rank else float(rank))
     return layers
 
 

@@ -34,7 +34,9 @@ class Tensors:
     """
 
     def __init__(self, paths: Iterable[Path]):
-        self.paths, self.files, self.mapped = list(paths), {}, {}
+        self.paths = list(paths)
+        self.files: dict[str, TensorFile] = {}
+        self.mapped: dict[Path, safe_open | None] = {}  # None where the file system cannot map it
         self.metadata: dict[str, str] = {}
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:

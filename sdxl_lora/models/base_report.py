@@ -24,7 +24,16 @@ from sdxl_lora.models.base_kinds import (
     told_by_file,
     unsupported_schedule,
 )
-from sdxl_lora.models.base_source import MODELS, SDXL_BASE, Base, config_errors, empty_model, source_of, weight_files
+from sdxl_lora.models.base_source import (
+    MODELS,
+    SDXL_BASE,
+    Base,
+    Model,
+    config_errors,
+    empty_model,
+    source_of,
+    weight_files,
+)
 from sdxl_lora.models.latents import shift_and_scale
 from sdxl_lora.models.original_names import PREFIXES
 
@@ -127,7 +136,8 @@ def look_at_file(base: Base, report: BaseReport) -> None:
     report.layout = "one file in the original layout"
     with Tensors([path]) as tensors:
         report.kind = kind_of_file(tensors)
-        report.prediction, report.is_zero_snr, report.told_by = told_by_file(tensors, tensors.metadata)
+        told, report.is_zero_snr, report.told_by = told_by_file(tensors, tensors.metadata)
+        report.prediction = told or ""
         has_vae = any(name.startswith("first_stage_model.") for name in tensors)
         entry = "model.diffusion_model.input_blocks.0.0.weight"
         if entry in tensors and len(tensors.shape(entry)) == 4:
@@ -171,7 +181,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
         return
     folder = Path(base.configs)
     if folder.is_dir():
-        needed = [(f"{name}/vocab.json", f"{name}/tokenizer.json") for name in TOKENIZERS]
+        needed: list[tuple[str, ...]] = [(f"{name}/vocab.json", f"{name}/tokenizer.json") for name in TOKENIZERS]
         needed += [("scheduler/scheduler_config.json",), *((f"{name}/config.json",) for name in MODELS)]
         lacking = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
         if base.vae_path is not None and not base.has_vae_file and "vae/config.json" in lacking:
@@ -232,7 +242,7 @@ def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
     )
 
 
-def misfit(base: Base, models: dict[str, torch.nn.Module]) -> str | None:
+def misfit(base: Base, models: dict[str, Model]) -> str | None:
     """Why models of these configs make no SDXL base."""
     unet, vae = models["unet"].config, models["vae"].config
     if kind := kind_of_unet(unet.in_channels):

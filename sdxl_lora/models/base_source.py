@@ -8,8 +8,8 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -26,6 +26,7 @@ MODELS = {
     "text_encoder_2": CLIPTextModelWithProjection,
     "vae": AutoencoderKL,
 }
+Model: TypeAlias = UNet2DConditionModel | CLIPTextModel | CLIPTextModelWithProjection | AutoencoderKL
 STEMS = ("diffusion_pytorch_model", "model")
 
 
@@ -96,16 +97,16 @@ def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
     variants = (base.variant,) if base.variant else ("", "fp16")
     if Path(source).is_dir():
         folder = Path(source) / subfolder
-        found = next(filter(None, (local_weights(folder, variant) for variant in variants)), [])
+        place, found = str(folder), next(filter(None, (local_weights(folder, variant) for variant in variants)), [])
     else:
         revision = base.revision if source == base.path else None
         found = next(
             filter(None, (hub_weights(source, subfolder, variant, revision, download) for variant in variants)), []
         )
-        folder = "/".join(filter(None, (source, subfolder)))
+        place = "/".join(filter(None, (source, subfolder)))
     if not found and download:
         raise ConfigError(
-            f"{folder} holds no .safetensors weights{f' of variant {base.variant}' if base.variant else ''}; pickles "
+            f"{place} holds no .safetensors weights{f' of variant {base.variant}' if base.variant else ''}; pickles "
             "(.bin) can run code and are not loaded"
         )
     return found
@@ -131,8 +132,10 @@ def hub_weights(source: str, subfolder: str, variant: str, revision: str | None,
     dot = f".{variant}" if variant else ""
 
     def get(name: str) -> Path:
-        where = {"subfolder": subfolder or None, "revision": revision, "local_files_only": not download}
-        return Path(hf_hub_download(source, name, **where))
+        path = hf_hub_download(
+            source, name, subfolder=subfolder or None, revision=revision, local_files_only=not download
+        )
+        return Path(path)
 
     for stem in STEMS:
         with contextlib.suppress(EntryNotFoundError):  # not being in the cache is one of these too
@@ -142,7 +145,7 @@ def hub_weights(source: str, subfolder: str, variant: str, revision: str | None,
     return []
 
 
-def empty_model(base: Base, part: str) -> torch.nn.Module:
+def empty_model(base: Base, part: str) -> Model:
     """A part as its config describes it, its parameters on the meta device: names and shapes, no memory."""
     with config_errors(base, f"the config of {part}"), init_empty_weights(include_buffers=False):
         model, arguments = MODELS[part], base.hub_arguments(part)
@@ -158,7 +161,7 @@ def empty_model(base: Base, part: str) -> torch.nn.Module:
         return model.from_config(config)
 
 
-def models_without_weights(base: Base) -> dict[str, torch.nn.Module]:
+def models_without_weights(base: Base) -> dict[str, Model]:
     """All four models from their configs alone, on the meta device: names and shapes, no memory."""
     return {part: empty_model(base, part).to("meta") for part in MODELS}
 

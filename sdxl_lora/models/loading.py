@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdxl_lora.config.sections.model import ModelConfig
@@ -23,7 +23,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.base_files import Tensors, fit, read_into, shown
 from sdxl_lora.models.base_kinds import told_by_file, unsupported_schedule
 from sdxl_lora.models.base_report import BaseReport, levels_of, look_at, not_by_ddpm
-from sdxl_lora.models.base_source import Base, config_errors, empty_model, weight_files
+from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, weight_files
 
 for library_logging in (diffusers_logging, transformers_logging):
     library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
@@ -63,7 +63,7 @@ def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
     return report
 
 
-def load_part(base: Base, part: str, dtype: torch.dtype) -> torch.nn.Module:
+def load_part(base: Base, part: str, dtype: torch.dtype) -> Model:
     """One of unet, text_encoder, text_encoder_2 and vae: frozen, with the values of the files.
 
     Raises:
@@ -84,12 +84,12 @@ def load_vae(base: Base) -> AutoencoderKL:
     return load_part(base, "vae", torch.float32)
 
 
-def load_text_parts(base: Base, dtype: torch.dtype):
+def load_text_parts(base: Base, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
     """(tokenizers, text_encoders), two of each, frozen."""
     return load_tokenizers(base), load_text_encoders(base, dtype)
 
 
-def load_text_encoders(base: Base, dtype: torch.dtype) -> list[torch.nn.Module]:
+def load_text_encoders(base: Base, dtype: torch.dtype) -> list[CLIPTextModel]:
     """Both, frozen."""
     return [load_part(base, part, dtype) for part in ("text_encoder", "text_encoder_2")]
 

@@ -84,9 +84,9 @@ def ldm_tensor(name: str, levels: int) -> str:
     """The original VAE's name of a tensor; its decoder counts its levels from below."""
     name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
     name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
-    for ours, theirs in (("resnets", "block"), ("upsamplers.0", "upsample")):
-        pattern = rf"up_blocks\.(\d+)\.{re.escape(ours)}"
-        name = re.sub(pattern, lambda found, to=theirs: f"up.{levels - 1 - int(found[1])}.{to}", name)
+    if match := re.search(r"up_blocks\.(\d+)\.(resnets|upsamplers\.0)", name):
+        part = {"resnets": "block", "upsamplers.0": "upsample"}[match[2]]
+        name = name.replace(match[0], f"up.{levels - 1 - int(match[1])}.{part}")
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
     if "mid_block.attentions.0" in name:
         name = attention_by(name, "mid_block.attentions.0", LDM_ATTENTION)

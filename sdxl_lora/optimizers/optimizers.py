@@ -181,11 +181,11 @@ def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, 
     end_step = None
     if config.stop_text_encoder_training is not None:
         end_step = round(config.stop_text_encoder_training * total_steps)
-    first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
-    second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
     base = config.learning_rate or 1.0
-    if config.learning_rate is None:  # the optimizer's own, for all
-        first = second = base
+    first = second = base  # where the optimizer has its own, for all
+    if config.learning_rate is not None:
+        first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
+        second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
     return {
         "unet": {"lr_factor": 1.0, "end_step": None},
         "text_encoder": {"lr_factor": first / base, "end_step": end_step},

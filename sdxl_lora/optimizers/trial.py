@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate.utils import load
@@ -14,7 +14,7 @@ LINEAR, CONVOLUTION, MAGNITUDE = (4, 32), (4, 8, 3, 3), (32,)
 
 
 def try_optimizer(
-    name: str, make: Callable[[list[dict]], Optimizer], shapes: list[tuple[int, ...]], device: torch.device
+    name: str, make: Callable[[list[dict]], Optimizer], shapes: Sequence[tuple[int, ...]], device: torch.device
 ) -> None:
     """Two steps, and the state there and back, as a training and its checkpoints do it.
 

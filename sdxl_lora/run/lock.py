@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import say_once
-from sdxl_lora.operating_system import is_alive
+from sdxl_lora.operating_system import is_alive, refusal_to_lock
 
 HEARTBEAT_SECONDS = 5  # between two signs of life
 SILENT_SECONDS = 60  # without one, the holder is gone
@@ -115,19 +115,3 @@ class RunLock:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
                 os.utime(self.sign)
-
-
-def refusal_to_lock(path: Path) -> OSError | None:
-    """Why a file cannot be locked by anybody; None where another process holds it, which filelock reads in EACCES."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, whose locks always work
-        return None
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        return error
-    return None  # it was let go this moment

@@ -44,7 +44,7 @@ class RunLogger:
         start_trackers(self.accelerator, project, run_name, folder, values, first_step, self.info)
         self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", disable=not is_main)
         self.run.event("started", **plan)
-        early, self._early = self._early, None
+        early, self._early = self._early or {}, None
         for line in [*early, ", ".join(f"{name} {value}" for name, value in plan.items())]:
             self.info(line)
 
@@ -66,6 +66,7 @@ class RunLogger:
         self.accelerator.log(metrics, step=step)
         self.run.event("step", step=step, **metrics)
         self.run.update(state="training", step=step)
+        assert self._bar is not None, "open comes first"
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
         self._bar.update(step - self._bar.n)
 

@@ -55,7 +55,7 @@ def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None)
     weights = BaseWeights(base) if base is not None else None
     try:
         for key, adapter in file.adapters.items():
-            weight = weights.weight(key) if adapter.needs_base else None
+            weight = weights.weight(key) if weights and adapter.needs_base else None
             loras[key], kept = as_lora(adapter, kernel_size(key[1]), rank, weight)
             least = min(least, kept)
     finally:
@@ -94,7 +94,7 @@ def combine(
     save(output, summed, "kohya", precision, {key: value for key, value in metadata.items() if value}, overwrite)
     loss = f"; at least {least:.2%} of each module's change is kept" if rank else ""
     left_out = (f"{file.path.name}: {note}" for file in files for note in file.left_out)
-    line = f"{output}: {len(summed)} modules of rank {max(a.rank for a in summed.values())}{loss}"
+    line = f"{output}: {len(summed)} modules of rank {max(a.lora_rank for a in summed.values())}{loss}"
     return "\n".join([line, *left_out])
 
 
@@ -118,7 +118,7 @@ def resize(lora: Path, output: Path, rank: int | None, energy: float | None, pre
         )
         resized[key], least = small, min(least, kept)
     save(output, resized, "kohya", precision, kept_metadata(file), overwrite)
-    before, after = (max(a.rank for a in adapters.values()) for adapters in (file.adapters, resized))
+    before, after = (max(a.lora_rank for a in adapters.values()) for adapters in (file.adapters, resized))
     line = f"{output}: rank {before} to {after}; at least {least:.2%} of each module's change is kept"
     return "\n".join([line, *file.left_out])
 

@@ -13,7 +13,7 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.sections.compute import BatchConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.lora.state import adapter_parameters
-from sdxl_lora.models.base_source import Base, models_without_weights
+from sdxl_lora.models.base_source import Base, Model, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import encoding_bytes
@@ -71,8 +71,9 @@ def choose_batch_shape(
     """
     if config.compute.memory_budget is None and config.batch.train_batch_size != "auto":
         return config, BatchShape.of(config.batch)
-    budget = config.compute.memory_budget and bytes_of(config.compute.memory_budget)
-    if budget is None:
+    if config.compute.memory_budget is not None:
+        budget = bytes_of(config.compute.memory_budget)
+    else:
         budget = min(gather_object([usable_bytes(accelerator.device)]))
     count = memory_count(config, meta_models(config, base, info), data.examples, bool(data.prompts), data.text_is_live)
     return settle(config, count, budget, info)
@@ -114,8 +115,8 @@ class MetaModels:
     values: how many values each has without its adapter.
     """
 
-    models: dict[str, nn.Module]
-    trained: dict[str, nn.Module]
+    models: dict[str, Model]
+    trained: dict[str, Model]
     values: dict[str, int]
 
     def adapter_parameters(self) -> list[nn.Parameter]:

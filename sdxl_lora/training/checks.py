@@ -77,7 +77,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
 
 def check_optimizer(config: TrainConfig) -> None:
     """Try it on tiny parameters of the shapes that train: ConfigError where it cannot."""
-    shapes = [LINEAR]
+    shapes: list[tuple[int, ...]] = [LINEAR]
     shapes += [CONVOLUTION] if "conv" in config.adapter.target_modules else []
     shapes += [MAGNITUDE] if config.adapter.use_dora else []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,26 +2,22 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from sdxl_lora.cache.fill import fill_caches, weights_key
-from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import workers_of
 from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.captions import prompts_of
-from sdxl_lora.data.collate import Augmentation, Collator, StepBatch
+from sdxl_lora.data.collate import Augmentation, Collator, Latents, StepBatch
 from sdxl_lora.data.concat_dataset import ConcatDataset
 from sdxl_lora.data.dataset import open_dataset
-from sdxl_lora.data.image_dataset import ImageDataset, check_class_images, content_key, dataset_key
+from sdxl_lora.data.image_dataset import Examples, ImageDataset, Images, content_key, dataset_key
 from sdxl_lora.data.prefetch import prefetch
-from sdxl_lora.data.sampler import BucketSampler
-from sdxl_lora.data.split import held_out
+from sdxl_lora.data.sampler import Sampler
 from sdxl_lora.data.stream_dataset import Rows, StreamDataset, StreamSampler
 from sdxl_lora.data.stream_reader import open_stream
 from sdxl_lora.diffusion.noise import draw_flip
@@ -35,39 +31,9 @@ from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.training.batch_shape import BatchShape
 from sdxl_lora.training.checks import sample_prompts_of
+from sdxl_lora.training.data_plan import most_common_size, plan_data
 
 STEPS_AHEAD = 2  # collated while the device works on others
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """Which images train, in which steps, and what samples show. Nothing is encoded yet.
-
-    Attributes:
-        held_out: indices of the images that no step sees.
-        prompts: of samples, with nothing left open.
-        captions: every prompt that a step will read; None where captions are encoded in every step.
-    """
-
-    images: ImageDataset | ConcatDataset
-    held_out: list[int]
-    sampler: BucketSampler
-    total_steps: int
-    prompts: list[SamplePrompt]
-    captions: set[str] | None
-
-    @property
-    def examples(self):
-        return self.images.examples
-
-    @property
-    def images_per_step(self) -> int:
-        return self.sampler.images_per_step
-
-    def prompts_to_show(self) -> list[str]:
-        """Prompts that samples and validation read beside the captions that train."""
-        drawn = [text for prompt in self.prompts for text in (prompt.text, prompt.negative)]
-        return [*drawn, *(self.examples[index].caption for index in self.held_out)]
 
 
 class TrainingData:
@@ -78,6 +44,7 @@ class TrainingData:
     Attributes:
         images: the pixels; None for a stream.
         latents, text: the caches, or what encodes in every step.
+        stream: what deals out the images of a stream; None where all are known.
     """
 
     def __init__(
@@ -85,19 +52,19 @@ class TrainingData:
         config: TrainConfig,
         accelerator,
         base: Base,
-        images: ImageDataset | ConcatDataset | None,
-        latents: LatentCache | StreamDataset,
+        images: Images | None,
+        examples: Examples,
+        latents: Latents,
         text: TextCache,
-        sampler: BucketSampler | StreamSampler,
-        held_out: list[int],
-        prompts: list[SamplePrompt],
+        sampler: Sampler,
+        total_steps: int,
+        held_out: Sequence[int],
+        prompts: Sequence[SamplePrompt],
     ):
-        self.images, self.latents, self.text, self.sampler = images, latents, text, sampler
-        self.held_out, self.prompts = held_out, prompts
-        self.is_stream = images is None
-        self.examples = latents if images is None else images.examples
+        self.images, self.examples, self.latents, self.text = images, examples, latents, text
+        self.sampler, self.total_steps, self.held_out, self.prompts = sampler, total_steps, held_out, prompts
+        self.stream = sampler if isinstance(sampler, StreamSampler) else None
         self.images_per_step = config.batch.images_per_process * accelerator.num_processes
-        self.total_steps = config.batch.max_train_steps or sampler.first_step(config.batch.num_train_epochs)
         self._config, self._accelerator, self._base = config, accelerator, base
 
     @property
@@ -108,26 +75,26 @@ class TrainingData:
     @property
     def sample_size(self) -> tuple[int, int]:
         """Height and width that most images have; of a stream, the square."""
-        return most_common_size(self._config, () if self.is_stream else self.examples)
+        return most_common_size(self._config, () if self.stream else self.examples)
 
     def fingerprint(self) -> dict:
         """What a resumed run must find as it was."""
         return {
             "vae": self.latents.vae_key,
             "text_encoders": self.text.encoders_key,
-            "dataset": self.sampler.key if self.is_stream else dataset_key(self.examples),
+            "dataset": self.stream.key if self.stream else dataset_key(self.examples),
             "images_per_step": self.images_per_step,
         }
 
     is_per_process = True  # of a stream each process reads a part of its own
 
     def save(self, folder: Path, step: int) -> None:
-        if self.is_stream:
-            self.sampler.save(folder, step)
+        if self.stream:
+            self.stream.save(folder, step)
 
     def load(self, folder: Path) -> None:
-        if self.is_stream:
-            self.sampler.load(folder)
+        if self.stream:
+            self.stream.load(folder)
 
     def tag_frequency(self) -> Counter:
         """How many captions hold each tag, a text between commas."""
@@ -139,7 +106,7 @@ class TrainingData:
         is_live = self.text_is_live or not self._config.cache.cache_latents
         return prefetch(self.collator(shape).steps(self.samples_from(start)), 0 if is_live else STEPS_AHEAD)
 
-    def samples_from(self, start: int) -> Iterator[tuple[int, list[SampleKey]]]:
+    def samples_from(self, start: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
         """(epoch, turns) of each step that is still to be done after the first `start`."""
         return islice(self.sampler.from_step(start), max(0, self.total_steps - start))
 
@@ -166,52 +133,6 @@ class TrainingData:
             shape.micro_steps,
             pin=accelerator.device.type == "cuda",
         )
-
-
-def plan_data(
-    config: TrainConfig, images: ImageDataset | ConcatDataset, world_size: int, info: Callable[[str], None]
-) -> DataPlan:
-    """Which of the images train, in which steps.
-
-    Raises:
-        ConfigError: class images that are weighted and not there, or nothing left to train on.
-    """
-    examples, batch, split = images.examples, config.batch, config.evaluation.validation_split
-    check_class_images(examples, config.objective.prior_loss_weight)
-    out = held_out(examples, split, config.seed) if split else []
-    sizes = [example.target_size for example in examples]
-    for index in out:
-        sizes[index] = None
-    num_epochs = None if batch.max_train_steps else batch.num_train_epochs
-    repeats = [example.repeats for example in examples]
-    sampler = BucketSampler(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
-    total_steps = batch.max_train_steps or sampler.first_step(batch.num_train_epochs)
-    captions = captions_that_will_occur(config, examples, sampler, total_steps, info)
-    prompts = sample_prompts_of(config, most_common_size(config, examples))
-    return DataPlan(images, out, sampler, total_steps, prompts, captions)
-
-
-def captions_that_will_occur(config: TrainConfig, examples, sampler, total_steps, info) -> set[str] | None:
-    """Every prompt that the steps read; None if they are to be encoded in every step."""
-    if config.adapter.train_text_encoder:
-        info("the text encoders train: captions are encoded live")
-        return None
-    if not config.cache.cache_text_embeddings:
-        return None
-    written, limit = [example.caption for example in examples], config.cache.max_cached_captions
-    samples = (sample for _, samples in islice(sampler.from_step(0), total_steps) for sample in samples)
-    captions = prompts_of(written, config.seed, samples, config.captions, limit)
-    if captions is None:
-        info(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
-    elif config.captions.vary:
-        info(f"captions vary: all {len(captions)} that will occur are cached")
-    return captions
-
-
-def most_common_size(config: TrainConfig, examples) -> tuple[int, int]:
-    """Height and width that most images have; of none, the square."""
-    count = Counter(example.target_size for example in examples)
-    return count.most_common(1)[0][0] if count else (config.data.resolution, config.data.resolution)
 
 
 def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger: RunLogger) -> TrainingData:
@@ -251,7 +172,10 @@ def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger:
     if accelerator.is_main_process:
         memo.save()
     run.event("cached", pictures=len(images), seconds=round(time.perf_counter() - began, 3))
-    return TrainingData(config, accelerator, base, images, latents, text, plan.sampler, plan.held_out, plan.prompts)
+    sampler, steps = plan.sampler, plan.total_steps
+    return TrainingData(
+        config, accelerator, base, images, plan.examples, latents, text, sampler, steps, plan.held_out, plan.prompts
+    )
 
 
 def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogger) -> TrainingData:
@@ -284,10 +208,12 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
     encoders_key = "".join(map(weights_key, encoders))
     text = TextCache(config.cache_folder, encoders_key, config.captions.max_caption_chunks, (tokenizers, encoders))
     logger.info("the pictures are a stream: they and their captions are encoded live")
-    return TrainingData(config, accelerator, base, None, latents, text, sampler, [], prompts)
+    steps = config.batch.max_train_steps
+    assert steps is not None, "a stream has no epochs, and the config asks for max_train_steps"
+    return TrainingData(config, accelerator, base, None, latents, latents, text, sampler, steps, [], prompts)
 
 
-def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> ImageDataset | ConcatDataset:
+def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> Images:
     """The training images of all datasets."""
     entries = config.data.entries()
     parts = [

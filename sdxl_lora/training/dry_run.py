@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import CLIPTextModel
 
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
@@ -26,7 +27,8 @@ from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_reco
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names
-from sdxl_lora.training.data import DataPlan, augmentation_of, open_images, plan_data
+from sdxl_lora.training.data import augmentation_of, open_images
+from sdxl_lora.training.data_plan import DataPlan, plan_data
 from sdxl_lora.training.model import warm_start_of
 
 
@@ -145,7 +147,8 @@ class TrainingPlan:
         """Numbers of values and modules, for the UNet by its three parts."""
         lines = []
         for name, model in self.meta.trained.items():
-            values, modules = Counter(), Counter()
+            values: Counter[str] = Counter()
+            modules: Counter[str] = Counter()
             for key, parameter in adapter_parameters(model).items():
                 values[part_of(name, key)] += parameter.numel()
             for key in adapter_layers(model, name):
@@ -154,7 +157,7 @@ class TrainingPlan:
         return [*lines, f"{'together':16} {sum(p.numel() for p in self.meta.adapter_parameters()):>12,} parameters"]
 
     @property
-    def _encoders(self) -> list[torch.nn.Module]:
+    def _encoders(self) -> list[CLIPTextModel]:
         return [self.meta.models[name] for name in ENCODERS]
 
     def cached_bytes(self) -> tuple[int, int, int, int]:

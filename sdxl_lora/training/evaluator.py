@@ -5,14 +5,14 @@ Fixed, so that its course shows the learning and not the draws.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.collate import collate
-from sdxl_lora.data.image_dataset import Example
+from sdxl_lora.data.collate import Latents, TextEmbeddings, collate
+from sdxl_lora.data.image_dataset import Examples
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.distributed.collectives import raise_on_all_ranks
 from sdxl_lora.rng import SampleKey
@@ -137,7 +137,7 @@ class Evaluator:
 
 
 def validation_batch(
-    index: int, examples: Sequence[Example], latents, text, seed: int, num_train_timesteps: int
+    index: int, examples: Examples, latents: Latents, text: TextEmbeddings, seed: int, num_train_timesteps: int
 ) -> dict[str, torch.Tensor]:
     """One held-out image at TIMESTEPS timesteps, as `collate` gives it.
 

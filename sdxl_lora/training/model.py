@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from torch import nn
 
 from sdxl_lora.cache.text_embeddings import TextCache
@@ -12,6 +12,7 @@ from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.compute import ComputeConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import parse_blocks
+from sdxl_lora.data.collate import TextEmbeddings
 from sdxl_lora.distributed.accelerator import send_only_what_trains
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.fault_injection import fault_point
@@ -19,7 +20,7 @@ from sdxl_lora.lora.inject import add_lora, changes_base
 from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules, text_encoder_targets
 from sdxl_lora.lora.warm_start import WarmStart, layers_of, load_adapters, lokr_factor, read_warm_start, without_unread
-from sdxl_lora.models.base_source import Base
+from sdxl_lora.models.base_source import Base, Model
 from sdxl_lora.models.loading import DTYPES, ENCODERS, load_schedulers, load_unet
 from sdxl_lora.models.text_encoders import LiveTextEncoder, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
@@ -40,11 +41,11 @@ class LoraModel:
         start: the LoRA that the training began from.
     """
 
-    components: dict[str, nn.Module]
+    components: dict[str, Model]
     wrapped: list[nn.Module]
-    text: TextCache | LiveTextEncoder
+    text: TextEmbeddings
     scheduler: DDPMScheduler
-    sampling_scheduler: object
+    sampling_scheduler: EulerDiscreteScheduler
     start: WarmStart
 
     @property
@@ -76,11 +77,13 @@ def build_model(
     objective, compute = config.objective, config.compute
     scheduler, sampling_scheduler = load_schedulers(base, objective.prediction_type, objective.zero_terminal_snr)
     fault_point("loading")
-    components = {"unet": load_base_unet(compute, base, accelerator.device, info)}
+    components: dict[str, Model] = {"unet": load_base_unet(compute, base, accelerator.device, info)}
+    live = None
     if config.adapter.train_text_encoder:  # from here on prompts are read through the encoders as they are by then
+        assert text.live_parts is not None, "prepare_data leaves encoders that train in memory"
         tokenizers, encoders = text.live_parts
         chunks = config.captions.max_caption_chunks
-        text = LiveTextEncoder(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
+        live = LiveTextEncoder(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
         components |= dict(zip(ENCODERS, encoders, strict=True))
     start = warm_start_of(config.adapter, components)
     for note in start.notes:
@@ -92,14 +95,14 @@ def build_model(
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-    bare = [components["unet"], *([text.encoders] if config.adapter.train_text_encoder else [])]
+    bare = [components["unet"], *([live.encoders] if live else [])]
     for model in bare:
         send_only_what_trains(accelerator, model)
     wrapped = [accelerator.prepare(model) for model in bare]
-    return LoraModel(components, wrapped, text, scheduler, sampling_scheduler, start)
+    return LoraModel(components, wrapped, live or text, scheduler, sampling_scheduler, start)
 
 
-def trained_components(models: Mapping[str, nn.Module], adapter: AdapterConfig) -> dict[str, nn.Module]:
+def trained_components(models: Mapping[str, Model], adapter: AdapterConfig) -> dict[str, Model]:
     return {name: models[name] for name in trained_names(adapter)}
 
 
@@ -119,7 +122,7 @@ def warm_start_of(adapter: AdapterConfig, components: Iterable[str]) -> WarmStar
 
 
 def add_adapters(
-    components: Mapping[str, nn.Module],
+    components: Mapping[str, Model],
     config: TrainConfig,
     start: WarmStart,
     info: Callable[[str], None],

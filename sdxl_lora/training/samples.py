@@ -91,20 +91,21 @@ class SampleWriter:
         self.logger.samples(step, self.prompts, images, grid)
         if self.similarity and self.newest:
             try:
-                self.logger.similarity(step, self._similarities(images))
+                self.logger.similarity(step, self._similarities(self.similarity, images))
             except torch.OutOfMemoryError as error:  # nor is a number
                 free_memory()
                 self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
 
-    def _similarities(self, images: list[list[Image.Image]]) -> dict[str, float]:
+    def _similarities(self, similarity: Similarity, images: list[list[Image.Image]]) -> dict[str, float]:
         """Of the samples to the images that train."""
         data, device = self.data, self.accelerator.device
-        if self.similarity.references is None:
+        if similarity.references is None:
+            assert data.images is not None, "the config asks for images that can be read again"
             out = set(data.held_out)
             trained = [i for i, e in enumerate(data.examples) if not e.is_class_image and i not in out]
             chosen = spread(trained, SIMILARITY_REFERENCES)
-            self.similarity.refer_to([to_picture(data.images.load(index)["pixels"]) for index in chosen], device)
-        return self.similarity.of_samples(self.prompts, images, device)
+            similarity.refer_to([to_picture(data.images.load(index)["pixels"]) for index in chosen], device)
+        return similarity.of_samples(self.prompts, images, device)
 
 
 def guidance_rescale_of(config: TrainConfig, scheduler_config) -> float:

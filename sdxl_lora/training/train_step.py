@@ -10,6 +10,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.collate import StepBatch
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.models.text_encoders import LiveTextEncoder
 from sdxl_lora.optimizers.optimizers import set_learning_rate
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.performance.device_memory import free_memory
@@ -64,11 +65,11 @@ class TrainStep:
         in_place = {"set_to_none": False} if self.config.compute.cuda_graphs else {}
         set_learning_rate(self.optimizer, learning_rate, step)
         metrics.begin(batch.image_count, batch.names)
-        for micro_step, (counts, tensors) in enumerate(batch.micro_batches):
+        for micro_step, (counts, micro_batch) in enumerate(batch.micro_batches):
             with accelerator.accumulate(*self.model.wrapped):
                 key = (self.config.seed, "dropout", step, micro_step, accelerator.process_index)
                 torch.manual_seed(keyed_seed(*key))
-                tensors = self.on_device(tensors)
+                tensors = self.on_device(micro_batch)
                 # The mean over the step's images: backward divides by micro_steps, DDP by the number of processes.
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
                 losses = self.micro_step({**tensors, "share": torch.full((), share, device=accelerator.device)})
@@ -105,10 +106,15 @@ class TrainStep:
         return losses
 
     def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
-        prompts = batch.get("prompts")
-        tensors = {name: tensor for name, tensor in batch.items() if name != "prompts"}
-        tensors = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in tensors.items()}
-        return tensors if prompts is None else {**tensors, **self.model.text.encode(prompts, self.model.wrapped[1])}
+        """The tensors of a micro-batch there; of prompts their embeddings, by the text encoders that train."""
+        tensors, text = {}, self.model.text
+        for name, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value.to(self.accelerator.device, non_blocking=True)
+            else:
+                assert isinstance(text, LiveTextEncoder), "cached embeddings come in place of prompts"
+                tensors |= text.encode(value, self.model.wrapped[1])
+        return tensors
 
     def fit_to_memory(self, data: TrainingData, step: int) -> None:
         """Try the largest image to come as often at once as was counted, and less often where the count was wrong.
@@ -118,7 +124,7 @@ class TrainStep:
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        samples = (sample for _, of_step in data.samples_from(step) for sample in of_step)
+        samples = (sample for _, of_step in data.samples_from(step) for sample in of_step if sample)
         largest = max(samples, key=lambda sample: math.prod(data.examples[sample.example].target_size), default=None)
         while largest and not all(gather_object([self.fits(data, largest)])):
             before = self.shape.micro_batch

@@ -81,7 +81,8 @@ def delta(adapter: Adapter, weight: Tensor | None = None) -> Tensor:
 def change_shape(adapter: Adapter) -> tuple[int, int]:
     """(out, in * kh * kw) of the change, without computing it."""
     meta = {name: tensor.to("meta") for name, tensor in adapter.tensors.items()}
-    return tuple(_plain_change(Adapter(meta, adapter.alpha)).shape)
+    rows, columns = _plain_change(Adapter(meta, adapter.alpha)).shape
+    return rows, columns
 
 
 def _plain_change(adapter: Adapter) -> Tensor:
@@ -167,7 +168,7 @@ def as_lora(adapter: Adapter, kernel: int, max_rank: int, weight: Tensor | None 
     if adapter.kind == "lora":
         return adapter, 1.0
     is_plain_loha = adapter.kind == "loha" and not {"hada_t1", "dora_scale"} & set(adapter.tensors)
-    if is_plain_loha and adapter.rank**2 <= max_rank:
+    if is_plain_loha and adapter.lora_rank**2 <= max_rank:
         return _loha_as_lora(adapter, kernel), 1.0
     return svd_lora(delta(adapter, weight), kernel, max_rank)
 

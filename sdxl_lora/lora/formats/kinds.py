@@ -75,7 +75,8 @@ def notes_of(kinds: dict[str, str], read: Callable[[str], Tensor]) -> tuple[str,
     notes = []
     for kind, keys in by_kind.items():
         if kind == EMBEDDING:
-            names = dict.fromkeys(re.fullmatch(LEFT_OUT[kind], key)["name"] for key in keys)
+            matches = [re.fullmatch(LEFT_OUT[kind], key) for key in keys]
+            names = dict.fromkeys(match["name"] for match in matches if match)
             spelled = f"{len(names)} {kind}" if len(names) == 1 else f"{len(names)} {kind.replace('ing b', 'ings b')}"
             notes.append(
                 f"left out: {spelled} ({', '.join(names)}); prompts with its word need it as a file of its own"

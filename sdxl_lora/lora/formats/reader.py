@@ -201,7 +201,7 @@ def _header_config(metadata: dict[str, str], path: Path) -> dict:
 
 def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> Adapter:
     component, name = key
-    alpha = tensors.pop("alpha", None)
+    of_file = tensors.pop("alpha", None)
     kinds = {name.split("_")[0] for name in tensors} - {"magnitude", "dora"}
     if len(kinds) > 1:
         raise ValueError(
@@ -214,8 +214,8 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
     except (RuntimeError, IndexError):
         shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
         raise ValueError(f"{path}: the tensors of {component} {name} do not fit together: {shapes}.") from None
-    if alpha is not None:
-        alpha = float(alpha.reshape(-1)[0]) if alpha.numel() else 0.0
+    if of_file is not None:
+        alpha = float(of_file.reshape(-1)[0]) if of_file.numel() else 0.0
         if adapter.rank is None and not math.isfinite(alpha):
             alpha = 1.0  # it says nothing of what has no rank: LyCORIS writes 1e10, which fp16 makes infinite
         return Adapter(adapter.tensors, alpha)
@@ -224,7 +224,7 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
 
 def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
     if "magnitude" in tensors or tensors.get("dora_scale", ONE).dim() == 1:  # PEFT's, one per output
-        scale = tensors.pop("magnitude", tensors.get("dora_scale"))
+        scale = tensors.pop("magnitude") if "magnitude" in tensors else tensors["dora_scale"]
         tensors["dora_scale"] = scale.reshape(-1, *[1] * (3 if kernel else 1))
     if "lora_down" not in tensors:
         change_shape(Adapter(tensors, 1.0))  # raises where they do not fit

@@ -51,7 +51,9 @@ def layer_shape(key: Key, widths: Widths = SDXL) -> Shape | None:
 def _text_shape(name: str, hidden: int, inner: int, layers: int, projection: int) -> Shape | None:
     if name == "text_projection":
         return (projection, hidden) if projection else None
-    number, part = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", name).groups()
+    match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", name)
+    assert match, name
+    number, part = match.groups()
     if int(number) >= layers:
         return None
     return {"mlp.fc1": (inner, hidden), "mlp.fc2": (hidden, inner)}.get(part, (hidden, hidden))
@@ -69,7 +71,9 @@ def _unet_shape(name: str, widths: Widths) -> Shape | None:
     }
     if name in stem:
         return stem[name]
-    side, number, part, i, rest = re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(\w+?)s\.(\d)\.(.+)", name).groups()
+    match = re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(\w+?)s\.(\d)\.(.+)", name)
+    assert match, name
+    side, number, part, i, rest = match.groups()
     level = {"down": int(number or 0), "up": 2 - int(number or 0), "mid": 2}[side]
     own = widths.channels[level]
     if part == "resnet":

@@ -1,0 +1,94 @@
+"""Which images train, in which steps, and what samples show: planned before anything is encoded."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.captions import prompts_of
+from sdxl_lora.data.image_dataset import Example, Images, check_class_images
+from sdxl_lora.data.sampler import BucketSampler
+from sdxl_lora.data.split import held_out
+from sdxl_lora.training.checks import sample_prompts_of
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Which images train, in which steps, and what samples show. Nothing is encoded yet.
+
+    Attributes:
+        held_out: indices of the images that no step sees.
+        prompts: of samples, with nothing left open.
+        captions: every prompt that a step will read; None where captions are encoded in every step.
+    """
+
+    images: Images
+    held_out: list[int]
+    sampler: BucketSampler
+    total_steps: int
+    prompts: list[SamplePrompt]
+    captions: set[str] | None
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        return self.images.examples
+
+    @property
+    def images_per_step(self) -> int:
+        return self.sampler.images_per_step
+
+    def prompts_to_show(self) -> list[str]:
+        """Prompts that samples and validation read beside the captions that train."""
+        drawn = [text for prompt in self.prompts for text in (prompt.text, prompt.negative)]
+        return [*drawn, *(self.examples[index].caption for index in self.held_out)]
+
+
+def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callable[[str], None]) -> DataPlan:
+    """Which of the images train, in which steps.
+
+    Raises:
+        ConfigError: class images that are weighted and not there, or nothing left to train on.
+    """
+    examples, batch, split = images.examples, config.batch, config.evaluation.validation_split
+    check_class_images(examples, config.objective.prior_loss_weight)
+    out = held_out(examples, split, config.seed) if split else []
+    left_out = set(out)
+    sizes = [None if index in left_out else example.target_size for index, example in enumerate(examples)]
+    num_epochs = None if batch.max_train_steps else batch.num_train_epochs
+    repeats = [example.repeats for example in examples]
+    sampler = BucketSampler(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
+    total_steps = batch.max_train_steps or sampler.first_step(batch.num_train_epochs)
+    captions = captions_that_will_occur(config, examples, sampler, total_steps, info)
+    prompts = sample_prompts_of(config, most_common_size(config, examples))
+    return DataPlan(images, out, sampler, total_steps, prompts, captions)
+
+
+def captions_that_will_occur(
+    config: TrainConfig,
+    examples: Iterable[Example],
+    sampler: BucketSampler,
+    total_steps: int,
+    info: Callable[[str], None],
+) -> set[str] | None:
+    """Every prompt that the steps read; None if they are to be encoded in every step."""
+    if config.adapter.train_text_encoder:
+        info("the text encoders train: captions are encoded live")
+        return None
+    if not config.cache.cache_text_embeddings:
+        return None
+    written, limit = [example.caption for example in examples], config.cache.max_cached_captions
+    samples = (sample for _, samples in islice(sampler.from_step(0), total_steps) for sample in samples)
+    captions = prompts_of(written, config.seed, samples, config.captions, limit)
+    if captions is None:
+        info(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
+    elif config.captions.vary:
+        info(f"captions vary: all {len(captions)} that will occur are cached")
+    return captions
+
+
+def most_common_size(config: TrainConfig, examples: Iterable[Example]) -> tuple[int, int]:
+    """Height and width that most images have; of none, the square."""
+    count = Counter(example.target_size for example in examples)
+    return count.most_common(1)[0][0] if count else (config.data.resolution, config.data.resolution)
