@@ -20,6 +20,7 @@ from sdxl_lora.errors import ConfigError
 from webui import html as show
 from webui.context import QUIET, Context, run_name, show_errors, tell
 from webui.i18n import I18N, T, language_of, say
+from webui.pages.news import chooser, fingerprint, look_script, newest, part
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
@@ -28,7 +29,6 @@ from webui.pages.tab_train import TrainTab, free_name
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
-from webui.runs.news import chooser, fingerprint, look_script, newest, part
 from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.server.fence import fence

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sdxl_lora.config.cli import load_config, to_yaml
-from sdxl_lora.config.fields import flat_fields
+from sdxl_lora.config.fields import flat_fields, from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -54,11 +54,11 @@ def test_the_page_imports_no_torch_and_is_up_in_under_five_seconds(tmp_path):
     code = (
         "import sys, time\n"
         "from webui.__main__ import serve\n"
-        "from webui.workspace import Places\n"
+        "from webui.workspace import Workspace\n"
         "from webui.server.address import bound\n"
         "import uvicorn, pathlib\n"
         "uvicorn.Server.run = lambda server, sockets: None\n"
-        "serve(Places(pathlib.Path(sys.argv[1])), bound('127.0.0.1', 0), '127.0.0.1', None, '')\n"
+        "serve(Workspace(pathlib.Path(sys.argv[1])), bound('127.0.0.1', 0), '127.0.0.1', None, '')\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'datasets', 'wandb'}\n"
         "print(sorted(heavy & set(sys.modules)), time.process_time())\n"
     )
@@ -209,7 +209,7 @@ def test_a_file_that_is_no_config_is_refused_with_line_and_nearest_name(tmp_path
 def used_texts() -> dict[str, str]:
     """The texts of every `T(...)` and `say(language, ...)` in the page's modules, with the module."""
     found = {}
-    for path in UI.glob("*.py"):
+    for path in UI.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("T", "say"):
                 text = node.args[node.func.id == "say"]
@@ -305,7 +305,7 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         required = {"output_dir": "x", **({"input_dir": "y"} if config_class is PreprocessConfig else {})}
         required |= {"train_data_dir": "d"} if config_class is TrainConfig else {}
         with pytest.raises(ConfigError) as caught:
-            config_class(**{**required, **changes})
+            from_flat(config_class, {**required, **changes})
         for problem in caught.value.problems:
             assert say_problem("fr", problem) != problem, problem
             assert say_problem("en", problem) == problem

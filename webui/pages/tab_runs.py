@@ -73,7 +73,7 @@ class RunsTab:
         ]
         run = self.context.run_of(name)
         if run is None or name is None:
-            empty = f'<p class="empty">{escape(say(language, "No run yet. WarmStart one under Train."))}</p>'
+            empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
             hidden = (False, gr.Row(visible=False))
             return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
         state, history = state_of(run, jobs), history_of(run)
