@@ -5,9 +5,9 @@ from functools import partial
 import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
-from webui.context import Context
-from webui.i18n import T
+from webui.locale.i18n import T
 from webui.pages.tab_prepare import PrepareTab
+from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import gpu_count, train_job
 from webui.widgets.forms import Form, train_config

@@ -21,7 +21,7 @@ from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
-from webui.fields import fields_of
+from webui.settings.fields import fields_of
 
 SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from sdxl_lora.config.fields import flat_fields, flat_values
+from sdxl_lora.config.fields import flat_fields, flat_values, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.fields import config_of, entered_value, fields_of, problems_by_field
-from webui.i18n import say, say_label, say_problem
+from webui.locale.i18n import say, say_label, say_problem
 from webui.runs.listing import has_run
-from webui.workspace import Workspace, check_folder_name
+from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field
+from webui.settings.workspace import Workspace, check_folder_name
 
 
 @dataclasses.dataclass
@@ -120,7 +120,7 @@ def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> Tr
     if config.output.loras_dir is None:
         return config
     if config.output.output_name is None and NUMBERED.fullmatch(entered["output_dir"]):
-        config = dataclasses.replace(config, output_name=numbered_name(project, entered["output_dir"]))
+        config = replace_flat(config, output_name=numbered_name(project, entered["output_dir"]))
     copy = Path(config.output.loras_dir) / f"{config.lora_name}.safetensors"
     if copy.exists():
         problem = (

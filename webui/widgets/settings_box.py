@@ -8,9 +8,9 @@ import yaml
 
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.errors import ConfigError
-from webui.context import QUIET, show_errors, tell
-from webui.i18n import T, language_of, say, say_problem
+from webui.locale.i18n import T, language_of, say, say_problem
 from webui.runs.launch import command_line, read_config
+from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 
 BASE = "pretrained_model_name_or_path"

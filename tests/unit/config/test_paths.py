@@ -9,9 +9,9 @@ from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
-from webui.fields import config_of
+from webui.settings.fields import config_of
+from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.forms import preprocess_config, train_config
-from webui.workspace import Workspace, load_workspace
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from sdxl_lora.images.decode import ImageError, open_image
-from webui.i18n import say
+from webui.locale.i18n import say
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job
 from webui.runs.run_history import History, smoothed
