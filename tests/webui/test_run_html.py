@@ -1,10 +1,15 @@
 """What a run tells, as the page shows it."""
 
+import dataclasses
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from sdxl_lora.run.events import EventLog
+from webui.runs.jobs import Jobs
+from webui.runs.launch import new_job
 from webui.runs.listing import RunState
 from webui.runs.run_history import History, smoothed
 from webui.widgets import html as show
@@ -88,3 +93,22 @@ def test_a_stopped_run_says_where_and_what_was_saved():
     stopped = show.progress("en", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
     assert "Stopped at step 7, saved checkpoint-7." in stopped
     assert "Arrêté au pas 7" in show.progress("fr", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
+
+
+def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
+    jobs, data = Jobs(tmp_path), tmp_path / "cat" / "data"
+    data.mkdir(parents=True)
+    job = dataclasses.replace(new_job(jobs, "prepare", str(data)), state="ended", exit_code=0, started=0.0)
+    jobs.write(job)
+    report = data / "preprocess_report.json"
+    for number, (counts, said) in enumerate([
+        ({"left_out": 18, "found": 20}, "18 of 20 pictures left out"), ({"left_out": 0, "found": 20}, ""), ("?", ""),
+    ]):  # fmt: skip
+        report.write_text(json.dumps({"counts": counts}))
+        os.utime(report, (number + 1, number + 1))
+        card = show.job_card("en", jobs)
+        assert said in card and ("partly" in card) == bool(said)
+    jobs.write(dataclasses.replace(job, started=100.0))
+    report.write_text(json.dumps({"counts": {"left_out": 18, "found": 20}}))
+    os.utime(report, (50, 50))
+    assert "left out" not in show.job_card("en", jobs), "the report is of an earlier preparation"
