@@ -1,6 +1,8 @@
 """Forms without a browser: from what is typed to a config, its folders, its file and its command line."""
 
 import shlex
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from webui.runs.launch import command_line, flags_of_config, read_config, write_
 from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field, typed_value
 from webui.settings.labels import BASIC, LABELS
 from webui.settings.workspace import Workspace, inside, load_workspace
-from webui.widgets.forms import preprocess_config, train_config
+from webui.widgets.forms import Form, preprocess_config, train_config
 
 CONFIGS = (PreprocessConfig, TrainConfig)
 
@@ -144,3 +146,26 @@ def test_a_file_that_is_no_config_is_refused_with_line_and_nearest_name(tmp_path
     path.write_text("output_dir: x\ntrain_data_dir: d\nrank: four\n")
     with pytest.raises(ConfigError, match="rank"):
         read_config(TrainConfig, path)
+
+
+# --- what is told at the press ---
+
+
+def complaint(config_class: type, build, *expected: str, **entered: str) -> str:
+    form = Form(config_class, None, {name: SimpleNamespace(elem_id=name) for name in entered}, build)
+    return form.complaint("en", "cat", *entered.values(), expected=expected)
+
+
+def test_a_folder_that_is_not_there_is_told_at_the_press_and_not_when_its_turn_comes(tmp_path):
+    places, there, gone = Workspace(tmp_path / "projects"), str(tmp_path), str(tmp_path / "none")
+    prepare, train = partial(preprocess_config, places), partial(train_config, places)
+    assert complaint(PreprocessConfig, prepare, output_dir="d", input_dir=there) == ""
+    said = complaint(PreprocessConfig, prepare, output_dir="d", input_dir=gone)
+    assert "is not a folder on this machine" in said and "#input_dir::after" in said
+    assert complaint(TrainConfig, train, output_dir="r", train_data_dir=there) == ""
+    assert "is not a folder" in complaint(TrainConfig, train, output_dir="r", train_data_dir=gone)
+    assert complaint(TrainConfig, train, gone, output_dir="r", train_data_dir=gone) == "", "a job will have made it"
+    bases = {"stabilityai/of-the-hub": False, there: False, "/none/sdxl.safetensors": True, "models/a/b.ckpt": True}
+    for base, is_told in bases.items():
+        said = complaint(TrainConfig, train, output_dir="r", train_data_dir=there, pretrained_model_name_or_path=base)
+        assert ("no such base model here" in said) == is_told, base

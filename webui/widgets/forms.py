@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import gradio as gr
 
 from sdxl_lora.config.fields import flat_fields, flat_values, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import say, say_label, say_problem
@@ -39,19 +40,24 @@ class Form:
         """
         return self.build(project, dict(zip(self.widgets, entered, strict=True)))
 
-    def complaint(self, language: str, project: str, *entered) -> str:
-        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well."""
+    def complaint(self, language: str, project: str, *entered, expected: Collection[str] = ()) -> str:
+        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well.
+
+        Args:
+            expected: folders that jobs will have made by then.
+        """
         try:
-            self.config(project, *entered)
-            return ""
+            problems = source_problems(self.config(project, *entered), expected)
         except ConfigError as error:
             problems = error.problems
+        if not problems:
+            return ""
         lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
         title = escape(say(language, "This has to be mended first:"))
         marks = self.marks(language, problems)
         return f'<style>{marks}</style><div class="problems" role="alert"><b>{title}</b><ul>{lines}</ul></div>'
 
-    def marks(self, language: str, problems: tuple[str, ...]) -> str:
+    def marks(self, language: str, problems: Sequence[str]) -> str:
         """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators
         do the same, but their marks go with the next event of any kind, and this page has one every second."""
         by_field, _ = problems_by_field(self.config_class, problems)
@@ -88,6 +94,25 @@ class Form:
             if not values["auto_caption"]:  # the tick says so; ticked again, there must be a captioner to take
                 values["caption_model"] = flat_fields(type(config))["caption_model"].default
         return [values[name] for name in self.widgets]
+
+
+def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
+    """What the config reads and is not there: told at the press, not when the job's turn comes, which may be hours
+    later."""
+    if isinstance(config, PreprocessConfig):
+        return folder_problems("input_dir", config.input_dir)
+    dataset = config.data.train_data_dir
+    problems = folder_problems("train_data_dir", dataset) if dataset and dataset not in expected else []
+    base = "pretrained_model_name_or_path"
+    try:
+        check_source(config.model.pretrained_model_name_or_path, base, "base model")
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def folder_problems(setting: str, folder: str) -> list[str]:
+    return [] if Path(folder).is_dir() else [f"{setting} {folder!r} is not a folder on this machine"]
 
 
 def css_text(text: str) -> str:

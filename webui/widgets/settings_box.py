@@ -60,13 +60,14 @@ class SettingsBox:
     def texts(self, request: gr.Request, complaint: str, *entered, processes: int = 1) -> tuple:
         """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
         language = language_of(request)
+        complained = self.form.complaint(language, *entered) if complaint else gr.skip()
         try:
             config = self.form.config(*entered)
         except ConfigError as error:
             lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
-            return words, words, self.form.complaint(language, *entered) if complaint else gr.skip()
-        return command_line(config, processes), to_yaml(config), "" if complaint else gr.skip()
+            return words, words, complained
+        return command_line(config, processes), to_yaml(config), complained
 
     def load(self, request: gr.Request, file: str) -> list:
         """What the file says; a base that it leaves out stays, as the page may have its own default."""
