@@ -16,7 +16,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT
-from webui.workspace import NAMES as PAGE_SETTINGS
+from webui.settings.workspace import NAMES as PAGE_SETTINGS
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
 NAMES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from webui.i18n import say
+from webui.locale.i18n import LANGUAGES, say
 from webui.pages.tab_dataset import CARDS
 
 LOG = logging.getLogger(__name__)
@@ -22,10 +22,8 @@ def look_script(dataset_at: int) -> str:
     """
     script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
     script = script.replace("DATASET_AT", str(dataset_at)).replace("CARDS", str(CARDS))
-    for place, language in (("FRENCH", "fr"), ("ENGLISH", "en")):
-        words = say(language, "The page's server does not answer. What runs goes on.")
-        script = script.replace(place, json.dumps(words))
-    return script
+    words = {language: say(language, "The page's server does not answer. What runs goes on.") for language in LANGUAGES}
+    return script.replace("NO_ANSWER", json.dumps(words, ensure_ascii=False))
 
 
 _told: set[str] = set()

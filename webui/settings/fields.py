@@ -6,7 +6,7 @@ Knows no widgets. What may stand in a field is judged by the config itself, as o
 import dataclasses
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -134,7 +134,7 @@ def stand_ins(config_class: type) -> dict[str, str]:
     }
 
 
-def problems_by_field(config_class: type, problems: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
+def problems_by_field(config_class: type, problems: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Each problem at the fields that it names first or as a pair; and those that name none."""
     by_field: dict[str, list[str]] = {}
     others = []

@@ -89,8 +89,8 @@ async (session, view, ...chosen) => {
   } catch {
     const told = looks.anew;
     looks.anew = "anew"; // what was sent may be lost, and is asked for again
-    const french = navigator.language.startsWith("fr");
-    return told ? [] : [`<div class="now idle">${french ? FRENCH : ENGLISH}</div>`];
+    const words = NO_ANSWER; // by language
+    return told ? [] : [`<div class="now idle">${words[navigator.language.slice(0, 2)] ?? words.en}</div>`];
   } finally {
     looks.underway = false;
   }

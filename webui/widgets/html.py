@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 from sdxl_lora.images.decode import ImageError, open_image
-from webui.i18n import say
+from webui.locale.i18n import say
+from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job
 from webui.runs.run_history import History, smoothed
@@ -49,10 +50,10 @@ def words_for(language: str, job: Job) -> str:
     return say(language, KINDS[job.kind], name=name) if job.kind in KINDS else f"{job.kind} {name}"
 
 
-def pill(language: str, state: str) -> str:
+def pill(language: str, state: str, more: str = "") -> str:
     """A state of another version of the trainer is told in its own word."""
     words = say(language, STATES[state]) if state in STATES else state
-    return f'<span class="pill {escape(state)}">{escape(words)}</span>'
+    return f'<span class="pill {escape(f"{state} {more}".strip())}">{escape(words)}</span>'
 
 
 def progress(language: str, name: str, state: RunState, history: History) -> str:
@@ -226,9 +227,15 @@ def job_card(language: str, jobs: Jobs) -> str:
     lines = [("", level_of(line), line) for line in reversed(console_lines(jobs, job))]
     state = state_of_job(jobs, job)
     failure = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
+    mark, left_out = pill(language, state), 0
+    if state == "done" and job.kind == "prepare":
+        left_out, found = left_out_of(Path(job.target), job.started or 0)
+    if left_out:
+        warning = say(language, "{count} of {found} pictures left out: see 2 · Dataset", count=left_out, found=found)
+        mark, failure = pill(language, state, "partly"), f'<p class="ending partly">{escape(warning)}</p>'
     is_open = "open" if state in ("running", "failed") else ""
     return (
-        f'<div class="card"><div class="head"><strong>{words}</strong>{pill(language, state)}</div>{failure}'
+        f'<div class="card"><div class="head"><strong>{words}</strong>{mark}</div>{failure}'
         f"<details {is_open}><summary>{escape(say(language, 'Console'))}</summary>{log_lines(language, lines)}"
         "</details></div>"
     )
