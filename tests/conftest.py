@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.helpers.building import build, forget_accelerators  # noqa: F401
-from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_florence2, two_sizes  # noqa: F401
+from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_blip, tiny_florence2, two_sizes  # noqa: F401
 
 LONGEST = (
     "test_learning",

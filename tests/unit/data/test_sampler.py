@@ -102,7 +102,7 @@ def test_order_changes_with_epoch_and_seed_only():
     assert order(1, 0) != order(1, 1) and order(1, 0) != order(2, 0)
 
 
-@pytest.mark.parametrize("turns", range(1, 9))
+@pytest.mark.parametrize("samples", range(1, 9))
 def test_any_split_shares_out_the_same_step(samples):
     step = [SampleKey(example, 0) for example in range(samples)]
     for world_size, micro_steps in [(1, 1), (1, 4), (2, 2), (4, 1), (2, 1)]:

@@ -149,7 +149,7 @@ def test_reading_goes_on_exactly_from_any_step_also_with_steps_read_ahead(reques
     assert json.loads((again / "stream-0.json").read_text()) == json.loads((folder / "stream-0.json").read_text())
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_out_a_pass(shards, world_size):
     """By whole files where they are enough for all, else picture by picture."""
     parts = [steps_of(batches_of(shards, 1, 1, rank, world_size), 0, 6) for rank in range(world_size)]

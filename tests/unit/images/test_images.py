@@ -1,6 +1,5 @@
 """sdxl_lora/images/decode.py: every kind of file a folder may hold, as pixels or as a clear word."""
 
-import io
 import warnings
 
 import numpy as np
@@ -21,19 +20,7 @@ from sdxl_lora.images.decode import (
     upright_rgb,
     upright_size,
 )
-from tests.helpers.png import png_header
-
-
-def gradient(width=48, height=32):
-    """RGB picture in which every pixel tells where it is."""
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, x * 0 + 90], -1).astype(np.uint8))
-
-
-def encoded(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+from tests.helpers.png import encoded, gradient, png_header
 
 
 @pytest.mark.parametrize(

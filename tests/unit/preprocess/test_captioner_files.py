@@ -13,11 +13,10 @@ from preprocess.captions.captioner_files import check_layout, check_weights, con
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import NO_MEMO
 from tests.helpers.preparing import noise, preprocess, report_of, rows_of
-from tests.unit.preprocess.test_captioner import tiny_blip, tiny_florence2  # noqa: F401
 
 
 @pytest.fixture
-def model(tiny_florence2, tmp_path):  # noqa: F811
+def model(tiny_florence2, tmp_path):
     return shutil.copytree(tiny_florence2, tmp_path / "model")
 
 
@@ -159,7 +158,7 @@ def test_captions_cut_off_are_named_again_on_every_run(model, raw, tmp_path, cap
         assert not any(w["source"] == "b.png" and said in w["message"] for w in report_of(tmp_path / "out")["warnings"])
 
 
-def test_a_caption_that_ends_by_itself_is_not_called_cut_off(tiny_blip, tmp_path):  # noqa: F811
+def test_a_caption_that_ends_by_itself_is_not_called_cut_off(tiny_blip, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tiny_blip)
     bias, end = model.text_decoder.cls.predictions.decoder.bias, model.config.text_config.sep_token_id
     folder = shutil.copytree(tiny_blip, tmp_path / "blip")
