@@ -19,8 +19,16 @@ FLOORS = [  # from the ground up: a package imports only packages below it
     ("optimizers", "publish"),
     ("training",),
 ]
-LONGEST_FILE = 300
-MOST_MODULES = 15
+PREPROCESS_FLOORS = [
+    ("jobs",),
+    ("images", "sources"),
+    ("captions",),
+    ("output",),
+    ("dataset", "dry_run"),
+    ("__main__",),
+]
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60
+MOST_MODULES, MOST_METHODS = 15, 15
 LONG_FILES: set[str] = set()  # with the reason beside each
 
 
@@ -61,6 +69,17 @@ def test_a_package_imports_only_packages_below_it(package):
                 assert other == package or height[other] < height[package], f"{module} imports {name}"
 
 
+@pytest.mark.parametrize("part", [part for floor in PREPROCESS_FLOORS for part in floor])
+def test_a_part_of_preprocess_imports_only_parts_below_it(part):
+    height = {name: level for level, floor in enumerate(PREPROCESS_FLOORS) for name in floor}
+    for path in sorted((ROOT / "preprocess").rglob("*.py")):
+        module = path.relative_to(ROOT).with_suffix("").parts[1:]
+        for name in imports_of(path) if module[0] == part else ():
+            if name.startswith("preprocess."):
+                other = name.split(".")[1]
+                assert other == part or height[other] < height[part], f"{path} imports {name}"
+
+
 def test_preprocess_and_the_page_know_only_what_is_below_them():
     for path in sorted((ROOT / "preprocess").rglob("*.py")):
         assert not any(name.startswith(("webui", "train_sdxl_lora")) for name in imports_of(path)), path
@@ -78,3 +97,18 @@ def test_rooms_are_small():
     folders = {path.parent for path in source_files()}
     for folder in folders:
         assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES, folder
+
+
+def test_functions_are_short_and_classes_have_few_methods():
+    for path in [
+        *(ROOT / "sdxl_lora").rglob("*.py"),
+        *(ROOT / "preprocess").rglob("*.py"),
+        ROOT / "train_sdxl_lora.py",
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert length <= LONGEST_FUNCTION, f"{path}: {node.name} has {length} lines"
+            elif isinstance(node, ast.ClassDef):
+                methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                assert len(methods) <= MOST_METHODS, f"{path}: {node.name} has {len(methods)} methods"
