@@ -45,12 +45,12 @@ manager.make_buckets()""",
 )
 OUR_CROP = TIMED.format(
     setup="""
-from preprocess.images.crop import Sizing, crop_picture
-from sdxl_lora.images.decode import open_image, upright_rgb
-sizing = Sizing(1024)""",
+from preprocess.images.crop import bucket_of, crop_picture
+from sdxl_lora.config.sections.preprocess import SizeConfig
+from sdxl_lora.images.decode import open_image, upright_rgb""",
     body="""
     image = upright_rgb(open_image(path, 128))
-    size = sizing.bucket_of(image.size)
+    size = bucket_of(SizeConfig(), image.size)
     assert crop_picture(image, size, [(0.5, 0.5)])[0].image.size == size""",
 )
 OUR_IMPORTS = """
@@ -59,11 +59,11 @@ from pathlib import Path
 from datasets import load_dataset
 from diffusers import AutoencoderKL
 from sdxl_lora.cache.fill import LatentCache, Workers
-from sdxl_lora.data.dataset import ImageDataset
+from sdxl_lora.data.image_dataset import ImageDataset
 """
 OUR_LATENTS = f"""
 {OUR_IMPORTS}
-pictures = TrainingPictures(load_dataset("imagefolder", data_dir=sys.argv[1], split="train"))
+pictures = ImageDataset(load_dataset("imagefolder", data_dir=sys.argv[1], split="train"))
 vae = AutoencoderKL.from_pretrained(sys.argv[2]).eval()
 LatentCache(Path(sys.argv[3]), pictures, "vae").fill(vae, [False], 0, Workers())
 """

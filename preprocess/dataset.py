@@ -4,91 +4,58 @@ Every step skips what an earlier run has done, and nothing shows in the dataset 
 Opens no picture and runs no model itself: see pictures.py and caption.py.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.captions.caption_all import CaptionPlan, Entry, caption_all, warn_of_text
-from preprocess.captions.caption_text import Wording
-from preprocess.images.prepare import Job, Recipe, Refused
+from preprocess.captions.caption_all import Entry, caption_all, warn_of_text
+from preprocess.captions.caption_plan import CaptionPlan, plan_of, reader_of
+from preprocess.captions.caption_text import Wording, wording_of
+from preprocess.images.prepare import Job, Refused
 from preprocess.images.quality import duplicates, picture_problems
-from preprocess.images.workers import Result, prepare_all
+from preprocess.images.recipe import recipe_of
+from preprocess.images.workers import Result, prepare_all, workers_of
 from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
 from preprocess.jobs.state import Shelf, jsonl, write_whole
+from preprocess.output.card import dataset_card
 from preprocess.output.publish import publish
+from preprocess.output.rows import EDITED, Built, Row
 from preprocess.sources.folders import no_usable
 from preprocess.sources.previous_run import Memory
+from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.found import Found, Source
-
-EDITED = "metadata.jsonl, edited by hand"
-
-
-@dataclasses.dataclass(slots=True)
-class Row:
-    """A line of metadata.jsonl, the crop it speaks of, and who wrote its text."""
-
-    entry: Entry
-    columns: dict
-    text_from: str
-
-    @property
-    def is_edited(self) -> bool:
-        return self.text_from == EDITED
-
-
-@dataclasses.dataclass
-class Built:
-    """What a run did, for the report."""
-
-    found: Found
-    left_out: dict[str, str]
-    rows: list[Row] = dataclasses.field(default_factory=list)
-    new_crops: int = 0
-    new_captions: int = 0
-    deleted: list[str] = dataclasses.field(default_factory=list)  # sources whose rows a person took out
-    gone: list[str] = dataclasses.field(default_factory=list)  # sources of earlier rows that are no longer there
 
 
 def build(
     found: Found,
-    output: Path,
-    recipe: Recipe,
-    plan: CaptionPlan,
-    wording: Wording,
+    config: PreprocessConfig,
     team: Team,
-    reader: CaptionPlan | None = None,
-    num_workers: int = 0,
-    strict: bool = False,
-    restore_deleted: bool = False,
     part: Part | None = None,
-    card: Callable[[list[dict]], str] = lambda rows: "",
     on_built: Callable[[Built], None] = lambda built: None,
 ) -> Built:
     """Prepares and captions what is new, then publishes all of it.
 
     Args:
         part: only this part of the pictures, and publish nothing.
-        reader: reads writing in the pictures, for a warning; None to leave that out.
-        card: the text of README.md for these lines of metadata.jsonl.
         on_built: called with what the run did, before it is published or refused: writes the report.
     Raises:
-        ConfigError: the captioner cannot be loaded; `output` is not ours.
+        ConfigError: the captioner cannot be loaded; the output folder is not ours.
         DataError: nothing usable; with `strict` anything not usable.
         OSError: the disk.
     """
+    output, plan, reader = Path(config.output_dir), plan_of(config), reader_of(config)
     memory = Memory(output)
     built = Built(found, dict(found.left_out))
     for name, message in memory.damaged.items():
         found.warn(name, message)
-    sources = sources_to_do(found, memory, built, restore_deleted)
+    sources = sources_to_do(found, memory, built, config.job.restore_deleted)
     sources = part.share(sources) if part else sources
     if plan.load and any(source.caption is None for source in sources):
         plan.check()
     if reader:
         reader.check()
-    entries = prepared_entries(sources, recipe, output, team, num_workers, built)
+    entries = prepared_entries(sources, config, team, built)
     failed, built.new_captions = caption_all(entries, plan, memory, output, team)
     built.left_out |= {refused.source: refused.reason for refused in failed}
     entries = [entry for entry in entries if entry.source.name not in built.left_out]
@@ -98,18 +65,18 @@ def build(
         team.wait()
         return built
     add_problems(entries)
-    built.rows = rows_of(entries, plan, wording, memory)
+    built.rows = rows_of(entries, plan, wording_of(config), memory)
     built.gone = sorted({row["source"] for row in memory.rows} - {row.columns["source"] for row in built.rows})
 
     if team.rank == 0:
         on_built(built)
     if not built.rows:
         raise DataError(no_usable("the source folder", built.left_out))
-    if strict and built.left_out:
+    if config.job.strict and built.left_out:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in built.left_out.items())
         raise DataError(f"--strict: {len(built.left_out)} left out, nothing was published\n{lines}")
     if team.rank == 0:
-        publish_all(output, built, plan, memory, card)
+        publish_all(config, built, plan, memory)
     team.wait()
     return built
 
@@ -126,10 +93,9 @@ def sources_to_do(found: Found, memory: Memory, built: Built, restore_deleted: b
     return sources
 
 
-def prepared_entries(
-    sources: list[Source], recipe: Recipe, output: Path, team: Team, num_workers: int, built: Built
-) -> list[Entry]:
+def prepared_entries(sources: list[Source], config: PreprocessConfig, team: Team, built: Built) -> list[Entry]:
     """The crops of all sources, in their order, whichever process made them."""
+    recipe, output, num_workers = recipe_of(config), Path(config.output_dir), workers_of(config.job, team.local_world)
     jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
     results: dict[str, Result] = {}
     for part in team.gather([prepare_all(team.share(jobs), num_workers)]):
@@ -186,10 +152,9 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
     return rows
 
 
-def publish_all(
-    output: Path, built: Built, plan: CaptionPlan, memory: Memory, card: Callable[[list[dict]], str]
-) -> None:
+def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memory: Memory) -> None:
     """Publishes the rows, and tidies up what only earlier runs needed."""
+    output = Path(config.output_dir)
     folder = output / ".preprocess"
     rows = [row.columns for row in built.rows]
     gone = [row for row in memory.rows if row["source"] in built.gone and not memory.is_ours(row)]
@@ -201,7 +166,8 @@ def publish_all(
     ours = [(row.columns["source"], None if row.is_edited else row.columns["text"]) for row in built.rows]
     ours += [(source, None) for source in built.deleted]
     memory.written.announce(ours, memory.files())
-    write_whole(output / "README.md", card(rows))
+    card = dataset_card(rows, config.trigger_word, output.resolve().name, config.captioner.caption_model)
+    write_whole(output / "README.md", card)
     publish(output, folder / "images", rows, memory.written.old_files)
     memory.written.confirm(ours)
     keys = {row.entry.prepared.key for row in built.rows}

@@ -3,26 +3,27 @@
 import warnings
 from collections import Counter
 
-from preprocess.captions.caption_all import CaptionPlan
-from preprocess.images.crop import Sizing
+from preprocess.captions.caption_plan import plan_of
+from preprocess.images.crop import bucket_of
 from preprocess.output.report import listing, other_files
 from sdxl_lora.config.names import printable
+from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.colour import ImageWarning
-from sdxl_lora.images.decode import MAX_MEGAPIXELS, ImageError, image_header, upright_size
+from sdxl_lora.images.decode import ImageError, image_header, upright_size
 
 
-def plan_lines(found: Found, sizing: Sizing, plan: CaptionPlan, max_megapixels: float = MAX_MEGAPIXELS) -> str:
+def plan_lines(found: Found, config: PreprocessConfig) -> str:
     """
     Raises:
         ConfigError: the captioner that is needed cannot be loaded.
     """
-    sizes: Counter = Counter()
+    plan, sizes = plan_of(config), Counter[tuple[int, int]]()
     left_out = dict(found.left_out)
     for source in found.sources:
         try:
-            size = size_of(source, max_megapixels)
-            sizes[sizing.bucket_of(size)] += 1
+            size = size_of(source, config.images.max_megapixels)
+            sizes[bucket_of(config.sizes, size)] += 1
         except ImageError as error:
             left_out[source.name] = error.reason
         except ValueError as error:

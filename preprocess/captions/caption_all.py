@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from preprocess.captions.caption_plan import Caption, CaptionPlan
 from preprocess.captions.caption_text import without_stock_phrase
 from preprocess.captions.captioner import CutOff
 from preprocess.images.prepare import Prepared, Refused
@@ -18,41 +17,6 @@ from preprocess.jobs.state import Shelf
 from preprocess.sources.previous_run import Memory
 from sdxl_lora.folders.found import Source
 from sdxl_lora.images.decode import open_image
-
-
-class Caption(Protocol):
-    """As many texts as pictures; it wants `batch_size` of them next."""
-
-    batch_size: int
-
-    def __call__(self, images: list[Image.Image]) -> list[str]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionPlan:
-    """Who writes the captions that no person has written.
-
-    Attributes:
-        name: model, task and options, by which earlier versions kept captions.
-        content: a name of all that makes a caption, the captioner's files and its options; a caption is made again
-            where it differs. Given the hidden folder, for what it keeps of them.
-        load: context manager of the captioner, which frees it; None for no captioner. The captioner says by its
-            attribute batch_size how many pictures it wants next.
-        max_new_tokens: the length at which a caption is cut off, for the warning.
-        check: raises ConfigError, before any work, where the captioner could not be loaded.
-        clean: leave out stock phrases such as "The image shows".
-        may_be_empty: no words are an answer, and not a failure.
-    """
-
-    name: str = "none"
-    content: Callable[[Path], str] = lambda hidden: "none"
-    load: Callable[[], AbstractContextManager[Caption]] | None = None
-    check: Callable[[], None] = lambda: None
-    max_new_tokens: int | None = None
-    fallback: str = ""
-    clean: bool = True
-    recaption: bool = False
-    may_be_empty: bool = False
 
 
 @dataclasses.dataclass(slots=True)

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sections.preprocess import WordingConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
 
 STOCK_PHRASES = re.compile(
@@ -31,9 +33,13 @@ def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix
 class Wording:
     """What goes around each caption; the trigger word only around those of the concept, not of class images."""
 
-    trigger_word: str = ""
-    prefix: str = ""
-    suffix: str = ""
+    trigger_word: str
+    words: WordingConfig
 
     def text(self, caption: str, is_class_image: bool = False) -> str:
-        return training_text(caption, "" if is_class_image else self.trigger_word, self.prefix, self.suffix)
+        trigger_word = "" if is_class_image else self.trigger_word
+        return training_text(caption, trigger_word, self.words.caption_prefix, self.words.caption_suffix)
+
+
+def wording_of(config: PreprocessConfig) -> Wording:
+    return Wording(config.trigger_word, config.captions)

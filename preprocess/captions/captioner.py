@@ -19,37 +19,16 @@ from PIL import Image
 from preprocess.captions.batch_size import after_fit, first_and_most, with_memory_share
 from preprocess.captions.caption_task import check_task
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of, no_safetensors
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import FileMemo
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionerOptions:
-    """A captioner; any other value gives other captions.
-
-    Attributes:
-        model: Hub id or folder.
-        task: of Florence-2 and its fine-tunes, e.g. "<DETAILED_CAPTION>".
-        prompt: for other models; what a chat model is asked, what a BLIP continues. None for the model's own way.
-        dtype: "auto" (on a GPU bfloat16 where it computes in it, else float16; float32 elsewhere), "float32", "float16"
-            or "bfloat16".
-        attention: "auto", or an attention implementation of transformers.
-    """
-
-    model: str
-    task: str = "<DETAILED_CAPTION>"
-    prompt: str | None = None
-    num_beams: int = 3
-    max_new_tokens: int = 256
-    dtype: str = "auto"
-    attention: str = "auto"
 
 
 class CutOff(str):
     """A caption that ended because max_new_tokens was reached, most likely in mid-sentence."""
 
 
-def check_captioner(options: CaptionerOptions) -> None:
+def check_captioner(config: CaptionerConfig) -> None:
     """Loads all of the captioner but its weights' values, which takes little time and memory.
 
     Raises:
@@ -59,32 +38,44 @@ def check_captioner(options: CaptionerOptions) -> None:
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    with loading(options):
-        check_layout(options.model, PreTrainedConfig.get_config_dict(options.model)[0])
-        config = AutoConfig.from_pretrained(options.model, trust_remote_code=False)
-        processor = load_processor(options.model)
-    if options.task == "<OCR>" and config.model_type != "florence2":
-        raise ConfigError(f"--ocr needs Florence-2; caption_model {options.model} is a {config.model_type}")
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ConfigError(f"caption_model {options.model} is a {config.model_type}, which writes no captions")
-    check_task(options.task, options.prompt, config.model_type, takes_prompt=not isinstance(processor, Pair))
-    if not hasattr(config, "quantization_config"):  # which needs its device; its weights are checked when they load
-        with loading(options):
-            load_model(options, device_map="meta")
+    with loading(config):
+        check_layout(config.caption_model, PreTrainedConfig.get_config_dict(config.caption_model)[0])
+        found = AutoConfig.from_pretrained(config.caption_model, trust_remote_code=False)
+        processor = load_processor(config.caption_model)
+    if config.caption_task == "<OCR>" and found.model_type != "florence2":
+        raise ConfigError(f"--ocr needs Florence-2; caption_model {config.caption_model} is a {found.model_type}")
+    if found.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ConfigError(f"caption_model {config.caption_model} is a {found.model_type}, which writes no captions")
+    check_task(
+        config.caption_task, config.caption_prompt, found.model_type, takes_prompt=not isinstance(processor, Pair)
+    )
+    if not hasattr(found, "quantization_config"):  # which needs its device; its weights are checked when they load
+        with loading(config):
+            load_model(config, device_map="meta")
 
 
-def content_name(options: CaptionerOptions, hidden: Path) -> str:
-    """What a caption depends on: the captioner's files, not where they lie, and the options."""
-    content = content_of(options.model, FileMemo(hidden / "captioner_files.json"))
-    return f"{content} {dataclasses.replace(options, model='')!r}"
+def captioner_name(config: CaptionerConfig) -> str:
+    """The settings that decide a caption, as caches name them: its words stay, whatever the settings are called."""
+    return (
+        f"CaptionerOptions(model={config.caption_model!r}, task={config.caption_task!r}, "
+        f"prompt={config.caption_prompt!r}, num_beams={config.caption_num_beams!r}, "
+        f"max_new_tokens={config.caption_max_new_tokens!r}, dtype={config.caption_dtype!r}, "
+        f"attention={config.caption_attention!r})"
+    )
+
+
+def content_name(config: CaptionerConfig, hidden: Path) -> str:
+    """What a caption depends on: the captioner's files, not where they lie, and the settings."""
+    content = content_of(config.caption_model, FileMemo(hidden / "captioner_files.json"))
+    return f"{content} {captioner_name(dataclasses.replace(config, caption_model=''))}"
 
 
 class Captioner:
     """A function from RGB pictures to as many captions. `batch_size` is how many it wants next; see batch_size.py."""
 
-    def __init__(self, model, processor, options: CaptionerOptions, batch_size: int | None):
-        self.model, self.processor, self.options = model, processor, options
-        self.batch_size, self.most = first_and_most(batch_size, model.device.type)
+    def __init__(self, model, processor, config: CaptionerConfig):
+        self.model, self.processor, self.config = model, processor, config
+        self.batch_size, self.most = first_and_most(config.caption_batch_size, model.device.type)
 
     def __call__(self, images: list[Image.Image]) -> list[str]:
         import torch
@@ -92,7 +83,7 @@ class Captioner:
         texts: list[str] = []
         while len(texts) < len(images):
             batch = images[len(texts) :][: self.batch_size]
-            work = partial(describe, self.model, self.processor, batch, self.options)
+            work = partial(describe, self.model, self.processor, batch, self.config)
             try:
                 new_texts, memory_share = with_memory_share(work, self.model.device)
             except torch.OutOfMemoryError:
@@ -110,18 +101,14 @@ class Captioner:
 
 
 @contextmanager
-def captioner(options: CaptionerOptions, batch_size: int | None = None) -> Iterator[Captioner]:
-    """A captioner whose model leaves memory when the context ends.
-
-    Args:
-        batch_size: most pictures at once; None to find out.
-    """
+def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
+    """A captioner whose model leaves memory when the context ends."""
     import torch
 
-    device, dtype = device_and_dtype(options.dtype)
-    processor = load_processor(options.model)
-    model = load_model(options, dtype=dtype)
-    caption = Captioner(model.to(device).eval(), processor, options, batch_size)
+    device, dtype = device_and_dtype(config.caption_dtype)
+    processor = load_processor(config.caption_model)
+    model = load_model(config, dtype=dtype)
+    caption = Captioner(model.to(device).eval(), processor, config)
     del model, processor
     try:
         yield caption
@@ -133,7 +120,7 @@ def captioner(options: CaptionerOptions, batch_size: int | None = None) -> Itera
 
 
 @contextmanager
-def loading(options: CaptionerOptions) -> Iterator[None]:
+def loading(config: CaptionerConfig) -> Iterator[None]:
     """ConfigError for whatever foreign files make of their loading, in one line."""
     try:
         yield
@@ -142,19 +129,19 @@ def loading(options: CaptionerOptions) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and no_safetensors(error):
             raise ConfigError(
-                f"caption_model {options.model} has no model.safetensors, and pickles like pytorch_model.bin are not "
-                "loaded, since they can run code: load one that has it, such as florence-community/Florence-2-base, or "
-                "save this one anew with save_pretrained(FOLDER)"
+                f"caption_model {config.caption_model} has no model.safetensors, and pickles like pytorch_model.bin "
+                "are not loaded, since they can run code: load one that has it, such as "
+                "florence-community/Florence-2-base, or save this one anew with save_pretrained(FOLDER)"
             ) from None
-        lines = str(error).strip().splitlines() or [""]
+        model, lines = config.caption_model, str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ConfigError(
-            f"cannot load the captioner {options.model} ({kind}{textwrap.shorten(lines[0], 200)}): give a folder with "
+            f"cannot load the captioner {model} ({kind}{textwrap.shorten(lines[0], 200)}): give a folder with "
             "--caption_model FOLDER, or --caption_model none with .txt files or --fallback_caption"
         ) from None
 
 
-def load_model(options: CaptionerOptions, **where):
+def load_model(config: CaptionerConfig, **where):
     """The captioner's model, every weight of it from its files.
 
     Args:
@@ -164,34 +151,34 @@ def load_model(options: CaptionerOptions, **where):
     """
     from transformers import AutoModelForImageTextToText
 
-    if options.attention != "auto":
-        where["attn_implementation"] = options.attention
+    if config.caption_attention != "auto":
+        where["attn_implementation"] = config.caption_attention
     with quiet_transformers():
         model, found = AutoModelForImageTextToText.from_pretrained(
-            options.model,
+            config.caption_model,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # said by check_weights, with the names
             output_loading_info=True,
             **where,
         )
-    check_weights(options.model, model.config.model_type, found)
+    check_weights(config.caption_model, model.config.model_type, found)
     return model
 
 
-def describe(model, processor, images: list[Image.Image], options: CaptionerOptions) -> list[str]:
+def describe(model, processor, images: list[Image.Image], config: CaptionerConfig) -> list[str]:
     """One batch through the model: inputs, generation, words; a CutOff where max_new_tokens ended it."""
     import torch
 
-    inputs = model_inputs(model, processor, images, options).to(model.device)
+    inputs = model_inputs(model, processor, images, config).to(model.device)
     inputs = {
         name: tensor.to(model.dtype) if torch.is_floating_point(tensor) else tensor for name, tensor in inputs.items()
     }
     with torch.inference_mode():
         tokens = model.generate(
-            **inputs, max_new_tokens=options.max_new_tokens, num_beams=options.num_beams, do_sample=False
+            **inputs, max_new_tokens=config.caption_max_new_tokens, num_beams=config.caption_num_beams, do_sample=False
         )
-    cut_off = ended_by_limit(model, processor, tokens, options.max_new_tokens)
+    cut_off = ended_by_limit(model, processor, tokens, config.caption_max_new_tokens)
     if getattr(processor, "chat_template", None) and not model.config.is_encoder_decoder:  # the question comes first
         tokens = tokens[:, inputs["input_ids"].shape[1] :]
     texts = [" ".join(text.split()) for text in processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -216,17 +203,20 @@ def ids_of(setting: int | list[int] | None) -> set[int]:
     return {setting} if isinstance(setting, int) else set(setting or ())
 
 
-def model_inputs(model, processor, images: list[Image.Image], options: CaptionerOptions):
+def model_inputs(model, processor, images: list[Image.Image], config: CaptionerConfig):
     """What the processor makes of the pictures and the question that this kind of model is asked."""
     if model.config.model_type == "florence2":
-        return processor(images=images, text=[options.task] * len(images), return_tensors="pt")
+        return processor(images=images, text=[config.caption_task] * len(images), return_tensors="pt")
     if getattr(processor, "chat_template", None):
-        question = [{"type": "image"}, {"type": "text", "text": options.prompt or "Describe the picture in detail."}]
+        question = [
+            {"type": "image"},
+            {"type": "text", "text": config.caption_prompt or "Describe the picture in detail."},
+        ]
         text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
         processor.tokenizer.padding_side = "left"
         return processor(images=[[i] for i in images], text=[text] * len(images), padding=True, return_tensors="pt")
-    if options.prompt:
-        return processor(images=images, text=[options.prompt] * len(images), return_tensors="pt")
+    if config.caption_prompt:
+        return processor(images=images, text=[config.caption_prompt] * len(images), return_tensors="pt")
     return processor(images=images, return_tensors="pt")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from sdxl_lora.config.sections.preprocess import SizeConfig
 from sdxl_lora.data.buckets import (
     Size,
     bucket_sizes,
@@ -18,45 +19,36 @@ from sdxl_lora.data.buckets import (
 from sdxl_lora.images.decode import cover_and_crop
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizing:
-    """How a picture of any size comes to a training size; the fields are PreprocessConfig's."""
+def sizes_of(config: SizeConfig) -> list[Size]:
+    """Every size that a picture may get without being small."""
+    if config.buckets == "off":
+        return [(config.resolution, config.resolution)]
+    return bucket_sizes(config.resolution, config.bucket_step, config.max_aspect)
 
-    resolution: int
-    buckets: bool = True
-    bucket_step: int = 64
-    max_aspect: float = 2.0
-    min_side: int = 0
-    no_upscale: bool = False
-    enlarge_small: bool = False
 
-    def sizes(self) -> list[Size]:
-        """Every size that a picture may get without being small."""
-        if not self.buckets:
-            return [(self.resolution, self.resolution)]
-        return bucket_sizes(self.resolution, self.bucket_step, self.max_aspect)
+def bucket_of(config: SizeConfig, size: Size) -> Size:
+    """The training size of a picture.
 
-    def bucket_of(self, size: Size) -> Size:
-        """
-        Raises:
-            ValueError: the picture would have to be enlarged, and no flag allows that or a smaller bucket.
-        """
-        bucket = nearest_bucket(size, self.sizes())
-        if not needs_enlarging(size, bucket) or self.enlarge_small:
-            return bucket
-        if self.no_upscale:
-            smaller = smaller_buckets(self.resolution, self.bucket_step, self.max_aspect, self.min_side)
-            inner = largest_inner_bucket(size, smaller)
-            if inner:
-                return inner
-            raise ValueError(
-                f"{size[0]}x{size[1]} px, smaller than the smallest bucket (sides from {self.min_side} px): "
-                "pass a smaller --min_bucket_side, or --enlarge_small"
-            )
+    Raises:
+        ValueError: the picture would have to be enlarged, and no flag allows that or a smaller bucket.
+    """
+    bucket = nearest_bucket(size, sizes_of(config))
+    if not needs_enlarging(size, bucket) or config.enlarge_small:
+        return bucket
+    if config.no_upscale:
+        smaller = smaller_buckets(config.resolution, config.bucket_step, config.max_aspect, config.min_side)
+        inner = largest_inner_bucket(size, smaller)
+        if inner:
+            return inner
         raise ValueError(
-            f"{size[0]}x{size[1]} px, smaller than its {bucket[0]}x{bucket[1]} target: "
-            "pass --enlarge_small to enlarge it" + (", or --no_upscale for smaller buckets" if self.buckets else "")
+            f"{size[0]}x{size[1]} px, smaller than the smallest bucket (sides from {config.min_side} px): "
+            "pass a smaller --min_bucket_side, or --enlarge_small"
         )
+    raise ValueError(
+        f"{size[0]}x{size[1]} px, smaller than its {bucket[0]}x{bucket[1]} target: "
+        "pass --enlarge_small to enlarge it"
+        + (", or --no_upscale for smaller buckets" if config.buckets == "on" else "")
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,40 +6,21 @@ Imports no torch.
 
 import dataclasses
 import hashlib
-import json
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
 from preprocess.images import mask_files as masks
-from preprocess.images.crop import Crop, Sizing, crop_picture, random_positions
+from preprocess.images.crop import Crop, bucket_of, crop_picture, random_positions
 from preprocess.images.image_files import ENCODERS, sha256_of, slug, write_image, write_thumbnail
 from preprocess.images.quality import measure, small_copy
+from preprocess.images.recipe import Recipe
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
+from sdxl_lora.config.sections.preprocess import ImageConfig
 from sdxl_lora.images.colour import ImageWarning, is_read_anew
 from sdxl_lora.images.decode import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
-
-VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a crop's pixels, beside the source file."""
-
-    sizing: Sizing
-    crop: str = "center"
-    crops_per_picture: int = 1
-    seed: int = 0
-    background: tuple[int, int, int] = (255, 255, 255)
-    image_format: str = "png"
-    max_megapixels: float = 128
-    masks: str = "none"
-
-    def digest(self) -> str:
-        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclasses.dataclass(slots=True)
@@ -113,7 +94,7 @@ def identity(job: Job, files: Bytes) -> str:
         ImageError: the picture's header says that it cannot be used.
     """
     mask = f"{masks.VERSION} {sha256_of(files.mask)}" if files.mask is not None else ""
-    anew = ["colours"] if is_read_anew(image_header(files.picture, job.path, job.recipe.max_megapixels)) else []
+    anew = ["colours"] if is_read_anew(image_header(files.picture, job.path, job.recipe.images.max_megapixels)) else []
     text = "\0".join([sha256_of(files.picture), mask, job.recipe.digest(), Path(job.name).stem, *anew])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
@@ -169,8 +150,8 @@ def prepare_picture(job: Job, files: Bytes, key: str) -> list[Prepared] | Refuse
     notes: list[str] = []
     try:
         image, mask = load(job, files, notes)
-        bucket, sha256 = job.recipe.sizing.bucket_of(image.size), sha256_of(files.picture)
-        crops = crop_picture(image, bucket, positions(job.recipe, image, bucket, sha256), mask)
+        bucket, sha256 = bucket_of(job.recipe.sizes, image.size), sha256_of(files.picture)
+        crops = crop_picture(image, bucket, positions(job.recipe.images, image, bucket, sha256), mask)
         masks.check_masks_of_crops(crop.mask for crop in crops)
     except ValueError as error:
         return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
@@ -196,27 +177,30 @@ def prepare_picture(job: Job, files: Bytes, key: str) -> list[Prepared] | Refuse
 
 def load(job: Job, files: Bytes, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
     """The picture upright in RGB and its mask; what was odd about it goes to `notes`."""
+    images = job.recipe.images
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stored = decode_image(files.picture, job.path, job.recipe.max_megapixels)
+        stored = decode_image(files.picture, job.path, images.max_megapixels)
         if frame_count(stored) > 1:
             notes.append(f"{frame_count(stored)} frames; the first is used")
-        image = upright_rgb(stored, job.recipe.background)
-        mask = masks.mask_of(job.recipe.masks, job.mask, files.mask, stored, image, job.recipe.max_megapixels, notes)
+        image = upright_rgb(stored, images.background)
+        mask = masks.mask_of(images.masks, job.mask, files.mask, stored, image, images.max_megapixels, notes)
     notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, (ImageWarning, UserWarning)))
     return image, mask
 
 
-def positions(recipe: Recipe, image: Image.Image, bucket: tuple[int, int], sha256: str) -> list[tuple[float, float]]:
-    if recipe.crop == "attention":
+def positions(
+    config: ImageConfig, image: Image.Image, bucket: tuple[int, int], sha256: str
+) -> list[tuple[float, float]]:
+    if config.crop == "attention":
         return [attention_position(image, bucket)]
-    if recipe.crop == "random":
-        return random_positions(recipe.seed, sha256, recipe.crops_per_picture)
+    if config.crop == "random":
+        return random_positions(config.seed, sha256, config.crops_per_picture)
     return [(0.5, 0.5)]
 
 
 def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
-    suffix, kind, options = ENCODERS[job.recipe.image_format]
+    suffix, kind, options = ENCODERS[job.recipe.images.image_format]
     size = write_image(job.staged / (name + suffix), crop.image, kind, options)
     if crop.mask is not None:
         write_image(job.staged / f"{name}-mask.png", crop.mask, "PNG", {"compress_level": 6})

@@ -12,8 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.images.prepare import Job, Prepared, Refused, prepared_or_refused
+from sdxl_lora.config.sections.preprocess import JobConfig
 from sdxl_lora.errors import DataError
-from sdxl_lora.operating_system import PROCESSES
+from sdxl_lora.operating_system import PROCESSES, usable_cpus
 
 Result = list[Prepared] | Refused
 
@@ -30,6 +31,13 @@ def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
     results = run_in_pool(jobs, num_workers) if num_workers and len(jobs) > 1 else map(prepared_or_refused, jobs)
     names = (job.name for job in jobs)
     return dict(zip(names, tqdm(results, total=len(jobs), desc="pictures", unit="img"), strict=True))
+
+
+def workers_of(config: JobConfig, processes: int) -> int:
+    """Worker processes for each of the `processes` on this machine."""
+    if config.num_workers is not None:
+        return config.num_workers
+    return min(8, max(1, usable_cpus() // processes))
 
 
 def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from preprocess.captions.token_count import CHUNK, Tokenize, caption_problems, least_tokens
-from preprocess.dataset import EDITED, Built, Row
+from preprocess.output.rows import EDITED, Built, Row
 from preprocess.sources.folders import kind_of
 from sdxl_lora.config.names import printable
 from sdxl_lora.folders.found import Found

@@ -63,15 +63,9 @@ def add_lora(
     _check_start(model, names, init, use_dora)
     patterns = {"rank_pattern": rank_pattern or {}, "alpha_pattern": alpha_pattern or {}}
     size = {"r": rank, "target_modules": names, **patterns}
-    if kind == "lora":
-        start = True if init == "kaiming" else init
-        options = {"lora_dropout": dropout, "init_lora_weights": start, "use_rslora": use_rslora, "use_dora": use_dora}
-        config = LoraConfig(lora_alpha=alpha, **size, **options)
-    elif (dropout, init, use_rslora, use_dora) != (0.0, "kaiming", False, False):
-        raise ValueError(f"dropout, init, use_rslora and use_dora belong to kind lora: leave them out with {kind}.")
-    else:
-        options = {"rank_dropout": rank_dropout, "module_dropout": module_dropout}
-        config = _lycoris_config(kind, lokr_factor)(alpha=alpha, **size, **options)
+    of_lora = {"lora_dropout": dropout, "init_lora_weights": init, "use_rslora": use_rslora, "use_dora": use_dora}
+    of_lycoris = {"rank_dropout": rank_dropout, "module_dropout": module_dropout}
+    config = _peft_config(kind, alpha, size, of_lora, of_lycoris, lokr_factor)
     parameters = _add_adapter(model, config, seed)
     if changes_base(init):
         remember_start(model)
@@ -93,6 +87,16 @@ def _add_adapter(model: Model, config: PeftConfig, seed: int) -> dict[str, nn.Pa
         parameter.data = parameter.data.float()  # PEFT gives them the base's dtype; bf16 loses small updates
         parameter.requires_grad_(True)
     return parameters
+
+
+def _peft_config(kind: str, alpha: float, size: dict, of_lora: dict, of_lycoris: dict, lokr_factor: int) -> PeftConfig:
+    """PEFT's config of the adapter; ValueError for an option that the kind does not have."""
+    if kind == "lora":
+        start = {"init_lora_weights": True} if of_lora["init_lora_weights"] == "kaiming" else {}
+        return LoraConfig(lora_alpha=alpha, **size, **{**of_lora, **start})
+    if tuple(of_lora.values()) != (0.0, "kaiming", False, False):
+        raise ValueError(f"dropout, init, use_rslora and use_dora belong to kind lora: leave them out with {kind}.")
+    return _lycoris_config(kind, lokr_factor)(alpha=alpha, **size, **of_lycoris)
 
 
 def _lycoris_config(kind: str, lokr_factor: int) -> Callable[..., PeftConfig]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from sdxl_lora.models.base_source import Base
+
 SDXL = "an SDXL base"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FILE_KINDS = (  # (what it is, any of these in a name)
@@ -84,6 +86,14 @@ def unsupported_schedule(config: Mapping) -> str | None:
     if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
         return f"{name}, which has no betas"
     return None
+
+
+def not_by_ddpm(base: Base, found: str) -> str:
+    """The sentence that refuses a base trained by another objective."""
+    what = f"was trained by {found}" if found in ("EDM", "a flow") else f"predicts {found}"
+    if "which has no betas" in found:
+        what = f"has {found}"
+    return f"{base.path} {what}, which is not supported yet: training needs a base that predicts epsilon or v"
 
 
 def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool, str]:

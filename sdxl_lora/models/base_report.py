@@ -21,6 +21,7 @@ from sdxl_lora.models.base_kinds import (
     kind_of_file,
     kind_of_folder,
     kind_of_unet,
+    not_by_ddpm,
     told_by_file,
     unsupported_schedule,
 )
@@ -197,14 +198,6 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
         report.is_zero_snr = bool(config.get("rescale_betas_zero_snr"))
     if unsupported := unsupported_schedule(config):
         report.prediction, report.refusal = unsupported, not_by_ddpm(base, unsupported)
-
-
-def not_by_ddpm(base: Base, found: str) -> str:
-    """The sentence that refuses a base trained by another objective."""
-    what = f"was trained by {found}" if found in ("EDM", "a flow") else f"predicts {found}"
-    if "which has no betas" in found:
-        what = f"has {found}"
-    return f"{base.path} {what}, which is not supported yet: training needs a base that predicts epsilon or v"
 
 
 def look_at_models(base: Base, report: BaseReport) -> None:

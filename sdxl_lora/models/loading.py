@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.base_files import Tensors, fit, read_into, shown
-from sdxl_lora.models.base_kinds import told_by_file, unsupported_schedule
-from sdxl_lora.models.base_report import BaseReport, levels_of, look_at, not_by_ddpm
+from sdxl_lora.models.base_kinds import not_by_ddpm, told_by_file, unsupported_schedule
+from sdxl_lora.models.base_report import BaseReport, levels_of, look_at
 from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, weight_files
 
 for library_logging in (diffusers_logging, transformers_logging):

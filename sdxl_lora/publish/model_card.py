@@ -30,10 +30,6 @@ def model_card(
         grid: path of a sheet of pictures by steps, relative to the card.
     """
     base = public_name(base_model)
-    python, tag = usage_lines(name, trigger_word, prompt)
-    load, draw = python.split("; ", 1)
-    if repository:
-        load = f"pipe.load_lora_weights({_quoted(repository)}, weight_name={_quoted(f'{name}.safetensors')})"
     parts = [
         "---",
         *_header(base, trigger_word, samples),
@@ -45,24 +41,7 @@ def model_card(
         + (f" Write **{_escaped(trigger_word)}** in the prompt to call it up." if trigger_word else ""),
         "",
         *(["<Gallery />", ""] if samples else []),
-        "## Use",
-        "",
-        "diffusers:",
-        "",
-        "```python",
-        "import torch",
-        "from diffusers import StableDiffusionXLPipeline",
-        "",
-        f'pipe = StableDiffusionXLPipeline.from_pretrained({_quoted(base)}, torch_dtype=torch.float16).to("cuda")',
-        load,
-        draw,
-        "```",
-        "",
-        f"ComfyUI, A1111, Forge: put `{name}.safetensors` into the LoRA folder and prompt with",
-        "",
-        f"```\n{tag}\n```",
-        "",
-        f"`{name}.safetensors` loads in every client; `pytorch_lora_weights.safetensors` is the same for diffusers.",
+        *_usage(name, base, trigger_word, prompt, repository),
     ]
     if grid:
         parts += ["", "## How it learned", "", f"![prompts by steps]({grid})"]
@@ -83,6 +62,34 @@ def _header(base: str, trigger_word: str, samples: Sequence[tuple[str, str]]) ->
         for text, path in samples:
             header += [f"- text: {_quoted(text)}", "  output:", f"    url: {_quoted(path)}"]
     return header
+
+
+def _usage(name: str, base: str, trigger_word: str, prompt: str, repository: str | None) -> list[str]:
+    """Lines to copy, for diffusers and for clients that read a prompt's tags."""
+    python, tag = usage_lines(name, trigger_word, prompt)
+    load, draw = python.split("; ", 1)
+    if repository:
+        load = f"pipe.load_lora_weights({_quoted(repository)}, weight_name={_quoted(f'{name}.safetensors')})"
+    return [
+        "## Use",
+        "",
+        "diffusers:",
+        "",
+        "```python",
+        "import torch",
+        "from diffusers import StableDiffusionXLPipeline",
+        "",
+        f'pipe = StableDiffusionXLPipeline.from_pretrained({_quoted(base)}, torch_dtype=torch.float16).to("cuda")',
+        load,
+        draw,
+        "```",
+        "",
+        f"ComfyUI, A1111, Forge: put `{name}.safetensors` into the LoRA folder and prompt with",
+        "",
+        f"```\n{tag}\n```",
+        "",
+        f"`{name}.safetensors` loads in every client; `pytorch_lora_weights.safetensors` is the same for diffusers.",
+    ]
 
 
 def _quoted(text: str) -> str:

@@ -12,7 +12,6 @@ opens no tensor.
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -25,57 +24,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from sdxl_lora.errors import CheckpointError, DiskError
+from sdxl_lora.errors import CheckpointError
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.io.file_system import CANNOT_RENAME, file_sha256, flush_to_disk, remove, replace
-from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS, print_any_name
+from sdxl_lora.operating_system import print_any_name
 from sdxl_lora.run.status import read_status
 
 MANIFEST = "manifest.json"
 MINIMUM_KEPT = 2
-DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-
-
-@contextlib.contextmanager
-def disk_errors(run_dir: Path, temporary: Path | None = None):
-    """Turn what a full or failing disk raises into a DiskError that says what is needed, free and safe.
-
-    `temporary` is removed then.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, DiskError) or not is_disk_error(error):
-            raise
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise DiskError(disk_trouble(run_dir, error)) from error
-
-
-def disk_trouble(run_dir: Path, error: Exception) -> str:
-    """What could not be written, how much room there is and is needed, and what is safe, as far as the disk tells."""
-    place, free, good, size = Path(getattr(error, "filename", None) or run_dir), "an unknown number of", None, 0
-    with contextlib.suppress(OSError):
-        free = f"{shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free:,}"
-    with contextlib.suppress(OSError):
-        good = next((path for path in reversed(checkpoints(run_dir)) if problem_with(path) is None), None)
-        size = sum(path.stat().st_size for path in good.rglob("*")) if good else 0
-    return (
-        f"cannot write to {place} ({error}): {free} bytes are free"
-        + (f", a checkpoint needs about {size:,}" if good else "")
-        + ". Make room and run the same command again; "
-        + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
-    )
-
-
-def is_disk_error(error: Exception) -> bool:
-    """torch.save and safetensors hide the system's error number in their own exceptions."""
-    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
-        return True
-    words = str(error)
-    hidden = re.search(r"\(os error (\d+)\)", words)  # Rust's
-    cxx = ("unexpected pos", "PytorchStreamWriter failed", "file write failed", "iostream")
-    return bool(hidden and int(hidden[1]) in DISK_ERRNOS | WINDOWS_DISK_ERRORS) or any(sign in words for sign in cxx)
 
 
 def publish(temporary: Path, final: Path, about: dict) -> None:

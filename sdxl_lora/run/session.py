@@ -23,7 +23,8 @@ from sdxl_lora.errors import CheckpointError, ConfigError, DataError, Stopped
 from sdxl_lora.io.file_system import remove, write_whole
 from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.memory_budget import smaller_settings
-from sdxl_lora.run.checkpoints import disk_errors, is_disk_error, newest_checkpoint
+from sdxl_lora.run.checkpoints import newest_checkpoint
+from sdxl_lora.run.disk_errors import disk_errors, is_disk_error
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.lost_processes import explain_lost_ranks

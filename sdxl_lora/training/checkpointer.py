@@ -13,13 +13,13 @@ from sdxl_lora.io.safetensors import load_tensors, save_tensors
 from sdxl_lora.lora.state import load_lora_state, lora_state
 from sdxl_lora.run.checkpoints import (
     choose_checkpoint,
-    disk_errors,
     named_as_checkpoints,
     publish,
     read_manifest,
     remove_leftovers,
     rotate,
 )
+from sdxl_lora.run.disk_errors import disk_errors
 from sdxl_lora.run.session import Run
 
 STATE_NAME = "lora_state.safetensors"

@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from preprocess.__main__ import recipe_of
 from preprocess.images.prepare import Bytes, Job, identity, prepare_picture
+from preprocess.images.recipe import recipe_of
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.images import icc
 from sdxl_lora.images.decode import ImageError

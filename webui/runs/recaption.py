@@ -6,9 +6,9 @@ python -m webui.runs.recaption DATASET FILE_NAME [PLACE]
 import sys
 from pathlib import Path
 
-from preprocess.__main__ import plan_of, wording_of
 from preprocess.captions.caption_all import caption_batch
-from preprocess.captions.caption_text import without_stock_phrase
+from preprocess.captions.caption_plan import plan_of
+from preprocess.captions.caption_text import without_stock_phrase, wording_of
 from preprocess.jobs.state import jsonl
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.images.decode import open_image

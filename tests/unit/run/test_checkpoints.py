@@ -14,13 +14,13 @@ from sdxl_lora.run.checkpoints import (
     check_facts,
     checkpoints,
     choose_checkpoint,
-    disk_errors,
     main,
     problem_with,
     publish,
     remove_leftovers,
     rotate,
 )
+from sdxl_lora.run.disk_errors import disk_errors
 
 FACTS = {"rank": 16, "seed": 0}
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from preprocess.captions import captioner as caption_module
 from preprocess.captions.batch_size import after_fit, first_and_most
-from preprocess.captions.captioner import CaptionerOptions, captioner
+from preprocess.captions.captioner import captioner
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from tests.helpers.preparing import noise, rows_of
 from tests.helpers.preparing import preprocess as run_preprocess
 
@@ -34,7 +35,7 @@ def fake_gpu(monkeypatch, holds, free=None):
 
 def test_a_batch_that_does_not_fit_is_halved_and_never_grows_again(tiny_florence2, pictures, monkeypatch):
     sizes = fake_gpu(monkeypatch, holds=2)
-    with captioner(CaptionerOptions(str(tiny_florence2)), batch_size=5) as caption:
+    with captioner(CaptionerConfig(str(tiny_florence2), caption_batch_size=5)) as caption:
         assert caption(pictures) == [str(picture.getpixel((0, 0))) for picture in pictures]
         assert caption(pictures[:2]) == [str(picture.getpixel((0, 0))) for picture in pictures[:2]]
     assert sizes == [5, 2, 2, 1, 2]
@@ -52,14 +53,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_never_grows_again(tiny_florence
 )
 def test_the_batch_grows_while_memory_allows(tiny_florence2, monkeypatch, asked, holds, free, tried):
     sizes = fake_gpu(monkeypatch, holds, free)
-    with captioner(CaptionerOptions(str(tiny_florence2)), asked) as caption:
+    with captioner(CaptionerConfig(str(tiny_florence2), caption_batch_size=asked)) as caption:
         assert len(caption([Image.new("RGB", (8, 8))] * 30)) == 30
     assert sizes == tried
 
 
 def test_one_picture_that_does_not_fit_is_out_of_memory(tiny_florence2, pictures, monkeypatch):
     fake_gpu(monkeypatch, holds=0)
-    with captioner(CaptionerOptions(str(tiny_florence2))) as caption, pytest.raises(torch.OutOfMemoryError):
+    with captioner(CaptionerConfig(str(tiny_florence2))) as caption, pytest.raises(torch.OutOfMemoryError):
         caption(pictures)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from preprocess.captions.caption_text import Wording, training_text, without_stock_phrase
+from sdxl_lora.config.sections.preprocess import WordingConfig
 
 
 @pytest.mark.parametrize(
@@ -26,4 +27,4 @@ def test_words_around_a_caption():
     assert training_text("", "sks") == "sks"
     assert training_text("a sks cat", "sks") == "a sks cat"
     assert training_text("a c++ book", "c++") == "a c++ book"
-    assert Wording("sks").text("a cat", is_class_image=True) == "a cat"
+    assert Wording("sks", WordingConfig()).text("a cat", is_class_image=True) == "a cat"

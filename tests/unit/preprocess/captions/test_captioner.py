@@ -9,14 +9,15 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration, Gener
 
 from examples.tiny_florence2 import WORDS, tiny_florence2_tokenizer
 from preprocess.captions import captioner as caption_module
-from preprocess.captions.captioner import CaptionerOptions, captioner, check_captioner
+from preprocess.captions.captioner import captioner, check_captioner
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.errors import ConfigError
 from tests.helpers.preparing import noise
 from tests.helpers.preparing import preprocess as run_preprocess
 
 
 def test_florence_gives_what_its_own_classes_give(tiny_florence2, pictures):
-    options = CaptionerOptions(str(tiny_florence2), task="<CAPTION>", max_new_tokens=12)
+    options = CaptionerConfig(str(tiny_florence2), caption_task="<CAPTION>", caption_max_new_tokens=12)
     with captioner(options) as caption:
         texts = caption(pictures)
     processor = AutoProcessor.from_pretrained(tiny_florence2)
@@ -31,7 +32,7 @@ def test_florence_gives_what_its_own_classes_give(tiny_florence2, pictures):
 def test_the_task_reaches_the_model(tiny_florence2, pictures):
     texts = {}
     for task in ("<CAPTION>", "<MORE_DETAILED_CAPTION>", "<GENERATE_TAGS>"):  # the last is a fine-tune's own
-        with captioner(CaptionerOptions(str(tiny_florence2), task=task, max_new_tokens=12)) as caption:
+        with captioner(CaptionerConfig(str(tiny_florence2), caption_task=task, caption_max_new_tokens=12)) as caption:
             texts[task] = tuple(caption(pictures))
     assert len(set(texts.values())) == 3
 
@@ -42,7 +43,7 @@ def test_the_captioner_leaves_memory(tiny_florence2, pictures, monkeypatch):
     monkeypatch.setattr(
         caption_module, "describe", lambda model, *rest: seen.append(weakref.ref(model)) or describe(model, *rest)
     )
-    with captioner(CaptionerOptions(str(tiny_florence2), max_new_tokens=4)) as caption:
+    with captioner(CaptionerConfig(str(tiny_florence2), caption_max_new_tokens=4)) as caption:
         caption(pictures[:1])
         assert seen[0]() is not None
     gc.collect()
@@ -51,15 +52,15 @@ def test_the_captioner_leaves_memory(tiny_florence2, pictures, monkeypatch):
 
 def test_what_is_no_captioner_is_refused_before_any_work(tiny_florence2, tiny_base, tmp_path, capsys):
     with pytest.raises(ConfigError, match="--caption_model FOLDER"):
-        check_captioner(CaptionerOptions("nobody/nothing-of-that-name"))
+        check_captioner(CaptionerConfig("nobody/nothing-of-that-name"))
     with pytest.raises(ConfigError, match="cannot load the captioner"):
-        check_captioner(CaptionerOptions(str(tiny_base / "text_encoder")))
+        check_captioner(CaptionerConfig(str(tiny_base / "text_encoder")))
     with pytest.raises(ConfigError, match="gives boxes, not a caption"):
-        check_captioner(CaptionerOptions(str(tiny_florence2), task="<OD>"))
+        check_captioner(CaptionerConfig(str(tiny_florence2), caption_task="<OD>"))
     with pytest.raises(ConfigError, match="did you mean <DETAILED_CAPTION>"):
-        check_captioner(CaptionerOptions(str(tiny_florence2), task="<DETAILD_CAPTION>"))
+        check_captioner(CaptionerConfig(str(tiny_florence2), caption_task="<DETAILD_CAPTION>"))
     for task in ("<MIXED_CAPTION>", "<GENERATE_TAGS>"):  # of a fine-tune
-        check_captioner(CaptionerOptions(str(tiny_florence2), task=task))
+        check_captioner(CaptionerConfig(str(tiny_florence2), caption_task=task))
     raw = tmp_path / "raw"
     raw.mkdir()
     noise().save(raw / "a.png")
@@ -71,15 +72,15 @@ def test_what_is_no_captioner_is_refused_before_any_work(tiny_florence2, tiny_ba
 def test_another_family_of_captioners_is_served_too(tiny_blip, pictures):
     from transformers import BlipForConditionalGeneration
 
-    check_captioner(CaptionerOptions(str(tiny_blip)))
-    with captioner(CaptionerOptions(str(tiny_blip), max_new_tokens=6)) as caption:
+    check_captioner(CaptionerConfig(str(tiny_blip)))
+    with captioner(CaptionerConfig(str(tiny_blip), caption_max_new_tokens=6)) as caption:
         texts = caption(pictures[:3])
     processor = AutoProcessor.from_pretrained(tiny_blip)
     model = BlipForConditionalGeneration.from_pretrained(tiny_blip).eval()
     for text, picture in zip(texts, pictures, strict=False):
         tokens = model.generate(**processor(images=[picture], return_tensors="pt"), max_new_tokens=6, num_beams=3)
         assert text == " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
-    with captioner(CaptionerOptions(str(tiny_blip), prompt="a photo of", max_new_tokens=6)) as caption:
+    with captioner(CaptionerConfig(str(tiny_blip), caption_prompt="a photo of", caption_max_new_tokens=6)) as caption:
         assert all(text.startswith("a photo of") for text in caption(pictures[:2]))
 
 
@@ -110,7 +111,9 @@ def test_a_chat_model_is_asked_and_its_answer_is_the_caption(pictures, tmp_path)
     )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    options = CaptionerOptions(str(tmp_path), prompt="What is it?", max_new_tokens=5, num_beams=1)
+    options = CaptionerConfig(
+        str(tmp_path), caption_prompt="What is it?", caption_max_new_tokens=5, caption_num_beams=1
+    )
     check_captioner(options)
     with captioner(options) as caption:
         texts = caption(pictures[:2])
@@ -139,7 +142,7 @@ def test_a_model_with_image_processor_and_tokenizer_apart_is_served(pictures, tm
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    check_captioner(CaptionerOptions(str(tmp_path)))
-    with captioner(CaptionerOptions(str(tmp_path), max_new_tokens=4)) as caption:
+    check_captioner(CaptionerConfig(str(tmp_path)))
+    with captioner(CaptionerConfig(str(tmp_path), caption_max_new_tokens=4)) as caption:
         texts = caption(pictures[:2])
     assert all(len(text.split()) == 4 and set(text.split()) <= set(WORDS) for text in texts)

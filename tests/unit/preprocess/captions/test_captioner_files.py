@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from preprocess.captions.captioner import CaptionerOptions, CutOff, captioner, check_captioner
+from preprocess.captions.captioner import CutOff, captioner, check_captioner
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.memo import NO_MEMO
 from tests.helpers.preparing import noise, preprocess, report_of, rows_of
@@ -55,7 +56,7 @@ def test_weights_missing_left_over_or_of_another_shape_are_refused_before_any_pi
         assert not list((tmp_path / "out").rglob("*.png"))
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ConfigError, match="cannot load the captioner"):
-        check_captioner(CaptionerOptions(str(model)))
+        check_captioner(CaptionerConfig(str(model)))
 
 
 def test_buffers_that_older_versions_saved_are_no_fault():
@@ -142,10 +143,10 @@ def test_old_weights_under_a_new_config_and_pickles_alone_are_told_what_to_load_
         weights = {key.replace(new, name): tensor for key, tensor in weights.items()}
     saved(model, weights)
     with pytest.raises(ConfigError, match="load florence-community/Florence-2-base"):
-        check_captioner(CaptionerOptions(str(model)))
+        check_captioner(CaptionerConfig(str(model)))
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pickles like pytorch_model.bin are not.*load one that has it"):
-        check_captioner(CaptionerOptions(str(model)))
+        check_captioner(CaptionerConfig(str(model)))
 
 
 def test_captions_cut_off_are_named_again_on_every_run(model, raw, tmp_path, capsys):
@@ -166,7 +167,7 @@ def test_a_caption_that_ends_by_itself_is_not_called_cut_off(tiny_blip, tmp_path
         with torch.no_grad():
             bias[end] = added
         model.save_pretrained(folder)
-        with captioner(CaptionerOptions(str(folder), prompt="a photo of", max_new_tokens=6)) as caption:
+        with captioner(CaptionerConfig(str(folder), caption_prompt="a photo of", caption_max_new_tokens=6)) as caption:
             (text,) = caption([noise(seed=1)])
         assert isinstance(text, CutOff) is not ends and (text == "a photo of") is ends
 
@@ -181,6 +182,6 @@ def test_florence_that_ends_by_itself_is_not_called_cut_off(model):
         (soon, False),
     ):
         path.write_text(json.dumps({**config, **changes}))
-        with captioner(CaptionerOptions(str(model), max_new_tokens=8)) as caption:
+        with captioner(CaptionerConfig(str(model), caption_max_new_tokens=8)) as caption:
             texts = caption([noise(seed=0), noise(seed=1)])
         assert [isinstance(text, CutOff) for text in texts] == [cut_off] * 2

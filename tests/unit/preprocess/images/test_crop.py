@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images.crop import Sizing, crop_picture, random_positions
+from preprocess.images.crop import bucket_of, crop_picture, random_positions, sizes_of
 from preprocess.images.saliency import attention_position
+from sdxl_lora.config.sections.preprocess import SizeConfig
 from tests.helpers.preparing import noise, preprocess, rows_of
 
 
@@ -60,13 +61,15 @@ def test_random_crops_are_a_function_of_seed_and_content(tmp_path):
 
 def test_sizing_says_what_would_help_a_small_picture():
     with pytest.raises(ValueError, match=r"50x40 px, smaller than its 64x64 target: pass --enlarge_small to .*it$"):
-        Sizing(64, buckets=False).bucket_of((50, 40))
+        bucket_of(SizeConfig(64, buckets="off"), (50, 40))
     with pytest.raises(ValueError, match="--no_upscale for smaller buckets"):
-        Sizing(64, bucket_step=16).bucket_of((50, 40))
+        bucket_of(SizeConfig(64, bucket_step=16), (50, 40))
     with pytest.raises(ValueError, match="smaller --min_bucket_side"):
-        Sizing(64, bucket_step=16, min_side=48, no_upscale=True).bucket_of((50, 40))
-    assert Sizing(64, bucket_step=16, min_side=16, no_upscale=True).bucket_of((50, 40)) == (48, 32)
-    assert Sizing(64, bucket_step=16, enlarge_small=True).bucket_of((50, 40)) in Sizing(64, bucket_step=16).sizes()
+        bucket_of(SizeConfig(64, bucket_step=16, min_bucket_side=48, no_upscale=True), (50, 40))
+    small = SizeConfig(64, bucket_step=16, min_bucket_side=16, no_upscale=True)
+    assert bucket_of(small, (50, 40)) == (48, 32)
+    large = SizeConfig(64, bucket_step=16, enlarge_small=True)
+    assert bucket_of(large, (50, 40)) in sizes_of(large)
 
 
 @pytest.mark.parametrize("image_format", ["png", "webp", "jpg"])
