@@ -59,8 +59,8 @@ def test_writing_in_pictures_is_warned_of(tiny_florence2, tmp_path, monkeypatch)
     asked = []
 
     def describe(model, processor, images, options):
-        asked.extend([options.task] * len(images))
-        return ["STOCK" if options.task == "<OCR>" and sum(i.getpixel((9, 9))) else "" for i in images]
+        asked.extend([options.caption_task] * len(images))
+        return ["STOCK" if options.caption_task == "<OCR>" and sum(i.getpixel((9, 9))) else "" for i in images]
 
     monkeypatch.setattr(caption_module, "describe", describe)
     (raw / "a.txt").write_text("a")
