@@ -269,7 +269,7 @@ def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):
     with pytest.raises(DataError, match=r"caption of .*0\.png has a NUL at position 1"):
         ImageDataset(plain.map(lambda row: {"text": "a\0b"}))
     rows = datasets.Dataset.from_list([{"image": None, "text": "a"}], features=plain.features)
-    with pytest.raises(DataError, match="row 0 has no picture"):
+    with pytest.raises(DataError, match="row 0 of the dataset has no picture"):
         ImageDataset(rows)
     (ramps / "1.txt").write_bytes("ramp".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"1\.txt is not UTF-8 text: NUL at position 1"):

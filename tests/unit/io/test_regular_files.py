@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from sdxl_lora.folders.caption_files import read_caption
 from sdxl_lora.images.decode import ImageError, image_header, looks_like_image, open_image
 from sdxl_lora.io.regular_files import read_regular
 from sdxl_lora.io.text_files import read_jsonl, read_text
+from tests.helpers.paths import ROOT
 from tests.helpers.png import encoded, gradient
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pipes, /dev and /proc")
@@ -128,6 +128,5 @@ def test_an_image_is_known_by_its_content_whatever_its_name(tmp_path):
 
 
 def test_pillow_opens_a_file_in_one_module_alone():
-    root = Path(__file__).parent.parent
-    files = [path for folder in ("sdxl_lora", "preprocess") for path in (root / folder).rglob("*.py")]
-    assert [path.name for path in files if "Image.open(" in path.read_text(encoding="utf-8")] == ["images.py"]
+    files = [path for folder in ("sdxl_lora", "preprocess", "webui") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in files if "Image.open(" in path.read_text(encoding="utf-8")] == ["decode.py"]
