@@ -86,7 +86,7 @@ def test_a_training_is_started_and_its_plot_moves(story):
     fill(page, "train-num_train_epochs", "2000")
     fill(page, "train-validation_prompt", f"sks, a cat\n{EVIL}")
     choose(page, "train-mixed_precision", "no")
-    page.get_by_text("Watching it").click()
+    page.get_by_role("button", name="Samples and validation").click()
     fill(page, "train-num_validation_images", "2")
     fill(page, "train-validation_inference_steps", "1")
     fill(page, "train-validation_epochs", "100")  # a picture every ten seconds or so

@@ -186,3 +186,15 @@ def test_a_dataset_that_was_chosen_for_training_is_not_replaced_by_a_newer_one(p
     assert dataset.input_value() == "/my/own"
     for other in (dog, bird):
         shutil.rmtree(other.parent)
+
+
+def test_a_caption_is_made_anew_only_where_a_person_has_said_yes(page, server, folder):
+    """The dataset was prepared without a captioner: that word is the server's answer to a yes."""
+    asked = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.locator("#recaption-1").click()
+    looked(page)
+    assert "Replace this caption?" in asked[0] and page.get_by_text("without auto-caption").count() == 0
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.locator("#recaption-1").click()
+    page.get_by_text("without auto-caption").first.wait_for()

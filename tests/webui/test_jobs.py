@@ -41,9 +41,15 @@ def running(jobs: Jobs, job: Job) -> Job | None:
     return now if now.state == "running" and "up" in console_lines(jobs, now) else None
 
 
+def waits_for(path: Path) -> str:
+    """A job that is up until the file is there."""
+    return f"import pathlib, time; print('up', flush=True)\nwhile not pathlib.Path(r'{path}').exists(): time.sleep(.05)"
+
+
 def test_jobs_run_one_after_another_in_their_order_and_leave_no_one_behind(jobs, tmp_path):
-    code = "import time; open(r'{0}', 'a').write('{1} '); time.sleep(.3); open(r'{0}', 'a').write('{1}-end ')"
-    added = [add(jobs, code.format(tmp_path / "log", name)) for name in "abc"]
+    alone = tmp_path / "alone"  # a second one beside it would find it there, and fail
+    code = "import os; open(r'{0}', 'x'); open(r'{1}', 'a').write('{2} {2}-end '); os.unlink(r'{0}')"
+    added = [add(jobs, code.format(alone, tmp_path / "log", name)) for name in "abc"]
     for job in added:
         assert until(lambda job=job: over(jobs, job)).exit_code == 0
     assert (tmp_path / "log").read_text().split() == ["a", "a-end", "b", "b-end", "c", "c-end"]
@@ -119,19 +125,19 @@ def test_stop_reaches_a_run_that_is_just_starting_and_removes_the_old_stop_file(
     """As run.py does when it takes its folder."""
     run = tmp_path / "run"
     code = (
-        f"import pathlib, time; run = pathlib.Path(r'{run}'); time.sleep(1); run.mkdir(exist_ok=True)\n"
-        "(run / 'stop').unlink(missing_ok=True); end = time.time() + 20\n"
-        "while time.time() < end and not (run / 'stop').exists(): time.sleep(.05)\n"
-        "raise SystemExit(0 if (run / 'stop').exists() else 9)"
+        f"{waits_for(tmp_path / 'asked')}\n"
+        f"run = pathlib.Path(r'{run}'); run.mkdir(exist_ok=True); (run / 'stop').unlink(missing_ok=True)\n"
+        "while not (run / 'stop').exists(): time.sleep(.05)"
     )
     job = add(jobs, code, kind="train", target=run)
     now = until(lambda: jobs.read(job.id) if jobs.read(job.id).state == "running" else None)
     jobs.stop(now)
+    (tmp_path / "asked").touch()
     assert until(lambda: over(jobs, job)).exit_code == 0
 
 
 def test_a_killed_worker_costs_neither_the_job_nor_those_behind_it(jobs, tmp_path):
-    job = add(jobs, "import time; print('up', flush=True); time.sleep(2)")
+    job = add(jobs, waits_for(tmp_path / "go"))
     behind = add(jobs, "print('up')")
     now = until(lambda: running(jobs, job))
     worker = psutil.Process(now.pid).parent()
@@ -140,8 +146,10 @@ def test_a_killed_worker_costs_neither_the_job_nor_those_behind_it(jobs, tmp_pat
     assert now.process() is not None
     Jobs(tmp_path).ensure_worker()  # as the page does every second, and a new page when it opens
     Jobs(tmp_path).ensure_worker()
-    assert until(lambda: over(jobs, job)).ended - now.started > 1.5
-    assert until(lambda: over(jobs, behind)).exit_code == 0
+    (tmp_path / "go").touch()
+    ended, after = until(lambda: over(jobs, job)), until(lambda: over(jobs, behind))
+    assert ended.pid == now.pid and console_lines(jobs, ended) == ["up"], "it was not started anew"
+    assert after.exit_code == 0 and after.started >= ended.ended
 
 
 def test_a_job_outlives_the_process_that_asked_for_it(jobs, tmp_path):
@@ -152,7 +160,7 @@ def test_a_job_outlives_the_process_that_asked_for_it(jobs, tmp_path):
         "import time; time.sleep(60)"
     )
     page = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), "import time; print('up', flush=True); time.sleep(1)"],
+        [sys.executable, "-c", code, str(tmp_path), waits_for(tmp_path / "go")],
         stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     job_id = page.stdout.readline().strip()
@@ -160,6 +168,7 @@ def test_a_job_outlives_the_process_that_asked_for_it(jobs, tmp_path):
     os.killpg(page.pid, signal.SIGKILL)
     page.wait()
     page.stdout.close()
+    (tmp_path / "go").touch()
     assert until(lambda: over(jobs, job)).exit_code == 0
 
 

@@ -82,6 +82,8 @@ class Captions:
             )
 
     def caption_all_anew(self, request: gr.Request, name: str | None) -> None:
+        if name == "":  # the person was asked, and said no
+            return
         language = language_of(request)
         folder = self.folder(language, name)
         self.require_captioner(language, folder)

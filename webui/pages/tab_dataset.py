@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from sdxl_lora.errors import ConfigError, DataError
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import LANGUAGES, T, language_of, say
 from webui.pages.captions import Captions, key_of_row, loaded
 from webui.pages.dataset_html import about_html, card_html
 from webui.runs import dataset_view as datasets
@@ -22,6 +22,20 @@ SHOW_SAVED = """(saved, key, text) => {
   if (now.of !== key) return [undefined, undefined, undefined];
   return [now.html, now.key, text === now.sent ? now.text : undefined];
 }"""
+
+
+def asking(words: dict[str, str]) -> str:
+    """JavaScript that asks, in the browser's language, before a caption is replaced; of a card without one it does not.
+    What it hands on is empty where the answer is no.
+
+    Args:
+        words: the question by language.
+    """
+    return f"""(key) => {{
+  const words = {json.dumps(words, ensure_ascii=False)};
+  if (key?.startsWith("{{") && JSON.parse(key).text === "") return key;
+  return confirm(words[navigator.language.slice(0, 2)] ?? words.en) ? key : "";
+}}"""
 
 
 class DatasetTab:
@@ -75,12 +89,21 @@ class DatasetTab:
         for button, by in ((self.back, -1), (self.forth, 1)):
             button.click(show_errors(self.turner(by)), seen, self.outputs, **QUIET)
         self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
-        self.recaption_all.click(show_errors(self.captions.caption_all_anew), [self.chosen], None, **QUIET)
+        ask_all = {
+            language: say(language, "Make all captions anew, those written by hand too?") for language in LANGUAGES
+        }
+        self.recaption_all.click(
+            show_errors(self.captions.caption_all_anew), [self.chosen], None, js=asking(ask_all), **QUIET
+        )
+        ask_one = {
+            language: say(language, "Replace this caption? The old one is kept in before_recaption.jsonl.")
+            for language in LANGUAGES
+        }
         for (_, html, text, key), saved, button in zip(self.cards, self.saved, self.recaption, strict=True):
             text.blur(show_errors(self.captions.save), [key, text], [saved], **QUIET).success(
                 None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
             )
-            button.click(show_errors(self.captions.caption), [key], None, **QUIET)
+            button.click(show_errors(self.captions.caption), [key], None, js=asking(ask_one), **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]

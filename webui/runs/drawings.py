@@ -1,4 +1,4 @@
-"""What is asked of draw.py, and where its pictures lie. Imports no torch."""
+"""What is asked of compare.py, and where its pictures lie. Imports no torch."""
 
 import math
 from pathlib import Path

@@ -67,7 +67,7 @@ def caption_job(jobs: Jobs, dataset: Path, file_name: str, place: int = 0) -> Jo
 
 
 def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
-    """Pictures with a run's LoRA; `request` is what draw.py reads."""
+    """Pictures with a run's LoRA; `request` is what compare.py reads."""
     job = new_job(jobs, "draw", str(run))
     folder = jobs.folder_of(job.id)
     folder.mkdir(parents=True, exist_ok=True)
