@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from preprocess.__main__ import main as preprocess
-from sdxl_lora import operating_system
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entry
 from sdxl_lora.config.names import check_name
 from sdxl_lora.errors import DiskError
+from sdxl_lora.io import file_system
 from sdxl_lora.io.file_system import flush_to_disk, remove, replace, write_whole
 from sdxl_lora.operating_system import (
     PROCESSES,
@@ -115,7 +115,7 @@ def has_what_is_only_here() -> bool:
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(operating_system, "PAUSES", (0,) * 8)
+    monkeypatch.setattr(file_system, "PAUSES", (0,) * 8)
 
 
 def held_open(monkeypatch, function, times):
