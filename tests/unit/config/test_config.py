@@ -199,7 +199,7 @@ def test_paths_are_read_as_they_are_pasted(typed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["", "  ", '""', "a\0b"])
 def test_an_output_dir_that_is_nothing_is_refused(name):
     with pytest.raises(ConfigError, match="is an invalid name"):
-        TrainConfig(output_dir=name, train_data_dir="data")
+        flat_train_config(output_dir=name, train_data_dir="data")
 
 
 def test_hub_ids_and_words_stay_as_they_are():
