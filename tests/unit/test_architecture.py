@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 APPLICATIONS = ("preprocess", "webui", "train_sdxl_lora")
 FLOORS = [  # from the ground up: a package imports only packages below it
-    ("errors", "rng", "fault_injection", "operating_system"),
+    ("errors", "rng", "fault_injection", "operating_system", "graphics_cards"),
     ("startup", "config"),
     ("io",),
     ("images", "lora.formats", "diffusion", "distributed"),
