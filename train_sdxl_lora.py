@@ -42,6 +42,7 @@ from sdxl_lora.training.export import LoraExporter
 from sdxl_lora.training.finish import finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
+from sdxl_lora.training.precision import settle_precision
 from sdxl_lora.training.samples import SampleWriter
 from sdxl_lora.training.schedule import Cadence
 from sdxl_lora.training.train_step import TrainStep
@@ -69,9 +70,12 @@ def train(config: TrainConfig) -> Trained | None:
     Raises:
         the exceptions of sdxl_lora/errors.py.
     """
+    config, said = settle_precision(config)
     accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None
     with open_run(accelerator, config) as run:  # lock, status.json, requests to stop; full disk, lost process, OOM
         logger = RunLogger(accelerator, run)
+        for line in said:
+            logger.info(line)
 
         # Before any work: whatever could fail at the end of the night fails here.
         base = check_inputs(config, accelerator)
