@@ -110,10 +110,13 @@ def train(config: TrainConfig) -> Trained | None:
         with rates_kept(optimizer):
             step = checkpointer.restore(logger.info)
         run.update(best_checkpoint=evaluator.best.checkpoint)
-        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, step))
+        cadence = Cadence(config, data)
+        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))
         metrics = StepMetrics(accelerator.device, config.logging.loss_bins, len(model.scheduler.betas), step)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
-        step = fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step)
+        step = fit(
+            config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
+        )
         on_main_and_broadcast(
             accelerator, lambda: finish(config, run, exporter, data, evaluator.best, repository, logger, step)
         )
@@ -122,7 +125,9 @@ def train(config: TrainConfig) -> Trained | None:
     return trained
 
 
-def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step) -> int:
+def fit(
+    config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
+) -> int:
     """Step, log, evaluate, save and draw, until all steps are done, nothing gets better, or someone asks to stop.
 
     Args:
@@ -133,7 +138,6 @@ def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, sa
         Stopped: on request, with everything saved.
         NonFiniteError: NaN or infinity in a step; no weight has changed since.
     """
-    cadence = Cadence(config, data)
     if config.batch.train_batch_size == "auto":
         train_step.fit_to_memory(data, step)
     catch_up(step, cadence, evaluator, samples)
@@ -178,7 +182,7 @@ def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | No
     run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
 
 
-def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int) -> dict:
+def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int) -> dict:
     """What will be trained, as the log's first line and its event `started` say it."""
     return {
         "processes": accelerator.num_processes,
@@ -189,6 +193,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int
         "held_out": len(data.held_out),
         "sizes": len(data.sampler.members),
         "images_per_step": data.images_per_step,
+        "evaluates": str(cadence.evaluation) if cadence.has_evaluation else "never",
         "parameters": sum(parameter.numel() for parameter in model.adapter_parameters().values()),
     }
 

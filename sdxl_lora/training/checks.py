@@ -90,6 +90,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     if config.evaluation.similarity_model is not None:
         check_source(config.evaluation.similarity_model, "similarity_model", "folder")
     sample_prompts_of(config)
+    config.evaluation.warn_of_lost_quotes()
     check_start(config.adapter, base)
     try:
         check_name(config.lora_name)

@@ -30,6 +30,7 @@ from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import DataPlan, augmentation_of, open_images, plan_data
 from sdxl_lora.training.model import warm_start_of
 from sdxl_lora.training.precision import planned_precision
+from sdxl_lora.training.schedule import EvaluationCadence, evaluation_cadence
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -136,6 +137,8 @@ class TrainingPlan:
             f"{self.shape.micro_steps} micro-steps x {self.world_size} processes); "
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
+        if self.data.prompts or self.data.held_out:
+            lines.append(f"samples and validation: at the start, {self.evaluation_cadence}, and at the end")
         small = [
             rows
             for rows in self.data.sampler.members.values()
@@ -144,6 +147,10 @@ class TrainingPlan:
         if small:
             lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
         return lines
+
+    @property
+    def evaluation_cadence(self) -> EvaluationCadence:
+        return evaluation_cadence(self.config.evaluation, self.data.sampler, self.data.total_steps)
 
     def of_parameters(self) -> list[str]:
         """Numbers of values and modules, for the UNet by its three parts."""
