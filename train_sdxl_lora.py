@@ -25,6 +25,7 @@ from typing import NoReturn
 from sdxl_lora.data.prefetch import run_in_background
 from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
+from sdxl_lora.doctor.short import in_short
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.models.base_weights import base_sha256
@@ -74,7 +75,7 @@ def train(config: TrainConfig) -> Trained | None:
     accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None
     with open_run(accelerator, config) as run:  # lock, status.json, requests to stop; full disk, lost process, OOM
         logger = RunLogger(accelerator, run)
-        for line in said:
+        for line in (*in_short(accelerator.device, run.folder), *said):
             logger.info(line)
 
         # Before any work: whatever could fail at the end of the night fails here.

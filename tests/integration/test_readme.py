@@ -223,7 +223,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_launcher = {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
     of_launcher |= {"max_restarts", "nodes", "gpus-per-node"}
     of_page = {"host", "port", "settings"}
-    of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step", "best"}
+    of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_benchmarks = {"kohya"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     known = (

@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up: a package imports only packages below it
     ("images", "lora.formats", "diffusion", "distributed"),
     ("folders", "models"),
     ("data", "performance", "sampling"),
-    ("cache", "run", "tools"),
+    ("cache", "run", "tools", "doctor"),
     ("lora",),
     ("optimizers", "publish"),
     ("training",),
