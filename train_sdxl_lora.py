@@ -1,6 +1,6 @@
 """Train a LoRA of Stable Diffusion XL.
 
-    accelerate launch train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
+    python train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
 
 `train` reads top to bottom: what is prepared, what trains, what watches it, the loop, what is left behind.
 """
