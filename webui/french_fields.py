@@ -509,7 +509,11 @@ FIELDS = {
         ),
         "mixed_precision": (
             "Précision",
-            "Précision de la base et du calcul ; les poids du LoRA sont en float32 dans chacune.",
+            "Précision de la base et du calcul ; les poids du LoRA sont en float32 dans chacune. auto : celle de l'entraînement qui reprend ; sinon bf16 si le GPU la calcule nativement, fp16 sur un autre GPU, no sur un processeur.",
+        ),
+        "allow_cpu": (
+            "Sans GPU",
+            "Entraîner sans GPU une base de taille normale, ce qui prend des minutes par pas.",
         ),
         "allow_tf32": (
             "TF32",
@@ -602,7 +606,7 @@ FIELDS = {
         "num_validation_images": ("Images par texte", "Images dessinées pour chaque texte."),
         "validation_epochs": (
             "Dessiner toutes les N époques",
-            "Dessiner avant le premier pas, toutes les N époques, et à la fin.",
+            "Dessiner avant le premier pas, toutes les N époques, et à la fin. Par défaut : au plus dix fois, et pas plus souvent qu'à chaque époque.",
         ),
         "validation_inference_steps": ("Pas de débruitage", "Pas de débruitage d'une telle image."),
         "validation_guidance_scale": ("Guidage", "Guidage sans classifieur d'une telle image."),
