@@ -1,6 +1,6 @@
 """Train a LoRA of Stable Diffusion XL.
 
-    accelerate launch train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
+    python train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
 
 `train` reads top to bottom: what is prepared, what trains, what watches it, the loop, what is left behind.
 """
@@ -25,6 +25,7 @@ from typing import NoReturn
 from sdxl_lora.data.prefetch import run_in_background
 from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
+from sdxl_lora.doctor.short import in_short
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.models.base_weights import base_sha256
@@ -42,6 +43,7 @@ from sdxl_lora.training.export import LoraExporter
 from sdxl_lora.training.finish import finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
+from sdxl_lora.training.precision import settle_precision
 from sdxl_lora.training.samples import SampleWriter
 from sdxl_lora.training.schedule import Cadence
 from sdxl_lora.training.train_step import TrainStep
@@ -69,9 +71,12 @@ def train(config: TrainConfig) -> Trained | None:
     Raises:
         the exceptions of sdxl_lora/errors.py.
     """
+    config, said = settle_precision(config)
     accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None
     with open_run(accelerator, config) as run:  # lock, status.json, requests to stop; full disk, lost process, OOM
         logger = RunLogger(accelerator, run)
+        for line in (*in_short(accelerator.device, run.folder), *said):
+            logger.info(line)
 
         # Before any work: whatever could fail at the end of the night fails here.
         base = check_inputs(config, accelerator)
@@ -106,10 +111,13 @@ def train(config: TrainConfig) -> Trained | None:
         with rates_kept(optimizer):
             step = checkpointer.restore(logger.info)
         run.update(best_checkpoint=evaluator.best.checkpoint)
-        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, step))
+        cadence = Cadence(config, data)
+        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))
         metrics = StepMetrics(accelerator.device, config.logging.loss_bins, len(model.scheduler.betas), step)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
-        step = fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step)
+        step = fit(
+            config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
+        )
         on_main_and_broadcast(
             accelerator, lambda: finish(config, run, exporter, data, evaluator.best, repository, logger, step)
         )
@@ -118,7 +126,9 @@ def train(config: TrainConfig) -> Trained | None:
     return trained
 
 
-def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, samples, checkpointer, step) -> int:
+def fit(
+    config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
+) -> int:
     """Step, log, evaluate, save and draw, until all steps are done, nothing gets better, or someone asks to stop.
 
     Args:
@@ -129,7 +139,6 @@ def fit(config, accelerator, run, logger, data, train_step, shown, evaluator, sa
         Stopped: on request, with everything saved.
         NonFiniteError: NaN or infinity in a step; no weight has changed since.
     """
-    cadence = Cadence(config, data)
     if config.batch.train_batch_size == "auto":
         train_step.fit_to_memory(data, step)
     catch_up(step, cadence, evaluator, samples)
@@ -174,7 +183,7 @@ def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | No
     run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
 
 
-def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int) -> dict:
+def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int) -> dict:
     """What will be trained, as the log's first line and its event `started` say it."""
     return {
         "processes": accelerator.num_processes,
@@ -185,6 +194,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, step: int
         "held_out": len(data.held_out),
         "sizes": len(data.sampler.members),
         "images_per_step": data.images_per_step,
+        "evaluates": str(cadence.evaluation) if cadence.has_evaluation else "never",
         "parameters": sum(parameter.numel() for parameter in model.adapter_parameters().values()),
     }
 

@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import ProjectConfiguration, gather_object
 
 from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
 from sdxl_lora.config.sections.run import LoggingConfig
-from sdxl_lora.distributed.launcher import set_aside
+from sdxl_lora.distributed.launcher import YES, set_aside
 from sdxl_lora.distributed.rendezvous import INIT_METHOD
 from sdxl_lora.errors import ConfigError
 
@@ -26,11 +26,7 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
         ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
     """
     mixed_precision, micro_steps = compute.mixed_precision, batch.gradient_accumulation_steps
-    said = set_aside(os.environ, mixed_precision, micro_steps)
-    if int(os.environ.get("RANK", 0)) == 0:
-        for text in said:
-            warnings.warn(text, stacklevel=2)
-    timeout = timedelta(seconds=compute.process_timeout_seconds)
+    start_processes(compute, batch)
     trackers = {"all": ["tensorboard", "wandb"], "none": None}.get(logging.report_to, [logging.report_to])
     try:
         accelerator = Accelerator(
@@ -44,7 +40,7 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=micro_steps == 1
                 ),
-                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout),
+                process_group_of(compute),
             ],
         )
     except (ValueError, ImportError) as error:
@@ -61,6 +57,38 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
         )
     set_arithmetic(compute.allow_tf32, compute.deterministic)
     return accelerator
+
+
+def start_processes(compute: ComputeConfig, batch: BatchConfig) -> PartialState:
+    """This process's device, and its connection to the others; `make_accelerator` goes on from it.
+
+    Raises:
+        ConfigError: the launched processes do not know of each other, or cannot be connected.
+    """
+    said = set_aside(os.environ, compute.mixed_precision, batch.gradient_accumulation_steps)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for text in said:
+            warnings.warn(text, stacklevel=3)
+    try:
+        return PartialState(is_cpu_asked_for(), **process_group_of(compute).to_kwargs())
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"accelerate cannot start: {error}") from error
+
+
+def process_group_of(compute: ComputeConfig) -> InitProcessGroupKwargs:
+    timeout = timedelta(seconds=compute.process_timeout_seconds)
+    return InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout)
+
+
+def is_cpu_asked_for() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in YES
+
+
+def device_here() -> torch.device:
+    """The device that Accelerate will choose for a single process, before there is an Accelerator."""
+    if is_cpu_asked_for():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:

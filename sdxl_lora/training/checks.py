@@ -12,9 +12,12 @@ from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.distributed.accelerator import is_cpu_asked_for
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.graphics_cards import why_no_gpu
 from sdxl_lora.lora.warm_start import layers_of
+from sdxl_lora.models.base_report import BaseReport
 from sdxl_lora.models.base_source import Base, models_without_weights
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers
 from sdxl_lora.optimizers.optimizers import optimizer_of
@@ -24,6 +27,8 @@ from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.model import trained_names, warm_start_of
+
+FULL_SIZE = 500e6  # parameters of a UNet; SDXL has 2.6 billion, the smallest of its distillations 740 million
 
 
 def check_inputs(config: TrainConfig, accelerator) -> Base:
@@ -36,8 +41,29 @@ def check_inputs(config: TrainConfig, accelerator) -> Base:
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
     base = base_of(config.model)
-    on_main_and_broadcast(accelerator, lambda: check_names(config, base))
+
+    def check() -> None:
+        problem = lack_of_gpu(config, check_names(config, base), accelerator.device)
+        if problem:
+            raise ConfigError(problem)
+
+    on_main_and_broadcast(accelerator, check)
     return base
+
+
+def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -> str | None:
+    """Why a base of full size should not train here, and what to do; None where nothing is against it."""
+    size = report.parts["unet"].values
+    if device.type != "cpu" or config.compute.allow_cpu or size < FULL_SIZE:
+        return None
+    if is_cpu_asked_for():
+        what, remedy = "ACCELERATE_USE_CPU, or accelerate's own config, asks for the CPU", "leave it out"
+    else:
+        what, remedy = why_no_gpu(torch)
+    return (
+        f"{what}: on the CPU, a step of this base ({size / 1e9:.1f} billion parameters) would take minutes. "
+        f"{remedy[0].upper()}{remedy[1:]}; or go on with --allow_cpu"
+    )
 
 
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
@@ -56,14 +82,15 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
         )
 
 
-def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> None:
-    """Raises ConfigError for what the settings name and is not there or cannot be."""
+def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> BaseReport:
+    """What the base is. Raises ConfigError for what the settings name and is not there or cannot be."""
     check_optimizer(config)
-    check_base(base, needs_weights)
+    report = check_base(base, needs_weights)
     load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     if config.evaluation.similarity_model is not None:
         check_source(config.evaluation.similarity_model, "similarity_model", "folder")
     sample_prompts_of(config)
+    config.evaluation.warn_of_lost_quotes()
     check_start(config.adapter, base)
     try:
         check_name(config.lora_name)
@@ -73,6 +100,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
         raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
+    return report
 
 
 def check_optimizer(config: TrainConfig) -> None:

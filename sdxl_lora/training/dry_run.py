@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
+from sdxl_lora.distributed.accelerator import device_here
 from sdxl_lora.distributed.launcher import set_aside
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
 from sdxl_lora.models.base_source import Base
@@ -26,10 +27,12 @@ from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_le
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
-from sdxl_lora.training.checks import check_device, check_names
+from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
 from sdxl_lora.training.data_plan import DataPlan, plan_data
 from sdxl_lora.training.model import warm_start_of
+from sdxl_lora.training.precision import planned_precision
+from sdxl_lora.training.schedule import EvaluationCadence, evaluation_cadence
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -62,11 +65,13 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     """
     for text in set_aside(os.environ, config.compute.mixed_precision, config.batch.gradient_accumulation_steps):
         warnings.warn(text, stacklevel=2)
-    notes: list[str] = []
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     check_device(config, world_size, "cuda" if config.compute.cuda_graphs else "cpu")
     base = base_of(config.model)
-    check_names(config, base, needs_weights=False)
+    no_gpu = lack_of_gpu(config, check_names(config, base, needs_weights=False), device_here())
+    if no_gpu:
+        warnings.warn(no_gpu, stacklevel=2)
+    config, notes = planned_precision(config, is_for_a_gpu=bool(no_gpu))
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)
@@ -134,6 +139,8 @@ class TrainingPlan:
             f"{self.shape.micro_steps} micro-steps x {self.world_size} processes); "
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
+        if self.data.prompts or self.data.held_out:
+            lines.append(f"samples and validation: at the start, {self.evaluation_cadence}, and at the end")
         small = [
             rows
             for rows in self.data.sampler.members.values()
@@ -142,6 +149,10 @@ class TrainingPlan:
         if small:
             lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
         return lines
+
+    @property
+    def evaluation_cadence(self) -> EvaluationCadence:
+        return evaluation_cadence(self.config.evaluation, self.data.sampler, self.data.total_steps)
 
     def of_parameters(self) -> list[str]:
         """Numbers of values and modules, for the UNet by its three parts."""

@@ -1,9 +1,13 @@
 """What is due after which step."""
 
+import math
 from typing import NamedTuple
 
+from sdxl_lora.config.sections.evaluation import EvaluationConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.training.data import TrainingData
+
+MOST_EVALUATIONS = 10  # in a training, where no setting says how often
 
 
 class Due(NamedTuple):
@@ -17,21 +21,42 @@ class Due(NamedTuple):
         return any(self)
 
 
+class EvaluationCadence(NamedTuple):
+    """How often a training evaluates between its first step and its end: one of the two is given."""
+
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+
+    def __str__(self) -> str:
+        number, what = (self.every_n_epochs, "epoch") if self.every_n_epochs else (self.every_n_steps, "step")
+        return f"every {what}" if number == 1 else f"every {number} {what}s"
+
+
+def evaluation_cadence(evaluation: EvaluationConfig, sampler, total_steps: int) -> EvaluationCadence:
+    """As the settings say; else every epoch, or every so many that with the first look they are MOST_EVALUATIONS."""
+    if evaluation.validation_steps:
+        return EvaluationCadence(every_n_steps=evaluation.validation_steps)
+    if evaluation.validation_epochs:
+        return EvaluationCadence(every_n_epochs=evaluation.validation_epochs)
+    between = MOST_EVALUATIONS - 1
+    if epochs := sampler.passes(total_steps):
+        return EvaluationCadence(every_n_epochs=max(1, math.ceil(epochs / between)))
+    return EvaluationCadence(every_n_steps=max(1, math.ceil(total_steps / between)))  # a stream has no epochs
+
+
 class Cadence:
     """When a training logs, evaluates (validation and samples) and saves; each always at the end."""
 
     def __init__(self, config: TrainConfig, data: TrainingData):
         self.config, self.sampler, self.total_steps = config, data.sampler, data.total_steps
         self.has_evaluation = bool(data.prompts or data.held_out)
+        self.evaluation = evaluation_cadence(config.evaluation, data.sampler, data.total_steps)
 
     def after(self, step: int) -> Due:
         """What is due after `step` steps, 1 being the first."""
         config = self.config
         epochs = self.sampler.epoch_of(step - 1), self.sampler.epoch_of(step)
-        every_n_epochs = None if config.evaluation.validation_steps else config.evaluation.validation_epochs
-        evaluate = self.has_evaluation and self._is_due(
-            step, epochs, every_n_epochs, config.evaluation.validation_steps
-        )
+        evaluate = self.has_evaluation and self._is_due(step, epochs, *self.evaluation)
         checkpoint = self._is_due(
             step, epochs, config.checkpoint.checkpointing_epochs, config.checkpoint.checkpointing_steps
         )

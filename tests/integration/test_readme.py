@@ -221,9 +221,9 @@ def test_requirements_are_exact():
 def test_every_flag_in_the_documentation_is_a_setting(name):
     settings = {setting for config in (TrainConfig, PreprocessConfig) for setting in flat_fields(config)}
     of_launcher = {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
-    of_launcher |= {"max_restarts", "nodes", "gpus-per-node"}
+    of_launcher |= {"max_restarts", "quiet", "nodes", "gpus-per-node"}
     of_page = {"host", "port", "settings", "root_path"}
-    of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step", "best"}
+    of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_benchmarks = {"kohya"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     known = (

@@ -9,13 +9,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("sdxl_lora", "preprocess", "webui", "benchmarks", "examples")
 APPLICATIONS = ("preprocess", "webui", "train_sdxl_lora")
 FLOORS = [  # from the ground up: a package imports only packages below it
-    ("errors", "rng", "fault_injection", "operating_system"),
+    ("errors", "rng", "fault_injection", "operating_system", "graphics_cards"),
     ("startup", "config"),
     ("io",),
     ("images", "lora.formats", "diffusion", "distributed"),
     ("folders", "models"),
     ("data", "performance", "sampling"),
-    ("cache", "run", "tools"),
+    ("cache", "run", "tools", "doctor"),
     ("lora",),
     ("optimizers", "publish"),
     ("training",),

@@ -47,8 +47,9 @@ class BatchConfig:
 class ComputeConfig:
     """Precision, memory and speed."""
 
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], SAME] = "bf16"
-    """Precision of the base and of the computation; LoRA weights are float32 in every one."""
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], SAME] = "auto"
+    """Precision of the base and of the computation; LoRA weights are float32 in every one. auto: that of the run before
+    on a resume; else bf16 where the GPU computes in it natively, fp16 on other GPUs, no on a CPU."""
     base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
     """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
     Default: mixed_precision."""
@@ -68,13 +69,16 @@ class ComputeConfig:
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     deterministic: Annotated[bool, FREE] = False
     """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
+    allow_cpu: Annotated[bool, FREE] = False
+    """Train a full-size base without a GPU, which takes minutes for each step."""
     process_timeout_seconds: Annotated[int, Gt(0), FREE] = 1800
     """With several processes: how long one may keep the others waiting before they end and say so."""
 
     def problems(self) -> list[str]:
         """A sentence for each setting of precision and memory that cannot be."""
         problems = []
-        if self.base_precision in ("bf16", "fp16") and self.base_precision != self.mixed_precision:
+        goes_with = ("auto", self.base_precision)
+        if self.base_precision in ("bf16", "fp16") and self.mixed_precision not in goes_with:
             problems.append(
                 f"base_precision {self.base_precision} needs mixed_precision {self.base_precision}, "
                 f"not {self.mixed_precision}"

@@ -1,5 +1,6 @@
 """What is measured and drawn while a LoRA trains."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,8 +24,9 @@ class EvaluationConfig:
     """Draw each prompt that has the dataset's trigger word also without it, to see what leaks."""
     num_validation_images: Annotated[int, Gt(0), FREE] = 4
     """Pictures per prompt."""
-    validation_epochs: Annotated[int, Gt(0), FREE] = 1
-    """Draw before the first step, every N epochs, and at the end."""
+    validation_epochs: Annotated[int | None, Gt(0), FREE] = None
+    """Draw before the first step, every N epochs, and at the end. Default: so that it is at most ten times, and not
+    more often than every epoch."""
     validation_steps: Annotated[int | None, Gt(0), FREE] = None
     """Draw every N steps instead of every validation_epochs."""
     validation_inference_steps: Annotated[int, Gt(0), FREE] = 25
@@ -47,6 +49,17 @@ class EvaluationConfig:
     @property
     def has_prompts(self) -> bool:
         return bool(self.validation_prompt or self.validation_prompts_file)
+
+    def warn_of_lost_quotes(self) -> None:
+        """Several prompts of a word each are most likely one whose quotes are missing."""
+        prompts = self.validation_prompt
+        if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
+            one = " ".join(prompts)
+            warnings.warn(
+                f"validation_prompt has {len(prompts)} prompts of one word each, and each is drawn: if they are one, "
+                f'put it in quotes, --validation_prompt "{one}"',
+                stacklevel=2,
+            )
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""

@@ -1,0 +1,80 @@
+"""What --mixed_precision auto is: on a resume that of the run before, else what the device computes in best."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from sdxl_lora.config.fields import replace_flat
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.distributed.accelerator import device_here, start_processes
+from sdxl_lora.errors import CheckpointError
+from sdxl_lora.performance.compute import native_bfloat16
+from sdxl_lora.run.checkpoints import newest_checkpoint, read_manifest
+
+FROM_LOW_TO_HIGH = ("no", "fp16", "bf16")  # processes on several kinds of devices take the lowest
+
+
+def settle_precision(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The config with the precision it will train in, and a line that says so where auto chose. All processes call it.
+
+    Raises:
+        ConfigError: see `start_processes`.
+    """
+    if config.compute.mixed_precision != "auto":
+        return config, []
+    device = start_processes(config.compute, config.batch).device
+    of_all = gather_object([(precision_given(config), precision_of(device))])
+    given = of_all[0][0]  # the main process sees the run's folder
+    lowest = min((choice for _, choice in of_all), key=lambda choice: FROM_LOW_TO_HIGH.index(choice[0]))
+    return settled(config, *(given or lowest))
+
+
+def planned_precision(config: TrainConfig, is_for_a_gpu: bool) -> tuple[TrainConfig, list[str]]:
+    """As `settle_precision`, for a process that does not train.
+
+    Args:
+        is_for_a_gpu: whatever this machine has, the training needs a GPU.
+    """
+    if config.compute.mixed_precision != "auto":
+        return config, []
+    device = device_here()
+    of_device = ("bf16", "as on a GPU that has it") if is_for_a_gpu and device.type == "cpu" else precision_of(device)
+    return settled(config, *(precision_given(config) or of_device))
+
+
+def settled(config: TrainConfig, precision: str, why: str) -> tuple[TrainConfig, list[str]]:
+    return replace_flat(config, mixed_precision=precision), [f"mixed_precision auto: {precision}, {why}"]
+
+
+def precision_given(config: TrainConfig) -> tuple[str, str] | None:
+    """What the run before or another setting asks for, whatever the device, and which of them."""
+    if before := precision_before(config):
+        return before, "as in the run that goes on"
+    asked = config.compute.base_precision
+    return (asked, "as base_precision") if asked in ("bf16", "fp16") else None
+
+
+def precision_of(device: torch.device) -> tuple[str, str]:
+    """What a device computes in best, and why."""
+    if device.type == "cpu":
+        return "no", "as this machine computes on its CPU"
+    if native_bfloat16(device):
+        return "bf16", f"which the GPU ({device.type}) computes in natively"
+    return "fp16", f"as the GPU ({device.type}) does not compute in bf16 natively"
+
+
+def precision_before(config: TrainConfig) -> str | None:
+    """That of the checkpoint that the run will go on from; None where there is none."""
+    wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        checkpoint = newest_checkpoint(folder)
+    else:
+        checkpoint = folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+    with contextlib.suppress(CheckpointError):
+        if checkpoint is not None:
+            return read_manifest(checkpoint)["facts"].get("mixed_precision")
+    return None
