@@ -24,6 +24,7 @@ from torch import nn
 
 from benchmarks.hardware import measured_peaks, step_flops
 from benchmarks.sizes import RESOLUTION, UNETS, VAES
+from benchmarks.step_ratios_report import REFERENCE, distance, profile_steps, table
 from sdxl_lora.diffusion.objective import noise_prediction_loss
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_parameters
@@ -75,7 +76,6 @@ WAYS = {
     **{f"base in {kind}": Way(base=kind) for kind in KINDS},
     "AdamW in 8 bits": Way(optimizer="adamw8bit"),
 }
-REFERENCE = "PEFT's layers"
 
 
 def parse(argv=None):
@@ -149,7 +149,7 @@ def main(argv=None):
     print(table(args, result))
     for name in filter(steps.__contains__, args.profile):
         file = f"{args.name}-{''.join(letter for letter in name if letter.isalnum())}.txt"
-        print(name, bench.profile(steps[name], args.output_dir / file), flush=True)
+        print(name, profile_steps(steps[name], bench.synchronize, args.output_dir / file), flush=True)
 
 
 class Bench:
@@ -252,21 +252,6 @@ class Bench:
         self.synchronize()
         return (time.perf_counter() - began) / self.args.steps
 
-    def profile(self, step: "Step", path: Path, times: int = 3) -> str:
-        from torch.profiler import ProfilerActivity, profile
-
-        kinds = [ProfilerActivity.CUDA if self.device.type == "cuda" else ProfilerActivity.CPU]
-        with profile(activities=kinds) as profiler:
-            for _ in range(times):
-                step()
-            self.synchronize()
-        averages = profiler.key_averages()
-        by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        path.write_text(averages.table(sort_by=by, row_limit=45, max_name_column_width=90), encoding="utf-8")
-        kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        spent = sum(event.device_time for event in kernels) / times / 1e3
-        return f"{len(kernels) / times:.0f} kernels, {spent:.1f} ms on the device in a step"
-
 
 class Step:
     """One optimizer step."""
@@ -303,39 +288,6 @@ class Step:
         if self.way.looks:
             loss.item()
         return (loss.detach().clone(), gradient) if keep_gradient else None  # a graph's next replay writes over it
-
-
-def distance(one: dict, reference: dict) -> dict[str, float]:
-    """Relative difference of the losses, and of the (clipped) gradients as vectors."""
-    gradient = torch.linalg.vector_norm(one["gradient"] - reference["gradient"])
-    return {
-        "loss_difference": abs(one["loss"] - reference["loss"]) / abs(reference["loss"]),
-        "gradient_difference": (gradient / torch.linalg.vector_norm(reference["gradient"])).item(),
-    }
-
-
-def table(args, result: dict) -> str:
-    ours, ways = result["ways"]["ours"]["seconds"], result["ways"]
-    floor = result["flops"] / result["peak"]["flops_per_second"]
-    lines = [
-        f"{args.size}, {args.resolution} px, batch {args.batch}, rank {args.rank}, precision {args.precision}, "
-        f"{args.rounds} rounds of {args.steps} steps in turn. {result['machine']}.",
-        "",
-        f"A step is {result['flops'] / 1e9:.1f} GFLOP, {floor * 1e3:.1f} ms at the "
-        f"{result['peak']['flops_per_second'] / 1e12:.3g} TFLOP/s of the best matrix product here. Losses and "
-        f"gradients: relative difference to {REFERENCE}, first step.",
-        "",
-        "| | ms/step | to ours | MFU | GiB beyond weights | first step s | loss differs | gradient differs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, way in ways.items():
-        spent, memory = way["seconds"], way["gib_beyond_weights"]
-        lines.append(
-            f"| {name} | {spent * 1e3:.1f} | {spent / ours:.2f} | {floor / spent:.0%} | {memory:.2f} "
-            f"| {way['first_step_seconds']:.1f} | {way['loss_difference']:.1e} | {way['gradient_difference']:.1e} |"
-        )
-    lines += [f"| {name} | failed: {reason} |" for name, reason in result["failures"].items()]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

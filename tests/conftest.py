@@ -16,13 +16,11 @@ import pytest
 import torch
 
 from tests.helpers.building import build, forget_accelerators  # noqa: F401
-from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_florence2, two_sizes  # noqa: F401
+from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_blip, tiny_florence2, two_sizes  # noqa: F401
 
-LONGEST = (
-    "test_learning",
-    "test_browser",
-    "test_faults",
-)  # files that begin first: else all wait for them at the end
+LONGEST = (  # files that begin first: else all wait for them at the end
+    "test_learning", "test_browser", "test_faults", "test_ranks", "test_stops", "test_full_disks", "test_streams",
+)  # fmt: skip
 CAPTIONS = {
     "astronaut": "a woman in an orange suit",
     "chelsea": "a tabby cat",

@@ -14,9 +14,9 @@ from socket import socket
 
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
-from webui.security import USER, Guard, password_for, private_temporary_folder
 from webui.server.address import address_of, bound, checked_root_path
-from webui.workspace import Workspace, load_workspace
+from webui.server.security import USER, Guard, password_for, private_temporary_folder
+from webui.settings.workspace import Workspace, load_workspace
 
 MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else
 

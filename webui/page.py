@@ -17,23 +17,24 @@ from gradio.context import get_blocks_context
 
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
-from webui import html as show
-from webui.context import QUIET, Context, run_name, show_errors, tell
-from webui.i18n import I18N, T, language_of, say
+from webui.locale.i18n import I18N, T, language_of, say
+from webui.pages.news import chooser, fingerprint, look_script, newest, part
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
 from webui.pages.tab_runs import RunsTab, twice
 from webui.pages.tab_train import TrainTab, free_name
+from webui.runs.context import Context, run_name
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
-from webui.runs.news import chooser, fingerprint, look_script, newest, part
 from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.server.fence import fence
+from webui.settings.workspace import Workspace, load_workspace
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
-from webui.workspace import Workspace, load_workspace
 
 __all__ = ["I18N", "create_page", "create_tab"]
 

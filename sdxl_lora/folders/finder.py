@@ -1,6 +1,6 @@
 """The pictures of a folder, the captions that people wrote for them and their masks: for preprocess and the trainer.
 
-Whatever lies in the folder is used or named, with the reason. Opens no picture, writes nothing.
+Whatever lies in the folder is used or named, with the reason. Decodes no picture, writes nothing.
 """
 
 import os
@@ -15,7 +15,7 @@ from sdxl_lora.folders.folder_names import FolderName, read_folder_name, why_pas
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.folders.given_captions import add_captions, is_caption_file, read_tables
 from sdxl_lora.folders.mask_files import is_condition, is_mask_folder, masked_picture, pictures_masked_by
-from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES
+from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name, looks_like_image
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
 OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run.py
@@ -74,7 +74,7 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
                 pass  # what preprocess says of the dataset and keeps for its next run
             elif reason := why_passed_over(name):
                 found.other_files[found.shown(directory / name) + "/"] = reason
-            elif name.lower().endswith(SUFFIXES):
+            elif is_image_name(name):
                 reason = "a directory, not a file: rename it to use the pictures inside"
                 found.left_out[found.shown(directory / name) + "/"] = reason
             else:
@@ -166,12 +166,15 @@ def folder_name(directory: Path, folder: Path) -> FolderName:
 
 
 def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Path]:
-    """Those of a folder's files that are pictures by their names; what else is no caption is named."""
+    """Those of a folder's files that are pictures, by their endings or, without one, by what is in them.
+
+    What else is no caption is named.
+    """
     pictures = []
     for file in files:
         path, suffix = directory / file, os.path.splitext(file)[1].lower()
         name = found.shown(path)
-        if suffix in SUFFIXES:
+        if is_image_name(file) or (not suffix and not file.startswith(".") and looks_like_image(path)):
             if reason := why_left_out(path, folder_name(directory, found.folder)):
                 found.left_out[name] = reason
             elif OF_SAMPLES.fullmatch(file):
@@ -180,11 +183,15 @@ def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Pat
                 found.other_files[name] = "a picture to go by, which this training does not use"
             else:
                 pictures.append(path)
+        elif file.startswith(".") and suffix not in UNSUPPORTED_SUFFIXES:
+            found.other_files[name] = "a hidden file"
+        elif suffix in CAPTION_SUFFIXES or may_be_table(file):
+            pass  # read later
+        elif looks_like_image(path):  # not used as it stands: a.jpg.bak and a.jpg_original are copies of a picture
+            found.left_out[name] = f"a picture with the ending {suffix}; rename it to use it: {', '.join(SUFFIXES)}"
         elif suffix in UNSUPPORTED_SUFFIXES:
             found.left_out[name] = f"unsupported format {suffix[1:].upper()}; use {', '.join(SUFFIXES)}"
-        elif file.startswith("."):
-            found.other_files[name] = "a hidden file"
-        elif suffix not in CAPTION_SUFFIXES and not may_be_table(file):
+        else:
             found.other_files[name] = "an archive: unpack it" if suffix in ARCHIVES else "not a picture"
     return pictures
 

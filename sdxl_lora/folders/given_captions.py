@@ -6,7 +6,7 @@ from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, ByName, pictures_of, read_caption
 from sdxl_lora.folders.caption_tables import OF_DATASETS, NoTable, Table, is_metadata, may_be_table, read_table
 from sdxl_lora.folders.found import Found, Source
-from sdxl_lora.images.decode import SUFFIXES
+from sdxl_lora.images.decode import is_image_name
 
 MOST_NAMED = 20  # lines of one table that are named one by one
 
@@ -15,7 +15,7 @@ def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]
     """Every file with captions for several pictures, metadata first; any that holds none is named."""
     tables = []
     for directory, files in directories.items():
-        names = ByName(filter(is_picture, files), str)
+        names = ByName(filter(is_image_name, files), str)
         for file in sorted(filter(may_be_table, files), key=lambda file: (not is_metadata(file), file)):
             path = directory / file
             if file.startswith(".") or (file.lower().endswith(".json") and pictures_of(file, names)):
@@ -184,10 +184,6 @@ def leave_out_others(found: Found, table: Table, named: list[Source]) -> None:
         found.left_out[source.name] = f"{found.shown(table.path)} does not name it"
     gone = {source.name for source in others}
     found.sources = [source for source in found.sources if source.name not in gone]
-
-
-def is_picture(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES)
 
 
 def is_caption_file(file: str) -> bool:

@@ -17,10 +17,9 @@ def forget_accelerators():
 @pytest.fixture
 def build(train_config):
     """A function from settings to what `train` makes before it watches or steps, under the names it has there."""
-    from sdxl_lora.training.optim import build_optimizer
-
     from sdxl_lora.distributed.accelerator import make_accelerator
     from sdxl_lora.models.loading import base_of
+    from sdxl_lora.optimizers.optimizers import build_optimizer
     from sdxl_lora.run.logger import RunLogger
     from sdxl_lora.run.session import Run
     from sdxl_lora.training.batch_shape import BatchShape

@@ -17,6 +17,33 @@ def tiny_florence2(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory):
+    """A second captioner, of another family."""
+    import torch
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-blip"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "photo", "of", "cat", "dog", "red"]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocab, extra_special_tokens=["[DEC]", "[ENC]"])
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config={
+            **small, "vocab_size": len(words), "encoder_hidden_size": 16, "bos_token_id": 5, "pad_token_id": 0,
+            "eos_token_id": 3, "sep_token_id": 3, "max_position_embeddings": 64, "initializer_range": 0.5,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    BlipProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def two_sizes(photographs, tmp_path_factory):
     """Path of a dataset of two pictures of 64x64 and two of 96x64, as preprocess writes them."""
     folder = tmp_path_factory.mktemp("two sizes")

@@ -1,7 +1,11 @@
-"""PNG files byte by byte."""
+"""Pictures as the bytes of their files: PNGs byte by byte, and what Pillow writes."""
 
+import io
 import struct
 import zlib
+
+import numpy as np
+from PIL import Image
 
 
 def png_header(width, height):
@@ -12,3 +16,15 @@ def png_header(width, height):
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def gradient(width=48, height=32):
+    """RGB picture in which every pixel tells where it is."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, x * 0 + 90], -1).astype(np.uint8))
+
+
+def encoded(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()

@@ -13,8 +13,8 @@ from preprocess.images.recipe import recipe_of
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.images import icc
 from sdxl_lora.images.decode import ImageError
+from tests.helpers.png import encoded, png_header
 from tests.helpers.preparing import noise, preprocess, report_of, rows_of
-from tests.unit.data.test_images import encoded, png_header
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pipes and /proc")
 

@@ -16,7 +16,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT
-from webui.workspace import NAMES as PAGE_SETTINGS
+from webui.settings.workspace import NAMES as PAGE_SETTINGS
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
 NAMES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -222,7 +222,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     settings = {setting for config in (TrainConfig, PreprocessConfig) for setting in flat_fields(config)}
     of_launcher = {"config_file", "num_processes", "module", "num_machines", "machine_rank", "main_process_ip"}
     of_launcher |= {"max_restarts", "nodes", "gpus-per-node"}
-    of_page = {"host", "port", "settings"}
+    of_page = {"host", "port", "settings", "root_path"}
     of_tools = {"to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_benchmarks = {"kohya"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}

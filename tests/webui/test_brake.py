@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from tests.helpers.ui_server import Server
-from webui.security import PASSWORD_VARIABLE, Guard
 from webui.server.brake import FREE_GUESSES, FREE_GUESSES_BEHIND_PROXY, LONGEST_WAIT_SECONDS, Brake, network_of
+from webui.server.security import PASSWORD_VARIABLE, Guard
 
 PASSWORD = "correct horse, é"
 

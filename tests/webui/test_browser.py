@@ -6,199 +6,23 @@ Screenshots of every state, at desktop and phone width, are kept in screenshots/
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
-from tests.helpers.paths import ROOT
-from tests.helpers.ui_server import Server, answers, free_port
-from webui.french import TEXTS
-from webui.i18n import dictionaries
+from tests.helpers.browser import LONG, box, choose, drawn, fill, looked, shoot, tab
+from tests.helpers.waiting import until
+from webui.locale.i18n import LOCALES, dictionaries
 from webui.runs.jobs import Jobs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("no browser: install Debian's chromium (make test does, as root)", allow_module_level=True)
-playwright_api = pytest.importorskip("playwright.sync_api")
-
-SCREENSHOTS = ROOT / "screenshots"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-LONG = 240_000  # milliseconds; a training starts in ten seconds on a quiet machine
-QUIET_LOOKS = 5  # looks in which a page at rest must not move
-SKIPS = (None, {"__type__": "update"}, {"props": {"__type__": "update"}, "__type__": "update"})
 EVIL = '<img src=x onerror="window.broken=1"><script>window.broken=1</script>'
-
-
-class Story:
-    """One server, one browser, one page in it that goes through all of it; and what must never happen."""
-
-    def __init__(self, server: Server, browser):
-        self.server, self.browser = server, browser
-        self.outside: list[str] = []
-        self.errors: list[str] = []
-        self.page = self.open()
-
-    def open(self, locale: str = "en-US", dark: bool = False, size: dict | None = None):
-        context = self.browser.new_context(
-            locale=locale, viewport=size or DESKTOP, color_scheme="dark" if dark else "light", reduced_motion="reduce"
-        )
-        page = context.new_page()
-        page.set_default_timeout(120_000)  # a machine may be busy; what is there is not waited for
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith((self.server.url, "data:", "blob:")) else self.outside.append(r.url),
-        )
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(self.server.url)
-        page.get_by_role("tab", name="1 ·").wait_for()
-        return page
-
-    @property
-    def run(self) -> Path:
-        return self.server.projects / "cat" / "runs" / "first"
-
-    @property
-    def dataset(self) -> Path:
-        return self.server.projects / "cat" / "dataset"
-
-
-@pytest.fixture(scope="module")
-def story(tiny_base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "loras").mkdir()
-    settings = {"DEFAULT_SDXL_MODEL_FOR_LORA": str(tiny_base), "LORAS_DIR": str(folder / "loras")}
-    server = Server(folder, settings=settings)
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield Story(server, browser)
-        browser.close()
-    jobs = Jobs(server.projects)
-    for job in jobs.all():
-        if process := job.process():
-            process.kill()
-    server.kill()
-
-
-def tab(page, number: int) -> None:
-    page.get_by_role("tab", name=f"{number} ·").click()
-
-
-def box(page, elem_id: str):
-    """Where one types, of a field."""
-    return page.locator(f"#{elem_id} textarea, #{elem_id} input").first
-
-
-def fill(page, elem_id: str, text: str) -> None:
-    box(page, elem_id).fill(text)
-    if page.locator(f"#{elem_id} input[role=listbox]").count():
-        box(page, elem_id).press("Enter")
-    box(page, elem_id).blur()
-
-
-def choose(page, elem_id: str, option: str) -> None:
-    box(page, elem_id).click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def upload(page, path: Path) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.locator("#train-load").click()
-    chooser.value.set_files(path)
-
-
-def shoot(page, name: str) -> None:
-    """The whole page, as wide as a desk and as a telephone. It must not be wider than either."""
-    SCREENSHOTS.mkdir(exist_ok=True)
-    for size, words in ((PHONE, "phone"), (DESKTOP, "desktop")):
-        page.set_viewport_size(size)
-        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # laid out anew
-        page.screenshot(path=SCREENSHOTS / f"{name}-{words}.png", full_page=True)
-        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], (name, words)
-
-
-def looked(page, times: int = 2) -> list[dict | str]:
-    """What the next answers to the page's looks bring, once they have come: what changed, of all that it may show."""
-    answers = []
-    for _ in range(times):
-        with page.expect_response(lambda response: response.url.endswith("/run/sdxl_lora_look")) as answer:
-            pass
-        answers += answer.value.json()["data"]
-    return [answer for answer in answers if answer not in SKIPS]
-
-
-def mark_at(page, elem_id: str) -> str:
-    """What stands beside a field."""
-    return page.evaluate(f"getComputedStyle(document.querySelector('#{elem_id}'), '::after').content")
-
-
-def drawn(page) -> str:
-    return page.locator("#run-plots .smooth polyline").first.get_attribute("points") or ""
-
-
-def until(condition, seconds: float = 120):
-    end = time.time() + seconds
-    while time.time() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
 
 
 def steps(run: Path) -> list[int]:
     return [event["step"] for event in read_events(run / "events.jsonl", "step")]
-
-
-def test_an_empty_page_says_what_to_do_first(story):
-    page = story.page
-    for number, words in ((2, "No dataset yet"), (4, "No run yet"), (5, "No run has saved anything yet.")):
-        tab(page, number)
-        page.get_by_text(words).first.wait_for()
-        shoot(page, f"empty-{number}")
-    assert page.locator("#now .idle").inner_text() == "Nothing runs at the moment."
-
-
-def test_a_page_at_rest_stays_still(story):
-    """What moves costs: every change in the page, and every part that the server sends, asked for again or not."""
-    page = story.page
-    looked(page)
-    page.evaluate(
-        "window.moved = []; new MutationObserver(all => window.moved.push(...all.map(one => one.target.outerHTML)))"
-        ".observe(document, {subtree: true, childList: true, attributes: true, characterData: true})"
-    )
-    requests = []
-    page.on("request", lambda request: requests.append(request.url))
-    assert looked(page, QUIET_LOOKS) == []
-    assert page.evaluate("window.moved") == []
-    assert QUIET_LOOKS <= len(requests) <= QUIET_LOOKS + 2, "one request a look, and no other"
-    assert page.evaluate("document.getAnimations().filter(one => one.playState === 'running').length") == 0
-
-
-def test_a_bad_name_and_a_bad_number_are_told_beside_their_fields(story):
-    page = story.page
-    tab(page, 3)
-    fill(page, "train-output_dir", "../x")
-    fill(page, "train-rank", "-4")
-    fill(page, "train-learning_rate", "fast")
-    page.locator("#train").click()
-    page.locator("#train-problems li").nth(3).wait_for()
-    assert "is an invalid name" in mark_at(page, "train-output_dir")
-    assert "must be above 0" in mark_at(page, "train-rank") and "must be a number" in mark_at(
-        page, "train-learning_rate"
-    )
-    assert "give one of" in mark_at(page, "train-train_data_dir")
-    looked(page)  # the marks stay while the page looks about
-    assert "must be above 0" in mark_at(page, "train-rank")
-    shoot(page, "mistakes")
-    assert Jobs(story.server.projects).all() == []
-    fill(page, "train-rank", "4")
-    fill(page, "train-learning_rate", "1e-3")
 
 
 def test_photographs_become_a_dataset(story, captioned_photographs, tmp_path):
@@ -252,7 +76,12 @@ def test_a_training_is_started_and_its_plot_moves(story):
     page = story.page
     tab(page, 3)
     assert until(lambda: box(page, "train-train_data_dir").input_value()) == str(story.dataset)
+    fill(page, "train-output_dir", "../first")
+    page.locator("#train").click()
+    page.locator("#train-problems li").first.wait_for()
     fill(page, "train-output_dir", "first")
+    fill(page, "train-rank", "4")
+    fill(page, "train-learning_rate", "1e-3")
     fill(page, "train-resolution", "64")
     fill(page, "train-num_train_epochs", "2000")
     fill(page, "train-validation_prompt", f"sks, a cat\n{EVIL}")
@@ -352,8 +181,8 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_death_of_the_page(story):
 
 def test_the_page_speaks_french_where_the_browser_does(story):
     page = story.open(locale="fr-FR", dark=True)
-    english = [text for text in (*TEXTS, *dictionaries()["fr"]) if "{" not in text and " " in text]
-    french = {*TEXTS.values(), *dictionaries()["fr"].values()}
+    english = [text for text in (*LOCALES["fr"].texts, *dictionaries()["fr"]) if "{" not in text and " " in text]
+    french = {*LOCALES["fr"].texts.values(), *dictionaries()["fr"].values()}
     seen = ("Dossier source", "Mot déclencheur", "Taux d'apprentissage", "Arrêté au pas", "Poids, à côté de la base")
     for number, words in enumerate(seen, start=1):
         tab(page, number)
@@ -373,23 +202,6 @@ def test_the_page_speaks_french_where_the_browser_does(story):
     page.locator("#train-problems li").first.wait_for()
     assert "Rang: rank vaut -1, il faut au-dessus de 0" in page.locator("#train-problems").inner_text()
     page.context.close()
-
-
-def test_settings_are_loaded_from_a_file_and_a_bad_one_is_told(story, tmp_path, tiny_base):
-    page = story.page
-    tab(page, 3)
-    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
-    good.write_text("output_dir: runs/dog\ntrain_data_dir: d\nrank: 77\noptimizer: lion\nvalidation_prompt: [a, b]\n")
-    bad.write_text("output_dir: x\ntrain_data_dir: d\nrnak: 4\n")
-    page.get_by_text("These settings as a file and as a command").locator("visible=true").click()
-    upload(page, good)
-    until(lambda: box(page, "train-rank").input_value() == "77")
-    assert box(page, "train-output_dir").input_value() == "dog" and box(page, "train-optimizer").input_value() == "lion"
-    assert box(page, "train-validation_prompt").input_value() == "a\nb"
-    assert box(page, "train-pretrained_model_name_or_path").input_value() == str(tiny_base), "the file names no base"
-    upload(page, bad)
-    page.get_by_text("did you mean 'rank'").wait_for()
-    assert box(page, "train-rank").input_value() == "77"
 
 
 @pytest.mark.slow
@@ -459,44 +271,6 @@ def test_preparing_and_training_follow_one_another_by_one_press(story, captioned
     assert (story.server.projects / "dog" / "runs" / "only" / "only.safetensors").exists()
     assert (story.server.projects / "dog" / "dataset" / "metadata.jsonl").exists()
     shoot(page, "done")
-
-
-HOST = """
-import sys, pathlib, gradio as gr
-from webui.page import I18N, create_tab
-from webui.workspace import load_workspace
-folder = pathlib.Path(sys.argv[1])
-with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
-    with gr.Tab("Mine"):
-        gr.Textbox(label="own")
-    create_tab(before_training=(folder / "freed").touch, places=load_workspace(folder / "ui.yaml"), title="LoRA")
-app.launch(server_port=int(sys.argv[2]), i18n=I18N, quiet=True)
-"""
-
-
-@pytest.mark.slow
-def test_the_page_is_a_tab_of_another_app_which_is_told_before_training(story, captioned_photographs, tmp_path):
-    settings = {"LORA_PROJECTS_DIR": str(tmp_path / "projects"), "DEFAULT_SDXL_MODEL_FOR_LORA": "no/such-base"}
-    (tmp_path / "ui.yaml").write_text(yaml.safe_dump(settings))
-    port = free_port()
-    host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path), str(port)], cwd=ROOT)
-    try:
-        until(lambda: answers(f"http://127.0.0.1:{port}"))
-        page = story.browser.new_page(locale="fr-FR", viewport=DESKTOP)
-        page.goto(f"http://127.0.0.1:{port}")
-        page.get_by_role("tab", name="LoRA", exact=True).click()
-        tab(page, 3)
-        shoot(page, "tab-of-another-app")
-        fill(page, "train-train_data_dir", str(captioned_photographs))
-        assert not (tmp_path / "freed").exists()
-        page.locator("#train").click()
-        until((tmp_path / "freed").exists)
-        page.locator("#run-progress .pill.failed").wait_for(timeout=LONG)
-        assert "no/such-base" in page.locator("#run-progress .ending").inner_text()
-        shoot(page, "failed")
-    finally:
-        host.kill()
-        host.wait()
 
 
 def test_nothing_came_from_outside_and_nothing_broke(story):

@@ -14,8 +14,9 @@ from filelock import FileLock
 from PIL import Image
 
 from preprocess.__main__ import main as preprocess
+from tests.helpers.browser import CHROMIUM, looked, playwright_api, tab
 from tests.helpers.ui_server import Server
-from tests.webui.test_browser import CHROMIUM, looked, playwright_api, tab, until
+from tests.helpers.waiting import until
 
 DATASET_NAME = "cat/dataset"
 

@@ -11,10 +11,14 @@ from filelock import FileLock
 
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.errors import ConfigError, DataError
-from webui.pages.tab_dataset import card_html
+from webui.pages.captions import Captions
+from webui.pages.dataset_html import card_html
 from webui.runs import dataset_view as datasets
+from webui.runs.context import Context
 from webui.runs.drawings import MOST_PICTURES, drawing_request
+from webui.runs.jobs import Jobs
 from webui.runs.recaption import recaption
+from webui.settings.workspace import Workspace
 
 
 def prepare(raw, output, *flags: str) -> int:
@@ -237,3 +241,14 @@ def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch)
     monkeypatch.setattr(module, "caption_batch", lambda caption, images: [("theirs", None)])
     assert recaption(folder, picture.file_name) == texts(folder)[picture.source] == "sks, theirs"
     assert json.loads((folder / "before_recaption.jsonl").read_text())["text"] == "sks, mine"
+
+
+def test_caption_anew_starts_the_captioner_of_the_dataset_and_says_where_there_is_none(folder, tmp_path):
+    context = Context(Workspace(tmp_path.parent), Jobs(tmp_path / "jobs"), lambda: None)
+    captions = Captions(context)
+    with pytest.raises(ConfigError, match="without auto-caption"):
+        captions.require_captioner("en", folder)
+    report = json.loads((folder / "preprocess_report.json").read_text())
+    report["settings"]["caption_model"] = "some/captioner"
+    (folder / "preprocess_report.json").write_text(json.dumps(report))
+    captions.require_captioner("en", folder)

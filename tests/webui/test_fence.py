@@ -25,7 +25,7 @@ HOST = """
 import pathlib, sys
 import gradio as gr
 from webui.page import I18N, create_tab
-from webui.workspace import Places
+from webui.settings.workspace import Places
 port = int(sys.argv[2])
 with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     create_tab(places=Places(pathlib.Path(sys.argv[1])))

@@ -10,18 +10,16 @@ import psutil
 import pytest
 from filelock import Timeout
 
-from tests.webui.test_jobs import add, over, until
+from tests.helpers.jobs import add, over, queue_of
+from tests.helpers.waiting import until
 from webui.runs.jobs import Jobs
 from webui.runs.others import runs_of_others
 
 
 @pytest.fixture
 def queue(tmp_path):
-    jobs = Jobs(tmp_path)
-    yield jobs
-    for process in psutil.process_iter(["cmdline"]):
-        if "webui.runs.worker" in (process.info["cmdline"] or []) and str(tmp_path) in process.info["cmdline"]:
-            process.kill()
+    with queue_of(tmp_path) as jobs:
+        yield jobs
 
 
 def has_worker(jobs: Jobs) -> bool:

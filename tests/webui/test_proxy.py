@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.ui_proxy import proxy
 from tests.helpers.ui_server import Server, free_port
-from webui.security import PASSWORD_VARIABLE
+from webui.server.security import PASSWORD_VARIABLE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:

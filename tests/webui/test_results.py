@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.pages.tab_results import stage_choices
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
+from webui.settings.workspace import Workspace
 from webui.widgets.forms import Form, preprocess_config, train_config
-from webui.workspace import Workspace
 
 
 @pytest.fixture
@@ -96,9 +97,9 @@ def test_a_name_that_the_page_gave_is_not_the_next_runs(tmp_path, loras):
 def test_auto_caption_ticked_again_has_a_captioner(tmp_path):
     places, entered = Workspace(tmp_path), {"input_dir": "raw", "output_dir": "d", "auto_caption": False}
     config = preprocess_config(places, "cat", entered)
-    assert config.caption_model == "none"
+    assert config.captioner.caption_model == "none"
     again = shown(PreprocessConfig, config, "input_dir", "output_dir", "caption_model", "auto_caption")
     assert again["auto_caption"] is False
-    assert preprocess_config(places, "cat", {**again}).caption_model == "none"
+    assert preprocess_config(places, "cat", {**again}).captioner.caption_model == "none"
     ticked = preprocess_config(places, "cat", {**again, "auto_caption": True})
-    assert ticked.caption_model == PreprocessConfig.caption_model
+    assert ticked.captioner.caption_model == CaptionerConfig.caption_model

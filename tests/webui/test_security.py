@@ -16,7 +16,7 @@ import pytest
 from sdxl_lora.errors import ConfigError
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server
-from webui.security import LEAST_PASSWORD_LENGTH, PASSWORD_VARIABLE, Guard, is_loopback, password_for, publish
+from webui.server.security import LEAST_PASSWORD_LENGTH, PASSWORD_VARIABLE, Guard, is_loopback, password_for, publish
 
 PASSWORD = "correct horse, é"
 EVERY_WAY_IN = (
@@ -165,7 +165,7 @@ def test_no_file_of_the_machine_is_served(server):
         "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd",
         "/proc/self/environ", "//etc/passwd", "/etc/passwd%00.png", "~/.ssh/id_rsa", str(server.settings),
         str(run / "config.yaml"), str(run / "status.json"), str(run / "one.safetensors"), str(run / "leak.safetensors"),
-        str(server.projects / ".page"), str(ROOT / "README.md"), "README.md", "webui/security.py",
+        str(server.projects / ".page"), str(ROOT / "README.md"), "README.md", "webui/server/security.py",
         str(run / ".." / ".." / ".." / ".." / "ui.yaml"),
     ]  # fmt: skip
     for path in wanted:

@@ -5,25 +5,21 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.webui.test_jobs import add, over, until
-from webui.html import progress
+from tests.helpers.jobs import add, over, queue_of
+from tests.helpers.waiting import until
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import new_job
 from webui.runs.listing import RunState, find_runs, last_error, state_of
 from webui.runs.run_history import History
+from webui.widgets.html import progress
 
 
 @pytest.fixture
 def queue(tmp_path):
-    """The queue of a folder; its worker, if there is one, is gone at the end."""
-    jobs = Jobs(tmp_path)
-    yield jobs
-    for process in psutil.process_iter(["cmdline"]):
-        if "webui.runs.worker" in (process.info["cmdline"] or []) and str(tmp_path) in process.info["cmdline"]:
-            process.kill()
+    with queue_of(tmp_path) as jobs:
+        yield jobs
 
 
 def ended(jobs: Jobs, job: Job) -> Job:

@@ -5,12 +5,13 @@ from functools import partial
 import gradio as gr
 
 from sdxl_lora.config.preprocess import PreprocessConfig
-from webui.context import QUIET, Context, show_errors
-from webui.html import job_card
-from webui.i18n import T, language_of
+from webui.locale.i18n import T, language_of
+from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import prepare_job
+from webui.widgets.events import QUIET, show_errors
 from webui.widgets.forms import Form, preprocess_config
+from webui.widgets.html import job_card
 from webui.widgets.settings_box import SettingsBox
 from webui.widgets.widgets import form
 

@@ -7,15 +7,16 @@ import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui import html as show
-from webui.context import QUIET, Context, show_errors, tell
-from webui.i18n import T, language_of, say
+from webui.locale.i18n import T, language_of, say
+from webui.runs.context import Context
 from webui.runs.drawings import drawing_request, picture_path, read_request
 from webui.runs.jobs import Job
 from webui.runs.launch import draw_job, read_config
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
-from webui.security import publish
+from webui.server.security import publish
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors, tell
 
 
 class ResultsTab:

@@ -9,14 +9,15 @@ import gradio as gr
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui import html as show
-from webui.context import QUIET, Context, run_name, show_errors
-from webui.fields import fields_of, number
-from webui.i18n import T, language_of, say
+from webui.locale.i18n import T, language_of, say
+from webui.runs.context import Context, run_name
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import read_config, train_job
 from webui.runs.listing import RunState, console_lines, find_runs, samples_of, stages, state_of
 from webui.runs.run_history import History, history_of
+from webui.settings.fields import fields_of, number
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors
 
 
 class RunsTab:
@@ -73,7 +74,7 @@ class RunsTab:
         ]
         run = self.context.run_of(name)
         if run is None or name is None:
-            empty = f'<p class="empty">{escape(say(language, "No run yet. WarmStart one under Train."))}</p>'
+            empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
             hidden = (False, gr.Row(visible=False))
             return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
         state, history = state_of(run, jobs), history_of(run)

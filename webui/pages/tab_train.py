@@ -5,9 +5,9 @@ from functools import partial
 import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
-from webui.context import Context
-from webui.i18n import T
+from webui.locale.i18n import T
 from webui.pages.tab_prepare import PrepareTab
+from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import gpu_count, train_job
 from webui.widgets.forms import Form, train_config
@@ -48,11 +48,13 @@ class TrainTab:
             self.button = gr.Button(T("Train"), variant="primary", elem_id="train")
             self.both = gr.Button(T("Prepare and train"), elem_id="prepare-and-train")
         self.inputs = [self.processes, *self.form.inputs]
+        self.dataset_at = 1 + list(self.form.widgets).index("train_data_dir")  # among the form's inputs
         self.both_inputs = [*prepare.form.inputs, *self.inputs]
 
     def start(self, language: str, processes: float, *entered) -> str:
         """Queues the training; or returns what has to be mended first."""
-        complaint = self.form.complaint(language, *entered)
+        prepared = {job.target for job in self.context.jobs.all() if job.kind == "prepare" and not job.is_over}
+        complaint = self.form.complaint(language, *entered, expected=prepared)
         if not complaint:
             self.queue(processes, None, *entered)
         return complaint
@@ -60,7 +62,9 @@ class TrainTab:
     def start_both(self, language: str, *entered) -> str:
         """Queues the preparation of the dataset, and the training behind it."""
         prepared, processes, trained = self.split(entered)
-        complaint = self.prepare.form.complaint(language, *prepared) + self.form.complaint(language, *trained)
+        dataset = str(trained[self.dataset_at])
+        complaint = self.prepare.form.complaint(language, *prepared)
+        complaint += self.form.complaint(language, *trained, expected={dataset})
         if not complaint:
             self.queue(processes, self.prepare.job(*prepared), *trained)
         return complaint
@@ -74,9 +78,8 @@ class TrainTab:
         the one that will have been prepared."""
         of_prepare = len(self.prepare.form.inputs)
         prepared, (processes, *trained) = entered[:of_prepare], entered[of_prepare:]
-        place = 1 + list(self.form.widgets).index("train_data_dir")
         name = prepared[1 + list(self.prepare.form.widgets).index("output_dir")]
-        trained[place] = str(self.context.places.projects / str(prepared[0]) / str(name))
+        trained[self.dataset_at] = str(self.context.places.projects / str(prepared[0]) / str(name))
         return prepared, processes, tuple(trained)
 
 

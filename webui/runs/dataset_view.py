@@ -9,6 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,7 +22,7 @@ from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
-from webui.fields import fields_of
+from webui.settings.fields import fields_of
 
 SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
 
@@ -177,6 +178,23 @@ def read_report(folder: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
+
+
+def left_out_of(folder: Path, since: float) -> tuple[int, int]:
+    """How many pictures a preparation left out, and of how many; (0, 0) where it has written no report since then."""
+    path = folder / "preprocess_report.json"
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        return 0, 0
+    return left_out_at(path, changed) if changed >= since else (0, 0)
+
+
+@lru_cache(maxsize=16)
+def left_out_at(path: Path, changed: float) -> tuple[int, int]:
+    counts = read_report(path.parent).get("counts")
+    numbers = [counts.get(name) for name in ("left_out", "found")] if isinstance(counts, dict) else []
+    return (numbers[0], numbers[1]) if numbers and all(isinstance(number, int) for number in numbers) else (0, 0)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.operating_system import start_apart
 from sdxl_lora.run.status import replace_text
-from webui.security import PASSWORD_VARIABLE
+from webui.server.security import PASSWORD_VARIABLE
 
 ROOT = Path(__file__).parents[2]  # where train_sdxl_lora.py and preprocess/ are
 SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the first one, doubled
@@ -83,6 +83,34 @@ def job_of(facts: dict) -> Job:
     return job
 
 
+def new_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+class Queue:
+    """Ids of the jobs that wait, first to be started first, in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def ids(self) -> list[str]:
+        try:
+            order = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [job_id for job_id in order if isinstance(job_id, str)] if isinstance(order, list) else []
+
+    def write(self, ids: list[str]) -> None:
+        replace_text(self.path, json.dumps(ids))
+
+    def move(self, job_id: str, by: int) -> None:
+        ids = self.ids()
+        if job_id in ids:
+            place = ids.index(job_id)
+            ids.insert(max(0, place + by), ids.pop(place))
+            self.write(ids)
+
+
 class Jobs:
     """The jobs of one folder of projects."""
 
@@ -91,13 +119,11 @@ class Jobs:
         (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock")
         self.worker_lock = FileLock(self.folder / "worker.lock")
+        self.queue = Queue(self.folder / "order.json")
         self._read: dict[str, tuple[tuple[int, int], Job]] = {}
 
     def folder_of(self, job_id: str) -> Path:
         return self.folder / "jobs" / job_id
-
-    def new_id(self) -> str:
-        return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
     def read(self, job_id: str) -> Job | None:
         """The job as its file says; files that have not changed are not read again, since pages ask every second."""
@@ -124,19 +150,9 @@ class Jobs:
     def of(self, target: Path) -> list[Job]:
         return [job for job in self.all() if job.target == str(target)]
 
-    def order(self) -> list[str]:
-        try:
-            order = json.loads((self.folder / "order.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        return [job_id for job_id in order if isinstance(job_id, str)] if isinstance(order, list) else []
-
-    def write_order(self, order: list[str]) -> None:
-        replace_text(self.folder / "order.json", json.dumps(order))
-
     def waiting(self) -> list[Job]:
         """First to be started first."""
-        found = (self.read(job_id) for job_id in self.order())
+        found = (self.read(job_id) for job_id in self.queue.ids())
         return [job for job in found if job and job.state == "waiting"]
 
     def running(self) -> Job | None:
@@ -160,7 +176,7 @@ class Jobs:
                         f"{name} waits or runs already, with other settings: stop it or choose another name"
                     )
             self.write(job)
-            self.write_order([*(waiting.id for waiting in self.waiting()), job.id])
+            self.queue.write([*(waiting.id for waiting in self.waiting()), job.id])
         self.ensure_worker()
         return job
 
@@ -172,11 +188,8 @@ class Jobs:
 
     def move(self, job_id: str, by: int) -> None:
         with self.lock:
-            order = [job.id for job in self.waiting()]
-            if job_id in order:
-                place = order.index(job_id)
-                order.insert(max(0, place + by), order.pop(place))
-                self.write_order(order)
+            self.queue.write([job.id for job in self.waiting()])
+            self.queue.move(job_id, by)
 
     def cancel(self, job_id: str) -> bool:
         """Whether it was still waiting."""
@@ -185,7 +198,7 @@ class Jobs:
             if job is None or job.state != "waiting":
                 return False
             self.write(dataclasses.replace(job, state="cancelled", ended=time.time()))
-            self.write_order([other.id for other in self.waiting()])
+            self.queue.write([other.id for other in self.waiting()])
             return True
 
     def stop(self, job: Job) -> str:

@@ -23,8 +23,8 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.status import replace_text
-from webui.fields import fields_of
-from webui.runs.jobs import Job, Jobs
+from webui.runs.jobs import Job, Jobs, new_id
+from webui.settings.fields import fields_of
 
 _parsing = threading.Lock()  # the parser, and what it prints to, are of the whole process
 
@@ -77,7 +77,7 @@ def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
 
 
 def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:
-    return Job(jobs.new_id(), kind, target, [], time.time(), after.id if after else None)
+    return Job(new_id(), kind, target, [], time.time(), after.id if after else None)
 
 
 def write_config(config: Any, folder: Path) -> Path:

@@ -63,7 +63,7 @@ def start_next(jobs: Jobs) -> tuple[Job | None, subprocess.Popen | None]:
         created = psutil.Process(child.pid).create_time()
         job = dataclasses.replace(job, state="running", pid=child.pid, pid_created=created, started=time.time())
         jobs.write(job)
-        jobs.write_order([other.id for other in jobs.waiting()])
+        jobs.queue.write([other.id for other in jobs.waiting()])
         return job, child
     return None, None
 

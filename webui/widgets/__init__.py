@@ -1,0 +1,1 @@
+"""What the tabs are made of: forms, plots, HTML, and how events are answered."""

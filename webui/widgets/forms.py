@@ -2,21 +2,22 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from sdxl_lora.config.fields import flat_fields, flat_values
+from sdxl_lora.config.fields import flat_fields, flat_values, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.fields import config_of, entered_value, fields_of, problems_by_field
-from webui.i18n import say, say_label, say_problem
+from webui.locale.i18n import say, say_label, say_problem
 from webui.runs.listing import has_run
-from webui.workspace import Workspace, check_folder_name
+from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field
+from webui.settings.workspace import Workspace, check_folder_name
 
 
 @dataclasses.dataclass
@@ -39,19 +40,24 @@ class Form:
         """
         return self.build(project, dict(zip(self.widgets, entered, strict=True)))
 
-    def complaint(self, language: str, project: str, *entered) -> str:
-        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well."""
+    def complaint(self, language: str, project: str, *entered, expected: Collection[str] = ()) -> str:
+        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well.
+
+        Args:
+            expected: folders that jobs will have made by then.
+        """
         try:
-            self.config(project, *entered)
-            return ""
+            problems = source_problems(self.config(project, *entered), expected)
         except ConfigError as error:
             problems = error.problems
+        if not problems:
+            return ""
         lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
         title = escape(say(language, "This has to be mended first:"))
         marks = self.marks(language, problems)
         return f'<style>{marks}</style><div class="problems" role="alert"><b>{title}</b><ul>{lines}</ul></div>'
 
-    def marks(self, language: str, problems: tuple[str, ...]) -> str:
+    def marks(self, language: str, problems: Sequence[str]) -> str:
         """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators
         do the same, but their marks go with the next event of any kind, and this page has one every second."""
         by_field, _ = problems_by_field(self.config_class, problems)
@@ -90,6 +96,25 @@ class Form:
         return [values[name] for name in self.widgets]
 
 
+def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
+    """What the config reads and is not there: told at the press, not when the job's turn comes, which may be hours
+    later."""
+    if isinstance(config, PreprocessConfig):
+        return folder_problems("input_dir", config.input_dir)
+    dataset = config.data.train_data_dir
+    problems = folder_problems("train_data_dir", dataset) if dataset and dataset not in expected else []
+    base = "pretrained_model_name_or_path"
+    try:
+        check_source(config.model.pretrained_model_name_or_path, base, "base model")
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def folder_problems(setting: str, folder: str) -> list[str]:
+    return [] if Path(folder).is_dir() else [f"{setting} {folder!r} is not a folder on this machine"]
+
+
 def css_text(text: str) -> str:
     """The text as the inside of a CSS string: nothing in it can end the string or the sheet."""
     return "".join(c if c.isascii() and (c.isalnum() or c in " .,:-") else f"\\{ord(c):x} " for c in text)
@@ -120,7 +145,7 @@ def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> Tr
     if config.output.loras_dir is None:
         return config
     if config.output.output_name is None and NUMBERED.fullmatch(entered["output_dir"]):
-        config = dataclasses.replace(config, output_name=numbered_name(project, entered["output_dir"]))
+        config = replace_flat(config, output_name=numbered_name(project, entered["output_dir"]))
     copy = Path(config.output.loras_dir) / f"{config.lora_name}.safetensors"
     if copy.exists():
         problem = (

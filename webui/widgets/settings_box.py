@@ -8,9 +8,9 @@ import yaml
 
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.errors import ConfigError
-from webui.context import QUIET, show_errors, tell
-from webui.i18n import T, language_of, say, say_problem
+from webui.locale.i18n import T, language_of, say, say_problem
 from webui.runs.launch import command_line, read_config
+from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 
 BASE = "pretrained_model_name_or_path"
@@ -60,13 +60,14 @@ class SettingsBox:
     def texts(self, request: gr.Request, complaint: str, *entered, processes: int = 1) -> tuple:
         """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
         language = language_of(request)
+        complained = self.form.complaint(language, *entered) if complaint else gr.skip()
         try:
             config = self.form.config(*entered)
         except ConfigError as error:
             lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
-            return words, words, self.form.complaint(language, *entered) if complaint else gr.skip()
-        return command_line(config, processes), to_yaml(config), "" if complaint else gr.skip()
+            return words, words, complained
+        return command_line(config, processes), to_yaml(config), complained
 
     def load(self, request: gr.Request, file: str) -> list:
         """What the file says; a base that it leaves out stays, as the page may have its own default."""

@@ -8,9 +8,9 @@ import gradio as gr
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
-from webui.fields import Field, entered_value, fields_of
-from webui.i18n import T
-from webui.labels import BASIC, label_of
+from webui.locale.i18n import T
+from webui.settings.fields import Field, entered_value, fields_of
+from webui.settings.labels import BASIC, label_of
 
 Choices = Sequence[str | tuple]
 

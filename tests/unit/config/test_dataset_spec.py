@@ -52,10 +52,10 @@ def test_texts_of_a_dataset_stay_what_they_are_and_nothing_is_none(word, tmp_pat
     assert parse_entries([f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"]) == [entry]
     lines = [f"    {key}: {value}" for key, value in keys.items()]
     (tmp_path / "run.yaml").write_text("output_dir: x\ndatasets:\n  -\n" + "\n".join(lines))
-    assert parse_entries(load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]).datasets) == [entry]
+    assert parse_entries(load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]).data.datasets) == [entry]
     (tmp_path / "empty.yaml").write_text("output_dir: x\ndatasets:\n  - {train_data_dir: a, trigger_word: }\n")
     config = load_config(TrainConfig, ["--config", str(tmp_path / "empty.yaml")])
-    assert parse_entries(config.datasets) == [DatasetEntry("a")]
+    assert parse_entries(config.data.datasets) == [DatasetEntry("a")]
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,20 @@ def test_every_file_that_is_not_used_is_named(file, tmp_path):
     assert everything_named(found) == {"a.png", "a.txt", file} and found.other_files[file]
 
 
+def test_pictures_by_other_endings_are_used_or_named(tmp_path):
+    """Browsers and servers give .jfif, .jpg_large or no ending; a.jpg.bak is a copy of a picture."""
+    names_of_picture = ["a.jfif", "b.JPE", "c.jpg_large", "d", "e.jpg.bak", "f.ppm"]
+    for name in names_of_picture:
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
+    folder_of(tmp_path, "g.ppm", "h", a__txt="one", d__txt="four")
+    found = find_pictures(tmp_path)
+    assert {source.name: source.caption for source in found.sources} == {
+        "a.jfif": "one", "b.JPE": None, "c.jpg_large": None, "d": "four",
+    }  # fmt: skip
+    assert all("rename it" in found.left_out[name] for name in ("e.jpg.bak", "f.ppm"))
+    assert "unsupported format PPM" in found.left_out["g.ppm"] and found.other_files["h"] == "not a picture"
+
+
 def test_a_second_caption_of_a_picture_is_named(tmp_path):
     folder_of(tmp_path, "a.png", a__txt="one", a__caption="two", a__tags="three", a__json='{"text": "four"}')
     (tmp_path / "a.png.txt").write_text("five")

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from sdxl_lora.images.bare_images import MOST_PIECES, bare_gif, bare_jpeg, bare_png, chunk, png_pixel_bytes
 from sdxl_lora.images.colour import ImageWarning
 from sdxl_lora.images.decode import ImageError, decode_image, frame_count, image_header, upright_rgb, upright_size
-from tests.unit.data.test_images import encoded, gradient
+from tests.helpers.png import encoded, gradient
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF")
 

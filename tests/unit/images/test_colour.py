@@ -11,7 +11,7 @@ from sdxl_lora.images import icc
 from sdxl_lora.images.bare_images import chunk
 from sdxl_lora.images.colour import ImageWarning, is_read_anew
 from sdxl_lora.images.decode import decode_image, image_header, upright_rgb
-from tests.unit.data.test_images import encoded
+from tests.helpers.png import encoded
 
 P3 = icc.profile(icc.P3_PRIMARIES, icc.D65, icc.srgb_curve)
 LINEAR = icc.profile(icc.SRGB_PRIMARIES, icc.D65, icc.gamma_curve(1))

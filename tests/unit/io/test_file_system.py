@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from preprocess.jobs.state import acquired
 from preprocess.output.publish import publish as publish_dataset
-from sdxl_lora.cache.fill import fill as cache
+from sdxl_lora.cache import records
 from sdxl_lora.cache.records import read_record, write_record
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.io import file_system
@@ -66,7 +66,7 @@ def no_mapping(monkeypatch):
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    for module in (cache, base_files):
+    for module in (records, base_files):
         monkeypatch.setattr(module, "safe_open", refuse)
     monkeypatch.setattr(safetensors_io, "load_file", refuse)
 

@@ -14,7 +14,7 @@ from sdxl_lora.folders.caption_files import read_caption
 from sdxl_lora.images.decode import ImageError, image_header, looks_like_image, open_image
 from sdxl_lora.io.regular_files import read_regular
 from sdxl_lora.io.text_files import read_jsonl, read_text
-from tests.unit.data.test_images import encoded, gradient
+from tests.helpers.png import encoded, gradient
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pipes, /dev and /proc")
 

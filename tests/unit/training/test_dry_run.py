@@ -1,7 +1,6 @@
 """What --dry_run says before a training is what the training then does."""
 
 import re
-import time
 
 import pytest
 
@@ -49,11 +48,9 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     assert "holds checkpoint-" in plan.of_output()[0] and "but for what is there already" in plan.of_caches()[1]
 
 
-def test_the_full_model_is_planned_in_seconds_without_its_weights(train_config, full_configs):
-    started = time.process_time()
+def test_the_full_model_is_planned_without_its_weights(train_config, full_configs):
     said = dry_run(train_config(pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024,
                                 mixed_precision="bf16", gradient_checkpointing=True))  # fmt: skip
-    assert time.process_time() - started < 20
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
     assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.47" in said
     assert re.search(r"about 6\.4 GiB while training", said), said

@@ -1,13 +1,9 @@
 """Names of LoRA modules against two clients' tables (tests/data/sdxl_key_map.json: diffusers -> sgm)."""
 
-import json
-
 import pytest
 
 from sdxl_lora.lora.formats.keys import KOHYA_PREFIX, canonical, from_sgm, kohya_name, parse_kohya_name, to_sgm
-from tests.helpers.paths import ROOT
-
-KEY_MAP = json.loads((ROOT / "tests" / "data" / "sdxl_key_map.json").read_text())
+from tests.helpers.key_map import KEY_MAP
 
 
 def test_all_794_unet_modules_translate_both_ways():

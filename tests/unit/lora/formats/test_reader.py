@@ -16,9 +16,8 @@ from sdxl_lora.lora.formats.keys import canonical
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.writer import save_diffusers, save_kohya, save_peft
 from tests.helpers.adapters import model_adapters, tiny_with_lora
-from tests.helpers.paths import ROOT
+from tests.helpers.key_map import KEY_MAP
 
-KEY_MAP = json.loads((ROOT / "tests" / "data" / "sdxl_key_map.json").read_text())
 TEXT_LAYERS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 CASES = {
     "conv alpha and encoders' own": {

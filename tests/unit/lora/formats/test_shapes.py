@@ -13,7 +13,7 @@ from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.shapes import SDXL, TINY, layer_shape, why_not_sdxl
 from sdxl_lora.lora.warm_start import layers_of, read_warm_start
 from sdxl_lora.tools.__main__ import main
-from tests.unit.lora.formats.test_reader import KEY_MAP
+from tests.helpers.key_map import KEY_MAP
 
 TO_K = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 

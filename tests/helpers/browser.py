@@ -1,0 +1,113 @@
+"""The page in a real chromium: one server, one browser, and the hands and eyes of a person."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.ui_server import Server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no browser: install Debian's chromium (make test does, as root)", allow_module_level=True)
+playwright_api = pytest.importorskip("playwright.sync_api")
+
+SCREENSHOTS = ROOT / "screenshots"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+LONG = 240_000  # milliseconds; a training starts in ten seconds on a quiet machine
+SKIPS = (None, {"__type__": "update"}, {"props": {"__type__": "update"}, "__type__": "update"})
+
+
+class Story:
+    """One server, one browser, one page in it that goes through all of it; and what must never happen."""
+
+    def __init__(self, server: Server, browser):
+        self.server, self.browser = server, browser
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.page = self.open()
+
+    def open(self, locale: str = "en-US", dark: bool = False, size: dict | None = None):
+        context = self.browser.new_context(
+            locale=locale, viewport=size or DESKTOP, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+        )
+        page = context.new_page()
+        page.set_default_timeout(120_000)  # a machine may be busy; what is there is not waited for
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((self.server.url, "data:", "blob:")) else self.outside.append(r.url),
+        )
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(self.server.url)
+        page.get_by_role("tab", name="1 ·").wait_for()
+        return page
+
+    def check_nothing_broke(self) -> None:
+        """Nothing came from outside, and neither browser nor server has failed at anything."""
+        assert self.outside == [] and self.errors == []
+        assert "Traceback" not in self.server.log.read_text()
+
+    @property
+    def run(self) -> Path:
+        return self.server.projects / "cat" / "runs" / "first"
+
+    @property
+    def dataset(self) -> Path:
+        return self.server.projects / "cat" / "dataset"
+
+
+def tab(page, number: int) -> None:
+    page.get_by_role("tab", name=f"{number} ·").click()
+
+
+def box(page, elem_id: str):
+    """Where one types, of a field."""
+    return page.locator(f"#{elem_id} textarea, #{elem_id} input").first
+
+
+def fill(page, elem_id: str, text: str) -> None:
+    box(page, elem_id).fill(text)
+    if page.locator(f"#{elem_id} input[role=listbox]").count():
+        box(page, elem_id).press("Enter")
+    box(page, elem_id).blur()
+
+
+def choose(page, elem_id: str, option: str) -> None:
+    box(page, elem_id).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def upload(page, path: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator("#train-load").click()
+    chooser.value.set_files(path)
+
+
+def shoot(page, name: str) -> None:
+    """The whole page, as wide as a desk and as a telephone. It must not be wider than either."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    for size, words in ((PHONE, "phone"), (DESKTOP, "desktop")):
+        page.set_viewport_size(size)
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # laid out anew
+        page.screenshot(path=SCREENSHOTS / f"{name}-{words}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], (name, words)
+
+
+def looked(page, times: int = 2) -> list[dict | str]:
+    """What the next answers to the page's looks bring, once they have come: what changed, of all that it may show."""
+    answers = []
+    for _ in range(times):
+        with page.expect_response(lambda response: response.url.endswith("/run/sdxl_lora_look")) as answer:
+            pass
+        answers += answer.value.json()["data"]
+    return [answer for answer in answers if answer not in SKIPS]
+
+
+def mark_at(page, elem_id: str) -> str:
+    """What stands beside a field."""
+    return page.evaluate(f"getComputedStyle(document.querySelector('#{elem_id}'), '::after').content")
+
+
+def drawn(page) -> str:
+    return page.locator("#run-plots .smooth polyline").first.get_attribute("points") or ""

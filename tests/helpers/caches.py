@@ -1,0 +1,24 @@
+"""The caches of four photographs, filled by the tiny base."""
+
+import pytest
+import torch
+
+from sdxl_lora.cache.fill import fill_caches
+from sdxl_lora.data.dataset import open_dataset
+from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.models.loading import Base
+
+
+@pytest.fixture
+def pictures(captioned_photographs):
+    return ImageDataset(open_dataset(str(captioned_photographs)), resolution=64)
+
+
+def fill(folder, base, pictures, **settings):
+    return fill_caches(
+        folder, Base(str(base)), pictures, [""], (False, True), torch.device("cpu"), torch.float32, **settings
+    )
+
+
+def records(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}

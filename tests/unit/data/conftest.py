@@ -1,0 +1,3 @@
+"""Streams that several of these tests share."""
+
+from tests.helpers.streams import shards, tars  # noqa: F401

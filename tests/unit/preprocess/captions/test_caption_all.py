@@ -1,0 +1,73 @@
+"""Who is captioned, and what is said of what was not."""
+
+import pytest
+from PIL import Image
+
+from preprocess.captions import captioner as caption_module
+from preprocess.captions.caption_all import caption_batch
+from tests.helpers.preparing import noise, report_of, rows_of
+from tests.helpers.preparing import preprocess as run_preprocess
+
+
+def test_only_pictures_without_words_are_captioned(tiny_florence2, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for seed, name in enumerate("abc"):
+        noise(seed=seed).save(raw / f"{name}.png")
+    (raw / "b.txt").write_text("a person's words")
+    flags = ["--caption_model", tiny_florence2, "--caption_max_new_tokens", 8, "--trigger_word", "sks"]
+    assert run_preprocess(raw, tmp_path / "out", *flags) == 0
+    a, b, c = (row["text"] for row in rows_of(tmp_path / "out"))
+    assert b == "sks, a person's words" and a.startswith("sks, ") and c.startswith("sks, ") and a != c
+    report = report_of(tmp_path / "out")
+    assert report["counts"]["text_from"] == {"captioner": 2, "b.txt": 1} and report["counts"]["new_captions"] == 2
+
+
+def test_one_picture_that_the_captioner_fails_on_costs_the_others_nothing():
+    calls = []
+
+    def caption(images):
+        calls.append(len(images))
+        if any(image.width == 13 for image in images):
+            raise RuntimeError("no")
+        return ["" if image.width == 7 else f"width {image.width}" for image in images]
+
+    images = [Image.new("RGB", (width, 8)) for width in (5, 7, 13)]
+    texts = caption_batch(caption, images)
+    assert texts[0] == ("width 5", "") and texts[1] == ("", "the captioner gave no words, twice")
+    assert texts[2][0] == "" and "failed twice (RuntimeError: no)" in texts[2][1]
+    assert calls == [3, 1, 1, 1]
+
+
+def test_cleaned_captions_are_shown_in_the_report(tmp_path, monkeypatch, tiny_florence2):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    noise().save(raw / "a.png")
+    monkeypatch.setattr(caption_module, "describe", lambda m, p, images, o: ["The image shows a cat"] * len(images))
+    assert run_preprocess(raw, tmp_path / "out", "--caption_model", tiny_florence2) == 0
+    (row,) = report_of(tmp_path / "out")["rows"]
+    assert row["text"] == "a cat" and row["raw_caption"] == "The image shows a cat"
+    assert run_preprocess(raw, tmp_path / "out", "--caption_model", tiny_florence2, "--no_clean_captions") == 0
+    assert rows_of(tmp_path / "out")[0]["text"] == "The image shows a cat"
+
+
+def test_writing_in_pictures_is_warned_of(tiny_florence2, tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    noise(64, 64, seed=1).save(raw / "a.png")
+    Image.new("RGB", (64, 64), "black").save(raw / "b.png")
+    asked = []
+
+    def describe(model, processor, images, options):
+        asked.extend([options.task] * len(images))
+        return ["STOCK" if options.task == "<OCR>" and sum(i.getpixel((9, 9))) else "" for i in images]
+
+    monkeypatch.setattr(caption_module, "describe", describe)
+    (raw / "a.txt").write_text("a")
+    (raw / "b.txt").write_text("b")
+    flags = ["--caption_model", tiny_florence2, "--ocr"]
+    assert run_preprocess(raw, tmp_path / "out", *flags) == run_preprocess(raw, tmp_path / "out", *flags) == 0
+    said = [(w["source"], w["message"]) for w in report_of(tmp_path / "out")["warnings"] if "text in" in w["message"]]
+    assert said == [("a.png", "text in the picture: 'STOCK'")] and asked == ["<OCR>"] * 2  # nothing is read twice
+    with pytest.raises(SystemExit):
+        run_preprocess(raw, tmp_path / "out", "--ocr")

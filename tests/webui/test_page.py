@@ -1,0 +1,77 @@
+"""The page as a whole, without a browser: it imports no torch, has every setting, and is a tab."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sdxl_lora.config.cli import to_yaml
+from sdxl_lora.config.fields import flat_fields
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from tests.helpers.configs import flat_preprocess_config
+from tests.helpers.paths import ROOT
+from webui.page import create_page, create_tab
+from webui.settings.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return create_page(Workspace(tmp_path_factory.mktemp("projects")))
+
+
+def components(page) -> list[dict]:
+    return page.config["components"]
+
+
+def test_the_page_imports_no_torch(tmp_path):
+    code = (
+        "import sys, pathlib, uvicorn\n"
+        "from webui.__main__ import serve\n"
+        "from webui.settings.workspace import Workspace\n"
+        "from webui.server.address import bound\n"
+        "uvicorn.Server.run = lambda server, sockets: None\n"
+        "serve(Workspace(pathlib.Path(sys.argv[1])), bound('127.0.0.1', 0), '127.0.0.1', None, '')\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'datasets', 'wandb'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_every_field_has_a_widget(page):
+    ids = {component["props"].get("elem_id") for component in components(page)}
+    for config_class, prefix in ((PreprocessConfig, "prepare"), (TrainConfig, "train")):
+        missing = [name for name in flat_fields(config_class) if f"{prefix}-{name}" not in ids]
+        assert missing == []
+
+
+def test_the_page_is_a_tab_of_another_app(tmp_path):
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
+        with gr.Tab("mine"):
+            gr.Textbox(label="own")
+        create_tab(places=Workspace(tmp_path), title="LoRA")
+    ids = [component["props"].get("elem_id") for component in app.get_config_file()["components"]]
+    assert "train-rank" in ids and ids.count("train") == 1
+
+
+def test_the_host_is_told_before_anything_of_ours_wants_the_gpu_and_may_refuse(tmp_path):
+    from webui.runs.context import Context
+    from webui.runs.jobs import Jobs
+    from webui.runs.launch import prepare_job
+
+    def refuse():
+        assert jobs.all() == []
+        raise ConfigError("busy")
+
+    jobs = Jobs(tmp_path)
+    context = Context(Workspace(tmp_path), jobs, refuse)
+    config = flat_preprocess_config(input_dir="a", output_dir=str(tmp_path / "b"), caption_model="none")
+    with pytest.raises(ConfigError, match="busy"):
+        context.start(prepare_job(jobs, config))
+    assert jobs.all() == []
+    assert to_yaml(config) == (next((tmp_path / ".page" / "jobs").iterdir()) / "config.yaml").read_text()

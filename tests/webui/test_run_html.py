@@ -1,0 +1,114 @@
+"""What a run tells, as the page shows it."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sdxl_lora.run.events import EventLog
+from webui.runs.jobs import Jobs
+from webui.runs.launch import new_job
+from webui.runs.listing import RunState
+from webui.runs.run_history import History, smoothed
+from webui.widgets import html as show
+from webui.widgets.charts import Line, chart, nice_ticks, thinned
+from webui.widgets.forms import css_text
+
+
+def test_a_history_reads_on_and_forgets_what_a_resumed_run_did_again(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    history = History(tmp_path / "events.jsonl")
+    assert history.read().steps == []
+    log.write("started", total_steps=20)
+    for step in (1, 2, 3, 4):
+        log.write("step", step=step, loss=float(step))
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(b'{"time": 1, "event": "st')
+    assert [event["step"] for event in history.read().steps] == [1, 2, 3, 4] and history.total_steps == 20
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(b'ep", "step": 3, "loss": 9.0}\nrubbish\n')
+    assert [event["loss"] for event in history.read().steps] == [1.0, 2.0, 9.0]
+    assert len(history.read().steps) == 3
+    (tmp_path / "events.jsonl").unlink()
+    EventLog(tmp_path / "events.jsonl").write("step", step=1, loss=5.0)
+    assert [event["loss"] for event in history.read().steps] == [5.0]
+
+
+def test_the_speed_is_that_of_the_last_steps_whatever_came_between(tmp_path):
+    history = History(tmp_path / "none")
+    history.total_steps = 20
+    for every in (1, 2):
+        told = range(every, 11, every)
+        history.steps = [{"event": "step", "step": n, "time": 2.0 * n + (100 if n > 5 else 0)} for n in told]
+        assert history.seconds_per_step() == 2 and history.seconds_left() == 20
+
+
+def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():
+    assert smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
+    assert smoothed([0.0] * 50 + [1.0] * 200)[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_plot_thins_its_points_keeps_the_last_and_survives_odd_numbers():
+    points = [(float(n), float(n)) for n in range(5000)]
+    assert len(thinned(points)) <= 400 and thinned(points)[-1] == points[-1]
+    html = chart("Loss <b>", [Line("a&b", [(1, 1.0), (2, float("nan")), (3, float("inf")), (4, 2.0), (5, None)])], "-")
+    assert "nan" not in html and "inf" not in html and "&lt;b&gt;" in html and "a&amp;b" in html
+    assert "empty" in chart("Loss", [Line("a", [])], "none yet")
+    for value in (0.0, 1.0, -3.0, 1e-8, 1e8):
+        assert "polyline" in chart("x", [Line("a", [(1, value), (2, value)])], "-")
+    assert nice_ticks(0, 10) == [0, 5, 10] or nice_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+
+
+def test_what_a_run_and_a_caption_say_is_escaped():
+    evil = '<script>alert(1)</script><img src=x onerror="x">'
+    history = History(Path("none"))
+    history.messages.append({"time": 0, "event": "message", "text": evil})
+    state = RunState("failed", 3, evil)
+    pages = [
+        show.log("en", history, [evil, f"error: {evil}"]),
+        show.progress("en", evil, state, history),
+        show.gallery("en", {(0, 0): {1: Path("none.png")}}, (evil,), 0),
+    ]
+    for page in pages:
+        assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+    assert "</style" not in css_text("x</style><script>") and '"' not in css_text('"}*{}')
+
+
+def test_the_log_is_newest_first_and_coloured_by_level():
+    history = History(Path("none"))
+    history.messages.extend([
+        {"time": 0, "event": "message", "text": "first"}, {"time": 1, "event": "checkpoint", "step": 5},
+        {"time": 2, "event": "failed", "reason": "disk"},
+    ])  # fmt: skip
+    html = show.log("en", history, ["fine", "UserWarning: hm", "error: no"])
+    assert html.index("disk") < html.index("step 5") < html.index("first")
+    assert html.index("error: no") < html.index("hm") < html.index("fine")
+    assert 'class="error"' in html and 'class="warning"' in html and 'class="good"' in html
+
+
+def test_a_stopped_run_says_where_and_what_was_saved():
+    history = History(Path("none"))
+    stopped = show.progress("en", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
+    assert "Stopped at step 7, saved checkpoint-7." in stopped
+    assert "Arrêté au pas 7" in show.progress("fr", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
+
+
+def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
+    jobs, data = Jobs(tmp_path), tmp_path / "cat" / "data"
+    data.mkdir(parents=True)
+    job = dataclasses.replace(new_job(jobs, "prepare", str(data)), state="ended", exit_code=0, started=0.0)
+    jobs.write(job)
+    report = data / "preprocess_report.json"
+    for number, (counts, said) in enumerate([
+        ({"left_out": 18, "found": 20}, "18 of 20 pictures left out"), ({"left_out": 0, "found": 20}, ""), ("?", ""),
+    ]):  # fmt: skip
+        report.write_text(json.dumps({"counts": counts}))
+        os.utime(report, (number + 1, number + 1))
+        card = show.job_card("en", jobs)
+        assert said in card and ("partly" in card) == bool(said)
+    jobs.write(dataclasses.replace(job, started=100.0))
+    report.write_text(json.dumps({"counts": {"left_out": 18, "found": 20}}))
+    os.utime(report, (50, 50))
+    assert "left out" not in show.job_card("en", jobs), "the report is of an earlier preparation"

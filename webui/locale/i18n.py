@@ -1,0 +1,122 @@
+"""The page's languages. Texts stand in the code in English; <language>.json beside this module has all others:
+
+texts: by the English text; what stands in {braces} is filled in
+fields: by config and setting, its label and help
+problems: sentences of ConfigErrors, where {name} stands for whatever is there; the first that fits counts
+requirements: what {requirement} in a problem can be; a problem with another one stays in English
+
+`T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(language, text, ...)` is for
+what is told while things happen: it goes by the browser's Accept-Language.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gradio import I18n
+
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
+from webui.settings.fields import fields_of
+from webui.settings.labels import label_of
+
+Patterns = list[tuple[re.Pattern, str]]
+
+
+class Locale:
+    """One language's half of the page's texts: what its file holds."""
+
+    def __init__(self, content: dict[str, Any]):
+        self.texts: dict[str, str] = content["texts"]
+        self.fields: dict[str, dict[str, dict[str, str]]] = content["fields"]
+        self.problems = patterns(content["problems"])
+        self.requirements = patterns(content["requirements"])
+
+    def problem(self, sentence: str) -> str | None:
+        for pattern, translation in self.problems:
+            if match := pattern.fullmatch(sentence):
+                facts = match.groupdict()
+                if "requirement" in facts:
+                    facts["requirement"] = self.requirement(facts["requirement"])
+                if None not in facts.values():
+                    return translation.format(**facts)
+        return None
+
+    def requirement(self, words: str) -> str | None:
+        found = ((pattern.fullmatch(words), translation) for pattern, translation in self.requirements)
+        return next((translation.format(**match.groupdict()) for match, translation in found if match), None)
+
+    def field(self, config_class: type, name: str) -> tuple[str, str]:
+        """Label and help of a setting; English ones until it has its lines in the file."""
+        told = self.fields[config_class.__name__].get(name, {})
+        return told.get("label", label_of(config_class, name)), told.get("help", fields_of(config_class)[name].help)
+
+
+def patterns(sentences: dict[str, str]) -> Patterns:
+    """English sentences as patterns, in which each {name} is a group of that name, with their translations."""
+    return [
+        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(english)), re.DOTALL), translation)
+        for english, translation in sentences.items()
+    ]
+
+
+FILES = sorted(Path(__file__).parent.glob("*.json"))
+LOCALES = {path.stem: Locale(json.loads(path.read_text(encoding="utf-8"))) for path in FILES}
+LANGUAGES = ("en", *LOCALES)
+
+
+def key_of(text: str) -> str:
+    """Under which Gradio looks a text up: the text itself, so that it reads well where there is no dictionary. Gradio
+    takes a key to end at its first brace."""
+    return text.replace("{", "(").replace("}", ")")
+
+
+def dictionaries() -> dict[str, dict[str, str]]:
+    """What Gradio is given: by language, each text by its key."""
+    by_language, english = {}, {}
+    for language, locale in LOCALES.items():
+        texts = dict(locale.texts)
+        for config_class in (PreprocessConfig, TrainConfig):
+            for name, field in fields_of(config_class).items():
+                label, help_ = locale.field(config_class, name)
+                texts |= {label_of(config_class, name): label, field.help: help_}
+        by_language[language] = {key_of(text): translation for text, translation in texts.items()}
+        english |= {key_of(text): text for text in texts if key_of(text) != text}
+    return {"en": english, **by_language}
+
+
+I18N = I18n(**dictionaries())
+
+
+def T(text: str):
+    """The text in the browser's language."""
+    return I18N(key_of(text))
+
+
+def say(language: str, text: str, **facts) -> str:
+    """The text in this language, with the facts in its braces."""
+    return (LOCALES[language].texts[text] if language in LOCALES else text).format(**facts)
+
+
+def say_label(language: str, config_class: type, name: str) -> str:
+    """What the page calls a field."""
+    return LOCALES[language].field(config_class, name)[0] if language in LOCALES else label_of(config_class, name)
+
+
+def say_problem(language: str, problem: str) -> str:
+    """A sentence of a ConfigError. Those that the language's file does not know stay as they are."""
+    return (LOCALES[language].problem(problem) if language in LOCALES else None) or problem
+
+
+def language_of(request) -> str:
+    """The first of our languages that the browser asks for; English where it asks for none of them."""
+    header = request.headers.get("accept-language", "") if request is not None else ""
+    wanted = []
+    for place, part in enumerate(header.split(",")):
+        tag, _, quality = part.strip().partition(";q=")
+        try:
+            wanted.append((-float(quality or 1), place, tag[:2].lower()))
+        except ValueError:
+            continue
+    return next((tag for _, _, tag in sorted(wanted) if tag in LANGUAGES), "en")

@@ -1,0 +1,105 @@
+"""The captions that the cards of a dataset show: saved as they are left, or made anew by the captioner."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.errors import ConfigError
+from webui.locale.i18n import language_of, say, say_problem
+from webui.pages.dataset_html import card_html
+from webui.runs import dataset_view as datasets
+from webui.runs.context import Context
+from webui.runs.launch import caption_job, prepare_job
+from webui.widgets.events import tell
+
+
+class Captions:
+    """Each card's key says which row its box shows; see `key_of_row`."""
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    def folder(self, language: str, name: str | None) -> Path:
+        folder = self.context.dataset_of(name)
+        if folder is None or not (folder / "metadata.jsonl").exists():
+            raise ConfigError(say(language, "Choose a dataset first."))
+        return folder
+
+    def save(self, request: gr.Request, key: str, text: str) -> str:
+        """When a caption loses the focus: what its card then shows, where it is still the same row's."""
+        language, is_saved = language_of(request), True
+        try:
+            if not self.save_row(key, text):
+                return gr.skip()
+        except datasets.ChangedElsewhere as error:
+            is_saved = False
+            words = say(language, "Leave its box once more to put yours in its place.")
+            gr.Warning(escape(f"{say_problem(language, str(error))} {words}"), title="SDXL LoRA")
+        row = loaded(key)
+        folder = self.context.dataset_of(row["dataset"])
+        picture = next(
+            picture
+            for picture in datasets.read_dataset(folder).pictures
+            if (picture.file_name, picture.place) == (row["file"], row["place"])
+        )
+        card = card_html(language, folder, picture, saved=is_saved)
+        now = {"of": key, "key": key_of_row(row["dataset"], picture), "html": card, "text": picture.text}
+        return json.dumps({**now, "sent": text if is_saved else None})
+
+    def save_row(self, key: str, text: str) -> bool:
+        """Saves what a box holds into the row that it showed; whether there was anything to save.
+
+        Raises:
+            ChangedElsewhere: another text stands there by now.
+            ConfigError: the dataset is being prepared.
+        """
+        row = loaded(key)
+        folder = self.context.dataset_of(row.get("dataset"))
+        if folder is None or text is None or " ".join(text.split()) == " ".join(row["text"].split()):
+            return False
+        datasets.save_text(folder, row["file"], row["text"], text, row["place"])
+        return True
+
+    def save_all(self, held: tuple[str, ...]) -> None:
+        """Before other rows come into view: what could not be saved stays in its box, and that the person reads why."""
+        for key, text in zip(held[::2], held[1::2], strict=True):
+            self.save_row(key, text)
+
+    def caption(self, request: gr.Request, key: str) -> None:
+        language, row = language_of(request), loaded(key)
+        folder = self.context.dataset_of(row.get("dataset"))
+        if folder is not None:
+            self.require_captioner(language, folder)
+            self.context.start(caption_job(self.context.jobs, folder, row["file"], row["place"]))
+            tell(say(language, "The captioner will look at it; the new caption appears here."))
+
+    def require_captioner(self, language: str, folder: Path) -> None:
+        if datasets.read_dataset(folder).config().captioner.caption_model == "none":
+            raise ConfigError(
+                say(language, "This dataset was prepared without auto-caption: prepare it with it first.")
+            )
+
+    def caption_all_anew(self, request: gr.Request, name: str | None) -> None:
+        language = language_of(request)
+        folder = self.folder(language, name)
+        self.require_captioner(language, folder)
+        config = datasets.read_dataset(folder).config(recaption=True)
+        self.context.start(prepare_job(self.context.jobs, config))
+        tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
+
+
+def key_of_row(name: str, picture: datasets.Picture) -> str:
+    """Which row a card shows, and what its box held when it was filled."""
+    facts = {"dataset": name, "file": picture.file_name, "place": picture.place, "text": picture.text}
+    return json.dumps(facts, ensure_ascii=False)
+
+
+def loaded(text: str | None) -> dict:
+    """What a box that nobody sees says; {} of one that was not filled yet."""
+    try:
+        facts = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,55 @@
+"""A prepared dataset as HTML: what there is of it, and a card for each row."""
+
+from html import escape
+from pathlib import Path
+
+from preprocess.output.html_report import crop_in_percent
+from webui.locale.i18n import say
+from webui.runs import dataset_view as datasets
+from webui.widgets.html import picture
+
+
+def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "") -> str:
+    """Counts, and what was left out with its reason."""
+    troubled = sum(bool(picture.problems) for picture in dataset.pictures)
+    facts = [
+        (len(dataset.pictures), say(language, "pictures")),
+        (troubled, say(language, "to look at")),
+        (len(dataset.left_out), say(language, "left out")),
+        (dataset.trigger_word or "—", say(language, "trigger word")),
+    ]
+    if last:
+        facts.append((f"{page + 1} / {last + 1}", say(language, "page")))
+    numbers = "".join(f"<div><b>{escape(str(value))}</b>{escape(label)}</div>" for value, label in facts)
+    left_out = "".join(f"<li><b>{escape(source)}</b> {escape(reason)}</li>" for source, reason in dataset.left_out)
+    details = (
+        f"<details><summary>{escape(say(language, 'Left out, and why'))}</summary><ul>{left_out}</ul></details>"
+        if left_out
+        else ""
+    )
+    return f'<div class="card" data-which="{escape(which)}"><div class="facts">{numbers}</div>{details}</div>'
+
+
+def card_html(language: str, folder: Path, shown: datasets.Picture, saved: bool = False) -> str:
+    """The whole picture with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
+    facts = shown.facts
+    thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg")
+    if facts and thumbnail:
+        left, top, width, height = crop_in_percent(facts)
+        frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
+        image = f'<div class="frame">{picture(thumbnail, shown.source)}{frame}</div>'
+    else:
+        image = f'<div class="frame">{picture(datasets.own_file(folder, shown.file_name), shown.source)}</div>'
+    problems = "".join(f"<li>{escape(problem)}</li>" for problem in shown.problems)
+    sizes = ""
+    if facts:
+        (height, width), bucket = facts["original_size"], facts["bucket"]
+        cut = say(language, "{percent} cut off", percent=f"{facts['cut_off']:.0%}")
+        sizes = f"{width}x{height} → {bucket[0]}x{bucket[1]}, {cut} · "
+    tokens = say(language, "{tokens} tokens", tokens=f"≥ {shown.tokens}" if shown.at_least else shown.tokens)
+    mark = f' <b class="saved">{escape(say(language, "saved"))}</b>' if saved else ""
+    return (
+        f'{image}<div class="about" data-text="{escape(shown.text)}"><strong>{escape(shown.source)}</strong>{mark}<br>'
+        f"{escape(sizes + tokens)}</div>"
+        f"{f'<ul class=problems>{problems}</ul>' if problems else ''}"
+    )

@@ -1,0 +1,97 @@
+// What the page does once a second: asks the server what has changed, and gives Gradio that and nothing else.
+// Not an event of Gradio's: each of those makes its browser side look up every widget that ever took part in one, four
+// times over, whatever it answers.
+async (session, view, ...chosen) => {
+  const looks = (window.sdxlLoraLooks ??= { underway: false, anew: "", later: {}, unsaved: [] });
+  if (!session || looks.underway) return [];
+  looks.underway = true;
+
+  // A caption's box is left alone while someone types in it, and as long as it holds what is not saved.
+  const shown = () => document.querySelector("#dataset-about [data-which]")?.dataset.which ?? "";
+  const box = (number) => document.querySelector(`#caption-${number} textarea`);
+  const words = (text) => text.replace(/\s+/g, " ").trim(); // as they are saved
+  const isUnsaved = (number) => {
+    const text = document.querySelector(`#card-${number} [data-text]`)?.dataset.text;
+    return text !== undefined && box(number) !== null && words(box(number).value) !== words(text);
+  };
+  const isHeld = (number) => isUnsaved(number) || (box(number) !== null && document.activeElement === box(number));
+  const numbers = [...Array(CARDS).keys()];
+  const cards = DATASET_AT + 2; // behind what is about the dataset, and the view; four outputs each
+
+  const mark = () => {
+    for (const number of numbers) {
+      const unsaved = isUnsaved(number) && document.activeElement !== box(number);
+      // Saving takes a moment: only what is there for the second time is marked.
+      if (unsaved && looks.unsaved[number]) box(number).dataset.unsaved = "";
+      else if (!unsaved && box(number)?.dataset.unsaved !== undefined) delete box(number).dataset.unsaved;
+      looks.unsaved[number] = unsaved;
+    }
+  };
+  if (!looks.asks) {
+    looks.asks = (event) => numbers.some(isUnsaved) && event.preventDefault();
+    window.addEventListener("beforeunload", looks.asks);
+  }
+
+  // The newest dataset goes into the training's form only while there stands what the page itself has put there. Its
+  // field is made when the tab is first opened.
+  const training = document.querySelector("#train-train_data_dir input");
+  if (training) looks.dataset ??= training.value;
+  const withoutChosen = (data) => {
+    const at = DATASET_AT - 1;
+    if (!training || data[at]?.value === undefined) return data;
+    if (["", looks.dataset].includes(training.value)) looks.dataset = data[at].value;
+    else delete data[at].value;
+    return data;
+  };
+
+  const withoutHeld = (data) => {
+    const asked = view ? JSON.parse(view).which ?? "" : "";
+    const news = data[DATASET_AT + 1];
+    if (news !== undefined) {
+      const comes = JSON.parse(news || "{}").which ?? "";
+      const isOther = comes !== shown();
+      // Turned meanwhile; or other rows would come while something is held: the server is asked again.
+      if (asked !== shown() || (isOther && numbers.some(isHeld))) {
+        for (let at = DATASET_AT; at < data.length - 1; at++) data[at] = undefined;
+      } else {
+        looks.later = {};
+      }
+    }
+    looks.of ??= shown();
+    if (looks.of !== shown()) [looks.of, looks.later] = [shown(), {}];
+    for (const number of numbers) {
+      const [from, to] = [cards + 4 * number, cards + 4 * number + 4];
+      const part = data.slice(from, to);
+      if (part.some((value) => value !== undefined)) looks.later[number] = part;
+      if (!looks.later[number]) continue;
+      const held = isHeld(number);
+      for (let at = from; at < to; at++) data[at] = held ? undefined : looks.later[number][at - from];
+      if (!held) delete looks.later[number];
+    }
+    return data;
+  };
+
+  try {
+    const { root, api_prefix } = window.gradio_config;
+    const answer = await fetch(`${root}${api_prefix}/run/sdxl_lora_look`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ data: [null, view, ...chosen, looks.anew], session_hash: session }),
+    });
+    if (!answer.ok) throw new Error(answer.statusText);
+    const { data } = await answer.json();
+    looks.anew = "";
+    mark();
+    // What has not changed, as gr.skip() comes for a component, for an HTML, and for what only the server keeps.
+    const skips = ['{"__type__":"update"}', '{"props":{"__type__":"update"},"__type__":"update"}', "null"];
+    const news = data.map((value) => (skips.includes(JSON.stringify(value)) ? undefined : value));
+    return withoutHeld(withoutChosen(news));
+  } catch {
+    const told = looks.anew;
+    looks.anew = "anew"; // what was sent may be lost, and is asked for again
+    const words = NO_ANSWER; // by language
+    return told ? [] : [`<div class="now idle">${words[navigator.language.slice(0, 2)] ?? words.en}</div>`];
+  } finally {
+    looks.underway = false;
+  }
+}

@@ -1,0 +1,71 @@
+"""What a look at the page brings: what has changed since the last one, part by part; and the script that asks."""
+
+import json
+import logging
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from webui.locale.i18n import LANGUAGES, say
+from webui.pages.tab_dataset import CARDS
+
+LOG = logging.getLogger(__name__)
+
+
+def look_script(dataset_at: int) -> str:
+    """JavaScript that asks for a look, with the words for a server that does not answer.
+
+    Args:
+        dataset_at: place of the dataset's first output in an answer.
+    """
+    script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
+    script = script.replace("DATASET_AT", str(dataset_at)).replace("CARDS", str(CARDS))
+    words = {language: say(language, "The page's server does not answer. What runs goes on.") for language in LANGUAGES}
+    return script.replace("NO_ANSWER", json.dumps(words, ensure_ascii=False))
+
+
+_told: set[str] = set()
+
+
+def part(count: int, make: Callable[[], list]) -> list:
+    """What a part of the page shows; where that fails over what nobody thought of, its first output says so, and
+    all other parts go on. The whole of it stands in the server's log, once.
+
+    Args:
+        count: of its outputs; `make` may give none where nothing is new.
+    """
+    try:
+        return make() or [gr.skip()] * count
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        if words not in _told:
+            _told.add(words)
+            LOG.exception("a part of the page cannot be shown")
+        html = f'<p class="ending failed">{escape(words)}</p>'
+        return [(html, html), *[(words, gr.skip())] * (count - 1)]
+
+
+def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:
+    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
+    if chosen in names:
+        return names, gr.Dropdown(names)
+    return names, gr.Dropdown(names, value=names[0] if names else None)
+
+
+def newest(folders: list[str]) -> str:
+    """The dataset that was prepared last."""
+
+    def changed(folder: str) -> float:
+        try:
+            return (Path(folder) / "metadata.jsonl").stat().st_mtime
+        except OSError:  # it has gone meanwhile
+            return 0.0
+
+    return max(folders, key=changed)
+
+
+def fingerprint(value: object) -> str:
+    """Short, as it is kept for every browser."""
+    return str(hash(repr(value)))

@@ -1,0 +1,49 @@
+"""The workspace and its jobs, which every part of the page works on. No gradio."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdxl_lora.errors import ConfigError
+from webui.runs.jobs import Job, Jobs
+from webui.settings.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Context:
+    """
+    Attributes:
+        before_training: called before anything of ours will want the GPU.
+    """
+
+    places: Workspace
+    jobs: Jobs
+    before_training: Callable[[], None]
+
+    def run_of(self, name: str | None) -> Path | None:
+        """The folder of "project/run"; None for a name that cannot be one."""
+        return self._folder(self.places.run_folder, name)
+
+    def dataset_of(self, name: str | None) -> Path | None:
+        """The folder of "project/dataset"; None for a name that cannot be one."""
+        return self._folder(self.places.dataset_folder, name)
+
+    def _folder(self, folder_of: Callable, name: str | None) -> Path | None:
+        project, _, own_name = (name or "").partition("/")
+        try:
+            return folder_of(project, own_name)
+        except ConfigError:
+            return None
+
+    def start(self, job: Job) -> Job:
+        """Let the host free its memory, then queue the job."""
+        self.before_training()
+        return self.jobs.add(job)
+
+
+def run_name(run: Path) -> str:
+    return f"{run.parent.parent.name}/{run.name}"
+
+
+def dataset_name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"

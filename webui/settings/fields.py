@@ -1,0 +1,147 @@
+"""A config's fields as a form sees them: name, kind, default, help, section, choices; from what is typed to a config.
+
+Knows no widgets. What may stand in a field is judged by the config itself, as on the command line.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+from sdxl_lora.config.fields import flat_fields, from_flat
+from sdxl_lora.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """
+    Attributes:
+        kind: bool, int, float, text, choice, lines (several texts) or numbers (as many as the default has).
+        optional: whether it may be None, which a form shows as nothing.
+        section: the title of its group.
+        choices: all there are; of an int, words that may stand in its place.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: Any
+    help: str
+    section: str
+    choices: tuple[str, ...] = ()
+
+
+@cache
+def fields_of(config_class: type) -> dict[str, Field]:
+    """All fields by name, in their order."""
+    fields = {}
+    for name, setting in flat_fields(config_class).items():
+        kind, optional, choices = kind_of(setting.type)
+        default = None if setting.is_required else setting.default
+        fields[name] = Field(name, kind, optional, default, setting.help, setting.title, choices)
+    return fields
+
+
+def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
+    """Kind, whether None may stand there, and the choices."""
+    if get_origin(type_) in (types.UnionType, Union):
+        (kind, _, choices), *words = [kind_of(member) for member in get_args(type_) if member is not types.NoneType]
+        return kind, types.NoneType in get_args(type_), sum((more for _, _, more in words), choices)
+    if get_origin(type_) is Literal:
+        return "choice", False, get_args(type_)
+    if get_origin(type_) is tuple:
+        return ("lines" if get_args(type_) == (str, ...) else "numbers"), False, ()
+    return {bool: "bool", int: "int", float: "float", str: "text"}[type_], False, ()
+
+
+def typed_value(field: Field, entered: Any) -> Any:
+    """What was entered, as the field's type has it.
+
+    Raises:
+        ConfigError: not a number where one is meant, or nothing where something must be.
+    """
+    if field.kind == "bool":
+        return bool(entered)
+    text = "" if entered is None else str(entered).strip()
+    if field.kind == "lines":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    if field.kind == "numbers":
+        return tuple(number(field, word) for word in text.replace(",", " ").split())
+    if field.optional and text in ("", "None"):
+        return None
+    if field.kind in ("int", "float"):
+        return text if text in field.choices else number(field, text)
+    if not text and field.default is None:
+        raise ConfigError(f"{field.name} is empty, it must be some text")
+    return text
+
+
+def number(field: Field, text: str) -> int | float:
+    try:
+        if field.kind == "float":
+            return float(text)
+        return int(float(text)) if float(text) == int(float(text)) else int(text)
+    except (ValueError, OverflowError):
+        word = " or ".join(["a number" if field.kind == "float" else "a whole number", *field.choices])
+        raise ConfigError(f"{field.name} is {text!r}, it must be {word}") from None
+
+
+def entered_value(field: Field, value: Any) -> Any:
+    """The value as a form shows it: what `typed_value` turns back into it."""
+    if field.kind == "lines":
+        return "\n".join(value or ())
+    if field.kind == "numbers":
+        return " ".join(map(str, value))
+    if field.kind == "float" and value is not None:
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if field.kind in ("text", "choice") and value is None:
+        return ""
+    if field.kind == "int" and field.choices:
+        return str(value)
+    return value
+
+
+def config_of(config_class: type, entered: Mapping[str, Any]) -> Any:
+    """The config that a form asks for; fields that it lacks keep their defaults.
+
+    Raises:
+        ConfigError: with all its problems at once.
+    """
+    values, problems = {}, []
+    for name, field in fields_of(config_class).items():
+        if name in entered:
+            try:
+                values[name] = typed_value(field, entered[name])
+            except ConfigError as error:
+                problems.append(str(error))
+    try:
+        config = from_flat(config_class, {**stand_ins(config_class), **values})
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError("; ".join(problems), problems)
+    return config
+
+
+def stand_ins(config_class: type) -> dict[str, str]:
+    """Something for the fields without a default, so that the others can be judged where those are missing."""
+    return {
+        field.name: "unnamed"
+        for field in fields_of(config_class).values()
+        if field.default is None and not field.optional
+    }
+
+
+def problems_by_field(config_class: type, problems: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Each problem at the fields that it names first or as a pair; and those that name none."""
+    by_field: dict[str, list[str]] = {}
+    others = []
+    for problem in problems:
+        names = [word for word in re.findall(r"\w+", problem) if word in fields_of(config_class)]
+        for name in dict.fromkeys(names):
+            by_field.setdefault(name, []).append(problem)
+        if not names:
+            others.append(problem)
+    return by_field, others

@@ -1,0 +1,38 @@
+"""How the page listens to what a person does, and how it answers: messages, and errors that can be mended."""
+
+import functools
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from sdxl_lora.errors import ConfigError, DataError, DiskError
+from webui.locale.i18n import language_of, say, say_problem
+
+# How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
+# browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
+# server thinks, and looks all of them up in the whole page whenever any event begins or ends: a quarter of a core for
+# a page that looks once a second.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
+
+
+def tell(words: str) -> None:
+    """A message that goes by itself."""
+    gr.Info(escape(words), duration=5, title="SDXL LoRA")
+
+
+def show_errors(handler: Callable) -> Callable:
+    """A handler whose first argument is the request, and whose errors that a person can mend become a message."""
+
+    @functools.wraps(handler)
+    def wrapped(request: gr.Request, *arguments):
+        try:
+            return handler(request, *arguments)
+        except (ConfigError, DataError, DiskError) as error:
+            language = language_of(request)
+            problems = getattr(error, "problems", (str(error),))
+            words = "<br>".join(escape(say_problem(language, problem)) for problem in problems)
+            raise gr.Error(words, title=say(language, "That did not work"), print_exception=False) from None
+
+    return wrapped

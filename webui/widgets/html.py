@@ -1,0 +1,241 @@
+"""What a run tells, as HTML: where it stands, its plots, its pictures, its log. Every text of others is escaped."""
+
+import base64
+import io
+import re
+import time
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+from sdxl_lora.images.decode import ImageError, open_image
+from webui.locale.i18n import say
+from webui.runs.dataset_view import left_out_of
+from webui.runs.jobs import Job, Jobs
+from webui.runs.listing import RunState, console_lines, last_error, state_of_job
+from webui.runs.run_history import History, smoothed
+from webui.widgets.charts import Line, chart, short
+
+SHOWN_SAMPLE_STEPS = 6
+SHOWN_LOG_LINES = 200
+THUMBNAIL_PIXELS = 384
+
+STATES = {
+    "new": "not started",
+    "waiting": "waiting",
+    "running": "running",
+    "starting": "starting",
+    "caching": "encoding pictures",
+    "training": "training",
+    "sampling": "drawing samples",
+    "stopping": "stopping",
+    "done": "done",
+    "stopped": "stopped",
+    "failed": "failed",
+    "killed": "ended",
+    "cancelled": "cancelled",
+}
+
+
+KINDS = {
+    "prepare": "Preparing {name}",
+    "caption": "A new caption in {name}",
+    "train": "Training {name}",
+    "draw": "Drawing with {name}",
+}
+
+
+def words_for(language: str, job: Job) -> str:
+    name = Path(job.target).name
+    return say(language, KINDS[job.kind], name=name) if job.kind in KINDS else f"{job.kind} {name}"
+
+
+def pill(language: str, state: str, more: str = "") -> str:
+    """A state of another version of the trainer is told in its own word."""
+    words = say(language, STATES[state]) if state in STATES else state
+    return f'<span class="pill {escape(f"{state} {more}".strip())}">{escape(words)}</span>'
+
+
+def progress(language: str, name: str, state: RunState, history: History) -> str:
+    """One card: name, state, bar, and the numbers of the last step."""
+    total = history.total_steps
+    share = 100 * min(1.0, state.step / total) if total else 0
+    last = history.steps[-1] if history.steps else {}
+    facts = [(say(language, "step"), f"{state.step} / {total}" if total else str(state.step))]
+    if "epoch" in last:
+        facts.append((say(language, "epoch"), f"{last['epoch']:.1f}"))
+    if "loss" in last:
+        facts.append((say(language, "loss"), short(smoothed([step["loss"] for step in history.steps])[-1])))
+    pace = history.seconds_per_step()
+    if pace is not None:
+        facts.append((say(language, "speed"), f"{short(1 / pace)}/s" if 0 < pace < 1 else f"{short(pace)} s"))
+    left = history.seconds_left()
+    if state.is_active and state.state != "stopping" and left is not None:
+        facts.append((say(language, "left"), duration(left)))
+    if last.get("memory_gib"):
+        facts.append((say(language, "memory"), f"{last['memory_gib']:.1f} GiB"))
+    numbers = "".join(f"<div><b>{escape(value)}</b>{escape(label)}</div>" for label, value in facts)
+    return (
+        f'<div class="card run"><div class="head"><strong>{escape(name)}</strong>{pill(language, state.state)}</div>'
+        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div>'
+        f'<div class="facts">{numbers}</div>{ending(language, state)}</div>'
+    )
+
+
+def ending(language: str, state: RunState) -> str:
+    """One sentence on how it ended, and where it would go on."""
+    saved = state.last_checkpoint
+    if state.state == "stopped" and saved:
+        words = say(language, "Stopped at step {step}, saved {saved}.", step=state.step, saved=saved)
+    elif state.state == "stopped":
+        words = say(language, "Stopped before the first step; nothing had to be saved.")
+    elif state.state == "stopping":
+        words = say(language, "It finishes its step and saves. Press once more to end it at once.")
+    elif state.state == "killed" and saved:
+        words = say(language, "It ended without a word at step {step}; {saved} is there.", step=state.step, saved=saved)
+    elif state.state == "killed":
+        words = say(language, "It ended without a word at step {step}; nothing was saved.", step=state.step)
+    elif state.state == "failed":
+        words = state.reason or say(language, "It failed; see the log.")
+    elif state.state == "cancelled" and state.reason:
+        words = say(language, "What it waited for failed: {reason}", reason=state.reason)
+    else:
+        return ""
+    return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def plots(language: str, history: History) -> str:
+    """Loss, learning rate, and the validation loss where there is one."""
+    steps = [event["step"] for event in history.steps]
+    losses = [event.get("loss", float("nan")) for event in history.steps]
+    empty = say(language, "Nothing to plot yet: the first step is to come.")
+    loss = [
+        Line(say(language, "each step"), list(zip(steps, losses, strict=True)), "raw"),
+        Line(say(language, "smoothed"), list(zip(steps, smoothed(losses), strict=True))),
+    ]
+    rate = [(event["step"], event.get("learning_rate", float("nan"))) for event in history.steps]
+    charts = [
+        chart(say(language, "Loss"), loss, empty),
+        chart(say(language, "Learning rate"), [Line("", rate)], empty),
+    ]
+    if history.validations:
+        points = [(event["step"], event.get("validation_loss", float("nan"))) for event in history.validations]
+        title = say(language, "Loss on pictures held out")
+        charts.append(chart(title, [Line("", points, "dots")], empty))
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def gallery(
+    language: str, pictures: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int
+) -> str:
+    """A row for each prompt and seed, a column for each of the last steps, the newest first."""
+    if not pictures:
+        return f'<p class="empty">{escape(say(language, "No samples yet. Give sample prompts before training."))}</p>'
+    steps = sorted({step for by_step in pictures.values() for step in by_step}, reverse=True)[:SHOWN_SAMPLE_STEPS]
+    head = "".join(f"<th>{escape(say(language, 'step {step}', step=step))}</th>" for step in steps)
+    rows = []
+    for (prompt, image), by_step in pictures.items():
+        name = prompts[prompt] if prompt < len(prompts) else str(prompt)
+        cells = "".join(f"<td>{picture(by_step.get(step), f'{name}, {step}')}</td>" for step in steps)
+        label = f"{escape(name)}<small>{escape(say(language, 'seed {seed}', seed=seed + image))}</small>"
+        rows.append(f"<tr><th>{label}</th>{cells}</tr>")
+    return f'<div class="wide"><table class="grid"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def picture(path: Path | None, words: str = "") -> str:
+    """The picture itself in the page, so that no file has to be served."""
+    try:
+        data = thumbnail(path, path.stat().st_mtime_ns) if path is not None else ""
+    except OSError:  # gone, or not for us to read
+        data = ""
+    return f'<img alt="{escape(words)}" src="{data}">' if data else '<span class="missing"></span>'
+
+
+@lru_cache(maxsize=512)
+def thumbnail(path: Path, changed: int) -> str:
+    """A data URI of the picture, its longer side at most THUMBNAIL_PIXELS; "" where it cannot be opened."""
+    try:
+        image = open_image(path)
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+LEVELS = {"failed": "error", "stopped": "warning", "checkpoint": "good", "finished": "good", "samples": "good"}
+
+
+def log(language: str, history: History, console: list[str]) -> str:
+    """What happened, and what was printed, each newest first and coloured by level."""
+    happened = [
+        (
+            time.strftime("%H:%M:%S", time.localtime(event.get("time", 0))),
+            LEVELS.get(event["event"], ""),
+            words_of(event),
+        )
+        for event in reversed(history.messages)
+    ]
+    printed = [("", level_of(line), line) for line in reversed(console)]
+    return (
+        f'<div class="logs"><section><h4>{escape(say(language, "What happened"))}</h4>{log_lines(language, happened)}'
+        f"</section><section><h4>{escape(say(language, 'Console'))}</h4>{log_lines(language, printed)}</section></div>"
+    )
+
+
+def log_lines(language: str, lines: list[tuple[str, str, str]]) -> str:
+    if not lines:
+        return f'<p class="empty">{escape(say(language, "Nothing yet."))}</p>'
+    shown = "".join(
+        f'<li class="{level}"><time>{escape(when)}</time>{escape(words)}</li>'
+        for when, level, words in lines[:SHOWN_LOG_LINES]
+    )
+    return f'<ol class="log">{shown}</ol>'
+
+
+def words_of(event: dict) -> str:
+    """An event in the run's own words, without lists, and with names in place of paths."""
+    if event["event"] == "message":
+        return str(event.get("text", ""))
+    facts = {name: value for name, value in event.items() if name not in ("time", "event")}
+    plain = {name: value for name, value in facts.items() if not isinstance(value, list | dict)}
+    names = {name: Path(value).name if str(value).startswith("/") else value for name, value in plain.items()}
+    return f"{event['event']}: " + ", ".join(f"{name} {value}" for name, value in names.items())
+
+
+def level_of(line: str) -> str:
+    if re.search(r"^error|Error\b|^Traceback|^ERROR", line):
+        return "error"
+    return "warning" if re.search(r"warn|^W\d{4} ", line, re.IGNORECASE) else ""
+
+
+def job_card(language: str, jobs: Jobs) -> str:
+    """The newest job of preparing or captioning: how it stands and what it prints."""
+    job = next((job for job in reversed(jobs.all()) if job.kind in ("prepare", "caption")), None)
+    if job is None:
+        return ""
+    words = escape(words_for(language, job))
+    lines = [("", level_of(line), line) for line in reversed(console_lines(jobs, job))]
+    state = state_of_job(jobs, job)
+    failure = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
+    mark, left_out = pill(language, state), 0
+    if state == "done" and job.kind == "prepare":
+        left_out, found = left_out_of(Path(job.target), job.started or 0)
+    if left_out:
+        warning = say(language, "{count} of {found} pictures left out: see 2 · Dataset", count=left_out, found=found)
+        mark, failure = pill(language, state, "partly"), f'<p class="ending partly">{escape(warning)}</p>'
+    is_open = "open" if state in ("running", "failed") else ""
+    return (
+        f'<div class="card"><div class="head"><strong>{words}</strong>{mark}</div>{failure}'
+        f"<details {is_open}><summary>{escape(say(language, 'Console'))}</summary>{log_lines(language, lines)}"
+        "</details></div>"
+    )
