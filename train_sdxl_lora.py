@@ -31,6 +31,7 @@ from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.models.base_weights import base_sha256
 from sdxl_lora.optimizers.optimizers import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.run.logger import RunLogger
+from sdxl_lora.run.precision import settle_precision
 from sdxl_lora.run.session import Run, open_run
 from sdxl_lora.training.batch_shape import choose_batch_shape
 from sdxl_lora.training.checkpointer import AdapterState, Checkpointable, Checkpointer
@@ -43,7 +44,6 @@ from sdxl_lora.training.export import LoraExporter
 from sdxl_lora.training.finish import finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
-from sdxl_lora.training.precision import settle_precision
 from sdxl_lora.training.samples import SampleWriter
 from sdxl_lora.training.schedule import Cadence
 from sdxl_lora.training.train_step import TrainStep
@@ -64,12 +64,9 @@ class Trained:
 
 
 def train(config: TrainConfig) -> Trained | None:
-    """One run, from images to LoRA files; the same command again resumes it. Every process calls this.
+    """Train one LoRA, from images to its files; the same command again resumes it. Every process calls this.
 
-    Returns:
-        what it was made of; None where it was stopped on request.
-    Raises:
-        the exceptions of sdxl_lora/errors.py.
+    Returns what the run was made of, None where it was stopped on request. Raises what sdxl_lora/errors.py names.
     """
     config, said = settle_precision(config)
     accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None

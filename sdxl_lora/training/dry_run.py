@@ -26,12 +26,12 @@ from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_level_of
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.precision import planned_precision
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
 from sdxl_lora.training.data_plan import DataPlan, plan_data
 from sdxl_lora.training.model import warm_start_of
-from sdxl_lora.training.precision import planned_precision
 from sdxl_lora.training.schedule import EvaluationCadence, evaluation_cadence
 
 

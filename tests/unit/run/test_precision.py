@@ -7,10 +7,11 @@ import torch
 import yaml
 
 from sdxl_lora.errors import CheckpointError, ConfigError
-from sdxl_lora.training import checks, precision
+from sdxl_lora.run import precision
+from sdxl_lora.run.precision import planned_precision, settle_precision
+from sdxl_lora.training import checks
 from sdxl_lora.training import dry_run as planning
 from sdxl_lora.training.checks import lack_of_gpu
-from sdxl_lora.training.precision import planned_precision, settle_precision
 from tests.helpers.configs import flat_train_config
 
 FULL = SimpleNamespace(parts={"unet": SimpleNamespace(values=2_567_463_684)})
