@@ -6,7 +6,6 @@ Asked over HTTP of the page, and of apps of others that have it as a tab, launch
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -14,6 +13,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
+from tests.helpers.waiting import until
 
 LAUNCHED = "app.launch(server_port=port, i18n=I18N, quiet=True)"
 MOUNTED = """
@@ -25,10 +25,10 @@ HOST = """
 import pathlib, sys
 import gradio as gr
 from webui.page import I18N, create_tab
-from webui.settings.workspace import Places
+from webui.settings.workspace import Workspace
 port = int(sys.argv[2])
 with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
-    create_tab(places=Places(pathlib.Path(sys.argv[1])))
+    create_tab(places=Workspace(pathlib.Path(sys.argv[1])))
 """
 CLIENT = httpx.Client(timeout=60)  # one for all: each costs a tenth of a second
 FILE = {"meta": {"_type": "gradio.FileData"}, "orig_name": "x.yaml"}
@@ -92,9 +92,8 @@ def test_nor_does_a_tab_of_another_app_however_it_is_started(tmp_path, secret, s
     host = subprocess.Popen([sys.executable, "-c", HOST + start, str(tmp_path / "projects"), str(port)], cwd=ROOT,
                             env=environment)  # fmt: skip
     try:
-        end = time.time() + 60
-        while not answers(url):
-            assert host.poll() is None and time.time() < end
+        until(lambda: answers(url) or host.poll() is not None)
+        assert host.poll() is None
         asked = [
             function for function in functions_of(url) if function["api_name"] in ("sdxl_lora_look", "load", "turn")
         ]
