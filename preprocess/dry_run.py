@@ -66,5 +66,6 @@ def size_of(source: Source, max_megapixels: float) -> tuple[int, int]:
             except ImageError as error:
                 raise ValueError(f"its mask {source.mask.name}: {error.reason}") from None
             if mask_size != size:
-                raise ValueError(f"its mask {source.mask} has {mask_size} px, it must have {size} like the picture")
+                name = source.mask.name
+                raise ValueError(f"its mask {name} has {mask_size} px, it must have {size} like the picture")
     return size

@@ -40,7 +40,7 @@ def mask_of(
     if kind == "folder" and (file is None or data is None):
         return white  # the finder has said so
     if file is not None and data is not None and kind == "folder":
-        mask, name = mask_in(file, data, max_megapixels), f"its mask {file}"
+        mask, name = mask_in(file, data, max_megapixels), f"its mask {file.name}"
     elif kind == "remover":
         mask, name = foreground_mask(image), "its mask from the background remover"
     elif stored.has_transparency_data:
@@ -63,7 +63,7 @@ def mask_in(file: Path, data: bytes, max_megapixels: float) -> Image.Image:
     try:
         return upright_rgb(decode_image(data, file, max_megapixels), BLACK).convert("L")
     except ImageError as error:
-        raise ValueError(f"its mask {file}: {error.reason}") from None
+        raise ValueError(f"its mask {file.name}: {error.reason}") from None
 
 
 def check_masks_of_crops(masks: Iterable[Image.Image | None]) -> None:

@@ -84,7 +84,7 @@ class Bytes:
         try:
             return cls(picture, read_image(job.mask) if job.mask else None)
         except ImageError as error:
-            raise ImageError(job.path, f"its mask {job.mask}: {error.reason}") from None
+            raise ImageError(job.path, f"its mask {job.mask.name}: {error.reason}") from None
 
 
 def identity(job: Job, files: Bytes) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from sdxl_lora.config.names import printable
 from sdxl_lora.folders.caption_tables import Line, Table
 
 
@@ -47,8 +48,8 @@ class Found:
         self.warnings.setdefault(name, []).append(message)
 
     def shown(self, path: Path) -> str:
-        """The path relative to the folder, with / and as text that JSON can hold: bytes that are no UTF-8 as \\xe9."""
-        return as_text(path.relative_to(self.folder).as_posix())
+        """The path relative to the folder, with / and as one line that JSON can hold: see printable."""
+        return printable(path.relative_to(self.folder).as_posix())
 
 
 def as_text(path: str) -> str:

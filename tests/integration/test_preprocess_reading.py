@@ -8,11 +8,12 @@ import sys
 import pytest
 from PIL import Image
 
+from preprocess.images import mask_files
 from preprocess.images.prepare import Bytes, Job, identity, prepare_picture
 from preprocess.images.recipe import recipe_of
-from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.images import icc
 from sdxl_lora.images.decode import ImageError
+from tests.helpers.configs import flat_preprocess_config
 from tests.helpers.png import encoded, png_header
 from tests.helpers.preparing import noise, preprocess, report_of, rows_of
 
@@ -32,8 +33,8 @@ def raw(tmp_path):
 def job(raw, tmp_path):
     for name in ("images", "pictures"):
         (tmp_path / "out" / ".preprocess" / name).mkdir(parents=True)
-    config = PreprocessConfig(
-        input_dir=str(raw), output_dir=str(tmp_path / "out"), resolution=64, caption_model="none", masks="folder"
+    config = flat_preprocess_config(
+        str(raw), str(tmp_path / "out"), resolution=64, caption_model="none", masks="folder"
     )
     noise().save(raw / "a.png")
     Image.new("L", (96, 80), 255).save(tmp_path / "mask.png")
@@ -55,7 +56,7 @@ def test_hash_pixels_and_mask_are_of_one_reading_while_files_change(job):
 
 def test_the_key_of_a_plain_picture_is_that_of_earlier_versions_and_of_misread_colours_another(job):
     def key_before(files):
-        mask = hashlib.sha256(files.mask).hexdigest()
+        mask = f"{mask_files.VERSION} {hashlib.sha256(files.mask).hexdigest()}"
         text = "\0".join([hashlib.sha256(files.picture).hexdigest(), mask, job.recipe.digest(), "a"])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
