@@ -1,6 +1,5 @@
 """What a LoRA learns on the shapes base: its concept under the trigger word, and nothing else."""
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,6 +11,7 @@ from examples.shapes.quality import BASE, base_quality, load_base
 from examples.shapes.world import combinations
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from tests.helpers.paths import ROOT
 
@@ -49,7 +49,7 @@ def learn(dataset, tmp_path_factory):
         here |= {"cache_dir": str(data.parent / "cache"), "validation_prompt": (), "report_to": "none"}
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        train_sdxl_lora.train(replace(demo, **here | settings))
+        train_sdxl_lora.train(replace_flat(demo, **here | settings))
         return lora_quality(folder, asked, known=known, concept=concept)
 
     return run

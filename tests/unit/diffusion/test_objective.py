@@ -210,7 +210,7 @@ def test_class_images_weigh_their_weight(sample):
 def test_input_perturbation_changes_what_is_seen_and_not_what_is_to_be_predicted(sample):
     seen, input_noise = [], sample["noise"] + 0.1
     loss = noise_prediction_loss(
-        lambda sample, *_, **__: SimpleNamespace(sample=(seen.append(sample), sample["noise"])[1]),
+        lambda noisy, *_, **__: SimpleNamespace(sample=(seen.append(noisy), sample["noise"])[1]),
         schedule_of("epsilon"), sample["latents"], {**CONDITIONS, "input_noise": input_noise}, sample["noise"],
         sample["timesteps"],
     )  # fmt: skip
