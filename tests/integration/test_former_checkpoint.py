@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file
-from sdxl_lora.lora.formats.base_weights import base_sha256
 
+from sdxl_lora.models.base_weights import base_sha256
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import column, largest_difference, weights_of
 
