@@ -20,7 +20,7 @@ class PreprocessConfig:
     """Turn a folder of pictures into an image/caption dataset for training."""
 
     input_dir: Annotated[str, PATH]
-    """Folder of .png, .jpg, .jpeg, .webp and .gif pictures; subfolders are read too. Never written to."""
+    """Folder of PNG, JPEG, WebP and GIF pictures; subfolders are read too. Never written to."""
     output_dir: Annotated[str, PATH]
     """Folder for the dataset: images/, metadata.jsonl, README.md and preprocess_report.json."""
     trigger_word: str = ""

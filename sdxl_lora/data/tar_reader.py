@@ -6,16 +6,18 @@ datasets' own reader wants the same endings in every sample; here one may be a .
 import json
 import re
 import tarfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from sdxl_lora.config.names import printable
 from sdxl_lora.errors import DataError
-from sdxl_lora.images.decode import SUFFIXES
+from sdxl_lora.images.decode import OTHER_SUFFIXES, SUFFIXES
 
-PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+PICTURES = tuple(suffix[1:] for suffix in (*SUFFIXES, *OTHER_SUFFIXES))
 CAPTIONS = ("txt", "caption")
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending, as WebDataset has it
 
@@ -32,16 +34,21 @@ def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
         DataError: a tar that is damaged or cut, or holds no pictures.
     """
     for path in paths:
-        found = 0
+        found, without = 0, []
         try:
             for sample in grouped(path):
                 if any(suffix in sample for suffix in PICTURES):
                     found += 1
                     yield sample
+                else:
+                    without.append(sample["__key__"])
         except (tarfile.TarError, EOFError) as error:
             raise DataError(f"{path} is damaged or cut ({error}): make or fetch it anew") from None
         if not found:
             raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)})")
+        if without:
+            said = f"{path}: {len(without)} samples without a picture are not used, the first is {without[0]}"
+            warnings.warn(printable(said), stacklevel=2)
 
 
 def grouped(path: str) -> Iterator[dict[str, Any]]:

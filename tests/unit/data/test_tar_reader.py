@@ -6,6 +6,7 @@ import tarfile
 import pytest
 
 from sdxl_lora.data.stream_reader import open_stream, plain_row
+from sdxl_lora.data.tar_reader import samples
 from sdxl_lora.errors import DataError
 from tests.helpers.streams import add_to_tar, batches_of, png, steps_of
 
@@ -23,8 +24,8 @@ def test_a_webdataset_has_the_columns_of_its_suffixes_and_its_json(tmp_path):
 
 
 def test_a_webdataset_may_mix_endings_and_leave_captions_to_its_json(tmp_path):
-    samples = [("a.png", "a.txt"), ("b.PNG", "b.json"), ("c.jpg", "c.caption"), ("d.jpeg", "d.txt")]
-    for number, pairs in enumerate((samples[:3], samples[3:])):
+    pairs_of_all = [("a.png", "a.txt"), ("b.PNG", "b.json"), ("c.jpg", "c.caption"), ("d.jfif", "d.txt")]
+    for number, pairs in enumerate((pairs_of_all[:3], pairs_of_all[3:])):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
             for picture, caption in pairs:
                 words = f"of {picture[0]}"
@@ -33,6 +34,14 @@ def test_a_webdataset_may_mix_endings_and_leave_captions_to_its_json(tmp_path):
     rows = [plain_row(row, "image", "text") for row in open_stream(str(tmp_path), None)]
     assert [row["text"] for row in rows] == ["of a", "of b", "of c", "of d"]
     assert [row["image"]["bytes"] for row in rows] == [png(64, 64, ord(name)) for name in "abcd"]
+
+
+def test_samples_without_a_picture_are_counted_and_named(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in {"a.txt": b"alone", "b.png": png(64, 64, 0), "b.txt": b"a picture", "c.tif": b"II*"}.items():
+            add_to_tar(tar, name, data)
+    with pytest.warns(UserWarning, match=r"0\.tar: 2 samples without a picture are not used, the first is a$"):
+        assert [row["__key__"] for row in samples([str(tmp_path / "0.tar")])] == ["b"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "no pictures", "JSON", "UTF-8"])
