@@ -158,11 +158,22 @@ def register_heif() -> None:
 
 
 def open_own_png(path: Path) -> PngImageFile:
-    """A sample that a run drew, with the texts in it; OSError, ValueError or SyntaxError where it is damaged."""
-    with Image.open(path, formats=["PNG"]) as image:
+    """A sample that a run drew, with the texts in it.
+
+    Raises:
+        ImageError: as `open_image`, and for a picture of another format.
+    """
+    data = read_image(path)
+    kind = supported_format(data[:HEAD_BYTES], path)
+    if kind != "PNG":
+        raise ImageError(path, f"no PNG, but {kind}")
+    try:
+        image = open_with(kind, data)
         image.load()
-        assert isinstance(image, PngImageFile)
-        return image
+    except Exception as error:  # as in `opened`
+        raise ImageError(path, f"{fault_word(kind, io.BytesIO(data), len(data), error)} {kind} ({error})") from None
+    assert isinstance(image, PngImageFile)
+    return image
 
 
 def check_pixels(path: Path | str, pixels: int, max_megapixels: float) -> None:

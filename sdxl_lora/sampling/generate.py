@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.fault_injection import fault_point
-from sdxl_lora.images.decode import open_own_png
+from sdxl_lora.images.decode import ImageError, open_own_png
 from sdxl_lora.io.file_system import write_whole
 from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.sampling.grid import image_grid
@@ -162,8 +162,8 @@ def read_picture(path: Path, report: Callable[[str], None] = lambda reason: None
         return None
     try:
         return open_own_png(path)
-    except (OSError, ValueError, SyntaxError) as error:
-        report(f"a sample is left out of {GRID_NAME}: {path}: {error}")
+    except ImageError as error:
+        report(f"a sample is left out of {GRID_NAME}: {error}")
         return None
 
 
