@@ -12,10 +12,10 @@ from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.startup import quiet_libraries
 
-if __name__ == "__main__":  # --help and a typo are answered before the imports below take their five seconds
+if __name__ == "__main__":  # --help and a typo are answered before the imports below, which take seconds
     CONFIG = load_config(TrainConfig, sys.argv[1:])
     quiet_libraries()
-    gc.disable()  # else the imports take seven: collections walk through all that is there so far, again and again
+    gc.disable()  # else the imports take longer: collections walk through all that is there so far, again and again
 
 import os
 from contextlib import closing
@@ -51,7 +51,7 @@ from sdxl_lora.training.train_step import TrainStep
 
 @dataclass
 class Trained:
-    """What a training was made of, after its last step."""
+    """What `train` returns: the parts of a training, after its last step."""
 
     config: TrainConfig
     run: Run
@@ -69,9 +69,10 @@ def train(config: TrainConfig) -> Trained | None:
     Returns what the run was made of, None where it was stopped on request. Raises what sdxl_lora/errors.py names.
     """
     config, said = settle_precision(config)
-    accelerator, trained = make_accelerator(config.compute, config.batch, config.logging, config.output_dir), None
-    with open_run(accelerator, config) as run:  # lock, status.json, requests to stop; full disk, lost process, OOM
-        logger = RunLogger(accelerator, run)
+    accelerator = make_accelerator(config.compute, config.batch, config.logging, config.output_dir)
+    trained = None
+    # The run's folder: lock, status.json, requests to stop; full disk, lost process, out of memory.
+    with open_run(accelerator, config) as run, RunLogger(accelerator, run) as logger:
         for line in (*in_short(accelerator.device, run.folder), *said):
             logger.info(line)
 
@@ -79,12 +80,13 @@ def train(config: TrainConfig) -> Trained | None:
         base = check_inputs(config, accelerator)
         similarity = load_similarity(config, accelerator)
         repository = claim_hub_repository(config, accelerator, run, logger.info)
-        hashing = run_in_background(lambda: base_sha256(base.path) if accelerator.is_main_process else "")
+        wait_for_base_hash = run_in_background(lambda: base_sha256(base.path) if accelerator.is_main_process else "")
 
-        # Encode once; VAE and text encoders leave the memory before the UNet arrives.
+        # Encode once; VAE and text encoders leave the memory before the UNet is loaded.
         data = prepare_data(config, base, accelerator, run, logger)
         run.end_if_asked(accelerator, "while caching")
         if config.cache.cache_part:
+            logger.info(f"part {config.cache.cache_part} of the caches is filled")
             raise Stopped(f"part {config.cache.cache_part} of the caches is filled")
         config, shape = choose_batch_shape(config, base, data, accelerator, logger.info)
 
@@ -97,7 +99,7 @@ def train(config: TrainConfig) -> Trained | None:
         evaluator = Evaluator(config, accelerator, model, shown, data, run, logger)
         samples = SampleWriter(config, accelerator, base, model, shown, data, similarity, run, logger)
         run.end_if_asked(accelerator, "while loading")
-        base_hash = on_main_and_broadcast(accelerator, hashing)
+        base_hash = on_main_and_broadcast(accelerator, wait_for_base_hash)
         exporter = LoraExporter(config, base, base_hash, model, shown, data, samples)
         stateful: list[Checkpointable] = [AdapterState(model.components), exporter, shown, evaluator, data]
         fingerprint = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint()}
@@ -140,7 +142,7 @@ def fit(
         train_step.fit_to_memory(data, step)
     catch_up(step, cadence, evaluator, samples)
     run.end_if_asked(accelerator, f"before step {step + 1}")
-    with closing(data.batches(step, train_step.shape)) as batches:  # each a pure function of seed and step
+    with closing(data.batches(step, train_step.shape)) as batches:
         for batch in batches:
             if evaluator.should_stop:
                 break
@@ -158,8 +160,10 @@ def fit(
             rate = own_learning_rate(train_step.optimizer) if learning_rate is None else learning_rate
             logger.step(step, numbers.images, epoch, numbers.loss, rate, numbers.grad_norm, **by_timestep)
             stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
-            is_best = due.evaluate and not stopping and evaluator.evaluate(step)
-            if due.evaluate:  # perhaps asked to stop while validating: the next start does that again
+            is_best = False
+            if due.evaluate:
+                is_best = not stopping and evaluator.evaluate(step)
+                # Perhaps asked to stop while validating: the next start does that again.
                 stopping = run.stop_agreed(accelerator) or stopping
             if stopping:
                 save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
@@ -174,14 +178,14 @@ def fit(
 
 
 def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | None) -> NoReturn:
-    """Raises Stopped, with the step saved."""
+    """Save the step and raise Stopped."""
     if run.status["last_checkpoint"] != f"checkpoint-{step}":
         checkpointer.save(step, best=best)
     run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
 
 
 def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int) -> dict:
-    """What will be trained, as the log's first line and its event `started` say it."""
+    """Return what will be trained, for the log's first line and the event `started`."""
     return {
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
@@ -197,7 +201,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: 
 
 
 def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleWriter) -> None:
-    """Evaluate before the first step, and after a kill what should have been by now."""
+    """Evaluate before the first step, and catch up on an evaluation that was interrupted."""
     if (step and not cadence.after(step).evaluate) or not cadence.has_evaluation:
         return
     if step == 0 or evaluator.best.measured_step != step:
@@ -207,11 +211,15 @@ def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleW
 
 
 def main(config: TrainConfig) -> int:
-    """The exit code of a run; 0 for one that is done or was stopped on request. What a person can cause is one line."""
+    """Run the command; return its exit code, 0 for a run that is done or was stopped on request.
+
+    What a person can cause is told in one line.
+    """
     try:
         if config.dry_run:
             said = dry_run(config)
-            print(said * (int(os.environ.get("RANK", 0)) == 0))
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(said)
         else:
             train(config)
         return 0
@@ -223,6 +231,6 @@ def main(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what is imported stays: collections of the run need not walk through it, which takes half a second
+    gc.freeze()  # what is imported stays: collections of the run need not walk through it
     gc.enable()
     sys.exit(main(CONFIG))

@@ -1,7 +1,7 @@
 """From a folder of pictures to a dataset: read this file to see what happens, and in which order.
 
 Every step skips what an earlier run has done, and nothing shows in the dataset before all of it is done.
-Opens no picture and runs no model itself: see pictures.py and caption.py.
+Opens no picture and runs no model itself: see images/prepare.py and captions/caption_all.py.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A switch for tests: makes a real run fail at a chosen point.
 
     TRAINER_FAULT=kill9@step=31            after step 31, before its checkpoint
-    TRAINER_FAULT=kill9@checkpoint_file=2  at the second of the points inside a save (see checkpoint.py), counted
+    TRAINER_FAULT=kill9@checkpoint_file=2  at the second of the points inside a save (see run/checkpoints.py), counted
                                            over the whole run
     TRAINER_FAULT=nan@step=5,rank=1        only on that process
     actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word)

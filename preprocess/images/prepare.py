@@ -81,8 +81,10 @@ class Bytes:
             ImageError: one of them cannot be read.
         """
         picture = read_image(job.path)
+        if job.mask is None:
+            return cls(picture, None)
         try:
-            return cls(picture, read_image(job.mask) if job.mask else None)
+            return cls(picture, read_image(job.mask))
         except ImageError as error:
             raise ImageError(job.path, f"its mask {job.mask.name}: {error.reason}") from None
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -50,7 +51,9 @@ def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
             yield at_work.popleft().result()
             at_work.extend(pool.submit(prepare_under_name, job) for job in islice(waiting, 1))
     except BrokenProcessPool:
-        names = ", ".join(sorted(note.read_text(encoding="utf-8") for note in under_way(jobs[0]).glob("*")))
+        names = ", ".join(
+            sorted(note.read_text(encoding="utf-8") for note in under_way(jobs[0]).glob(f"{socket.gethostname()}-*"))
+        )
         raise DataError(
             f"a worker process was killed, for lack of memory as a rule, while it prepared {names or 'a picture'}: "
             "start again with --num_workers 1; what is done is kept"
@@ -65,10 +68,10 @@ def leave_ctrl_c_to_parent() -> None:
 
 def prepare_under_name(job: Job) -> Result:
     """Leaves the picture's name on the disk while it is at work: a killed worker cannot say any more what it did."""
-    note = under_way(job) / str(os.getpid())
+    note = under_way(job) / f"{socket.gethostname()}-{os.getpid()}"
     note.write_text(job.name, encoding="utf-8")
     result = prepared_or_refused(job)
-    note.unlink()
+    note.unlink(missing_ok=True)
     return result
 
 

@@ -186,10 +186,10 @@ def locked(output: Path, team: Team) -> Iterator[None]:
         yield
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "under_way", ignore_errors=True)
-    (folder / "under_way").mkdir()
     pid_file, lock = folder / "pid", acquired(output)
     try:
+        shutil.rmtree(folder / "under_way", ignore_errors=True)  # of a run that was killed
+        (folder / "under_way").mkdir(exist_ok=True)
         pid_file.write_text(str(os.getpid()), encoding="utf-8")
         team.wait()
         yield

@@ -1,6 +1,6 @@
 """What a picture's caption is in one of its turns: wildcards, tag shuffling, tag dropout, the empty prompt.
 
-A pure function of (seed, epoch, example), each kind of chance with a stream of its own, as in draws.py. So the captions
+A pure function of (seed, epoch, example), each kind of chance with a stream of its own, see rng.py. So the captions
 that will occur in a training are known before it begins. Knows no tokens.
 """
 

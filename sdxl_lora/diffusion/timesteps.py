@@ -1,7 +1,7 @@
 """Which timesteps a training meets how often, as functions of a number drawn uniformly from [0, 1).
 
 Timestep 0 is nearly the picture, the last one nearly noise. docs/timestep_densities.png shows the densities. Draws
-nothing itself; see draws.py.
+nothing itself; see noise.py.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The Accelerator; decisions that one process takes for all; waits that last as long as there is life in the others."""
+"""Decisions that one process takes for all; waits that last as long as there is life in the others."""
 
 import contextlib
 import itertools
@@ -54,17 +54,19 @@ def patient_barrier(accelerator):
         except NoAnswer:
             raise RuntimeError(f"Timed out waiting {limit:.0f} s for an answer of the main process") from None
 
-    ask("done", 1)
-    signs, since, pause = 0, time.monotonic(), 0.01
-    while ask("done", 0) < accelerator.num_processes:
-        before, signs = signs, ask("signs", 0)
-        if signs != before:
-            since = time.monotonic()
-        elif time.monotonic() - since > limit:
-            raise RuntimeError(f"Timed out waiting {limit:.0f} s for a sign of life of another process")
-        time.sleep(pause)
-        pause = min(2 * pause, 1)
-    asking.shutdown()
+    try:
+        ask("done", 1)
+        signs, since, pause = 0, time.monotonic(), 0.01
+        while ask("done", 0) < accelerator.num_processes:
+            before, signs = signs, ask("signs", 0)
+            if signs != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > limit:
+                raise RuntimeError(f"Timed out waiting {limit:.0f} s for a sign of life of another process")
+            time.sleep(pause)
+            pause = min(2 * pause, 1)
+    finally:
+        asking.shutdown(wait=False)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from sdxl_lora.folders.mask_files import is_condition, is_mask_folder, masked_pi
 from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name, looks_like_image
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
-OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run.py
+OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run/session.py
 OF_A_DATASET = ("README.md", "preprocess_report.json", "report.html", "parquet", ".preprocess")
 OF_SAMPLES = re.compile(r"step-\d{6}-prompt-\d+-image-\d+\.png")  # see samples.py
 MOST_ROWS = 1_000_000  # pictures by repeats: whoever has more of them has something else in mind

@@ -1,6 +1,6 @@
 """A trained model's two LoRA files, which together load in every client, and the side files that some read.
 
-`<name>.safetensors` in kohya's container, `pytorch_lora_weights.safetensors` for diffusers; see lora_write.py.
+`<name>.safetensors` in kohya's container, `pytorch_lora_weights.safetensors` for diffusers; see formats/writer.py.
 """
 
 import io

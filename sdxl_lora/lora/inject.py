@@ -42,7 +42,7 @@ def add_lora(
         kind: "lora", "loha" or "lokr"; `dropout`, `init`, `use_rslora` and `use_dora` belong to LoRA alone.
         init: "kaiming" (Kaiming-uniform down, zero up), or PEFT's "gaussian", "orthogonal", "pissa", "pissa_niter_<n>"
             or "olora"; the last three move a part of the base's weights into the LoRA (see `changes_base`).
-        rank_dropout, module_dropout: in [0, 1), see lora_dropout.py; of LoHa and LoKr as PEFT has it.
+        rank_dropout, module_dropout: in [0, 1), see dropout.py; of LoHa and LoKr as PEFT has it.
         lokr_factor: size of LoKr's first factors; -1 for the most even one.
         use_dora: trains each output's length apart from its direction (arXiv:2402.09353).
         rank_pattern, alpha_pattern: other values for modules whose name ends in a key (a regular expression).

@@ -1,6 +1,6 @@
 """An adapter's weights, out of a model and into it. `lora_state` is exact, for resuming; `module_adapter` is for files.
 
-Some adapters begin as a part of the base's weights (lora.changes_base). What they began as is kept beside them: the
+Some adapters begin as a part of the base's weights (inject.changes_base). What they began as is kept beside them: the
 change of the original base is what they are minus what they were.
 """
 
@@ -96,7 +96,7 @@ def _give_up(layer: BaseTunerLayer, now: dict[str, Tensor], instead: dict[str, T
 
 
 def adapter_layers(model: nn.Module, component: str) -> dict[str, BaseTunerLayer]:
-    """PEFT's layers by canonical module name (lora_keys.py).
+    """PEFT's layers by canonical module name (formats/keys.py).
 
     Raises:
         ValueError: the model has no adapter, or one on a module that no LoRA file can name.

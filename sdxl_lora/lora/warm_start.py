@@ -32,7 +32,7 @@ class WarmStart:
 
 
 def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> WarmStart:
-    """What a LoRA file (any layout of lora_read.py) has for the components that train.
+    """What a LoRA file (any layout of formats/reader.py) has for the components that train.
 
     Args:
         kind: of adapter that is to train: lora, dora, loha or lokr.

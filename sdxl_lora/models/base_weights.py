@@ -13,13 +13,10 @@ from sdxl_lora.io.safetensors import TensorFile
 from sdxl_lora.lora.formats.keys import COMPONENTS, canonical
 from sdxl_lora.lora.formats.reader import Key
 from sdxl_lora.models.base_files import scale_of, scaled
+from sdxl_lora.models.original_names import OPEN_CLIP_LAYER, PREFIXES
 
-ORIGINAL_PREFIXES = {
-    "model.diffusion_model.": "unet",
-    "conditioner.embedders.0.transformer.": "text_encoder",
-    "conditioner.embedders.1.model.": "text_encoder_2",
-}
-OPEN_CLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+PART_OF_PREFIX = {prefix: part for part in COMPONENTS for prefix in PREFIXES[part]}  # in a single file
+FROM_OPEN_CLIP = {theirs: ours for ours, theirs in OPEN_CLIP_LAYER.items()}
 # (module, its number and the number of modules that share the tensor's rows)
 Part = tuple[Key, int, int]
 
@@ -94,8 +91,8 @@ def component_files(folder: Path) -> list[Path]:
     whole = [folder / name for name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
     for found in (
         [path for path in whole if path.is_file()],
-        sorted(folder.glob("*-of-*.safetensors")),
-        sorted(folder.glob("*.fp16.safetensors")),
+        sorted(path for path in folder.glob("*-of-*.safetensors") if ".fp16-" not in path.name),
+        sorted(folder.glob("*.fp16.safetensors")) or sorted(folder.glob("*.fp16-*-of-*.safetensors")),
     ):
         if found:
             return found
@@ -121,15 +118,15 @@ def modules_of_tensor(component: str | None, name: str) -> list[Part]:
         component: the part of a diffusers folder, or None in a single file, whose names say it.
     """
     if component is None:
-        prefix = next((prefix for prefix in ORIGINAL_PREFIXES if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in PART_OF_PREFIX if name.startswith(prefix)), None)
         if prefix is None:
             return []
-        component, name = ORIGINAL_PREFIXES[prefix], name.removeprefix(prefix)
+        component, name = PART_OF_PREFIX[prefix], name.removeprefix(prefix)
     if found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)weight", name):
         layer = f"text_model.encoder.layers.{found[1]}"
         if found[2] == "attn.in_proj":
             return [((component, f"{layer}.self_attn.{part}_proj"), i, 3) for i, part in enumerate("qkv")]
-        name = f"{layer}.{OPEN_CLIP.get(found[2], found[2])}.weight"
+        name = f"{layer}.{FROM_OPEN_CLIP.get(found[2], found[2])}.weight"
     if not name.endswith(".weight"):
         return []
     try:

@@ -91,7 +91,7 @@ def parameter_groups(
     """The groups that an optimizer takes. Each one's lr_factor multiplies the learning rate of a step.
 
     Args:
-        named: parameters by name (lora.adapter_parameters).
+        named: parameters by name (lora.state.adapter_parameters).
         lora_plus_ratio: LoRA+ (arXiv:2402.12354): how much faster lora_B, which begins as 0, is to learn than the rest.
         factors: each parameter's lr_factor before LoRA+, by name; 1 as it stands.
     Raises:

@@ -2,7 +2,7 @@
 
 PEFT keeps its modules and parameters; only what their forward does is replaced. Under autocast with float32 adapter
 weights, PEFT casts the input to float32 and back; here the adapter is cast to the input's precision and its gradients
-back to float32. The base's weight may be quantized (quantize.py): it is made dense for the product, forward and
+back to float32. The base's weight may be quantized (quantization.py): it is made dense for the product, forward and
 backward, and never kept.
 """
 

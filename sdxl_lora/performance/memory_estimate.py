@@ -1,6 +1,6 @@
 """How much memory and disk a training takes, counted from shapes before anything is loaded.
 
-Trained values, gradients, optimizer and cache records; weights and activations are counted in budget.py.
+Trained values, gradients, optimizer and cache records; weights and activations are counted in memory_budget.py.
 """
 
 from collections.abc import Iterable

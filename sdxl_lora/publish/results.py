@@ -10,7 +10,7 @@ from sdxl_lora.lora.export import copy_lora, write_side_files
 from sdxl_lora.lora.formats.metadata import public_name, usage_lines
 from sdxl_lora.publish.model_card import model_card
 from sdxl_lora.run.checkpoints import lora_file_of
-from sdxl_lora.run.session import replace_text
+from sdxl_lora.run.status import replace_text
 from sdxl_lora.sampling.generate import GRID_NAME, sample_path
 
 

@@ -4,7 +4,7 @@
     python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
     python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --best          of the lowest validation loss
 
-A checkpoint is written into .tmp-checkpoint-<step> (training_state.py); every file is flushed to the disk;
+A checkpoint is written into .tmp-checkpoint-<step> (training/checkpointer.py); every file is flushed to the disk;
 manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
 whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is. stdlib only:
 opens no tensor.

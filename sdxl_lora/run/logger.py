@@ -1,5 +1,6 @@
 """What a run tells as it goes: to the trackers (trackers.py), events.jsonl, one progress bar."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,15 @@ from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.performance.device_memory import memory_gib
-from sdxl_lora.run.session import Run, replace_text
+from sdxl_lora.run.session import Run
+from sdxl_lora.run.status import replace_text
 from sdxl_lora.run.trackers import log_samples, start_trackers
 
 
 class RunLogger:
     """Tells how a run goes. Every process calls it, the main one writes.
 
-    What it is told before `open` is said then, each line once.
+    What it is told before `open` is said then, or as its context ends, each line once.
     """
 
     def __init__(self, accelerator, run: Run):
@@ -28,6 +30,14 @@ class RunLogger:
         self._early: dict[str, None] | None = {}
         self._bar: tqdm | None = None
         self._since = time.perf_counter()
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            self._tell_early()
+        self.close()
 
     def open(self, config: TrainConfig, first_step: int, total_steps: int, plan: Mapping) -> None:
         """Record the settings, open the trackers, and tell of steps `first_step` + 1 to `total_steps`.
@@ -44,9 +54,8 @@ class RunLogger:
         start_trackers(self.accelerator, project, run_name, folder, values, first_step, self.info)
         self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", disable=not is_main)
         self.run.event("started", **plan)
-        early, self._early = self._early or {}, None
-        for line in [*early, ", ".join(f"{name} {value}" for name, value in plan.items())]:
-            self.info(line)
+        self._tell_early()
+        self.info(", ".join(f"{name} {value}" for name, value in plan.items()))
 
     def step(
         self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
@@ -103,6 +112,11 @@ class RunLogger:
         self.run.event("message", text=message)
         if self.accelerator.is_main_process:
             tqdm.write(message, file=sys.stderr)
+
+    def _tell_early(self) -> None:
+        early, self._early = self._early or {}, None
+        for line in early:
+            self.info(line)
 
     def skip_time(self) -> None:
         """What happened since the last step (a save, pictures) does not count as its time."""

@@ -1,4 +1,4 @@
-"""A run's status file as whoever looks at the run from outside reads it; run.py says what stands in it. No torch."""
+"""A run's status file, as others than the run read it; session.py says what stands in it. No torch."""
 
 import json
 from pathlib import Path

@@ -10,7 +10,6 @@ from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya, save_peft
 from sdxl_lora.models.base_weights import BaseWeights
 
-LAYOUTS = ("kohya", "kohya-diffusers", "diffusers", "peft")
 # What stays true of a rewritten file; hashes and ranks do not.
 STALE = ("sshs_", "modelspec.hash", "ss_network_", "ss_output_name", "modelspec.title", "modelspec.architecture")
 

@@ -48,7 +48,8 @@ class TrainStep:
         if config.compute.cuda_graphs:
             self.micro_step = RecordedMicroStep(self.compute, self.parameters, logger.info)
         # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
-        self.sees_found_inf = config.optimizer.name == "adamw" and accelerator.scaler is None
+        are_fused = all(group.get("fused") for group in optimizer.param_groups)
+        self.sees_found_inf = are_fused and accelerator.scaler is None
         self.set_batch_shape(shape)
 
     def set_batch_shape(self, shape: BatchShape) -> None:

@@ -77,7 +77,7 @@ def test_only_loopback_is_loopback():
 
 
 def test_no_way_leads_past_the_password(locked):
-    """Without one, for such as know none do not guess; wrong ones are counted, and stand in test_ui_brake.py."""
+    """Without one, for such as know none do not guess; wrong ones are counted, and stand in test_brake.py."""
     for path in EVERY_WAY_IN:
         for method in ("GET", "POST"):
             answer = httpx.request(method, locked.url + path)

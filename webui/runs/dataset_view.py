@@ -218,14 +218,11 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def change_texts(folder: Path, change: Callable[[dict], str]) -> int:
-    """Gives every row the text that `change` makes of it; returns how many that changed."""
-    with held(folder):
-        return changed_texts(folder, change)
-
-
 def changed_texts(folder: Path, change: Callable[[dict], str]) -> int:
-    """The same for whoever holds the dataset. Lines that are no pictures' stay as they are."""
+    """Give every row the text that `change` makes of it, for whoever holds the dataset; return how many changed.
+
+    Lines that are no pictures' stay as they are.
+    """
     rows = all_rows(folder)
     texts = [change(row) if isinstance(row.get("file_name"), str) else row.get("text") for row in rows]
     changed = sum(row.get("text") != text for row, text in zip(rows, texts, strict=True))

@@ -1,6 +1,6 @@
 """What a LoRA module is called: in diffusers, in the original (sgm) UNet, in kohya's flattened keys.
 
-Rules on strings only: no tensors, no files. The keys around these names are lora_read.py's and lora_write.py's.
+Rules on strings only: no tensors, no files. The keys around these names are reader.py's and writer.py's.
 A canonical name is diffusers' module name, with `text_model.` in front for both text encoders.
 """
 

@@ -1,4 +1,4 @@
-"""What a file is that is no LoRA for SDXL, and what LoRA files hold beside layers. Rules on keys; see lora_read.py."""
+"""What a file is that is no LoRA for SDXL, and what LoRA files hold beside layers. Rules on keys; see reader.py."""
 
 import re
 from collections import defaultdict

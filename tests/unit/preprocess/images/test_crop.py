@@ -1,4 +1,4 @@
-"""preprocess/images/crop.py and attention.py: what of a picture is cut out, and that the numbers say so."""
+"""preprocess/images/crop.py and saliency.py: what of a picture is cut out, and that the numbers say so."""
 
 import numpy as np
 import pytest
