@@ -31,13 +31,13 @@ REPEATS = 3  # starts with everything cached
 
 
 def held_mb() -> tuple[float, float]:
-    """What this process holds, and the most that it has held."""
+    """Return what this process holds, and the most that it has held."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return tuple(int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
 
 
 def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
-    """What `prepare_data` does before the steps are planned."""
+    """Return what `prepare_data` does before the steps are planned."""
     config = from_flat(
         TrainConfig,
         {
@@ -68,7 +68,7 @@ def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
 
 
 def alone(function, *arguments):
-    """What a function gives in a process of its own."""
+    """Return what a function gives in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 

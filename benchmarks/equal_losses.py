@@ -186,7 +186,7 @@ def begin_like(unet, first_weights):
 
 
 def index_of(pixels, loaded):
-    """Which of our pictures the peer read, by its pixels."""
+    """Return which of our pictures the peer read, by its pixels."""
     found = [row for row, picture in enumerate(loaded) if torch.allclose(picture["pixels"], pixels, atol=1e-5)]
     assert found, "the peer read a picture that is none of ours"
     return found[0]

@@ -110,7 +110,7 @@ def timed_run(command: list[str], home: Path) -> dict:
 
 
 def run(command: list[str], home: Path) -> subprocess.CompletedProcess:
-    """In the folder `home`, from which the command imports too; what it said is shown where it fails."""
+    """Run a command in the folder `home`, from which the command imports too; what it said is shown where it fails."""
     done = subprocess.run(
         command, cwd=home, env=os.environ | {"PYTHONPATH": str(home.resolve())}, capture_output=True, text=True
     )

@@ -98,7 +98,7 @@ def per_picture(run: dict, pictures: int) -> dict:
 
 
 def own_runs(pictures: Path, work: Path) -> dict[str, Callable[[int], dict]]:
-    """By name, what is timed; it is given the number of the round."""
+    """Return by name what is timed; it is given the number of the round."""
     return {
         "plain loop, PNG level 6": lambda i: plain_loop(pictures, work / f"plain6-{i}", 1024, 6),
         "plain loop, PNG level 1": lambda i: plain_loop(pictures, work / f"plain1-{i}", 1024, 1),
@@ -110,7 +110,7 @@ def own_runs(pictures: Path, work: Path) -> dict[str, Callable[[int], dict]]:
 
 
 def runs_beside_kohya(pictures: Path, work: Path, home: Path, python: str) -> dict[str, Callable[[int], dict]]:
-    """What of theirs and ours does the same work; `preprocess` must have run before."""
+    """Return what of theirs and ours does the same work; `preprocess` must have run before."""
     vae = work / "tiny" / "vae"
     subprocess.run([sys.executable, "-m", "examples.tiny_sdxl", vae.parent], check=True, capture_output=True)
     script = partial(kohya_script, pictures, vae, python, home)
@@ -171,7 +171,7 @@ def save(result: dict, path: Path) -> None:
 
 
 def compared(runs: dict[str, dict]) -> dict:
-    """Whether both cut to the same sizes, and what the script left behind."""
+    """Return whether both cut to the same sizes, and what the script left behind."""
     theirs, ours = (runs[f"{who}: load, resize, crop"]["sizes"] for who in ("kohya", "ours"))
     script = runs["kohya: bucketing script, 0 workers"]
     assert script["sizes"] == theirs

@@ -109,7 +109,7 @@ def measure(args, folder: Path) -> Iterator[list[dict]]:
 
 
 def slowest_of(n: int, seconds: list[float]) -> np.ndarray:
-    """What n processes wait for that each take one of these times, by 10,000 draws."""
+    """Return what n processes wait for that each take one of these times, by 10,000 draws."""
     return np.random.default_rng(0).choice(seconds, (10_000, n)).max(axis=1)
 
 
@@ -181,7 +181,7 @@ def train_in_process(config: TrainConfig, variables: dict[str, str]) -> None:
 
 
 def environment(place: int, world_size: int, port: str, device: int) -> dict[str, str]:
-    """What a launcher gives a process; several trainings at once get a GPU each."""
+    """Return what a launcher gives a process; several trainings at once get a GPU each."""
     variables = {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
     variables |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     if not gpus():

@@ -42,7 +42,7 @@ BLOCKS = ("BasicTransformerBlock",)
 
 @dataclass(frozen=True)
 class Way:
-    """How a step computes. The defaults are the trainer's."""
+    """The way a step computes. The defaults are the trainer's."""
 
     fuses: bool = True
     keeps_less: bool = True  # for the backward pass
@@ -244,7 +244,7 @@ class Bench:
         return torch.cuda.memory_allocated()
 
     def seconds(self, step: "Step") -> float:
-        """Of one step, the mean over a round."""
+        """Return the seconds of one step, the mean over a round."""
         self.synchronize()
         began = time.perf_counter()
         for _ in range(self.args.steps):

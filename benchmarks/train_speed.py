@@ -219,14 +219,14 @@ def step_times(run_dir: Path) -> list[float]:
 
 
 def cache_seconds(run_dir: Path) -> float:
-    """What filling our caches took; 0 for a peer."""
+    """Return what filling our caches took; 0 for a peer."""
     file = run_dir / "events.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return next((line["seconds"] for line in lines if line["event"] == "cached"), 0.0)
 
 
 def growth(args, base: Path) -> dict[str, list]:
-    """Of ours: s/step against pixels, batch and processes; seconds of the cache against pictures."""
+    """Measure ours: s/step against pixels, batch and processes; seconds of the cache against pictures."""
 
     def seconds(**settings) -> float:
         resolution = settings.get("resolution", args.resolution)

@@ -41,7 +41,7 @@ def kernel_driver() -> str:
 
 
 def why_no_gpu(torch: ModuleType) -> tuple[str, str]:
-    """Why torch has no GPU to compute on, and what to do."""
+    """Return why torch has no GPU to compute on, and what to do."""
     cards, build = nvidia_cards(), torch.version
     if cards:
         name, driver = cards[0]

@@ -32,7 +32,7 @@ def signal_named(name: str) -> signal.Signals | None:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """By which a process is asked to end in good order; SIGUSR1 is a cluster's warning, SIGBREAK a closed console."""
+    """Return the signals that end a process in good order; SIGUSR1 is a cluster's warning, SIGBREAK a closed window."""
     found = map(signal_named, ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK"))
     return [number for number in found if number is not None]
 
@@ -73,7 +73,7 @@ def end_all(pid: int, at_once: bool = False) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there and more than a zombie."""
+    """Return whether a process of this machine is there and more than a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError, OverflowError):  # the last two: no process ever had this number
@@ -122,5 +122,5 @@ def print_any_name() -> None:
 
 
 def is_reserved_name(name: str) -> bool:
-    """Whether Windows takes a file name for a device: CON, nul.txt, aux.safetensors."""
+    """Return whether Windows takes a file name for a device: CON, nul.txt, aux.safetensors."""
     return name.split(".")[0].rstrip(" ").lower() in RESERVED_NAMES

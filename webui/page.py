@@ -183,7 +183,7 @@ class Page:
         return list({**values, **others}.values())
 
     def for_next_run(self, project: str) -> dict:
-        """What is not as in the last training."""
+        """Return what is not as in the last training."""
         folders = self.context.places.datasets()
         values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest"}
         return {**values, "train_data_dir": newest(folders)} if folders else values
@@ -226,7 +226,7 @@ class Page:
             self.context.jobs.stop(job)
 
     def look(self, request: gr.Request, sent: list, view: str, run: str, dataset: str, result: str, anew: str) -> list:
-        """What has changed since the last look at it, and nothing else, so that the page stays still.
+        """Return what has changed since the last look at it, and nothing else, so that the page stays still.
 
         Args:
             sent: fingerprints of what the browser has been told.

@@ -16,7 +16,7 @@ CLASS_PICTURES = {"object": 200, "style": 140}  # over half of what a step meets
 
 
 def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=None):
-    """For preprocess: PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
+    """Write for preprocess PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
 
     Args:
         class_pictures: their number; None for CLASS_PICTURES. The style has `repeats` more for each of its pictures.
@@ -58,7 +58,7 @@ def write_class_pictures(folder, count, twins=(), seed=0):
 
 
 def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object"):
-    """What the base draws with a LoRA.
+    """Return what the base draws with a LoRA.
 
     Args:
         lora: folder or file of the LoRA; None for the base alone.

@@ -86,6 +86,6 @@ def concept_quality(pipeline, concept, trigger_word, asked, seed=0):
 
 
 def share(hits):
-    """Of the true ones among some, in [0, 1]."""
+    """Return the share of the true ones among some, in [0, 1]."""
     hits = list(hits)
     return sum(hits) / len(hits)

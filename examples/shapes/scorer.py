@@ -22,7 +22,7 @@ MAX_STRAY = 0.15  # area beside the largest piece, as a share of that piece
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; "none" where nothing fits. A `shape` of "star" is the object concept."""
+    """The contents of a picture; "none" where nothing fits. A `shape` of "star" is the object concept."""
 
     shape: str
     colour: str
@@ -31,7 +31,7 @@ class Reading:
     hatched: bool  # the background shows through between lines
 
     def shows(self, shape, colour, background):
-        """Whether this is that known shape, plainly filled."""
+        """Return whether this is that known shape, plainly filled."""
         return (
             (self.shape, self.colour, self.background) == (shape, colour, background)
             and not self.hatched
@@ -39,11 +39,11 @@ class Reading:
         )
 
     def is_object(self):
-        """Whether this is the object concept, in any colour."""
+        """Return whether this is the object concept, in any colour."""
         return self.shape == "star" and not self.hatched
 
     def is_style(self):
-        """Whether this is a known shape in the style concept."""
+        """Return whether this is a known shape in the style concept."""
         return self.shape in SHAPES and self.hatched
 
 

@@ -25,7 +25,7 @@ def after_fit(size: int, most: int, memory_share: float) -> int:
 
 
 def with_memory_share(work: Callable[[], list[str]], device) -> tuple[list[str], float]:
-    """What `work` gives, and the share of the free memory that it took at its peak; 0 on a CPU."""
+    """Return what `work` gives, and the share of the free memory that it took at its peak; 0 on a CPU."""
     import torch
 
     if device.type != "cuda":

@@ -65,7 +65,7 @@ def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: 
 
 
 def edited_by_hand(entry: Entry, memory: Memory) -> bool:
-    """Whether every row of this crop holds a person's words, so that a captioner's would go unused."""
+    """Return whether every row of this crop holds a person's words, so that a captioner's would go unused."""
     first = entry.prepared.crop_index * entry.source.repeats
     numbers = range(first, first + entry.source.repeats)
     return all(memory.edited_text(entry.source.name, entry.prepared.sha256, number) is not None for number in numbers)

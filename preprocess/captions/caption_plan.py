@@ -15,7 +15,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 
 
 class Caption(Protocol):
-    """As many texts as pictures; it wants `batch_size` of them next."""
+    """Return as many texts as images; it wants `batch_size` of them next."""
 
     batch_size: int
 

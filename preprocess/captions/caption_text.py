@@ -31,7 +31,7 @@ def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """What goes around each caption; the trigger word only around those of the concept, not of class images."""
+    """The words around each caption; the trigger word only around those of the concept, not of class images."""
 
     trigger_word: str
     words: WordingConfig

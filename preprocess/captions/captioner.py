@@ -65,7 +65,7 @@ def captioner_name(config: CaptionerConfig) -> str:
 
 
 def content_name(config: CaptionerConfig, hidden: Path) -> str:
-    """What a caption depends on: the captioner's files, not where they lie, and the settings."""
+    """Return what a caption depends on: the captioner's files, not where they lie, and the settings."""
     content = content_of(config.caption_model, FileMemo(hidden / "captioner_files.json"))
     return f"{content} {captioner_name(dataclasses.replace(config, caption_model=''))}"
 
@@ -186,7 +186,7 @@ def describe(model, processor, images: list[Image.Image], config: CaptionerConfi
 
 
 def ended_by_limit(model, processor, tokens, max_new_tokens: int) -> list[bool]:
-    """Whether each row of tokens (B, L) ended because the limit was reached, and not by itself.
+    """Return whether each row of tokens (B, L) ended because the limit was reached, and not by itself.
 
     What ends by itself ends in a token that says so, or in padding. Where the model forces such a token at the limit
     (BART does, and so Florence-2), the length tells.
@@ -204,7 +204,7 @@ def ids_of(setting: int | list[int] | None) -> set[int]:
 
 
 def model_inputs(model, processor, images: list[Image.Image], config: CaptionerConfig):
-    """What the processor makes of the pictures and the question that this kind of model is asked."""
+    """Return what the processor makes of the pictures and the question that this kind of model is asked."""
     if model.config.model_type == "florence2":
         return processor(images=images, text=[config.caption_task] * len(images), return_tensors="pt")
     if getattr(processor, "chat_template", None):

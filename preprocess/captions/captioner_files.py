@@ -43,7 +43,7 @@ def check_layout(model: str, config: dict) -> None:
 
 
 def old_florence2(model: str, width: int | None) -> str:
-    """What to load instead, by the name and the width of the text model (768 base, 1024 large)."""
+    """Return what to load instead, by the name and the width of the text model (768 base, 1024 large)."""
     name = Path(model).name.lower()
     size = "large" if width == 1024 or (width is None and "large" in name) else "base"
     instead = f"florence-community/Florence-2-{size}{'-ft' if name.endswith('-ft') else ''}"
@@ -73,7 +73,7 @@ def check_weights(model: str, model_type: str, found: dict) -> None:
 
 
 def no_safetensors(error: OSError) -> bool:
-    """Whether a loading failed for want of weights as .safetensors."""
+    """Return whether a loading failed for want of weights as .safetensors."""
     return ("safetensors" in str(error) and "no file named" in str(error)) or "not appear to have" in str(error)
 
 

@@ -53,7 +53,7 @@ def bucket_of(config: SizeConfig, size: Size) -> Size:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """What the trainer sees of a picture, and what SDXL's conditioning says about it."""
+    """The part of an image that the trainer sees, and what SDXL's conditioning says about it."""
 
     image: Image.Image
     mask: Image.Image | None

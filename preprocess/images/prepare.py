@@ -54,7 +54,7 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is given: plain values and paths."""
+    """One image for a worker: plain values and paths."""
 
     path: Path
     name: str

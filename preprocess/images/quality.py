@@ -52,7 +52,7 @@ def sharpness(values: np.ndarray) -> float:
 
 
 def picture_problems(measures: dict, cut_off: float) -> list[str]:
-    """What a person should look at before training on this picture."""
+    """Return what a person should look at before training on this picture."""
     problems = []
     if measures["sharpness"] < LEAST_SHARPNESS:
         problems.append(f"blurred: sharpness {measures['sharpness']:.1f} is below {LEAST_SHARPNESS:.0f}")
@@ -64,7 +64,7 @@ def picture_problems(measures: dict, cut_off: float) -> list[str]:
 
 
 def duplicates(names: Sequence[str], sha256s: Sequence[str], phashes: Sequence[str]) -> dict[str, str]:
-    """For each picture that has come before, what to say of it: "duplicate of b.png", "nearly the same as b.png"."""
+    """Return what to say of each image that has come before: "duplicate of b.png", "nearly the same as b.png"."""
     said: dict[str, str] = {}
     first_of: dict[str, str] = {}
     hashes = np.array([int(phash, 16) for phash in phashes], np.uint64)

@@ -21,7 +21,7 @@ Result = list[Prepared] | Refused
 
 
 def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
-    """What became of each picture, by its name.
+    """Return what became of each picture, by its name.
 
     Args:
         num_workers: processes that decode and write; 0 for this one alone.

@@ -79,7 +79,7 @@ Texts = list[tuple[str, str | None]]  # source, and the text that we wrote; None
 
 
 class Written:
-    """Which texts of metadata.jsonl are ours, and which sources a finished run has put there.
+    """A record of which texts of metadata.jsonl are ours, and which sources a finished run has put there.
 
     is_damaged: the file could not be read, so that nothing of this is known.
     """

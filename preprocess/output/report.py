@@ -87,7 +87,7 @@ def row_facts(row: Row, tokens: int) -> dict[str, Any]:
 
 
 def bucket_table(built: Built) -> list[dict]:
-    """For each size: pictures, the mean and the largest share that was cut off."""
+    """Return a table by size: images, the mean and the largest share that was cut off."""
     by_size: dict[tuple[int, int], list[float]] = {}
     for row in built.rows:
         width, height = row.entry.prepared.bucket
@@ -99,7 +99,7 @@ def bucket_table(built: Built) -> list[dict]:
 
 
 def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
-    """What a person reads when the run has ended."""
+    """Return what a person reads when the run has ended."""
     counts = report["counts"]
     lines = ["", "bucket        pictures  cut off (mean, most)"]
     for bucket in report["buckets"]:

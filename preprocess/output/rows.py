@@ -23,7 +23,7 @@ class Row:
 
 @dataclasses.dataclass
 class Built:
-    """What a run did, for the report."""
+    """The outcome of a run, for the report."""
 
     found: Found
     left_out: dict[str, str]

@@ -62,7 +62,7 @@ def in_class_images(by_name: dict[str, Value]) -> dict[str, Value]:
 
 
 def find_captioned(folder: Path, masks: bool) -> Found:
-    """What a folder holds, its captions as one line each."""
+    """Return what a folder holds, its captions as one line each."""
     found = find_pictures(folder, masks)
     if not found.sources:
         raise DataError("\n".join([no_usable(folder, found.left_out), *unused(found)]))

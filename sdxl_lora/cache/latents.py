@@ -125,7 +125,7 @@ def _decode_for(pictures: Images) -> None:
 
 
 def _decode(index: int, flip: bool) -> dict | str:
-    """In a worker process: the picture, or what is wrong with it (some exceptions do not survive the way back).
+    """Return, in a worker process, the picture, or what is wrong with it (some exceptions do not survive the way back).
 
     As arrays: torch would hand over open files, which are gone with a worker that dies.
     """

@@ -57,7 +57,7 @@ def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
 
 
 def data_of(file: bytes | mmap.mmap) -> memoryview:
-    """What stands in a safetensors file behind its header."""
+    """Return what stands in a safetensors file behind its header."""
     return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 
 

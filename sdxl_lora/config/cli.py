@@ -103,7 +103,7 @@ def entry_text(value: yaml.Node) -> str:
 
 
 def is_flat(value: yaml.Node) -> bool:
-    """Whether a list or a mapping holds nothing but single values; one of these is flat too."""
+    """Return whether a list or a mapping holds nothing but single values; one of these is flat too."""
     if isinstance(value, yaml.ScalarNode):
         return True
     items = (item for _, item in value.value) if isinstance(value, yaml.MappingNode) else value.value

@@ -64,7 +64,7 @@ def parse_entry(text: str) -> DatasetEntry:
 
 
 def is_drive(text: str) -> bool:
-    """Whether a text before a colon is a drive of Windows rather than a folder."""
+    """Return whether a text before a colon is a drive of Windows rather than a folder."""
     return bool(re.fullmatch("[A-Za-z]", text)) and not os.path.isdir(text)
 
 
@@ -109,7 +109,7 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
 
 
 def repeats_of(entries: Sequence[DatasetEntry], pictures: Sequence[Fraction | int]) -> list[Fraction]:
-    """How often each dataset of so many pictures is passed per epoch.
+    """Return how often each dataset of so many pictures is passed per epoch.
 
     By weights, the dataset that is passed least is passed once, and the turns are shared as the weights are.
     """

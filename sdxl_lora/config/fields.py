@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 
 
 class ResumeRule(enum.Enum):
-    """What a resumed run may change of a setting."""
+    """The rule for what a resumed run may change of a setting."""
 
     SAME = "the value must be that of the run before"
     BY_CONTENT = "what it leads to is compared: weights, images, a number of images per step"
@@ -93,7 +93,7 @@ def _fields_of_section(section_class: type, section: str | None, title: str, onl
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """By field, the text below it."""
+    """Return the text below each field."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
     assert isinstance(definition, ast.ClassDef)
     docs = {}

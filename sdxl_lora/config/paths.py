@@ -32,7 +32,7 @@ def path_of_url(url: str) -> str:
 
 
 def home_of(text: str) -> Path | str:
-    """With the home folder in place of ~ or ~name; as it is where there is no such person."""
+    """Put the home folder in place of ~ or ~name; leave it as it is where there is no such person."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -24,7 +24,7 @@ KNOWN = "--w width, --h height, --d seed, --l guidance, --s steps, --n negative 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """What is drawn, and how; what is None is as for the other prompts of the run.
+    """A picture to draw, and how; what is None is as for the other prompts of the run.
 
     is_without_trigger: it is the prompt before it, its trigger word taken out.
     """
@@ -43,7 +43,7 @@ class SamplePrompt:
         return self.seed + image_number
 
     def describe(self, image_number: int = 0) -> str:
-        """As A1111 writes it into its pictures, where clients and file managers show it."""
+        """Return the text that A1111 writes into its pictures, where clients and file managers show it."""
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
         return (
             f"{self.text}{negative}\nSteps: {self.steps}, Sampler: Euler, CFG scale: {self.guidance_scale:g}, "

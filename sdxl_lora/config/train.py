@@ -78,7 +78,7 @@ class TrainConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fingerprint(self) -> dict:
-        """What a checkpoint holds of the settings, to be compared on a resume."""
+        """Return what a checkpoint holds of the settings, to be compared on a resume."""
         return {**self.same_on_resume(), "optimizer_arguments": repr(self.optimizer.arguments)}
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class TrainConfig:
         return problems
 
     def _streaming_problems(self) -> list[str]:
-        """What a stream cannot have, as nobody knows how many images it brings."""
+        """Return what a stream cannot have, as nobody knows how many images it brings."""
         does_not_go = {
             "datasets": bool(self.data.datasets),
             "validation_split": self.evaluation.validation_split > 0,

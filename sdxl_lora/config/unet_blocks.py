@@ -25,7 +25,7 @@ def block_of(module: str) -> str:
 
 
 def value_of(module: str, values: Mapping[str, Value], default: Value) -> Value:
-    """What `values`, by block, say of a module; `default` where they say nothing."""
+    """Return what `values`, by block, say of a module; `default` where they say nothing."""
     block = block_of(module)
     while block and block not in values:
         block = block.rpartition(".")[0]

@@ -25,7 +25,7 @@ from sdxl_lora.rng import SampleKey
 
 
 class Latents(Protocol):
-    """What an image's latents are read from: a cache, or a VAE at work.
+    """The source of an image's latents: a cache, or a VAE at work.
 
     vae_key: changes with the VAE's weights.
     """
@@ -36,14 +36,14 @@ class Latents(Protocol):
 
 
 class TextEmbeddings(Protocol):
-    """What a prompt's embeddings are read from: a cache, or text encoders at work."""
+    """The source of a prompt's embeddings: a cache, or text encoders at work."""
 
     def read(self, prompt: str) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What differs from one turn of a picture to the next, beside plain noise and uniform timesteps."""
+    """The chances that differ from one pass over an image to the next, beside plain noise and uniform timesteps."""
 
     random_flip: bool = False
     noise: NoiseConfig = PLAIN_NOISE
@@ -64,7 +64,7 @@ def collate(
     augmentation: Augmentation = NO_AUGMENTATION,
     prior_loss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """What the loss takes, for turns of one bucket.
+    """Return what the loss takes, for turns of one bucket.
 
     Args:
         latents, texts: the caches, read by (index, flip) and by caption; without texts, the prompts themselves come

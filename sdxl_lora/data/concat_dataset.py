@@ -13,7 +13,7 @@ from sdxl_lora.data.image_dataset import Example, ImageDataset
 
 
 class ConcatDataset:
-    """What ImageDataset are, of several of them."""
+    """Several ImageDatasets as one."""
 
     def __init__(self, parts: Sequence[ImageDataset], entries: Sequence[DatasetEntry]):
         self.parts = list(parts)

@@ -38,7 +38,7 @@ def image_bytes(image: dict) -> bytes:
 
 
 def facts_of_files(row: dict, columns: Sequence[str]) -> list:
-    """By what to see that the files which a row names have changed."""
+    """Return that by which a change of the files that a row names is seen."""
     paths = [row[name]["path"] for name in columns if row[name] and row[name]["bytes"] is None]
     return [file_stamp(path) for path in paths if os.path.isfile(path)]
 

@@ -148,7 +148,7 @@ class ImageDataset:
         return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source, repeats)
 
     def _sizes(self, index: int, row: dict, name: str) -> list:
-        """What decides the cut, and so the key, beside the picture."""
+        """Return what decides the cut, and so the key, beside the picture."""
         if self.is_prepared:
             return [*pair(row["original_size"], name, least=1), *pair(row["crop_top_left"], name)]
         return list(self._position(index))
@@ -178,7 +178,7 @@ class ImageDataset:
         ]
 
     def _position(self, index: int) -> tuple[float, float]:
-        """Where an unprepared picture is cropped, x and y from 0 to 1: the same place in every epoch."""
+        """Return where an unprepared image is cropped, x and y from 0 to 1: the same place in every epoch."""
         if self.center_crop:
             return 0.5, 0.5
         rng = random.Random(keyed_seed(self.seed, "crop", index))
@@ -263,5 +263,5 @@ def dataset_key(examples: Iterable[Example]) -> str:
 
 
 def are_digests(result) -> bool:
-    """Whether it is what ImageDataset._digests gives."""
+    """Return whether it is what ImageDataset._digests gives."""
     return isinstance(result, list) and list(map(type, result)) == [str, str, int, int]

@@ -84,7 +84,7 @@ class BucketSampler:
         return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
 
     def _row_before(self, bucket: Hashable, repeat: Fraction | int, epoch: int) -> int:
-        """How many turns of one bucket's pictures of one number of repeats come before `epoch`.
+        """Return how many turns of one bucket's pictures of one number of repeats come before `epoch`.
 
         What is left of a number that is not whole waits for a later epoch; where it begins is drawn for each bucket,
         else small buckets would all come late.
@@ -104,7 +104,7 @@ class BucketSampler:
         return epoch
 
     def passes(self, step: int) -> float:
-        """How many epochs the pictures of the steps before `step` are."""
+        """Return how many epochs the pictures of the steps before `step` are."""
         passes = float(step * self.images_per_step / self.samples_per_epoch)
         return round(min(passes, self.num_epochs or passes), 3)
 

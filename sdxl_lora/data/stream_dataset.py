@@ -52,7 +52,7 @@ class Rows(list):
 
 
 class StreamDataset:
-    """What ImageDataset' examples and a LatentCache are, for the pictures at hand: by keys in place of indices.
+    """Examples and latents of the images at hand, as ImageDataset and LatentCache have them, by keys.
 
     Args:
         open_rows: ImageDataset of Rows.
@@ -140,7 +140,7 @@ class StreamSampler:
 
     @property
     def key(self) -> str:
-        """What a resumed run must have in common with the run before."""
+        """Return what a resumed run must have in common with the run before."""
         read = f"a stream of {self.files} files, read by {self.world_size} processes"
         return f"{read}, {self.block_size} pictures shuffled at a time"
 

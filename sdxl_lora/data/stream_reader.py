@@ -83,7 +83,7 @@ def folder_stream(folder: Path) -> datasets.IterableDataset:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the reading stands: after the first `taken` rows of a shuffled block.
+    """A place in a stream: after the first `taken` rows of a shuffled block.
 
     `stream` is datasets' state at the beginning of the block; None at that of a pass.
     """

@@ -90,7 +90,7 @@ def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDens
 
 
 def biased_place(uniform: float, begin: float, end: float, multiplier: float) -> float:
-    """Where a share `uniform` ends of a density that is `multiplier` in [begin, end) and 1 elsewhere, up to scale."""
+    """Return where a share `uniform` of a density ends that is `multiplier` in [begin, end) and 1 elsewhere."""
     mass = uniform * (1 + (multiplier - 1) * (end - begin))
     if mass < begin:
         return mass

@@ -87,7 +87,7 @@ def raise_on_all_ranks(accelerator):
 
 
 def on_main_and_broadcast(accelerator, decide: Callable[[], Result]) -> Result:
-    """What `decide` returns on the main process, on every process; what it raises there is raised on every one.
+    """Return what `decide` returns on the main process, on every process; what it raises there is raised on every one.
 
     It may take as long as it works, see `patient_barrier`.
     """

@@ -19,7 +19,7 @@ class Finding:
     stops: bool = False
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the findings as lines for a person."""
         mark = "STOP" if self.stops else "note" if self.remedy else "ok"
         remedy = [f"{'':20} -> {self.remedy}"] if self.remedy else []
         return [f"{mark:5}{self.topic:15} {' '.join(self.text.split())}", *remedy]

@@ -12,7 +12,7 @@ from sdxl_lora.doctor.surroundings import ROOM_FOR_A_RUN, look_at_folder
 
 
 def in_short(device: torch.device, folder: Path) -> list[str]:
-    """What trains and where to, and a line of what is not as it should be, if anything is."""
+    """Return what trains and where to, and a line of what is not as it should be, if anything is."""
     if device.type == "cuda":
         on = list(look_at_card(torch, device.index or 0, ""))
     else:

@@ -23,7 +23,7 @@ def huggingface_home() -> Path:
 
 
 def look_at_folder(topic: str, folder: Path, setting: str, room: int, stops: bool) -> Iterator[Finding]:
-    """Whether a folder can be made and written, and how much room its disk has.
+    """Check that a folder can be made and written, and how much room its disk has.
 
     Args:
         setting: what chooses another folder. room: GB that it takes. stops: less than that ends a training.
@@ -57,7 +57,7 @@ def look_at_environment() -> Iterator[Finding]:
 
 
 def look_at_accelerate() -> Iterator[Finding]:
-    """What of accelerate's own config `accelerate launch` would do, and this training would not."""
+    """Find what accelerate's own config asks for that this training would not do."""
     folder = huggingface_home() / "accelerate"
     path = next(
         (path for path in (folder / "default_config.yaml", folder / "default_config.yml") if path.exists()), None
@@ -104,7 +104,7 @@ def look_at_hub() -> Iterator[Finding]:
 
 
 def look_at_base(path: str, variant: str | None = None) -> Iterator[Finding]:
-    """Whether a base can be trained; looks at configs and headers."""
+    """Check by configs and headers that a base can be trained."""
     try:
         from sdxl_lora.models.base_report import look_at
         from sdxl_lora.models.base_source import Base

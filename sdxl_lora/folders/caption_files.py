@@ -29,7 +29,7 @@ def why_no_file(path: Path) -> str | None:
 
 
 def alike(name: str) -> str:
-    """What names have in common that people and systems take for one: case, the spelling of accents, blanks."""
+    """Return what names have in common that people and systems take for one: case, the spelling of accents, blanks."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 

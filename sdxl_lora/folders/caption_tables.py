@@ -54,7 +54,7 @@ class Table:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it is a dataset of its own, whose lines say how their pictures were cut."""
+        """Return whether it is a dataset of its own, whose lines say how their pictures were cut."""
         return self.is_metadata and any(SIZE_KEYS[0] in line.values for line in self.lines)
 
     def masks(self) -> dict[Path, Path]:

@@ -34,13 +34,13 @@ NOT_A_PERSONS = {
 
 
 def why_passed_over(name: str) -> str | None:
-    """Why nothing in a folder of this name is used; None where it is a folder like others."""
+    """Return why nothing in a folder of this name is used; None where it is a folder like others."""
     return "a hidden folder" if name.startswith(".") else NOT_A_PERSONS.get(name.lower())
 
 
 @dataclass(frozen=True)
 class FolderName:
-    """What a folder's name asks for.
+    """The repeats and words that a folder's name asks for.
 
     repeats: how often each of its pictures is passed per epoch.
     words: the caption of pictures that have none.
@@ -75,7 +75,7 @@ def read_folder_name(name: str) -> FolderName:
 
 
 def other_number(name: str, number: str, rest: str) -> str | None:
-    """What a number is that people do not mean as repeats; None where they may."""
+    """Return what a number is that people do not mean as repeats; None where they may."""
     if CAMERA.fullmatch(name):
         return "a camera's number of the folder"
     if len(number) == 4 and 1900 <= int(number) <= 2099:

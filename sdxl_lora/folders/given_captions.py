@@ -31,7 +31,7 @@ def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]
 
 
 def add_captions(found: Found, directories: dict[Path, list[str]], tables: list[Table]) -> None:
-    """From the files beside the pictures, else from tables; but tables that say how pictures were cut go before all."""
+    """Add captions from files beside the images, else from tables; tables that say how images were cut come first."""
     index = Index(found)
     for table in tables:
         if table.is_prepared:
@@ -82,7 +82,7 @@ def give_captions(found: Found, paths: list[Path], sources: list[Source], left_o
 
 
 def preference(path: Path, source: Source) -> tuple[int, int, str]:
-    """Of several caption files for one picture, the smallest is used: a.txt before a.png.txt before A.txt."""
+    """Return a key by which the smallest of several caption files is used: a.txt before a.png.txt before A.txt."""
     exact = (source.path.stem, source.path.name)
     exactness = exact.index(path.stem) if path.stem in exact else len(exact)
     return CAPTION_SUFFIXES.index(path.suffix.lower()), exactness, path.name
@@ -176,7 +176,7 @@ def listed(names: list[str]) -> str:
 
 
 def leave_out_others(found: Found, table: Table, named: list[Source]) -> None:
-    """Of a dataset that was prepared, a picture whose line a person took out is no longer part."""
+    """Leave out of a prepared dataset the images whose line a person took out."""
     names = {source.name for source in named}
     others = [source for source in found.sources if source.name not in names]
     others = [source for source in others if source.path.is_relative_to(table.path.parent)]

@@ -80,7 +80,7 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
 
 
 def pieces(read: Callable[[], Any]) -> Iterator[Any]:
-    """What `read` gives until that is nothing.
+    """Yield what `read` gives until that is nothing.
 
     Raises:
         ValueError: there is no end of it.

@@ -117,7 +117,7 @@ def probe(mode: str) -> Image.Image:
 
 
 def is_read_anew(image: Image.Image) -> bool:
-    """Whether earlier versions, which went by a profile's name and by nothing else, gave an image other pixels.
+    """Return whether earlier versions, which went by a profile's name and by nothing else, gave an image other pixels.
 
     Keys of caches hold this, so that what was made of such images is made again and all else stays.
     """

@@ -52,12 +52,12 @@ class ImageError(FileError):
 
 
 def is_image_name(name: Path | str) -> bool:
-    """Whether a file's ending is one of a supported format's."""
+    """Return whether a file's ending is one of a supported format's."""
     return str(name).lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
 
 
 def looks_like_image(path: Path | str) -> bool:
-    """Whether a file begins as a supported format does, whatever its name; False for what cannot be read."""
+    """Return whether a file begins as a supported format does, whatever its name; False for what cannot be read."""
     try:
         with open_regular(path) as file:
             return sniff(file.read(HEAD_BYTES)) in FORMATS
@@ -194,7 +194,7 @@ def supported_format(head: bytes, path: Path | str) -> str:
 
 
 def unsupported(kind: str) -> str:
-    """What to say of a picture in another format."""
+    """Return what to say of a picture in another format."""
     more = "`pip install pillow-heif` to use it, or " if kind.upper() in ("HEIC", "HEIF", "HIF", "HEICS") else ""
     return f"unsupported format {kind}; {more}use {', '.join(SUFFIXES)}"
 

@@ -28,7 +28,7 @@ def orientation_of(info: Info) -> int:
 
 
 def is_adobe_rgb(info: Info) -> bool:
-    """Whether a camera says so; damaged data says nothing."""
+    """Return whether a camera says so; damaged data says nothing."""
     try:
         exif = exif_of(info)
         if not exif:

@@ -40,7 +40,7 @@ def brand_of(data: bytes) -> str:
 
 
 def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
-    """Whether the end of the file is missing, by the mark or the length that its format puts there."""
+    """Return whether the end of the file is missing, by the mark or the length that its format puts there."""
     if kind == "HEIC":
         return end_of_boxes(stream, size) > size
     if kind == "WEBP":
@@ -51,7 +51,7 @@ def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
 
 
 def end_of_boxes(stream: BinaryIO, size: int) -> int:
-    """Where the last box of an ISO base media file ends, as it says itself."""
+    """Return where the last box of an ISO base media file ends, as it says itself."""
     place = 0
     while place < size:
         stream.seek(place)

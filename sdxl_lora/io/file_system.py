@@ -36,7 +36,7 @@ def say_once(folder: Path, what: str, instead: str, error: Exception) -> None:
 
 
 def cannot_map(error: Exception) -> bool:
-    """Whether an error, of the system or of safetensors, says that a file cannot be mapped into memory."""
+    """Return whether an error, of the system or of safetensors, says that a file cannot be mapped into memory."""
     number = getattr(error, "errno", None)
     return number in CANNOT_MAP or any(f"os error {known})" in str(error) for known in CANNOT_MAP)
 

@@ -35,7 +35,7 @@ class FileMemo:
     def get_or_compute(
         self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True
     ) -> Any:
-        """What `make` gave for equal facts, a JSON value; None is not kept. What does not fit is made again."""
+        """Return what `make` gave for equal facts, a JSON value; None is not kept. What does not fit is made again."""
         if self.path is None:
             return make()
         key = "|".join(map(str, facts))

@@ -107,7 +107,7 @@ def _lycoris_config(kind: str, lokr_factor: int) -> Callable[..., PeftConfig]:
 
 
 def changes_base(init: str) -> bool:
-    """Whether an adapter begins as the main directions of the base's weights, which lose them.
+    """Return whether an adapter begins as the main directions of the base's weights, which lose them.
 
     A LoRA file is the change of the original base all the same: what the adapter has become minus what it began as,
     at twice the rank.

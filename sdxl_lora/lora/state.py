@@ -43,7 +43,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def start_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What the adapters of a changed base began as, by name; empty for others."""
+    """Return what the adapters of a changed base began as, by name; empty for others."""
     return {
         f"{module}.{START}.{name}": tensor
         for module, layer in model.named_modules()

@@ -98,5 +98,5 @@ def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
 
 
 def is_unread(encoder: Any, name: str, module: str) -> bool:
-    """Whether a module lies in the first encoder's last layer: SDXL reads the hidden states before it."""
+    """Return whether a module lies in the first encoder's last layer: SDXL reads the hidden states before it."""
     return name == "text_encoder" and f"layers.{encoder.config.num_hidden_layers - 1}." in module

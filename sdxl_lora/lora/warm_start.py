@@ -19,7 +19,7 @@ from sdxl_lora.lora.targets import is_unread
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a training begins from; nothing, as it stands.
+    """The adapters that a training begins from; none by default.
 
     adapters: by component and canonical module name.
     notes: what a person should know: what is taken, left out, or begins anew.
@@ -32,7 +32,7 @@ class WarmStart:
 
 
 def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> WarmStart:
-    """What a LoRA file (any layout of formats/reader.py) has for the components that train.
+    """Return what a LoRA file (any layout of formats/reader.py) has for the components that train.
 
     Args:
         kind: of adapter that is to train: lora, dora, loha or lokr.

@@ -27,7 +27,7 @@ HARMLESS = re.compile(
 
 
 class Tensors:
-    """Of one part or of a whole base, by name.
+    """The tensors of one part or of a whole base, by name.
 
     Raises:
         ConfigError: a file is none, a pickle, or cut short.
@@ -110,7 +110,7 @@ def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Fit:
-    """What a part finds in the files: `found` by its own names; what is `missing`; what has another `shape`."""
+    """Tensors that a part finds in the files: `found` by its own names; what is `missing`; what has another `shape`."""
 
     prefix: str
     found: dict = field(default_factory=dict)
@@ -149,14 +149,14 @@ def fit(part: str, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, leve
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether two shapes are equal, or those of a linear layer and of the same layer as a 1x1 convolution."""
+    """Return whether two shapes are equal, or those of a linear layer and of the same layer as a 1x1 convolution."""
     return theirs == tuple(ours) or (
         {len(theirs), len(ours)} == {2, 4} and list(theirs[2:] or ours[2:]) == [1, 1] and theirs[:2] == ours[:2]
     )
 
 
 def prefix_of(part: str, tensors: Iterable[str]) -> str:
-    """What stands in front of a part's names; "" where the files are the part's own."""
+    """Return what stands in front of a part's names; "" where the files are the part's own."""
     names = list(tensors)
     return next((prefix for prefix in PREFIXES[part] if any(name.startswith(prefix) for name in names)), "")
 
@@ -176,7 +176,7 @@ def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch
 
 
 def unknown_names(unused: Iterable[str]) -> list[str]:
-    """Of names that no part has asked for, those that mean nothing known."""
+    """Return those names that no part has asked for and that mean nothing known."""
     return [name for name in unused if not HARMLESS.fullmatch(name)]
 
 

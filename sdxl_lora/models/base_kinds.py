@@ -49,7 +49,7 @@ def kind_of_file(names: Iterable[str]) -> str:
 
 
 def kind_of_unet(channels: int) -> str | None:
-    """What an SDXL UNet with so many input channels is; None for one of the base's 4."""
+    """Return what an SDXL UNet with so many input channels is; None for one of the base's 4."""
     return {
         4: None,
         8: "an SDXL pix2pix model (its UNet takes 8 channels: latents beside those of the picture to edit)",
@@ -58,7 +58,7 @@ def kind_of_unet(channels: int) -> str | None:
 
 
 def kind_of_folder(folder: Path) -> str:
-    """What a folder without model_index.json is, in words."""
+    """Return what a folder without model_index.json is, in words."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     files = sorted(name for name in names if name.lower().endswith(".safetensors"))
     if "adapter_config.json" in names or any("lora" in name.lower() for name in files):
@@ -71,7 +71,7 @@ def kind_of_folder(folder: Path) -> str:
 
 
 def unsupported_schedule(config: Mapping) -> str | None:
-    """How a scheduler's config says that its model was trained otherwise than by DDPM; None where it was so.
+    """Return how a scheduler's config says that its model was trained otherwise than by DDPM; None where it was so.
 
     Returns:
         "a flow", "EDM", what it predicts, or the name of a scheduler that has no betas.
@@ -97,7 +97,7 @@ def not_by_ddpm(base: Base, found: str) -> str:
 
 
 def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool, str]:
-    """What a single file says of its training: (prediction or None, zero terminal SNR, by what it says so).
+    """Return what a single file says of its training: (prediction or None, zero terminal SNR, by what it says so).
 
     The names are those that ComfyUI reads: v_pred and ztsnr (NoobAI), edm_* (Playground 2.5, CosXL). Metadata count for
     v and flows alone: trainers write epsilon into many files unasked.

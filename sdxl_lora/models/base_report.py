@@ -54,7 +54,7 @@ class Part:
 
 @dataclass
 class BaseReport:
-    """What a base is.
+    """The facts about a base.
 
     refusal: why it cannot be trained, a sentence; None where it can.
     bare: parts of a folder that are configs alone.
@@ -80,7 +80,7 @@ class BaseReport:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the report as lines for a person."""
         rows = [("is", f"{self.kind}, {self.layout}")]
         zero_snr = ", zero terminal SNR" if self.is_zero_snr else ""
         rows.append(("predicts", f"{self.prediction or 'unknown'}{zero_snr} ({self.told_by or 'its configs say'})"))
@@ -109,7 +109,7 @@ class BaseReport:
 
 
 def look_at(base: Base) -> BaseReport:
-    """What a base is, by headers and configs.
+    """Return what a base is, by headers and configs.
 
     Raises:
         ConfigError: it is not there, it cannot be read, or its configs are not to be had without a connection.
@@ -128,7 +128,7 @@ def look_at(base: Base) -> BaseReport:
 
 
 def look_at_file(base: Base, report: BaseReport) -> None:
-    """By the names in a single file."""
+    """Report on a base by the names in a single file."""
     path = Path(base.path)
     if path.suffix.lower() != ".safetensors":
         raise ConfigError(
@@ -158,7 +158,7 @@ def look_at_file(base: Base, report: BaseReport) -> None:
 
 
 def look_at_folder(base: Base, report: BaseReport) -> None:
-    """By the configs of a diffusers folder or a Hub id."""
+    """Report on a base by the configs of a diffusers folder or a Hub id."""
     folder = Path(base.path)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         report.kind = report.refusal = kind_of_folder(folder)
@@ -168,7 +168,7 @@ def look_at_folder(base: Base, report: BaseReport) -> None:
 
 
 def look_at_pipeline(base: Base, report: BaseReport) -> None:
-    """By model_index.json and the scheduler's config."""
+    """Add what model_index.json and the scheduler's config say."""
     with config_errors(base, "its configs"):
         index = StableDiffusionXLPipeline.load_config(base.configs, revision=base.hub_arguments("")["revision"])
     found = index.get("_class_name", "unknown")
@@ -201,7 +201,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
 
 
 def look_at_models(base: Base, report: BaseReport) -> None:
-    """By the configs of its models, and the headers of their weights as far as these are on this machine."""
+    """Add what its models' configs say, and the headers of their weights as far as these are on this machine."""
     look_at_pipeline(base, report)
     if report.refusal:
         return
@@ -236,7 +236,7 @@ def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
 
 
 def misfit(base: Base, models: dict[str, Model]) -> str | None:
-    """Why models of these configs make no SDXL base."""
+    """Return why models of these configs make no SDXL base."""
     unet, vae = models["unet"].config, models["vae"].config
     if kind := kind_of_unet(unet.in_channels):
         return f"{base.configs} is {kind}: training needs an SDXL base, whose UNet takes 4"
@@ -275,7 +275,7 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
 
 
 def levels_of(model: torch.nn.Module) -> int:
-    """How many sizes a model's blocks have; 0 where it has none."""
+    """Return how many sizes a model's blocks have; 0 where it has none."""
     return len(getattr(model.config, "block_out_channels", ()))
 
 

@@ -32,7 +32,7 @@ STEMS = ("diffusion_pytorch_model", "model")
 
 @dataclass(frozen=True)
 class Base:
-    """Where a base model's parts are found.
+    """The places of a base model's parts.
 
     path: diffusers folder, Hub id, or one .safetensors file.
     vae_path: another VAE: a folder, a Hub id, or one .safetensors file.
@@ -128,7 +128,7 @@ def shards_of(index: Path) -> list[str]:
 
 
 def hub_weights(source: str, subfolder: str, variant: str, revision: str | None, download: bool) -> list[Path]:
-    """Of a Hub id: from its cache, or downloaded; [] where the repository has none of that variant."""
+    """Return the weights of a Hub id, from its cache or downloaded; [] where it has none of that variant."""
     dot = f".{variant}" if variant else ""
 
     def get(name: str) -> Path:

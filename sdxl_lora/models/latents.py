@@ -14,7 +14,7 @@ from sdxl_lora.errors import ConfigError
 
 
 def latents_of_vae(vae_config: Mapping, latents: torch.Tensor) -> torch.Tensor:
-    """What the UNet sees of the VAE's latents (..., C, h, w)."""
+    """Return what the UNet sees of the VAE's latents (..., C, h, w)."""
     shift, scale = shift_and_scale(vae_config, latents)
     return latents * scale if shift is None else (latents - shift) * scale
 

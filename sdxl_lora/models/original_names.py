@@ -33,7 +33,7 @@ OPEN_CLIP_LAYER = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: part `number` of the `count` that the rows of the file's tensor `name` hold together."""
+    """The place of a tensor: part `number` of the `count` that the rows of the file's tensor `name` hold together."""
 
     name: str
     number: int = 0
@@ -42,7 +42,7 @@ class Place:
 
 
 def places(part: str, name: str, levels: int = 0) -> list[Place]:
-    """Where the tensor `name` of a part may lie, without the part's prefix.
+    """Return where the tensor `name` of a part may lie, without the part's prefix.
 
     Args:
         part: unet, vae, text_encoder or text_encoder_2.
@@ -101,7 +101,7 @@ def attention_by(name: str, block: str, names: dict[str, str]) -> str:
 
 
 def open_clip_places(name: str) -> list[Place]:
-    """Of the second text encoder: OpenCLIP's names, which joins q, k and v, and projects by a transposed matrix."""
+    """Return the places by OpenCLIP's names, which joins q, k and v, and projects by a transposed matrix."""
     if name == "text_projection.weight":
         return [Place("text_projection", is_transposed=True)]
     if name in OPEN_CLIP:

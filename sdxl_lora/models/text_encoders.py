@@ -10,7 +10,7 @@ CHUNK = 75  # tokens that CLIP reads at once, beside its start and end marks
 
 @torch.no_grad()
 def encode_prompts(prompts, tokenizers, text_encoders, chunks=1):
-    """What StableDiffusionXLPipeline.encode_prompt gives for the prompts, and more of long ones.
+    """Return what StableDiffusionXLPipeline.encode_prompt gives for the prompts, and more of long ones.
 
     With several chunks each 75 tokens are read by themselves and the results stand one behind the other, as in A1111
     and ComfyUI; a prompt that fills fewer chunks goes on with those of the empty prompt, so that all have one length.
@@ -81,7 +81,7 @@ class LiveTextEncoder:
 
     @torch.no_grad()
     def read(self, prompt: str) -> dict[str, torch.Tensor]:
-        """Of one prompt, without dropout: prompt_embeds (77 * chunks, D) and pooled_embeds (P,) on the CPU."""
+        """Encode one prompt, without dropout: prompt_embeds (77 * chunks, D) and pooled_embeds (P,) on the CPU."""
         was_training = self.encoders.training
         self.encoders.eval()
         try:

@@ -177,7 +177,7 @@ def optimizer_of(config: OptimizerConfig, groups: list[dict]) -> torch.optim.Opt
 
 
 def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, dict]:
-    """For each model, the factor of its learning rate and the step that ends its training."""
+    """Return for each model the factor of its learning rate and the step that ends its training."""
     end_step = None
     if config.stop_text_encoder_training is not None:
         end_step = round(config.stop_text_encoder_training * total_steps)

@@ -53,7 +53,7 @@ def step(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> None:
 
 
 def there_and_back(state: dict, device: torch.device) -> dict:
-    """As accelerate writes it into a checkpoint and reads it, which takes tensors and plain values alone."""
+    """Return a state as accelerate writes and reads it, which takes tensors and plain values alone."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -61,7 +61,7 @@ def there_and_back(state: dict, device: torch.device) -> dict:
 
 
 def reason(error: Exception) -> str:
-    """In words that say what it would need."""
+    """Return the words that say what it would need."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "closure" in said:
         return f"it needs a closure that computes the loss again, which a training of many pictures has not ({said})"

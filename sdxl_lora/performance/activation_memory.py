@@ -31,7 +31,7 @@ def step_bytes(
     autocast: bool = False,
     encoders: TextEncoders | None = None,
 ) -> int:
-    """Of a forward and a backward through the UNet, and through text encoders that train.
+    """Count the bytes of a forward and a backward through the UNet, and through text encoders that train.
 
     Args:
         unet, encoders: on the meta device, with their adapters.
@@ -61,7 +61,7 @@ def step_bytes(
 
 @torch.no_grad()
 def encoding_bytes(vae: Any, size: tuple[int, int]) -> int:
-    """Of encoding one picture, in the VAE's precision."""
+    """Count the bytes of encoding one image, in the VAE's precision."""
     with AliveBytes(vae) as alive, as_on_a_gpu():
         vae.encode(torch.empty(1, 3, *size, dtype=vae.dtype, device="meta"))
         return alive.peak
@@ -130,7 +130,7 @@ def as_on_a_gpu(autocast: torch.dtype | None = None) -> Iterator[None]:
 
 
 class _Attention(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output and a number per row."""
+    """The memory of flash attention: its inputs, its output and a number per row."""
 
     @staticmethod
     def forward(ctx, query, key, value):

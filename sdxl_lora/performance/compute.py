@@ -12,7 +12,7 @@ COMPILER = "inductor"
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
-    """Whether a device computes in bfloat16 itself; where it is emulated, float16 is several times as fast.
+    """Return whether a device computes in bfloat16 itself; where it is emulated, float16 is several times as fast.
 
     `torch.cuda.is_bf16_supported()` also says yes to emulation, and to every card of AMD.
     """

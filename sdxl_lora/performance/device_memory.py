@@ -22,7 +22,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def usable_bytes(device: torch.device) -> int:
-    """What this process can have of a device's memory, what it has by now and CUDA's own share included.
+    """Return what this process can have of a device's memory, what it has by now and CUDA's own share included.
 
     Without a GPU, its part of what this machine has left.
     """

@@ -24,12 +24,12 @@ def use_memory_saving_layers(model: nn.Module, compiles: bool = False) -> None:
 
 
 def pads_with_zeros(layer: nn.Conv2d) -> bool:
-    """By a number of them, not by a word such as "same"."""
+    """Return whether a layer pads by a number of zeros, not by a word such as "same"."""
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 class FrozenConv2d(nn.Conv2d):
-    """What `use_memory_saving_layers` makes of a convolution that does not train: (B, C, H, W) -> (B, D, h, w)."""
+    """A convolution that does not train, as `use_memory_saving_layers` makes it: (B, C, H, W) -> (B, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad or x.dtype != self.weight.dtype:  # nothing to keep, or autocast is to cast
@@ -57,7 +57,7 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 class LeanGEGLU(GEGLU):
-    """What `use_memory_saving_layers` makes of diffusers' GEGLU (arXiv:2002.05202)."""
+    """Diffusers' GEGLU, as `use_memory_saving_layers` makes it (arXiv:2002.05202)."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         return _GatedGELU.apply(self.proj(x))

@@ -89,7 +89,7 @@ def fuse_lora(model: nn.Module) -> dict[str, str]:
 
 
 def why_not(layer: BaseTunerLayer) -> str:
-    """Why a PEFT layer has to compute as PEFT does; "" where it has not."""
+    """Return why a PEFT layer has to compute as PEFT does; "" where it has not."""
     if type(layer) is not Linear:
         return f"{type(layer).__name__} of {type(layer).__module__} is not LoRA of a linear layer"
     if len(layer.active_adapters) != 1:

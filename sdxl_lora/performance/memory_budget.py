@@ -42,7 +42,7 @@ class MemoryLevel:
 
 
 def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
-    """From what is wished for downwards."""
+    """Return the levels from the one asked for downwards."""
     steps = ["none", OUTER, "all"]
     recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
     levels = [MemoryLevel(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
@@ -54,14 +54,14 @@ def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
 
 
 def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> MemoryLevel:
-    """Where the settings stand on the ladder from fast to small."""
+    """Return the level of the settings, from fast to small."""
     recomputed = " ".join(compute.gradient_checkpointing_blocks) or "all"
     base_precision = compute.base_precision if compute.base_precision in ("fp32", *KINDS) else None
     return MemoryLevel(recomputed if compute.gradient_checkpointing else "none", optimizer.name, base_precision)
 
 
 def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list[str]:
-    """What to try when memory does not suffice, the gentlest first."""
+    """Return what to try when memory does not suffice, the gentlest first."""
     if compute.memory_budget is not None:
         return [f"a --memory_budget below {compute.memory_budget}"]
     return [level.flags() for level in memory_levels(memory_level_of(compute, optimizer))[1:]]
@@ -98,7 +98,7 @@ class MemoryCount:
         return sum(self.parts(level, batch).values())
 
     def parts(self, level: MemoryLevel, batch: int) -> dict[str, int]:
-        """By name; the device's own CUDA_CONTEXT is one."""
+        """Return the bytes by name; the device's own CUDA_CONTEXT is one."""
         weights, dense = base_bytes(self.unet, level.base_precision, self.dtype)
         return {
             "UNet": weights,
@@ -132,7 +132,7 @@ class MemoryCount:
 
 
 def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) -> tuple[int, int]:
-    """Of the frozen weights; and of the largest dense copy that a packed layer makes for its product."""
+    """Count the bytes of the frozen weights, and of the largest dense copy that a packed layer makes."""
     size = 4 if base_precision == "fp32" else dtype.itemsize
     frozen = sum(parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
     if base_precision in (None, "bf16", "fp16", "fp32"):
@@ -180,5 +180,5 @@ def even_shares(pictures: int) -> list[int]:
 
 
 def bytes_of(gibibytes: str) -> int:
-    """Of "8GB" or "6.5 GiB"; both mean GiB, as on graphics cards."""
+    """Return the bytes of "8GB" or "6.5 GiB"; both mean GiB, as on graphics cards."""
     return round(float(re.findall(r"[\d.]+", gibibytes)[0]) * GIB)

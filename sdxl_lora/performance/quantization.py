@@ -135,6 +135,6 @@ def quantize_linears(model: nn.Module, kind: str, device: torch.device | None = 
 
 
 def packed_bytes(shape: tuple[int, int], kind: str) -> int:
-    """Of a packed (out, in) weight."""
+    """Return the bytes of a packed (out, in) weight."""
     values = shape[0] * shape[1]
     return values // 2 + 2 * -(-values // BLOCK) if kind == "nf4" else values + 4 * shape[0]

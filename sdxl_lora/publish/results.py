@@ -85,7 +85,7 @@ def summary(
     best_step: int | None = None,
     best_loss: float = math.inf,
 ) -> str:
-    """Where everything is, and a line to paste for each client."""
+    """Say where everything is, with a line to paste for each client."""
     for_diffusers, for_others = usage_lines(name, trigger_word)
     return "\n".join(
         [

@@ -97,7 +97,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def problem_with(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used; None if every file is as its manifest says."""
+    """Return why a checkpoint cannot be used; None if every file is as its manifest says."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:

@@ -84,7 +84,7 @@ def parse_event(line: bytes) -> dict | None:
 
 
 def has_ended(run_dir: Path) -> bool:
-    """Whether status.json says that the run is over."""
+    """Return whether status.json says that the run is over."""
     try:
         state = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"]
     except (OSError, ValueError, KeyError, TypeError):

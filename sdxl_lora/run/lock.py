@@ -53,7 +53,7 @@ class RunLock:
         self._lock.release(force=True)
 
     def _try_to_lock(self) -> bool:
-        """Whether the folder's file system can lock; where it cannot, the sign of life tells alone.
+        """Return whether the folder's file system can lock; where it cannot, the sign of life tells alone.
 
         Raises:
             ConfigError: another process has the lock.

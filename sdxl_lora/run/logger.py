@@ -88,7 +88,7 @@ class RunLogger:
     def samples(
         self, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
     ) -> None:
-        """What was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
+        """Log what was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
         log_samples(self.accelerator.trackers, step, prompts, pictures, grid)
         self.run.event(
             "samples",
@@ -99,7 +99,7 @@ class RunLogger:
         )
 
     def similarity(self, step: int, measures: dict[str, float]) -> None:
-        """Of what was drawn after `step` steps to the training pictures. On the main process alone."""
+        """Log how similar the samples of `step` are to the training images. On the main process alone."""
         for tracker in self.accelerator.trackers:
             tracker.log(measures, step=step)
         self.run.event("similarity", step=step, **measures)
@@ -119,7 +119,7 @@ class RunLogger:
             self.info(line)
 
     def skip_time(self) -> None:
-        """What happened since the last step (a save, pictures) does not count as its time."""
+        """Leave what happened since the last step (a save, samples) out of the next step's time."""
         self._since = time.perf_counter()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class RunLogger:
 
 
 def where_to_go_on(done_steps: int, total_steps: int) -> str:
-    """What a run says of its beginning."""
+    """Return what a run says of its beginning."""
     if not done_steps:
         return "starting at step 0"
     if done_steps < total_steps:

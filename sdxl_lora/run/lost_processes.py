@@ -12,7 +12,7 @@ from sdxl_lora.run.status import read_status
 
 
 def lost_ranks(folder: Path, world_size: int, own_rank: int) -> str:
-    """Which other processes are gone, or else which has been silent for longest, and at which step, in words.
+    """Return which other processes are gone, or else which has been silent for longest, and at which step, in words.
 
     Those of another machine can only be silent: their process numbers mean nothing here.
     """

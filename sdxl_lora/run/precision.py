@@ -32,7 +32,7 @@ def settle_precision(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
 
 
 def planned_precision(config: TrainConfig, is_for_a_gpu: bool) -> tuple[TrainConfig, list[str]]:
-    """As `settle_precision`, for a process that does not train.
+    """Settle the precision as `settle_precision` does, for a process that does not train.
 
     Args:
         is_for_a_gpu: whatever this machine has, the training needs a GPU.
@@ -49,7 +49,7 @@ def settled(config: TrainConfig, precision: str, why: str) -> tuple[TrainConfig,
 
 
 def precision_given(config: TrainConfig) -> tuple[str, str] | None:
-    """What the run before or another setting asks for, whatever the device, and which of them."""
+    """Return what the run before or another setting asks for, whatever the device, and which of them."""
     if before := precision_before(config):
         return before, "as in the run that goes on"
     asked = config.compute.base_precision
@@ -57,7 +57,7 @@ def precision_given(config: TrainConfig) -> tuple[str, str] | None:
 
 
 def precision_of(device: torch.device) -> tuple[str, str]:
-    """What a device computes in best, and why."""
+    """Return what a device computes in best, and why."""
     if device.type == "cpu":
         return "no", "as this machine computes on its CPU"
     if native_bfloat16(device):
@@ -66,7 +66,7 @@ def precision_of(device: torch.device) -> tuple[str, str]:
 
 
 def precision_before(config: TrainConfig) -> str | None:
-    """That of the checkpoint that the run will go on from; None where there is none."""
+    """Return the precision of the checkpoint that the run will go on from; None where there is none."""
     wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
     if wanted is None:
         return None

@@ -103,11 +103,11 @@ class Run:
             replace_text(status_path(self.folder, self.rank), text)
 
     def stop_requested(self) -> str | None:
-        """Why this process should stop, if it should."""
+        """Return why this process should stop, if it should."""
         return self.stop.reason() if self.stop else None
 
     def stop_agreed(self, accelerator) -> bool:
-        """Whether any process should stop: the same answer on every one. All call this."""
+        """Return whether any process should stop: the same answer on every one. All call this."""
         if self.stop_requested():
             accelerator.set_trigger()
         return accelerator.check_trigger()

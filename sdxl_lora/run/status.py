@@ -11,7 +11,7 @@ def status_path(folder: Path, rank: int = 0) -> Path:
 
 
 def read_status(folder: Path, rank: int = 0) -> dict:
-    """What a process's status file says; {} where there is none, or it is damaged."""
+    """Return what a process's status file says; {} where there is none, or it is damaged."""
     try:
         status = json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):

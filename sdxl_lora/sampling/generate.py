@@ -80,7 +80,7 @@ def generate_image(
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:
-    """Of (3, H, W) in [-1, 1]."""
+    """Return the picture of a tensor (3, H, W) in [-1, 1]."""
     return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
 
 
@@ -142,7 +142,7 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
 
 
 def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
-    """Whether all pictures of a step are there, whole, and by these prompts."""
+    """Return whether all pictures of a step are there, whole, and by these prompts."""
     return all(
         picture_by(read_picture(sample_path(folder, step, number, image)), prompt.describe(image)) is not None
         for number, prompt in enumerate(prompts)

@@ -70,7 +70,7 @@ class Similarity:
     def of_samples(
         self, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], device: torch.device
     ) -> dict[str, float]:
-        """Of pictures by prompt; those without the trigger word apart, where the concept should not show."""
+        """Return the similarities by prompt; those without the trigger word, which should not show it, apart."""
         groups: dict[str, list[Image.Image]] = {"similarity": [], "similarity_without_trigger": []}
         for prompt, of_prompt in zip(prompts, pictures, strict=True):
             groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)

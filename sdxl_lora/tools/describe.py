@@ -99,7 +99,7 @@ def _short(value: str) -> str:
 
 
 def clients(file: LoraFile) -> dict[str, str]:
-    """For each client "loads", or what it does instead; from running the clients' own loaders."""
+    """Return for each client "loads", or what it does instead; from running the clients' own loaders."""
     if why_not_sdxl(file.adapters):
         return dict.fromkeys(CLIENTS, "not with SDXL")
     kinds = {adapter.kind for adapter in file.adapters.values()}

@@ -43,7 +43,7 @@ class BatchShape:
 
     @classmethod
     def of(cls, batch: BatchConfig, micro_batch: int | None = None) -> "BatchShape":
-        """That of the settings, or with so many images at once; the images of a step stay the same."""
+        """Return the settings' shape, or one with so many images at once; the images of a step stay the same."""
         if micro_batch is None:
             micro_batch = 1 if batch.train_batch_size == "auto" else batch.train_batch_size
         return cls(micro_batch, batch.images_per_process // micro_batch)

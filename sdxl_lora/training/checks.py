@@ -52,7 +52,7 @@ def check_inputs(config: TrainConfig, accelerator) -> Base:
 
 
 def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -> str | None:
-    """Why a base of full size should not train here, and what to do; None where nothing is against it."""
+    """Return why a base of full size should not train here, and what to do; None where nothing is against it."""
     size = report.parts["unet"].values
     if device.type != "cpu" or config.compute.allow_cpu or size < FULL_SIZE:
         return None
@@ -83,7 +83,7 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
 
 
 def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> BaseReport:
-    """What the base is. Raises ConfigError for what the settings name and is not there or cannot be."""
+    """Return what the base is. Raises ConfigError for what the settings name and is not there or cannot be."""
     check_optimizer(config)
     report = check_base(base, needs_weights)
     load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)

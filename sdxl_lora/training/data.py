@@ -69,7 +69,7 @@ class TrainingData:
 
     @property
     def text_is_live(self) -> bool:
-        """Whether models that must not work beside the UNet's step read the captions."""
+        """Return whether models that must not work beside the UNet's step read the captions."""
         return self._config.adapter.train_text_encoder or bool(self.text.live_parts)
 
     @property
@@ -78,7 +78,7 @@ class TrainingData:
         return most_common_size(self._config, () if self.stream else self.examples)
 
     def fingerprint(self) -> dict:
-        """What a resumed run must find as it was."""
+        """Return what a resumed run must find as it was."""
         return {
             "vae": self.latents.vae_key,
             "text_encoders": self.text.encoders_key,
@@ -97,7 +97,7 @@ class TrainingData:
             self.stream.load(folder)
 
     def tag_frequency(self) -> Counter:
-        """How many captions hold each tag, a text between commas."""
+        """Return how many captions hold each tag, a text between commas."""
         captions = [example.caption for example in self.examples]
         return Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
 
@@ -253,7 +253,7 @@ def rows_opener(config: TrainConfig) -> Callable[[Rows], ImageDataset]:
 
 
 def augmentation_of(config: TrainConfig, num_train_timesteps: int) -> Augmentation:
-    """What differs from one use of an image to the next.
+    """Return what differs from one use of an image to the next.
 
     Raises:
         ConfigError: timesteps that the base does not have.

@@ -1,4 +1,4 @@
-"""Which images train, in which steps, and what samples show: planned before anything is encoded."""
+"""The images that train, in which steps, and what samples show: planned before anything is encoded."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from sdxl_lora.training.checks import sample_prompts_of
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Which images train, in which steps, and what samples show. Nothing is encoded yet.
+    """The images that train, in which steps, and what samples show. Nothing is encoded yet.
 
     Attributes:
         held_out: indices of the images that no step sees.
@@ -46,7 +46,7 @@ class DataPlan:
 
 
 def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callable[[str], None]) -> DataPlan:
-    """Which of the images train, in which steps.
+    """Return which of the images train, in which steps.
 
     Raises:
         ConfigError: class images that are weighted and not there, or nothing left to train on.

@@ -99,7 +99,7 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
 
 
 def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
-    """What the training asks of its settings on the way, beside what is planned here."""
+    """Check what the training asks of its settings on the way, beside what is planned here."""
     schedule, _ = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     augmentation_of(config, len(schedule.betas))
     parameters = adapter_parameters(meta.trained["unet"])

@@ -15,7 +15,7 @@ from sdxl_lora.run.session import Run
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """Of the steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
+    """The numbers of steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
 
     finite_steps: how many there were before the first with NaN or infinity, whose loss and norm these then are.
     images: how many they saw; names: of each step's images, as far as this process knows them.

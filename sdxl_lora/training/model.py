@@ -31,7 +31,7 @@ from sdxl_lora.performance.quantization import KINDS, quantize_linears
 
 @dataclass
 class LoraModel:
-    """What trains, and what it trains with.
+    """The model that trains, and what it trains with.
 
     Attributes:
         components: the models with adapters, by name; `unet` is always there.
@@ -54,7 +54,7 @@ class LoraModel:
         return self.components["unet"]
 
     def fingerprint(self) -> dict:
-        """What a resumed run must find as it was."""
+        """Return what a resumed run must find as it was."""
         return {"init_lora": self.start.sha256}
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
@@ -112,7 +112,7 @@ def trained_names(adapter: AdapterConfig) -> list[str]:
 
 
 def warm_start_of(adapter: AdapterConfig, components: Iterable[str]) -> WarmStart:
-    """What init_lora has for the models that train; ConfigError where it cannot be used."""
+    """Return what init_lora has for the models that train; ConfigError where it cannot be used."""
     if adapter.init_lora is None:
         return WarmStart()
     try:
@@ -210,5 +210,5 @@ def set_computation(unet: nn.Module, compute: ComputeConfig, has_dropout: bool, 
 
 
 def computes_in_half(compute: ComputeConfig, unet: nn.Module, not_fused: dict) -> bool:
-    """Whether the UNet can do without autocast."""
+    """Return whether the UNet can do without autocast."""
     return compute.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused

@@ -52,7 +52,7 @@ class SampleWriter:
         return self.run.folder / "samples"
 
     def are_written(self, step: int) -> bool:
-        """Whether all samples of a step are there; the same on every process."""
+        """Return whether all samples of a step are there; the same on every process."""
         return on_main_and_broadcast(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
 
     def write(self, step: int) -> None:
@@ -97,7 +97,7 @@ class SampleWriter:
                 self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
 
     def _similarities(self, similarity: Similarity, images: list[list[Image.Image]]) -> dict[str, float]:
-        """Of the samples to the images that train."""
+        """Return the similarities of the samples to the images that train."""
         data, device = self.data, self.accelerator.device
         if similarity.references is None:
             assert data.images is not None, "the config asks for images that can be read again"

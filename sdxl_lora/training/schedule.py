@@ -11,7 +11,7 @@ MOST_EVALUATIONS = 10  # in a training, where no setting says how often
 
 
 class Due(NamedTuple):
-    """What is to be done after a step; nothing is false."""
+    """The work that is due after a step; false where there is none."""
 
     log: bool = False
     evaluate: bool = False
@@ -22,7 +22,7 @@ class Due(NamedTuple):
 
 
 class EvaluationCadence(NamedTuple):
-    """How often a training evaluates between its first step and its end: one of the two is given."""
+    """The interval at which a training evaluates between its first step and its end: one of the two is given."""
 
     every_n_epochs: int | None = None
     every_n_steps: int | None = None
@@ -33,7 +33,7 @@ class EvaluationCadence(NamedTuple):
 
 
 def evaluation_cadence(evaluation: EvaluationConfig, sampler, total_steps: int) -> EvaluationCadence:
-    """As the settings say; else every epoch, or every so many that with the first look they are MOST_EVALUATIONS."""
+    """Return the settings' cadence, else that of every N epochs; at most MOST_EVALUATIONS with the first."""
     if evaluation.validation_steps:
         return EvaluationCadence(every_n_steps=evaluation.validation_steps)
     if evaluation.validation_epochs:
@@ -53,7 +53,7 @@ class Cadence:
         self.evaluation = evaluation_cadence(config.evaluation, data.sampler, data.total_steps)
 
     def after(self, step: int) -> Due:
-        """What is due after `step` steps, 1 being the first."""
+        """Return what is due after `step` steps, 1 being the first."""
         config = self.config
         epochs = self.sampler.epoch_of(step - 1), self.sampler.epoch_of(step)
         evaluate = self.has_evaluation and self._is_due(step, epochs, *self.evaluation)

@@ -134,7 +134,7 @@ class TrainStep:
         self.logger.skip_time()
 
     def fits(self, data: TrainingData, sample) -> bool:
-        """Whether a forward and a backward of so many of this image do."""
+        """Return whether a forward and a backward of so many of this image do."""
         fits = True
         try:
             fault_point("rehearsal")

@@ -73,7 +73,7 @@ def key_of(text: str) -> str:
 
 
 def dictionaries() -> dict[str, dict[str, str]]:
-    """What Gradio is given: by language, each text by its key."""
+    """Return what Gradio is given: by language, each text by its key."""
     by_language, english = {}, {}
     for language, locale in LOCALES.items():
         texts = dict(locale.texts)
@@ -100,7 +100,7 @@ def say(language: str, text: str, **facts) -> str:
 
 
 def say_label(language: str, config_class: type, name: str) -> str:
-    """What the page calls a field."""
+    """Return what the page calls a field."""
     return LOCALES[language].field(config_class, name)[0] if language in LOCALES else label_of(config_class, name)
 
 

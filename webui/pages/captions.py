@@ -93,13 +93,13 @@ class Captions:
 
 
 def key_of_row(name: str, picture: datasets.Picture) -> str:
-    """Which row a card shows, and what its box held when it was filled."""
+    """Return which row a card shows, and what its box held when it was filled."""
     facts = {"dataset": name, "file": picture.file_name, "place": picture.place, "text": picture.text}
     return json.dumps(facts, ensure_ascii=False)
 
 
 def loaded(text: str | None) -> dict:
-    """What a box that nobody sees says; {} of one that was not filled yet."""
+    """Return what a box that nobody sees says; {} of one that was not filled yet."""
     try:
         facts = json.loads(text or "{}")
     except ValueError:

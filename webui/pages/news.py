@@ -30,7 +30,7 @@ _told: set[str] = set()
 
 
 def part(count: int, make: Callable[[], list]) -> list:
-    """What a part of the page shows; where that fails over what nobody thought of, its first output says so, and
+    """Return what a part of the page shows; where that fails over what nobody thought of, its first output says so, and
     all other parts go on. The whole of it stands in the server's log, once.
 
     Args:

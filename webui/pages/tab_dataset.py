@@ -117,7 +117,7 @@ class DatasetTab:
         return [*self.shown(language_of(request), dataset, name, 0), dataset.trigger_word]
 
     def refresh(self, language: str, name: str | None, view: str | None) -> list | None:
-        """What to show where the files are others than those in view; None where nothing is new."""
+        """Return what to show where the files are others than those in view; None where nothing is new."""
         folder, seen = self.context.dataset_of(name), loaded(view)
         if folder is None or not (folder / "metadata.jsonl").exists():
             return None
@@ -149,7 +149,7 @@ class DatasetTab:
         return self.shown(language, datasets.read_dataset(folder), name, loaded(view).get("page", 0))
 
     def shown(self, language: str, dataset: datasets.Dataset, name: str | None, page: int) -> list:
-        """For each of the outputs what it shows of one page of a dataset."""
+        """Return for each of the outputs what it shows of one page of a dataset."""
         last = max(0, (len(dataset.pictures) - 1) // CARDS)
         page = min(max(0, page), last)
         pictures = dataset.pictures[CARDS * page : CARDS * (page + 1)]

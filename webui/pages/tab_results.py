@@ -88,7 +88,7 @@ class ResultsTab:
         tell(say(language, "The pictures appear here as they are drawn."))
 
     def look(self, language: str, name: str | None) -> list[tuple]:
-        """For each of `live`: a plain value by which a change is seen, and what Gradio takes."""
+        """Return for each of `live` a plain value by which a change is seen, and what Gradio takes."""
         run = self.context.run_of(name)
         drawn = self.drawn_html(language, run)
         choices = stage_choices(language, run)
@@ -154,7 +154,7 @@ def resolution_of(run: Path) -> int:
 
 
 def files_html(language: str, run: Path) -> str:
-    """Where the files lie on the machine that the page runs on."""
+    """Return where the files lie on the machine that the page runs on."""
     files = lora_files(run)
     title = f"<h3>{escape(say(language, 'Files'))}</h3>"
     if not files:

@@ -63,7 +63,7 @@ class RunsTab:
         return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
 
     def look(self, language: str, name: str | None) -> list[tuple]:
-        """For each of the outputs: a plain value by which a change is seen, and what Gradio takes."""
+        """Return for each of the outputs a plain value by which a change is seen, and what Gradio takes."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
         jobs_waiting = [(show.words_for(language, job), job.id) for job in waiting]
@@ -115,7 +115,7 @@ class RunsTab:
         self.context.start(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 
     def settings_of(self, language: str, name: str | None) -> TrainConfig:
-        """What a run was started with.
+        """Return what a run was started with.
 
         Raises:
             ConfigError: no such run, or another version of the trainer wrote it.
@@ -134,7 +134,7 @@ class RunsTab:
 
 
 def twice(html: str) -> tuple[str, str]:
-    """What is sent as it is compared."""
+    """Return what is sent as it is compared."""
     return html, html
 
 
@@ -151,7 +151,7 @@ def newest_job(jobs: Jobs, run: Path) -> Job | None:
 
 
 def processes_of(run: Path) -> int:
-    """As many as it last ran in."""
+    """Return the number of processes that it last ran in."""
     started = [event for event in history_of(run).messages if event["event"] == "started"]
     return started[-1].get("processes", 1) if started else 1
 

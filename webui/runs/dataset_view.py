@@ -65,7 +65,7 @@ class Dataset:
         return self.settings.get("trigger_word") or ""
 
     def config(self, **changes) -> PreprocessConfig:
-        """What it was prepared with.
+        """Return what it was prepared with.
 
         Raises:
             ConfigError: its report does not say.
@@ -119,7 +119,7 @@ def objects(report: dict, name: str) -> list[dict]:
 
 
 def has_facts(row: dict) -> bool:
-    """Whether a row of the report says what a card shows of it."""
+    """Return whether a row of the report says what a card shows of it."""
     pairs = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return False
@@ -172,7 +172,7 @@ def all_rows(folder: Path) -> list[dict]:
 
 
 def read_report(folder: Path) -> dict:
-    """What preprocess_report.json says; {} where there is none, or a person has broken it."""
+    """Return what preprocess_report.json says; {} where there is none, or a person has broken it."""
     try:
         report = json.loads((folder / "preprocess_report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

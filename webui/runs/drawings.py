@@ -59,7 +59,7 @@ def is_whole(number: float | None, low: int, high: int) -> bool:
 
 
 def read_request(folder: Path) -> dict | None:
-    """What was asked to be drawn; None where that cannot be read."""
+    """Return what was asked to be drawn; None where that cannot be read."""
     try:
         request = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -181,7 +181,7 @@ class Jobs:
         return job
 
     def wish(self, job: Job) -> tuple[list[str], str]:
-        """What was asked for, whichever job it is: the command and the settings."""
+        """Return what was asked for, whichever job it is: the command and the settings."""
         path = self.folder_of(job.id) / "config.yaml"
         settings = path.read_text(encoding="utf-8") if path.exists() else ""
         return [word.replace(job.id, "") for word in job.command], settings
@@ -192,7 +192,7 @@ class Jobs:
             self.queue.move(job_id, by)
 
     def cancel(self, job_id: str) -> bool:
-        """Whether it was still waiting."""
+        """Return whether it was still waiting."""
         with self.lock:
             job = self.read(job_id)
             if job is None or job.state != "waiting":

@@ -30,7 +30,7 @@ _parsing = threading.Lock()  # the parser, and what it prints to, are of the who
 
 
 def gpu_count() -> int:
-    """Of this machine's NVIDIA cards; 0 where there is none or no driver."""
+    """Count this machine's NVIDIA cards; 0 where there is none or no driver."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
@@ -136,7 +136,7 @@ def flags_of_config(config: Any) -> list[str]:
 
 
 def command_line(config: Any, processes: int = 1) -> str:
-    """What a person would type in a shell, in the project's folder."""
+    """Return what a person would type in a shell, in the project's folder."""
     if isinstance(config, PreprocessConfig):
         words = ["python", "-m", "preprocess"]
     else:

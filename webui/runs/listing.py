@@ -59,7 +59,7 @@ def failed_forerunner(jobs: Jobs, job: Job) -> Job | None:
 
 
 def state_of(run: Path, jobs: Jobs) -> RunState:
-    """From its status file, and from the job that runs it where the page has started it."""
+    """Return a run's state from its status file, and from the job that runs it where the page has started it."""
     status = known_facts(read_status(run))
     job = next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
     facts: dict[str, Any] = {
@@ -167,7 +167,7 @@ def samples_of(run: Path) -> dict[tuple[int, int], dict[int, Path]]:
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a run has left anything there to go on with or to lose."""
+    """Return whether a run has left anything there to go on with or to lose."""
     return (folder / "events.jsonl").exists() or bool(checkpoints(folder))
 
 

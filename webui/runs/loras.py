@@ -52,7 +52,7 @@ def copy_lora_to(folder: Path, run: Path, stage: str) -> Path:
 
 
 def is_ours(path: Path, run: Path) -> bool:
-    """Whether the name is free, or the file there is one of this run's."""
+    """Return whether the name is free, or the file there is one of this run's."""
     if not path.exists():
         return True
     own = [lora for folder in stages(run).values() for lora in lora_files(folder)[:1]]

@@ -16,7 +16,7 @@ SMOOTHING = 0.95  # of the moving average, once there are enough steps for it
 
 @dataclass
 class History:
-    """What one file has told so far; `read` takes in what is new."""
+    """The history that one file has told so far; `read` takes in what is new."""
 
     path: Path
     steps: list[dict] = field(default_factory=list)
@@ -57,7 +57,7 @@ class History:
             self.messages.append(event)
 
     def seconds_per_step(self) -> float | None:
-        """Of the last steps; None before two are told of."""
+        """Return the seconds of the last steps; None before two are told of."""
         paces = sorted(
             (after["time"] - before["time"]) / (after["step"] - before["step"])
             for before, after in pairwise(self.steps[-RATE_STEPS:])
@@ -75,7 +75,7 @@ MOST_SECONDS = 1e11  # since 1970, that a date can be made of
 
 
 def is_sound(event: dict) -> bool:
-    """Whether its numbers are some: a line may be damaged, or of another version."""
+    """Return whether its numbers are some: a line may be damaged, or of another version."""
     are_numbers = all(isinstance(event[name], int | float) for name in NUMBERS if event.get(name) is not None)
     needed = [event.get(name) for name in ("time", "step")] if event["event"] in ("step", "validation") else [0]
     are_there = are_numbers and all(number is not None and math.isfinite(number) for number in needed)

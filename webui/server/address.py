@@ -54,7 +54,7 @@ def why_not(error: OSError, host: str, port: int) -> str:
 
 
 def address_of(host: str, port: int) -> str:
-    """What to open in a browser on this machine."""
+    """Return what to open in a browser on this machine."""
     host = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

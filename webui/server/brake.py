@@ -24,7 +24,7 @@ class Brake:
         self._wrong: dict[str, tuple[int, float]] = {}  # by address: how many in a row, when the last was
 
     def wait_seconds(self, address: str, free: int = FREE_GUESSES) -> int:
-        """How long it has to wait before it may guess again; 0 where it may."""
+        """Return how long it has to wait before it may guess again; 0 where it may."""
         count, last = self._wrong.get(address, (0, 0.0))
         if count < free:
             return 0

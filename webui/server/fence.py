@@ -32,7 +32,7 @@ def named_files(value: Any) -> Iterator[Any]:
 
 
 def is_offered(path: Any) -> bool:
-    """Whether it lies in the folder of what was uploaded or offered for download."""
+    """Return whether it lies in the folder of what was uploaded or offered for download."""
     served = Path(get_upload_folder()).resolve()
     try:
         return Path(path).resolve().is_relative_to(served)

@@ -190,7 +190,7 @@ def is_same_origin(headers: dict[str, str]) -> bool:
 
 
 def first_of(forwarded: str) -> str:
-    """Of a header to which every proxy on the way adds, what the first one wrote."""
+    """Return what the first proxy wrote into a header to which every one on the way adds."""
     return forwarded.partition(",")[0].strip()
 
 
@@ -209,7 +209,7 @@ def other_site_words(headers: dict[str, str]) -> str:
 
 
 def is_odd(address: str) -> bool:
-    """Whether a header that names an address cannot be read as one."""
+    """Return whether a header that names an address cannot be read as one."""
     name = first_of(address)
     try:
         parts = urlsplit(name if "://" in name else f"//{name}")

@@ -57,7 +57,7 @@ def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
 
 
 def typed_value(field: Field, entered: Any) -> Any:
-    """What was entered, as the field's type has it.
+    """Return what was entered, as the field's type has it.
 
     Raises:
         ConfigError: not a number where one is meant, or nothing where something must be.

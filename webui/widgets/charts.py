@@ -77,7 +77,7 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def value_range(values: list[float]) -> tuple[float, float]:
-    """From the least to the greatest but for the outermost hundredth, with some room."""
+    """Return the range from the least to the greatest but for the outermost hundredth, with some room."""
     ordered = sorted(values)
     cut = len(ordered) // 100
     low, high = ordered[cut], ordered[-1 - cut]

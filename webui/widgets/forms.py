@@ -41,7 +41,7 @@ class Form:
         return self.build(project, dict(zip(self.widgets, entered, strict=True)))
 
     def complaint(self, language: str, project: str, *entered, expected: Collection[str] = ()) -> str:
-        """What has to be mended: a list for the button, and a mark beside each field; "" where all is well.
+        """Return what has to be mended: a list for the button, and a mark beside each field; "" where all is well.
 
         Args:
             expected: folders that jobs will have made by then.

@@ -176,7 +176,7 @@ LEVELS = {"failed": "error", "stopped": "warning", "checkpoint": "good", "finish
 
 
 def log(language: str, history: History, console: list[str]) -> str:
-    """What happened, and what was printed, each newest first and coloured by level."""
+    """Return what happened, and what was printed, each newest first and coloured by level."""
     happened = [
         (
             time.strftime("%H:%M:%S", time.localtime(event.get("time", 0))),

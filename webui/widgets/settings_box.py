@@ -70,7 +70,7 @@ class SettingsBox:
         return command_line(config, processes), to_yaml(config), complained
 
     def load(self, request: gr.Request, file: str) -> list:
-        """What the file says; a base that it leaves out stays, as the page may have its own default."""
+        """Return what the file says; a base that it leaves out stays, as the page may have its own default."""
         config = read_config(self.form.config_class, Path(file))
         values = dict(zip(self.form.widgets, self.form.shown(config), strict=True))
         if BASE in values and BASE not in yaml.safe_load(Path(file).read_text(encoding="utf-8")):

@@ -52,7 +52,7 @@ class AdapterConfig:
 
     @property
     def changes_the_base(self) -> bool:
-        """Whether the LoRA begins as a part of the base's weights, which is taken out of these."""
+        """Return whether the LoRA begins as a part of the base's weights, which is taken out of these."""
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
     def problems(self) -> list[str]:

@@ -31,7 +31,7 @@ class CaptionConfig:
 
     @property
     def vary(self) -> bool:
-        """Whether a caption may differ from one use of its image to the next."""
+        """Return whether a caption may differ from one use of its image to the next."""
         return replace(self, max_caption_chunks=1) != CaptionConfig()
 
     def problems(self) -> list[str]:

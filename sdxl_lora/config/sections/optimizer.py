@@ -96,7 +96,7 @@ class OptimizerConfig:
         return problems + self._argument_problems() + self._own_rate_problems()
 
     def _own_rate_problems(self) -> list[str]:
-        """What cannot be where the optimizer, or who has set it, leaves the learning rate out."""
+        """Return what cannot be where the optimizer, or who has set it, leaves the learning rate out."""
         finds_its_own = any(re.fullmatch(r"\s*relative_step\s*=\s*True\s*", text) for text in self.optimizer_args)
         if self.learning_rate is not None:
             if self.name == "adafactor" and finds_its_own:

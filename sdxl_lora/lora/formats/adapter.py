@@ -39,12 +39,12 @@ class Adapter:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the change depends on the base's weights."""
+        """Return whether the change depends on the base's weights."""
         return "dora_scale" in self.tensors
 
     @property
     def lora_rank(self) -> int:
-        """Of what has one for certain, as every LoRA and DoRA."""
+        """Return the rank of an adapter that has one for certain, as every LoRA and DoRA."""
         assert self.rank is not None, self.kind
         return self.rank
 

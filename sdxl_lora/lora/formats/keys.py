@@ -60,7 +60,7 @@ FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
 
 
 def is_target(name: str, targets: str, linear: bool) -> bool:
-    """Whether one of TARGETS means this layer (a linear one or a convolution)."""
+    """Return whether one of TARGETS means this layer (a linear one or a convolution)."""
     if NEVER.search(name):
         return False
     if targets == "all-linear+conv" or (targets == "all-linear" and linear):

@@ -38,7 +38,7 @@ COSTS = "images differ from those of a client that reads them"
 
 
 def what_else(keys: Iterable[str]) -> str:
-    """What the file is and what to do, where it is of a kind that is not read here; empty where it may be."""
+    """Return what the file is and what to do, where it is of a kind that is not read here; empty where it may be."""
     keys = list(keys)
     for pattern, kind in REFUSED.items():
         if found := next((key for key in keys if re.fullmatch(pattern, key)), None):
@@ -50,13 +50,13 @@ def what_else(keys: Iterable[str]) -> str:
 
 
 def other_model(keys: Iterable[str]) -> str:
-    """Which model, other than SDXL, the names are of; empty where they do not tell."""
+    """Return which model, other than SDXL, the names are of; empty where they do not tell."""
     text = "\n".join(keys)
     return next((model for pattern, model in OTHER_MODELS.items() if re.search(pattern, text, re.MULTILINE)), "")
 
 
 def left_out_as(key: str, shape: tuple[int, ...]) -> str:
-    """Of which kind a tensor is that is known and not read; empty for a LoRA's."""
+    """Return the kind of a tensor that is known and not read; empty for a LoRA's."""
     if key.endswith(".diff") and len(shape) == 1:
         return "trained norms"
     return next((kind for kind, pattern in LEFT_OUT.items() if re.fullmatch(pattern, key)), "")

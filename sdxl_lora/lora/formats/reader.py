@@ -43,7 +43,7 @@ BASE_MODEL_KEYS = ("model.diffusion_model.", "conditioner.embedders.", "cond_sta
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a file holds.
+    """The contents of a LoRA file.
 
     layout: kohya-sgm, kohya-diffusers, peft, diffusers, diffusers-old or comfyui.
     keys: the tensors' names as they stand in the file.
@@ -236,7 +236,7 @@ def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
 
 
 def _missing(tensors: dict[str, Tensor]) -> list[str]:
-    """What a module needs beside its tensors to be a LoRA, DoRA, LoHa or LoKr."""
+    """Return what a module needs beside its tensors to be a LoRA, DoRA, LoHa or LoKr."""
     names = set(tensors)
     if "diff" in names:
         return []

@@ -16,7 +16,7 @@ Shape = tuple[int, int]  # (out, in * kernel height * kernel width)
 
 @dataclass(frozen=True)
 class Widths:
-    """What decides the shapes of a model that is built as SDXL is.
+    """The widths that decide the shapes of a model that is built as SDXL is.
 
     channels, depths: of the three levels; depths counts the transformer blocks, of an attention.
     context: of the cross-attention; added: of the pooled text and sizes together.
@@ -126,7 +126,7 @@ def misfits(adapters: Mapping[Key, Adapter], widths: Widths = SDXL) -> dict[Key,
 
 
 def why_not_sdxl(adapters: Mapping[Key, Adapter]) -> str:
-    """Which model a LoRA is for and what tells, where it is not SDXL; empty where it is."""
+    """Return which model a LoRA is for and what tells, where it is not SDXL; empty where it is."""
     wrong = misfits(adapters)
     if not wrong or not misfits(adapters, TINY):
         return ""

@@ -182,7 +182,7 @@ def to_precision(tensors: dict[str, Tensor], precision: str, path: Path) -> dict
 
 
 def _loss(tensor: Tensor, dtype: torch.dtype) -> str:
-    """What rounding `tensor` (float32) to `dtype` would lose, in words; empty where nothing that matters."""
+    """Return what rounding `tensor` (float32) to `dtype` would lose, in words; empty where nothing that matters."""
     rounded = tensor.to(dtype).float()
     if not torch.isfinite(rounded).all():
         return f"reaches {tensor.abs().max():.3g}, beyond its range"
