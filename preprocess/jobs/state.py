@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from preprocess.jobs.processes import Team
 from sdxl_lora.errors import ConfigError, DiskError
-from sdxl_lora.io.file_system import replace, say_once
+from sdxl_lora.io import file_system
+from sdxl_lora.io.file_system import say_once
 from sdxl_lora.operating_system import is_alive, refusal_to_lock
 from sdxl_lora.run.lock import NO_LOCKS_HERE
 
@@ -143,7 +143,7 @@ def jsonl(rows: Iterable[dict]) -> Iterator[str]:
 
 
 def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = True) -> None:
-    """The file with this content, or as it was: written beside it, flushed to the disk, renamed.
+    """Write a file whole or not at all.
 
     Args:
         content: all of it, or the pieces of a text in order, so that a long one is never in memory as a whole.
@@ -151,21 +151,18 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = T
     Raises:
         DiskError: the disk is full or refuses.
     """
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")  # others may write it too
-    pieces = [content] if isinstance(content, str | bytes) else content
     size = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal size
+        for piece in [content] if isinstance(content, str | bytes) else content:
+            data = piece.encode() if isinstance(piece, str) else piece
+            size += len(data)
+            yield data
+
     try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                data = piece.encode() if isinstance(piece, str) else piece
-                size += len(data)
-                file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        replace(part, path)
+        file_system.write_whole(path, pieces(), sync, shared=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise DiskError(
             f"cannot write {path} ({size / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "

@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdxl_lora.errors import DiskError
@@ -106,16 +108,18 @@ def copy_folder(source: Path, target: Path, last: str) -> None:
         flush_to_disk(copy)
 
 
-def write_whole(path: Path, content: bytes, flush: bool = True) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes], flush: bool = True, shared: bool = False) -> None:
     """Write a file whole or not at all: under another name, then renamed.
 
     Args:
+        content: all of it, or its pieces in order.
         flush: False where it does not matter that the file may be empty after the power goes.
+        shared: other processes may write the same file at the same time, on other machines too.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f".tmp-{path.name}" + (f".{socket.gethostname()}-{os.getpid()}" if shared else ""))
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             if flush:
                 os.fsync(file.fileno())

@@ -268,6 +268,6 @@ def test_a_full_disk_ends_with_code_5_and_the_old_dataset(raw, tmp_path, capsys)
         signal.signal(signal.SIGXFSZ, handler)
     error = capsys.readouterr().err
     assert "cannot write" in error and "MB are free" in error
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
     assert rows_of(tmp_path / "out") == before and len(opened(tmp_path / "out", tmp_path)) == 1
     assert preprocess(raw, tmp_path / "out") == 0 and len(rows_of(tmp_path / "out")) == 2
