@@ -191,7 +191,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: 
         "device": str(accelerator.device),
         "step": step,
         "total_steps": data.total_steps,
-        "pictures": data.sampler.pictures,
+        "pictures": data.sampler.images,
         "held_out": len(data.held_out),
         "sizes": len(data.sampler.members),
         "images_per_step": data.images_per_step,

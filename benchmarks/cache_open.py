@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sizes import save_base, write_pictures
+from benchmarks.sizes import save_base, write_images
 from sdxl_lora.cache.fill import fill_caches
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
@@ -49,15 +49,15 @@ def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
     )
     before, began, worked = held_mb(), time.perf_counter(), time.process_time()
     memo = FileMemo(cache / "memo.json")
-    pictures = open_images(config, memo)
+    images = open_images(config, memo)
     latents, texts = fill_caches(
-        cache, base_of(config.model), pictures, [""], (False,), torch.device("cpu"), torch.float32, memo=memo
+        cache, base_of(config.model), images, [""], (False,), torch.device("cpu"), torch.float32, memo=memo
     )
     memo.save()
-    assert latents.read(0) and texts.read(pictures.examples[0].caption)
+    assert latents.read(0) and texts.read(images.examples[0].caption)
     took = time.perf_counter() - began, time.process_time() - worked
     return {
-        "pictures": len(pictures),
+        "pictures": len(images),
         "seconds": round(took[0], 3),
         "cpu_seconds": round(took[1], 3),
         **{
@@ -83,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = save_base("toy", Path(folder))
         for count in args.pictures:
-            data = write_pictures(Path(folder), count, 64)
+            data = write_images(Path(folder), count, 64)
             arguments = base, data, Path(folder) / f"cache-{count}"
             first, *again = (alone(start, *arguments) for _ in range(1 + REPEATS))
             result["first"].append(first)

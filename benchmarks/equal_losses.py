@@ -143,8 +143,8 @@ def record(to, peer, *flags):
 def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
     """The losses of the peer's steps, taken by our parts."""
     base = Base(str(BASE))
-    pictures = ImageDataset(open_dataset(str(data)), resolution=64)
-    loaded = [pictures.load(index) for index in range(len(pictures))]
+    images = ImageDataset(open_dataset(str(data)), resolution=64)
+    loaded = [images.load(index) for index in range(len(images))]
     schedule, _ = load_schedulers(base, options.get("prediction_type"))
     vae, (tokenizers, encoders) = load_vae(base), load_text_parts(base, torch.float32)
     unet = load_unet(base, torch.float32).train()
@@ -158,11 +158,11 @@ def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
         mean, std = (torch.stack([moment[name] for moment in moments]) for name in ("mean", "std"))
         latents = mean + std * step["vae_draw"]
         torch.testing.assert_close(latents, step["latents"], atol=1e-5, rtol=1e-5)
-        prompts = [pictures.examples[row].caption for row in rows]
+        prompts = [images.examples[row].caption for row in rows]
         prompt_embeds, pooled_embeds = encode_prompts(prompts, tokenizers, encoders)
         sizes = [(*(loaded[row][name] for name in ("original_size", "crop_top_left")), (64, 64)) for row in rows]
         conditions = {"prompt_embeds": prompt_embeds, "pooled_embeds": pooled_embeds}
-        conditions["time_ids"] = torch.cat([time_ids(*of_picture) for of_picture in sizes])
+        conditions["time_ids"] = torch.cat([time_ids(*of_image) for of_image in sizes])
         objective = ObjectiveConfig(snr_gamma=options.get("snr_gamma"))
         loss = noise_prediction_loss(
             unet, schedule, latents, conditions, step["noise"], step["timesteps"], objective
@@ -187,7 +187,7 @@ def begin_like(unet, first_weights):
 
 def index_of(pixels, loaded):
     """Return which of our pictures the peer read, by its pixels."""
-    found = [row for row, picture in enumerate(loaded) if torch.allclose(picture["pixels"], pixels, atol=1e-5)]
+    found = [row for row, image in enumerate(loaded) if torch.allclose(image["pixels"], pixels, atol=1e-5)]
     assert found, "the peer read a picture that is none of ours"
     return found[0]
 

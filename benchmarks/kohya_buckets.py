@@ -45,13 +45,13 @@ manager.make_buckets()""",
 )
 OUR_CROP = TIMED.format(
     setup="""
-from preprocess.images.crop import bucket_of, crop_picture
+from preprocess.images.crop import bucket_of, crop_image
 from sdxl_lora.config.sections.preprocess import SizeConfig
 from sdxl_lora.images.decode import open_image, upright_rgb""",
     body="""
     image = upright_rgb(open_image(path, 128))
     size = bucket_of(SizeConfig(), image.size)
-    assert crop_picture(image, size, [(0.5, 0.5)])[0].image.size == size""",
+    assert crop_image(image, size, [(0.5, 0.5)])[0].image.size == size""",
 )
 OUR_IMPORTS = """
 import sys

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
-from examples.shapes.learning import PICTURES, REPEATS, TRIGGER_WORD, lora_quality, write_pictures
+from examples.shapes.learning import IMAGES, REPEATS, TRIGGER_WORD, lora_quality, write_images
 from examples.shapes.quality import BASE
 
 SCORES = {
@@ -49,7 +49,7 @@ def parse(argv=None):
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="at the start; it falls as a cosine")
     parser.add_argument("--snr_gamma", type=float, default=1.0)
-    parser.add_argument("--class_pictures", type=int, default=100, help=f"beside {PICTURES} x {REPEATS} of the concept")
+    parser.add_argument("--class_pictures", type=int, default=100, help=f"beside {IMAGES} x {REPEATS} of the concept")
     parser.add_argument("--asked", type=int, default=28, help="prompts with and without the trigger word")
     parser.add_argument("--known", type=int, default=70, help="prompts for known shapes, of 140")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: other work does not count")
@@ -93,12 +93,12 @@ def one_seed(args, data, seed):
     return records
 
 
-def make_dataset(work_dir, repeats=1, class_pictures=PICTURES):
+def make_dataset(work_dir, repeats=1, class_images=IMAGES):
     """The object concept and class pictures, through our preprocess; a plain imagefolder for the peer.
 
     Repeats are rows of metadata.jsonl, so both trainers meet the same mixture.
     """
-    write_pictures(work_dir, repeats=repeats, class_pictures=class_pictures)
+    write_images(work_dir, repeats=repeats, class_images=class_images)
     flags = {"input_dir": work_dir / "raw", "class_images": work_dir / "class", "output_dir": work_dir / "data"}
     flags |= {"trigger_word": TRIGGER_WORD, "resolution": 64, "caption_model": "none"}
     command = [sys.executable, "-m", "preprocess", *(f"--{name}={value}" for name, value in flags.items())]
@@ -180,7 +180,7 @@ def table(args, records, base):
     lines = [
         f"Means over {len(seeds)} seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
         f"{args.rank}, learning rate {args.learning_rate:g} falling as a cosine, min-SNR {args.snr_gamma:g}, both text "
-        f"encoders trained, {PICTURES} x {REPEATS} pictures of the concept and {args.class_pictures} class pictures; "
+        f"encoders trained, {IMAGES} x {REPEATS} pictures of the concept and {args.class_pictures} class pictures; "
         f"{args.asked} prompts with the trigger word, {args.asked} without, {args.known} for known shapes."
         + (" Seconds are of CPU." if args.clock == "cpu" else ""),
         '"ours" and "diffusers" train attention, all that the peer can; "ours, all layers" all linear layers and '

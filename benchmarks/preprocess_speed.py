@@ -35,7 +35,7 @@ from sdxl_lora.data.buckets import bucket_sizes, nearest_bucket
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     """JPEGs of this size; no two have the same bytes."""
     folder.mkdir(parents=True)
     for index in range(count):
@@ -89,34 +89,34 @@ def cpu_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def per_picture(run: dict, pictures: int) -> dict:
+def per_image(run: dict, images: int) -> dict:
     """Pictures per second by the clock, and milliseconds of CPU per picture, which other processes disturb less."""
     return {
-        "pictures_per_second": round(pictures / run["seconds"], 2),
-        "cpu_ms_per_picture": round(1000 * run["cpu_seconds"] / pictures),
+        "pictures_per_second": round(images / run["seconds"], 2),
+        "cpu_ms_per_picture": round(1000 * run["cpu_seconds"] / images),
     }
 
 
-def own_runs(pictures: Path, work: Path) -> dict[str, Callable[[int], dict]]:
+def own_runs(images: Path, work: Path) -> dict[str, Callable[[int], dict]]:
     """Return by name what is timed; it is given the number of the round."""
     return {
-        "plain loop, PNG level 6": lambda i: plain_loop(pictures, work / f"plain6-{i}", 1024, 6),
-        "plain loop, PNG level 1": lambda i: plain_loop(pictures, work / f"plain1-{i}", 1024, 1),
-        "preprocess, 0 workers": lambda i: measured_command(pictures, work / f"ours0-{i}", 1024, 0),
-        "preprocess, 1 workers": lambda i: measured_command(pictures, work / f"ours1-{i}", 1024, 1),
-        "preprocess, 2 workers": lambda i: measured_command(pictures, work / f"ours2-{i}", 1024, 2),
-        "preprocess again, nothing new": lambda i: measured_command(pictures, work / f"ours2-{i}", 1024, 2),
+        "plain loop, PNG level 6": lambda i: plain_loop(images, work / f"plain6-{i}", 1024, 6),
+        "plain loop, PNG level 1": lambda i: plain_loop(images, work / f"plain1-{i}", 1024, 1),
+        "preprocess, 0 workers": lambda i: measured_command(images, work / f"ours0-{i}", 1024, 0),
+        "preprocess, 1 workers": lambda i: measured_command(images, work / f"ours1-{i}", 1024, 1),
+        "preprocess, 2 workers": lambda i: measured_command(images, work / f"ours2-{i}", 1024, 2),
+        "preprocess again, nothing new": lambda i: measured_command(images, work / f"ours2-{i}", 1024, 2),
     }
 
 
-def runs_beside_kohya(pictures: Path, work: Path, home: Path, python: str) -> dict[str, Callable[[int], dict]]:
+def runs_beside_kohya(images: Path, work: Path, home: Path, python: str) -> dict[str, Callable[[int], dict]]:
     """Return what of theirs and ours does the same work; `preprocess` must have run before."""
     vae = work / "tiny" / "vae"
     subprocess.run([sys.executable, "-m", "examples.tiny_sdxl", vae.parent], check=True, capture_output=True)
-    script = partial(kohya_script, pictures, vae, python, home)
+    script = partial(kohya_script, images, vae, python, home)
     return {
-        "kohya: load, resize, crop": lambda i: crop_alone(pictures, KOHYA_CROP, python, home),
-        "ours: load, resize, crop": lambda i: crop_alone(pictures, OUR_CROP),
+        "kohya: load, resize, crop": lambda i: crop_alone(images, KOHYA_CROP, python, home),
+        "ours: load, resize, crop": lambda i: crop_alone(images, OUR_CROP),
         "kohya: bucketing script, 0 workers": lambda i: script(0, work / f"kohya0-{i}"),
         "kohya: bucketing script, 2 workers": lambda i: script(2, work / f"kohya2-{i}"),
         "ours: latents of the prepared dataset": lambda i: our_latents(work / f"ours0-{i}", vae, work / f"latents{i}"),
@@ -140,7 +140,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        write_pictures(work / "large", options.pictures, (4000, 3000))
+        write_images(work / "large", options.pictures, (4000, 3000))
         todo = own_runs(work / "large", work) if options.pictures else {}
         if options.kohya:
             python = str(Path(options.kohya_python).absolute())  # not resolved: a venv's Python is a link
@@ -151,13 +151,13 @@ def main() -> None:
                 runs[name].append(timed(number))
         for name, rounds in runs.items():
             best = min(rounds, key=lambda run: run["cpu_seconds"])
-            result["speed"][name] = per_picture(best, options.pictures)
+            result["speed"][name] = per_image(best, options.pictures)
         if options.kohya:
             result["kohya"] = compared({name: rounds[0] for name, rounds in runs.items()})
             result["kohya"]["cpu_seconds_of_imports"] = seconds_of_imports(python, options.kohya)
         save(result, options.output)
         for count in options.memory:
-            write_pictures(work / f"small{count}", count, (640, 480))
+            write_images(work / f"small{count}", count, (640, 480))
             result["memory"][str(count)] = measured_command(work / f"small{count}", work / f"out{count}", 256, 2)
             save(result, options.output)
     print(options.output.read_text())

@@ -78,7 +78,7 @@ def gpus() -> int:
 
 def measure(args, folder: Path) -> Iterator[list[dict]]:
     """After each round, for each rank of the LoRA: medians so far, and what the formula says of them."""
-    write_pictures(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
+    write_images(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
     n, seconds = args.processes, {(rank, kind): [] for rank in args.ranks for kind in KINDS}
     allreduce, parameters = {rank: [] for rank in args.ranks}, {}
     for round_number in range(1, args.rounds + 1):
@@ -232,7 +232,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def write_pictures(folder: Path, number: int, side: int) -> None:
+def write_images(folder: Path, number: int, side: int) -> None:
     folder.mkdir()
     for index in range(number):
         pixels = np.random.default_rng(index).integers(0, 255, (side, side, 3), np.uint8)

@@ -68,7 +68,7 @@ def make_base(size: str) -> StableDiffusionXLPipeline:
     )
 
 
-def write_pictures(folder: Path, count: int, resolution: int) -> Path:
+def write_images(folder: Path, count: int, resolution: int) -> Path:
     """A dataset as preprocess writes it: smooth random pictures of the training's size, each with its caption."""
     path = folder / f"pictures-{count}-{resolution}"
     if (path / "metadata.jsonl").exists():

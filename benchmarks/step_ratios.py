@@ -161,7 +161,7 @@ class Bench:
         with device:
             unet = UNet2DConditionModel(**UNETS[args.size]).to(self.dtype).requires_grad_(False)
             self.vae = AutoencoderKL(**VAES[args.size]).requires_grad_(False).eval()
-            self.picture = torch.rand(args.batch, 3, args.resolution, args.resolution) * 2 - 1
+            self.image = torch.rand(args.batch, 3, args.resolution, args.resolution) * 2 - 1
         self.weights = unet.state_dict()
         self.schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.batch = self._batch(unet.config)
@@ -277,7 +277,7 @@ class Step:
         batch = {name: tensor.to(bench.device, non_blocking=True) for name, tensor in bench.batch.items()}
         if self.way.encodes:
             with torch.no_grad():
-                bench.vae.encode(bench.picture)
+                bench.vae.encode(bench.image)
         loss = self.micro_step(batch)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         gradient = None

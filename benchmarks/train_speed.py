@@ -29,7 +29,7 @@ import psutil
 import torch
 
 from benchmarks.hardware import measured_peaks, step_bytes, step_flops
-from benchmarks.sizes import RESOLUTION, UNETS, save_base, write_pictures
+from benchmarks.sizes import RESOLUTION, UNETS, save_base, write_images
 from benchmarks.train_speed_report import plot, summary, table
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
 
@@ -64,7 +64,7 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     base = save_base(args.size, args.work_dir)
-    data = write_pictures(args.work_dir, args.pictures, args.resolution)
+    data = write_images(args.work_dir, args.pictures, args.resolution)
     trainers = {"ours": (OURS, [])}
     trainers |= {"diffusers": (args.peer, shlex.split(args.peer_flags))} if args.peer else {}
     for variant in args.variant:
@@ -230,13 +230,13 @@ def growth(args, base: Path) -> dict[str, list]:
 
     def seconds(**settings) -> float:
         resolution = settings.get("resolution", args.resolution)
-        return median(run(args, OURS, [], base, write_pictures(args.work_dir, 16, resolution), **settings)["seconds"])
+        return median(run(args, OURS, [], base, write_images(args.work_dir, 16, resolution), **settings)["seconds"])
 
     def caching(count: int) -> list[float]:
         """Seconds of the first run and of a second that finds all in the cache."""
         cache = args.work_dir / f"cache-{count}"
         shutil.rmtree(cache, ignore_errors=True)
-        data = write_pictures(args.work_dir, count, 64)
+        data = write_images(args.work_dir, count, 64)
         records = [run(args, OURS, ["--cache_dir", str(cache)], base, data, resolution=64) for _ in range(2)]
         return [count, *(record["cache_seconds"] for record in records), *(r["peak_gib"] for r in records)]
 

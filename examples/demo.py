@@ -27,10 +27,10 @@ TRAINING_COLUMNS, DRAWN_COLUMNS = 2, 3
 
 def main() -> None:
     quiet_libraries()
-    from examples.shapes.learning import write_pictures
+    from examples.shapes.learning import write_images
 
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pictures = write_pictures(FOLDER)
+    images = write_images(FOLDER)
     run(
         "-m", "preprocess", "--input_dir", str(FOLDER / "raw"), "--class_images", str(FOLDER / "class"),
         "--output_dir", str(FOLDER / "dataset"), "--trigger_word", TRIGGER_WORD, "--resolution", "64",
@@ -40,7 +40,7 @@ def main() -> None:
         "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", "train_sdxl_lora.py",
         "--config", "examples/demo.yaml",
     )  # fmt: skip
-    draw_sheet(pictures, FOLDER / "run", FOLDER / "lora.png")
+    draw_sheet(images, FOLDER / "run", FOLDER / "lora.png")
     print(
         f"\nlook at   {FOLDER / 'lora.png'}: training pictures, the base, the base with the LoRA, by the same seeds\n"
         f"LoRA      {FOLDER / 'run' / 'pytorch_lora_weights.safetensors'} (diffusers)\n"
@@ -55,7 +55,7 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True)
 
 
-def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
+def draw_sheet(images: list[Path], lora: Path, to: Path) -> None:
     """Rows of prompts; the LoRA comes from its file into a fresh pipeline, as a user of the file would load it."""
     from PIL import Image
 
@@ -69,7 +69,7 @@ def draw_sheet(pictures: list[Path], lora: Path, to: Path) -> None:
     learned = draw_prompts(pipeline, prompts)
     rows = []
     for row in range(len(PROMPTS)):
-        shown = [Image.open(path) for path in pictures[row * TRAINING_COLUMNS :][:TRAINING_COLUMNS]]
+        shown = [Image.open(path) for path in images[row * TRAINING_COLUMNS :][:TRAINING_COLUMNS]]
         drawn = slice(row * DRAWN_COLUMNS, (row + 1) * DRAWN_COLUMNS)
         rows.append([*shown, *base[drawn], *learned[drawn]])
     columns = [("training pictures", TRAINING_COLUMNS), ("base", DRAWN_COLUMNS), ("base with the LoRA", DRAWN_COLUMNS)]

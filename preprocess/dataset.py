@@ -11,7 +11,7 @@ from preprocess.captions.caption_all import Entry, caption_all, warn_of_text
 from preprocess.captions.caption_plan import CaptionPlan, plan_of, reader_of
 from preprocess.captions.caption_text import Wording, wording_of
 from preprocess.images.prepare import Job, Refused
-from preprocess.images.quality import duplicates, picture_problems
+from preprocess.images.quality import duplicates, image_problems
 from preprocess.images.recipe import recipe_of
 from preprocess.images.workers import Result, prepare_all, workers_of
 from preprocess.jobs.processes import Team
@@ -120,7 +120,7 @@ def add_problems(entries: list[Entry]) -> None:
         [entry.prepared.measures["phash"] for entry in first],
     )
     for entry in first:
-        entry.warnings += picture_problems(entry.prepared.measures, entry.prepared.cut_off)
+        entry.warnings += image_problems(entry.prepared.measures, entry.prepared.cut_off)
         entry.warnings += [said[entry.source.name]] if entry.source.name in said else []
 
 

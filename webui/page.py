@@ -248,15 +248,15 @@ class Page:
             (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
         ]
         dataset_parts = part(len(self.dataset.outputs), lambda: self.dataset.refresh(language, dataset, view) or [])
-        pictures = [value[1] if isinstance(value, tuple) else value for value in dataset_parts]
+        images = [value[1] if isinstance(value, tuple) else value for value in dataset_parts]
         seen = [fingerprint(value) for value, _ in parts]
         if seen == sent:
-            return [*[gr.skip()] * len(parts), *pictures, sent]
+            return [*[gr.skip()] * len(parts), *images, sent]
         before = sent or [None] * len(seen)
         changed = (
             update if new != old else gr.skip() for (_, update), new, old in zip(parts, seen, before, strict=True)
         )
-        return [*changed, *pictures, seen]
+        return [*changed, *images, seen]
 
     def now_running(self, language: str) -> list[tuple]:
         """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""

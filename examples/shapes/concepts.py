@@ -39,8 +39,8 @@ def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
         angle: the stripes' direction in degrees, 0 is level.
         origin: (x, y) in pixels that lies in the middle of a stripe.
     """
-    picture = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
+    pen = ImageDraw.Draw(image)
     along = (math.cos(math.radians(angle)), -math.sin(math.radians(angle)))
     across = (-along[1], along[0])
     reach = width + height
@@ -49,7 +49,7 @@ def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
         corners = [(edges[0], -reach), (edges[0], reach), (edges[1], reach), (edges[1], -reach)]
         points = [tuple(o + n * c + m * a for o, c, a in zip(origin, across, along, strict=True)) for n, m in corners]
         pen.polygon([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill=255)
-    return picture
+    return image
 
 
 def draw_object(scene, width=64, height=64):
@@ -66,9 +66,9 @@ def draw_style(scene, width=64, height=64):
     ink = ImageChops.lighter(
         ImageChops.subtract(solid, inner), ImageChops.multiply(solid, stripes(width, height, 8.0, 0.36, 45))
     )
-    picture = Image.new("RGB", solid.size, BACKGROUNDS[scene.background])
-    picture.paste(COLOURS[scene.colour], mask=ink)
-    return picture.reduce(SUPERSAMPLE)
+    image = Image.new("RGB", solid.size, BACKGROUNDS[scene.background])
+    image.paste(COLOURS[scene.colour], mask=ink)
+    return image.reduce(SUPERSAMPLE)
 
 
 def concept_scenes(concept, count, seed):
@@ -91,7 +91,7 @@ def concept_scenes(concept, count, seed):
 
 
 def write_concept(folder, concept, count=20, seed=0):
-    """Writes `count` training pictures as 00.png, 00.txt ... into `folder` (made if missing).
+    """Writes `count` training images as 00.png, 00.txt ... into `folder` (made if missing).
 
     Args:
         concept: "object" or "style".

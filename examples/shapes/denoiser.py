@@ -58,11 +58,11 @@ def encoded_pool(vae, seed, count, path, make):
     for width, height in sorted(set(FRAMES)):
         rng = random.Random(f"{seed} {width} {height}")
         first, second = make(rng, width, height, count * FRAMES.count((width, height)) // len(FRAMES))
-        scenes, pictures, ids = zip(*first, *second, strict=True)
+        scenes, images, ids = zip(*first, *second, strict=True)
         key = f"{width}x{height}"
-        digest = zlib.crc32(b"".join(picture.tobytes() for picture in pictures))
+        digest = zlib.crc32(b"".join(image.tobytes() for image in images))
         if moments.get(key, {}).get("digest") != digest:  # of other pictures, if any: captions would not fit them
-            moments[key] = _encode(vae, pictures) | {"digest": digest}
+            moments[key] = _encode(vae, images) | {"digest": digest}
         time_ids = torch.tensor([[*start, height, width] for start in ids], dtype=torch.float32)
         pool[width, height] = {"scenes": scenes, "count": len(first), "time_ids": time_ids, **moments[key]}
     torch.save(moments, path)
@@ -70,10 +70,10 @@ def encoded_pool(vae, seed, count, path, make):
 
 
 @torch.no_grad()
-def _encode(vae, pictures):
+def _encode(vae, images):
     parts = []
-    for start in range(0, len(pictures), 64):
-        batch = torch.stack([torch.from_numpy(pixels(picture)) for picture in pictures[start : start + 64]])
+    for start in range(0, len(images), 64):
+        batch = torch.stack([torch.from_numpy(pixels(image)) for image in images[start : start + 64]])
         posterior = vae.encode(batch.to(vae.device, memory_format=torch.channels_last)).latent_dist
         parts.append((posterior.mean.cpu(), posterior.std.cpu()))
     mean, std = (torch.cat(part) * vae.config.scaling_factor for part in zip(*parts, strict=True))

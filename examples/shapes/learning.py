@@ -11,11 +11,11 @@ from examples.shapes.quality import base_quality, concept_quality, load_base, pl
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
-PICTURES, REPEATS = 20, 8
-CLASS_PICTURES = {"object": 200, "style": 140}  # over half of what a step meets is what must stay as it is
+IMAGES, REPEATS = 20, 8
+CLASS_IMAGES = {"object": 200, "style": 140}  # over half of what a step meets is what must stay as it is
 
 
-def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=None):
+def write_images(folder, concept="object", repeats=REPEATS, class_images=None):
     """Write for preprocess PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
 
     Args:
@@ -23,13 +23,13 @@ def write_pictures(folder, concept="object", repeats=REPEATS, class_pictures=Non
     Returns:
         list of the concept's pictures' paths.
     """
-    scenes = concept_scenes(concept, PICTURES, seed=0) if concept == "style" else []
+    scenes = concept_scenes(concept, IMAGES, seed=0) if concept == "style" else []
     twins = [(scene.shape, scene.colour, scene.background) for scene in scenes] * repeats
-    write_class_pictures(Path(folder) / "class", class_pictures or CLASS_PICTURES[concept], twins)
-    return write_concept(Path(folder) / "raw" / f"{repeats}_{concept}", concept, PICTURES)
+    write_class_images(Path(folder) / "class", class_images or CLASS_IMAGES[concept], twins)
+    return write_concept(Path(folder) / "raw" / f"{repeats}_{concept}", concept, IMAGES)
 
 
-def write_class_pictures(folder, count, twins=(), seed=0):
+def write_class_images(folder, count, twins=(), seed=0):
     """Known scenes with captions, as pictures of the class for prior preservation.
 
     One caption of three says "shape", as the concept's captions do: what differs is the trigger word alone. The scenes

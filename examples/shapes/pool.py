@@ -29,15 +29,15 @@ def conditioned_scene(rng, width, height):
         crop = (rng.randint(0, spare[0]), rng.randint(0, spare[1]))
         scene = replace(random_scene(rng, width + spare[1], height + spare[0]))
         scene = replace(scene, centre=(scene.centre[0] - crop[1], scene.centre[1] - crop[0]))
-    picture = draw(scene, width, height)
+    image = draw(scene, width, height)
     scale = 1.0
     if rng.random() < 0.4:
         scale = math.exp(rng.uniform(math.log(0.4), math.log(16.0)))
     if scale < 1.0:
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = picture.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BICUBIC)
     original = (round((height + spare[0]) * scale), round((width + spare[1]) * scale))
-    return scene, picture, (*original, *crop)
+    return scene, image, (*original, *crop)
 
 
 def drawing(rng, width, height):
@@ -48,7 +48,7 @@ def drawing(rng, width, height):
         shade = rng.choice((1.0, 1.0, rng.uniform(0.2, 1.0)))
         return tuple(min(255, max(0, round(channel * shade + rng.gauss(0, 8)))) for channel in base)
 
-    picture = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), colour())
+    image = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), colour())
     for _ in range(rng.randint(1, 2)):
         centre, radius = (rng.uniform(10, width - 10), rng.uniform(10, height - 10)), rng.uniform(10, 28)
         inner, corners, turn = rng.uniform(0.3, 1.0), 2 * rng.randint(2, 5), rng.uniform(0, 360)
@@ -61,18 +61,18 @@ def drawing(rng, width, height):
                     (centre[1] + reach * math.sin(angle)) * SUPERSAMPLE,
                 )
             )
-        area = Image.new("L", picture.size, 0)
+        area = Image.new("L", image.size, 0)
         ImageDraw.Draw(area).polygon(points, fill=255)
         kind = rng.choice(("solid", "striped", "hatched"))
         if kind != "hatched":
-            picture.paste(colour(), mask=area)
+            image.paste(colour(), mask=area)
         if kind != "solid":
             band = stripes(width, height, rng.uniform(5, 14), rng.uniform(0.3, 0.6), rng.uniform(0, 180), centre)
             ink = colour()
-            picture.paste(ink, mask=ImageChops.multiply(band, area))
+            image.paste(ink, mask=ImageChops.multiply(band, area))
             if kind == "hatched":
-                ImageDraw.Draw(picture).line([*points, points[0]], fill=ink, width=rng.randint(6, 10))
-    return picture.reduce(SUPERSAMPLE)
+                ImageDraw.Draw(image).line([*points, points[0]], fill=ink, width=rng.randint(6, 10))
+    return image.reduce(SUPERSAMPLE)
 
 
 def odd_scene(rng, width, height):
@@ -93,11 +93,11 @@ def odd_scene(rng, width, height):
         points.append(
             tuple(SUPERSAMPLE * (c + reach * f(angle)) for c, f in zip(scene.centre, (math.cos, math.sin), strict=True))
         )
-    picture = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
-    area = Image.new("L", picture.size, 0)
+    image = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
+    area = Image.new("L", image.size, 0)
     ImageDraw.Draw(area).polygon(points, fill=255)
     kind = rng.choice(("solid", "striped", "striped", "hatched"))
-    picture.paste(COLOURS[scene.colour], mask=area)
+    image.paste(COLOURS[scene.colour], mask=area)
     if kind != "solid":
         band = stripes(
             width, height, radius * rng.uniform(0.35, 0.8), rng.uniform(0.35, 0.55), rng.uniform(0, 180), scene.centre
@@ -105,14 +105,14 @@ def odd_scene(rng, width, height):
         dark = rng.uniform(0.2, 0.5)
         shade = tuple(round(channel * dark) for channel in COLOURS[scene.colour])
         between = shade if kind == "striped" else BACKGROUNDS[scene.background]
-        picture.paste(between, mask=ImageChops.multiply(band, area))
-    return scene, picture.reduce(SUPERSAMPLE), (height, width, 0, 0)
+        image.paste(between, mask=ImageChops.multiply(band, area))
+    return scene, image.reduce(SUPERSAMPLE), (height, width, 0, 0)
 
 
 def vae_batch(seed, step, batch):
     """(batch, 3, height, width) float32 in [-1, 1]: half scenes, half drawings, one frame size per step."""
     rng = random.Random(f"vae {seed} {step}")
     width, height = FRAMES[step % len(FRAMES)]
-    pictures = [draw(random_scene(rng, width, height), width, height) for _ in range(batch // 2)]
-    pictures += [drawing(rng, width, height) for _ in range(batch - batch // 2)]
-    return torch.from_numpy(np.stack([pixels(picture) for picture in pictures]))
+    images = [draw(random_scene(rng, width, height), width, height) for _ in range(batch // 2)]
+    images += [drawing(rng, width, height) for _ in range(batch - batch // 2)]
+    return torch.from_numpy(np.stack([pixels(image) for image in images]))

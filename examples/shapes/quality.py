@@ -31,14 +31,14 @@ def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32):
     Returns:
         list of PIL pictures.
     """
-    pictures = []
+    images = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
-        pictures += pipeline(
+        images += pipeline(
             part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, width=width, height=height
         ).images
-    return pictures
+    return images
 
 
 def base_quality(pipeline, combinations, seed=0, width=64, height=64):
@@ -50,7 +50,7 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64):
         dict of floats in [0, 1]: right, shape, colour, background, object, style.
     """
     prompts = [plain_prompt(*combination) for combination in combinations]
-    readings = [read(picture) for picture in draw_prompts(pipeline, prompts, seed, width, height)]
+    readings = [read(image) for image in draw_prompts(pipeline, prompts, seed, width, height)]
     pairs = list(zip(readings, combinations, strict=True))
     shares = {"right": share(reading.shows(*asked) for reading, asked in pairs)}
     for index, part in enumerate(("shape", "colour", "background")):

@@ -47,15 +47,15 @@ class Reading:
         return self.shape in SHAPES and self.hatched
 
 
-def read(picture):
+def read(rgb):
     """Reads an RGB picture.
 
     Args:
-        picture: PIL RGB picture or (height, width, 3) array of 0-255, at least 32 pixels each way.
+        rgb: PIL RGB picture or (height, width, 3) array of 0-255, at least 32 pixels each way.
     Raises:
         ValueError: not such a picture.
     """
-    image = np.asarray(picture, np.float32)
+    image = np.asarray(rgb, np.float32)
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
         raise ValueError(f"Expected an RGB picture of at least 32x32 pixels, got an array of shape {image.shape}.")
     edge = np.concatenate(
@@ -125,7 +125,7 @@ def _templates():
     for name in (*SHAPES, "star"):
         turns = range(-28, 32, 4) if name == "star" else range(-16, 20, 4)
         drawn = [mask(name, (32, 32), radius, turn, 64, 64).reduce(4) for radius in (12, 20) for turn in turns]
-        templates += [_normalised(_closed(np.asarray(picture) > 90, 2)) for picture in drawn]
+        templates += [_normalised(_closed(np.asarray(image) > 90, 2)) for image in drawn]
         names += [name] * len(drawn)
     return names, np.stack(templates)
 

@@ -64,10 +64,10 @@ def main(argv=None):
 def grid(pipeline):
     """A picture of GRID_COLUMNS x 4 samples, spread over the combinations, at twice their size."""
     chosen = combinations()[:: len(combinations()) // (4 * GRID_COLUMNS)][: 4 * GRID_COLUMNS]
-    pictures = draw_prompts(pipeline, [plain_prompt(*c) for c in chosen], seed=0)
+    images = draw_prompts(pipeline, [plain_prompt(*c) for c in chosen], seed=0)
     image_grid = Image.new("RGB", (GRID_COLUMNS * 130, 4 * 130), "white")
-    for index, picture in enumerate(pictures):
-        image_grid.paste(picture.resize((128, 128)), (index % GRID_COLUMNS * 130, index // GRID_COLUMNS * 130))
+    for index, image in enumerate(images):
+        image_grid.paste(image.resize((128, 128)), (index % GRID_COLUMNS * 130, index // GRID_COLUMNS * 130))
     return image_grid
 
 

@@ -17,10 +17,10 @@ def train_vae(seed, steps, work_dir, device):
     vae = build_vae().to(device, memory_format=torch.channels_last)
 
     def loss_at(step):
-        pictures = vae_batch(seed, step, BATCH).to(device, memory_format=torch.channels_last)
-        posterior = vae.encode(pictures).latent_dist
+        images = vae_batch(seed, step, BATCH).to(device, memory_format=torch.channels_last)
+        posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
-        error = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample - pictures
+        error = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample - images
         kl = posterior.kl().sum() / posterior.mean.numel()
         return error.abs().mean() + error.square().mean() + KL_WEIGHT * kl
 

@@ -115,18 +115,18 @@ def outline(shape, centre, radius, turn=0.0):
 
 def mask(shape, centre, radius, turn, width, height):
     """The shape's coverage as an 'L' picture, `SUPERSAMPLE` times as large as the frame (for anti-aliasing later)."""
-    picture = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
+    pen = ImageDraw.Draw(image)
     for value, points in zip((255, 0), outline(shape, centre, radius, turn), strict=False):
         pen.polygon([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill=value)
-    return picture
+    return image
 
 
 def draw(scene, width=64, height=64):
     """The scene as an anti-aliased RGB picture of width x height pixels."""
-    picture = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
-    picture.paste(COLOURS[scene.colour], mask=mask(scene.shape, scene.centre, scene.radius, scene.turn, width, height))
-    return picture.reduce(SUPERSAMPLE)
+    image = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
+    image.paste(COLOURS[scene.colour], mask=mask(scene.shape, scene.centre, scene.radius, scene.turn, width, height))
+    return image.reduce(SUPERSAMPLE)
 
 
 def article(noun):
@@ -165,6 +165,6 @@ def nonsense(rng):
     )
 
 
-def pixels(picture):
+def pixels(image):
     """PIL RGB picture -> (3, height, width) float32 in [-1, 1]."""
-    return np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1.0

@@ -62,7 +62,7 @@ class Crop:
     cut_off: float  # share of the picture's area that is not in the crop
 
 
-def crop_picture(
+def crop_image(
     image: Image.Image, bucket: Size, positions: Sequence[tuple[float, float]], mask: Image.Image | None = None
 ) -> list[Crop]:
     """One crop of the bucket's size for each position (x, y from 0 to 1); the mask is cut at the same place.

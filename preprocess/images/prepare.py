@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.images import mask_files as masks
-from preprocess.images.crop import Crop, bucket_of, crop_picture, random_positions
+from preprocess.images.crop import Crop, bucket_of, crop_image, random_positions
 from preprocess.images.image_files import ENCODERS, sha256_of, slug, write_image, write_thumbnail
 from preprocess.images.quality import measure, small_copy
 from preprocess.images.recipe import Recipe
@@ -71,7 +71,7 @@ class Job:
 class Bytes:
     """The files of a job, read once: the hash, the pixels and the mask are of the same moment."""
 
-    picture: bytes
+    image: bytes
     mask: bytes | None
 
     @classmethod
@@ -80,11 +80,11 @@ class Bytes:
         Raises:
             ImageError: one of them cannot be read.
         """
-        picture = read_image(job.path)
+        image = read_image(job.path)
         if job.mask is None:
-            return cls(picture, None)
+            return cls(image, None)
         try:
-            return cls(picture, read_image(job.mask))
+            return cls(image, read_image(job.mask))
         except ImageError as error:
             raise ImageError(job.path, f"its mask {job.mask.name}: {error.reason}") from None
 
@@ -96,8 +96,8 @@ def identity(job: Job, files: Bytes) -> str:
         ImageError: the picture's header says that it cannot be used.
     """
     mask = f"{masks.VERSION} {sha256_of(files.mask)}" if files.mask is not None else ""
-    anew = ["colours"] if is_read_anew(image_header(files.picture, job.path, job.recipe.images.max_megapixels)) else []
-    text = "\0".join([sha256_of(files.picture), mask, job.recipe.digest(), Path(job.name).stem, *anew])
+    anew = ["colours"] if is_read_anew(image_header(files.image, job.path, job.recipe.images.max_megapixels)) else []
+    text = "\0".join([sha256_of(files.image), mask, job.recipe.digest(), Path(job.name).stem, *anew])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -116,7 +116,7 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     known = shelf.get(key, crops_of_record)
     if known and all(crop_is_whole(job, crop) for crop in known):
         return [dataclasses.replace(crop, source=job.name, is_new=False) for crop in known]
-    result = prepare_picture(job, files, key)
+    result = prepare_image(job, files, key)
     if isinstance(result, Refused):
         return result
     shelf.put(key, [dataclasses.asdict(crop) for crop in result])
@@ -147,13 +147,13 @@ def crop_is_whole(job: Job, crop: Prepared) -> bool:
     return size(crop.file_name) == crop.bytes and (not crop.mask_file_name or size(crop.mask_file_name) is not None)
 
 
-def prepare_picture(job: Job, files: Bytes, key: str) -> list[Prepared] | Refused:
+def prepare_image(job: Job, files: Bytes, key: str) -> list[Prepared] | Refused:
     """Decodes, crops, measures and writes one picture; nothing is left half written."""
     notes: list[str] = []
     try:
         image, mask = load(job, files, notes)
-        bucket, sha256 = bucket_of(job.recipe.sizes, image.size), sha256_of(files.picture)
-        crops = crop_picture(image, bucket, positions(job.recipe.images, image, bucket, sha256), mask)
+        bucket, sha256 = bucket_of(job.recipe.sizes, image.size), sha256_of(files.image)
+        crops = crop_image(image, bucket, positions(job.recipe.images, image, bucket, sha256), mask)
         masks.check_masks_of_crops(crop.mask for crop in crops)
     except ValueError as error:
         return Refused(job.name, error.reason if isinstance(error, ImageError) else str(error))
@@ -182,7 +182,7 @@ def load(job: Job, files: Bytes, notes: list[str]) -> tuple[Image.Image, Image.I
     images = job.recipe.images
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stored = decode_image(files.picture, job.path, images.max_megapixels)
+        stored = decode_image(files.image, job.path, images.max_megapixels)
         if frame_count(stored) > 1:
             notes.append(f"{frame_count(stored)} frames; the first is used")
         image = upright_rgb(stored, images.background)

@@ -51,7 +51,7 @@ def sharpness(values: np.ndarray) -> float:
     return float((neighbours - 4 * centre).var())
 
 
-def picture_problems(measures: dict, cut_off: float) -> list[str]:
+def image_problems(measures: dict, cut_off: float) -> list[str]:
     """Return what a person should look at before training on this picture."""
     problems = []
     if measures["sharpness"] < LEAST_SHARPNESS:

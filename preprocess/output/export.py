@@ -31,7 +31,7 @@ def write_parquet(output: Path, max_bytes: int) -> int:
     features = features_of(rows)
     shards = list(sharded(rows, output, max_bytes))
     for index, shard in enumerate(shards):
-        examples = [with_pictures(row, output) for row in shard]
+        examples = [with_images(row, output) for row in shard]
         dataset = Dataset.from_list(examples, features=features)
         dataset.to_parquet(building / f"shard-{index:05d}-of-{len(shards):05d}.parquet")
     shutil.copyfile(output / "README.md", building / "README.md")
@@ -55,7 +55,7 @@ def sharded(rows: list[dict], output: Path, max_bytes: int) -> Iterator[Shard]:
     yield shard
 
 
-def with_pictures(row: dict, output: Path) -> dict:
+def with_images(row: dict, output: Path) -> dict:
     """The row with image files in place of their names, in columns image and mask, as imagefolder has it."""
     example = {}
     for key, value in row.items():
@@ -72,8 +72,8 @@ def features_of(rows: list[dict]):
     from datasets import Dataset, Features, Image
 
     inferred = Dataset.from_list(rows).features
-    pictures = {"file_name": "image", "mask_file_name": "mask"}
-    return Features({pictures.get(key, key): Image() if key in pictures else inferred[key] for key in rows[0]})
+    images = {"file_name": "image", "mask_file_name": "mask"}
+    return Features({images.get(key, key): Image() if key in images else inferred[key] for key in rows[0]})
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:

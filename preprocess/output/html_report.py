@@ -152,7 +152,7 @@ def img(jpeg: bytes) -> str:
 def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
     """One picture: the whole of it with its crop, problems, caption, sizes."""
     thumbnail = output / ".preprocess" / "thumbnails" / f"{row['thumbnail']}.jpg"
-    picture = img(thumbnail.read_bytes()) if thumbnail.exists() else ""
+    image = img(thumbnail.read_bytes()) if thumbnail.exists() else ""
     left, top, width, height = crop_in_percent(row)
     frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
     said = "".join(f'<p class="problem">{escape(message)}</p>' for message in problems.get(row["source"], []))
@@ -162,7 +162,7 @@ def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
     h, w = row["original_size"]
     facts = f"{w}x{h} → {row['bucket'][0]}x{row['bucket'][1]}, {row['cut_off']:.0%} cut off, {row['tokens']} tokens"
     return (
-        f'<div class="card"><div class="frame">{picture}{frame}</div>{said}<p>{words}</p>'
+        f'<div class="card"><div class="frame">{image}{frame}</div>{said}<p>{words}</p>'
         f'<p class="name">{escape(row["source"])}<br>{facts}<br>words: {escape(row["text_from"])}</p></div>'
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.finder import find_images
 from sdxl_lora.folders.found import Found
 
 MOST_NAMED = 20
@@ -63,7 +63,7 @@ def in_class_images(by_name: dict[str, Value]) -> dict[str, Value]:
 
 def find_captioned(folder: Path, masks: bool) -> Found:
     """Return what a folder holds, its captions as one line each."""
-    found = find_pictures(folder, masks)
+    found = find_images(folder, masks)
     if not found.sources:
         raise DataError("\n".join([no_usable(folder, found.left_out), *unused(found)]))
     for source in found.sources:

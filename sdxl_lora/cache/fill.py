@@ -25,7 +25,7 @@ from sdxl_lora.performance.device_memory import free_memory
 def fill_caches(
     folder: Path,
     base: Base,
-    pictures: Images,
+    images: Images,
     prompts: Iterable[str],
     flips: Iterable[bool],
     device: torch.device,
@@ -52,7 +52,7 @@ def fill_caches(
     vae = Once(lambda: load_vae(base).to(device))
     facts = [*map(file_stamp, part_files(base, "vae"))]
     live_vae = vae()[0] if latents_live else None
-    latents = LatentCache(folder, pictures, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
+    latents = LatentCache(folder, images, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
     if not latents_live and latents.missing(flips, workers):
         latents.fill(vae()[0], flips, num_workers, workers)
     vae.forget()
@@ -66,7 +66,7 @@ def fill_caches(
         folder, encoders_key, chunks, live_parts, lambda: (tokenizers, load_text_encoders(base, text_dtype))
     )
     if captions is None:
-        captions = [example.caption for example in pictures.examples]
+        captions = [example.caption for example in images.examples]
     wanted = [*captions, *prompts]
     warn_of_long_prompts([*wanted, *read_live], tokenizers[0], chunks)
     if text.missing(wanted, workers):

@@ -31,7 +31,7 @@ def wait_for_start(pool) -> None:
         ) from None
 
 
-_pictures: Images  # in a worker process
+_images: Images  # in a worker process
 
 
 class LatentCache:
@@ -42,28 +42,28 @@ class LatentCache:
     With `live_vae`, nothing is kept: it encodes each picture when it is read.
     """
 
-    def __init__(self, folder: Path, pictures: Images, vae_key: str, load_vae: Callable | None = None, live_vae=None):
-        self.folder, self.pictures, self.vae_key = folder / "latents", pictures, vae_key
+    def __init__(self, folder: Path, images: Images, vae_key: str, load_vae: Callable | None = None, live_vae=None):
+        self.folder, self.images, self.vae_key = folder / "latents", images, vae_key
         self.load_vae, self.live_vae = load_vae, live_vae
 
     def path(self, index: int, flip: bool) -> Path:
-        return record_path(self.folder, self.pictures.examples[index].key, self.vae_key, flip)
+        return record_path(self.folder, self.images.examples[index].key, self.vae_key, flip)
 
     def read(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
         if self.live_vae is not None:
-            return self._encode(self.live_vae, index, self.pictures.load(index, flip))
+            return self._encode(self.live_vae, index, self.images.load(index, flip))
         try:
             return read_record(self.path(index, flip))
         except DataError:
             if self.load_vae is None:
                 raise
             warnings.warn(f"{self.path(index, flip)} is damaged and is made again", stacklevel=2)
-            write_record(self.path(index, flip), self._encode(self.load_vae(), index, self.pictures.load(index, flip)))
+            write_record(self.path(index, flip), self._encode(self.load_vae(), index, self.images.load(index, flip)))
             return read_record(self.path(index, flip))
 
     def missing(self, flips: Iterable[bool], workers: Workers) -> list[tuple[int, bool]]:
         """This process's share of the records that are not there, or not whole."""
-        wanted = [(index, flip) for index in range(len(self.pictures)) for flip in flips]
+        wanted = [(index, flip) for index in range(len(self.images)) for flip in flips]
         return [item for item in workers.share(wanted) if not is_whole(self.path(*item))]
 
     def fill(self, vae, flips: Iterable[bool], num_workers: int, workers: Workers) -> int:
@@ -85,8 +85,8 @@ class LatentCache:
             fault_point("caching")
         return len(missing)
 
-    def _encode(self, vae, index: int, picture: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return encoded(vae, picture, self.pictures.examples[index].name)
+    def _encode(self, vae, index: int, image: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return encoded(vae, image, self.images.examples[index].name)
 
     def _decoded(self, items: list[tuple[int, bool]], num_workers: int) -> Iterator[dict]:
         """The pictures of (index, flip) pairs, in order, by worker processes; a few at a time wait to be taken.
@@ -95,11 +95,11 @@ class LatentCache:
             DataError: a picture cannot be decoded, or its worker died or was silent for WORKER_TIMEOUT_SECONDS.
         """
         if not (num_workers and items):
-            yield from (self.pictures.load(*item) for item in items)
+            yield from (self.images.load(*item) for item in items)
             return
         prefetch: deque = deque()
         # On leaving, whatever still runs is ended.
-        with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.pictures,)) as pool:
+        with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.images,)) as pool:
             wait_for_start(pool)
             for item in [*items, *[None] * 2 * num_workers]:
                 if item is not None:
@@ -110,7 +110,7 @@ class LatentCache:
                         record = result.get(WORKER_TIMEOUT_SECONDS)
                     except multiprocessing.TimeoutError:
                         raise DataError(
-                            f"the process that decodes {self.pictures.examples[index].name} died or hangs: no answer "
+                            f"the process that decodes {self.images.examples[index].name} died or hangs: no answer "
                             f"for {WORKER_TIMEOUT_SECONDS} s. Look at the picture, or use --dataloader_num_workers 0."
                         ) from None
                     if isinstance(record, str):
@@ -118,10 +118,10 @@ class LatentCache:
                     yield {name: torch.from_numpy(array) for name, array in record.items()}
 
 
-def _decode_for(pictures: Images) -> None:
+def _decode_for(images: Images) -> None:
     """Start of a worker process: what it decodes from."""
-    global _pictures
-    _pictures = pictures
+    global _images
+    _images = images
 
 
 def _decode(index: int, flip: bool) -> dict | str:
@@ -130,6 +130,6 @@ def _decode(index: int, flip: bool) -> dict | str:
     As arrays: torch would hand over open files, which are gone with a worker that dies.
     """
     try:
-        return {name: tensor.numpy() for name, tensor in _pictures.load(index, flip).items()}
+        return {name: tensor.numpy() for name, tensor in _images.load(index, flip).items()}
     except DataError as error:
         return str(error)

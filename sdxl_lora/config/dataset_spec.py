@@ -108,12 +108,12 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
     return entries
 
 
-def repeats_of(entries: Sequence[DatasetEntry], pictures: Sequence[Fraction | int]) -> list[Fraction]:
+def repeats_of(entries: Sequence[DatasetEntry], images: Sequence[Fraction | int]) -> list[Fraction]:
     """Return how often each dataset of so many pictures is passed per epoch.
 
     By weights, the dataset that is passed least is passed once, and the turns are shared as the weights are.
     """
     if not entries or entries[0].weight is None:
         return [Fraction(str(entry.repeats)) for entry in entries]
-    rates = [Fraction(str(entry.weight)) / count for entry, count in zip(entries, pictures, strict=True)]
+    rates = [Fraction(str(entry.weight)) / count for entry, count in zip(entries, images, strict=True)]
     return [rate / min(rates) for rate in rates]

@@ -78,11 +78,11 @@ def collate(
     rows = []
     for sample in samples:
         example = examples[sample.example]
-        picture = latents.read(sample.example, augmentation.random_flip and draw_flip(seed, sample))
-        sizes = (picture["original_size"], picture["crop_top_left"], example.target_size)
+        image = latents.read(sample.example, augmentation.random_flip and draw_flip(seed, sample))
+        sizes = (image["original_size"], image["crop_top_left"], example.target_size)
         row: dict[str, Any] = {
-            "latents": draw_latents(seed, sample, picture["mean"], picture["std"]),
-            "noise": draw_noise(seed, sample, picture["mean"].shape, augmentation.noise),
+            "latents": draw_latents(seed, sample, image["mean"], image["std"]),
+            "noise": draw_noise(seed, sample, image["mean"].shape, augmentation.noise),
             "timesteps": torch.tensor(draw_timestep(seed, sample, num_train_timesteps, augmentation.timesteps)),
             "time_ids": time_ids(*sizes)[0],
             "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
@@ -91,8 +91,8 @@ def collate(
         row |= {"prompts": prompt} if texts is None else texts.read(prompt)
         if augmentation.noise.input_perturbation:
             row["input_noise"] = draw_input_noise(seed, sample, row["noise"], augmentation.noise.input_perturbation)
-        if "mask" in picture:
-            row["mask"] = picture["mask"]
+        if "mask" in image:
+            row["mask"] = image["mask"]
         rows.append(row)
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     return {name: rows if name == "prompts" else torch.stack(rows) for name, rows in columns.items()}

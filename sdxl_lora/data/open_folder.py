@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_tables import FILE_NAME, OF_DATASETS, Line, Table, column_of, is_file_column, is_metadata
-from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.finder import find_images
 from sdxl_lora.folders.folder_names import why_passed_over
 from sdxl_lora.folders.found import Found, Source, as_text
 from sdxl_lora.images.decode import SUFFIXES
@@ -48,7 +48,7 @@ def open_folder(folder: Path) -> datasets.Dataset:
     shards = [] if is_described else shards_in(folder)
     if shards:
         return open_shards(folder, shards)
-    return captioned_pictures(folder)
+    return captioned_images(folder)
 
 
 def open_saved_splits(folder: Path) -> datasets.Dataset:
@@ -72,10 +72,10 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
 
 def shards_in(folder: Path) -> list[Path]:
     """Parquet files with pictures in them, and not only with what is known of pictures."""
-    return [path for path in files_below(folder, ".parquet") if has_pictures(path)]
+    return [path for path in files_below(folder, ".parquet") if has_images(path)]
 
 
-def has_pictures(path: Path) -> bool:
+def has_images(path: Path) -> bool:
     """Also of a damaged file, which whoever reads it is to name."""
     try:
         schema = pyarrow.parquet.read_schema(path)
@@ -131,9 +131,9 @@ def literal(paths: Iterable[Path | str]) -> list[str]:
     return [glob.escape(os.path.abspath(path)) for path in paths]
 
 
-def captioned_pictures(folder: Path) -> datasets.Dataset:
+def captioned_images(folder: Path) -> datasets.Dataset:
     """Pictures with captions beside them or in metadata. Those of metadata come in its order, all others by name."""
-    found = find_pictures(folder)
+    found = find_images(folder)
     leave_out_undecodable(found)
     files = {path: found.shown(path) for _, line, table in found.lines for path in table.files_of(line).values()}
     for name in ("README.md", *files.values()):  # read for its trigger word, and columns of the dataset

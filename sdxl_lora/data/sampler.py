@@ -27,7 +27,7 @@ class Sampler(Protocol):
     """
 
     @property
-    def pictures(self) -> int: ...
+    def images(self) -> int: ...
 
     @property
     def members(self) -> Collection: ...
@@ -66,7 +66,7 @@ class BucketSampler:
                 repeat = 1 if repeats is None else repeats[example]
                 self.members.setdefault(bucket, {}).setdefault(repeat, []).append(example)
         rows = [(repeat, members) for rows in self.members.values() for repeat, members in rows.items()]
-        self.pictures = sum(len(members) for _, members in rows)
+        self.images = sum(len(members) for _, members in rows)
         self.samples_per_epoch = sum(repeat * len(members) for repeat, members in rows)
 
     def first_step(self, epoch: int) -> int:

@@ -66,24 +66,24 @@ class StreamDataset:
     ):
         self.open_rows, self.vae, self.vae_key, self.is_flipped = open_rows, vae, vae_key, is_flipped
         self._decoders = ThreadPoolExecutor(DECODERS)
-        self._pictures: dict[str, ImageDataset] = {}
+        self._images: dict[str, ImageDataset] = {}
         self._decoded: dict[tuple[str, bool], Future] = {}
         self._examples: dict[str, Example] = {}
 
     def add(self, row: dict) -> Example:
-        pictures = self.open_rows(Rows([row]))
-        example = pictures.examples[0]
-        self._pictures[example.key], self._examples[example.key] = pictures, example
+        images = self.open_rows(Rows([row]))
+        example = images.examples[0]
+        self._images[example.key], self._examples[example.key] = images, example
         return example
 
     def decode(self, sample: SampleKey) -> None:
         """Begin with it, for `read` to find."""
         key, flip = sample.example, self.is_flipped(sample)
-        self._decoded[key, flip] = self._decoders.submit(self._pictures[key].load, 0, flip)
+        self._decoded[key, flip] = self._decoders.submit(self._images[key].load, 0, flip)
 
     def keep_only(self, at_hand: set[str], remembered: set[str]) -> None:
         """Forget all other pictures, and the examples of all others."""
-        self._pictures = {key: self._pictures[key] for key in at_hand}
+        self._images = {key: self._images[key] for key in at_hand}
         self._decoded = {(key, flip): record for (key, flip), record in self._decoded.items() if key in at_hand}
         self._examples = {key: self._examples[key] for key in at_hand | remembered}
 
@@ -115,12 +115,12 @@ class StreamSampler:
         block_size: see `shuffled_rows`.
     """
 
-    pictures, members = 0, ()  # nobody knows how many pictures there are, and of which sizes
+    images, members = 0, ()  # nobody knows how many pictures there are, and of which sizes
 
     def __init__(
         self,
         stream: datasets.IterableDataset,
-        pictures: StreamDataset,
+        images: StreamDataset,
         image_column: str,
         caption_column: str,
         batch_size: int,
@@ -131,7 +131,7 @@ class StreamSampler:
         seed: int,
     ):
         self.files = stream.num_shards
-        self.stream, self.examples = split_dataset_by_node(stream, rank, world_size), pictures
+        self.stream, self.examples = split_dataset_by_node(stream, rank, world_size), images
         self.columns, self.batch_size, self.micro_steps = (image_column, caption_column), batch_size, micro_steps
         self.rank, self.world_size, self.block_size, self.seed = rank, world_size, block_size, seed
         self.waiting: dict[tuple, list[tuple[SampleKey, dict]]] = defaultdict(list)

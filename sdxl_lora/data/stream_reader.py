@@ -26,11 +26,11 @@ from sdxl_lora.data.open_folder import (
     training_files,
 )
 from sdxl_lora.data.prefetch import prefetch
-from sdxl_lora.data.tar_reader import CAPTIONS, PICTURES, tar_stream
+from sdxl_lora.data.tar_reader import CAPTIONS, IMAGES, tar_stream
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import caption_in
 from sdxl_lora.folders.caption_tables import OF_DATASETS
-from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.finder import find_images
 from sdxl_lora.io.regular_files import check_readable_by_datasets
 from sdxl_lora.rng import keyed_seed
 
@@ -70,7 +70,7 @@ def folder_stream(folder: Path) -> datasets.IterableDataset:
         say_others(folder, shards, "beside Parquet files of pictures")
         kind, files = "parquet", training_files(folder, shards)
     elif files := [path for name in OF_DATASETS for path in files_below(folder, name) if path.name == name]:
-        kind, found = "imagefolder", find_pictures(folder)
+        kind, found = "imagefolder", find_images(folder)
         named = {source.name for source, *_ in found.lines}
         say_all(found)
         others = [source.name for source in found.sources if source.name not in named]
@@ -146,7 +146,7 @@ def plain_row(row: dict, image_column: str, caption_column: str) -> dict:
     """
     row = dict(row)
     if image_column not in row:
-        suffix = next((suffix for suffix in PICTURES if row.get(suffix)), None)
+        suffix = next((suffix for suffix in IMAGES if row.get(suffix)), None)
         if suffix:
             row[image_column] = row.pop(suffix)
     if caption_column not in row and (suffix := next((suffix for suffix in CAPTIONS if suffix in row), None)):
@@ -156,10 +156,10 @@ def plain_row(row: dict, image_column: str, caption_column: str) -> dict:
         row |= {key: value for key, value in about.items() if key != image_column}
         if caption_column not in row and (caption := caption_in(about)) is not None:
             row[caption_column] = caption
-    picture = row.get(image_column)
-    if isinstance(picture, bytes):
-        row[image_column] = {"bytes": picture, "path": row.get("__key__")}
-    elif isinstance(picture, dict) and picture.get("bytes") is None and picture.get("path"):
-        with fsspec.open(picture["path"], "rb") as file:
-            row[image_column] = {"bytes": file.read(), "path": picture["path"]}
+    image = row.get(image_column)
+    if isinstance(image, bytes):
+        row[image_column] = {"bytes": image, "path": row.get("__key__")}
+    elif isinstance(image, dict) and image.get("bytes") is None and image.get("path"):
+        with fsspec.open(image["path"], "rb") as file:
+            row[image_column] = {"bytes": file.read(), "path": image["path"]}
     return row

@@ -17,7 +17,7 @@ from sdxl_lora.config.names import printable
 from sdxl_lora.errors import DataError
 from sdxl_lora.images.decode import OTHER_SUFFIXES, SUFFIXES
 
-PICTURES = tuple(suffix[1:] for suffix in (*SUFFIXES, *OTHER_SUFFIXES))
+IMAGES = tuple(suffix[1:] for suffix in (*SUFFIXES, *OTHER_SUFFIXES))
 CAPTIONS = ("txt", "caption")
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending, as WebDataset has it
 
@@ -37,7 +37,7 @@ def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
         found, without = 0, []
         try:
             for sample in grouped(path):
-                if any(suffix in sample for suffix in PICTURES):
+                if any(suffix in sample for suffix in IMAGES):
                     found += 1
                     yield sample
                 else:
@@ -45,7 +45,7 @@ def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
         except (tarfile.TarError, EOFError) as error:
             raise DataError(f"{path} is damaged or cut ({error}): make or fetch it anew") from None
         if not found:
-            raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)})")
+            raise DataError(f"{path} holds no pictures ({', '.join(IMAGES)})")
         if without:
             said = f"{path}: {len(without)} samples without a picture are not used, the first is {without[0]}"
             warnings.warn(printable(said), stacklevel=2)
@@ -65,7 +65,7 @@ def grouped(path: str) -> Iterator[dict[str, Any]]:
             if suffix in sample:
                 raise DataError(f"{path} holds {member.name} twice")
             sample |= {"__key__": key, "__url__": path}
-            if suffix in (*PICTURES, *CAPTIONS, "json"):
+            if suffix in (*IMAGES, *CAPTIONS, "json"):
                 file = tar.extractfile(member)
                 assert file is not None, member.name  # which is a file, and no link
                 sample[suffix] = content_of(suffix, file.read(), f"{member.name} in {path}")
@@ -74,7 +74,7 @@ def grouped(path: str) -> Iterator[dict[str, Any]]:
 
 
 def content_of(suffix: str, data: bytes, name: str) -> Any:
-    if suffix in PICTURES:
+    if suffix in IMAGES:
         return {"bytes": data, "path": name}
     try:
         text = data.decode("utf-8-sig")

@@ -122,11 +122,11 @@ def snr_weights(snr, prediction_type, snr_gamma=None) -> torch.Tensor:
         snr: (B,), see `snr_of`.
         snr_gamma: None for debiased estimation.
     """
-    per_picture_error = {
+    per_image_error = {
         "epsilon": snr.clamp(min=MIN_SNR),
         "v_prediction": snr + 1,
         "sample": torch.ones_like(snr),
     }[prediction_type]
     if prediction_type == "epsilon":
         snr = snr.clamp(min=MIN_SNR)
-    return (snr.sqrt() if snr_gamma is None else snr.clamp(max=snr_gamma)) / per_picture_error
+    return (snr.sqrt() if snr_gamma is None else snr.clamp(max=snr_gamma)) / per_image_error

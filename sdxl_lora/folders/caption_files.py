@@ -49,11 +49,11 @@ class ByName:
         return next((level[key] for level, key in zip(self.levels, keys, strict=True) if key in level), [])
 
 
-def pictures_of(file: str, pictures: ByName) -> list[Any]:
+def images_of(file: str, images: ByName) -> list[Any]:
     """The pictures that a caption file of this name may belong to: a.txt, a.png.txt and a.caption.txt to a.png."""
     stem = os.path.splitext(file)[0]
     inner, suffix = os.path.splitext(stem)
-    return pictures.get(stem) or (pictures.get(inner) if suffix.lower() in CAPTION_SUFFIXES else [])
+    return images.get(stem) or (images.get(inner) if suffix.lower() in CAPTION_SUFFIXES else [])
 
 
 def read_caption(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from sdxl_lora.folders.caption_tables import METADATA, may_be_table
 from sdxl_lora.folders.folder_names import FolderName, read_folder_name, why_passed_over
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.folders.given_captions import add_captions, is_caption_file, read_tables
-from sdxl_lora.folders.mask_files import is_condition, is_mask_folder, masked_picture, pictures_masked_by
+from sdxl_lora.folders.mask_files import images_masked_by, is_condition, is_mask_folder, masked_image
 from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name, looks_like_image
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
@@ -24,7 +24,7 @@ OF_SAMPLES = re.compile(r"step-\d{6}-prompt-\d+-image-\d+\.png")  # see samples.
 MOST_ROWS = 1_000_000  # pictures by repeats: whoever has more of them has something else in mind
 
 
-def find_pictures(folder: Path, masks: bool = False) -> Found:
+def find_images(folder: Path, masks: bool = False) -> Found:
     """Every picture below `folder`, folder by folder, each with its caption; with `masks` each with its mask.
 
     Raises:
@@ -36,8 +36,8 @@ def find_pictures(folder: Path, masks: bool = False) -> Found:
     found = Found(folder)
     directories = dict(walk(found))
     tables = read_tables(found, directories)
-    masked = {mask: picture for table in tables for mask, picture in table.masks().items()}
-    add_pictures(found, directories, masked, masks)
+    masked = {mask: image for table in tables for mask, image in table.masks().items()}
+    add_images(found, directories, masked, masks)
     add_captions(found, directories, tables)
     check_repeats(found)
     if found.problems:
@@ -87,13 +87,13 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
         yield directory, [name for name in sorted(files) if name not in ours]
 
 
-def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[Path, Path], masks: bool) -> None:
+def add_images(found: Found, directories: dict[Path, list[str]], masked: dict[Path, Path], masks: bool) -> None:
     """Puts every picture into `found`, with its mask where `masks`, and names every file that is neither.
 
     Args:
         masked: the pictures of masks that metadata name.
     """
-    usable = {directory: usable_pictures(found, directory, files) for directory, files in directories.items()}
+    usable = {directory: usable_images(found, directory, files) for directory, files in directories.items()}
     named = [path for paths in usable.values() for path in paths if path in masked]
     usable = {directory: [path for path in paths if path not in masked] for directory, paths in usable.items()}
     for_masks = {directory: folder_masked_by(directory, found.folder) for directory in directories}
@@ -101,15 +101,15 @@ def add_pictures(found: Found, directories: dict[Path, list[str]], masked: dict[
     pairs: list[tuple[Path, list[Source]]] = []
     for directory in (directory for directory in directories if for_masks[directory] is None):
         names = ByName((path.name for path in usable[directory]), str)
-        owner = {path: masked_picture(path.name, names) for path in usable[directory]}
+        owner = {path: masked_image(path.name, names) for path in usable[directory]}
         sources[directory] = [source_of(found, path) for path in usable[directory] if owner[path] is None]
         of_name = ByName(sources[directory], name_of)
         pairs += [(path, of_name.get(name)) for path, name in owner.items() if name is not None]
     for directory in directories:
-        if (of_pictures := for_masks[directory]) is None:
+        if (of_images := for_masks[directory]) is None:
             continue
-        of_name = ByName(sources.get(of_pictures, []), name_of)
-        owners = {path: pictures_masked_by(path.name, of_name) for path in usable[directory]}
+        of_name = ByName(sources.get(of_images, []), name_of)
+        owners = {path: images_masked_by(path.name, of_name) for path in usable[directory]}
         sources[directory] = [source_of(found, path) for path in owners if not (owners[path] or masks)]
         pairs += [(path, of_mask) for path, of_mask in owners.items() if of_mask or masks]
     found.sources = [source for directory in directories for source in sources[directory]]
@@ -165,12 +165,12 @@ def folder_name(directory: Path, folder: Path) -> FolderName:
     return read_folder_name(directory.name) if directory != folder else FolderName()
 
 
-def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Path]:
+def usable_images(found: Found, directory: Path, files: list[str]) -> list[Path]:
     """Those of a folder's files that are pictures, by their endings or, without one, by what is in them.
 
     What else is no caption is named.
     """
-    pictures = []
+    images = []
     for file in files:
         path, suffix = directory / file, os.path.splitext(file)[1].lower()
         name = found.shown(path)
@@ -182,7 +182,7 @@ def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Pat
             elif is_condition(file):
                 found.other_files[name] = "a picture to go by, which this training does not use"
             else:
-                pictures.append(path)
+                images.append(path)
         elif file.startswith(".") and suffix not in UNSUPPORTED_SUFFIXES:
             found.other_files[name] = "a hidden file"
         elif suffix in CAPTION_SUFFIXES or may_be_table(file):
@@ -193,7 +193,7 @@ def usable_pictures(found: Found, directory: Path, files: list[str]) -> list[Pat
             found.left_out[name] = f"unsupported format {suffix[1:].upper()}; use {', '.join(SUFFIXES)}"
         else:
             found.other_files[name] = "an archive: unpack it" if suffix in ARCHIVES else "not a picture"
-    return pictures
+    return images
 
 
 def why_left_out(path: Path, asked: FolderName) -> str | None:

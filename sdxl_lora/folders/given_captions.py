@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdxl_lora.errors import DataError
-from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, ByName, pictures_of, read_caption
+from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, ByName, images_of, read_caption
 from sdxl_lora.folders.caption_tables import OF_DATASETS, NoTable, Table, is_metadata, may_be_table, read_table
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.decode import is_image_name
@@ -18,7 +18,7 @@ def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]
         names = ByName(filter(is_image_name, files), str)
         for file in sorted(filter(may_be_table, files), key=lambda file: (not is_metadata(file), file)):
             path = directory / file
-            if file.startswith(".") or (file.lower().endswith(".json") and pictures_of(file, names)):
+            if file.startswith(".") or (file.lower().endswith(".json") and images_of(file, names)):
                 continue  # named as hidden, or a caption file
             try:
                 tables.append(read_table(path))
@@ -62,22 +62,22 @@ def by_directory(found: Found) -> tuple[dict[Path, list[Source]], dict[Path, lis
 
 def give_captions(found: Found, paths: list[Path], sources: list[Source], left_out: list[str]) -> None:
     """Puts the captions of one folder's files on its pictures."""
-    pictures, others = ByName(sources, lambda source: source.path.name), ByName(left_out, str)
-    of_picture: dict[str, tuple[Source, list[Path]]] = {}
+    images, others = ByName(sources, lambda source: source.path.name), ByName(left_out, str)
+    of_image: dict[str, tuple[Source, list[Path]]] = {}
     for path in paths:
-        owners = pictures_of(path.name, pictures)
+        owners = images_of(path.name, images)
         if len(owners) == 1:
-            of_picture.setdefault(owners[0].name, (owners[0], []))[1].append(path)
+            of_image.setdefault(owners[0].name, (owners[0], []))[1].append(path)
         elif owners:
             both = " and ".join(source.name for source in owners)
             found.problems.append(
                 f"{both} both map to {found.shown(path)}: rename one of them, and give each its caption"
             )
-        elif names := pictures_of(path.name, others):
+        elif names := images_of(path.name, others):
             found.other_files[found.shown(path)] = f"a caption of {names[0]}, which is left out"
         else:
             found.other_files[found.shown(path)] = "a caption, but no picture has this name"
-    for source, files in of_picture.values():
+    for source, files in of_image.values():
         give_caption(found, source, sorted(files, key=lambda path: preference(path, source)))
 
 

@@ -16,14 +16,14 @@ def is_mask_folder(directory: Path) -> bool:
     return directory.name.lower() in MASK_FOLDERS
 
 
-def pictures_masked_by(file: str, pictures: ByName) -> list:
+def images_masked_by(file: str, images: ByName) -> list:
     """Those that a file in a folder of masks belongs to: a.png, a.png.png, a_mask.png, A.webp to a.png."""
     stem = os.path.splitext(file)[0]
     match = OF_ONE_TRAINER.fullmatch(stem) or BESIDE.fullmatch(stem)
-    return pictures.get(stem) or (pictures.get(match[1]) if match else [])
+    return images.get(stem) or (images.get(match[1]) if match else [])
 
 
-def masked_picture(file: str, names: ByName) -> str | None:
+def masked_image(file: str, names: ByName) -> str | None:
     """The picture's name that a mask or condition beside it speaks of: of a-masklabel.png "a".
 
     Of a-mask.png only where there is a picture called a: any other may be a picture of a mask.

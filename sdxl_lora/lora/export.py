@@ -121,7 +121,7 @@ def copy_lora(lora: Path, folder: str | Path, name: str | None = None) -> Path:
 def write_side_files(
     lora: Path, trigger_phrase: str = "", description: str = "", thumbnail_png: bytes = b""
 ) -> list[Path]:
-    """Writes `<name>.json`, and with a picture `<name>.png`, beside a LoRA: A1111, Forge and InvokeAI show them.
+    """Writes `<name>.json`, and with an image `<name>.png`, beside a LoRA: A1111, Forge and InvokeAI show them.
 
     Raises:
         ValueError: the thumbnail is not a PNG.

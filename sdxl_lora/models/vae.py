@@ -7,14 +7,14 @@ from sdxl_lora.errors import NonFiniteError
 from sdxl_lora.models.latents import latents_of_vae, spread_of_vae
 
 
-def encoded(vae, picture: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def encoded(vae, image: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The record of a picture as ImageDataset.load gives it; see LatentCache.
 
     Raises:
         NonFiniteError: the VAE gives NaN or infinity.
     """
-    record = {key: tensor for key, tensor in picture.items() if key != "pixels"}
-    record |= vae_moments(vae, picture["pixels"][None])
+    record = {key: tensor for key, tensor in image.items() if key != "pixels"}
+    record |= vae_moments(vae, image["pixels"][None])
     if "mask" in record:
         height, width = record["mean"].shape[-2:]
         record["mask"] = F.adaptive_avg_pool2d(record["mask"], (height, width))

@@ -161,22 +161,22 @@ def choose(
     )
 
 
-def largest_batch(pictures: int, count_of: Callable[[int], int], budget: int) -> int:
-    """The most pictures at once that fit, of those that share `pictures` out evenly; 1 where not even that does.
+def largest_batch(images: int, count_of: Callable[[int], int], budget: int) -> int:
+    """The most pictures at once that fit, of those that share `images` out evenly; 1 where not even that does.
 
     Args:
         count_of: bytes of a training with so many at once; more for more.
     """
-    sizes = even_shares(pictures)
+    sizes = even_shares(images)
     return sizes[max(0, bisect_right(sizes, budget, key=count_of) - 1)]
 
 
-def next_smaller(pictures: int, batch: int) -> int:
-    return max(size for size in even_shares(pictures) if size < batch)
+def next_smaller(images: int, batch: int) -> int:
+    return max(size for size in even_shares(images) if size < batch)
 
 
-def even_shares(pictures: int) -> list[int]:
-    return [size for size in range(1, pictures + 1) if pictures % size == 0]
+def even_shares(images: int) -> list[int]:
+    return [size for size in range(1, images + 1) if images % size == 0]
 
 
 def bytes_of(gibibytes: str) -> int:

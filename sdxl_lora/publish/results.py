@@ -23,8 +23,8 @@ def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: boo
     """
     written = []
     if side_files:
-        picture = sample_path(lora.parent / "samples", step, 0, 0)
-        png = picture.read_bytes() if picture.exists() else b""
+        image = sample_path(lora.parent / "samples", step, 0, 0)
+        png = image.read_bytes() if image.exists() else b""
         written += write_side_files(lora, trigger_word, f"LoRA of {public_name(base)}", png)
     if loras_dir:
         written.append(copy_lora(lora, loras_dir))

@@ -86,10 +86,10 @@ class RunLogger:
         self.run.event("validation", step=step, **metrics)
 
     def samples(
-        self, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
+        self, step: int, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]], grid: Path | None
     ) -> None:
         """Log what was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
-        log_samples(self.accelerator.trackers, step, prompts, pictures, grid)
+        log_samples(self.accelerator.trackers, step, prompts, images, grid)
         self.run.event(
             "samples",
             step=step,

@@ -70,10 +70,10 @@ def wandb_id(folder: Path, done_steps: int) -> str:
 
 
 def log_samples(
-    trackers, step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], grid: Path | None
+    trackers, step: int, prompts: Sequence[SamplePrompt], samples: Sequence[Sequence[Image.Image]], grid: Path | None
 ) -> None:
     """The pictures of a step by prompt, and the sheet of all steps; in W&B also as a table with their settings."""
-    titled = {f"{number} {prompt.text}": pictures[number] for number, prompt in enumerate(prompts) if pictures[number]}
+    titled = {f"{number} {prompt.text}": samples[number] for number, prompt in enumerate(prompts) if samples[number]}
     if grid:
         titled["grid"] = [open_own_png(grid)]
     arrays = {title: np.stack([np.asarray(image) for image in images]) for title, images in titled.items()}
@@ -82,7 +82,7 @@ def log_samples(
             tracker.log_images(arrays, step=step, dataformats="NHWC")
         elif tracker.name == "wandb":
             tracker.log_images(arrays, step=step)
-            tracker.log_table("samples", TABLE_COLUMNS, table_rows(step, prompts, pictures), step=step)
+            tracker.log_table("samples", TABLE_COLUMNS, table_rows(step, prompts, samples), step=step)
         elif tracker.name == "trackio":
             import trackio
 
@@ -90,7 +90,7 @@ def log_samples(
             tracker.log({title: images[0] for title, images in shown.items()}, step=step)
 
 
-def table_rows(step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]]) -> list[list]:
+def table_rows(step: int, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]]) -> list[list]:
     import wandb
 
     return [
@@ -104,7 +104,7 @@ def table_rows(step: int, prompts: Sequence[SamplePrompt], pictures: Sequence[Se
             prompt.steps,
             wandb.Image(image),
         ]
-        for prompt, of_prompt in zip(prompts, pictures, strict=True)
+        for prompt, of_prompt in zip(prompts, images, strict=True)
         for number, image in enumerate(of_prompt)
     ]
 

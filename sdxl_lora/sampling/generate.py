@@ -76,10 +76,10 @@ def generate_image(
     with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in half precision
         pixels = vae.decode(latents_for_vae(vae.config, latents.to(vae.dtype))).sample
     vae.to(home)
-    return to_picture(pixels[0])
+    return to_image(pixels[0])
 
 
-def to_picture(pixels: torch.Tensor) -> Image.Image:
+def to_image(pixels: torch.Tensor) -> Image.Image:
     """Return the picture of a tensor (3, H, W) in [-1, 1]."""
     return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
 
@@ -106,14 +106,14 @@ def generate_images(
         should_stop: asked before each picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(number, image) for number in range(len(prompts)) for image in range(images_per_prompt)]
-    for number, image in wanted[rank::world_size]:
+    wanted = [(number, repeat) for number in range(len(prompts)) for repeat in range(images_per_prompt)]
+    for number, repeat in wanted[rank::world_size]:
         if should_stop():
             return
         fault_point("sample")
         prompt = prompts[number]
         assert prompt.height and prompt.width and prompt.steps and prompt.guidance_scale is not None
-        picture = generate_image(
+        image = generate_image(
             unet,
             vae,
             scheduler,
@@ -122,18 +122,18 @@ def generate_images(
             (prompt.height, prompt.width),
             prompt.steps,
             prompt.guidance_scale,
-            prompt.seed_of(image),
+            prompt.seed_of(repeat),
             guidance_rescale,
         )
-        write_whole(sample_path(folder, step, number, image), png_of(picture, prompt.describe(image)))
+        write_whole(sample_path(folder, step, number, repeat), png_of(image, prompt.describe(repeat)))
 
 
-def png_of(picture: Image.Image, parameters: str | None = None) -> bytes:
+def png_of(image: Image.Image, parameters: str | None = None) -> bytes:
     """The picture's file, with the text `parameters` in it."""
     about, file = PngInfo(), io.BytesIO()
     if parameters is not None:
         about.add_itxt("parameters", parameters)
-    picture.save(file, format="PNG", pnginfo=about)
+    image.save(file, format="PNG", pnginfo=about)
     return file.getvalue()
 
 
@@ -144,7 +144,7 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
 def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
     """Return whether all pictures of a step are there, whole, and by these prompts."""
     return all(
-        picture_by(read_picture(sample_path(folder, step, number, image)), prompt.describe(image)) is not None
+        image_by(read_image(sample_path(folder, step, number, image)), prompt.describe(image)) is not None
         for number, prompt in enumerate(prompts)
         for image in range(images_per_prompt)
     )
@@ -153,10 +153,10 @@ def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_p
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
     """The pictures that `generate_images` drew at a step, by prompt."""
     paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
-    return [[picture for path in of_prompt if (picture := read_picture(path))] for of_prompt in paths]
+    return [[image for path in of_prompt if (image := read_image(path))] for of_prompt in paths]
 
 
-def read_picture(path: Path, report: Callable[[str], None] = lambda reason: None) -> PngImageFile | None:
+def read_image(path: Path, report: Callable[[str], None] = lambda reason: None) -> PngImageFile | None:
     """None where no whole PNG is there; `report` is told of one that is damaged."""
     if not path.exists():
         return None
@@ -193,16 +193,16 @@ def write_grid(
     for number, prompt in enumerate(prompts):
         for image in range(per_prompt):
             paths = [sample_path(folder, step, number, image) for step in shown]
-            rows.append([picture_by(read_picture(path, report), prompt.describe(image)) for path in paths])
+            rows.append([image_by(read_image(path, report), prompt.describe(image)) for path in paths])
             labels.append(f"{prompt.text} (seed {prompt.seed_of(image)})")
     path = folder / GRID_NAME
     write_whole(path, png_of(image_grid([(f"step {step}", 1) for step in shown], labels, rows)))
     return path
 
 
-def picture_by(picture: PngImageFile | None, about: str) -> Image.Image | None:
+def image_by(image: PngImageFile | None, about: str) -> Image.Image | None:
     """The picture if it was drawn by what `about` says."""
-    return picture if picture and picture.text.get("parameters") == about else None
+    return image if image and image.text.get("parameters") == about else None
 
 
 def spread(items: list, count: int) -> list:

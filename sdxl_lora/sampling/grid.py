@@ -20,9 +20,9 @@ def image_grid(columns, labels, rows, side=192):
     wanted = sum(count for _, count in columns)
     if any(len(row) != wanted for row in rows) or len(rows) != len(labels):
         raise ValueError(f"Expected {len(labels)} rows of {wanted} pictures, got rows of {[len(row) for row in rows]}.")
-    rows = [[picture and fitted(picture, side) for picture in row] for row in rows]
-    heights = [max((picture.height for picture in row if picture), default=side) for row in rows]
-    width = max((picture.width for row in rows for picture in row if picture), default=side)
+    rows = [[image and fitted(image, side) for image in row] for row in rows]
+    heights = [max((image.height for image in row if image), default=side) for row in rows]
+    width = max((image.width for row in rows for image in row if image), default=side)
     heading_height = 40
     total = LABEL_WIDTH + wanted * (width + GAP) + len(columns) * 2 * GAP
     page = Image.new("RGB", (total, heading_height + sum(heights) + len(rows) * GAP), "white")
@@ -30,25 +30,25 @@ def image_grid(columns, labels, rows, side=192):
     top = heading_height
     for number, (label, row, height) in enumerate(zip(labels, rows, heights, strict=True)):
         pen.multiline_text((GAP, top + height // 2), wrapped(label, pen, font), fill="black", font=font, anchor="lm")
-        left, pictures = LABEL_WIDTH, iter(row)
+        left, images = LABEL_WIDTH, iter(row)
         for heading, count in columns:
             left += 2 * GAP
             if number == 0:
                 pen.text((left, heading_height // 2), heading, fill="black", font=font, anchor="lm")
             for _ in range(count):
-                if picture := next(pictures):
-                    page.paste(picture, (left, top))
+                if image := next(images):
+                    page.paste(image, (left, top))
                 left += width + GAP
         top += height + GAP
     return page
 
 
-def fitted(picture, side):
+def fitted(image, side):
     """Smaller pictures keep their pixels, as whole squares."""
-    times = side // max(picture.size)
+    times = side // max(image.size)
     if times > 1:
-        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    return ImageOps.contain(picture, (side, side)) if max(picture.size) > side else picture
+        return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    return ImageOps.contain(image, (side, side)) if max(image.size) > side else image
 
 
 def wrapped(text, pen, font):

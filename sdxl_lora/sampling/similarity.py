@@ -42,36 +42,34 @@ class Similarity:
         self.references: torch.Tensor | None = None
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+    def embed(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
         """(N, D) of length 1."""
         self.model.to(device)
-        parts = [
-            self._features(pictures[first : first + BATCH], device).cpu() for first in range(0, len(pictures), BATCH)
-        ]
+        parts = [self._features(images[first : first + BATCH], device).cpu() for first in range(0, len(images), BATCH)]
         self.model.to("cpu")
         return torch.nn.functional.normalize(torch.cat(parts), dim=1)
 
-    def _features(self, pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
-        pictures = [picture.convert("RGB") for picture in pictures]
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(device)
+    def _features(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+        images = [image.convert("RGB") for image in images]
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(device)
         has_text_too = hasattr(self.model, "get_image_features")
         output = self.model.get_image_features(pixel_values=pixels) if has_text_too else self.model(pixel_values=pixels)
         pooled = getattr(output, "pooler_output", None)
         return (output.last_hidden_state.mean(1) if pooled is None else pooled).flatten(1)
 
-    def refer_to(self, pictures: Sequence[Image.Image], device: torch.device) -> None:
-        self.references = self.embed(pictures, device)
+    def refer_to(self, images: Sequence[Image.Image], device: torch.device) -> None:
+        self.references = self.embed(images, device)
 
-    def of(self, pictures: Sequence[Image.Image], device: torch.device) -> float:
+    def of(self, images: Sequence[Image.Image], device: torch.device) -> float:
         """The mean over all pairs of a picture and a reference."""
         assert self.references is not None, "refer_to comes first"
-        return (self.embed(pictures, device) @ self.references.T).mean().item()
+        return (self.embed(images, device) @ self.references.T).mean().item()
 
     def of_samples(
-        self, prompts: Sequence[SamplePrompt], pictures: Sequence[Sequence[Image.Image]], device: torch.device
+        self, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]], device: torch.device
     ) -> dict[str, float]:
         """Return the similarities by prompt; those without the trigger word, which should not show it, apart."""
         groups: dict[str, list[Image.Image]] = {"similarity": [], "similarity_without_trigger": []}
-        for prompt, of_prompt in zip(prompts, pictures, strict=True):
+        for prompt, of_prompt in zip(prompts, images, strict=True):
             groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)
         return {name: self.of(group, device) for name, group in groups.items() if group}

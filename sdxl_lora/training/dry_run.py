@@ -48,7 +48,7 @@ def dry_run(config: TrainConfig) -> str:
 
 
 def described(plan: "TrainingPlan", warned: list[str]) -> str:
-    rows = [("pictures", plan.of_pictures()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
+    rows = [("pictures", plan.of_images()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
     rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
     rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
     lines = ["dry run: nothing is trained or written"]
@@ -119,7 +119,7 @@ class TrainingPlan:
     world_size: int
     notes: list[str]
 
-    def of_pictures(self) -> list[str]:
+    def of_images(self) -> list[str]:
         count = Counter(example.target_size for example in self.data.examples)
         sizes = [f"{number} of {width}x{height}" for (height, width), number in count.most_common()]
         shown = sizes[:8] + ([f"{len(sizes) - 8} more sizes"] if len(sizes) > 8 else [])
@@ -193,12 +193,12 @@ class TrainingPlan:
         return len(kept), len(prompts), sum(of_size[size] for size in kept), len(prompts) * of_prompt
 
     def of_caches(self) -> list[str]:
-        pictures, prompts, latents, texts = self.cached_bytes()
+        images, prompts, latents, texts = self.cached_bytes()
         folder = self.config.cache_folder
         live = "" if self.config.cache.cache_latents else "; pictures are encoded live"
         live += "" if self.data.captions is not None else "; captions are encoded live"
         return [
-            f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
+            f"{images} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
             f"into {folder}, but for what is there already" if folder.is_dir() else f"into {folder}",
         ]
 

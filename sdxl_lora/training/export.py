@@ -47,7 +47,7 @@ class LoraExporter:
             steps=step,
             seed=config.seed,
             learning_rate=config.optimizer.learning_rate,
-            images=data.sampler.pictures,
+            images=data.sampler.images,
             tag_frequency=data.tag_frequency(),
             prediction_type=self.model.scheduler.config.prediction_type,
         )

@@ -12,7 +12,7 @@ from sdxl_lora.models.loading import load_vae
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
-from sdxl_lora.sampling.generate import are_drawn, generate_images, read_samples, spread, to_picture, write_grid
+from sdxl_lora.sampling.generate import are_drawn, generate_images, read_samples, spread, to_image, write_grid
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.ema import PublishedWeights
@@ -104,7 +104,7 @@ class SampleWriter:
             out = set(data.held_out)
             trained = [i for i, e in enumerate(data.examples) if not e.is_class_image and i not in out]
             chosen = spread(trained, SIMILARITY_REFERENCES)
-            similarity.refer_to([to_picture(data.images.load(index)["pixels"]) for index in chosen], device)
+            similarity.refer_to([to_image(data.images.load(index)["pixels"]) for index in chosen], device)
         return similarity.of_samples(self.prompts, images, device)
 
 

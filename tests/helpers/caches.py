@@ -10,13 +10,13 @@ from sdxl_lora.models.loading import Base
 
 
 @pytest.fixture
-def pictures(captioned_photographs):
+def images(captioned_photographs):
     return ImageDataset(open_dataset(str(captioned_photographs)), resolution=64)
 
 
-def fill(folder, base, pictures, **settings):
+def fill(folder, base, images, **settings):
     return fill_caches(
-        folder, Base(str(base)), pictures, [""], (False, True), torch.device("cpu"), torch.float32, **settings
+        folder, Base(str(base)), images, [""], (False, True), torch.device("cpu"), torch.float32, **settings
     )
 
 

@@ -21,16 +21,16 @@ def prepare_and_die_at_3(job):
 prepare_under_name = workers.prepare_under_name
 
 
-class FaultyPictures:
+class FaultyImages:
     """ImageDataset at whose third picture a process dies or hangs."""
 
-    def __init__(self, pictures, fault):
-        self.pictures, self.fault, self.examples = pictures, fault, pictures.examples
+    def __init__(self, images, fault):
+        self.images, self.fault, self.examples = images, fault, images.examples
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def load(self, index, flip=False):
         if index == 2:
             os._exit(9) if self.fault == "die" else time.sleep(600)
-        return self.pictures.load(index, flip)
+        return self.images.load(index, flip)

@@ -32,6 +32,6 @@ def met(noted: Path) -> dict[int, list]:
     steps = defaultdict(list)
     for file in noted.parent.glob(f"{noted.name}.*"):
         for line in file.read_text().splitlines():
-            number, *of_picture = json.loads(line)
-            steps[number].append(tuple(of_picture))
+            number, *of_image = json.loads(line)
+            steps[number].append(tuple(of_image))
     return {number: sorted(of_step) for number, of_step in steps.items()}

@@ -13,7 +13,7 @@ from sdxl_lora.data.image_dataset import ImageDataset
 from sdxl_lora.data.stream_dataset import StreamDataset, StreamSampler
 from sdxl_lora.data.stream_reader import open_stream
 
-PICTURES, SHARDS = 20, 4
+IMAGES, SHARDS = 20, 4
 ENCODED = datasets.Image(decode=False)
 
 
@@ -64,11 +64,9 @@ def tars(shards, tmp_path_factory):
 
 
 def batches_of(folder, batch_size=2, micro_steps=1, rank=0, world_size=1, block_size=1, dataset_name=None):
-    pictures = StreamDataset(lambda rows: ImageDataset(rows, "image", "text", 64), None, "key", lambda _: False)
+    images = StreamDataset(lambda rows: ImageDataset(rows, "image", "text", 64), None, "key", lambda _: False)
     stream = open_stream(folder and str(folder), dataset_name)
-    return StreamSampler(
-        stream, pictures, "image", "text", batch_size, micro_steps, rank, world_size, block_size, seed=0
-    )
+    return StreamSampler(stream, images, "image", "text", batch_size, micro_steps, rank, world_size, block_size, seed=0)
 
 
 def steps_of(batches, first, number):

@@ -47,15 +47,15 @@ def test_photographs_to_a_picture_drawn_with_the_lora(captioned_photographs, tin
     with safe_open(tmp_path / "run" / "cat.safetensors", framework="pt") as file:
         assert file.metadata()["modelspec.trigger_phrase"] == "sks"
 
-    pictures = {}
+    images = {}
     for name in (None, "cat.safetensors", "pytorch_lora_weights.safetensors"):
         pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_base)
         if name is not None:
             pipeline.load_lora_weights(tmp_path / "run", weight_name=name)
-        pictures[name] = pipeline(
+        images[name] = pipeline(
             "sks, a tabby cat", height=64, width=64, num_inference_steps=4, output_type="pt",
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
-    both = pictures["cat.safetensors"], pictures["pytorch_lora_weights.safetensors"]
-    assert (both[0] - pictures[None]).abs().mean() > 1e-3, "the LoRA changes the picture"
+    both = images["cat.safetensors"], images["pytorch_lora_weights.safetensors"]
+    assert (both[0] - images[None]).abs().mean() > 1e-3, "the LoRA changes the picture"
     torch.testing.assert_close(*both, atol=5e-3, rtol=0)  # fp16 rounding, drawn through four steps

@@ -6,7 +6,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train_sdxl_lora
-from examples.shapes.learning import TRIGGER_WORD, lora_quality, spread, write_pictures
+from examples.shapes.learning import TRIGGER_WORD, lora_quality, spread, write_images
 from examples.shapes.quality import BASE, base_quality, load_base
 from examples.shapes.world import combinations
 from preprocess.__main__ import main as preprocess
@@ -29,7 +29,7 @@ def dataset(tmp_path_factory):
     @cache
     def prepared(concept):
         folder = tmp_path_factory.mktemp(concept)
-        write_pictures(folder, concept)
+        write_images(folder, concept)
         flags = {"input_dir": folder / "raw", "class_images": folder / "class", "output_dir": folder / "data"}
         flags |= {"trigger_word": TRIGGER_WORD, "resolution": 64, "caption_model": "none", "num_workers": 0}
         assert preprocess([f"--{name}={value}" for name, value in flags.items()]) == 0

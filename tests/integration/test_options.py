@@ -26,14 +26,14 @@ def assert_resumes_exactly(train, tmp_path, **settings):
 
 
 @pytest.fixture
-def masked_pictures(captioned_photographs, tmp_path):
+def masked_images(captioned_photographs, tmp_path):
     """A prepared folder: a picture with a mask, one without, and a class image."""
     folder = tmp_path / "masked"
     (folder / "images").mkdir(parents=True)
     rows = []
     for number, name in enumerate(("astronaut.png", "coffee.png", "chelsea.jpg")):
-        with Image.open(captioned_photographs / name) as picture:
-            picture.resize((64, 64)).save(folder / "images" / f"{number}.png")
+        with Image.open(captioned_photographs / name) as image:
+            image.resize((64, 64)).save(folder / "images" / f"{number}.png")
         sizes = {"original_size": [64, 64], "crop_top_left": [0, 0]}
         rows.append({"file_name": f"images/{number}.png", "text": name, **sizes, "is_class_image": number == 2})
     mask = Image.new("L", (64, 64), 0)
@@ -60,8 +60,8 @@ OBJECTIVE = {
 }
 
 
-def test_a_run_with_every_part_of_the_objective_resumes_exactly(train, tmp_path, masked_pictures):
-    settings = {**OBJECTIVE, "train_data_dir": str(masked_pictures)}
+def test_a_run_with_every_part_of_the_objective_resumes_exactly(train, tmp_path, masked_images):
+    settings = {**OBJECTIVE, "train_data_dir": str(masked_images)}
     run = assert_resumes_exactly(
         train, tmp_path, **settings, train_batch_size=3, random_flip=True,
         validation_prompt=("a cat",), num_validation_images=1, validation_inference_steps=2,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from preprocess.images import mask_files
-from preprocess.images.prepare import Bytes, Job, identity, prepare_picture
+from preprocess.images.prepare import Bytes, Job, identity, prepare_image
 from preprocess.images.recipe import recipe_of
 from sdxl_lora.images import icc
 from sdxl_lora.images.decode import ImageError
@@ -50,14 +50,14 @@ def test_hash_pixels_and_mask_are_of_one_reading_while_files_change(job):
     before = hashlib.sha256(job.path.read_bytes()).hexdigest()
     noise(200, 128, seed=3).save(job.path)
     job.mask.unlink()
-    (crop,) = prepare_picture(job, files, identity(job, files))
+    (crop,) = prepare_image(job, files, identity(job, files))
     assert crop.sha256 == before and crop.original_size == [80, 96] and crop.mask_file_name
 
 
 def test_the_key_of_a_plain_picture_is_that_of_earlier_versions_and_of_misread_colours_another(job):
     def key_before(files):
         mask = f"{mask_files.VERSION} {hashlib.sha256(files.mask).hexdigest()}"
-        text = "\0".join([hashlib.sha256(files.picture).hexdigest(), mask, job.recipe.digest(), "a"])
+        text = "\0".join([hashlib.sha256(files.image).hexdigest(), mask, job.recipe.digest(), "a"])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     p3 = icc.profile(icc.P3_PRIMARIES, icc.D65, icc.srgb_curve)
@@ -70,7 +70,7 @@ def test_the_key_of_a_plain_picture_is_that_of_earlier_versions_and_of_misread_c
 
 def test_a_mask_that_cannot_be_used_is_named_as_the_mask(job):
     job.mask.write_bytes(b"no picture")
-    assert prepare_picture(job, Bytes.of(job), "key").reason == "its mask mask.png: not an image"
+    assert prepare_image(job, Bytes.of(job), "key").reason == "its mask mask.png: not an image"
     job.mask.unlink()
     with pytest.raises(ImageError, match=r"its mask mask\.png: no such file"):
         Bytes.of(job)

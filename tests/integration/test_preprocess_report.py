@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from examples.tiny_sdxl import tiny_tokenizer
 from preprocess.captions.token_count import caption_problems, least_tokens, load_tokenizer
-from preprocess.images.quality import duplicates, measure, picture_problems
+from preprocess.images.quality import duplicates, image_problems, measure
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.errors import ConfigError
 from tests.helpers.preparing import noise, preprocess, report_of
@@ -26,10 +26,10 @@ def test_blur_and_fog_are_seen_and_photographs_pass():
         image.thumbnail((512, 512))
         blurred = image.filter(ImageFilter.GaussianBlur(4))
         fog = Image.blend(image, Image.new("RGB", image.size, (200, 200, 200)), 0.85)
-        assert picture_problems(measure(image), 0.1) == []
-        assert any("blurred" in problem for problem in picture_problems(measure(blurred), 0))
-        assert any("low contrast" in problem for problem in picture_problems(measure(fog), 0))
-    assert "40% of it is cut off" in picture_problems(measure(image), 0.4)[0]
+        assert image_problems(measure(image), 0.1) == []
+        assert any("blurred" in problem for problem in image_problems(measure(blurred), 0))
+        assert any("low contrast" in problem for problem in image_problems(measure(fog), 0))
+    assert "40% of it is cut off" in image_problems(measure(image), 0.4)[0]
 
 
 def test_equal_and_nearly_equal_pictures_are_named(tmp_path):

@@ -155,8 +155,8 @@ def test_masks_from_a_background_remover(raw, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rembg", stand_in)
     assert preprocess(raw, tmp_path / "out", "--masks", "remover", "--buckets", "off") == 0
     (example,) = opened(tmp_path / "out", tmp_path)
-    picture, mask = np.asarray(example["image"].convert("L"), float), np.asarray(example["mask"], float)
-    assert np.corrcoef(picture.ravel(), mask.ravel())[0, 1] > 0.7
+    gray, mask = np.asarray(example["image"].convert("L"), float), np.asarray(example["mask"], float)
+    assert np.corrcoef(gray.ravel(), mask.ravel())[0, 1] > 0.7
     assert (
         "the background remover failed (RuntimeError: no model)" in report_of(tmp_path / "out")["left_out"][0]["reason"]
     )

@@ -92,7 +92,7 @@ def test_wandbs_sample_tables_hold_every_picture_with_its_settings(stopped_and_r
         ["sks, a cat", "", "64x64", 0, 5, 1], ["sks, a cat", "", "64x64", 1, 5, 1],
         ["a dog", "dark", "32x64", 5, 5, 1], ["a dog", "dark", "32x64", 6, 5, 1],
     ]  # fmt: skip
-    drawn = [picture for of_prompt in read_samples(stopped_and_resumed / "samples", 7, 2, 2) for picture in of_prompt]
+    drawn = [image for of_prompt in read_samples(stopped_and_resumed / "samples", 7, 2, 2) for image in of_prompt]
     for row, ours in zip(rows[-4:], drawn, strict=True):
         theirs = Image.open(tables[-1][row[7]["path"]])
         assert (np.asarray(theirs.convert("RGB")) == np.asarray(ours)).all()

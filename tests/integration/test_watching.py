@@ -31,7 +31,7 @@ def everything(captioned_photographs, tmp_path):
     }  # fmt: skip
 
 
-def pictures_of(run):
+def images_of(run):
     return {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
 
 
@@ -49,7 +49,7 @@ def test_killed_while_drawing_and_saving_all_ends_as_if_not(train_config, everyt
     assert_equal_weights(weights_of(parts, 6), weights_of(whole, 6))
     best = [json.loads((run / "checkpoint-6" / "best.json").read_text()) for run in (parts, whole)]
     assert best[0] == best[1] and best[0]["measured_step"] == 6
-    assert pictures_of(parts) == pictures_of(whole) and len(pictures_of(whole)) == 4 * 3 + 1
+    assert images_of(parts) == images_of(whole) and len(images_of(whole)) == 4 * 3 + 1
     for kind in ("validation", "similarity"):
         told = [
             {event["step"]: {key: value for key, value in event.items() if key != "time"} for event in events}
@@ -67,7 +67,7 @@ def test_two_processes_share_the_watching(train_config, everything, tmp_path):
     codes, printed = launch(train_config(**settings, output_dir=str(two)), tmp_path / "log", world_size=2)
     assert codes == [0, 0], printed
     assert "ended at step 4: 1 validation losses in a row were not lower" in printed
-    assert pictures_of(one).keys() == pictures_of(two).keys()
+    assert images_of(one).keys() == images_of(two).keys()
     for kind, name in (("validation", "validation_loss"), ("similarity", "similarity_without_trigger")):
         ours, theirs = ([event[name] for event in read_events(run / "events.jsonl", kind)] for run in (one, two))
         assert len(ours) == 3 and theirs == pytest.approx(ours, rel=1e-3)

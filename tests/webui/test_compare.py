@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from webui.runs.compare import draw
-from webui.runs.drawings import drawing_request, picture_path
+from webui.runs.drawings import drawing_request, image_path
 from webui.runs.listing import lora_files, stages
 
 
@@ -24,7 +24,7 @@ def test_base_weights_and_checkpoints_are_drawn_side_by_side_by_one_seed(run, tm
     draw(request, folder)
 
     def pixels(prompt: int, stage: str, weight: float) -> np.ndarray:
-        return np.asarray(Image.open(picture_path(folder, prompt, stage, weight))).astype(int)
+        return np.asarray(Image.open(image_path(folder, prompt, stage, weight))).astype(int)
 
     assert len(list(folder.glob("*.png"))) == 2 * (1 + 2 * 3)
     for prompt in (0, 1):

@@ -15,7 +15,7 @@ from webui.pages.captions import Captions
 from webui.pages.dataset_html import card_html
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
-from webui.runs.drawings import MOST_PICTURES, drawing_request
+from webui.runs.drawings import MOST_IMAGES, drawing_request
 from webui.runs.jobs import Jobs
 from webui.runs.recaption import recaption
 from webui.settings.workspace import Workspace
@@ -52,26 +52,26 @@ def texts(folder) -> dict[str, str]:
 
 def test_problems_come_first_and_what_was_left_out_has_its_reason(folder):
     dataset = datasets.read_dataset(folder)
-    troubled = [bool(picture.problems) for picture in dataset.pictures]
+    troubled = [bool(image.problems) for image in dataset.images]
     assert troubled == sorted(troubled, reverse=True) and any(troubled) and not all(troubled)
-    assert any("duplicate" in problem for problem in dataset.pictures[0].problems)
+    assert any("duplicate" in problem for problem in dataset.images[0].problems)
     assert dataset.left_out == [("empty.png", "empty file (0 bytes)")] and dataset.trigger_word == "sks"
-    card = card_html("en", folder, dataset.pictures[-1])
+    card = card_html("en", folder, dataset.images[-1])
     assert "data:image/jpeg" in card and "tokens" in card and "left:" in card
 
 
 def test_an_edited_caption_is_kept_by_the_next_preparation(folder, prepared):
-    picture = next(p for p in datasets.read_dataset(folder).pictures if p.source == "chelsea.jpg")
-    assert datasets.save_text(folder, picture.file_name, picture.text, " sks,  a cat\nlooking ")
+    image = next(p for p in datasets.read_dataset(folder).images if p.source == "chelsea.jpg")
+    assert datasets.save_text(folder, image.file_name, image.text, " sks,  a cat\nlooking ")
     assert texts(folder)["chelsea.jpg"] == "sks, a cat looking"
-    assert not datasets.save_text(folder, picture.file_name, "sks, a cat looking", "sks, a cat looking")
+    assert not datasets.save_text(folder, image.file_name, "sks, a cat looking", "sks, a cat looking")
     assert prepare(prepared[0], folder) == 0
     assert texts(folder)["chelsea.jpg"] == "sks, a cat looking"
     assert {**texts(folder), "chelsea.jpg": ""} == {**texts(prepared[1]), "chelsea.jpg": ""}
 
 
 def test_an_edit_never_overwrites_what_someone_else_wrote_meanwhile(folder):
-    first, second, *_ = datasets.read_dataset(folder).pictures
+    first, second, *_ = datasets.read_dataset(folder).images
     assert datasets.save_text(folder, first.file_name, first.text, "sks, mine")
     with pytest.raises(ConfigError, match="was changed elsewhere"):
         datasets.save_text(folder, first.file_name, first.text, "sks, theirs")
@@ -84,10 +84,10 @@ def test_an_edit_never_overwrites_what_someone_else_wrote_meanwhile(folder):
 
 
 def test_a_changed_caption_is_judged_anew(folder):
-    picture = datasets.read_dataset(folder).pictures[-1]
-    assert picture.problems == [] and not picture.at_least
-    datasets.save_text(folder, picture.file_name, picture.text, "word " * 90)
-    again = next(p for p in datasets.read_dataset(folder).pictures if p.file_name == picture.file_name)
+    image = datasets.read_dataset(folder).images[-1]
+    assert image.problems == [] and not image.at_least
+    datasets.save_text(folder, image.file_name, image.text, "word " * 90)
+    again = next(p for p in datasets.read_dataset(folder).images if p.file_name == image.file_name)
     assert again.at_least and again.tokens == 90
     assert any("more than the 75" in problem for problem in again.problems)
     assert any("trigger word sks is missing" in problem for problem in again.problems)
@@ -98,7 +98,7 @@ def test_the_trigger_word_goes_where_it_is_missing_once_and_into_the_card(folder
     assert datasets.add_trigger_word(folder, " ohwx ") == 5 and datasets.add_trigger_word(folder, "ohwx") == 0
     assert all(text.startswith("ohwx, sks, ") for text in texts(folder).values())
     assert datasets.read_dataset(folder).trigger_word == "ohwx"
-    assert not any("missing" in problem for p in datasets.read_dataset(folder).pictures for problem in p.problems)
+    assert not any("missing" in problem for p in datasets.read_dataset(folder).images for problem in p.problems)
     with pytest.raises(ConfigError, match="is empty"):
         datasets.add_trigger_word(folder, " ")
 
@@ -108,8 +108,8 @@ def test_a_row_that_points_out_of_the_dataset_shows_nothing(folder, tmp_path):
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     rows[0] |= {"file_name": "../secret.png", "text": "<script>x</script>"}
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    picture = next(p for p in datasets.read_dataset(folder).pictures if p.file_name == "../secret.png")
-    card = card_html("en", folder, picture)
+    image = next(p for p in datasets.read_dataset(folder).images if p.file_name == "../secret.png")
+    card = card_html("en", folder, image)
     assert "data:image" not in card and "<script" not in card
     assert datasets.own_file(folder, "../secret.png") is None and datasets.own_file(folder, "/etc/passwd") is None
 
@@ -119,7 +119,7 @@ def test_what_is_no_dataset_is_said_to_be_none(tmp_path, folder):
         datasets.read_dataset(tmp_path / "none")
     (folder / "preprocess_report.json").unlink()
     dataset = datasets.read_dataset(folder)
-    assert len(dataset.pictures) == 5 and dataset.left_out == []
+    assert len(dataset.images) == 5 and dataset.left_out == []
     with pytest.raises(ConfigError, match="prepare it once more"):
         dataset.config()
     (folder / "metadata.jsonl").write_text("{half\n")
@@ -135,17 +135,17 @@ def test_one_caption_is_made_anew_by_the_captioner_of_the_dataset(captioned_phot
     save_tiny_florence2(model)
     flags = ["--caption_model", str(model), "--caption_max_new_tokens", "8", "--caption_num_beams", "1"]
     assert prepare(captioned_photographs, folder, *flags) == 0
-    picture = datasets.read_dataset(folder).pictures[0]
+    image = datasets.read_dataset(folder).images[0]
     before = texts(folder)
-    text = recaption(folder, picture.file_name)
-    assert text.startswith("sks") and texts(folder) == {**before, picture.source: text}
+    text = recaption(folder, image.file_name)
+    assert text.startswith("sks") and texts(folder) == {**before, image.source: text}
     with pytest.raises(ConfigError, match="no longer in the dataset"):
         recaption(folder, "images/none.png")
 
 
 def test_a_dataset_without_a_captioner_says_so_instead_of_captioning(folder):
     with pytest.raises(ConfigError, match="without a captioner"):
-        recaption(folder, datasets.read_dataset(folder).pictures[0].file_name)
+        recaption(folder, datasets.read_dataset(folder).images[0].file_name)
 
 
 # --- drawing ---
@@ -162,7 +162,7 @@ def test_a_drawing_that_makes_no_sense_is_refused_with_all_its_problems(tmp_path
     with pytest.raises(ConfigError) as caught:
         drawing_request(run, ["checkpoint-9"], " ", "much", None, 0, float("nan"), 100)
     assert len(caught.value.problems) == 7
-    with pytest.raises(ConfigError, match=f"more than {MOST_PICTURES}"):
+    with pytest.raises(ConfigError, match=f"more than {MOST_IMAGES}"):
         drawing_request(run, ["final"], "a\n" * 101, "1", 0, 20, 5, 1024)
     request = drawing_request(run, ["final"], "a cat\n\n a dog", "0.5, 1", 3, 20, 5, 1024)
     assert (request["prompts"], request["weights"], request["seed"]) == (["a cat", "a dog"], [0.5, 1.0], 3)
@@ -186,7 +186,7 @@ def lines(folder) -> list[dict]:
 def test_each_row_of_a_picture_keeps_its_own_caption_and_other_lines_stay(folder):
     before = len(lines(folder))
     name = with_a_repeat(folder)
-    of_it = {p.place: p for p in datasets.read_dataset(folder).pictures if p.file_name == name}
+    of_it = {p.place: p for p in datasets.read_dataset(folder).images if p.file_name == name}
     assert [of_it[place].text for place in (0, 1)] == [lines(folder)[0]["text"], "the second"]
     assert datasets.save_text(folder, name, "the second", "changed", place=1)
     assert datasets.save_text(folder, name, of_it[0].text, "the first", place=0)
@@ -204,13 +204,13 @@ def test_a_row_that_has_moved_is_found_by_what_was_seen(folder):
 
 def test_of_two_who_save_at_the_same_moment_one_is_told(folder):
     """Both have read the caption before either writes."""
-    picture = datasets.read_dataset(folder).pictures[0]
+    image = datasets.read_dataset(folder).images[0]
     start, told = threading.Barrier(8), []
 
     def save(number: int) -> None:
         start.wait()
         try:
-            datasets.save_text(folder, picture.file_name, picture.text, f"sks, by {number}")
+            datasets.save_text(folder, image.file_name, image.text, f"sks, by {number}")
         except ConfigError as error:
             told.append(str(error))
 
@@ -226,20 +226,20 @@ def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch)
     """And one that is made anew leaves the old one in before_recaption.jsonl."""
     from webui.runs import recaption as module
 
-    picture = datasets.read_dataset(folder).pictures[0]
+    image = datasets.read_dataset(folder).images[0]
     plan = types.SimpleNamespace(check=lambda: None, load=lambda: contextlib.nullcontext(None), clean=False)
     monkeypatch.setattr(module, "plan_of", lambda config: plan)
 
     def typed(caption, images):
-        datasets.save_text(folder, picture.file_name, picture.text, "sks, mine")
+        datasets.save_text(folder, image.file_name, image.text, "sks, mine")
         return [("theirs", None)]
 
     monkeypatch.setattr(module, "caption_batch", typed)
     with pytest.raises(ConfigError, match="was changed elsewhere"):
-        recaption(folder, picture.file_name)
-    assert texts(folder)[picture.source] == "sks, mine" and not (folder / "before_recaption.jsonl").exists()
+        recaption(folder, image.file_name)
+    assert texts(folder)[image.source] == "sks, mine" and not (folder / "before_recaption.jsonl").exists()
     monkeypatch.setattr(module, "caption_batch", lambda caption, images: [("theirs", None)])
-    assert recaption(folder, picture.file_name) == texts(folder)[picture.source] == "sks, theirs"
+    assert recaption(folder, image.file_name) == texts(folder)[image.source] == "sks, theirs"
     assert json.loads((folder / "before_recaption.jsonl").read_text())["text"] == "sks, mine"
 
 

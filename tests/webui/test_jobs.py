@@ -86,8 +86,8 @@ def test_start_pressed_twice_is_one_run(jobs, tmp_path, monkeypatch):
     assert find_runs(tmp_path, jobs) == [Path(config.output_dir)]
     with pytest.raises(ConfigError, match="with other settings"):
         jobs.add(train_job(jobs, replace_flat(config, rank=3)))
-    pictures = [caption_job(jobs, tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
-    assert len({jobs.add(job).id for job in pictures}) == 2
+    images = [caption_job(jobs, tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
+    assert len({jobs.add(job).id for job in images}) == 2
     assert state_of(Path(config.output_dir), jobs) == RunState("waiting")
 
 

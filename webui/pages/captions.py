@@ -39,13 +39,13 @@ class Captions:
             gr.Warning(escape(f"{say_problem(language, str(error))} {words}"), title="SDXL LoRA")
         row = loaded(key)
         folder = self.context.dataset_of(row["dataset"])
-        picture = next(
-            picture
-            for picture in datasets.read_dataset(folder).pictures
-            if (picture.file_name, picture.place) == (row["file"], row["place"])
+        image = next(
+            image
+            for image in datasets.read_dataset(folder).images
+            if (image.file_name, image.place) == (row["file"], row["place"])
         )
-        card = card_html(language, folder, picture, saved=is_saved)
-        now = {"of": key, "key": key_of_row(row["dataset"], picture), "html": card, "text": picture.text}
+        card = card_html(language, folder, image, saved=is_saved)
+        now = {"of": key, "key": key_of_row(row["dataset"], image), "html": card, "text": image.text}
         return json.dumps({**now, "sent": text if is_saved else None})
 
     def save_row(self, key: str, text: str) -> bool:
@@ -92,9 +92,9 @@ class Captions:
         tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
 
-def key_of_row(name: str, picture: datasets.Picture) -> str:
+def key_of_row(name: str, image: datasets.DatasetImage) -> str:
     """Return which row a card shows, and what its box held when it was filled."""
-    facts = {"dataset": name, "file": picture.file_name, "place": picture.place, "text": picture.text}
+    facts = {"dataset": name, "file": image.file_name, "place": image.place, "text": image.text}
     return json.dumps(facts, ensure_ascii=False)
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from preprocess.output.html_report import crop_in_percent
 from webui.locale.i18n import say
 from webui.runs import dataset_view as datasets
-from webui.widgets.html import picture
+from webui.widgets.html import image_html
 
 
 def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "") -> str:
     """Counts, and what was left out with its reason."""
-    troubled = sum(bool(picture.problems) for picture in dataset.pictures)
+    troubled = sum(bool(image.problems) for image in dataset.images)
     facts = [
-        (len(dataset.pictures), say(language, "pictures")),
+        (len(dataset.images), say(language, "pictures")),
         (troubled, say(language, "to look at")),
         (len(dataset.left_out), say(language, "left out")),
         (dataset.trigger_word or "—", say(language, "trigger word")),
@@ -30,16 +30,16 @@ def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, w
     return f'<div class="card" data-which="{escape(which)}"><div class="facts">{numbers}</div>{details}</div>'
 
 
-def card_html(language: str, folder: Path, shown: datasets.Picture, saved: bool = False) -> str:
+def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: bool = False) -> str:
     """The whole picture with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
     facts = shown.facts
     thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg")
     if facts and thumbnail:
         left, top, width, height = crop_in_percent(facts)
         frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
-        image = f'<div class="frame">{picture(thumbnail, shown.source)}{frame}</div>'
+        image = f'<div class="frame">{image_html(thumbnail, shown.source)}{frame}</div>'
     else:
-        image = f'<div class="frame">{picture(datasets.own_file(folder, shown.file_name), shown.source)}</div>'
+        image = f'<div class="frame">{image_html(datasets.own_file(folder, shown.file_name), shown.source)}</div>'
     problems = "".join(f"<li>{escape(problem)}</li>" for problem in shown.problems)
     sizes = ""
     if facts:

@@ -150,20 +150,18 @@ class DatasetTab:
 
     def shown(self, language: str, dataset: datasets.Dataset, name: str | None, page: int) -> list:
         """Return for each of the outputs what it shows of one page of a dataset."""
-        last = max(0, (len(dataset.pictures) - 1) // CARDS)
+        last = max(0, (len(dataset.images) - 1) // CARDS)
         page = min(max(0, page), last)
-        pictures = dataset.pictures[CARDS * page : CARDS * (page + 1)]
+        images = dataset.images[CARDS * page : CARDS * (page + 1)]
         parts: list = []
         for number in range(CARDS):
-            if number < len(pictures):
-                html = card_html(language, dataset.folder, pictures[number])
-                key = key_of_row(name, pictures[number])
-                parts += [gr.Column(visible=True), html, pictures[number].text, key]
+            if number < len(images):
+                html = card_html(language, dataset.folder, images[number])
+                key = key_of_row(name, images[number])
+                parts += [gr.Column(visible=True), html, images[number].text, key]
             else:
                 parts += [gr.Column(visible=False), "", "", ""]
-        rows = hashlib.blake2b(
-            repr([(one.file_name, one.place) for one in pictures]).encode(), digest_size=8
-        ).hexdigest()
+        rows = hashlib.blake2b(repr([(one.file_name, one.place) for one in images]).encode(), digest_size=8).hexdigest()
         which = f"{name} {page} {rows}"
         shown = json.dumps({"name": name, "stamp": stamp(dataset.folder), "page": page, "which": which})
         about = about_html(language, dataset, page, last, which)

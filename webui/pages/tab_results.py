@@ -9,7 +9,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import T, language_of, say
 from webui.runs.context import Context
-from webui.runs.drawings import drawing_request, picture_path, read_request
+from webui.runs.drawings import drawing_request, image_path, read_request
 from webui.runs.jobs import Job
 from webui.runs.launch import draw_job, read_config
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
@@ -177,8 +177,8 @@ def drawing_html(language: str, context: Context, job: Job, request: dict) -> st
     rows = ""
     for number, prompt in enumerate(request["prompts"]):
         for stage in request["stages"]:
-            cells = [picture_path(folder, number, "", 0.0), *(picture_path(folder, number, stage, w) for w in weights)]
-            drawn = "".join(f"<td>{show.picture(path, prompt)}</td>" for path in cells)
+            cells = [image_path(folder, number, "", 0.0), *(image_path(folder, number, stage, w) for w in weights)]
+            drawn = "".join(f"<td>{show.image_html(path, prompt)}</td>" for path in cells)
             label = f"{escape(prompt)}<small>{escape(stage_words(language, stage))}</small>"
             rows += f"<tr><th>{label}</th>{drawn}</tr>"
     state = state_of_job(context.jobs, job)

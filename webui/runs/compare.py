@@ -18,7 +18,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import RUN_ERRORS
 from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers, load_text_parts, load_unet, load_vae
-from webui.runs.drawings import picture_path
+from webui.runs.drawings import image_path
 from webui.runs.launch import read_config
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -63,7 +63,7 @@ def draw(request: dict, folder: Path) -> None:
             with torch.autocast(latents.device.type, enabled=False):
                 pixels = pipeline.vae.decode(latents_for_vae(pipeline.vae.config, latents.float())).sample
             image = pipeline.image_processor.postprocess(pixels.float().cpu())[0]
-            image.save(picture_path(folder, number, stage, weight))
+            image.save(image_path(folder, number, stage, weight))
             print(f"prompt {number + 1}, {stage or 'base'}, weight {weight:g}", flush=True)
 
     draw_prompts("", 0.0)

@@ -32,7 +32,7 @@ class ChangedElsewhere(ConfigError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class DatasetImage:
     """One row. `at_least` says that `tokens` is a lower bound; `facts` is the report's row, {} without one; `place`
     counts the rows of this file, of which there may be several, each with a caption of its own."""
 
@@ -56,7 +56,7 @@ class Dataset:
     """
 
     folder: Path
-    pictures: list[Picture]
+    images: list[DatasetImage]
     left_out: list[tuple[str, str]]
     settings: dict
 
@@ -98,18 +98,18 @@ def read_dataset(folder: Path) -> Dataset:
     for warning in objects(report, "warnings"):
         warnings.setdefault(str(warning.get("source")), []).append(str(warning.get("message")))
     seen: Counter[str] = Counter()
-    pictures = []
+    images = []
     for row in rows:
         of_file = facts.get(row["file_name"], {})
-        pictures.append(picture_of(row, of_file, warnings, trigger_word, seen[row["file_name"]]))
+        images.append(image_of(row, of_file, warnings, trigger_word, seen[row["file_name"]]))
         seen[row["file_name"]] += 1
-    pictures.sort(key=lambda picture: not picture.problems)
+    images.sort(key=lambda image: not image.problems)
     left_out = [
         (str(entry.get("source")), str(entry.get("reason")))
         for key in ("left_out", "other_files")
         for entry in objects(report, key)
     ]
-    return Dataset(folder, pictures, left_out, settings)
+    return Dataset(folder, images, left_out, settings)
 
 
 def objects(report: dict, name: str) -> list[dict]:
@@ -128,16 +128,18 @@ def has_facts(row: dict) -> bool:
     return are_numbers and isinstance(row.get("text"), str) and min(row["original_size"]) > 0
 
 
-def picture_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str, place: int) -> Picture:
+def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str, place: int) -> DatasetImage:
     """What the report says of the text holds while the text is the one that it saw; of another one we judge anew."""
     text, source = text_of(row), str(row.get("source", row["file_name"]))
     trigger_word = "" if row.get("is_class_image") else trigger_word
     tokens, said = caption_problems(text, trigger_word, least_tokens)
     if facts and facts["text"] == text:
-        return Picture(row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts, place)
+        return DatasetImage(
+            row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts, place
+        )
     _, of_old = caption_problems(facts.get("text", text), trigger_word, least_tokens)
     others = [problem for problem in warnings.get(source, []) if problem not in of_old and "tokens" not in problem]
-    return Picture(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
+    return DatasetImage(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
 
 
 def text_of(row: dict) -> str:

@@ -8,10 +8,10 @@ import yaml
 from sdxl_lora.errors import ConfigError
 from webui.runs.listing import stages
 
-MOST_PICTURES = 200
+MOST_IMAGES = 200
 
 
-def picture_path(folder: Path, prompt: int, stage: str, weight: float) -> Path:
+def image_path(folder: Path, prompt: int, stage: str, weight: float) -> Path:
     return folder / f"row-{prompt}-{stage or 'base'}-{weight:g}.png"
 
 
@@ -44,8 +44,8 @@ def drawing_request(
         problems.append(f"guidance_scale is {guidance}, it must be a number from 0 to 50")
     if not is_whole(side, 8, 4096) or side % 8:
         problems.append(f"side is {side}, it must be a multiple of 8 up to 4096")
-    if len(lines) * (1 + len(chosen or ()) * len(numbers)) > MOST_PICTURES:
-        problems.append(f"these are more than {MOST_PICTURES} pictures: ask for fewer")
+    if len(lines) * (1 + len(chosen or ()) * len(numbers)) > MOST_IMAGES:
+        problems.append(f"these are more than {MOST_IMAGES} pictures: ask for fewer")
     if problems:
         raise ConfigError("; ".join(problems), problems)
     return {

@@ -133,24 +133,22 @@ def plots(language: str, history: History) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def gallery(
-    language: str, pictures: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int
-) -> str:
+def gallery(language: str, images: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int) -> str:
     """A row for each prompt and seed, a column for each of the last steps, the newest first."""
-    if not pictures:
+    if not images:
         return f'<p class="empty">{escape(say(language, "No samples yet. Give sample prompts before training."))}</p>'
-    steps = sorted({step for by_step in pictures.values() for step in by_step}, reverse=True)[:SHOWN_SAMPLE_STEPS]
+    steps = sorted({step for by_step in images.values() for step in by_step}, reverse=True)[:SHOWN_SAMPLE_STEPS]
     head = "".join(f"<th>{escape(say(language, 'step {step}', step=step))}</th>" for step in steps)
     rows = []
-    for (prompt, image), by_step in pictures.items():
+    for (prompt, image), by_step in images.items():
         name = prompts[prompt] if prompt < len(prompts) else str(prompt)
-        cells = "".join(f"<td>{picture(by_step.get(step), f'{name}, {step}')}</td>" for step in steps)
+        cells = "".join(f"<td>{image_html(by_step.get(step), f'{name}, {step}')}</td>" for step in steps)
         label = f"{escape(name)}<small>{escape(say(language, 'seed {seed}', seed=seed + image))}</small>"
         rows.append(f"<tr><th>{label}</th>{cells}</tr>")
     return f'<div class="wide"><table class="grid"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def picture(path: Path | None, words: str = "") -> str:
+def image_html(path: Path | None, words: str = "") -> str:
     """The picture itself in the page, so that no file has to be served."""
     try:
         data = thumbnail(path, path.stat().st_mtime_ns) if path is not None else ""

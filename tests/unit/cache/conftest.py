@@ -1,3 +1,3 @@
 """Pictures that several of these tests share."""
 
-from tests.helpers.caches import pictures  # noqa: F401
+from tests.helpers.caches import images  # noqa: F401

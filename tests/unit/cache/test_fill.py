@@ -18,39 +18,39 @@ from sdxl_lora.training import model
 from tests.helpers.caches import fill, records
 
 
-def test_records_are_what_the_encoders_give(tmp_path, tiny_base, pictures):
-    latents, texts = fill(tmp_path, tiny_base, pictures, num_workers=1)
+def test_records_are_what_the_encoders_give(tmp_path, tiny_base, images):
+    latents, texts = fill(tmp_path, tiny_base, images, num_workers=1)
     vae, (tokenizers, encoders) = load_vae(Base(str(tiny_base))), load_text_parts(Base(str(tiny_base)), torch.float32)
-    for index, example in enumerate(pictures.examples):
+    for index, example in enumerate(images.examples):
         for flip in (False, True):
-            picture, record = pictures.load(index, flip), latents.read(index, flip)
+            image, record = images.load(index, flip), latents.read(index, flip)
             with torch.no_grad():
-                posterior = vae.encode(picture["pixels"][None]).latent_dist
+                posterior = vae.encode(image["pixels"][None]).latent_dist
             torch.testing.assert_close(record["mean"], posterior.mean[0] * vae.config.scaling_factor)
             torch.testing.assert_close(record["std"], posterior.std[0] * vae.config.scaling_factor)
-            assert torch.equal(record["original_size"], picture["original_size"])
+            assert torch.equal(record["original_size"], image["original_size"])
         embeds, pooled = encode_prompts([example.caption], tokenizers, encoders)
         record = texts.read(example.caption)
         torch.testing.assert_close((record["prompt_embeds"], record["pooled_embeds"]), (embeds[0], pooled[0]))
     assert texts.read("")["prompt_embeds"].shape == (77, 24 + 32)
 
 
-def test_a_second_run_encodes_nothing_and_a_changed_caption_only_itself(tmp_path, tiny_base, pictures):
-    fill(tmp_path, tiny_base, pictures)
+def test_a_second_run_encodes_nothing_and_a_changed_caption_only_itself(tmp_path, tiny_base, images):
+    fill(tmp_path, tiny_base, images)
     before = records(tmp_path)
     assert len(before) == 4 * 2 + 4 + 1
-    fill(tmp_path, tiny_base, pictures)
+    fill(tmp_path, tiny_base, images)
     assert records(tmp_path) == before
-    object.__setattr__(pictures.examples[1], "caption", "another caption")
-    fill(tmp_path, tiny_base, pictures)
+    object.__setattr__(images.examples[1], "caption", "another caption")
+    fill(tmp_path, tiny_base, images)
     after = records(tmp_path)
     assert len(after) == len(before) + 1 and before.items() <= after.items()
 
 
-def test_two_workers_fill_what_one_does(tmp_path, tiny_base, pictures):
-    fill(tmp_path / "one", tiny_base, pictures)
+def test_two_workers_fill_what_one_does(tmp_path, tiny_base, images):
+    fill(tmp_path / "one", tiny_base, images)
     for rank, filled in ((0, 4 + 3), (1, 8 + 5)):  # of 8 pictures and mirrored ones and 5 prompts
-        fill(tmp_path / "two", tiny_base, pictures, workers=Workers(rank, 2))
+        fill(tmp_path / "two", tiny_base, images, workers=Workers(rank, 2))
         assert len(records(tmp_path / "two")) == filled, "each does its share alone"
     one, two = ({path.relative_to(folder): read_record(path) for path in records(folder)} for folder in
                 (tmp_path / "one", tmp_path / "two"))  # fmt: skip
@@ -60,13 +60,13 @@ def test_two_workers_fill_what_one_does(tmp_path, tiny_base, pictures):
             assert torch.equal(two[path][name], tensor)
 
 
-def test_other_weights_have_other_records(tmp_path, tiny_base, pictures):
+def test_other_weights_have_other_records(tmp_path, tiny_base, images):
     vae = load_vae(Base(str(tiny_base)))
     first = weights_key(vae)
     with torch.no_grad():
         vae.encoder.conv_in.weight[0, 0, 0, 0] += 1e-3
     assert weights_key(vae) != first != weights_key(vae.to(torch.bfloat16))
-    assert LatentCache(tmp_path, pictures, first).path(0, False) != LatentCache(tmp_path, pictures, "x").path(0, False)
+    assert LatentCache(tmp_path, images, first).path(0, False) != LatentCache(tmp_path, images, "x").path(0, False)
 
 
 def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_base, captioned_photographs, monkeypatch):

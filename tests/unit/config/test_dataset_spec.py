@@ -88,11 +88,11 @@ def test_turns_are_shared_as_the_weights_are():
     repeats = repeats_of(entries, counts)
     assert repeats == [1, 45, 10]
     assert repeats_of([DatasetEntry("a", repeats=0.1), DatasetEntry("b")], [5, 6]) == [Fraction(1, 10), 1]
-    of_picture = [repeat for repeat, count in zip(repeats, counts, strict=True) for _ in range(count)]
+    of_image = [repeat for repeat, count in zip(repeats, counts, strict=True) for _ in range(count)]
     dataset = [number for number, count in enumerate(counts) for _ in range(count)]
-    buckets = [(64, 64 + 8 * (picture % 3)) for picture in range(70)]
+    buckets = [(64, 64 + 8 * (image % 3)) for image in range(70)]
     for seed in range(3):
-        batches = BucketSampler(buckets, 4, seed, None, of_picture)
+        batches = BucketSampler(buckets, 4, seed, None, of_image)
         rows = batches.from_step(0)
         seen = Counter(dataset[sample.example] for _ in range(600) for sample in next(rows)[1])
         shares = [seen[number] / 2400 for number in range(3)]

@@ -32,10 +32,10 @@ def ramps(tmp_path):
 
 def test_time_ids_reproduce_the_crop(ramps):
     """Resizing the original and cutting at crop_top_left, as the time ids say, gives the trained pixels."""
-    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
+    images = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
     for index in range(3):
-        record = pictures.load(index)
-        ids = time_ids(record["original_size"], record["crop_top_left"], pictures.examples[index].target_size)[0]
+        record = images.load(index)
+        ids = time_ids(record["original_size"], record["crop_top_left"], images.examples[index].target_size)[0]
         height, width, top, left, target_height, target_width = (int(value) for value in ids)
         with Image.open(ramps / f"{index}.png") as original:
             assert original.size == (width, height)
@@ -47,32 +47,32 @@ def test_time_ids_reproduce_the_crop(ramps):
 
 
 def test_prepared_pictures_are_trained_as_they_are(tmp_path):
-    picture = ramp(96, 64)
-    picture.save(tmp_path / "a.png")
+    image = ramp(96, 64)
+    image.save(tmp_path / "a.png")
     columns = {
         "image": [str(tmp_path / "a.png")],
         "text": ["a ramp"],
         "original_size": [[640, 960]],
         "crop_top_left": [[0, 7]],
     }
-    pictures = ImageDataset(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()), resolution=512)
-    record = pictures.load(0)
-    assert pictures.examples[0].target_size == (64, 96)
+    images = ImageDataset(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()), resolution=512)
+    record = images.load(0)
+    assert images.examples[0].target_size == (64, 96)
     assert record["pixels"].shape == (3, 64, 96)
     assert (record["original_size"].tolist(), record["crop_top_left"].tolist()) == ([640, 960], [0, 7])
 
 
 def test_random_crop_is_the_same_in_every_epoch_and_changes_with_the_seed(ramps):
     def crops(seed):
-        pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=seed)
-        return [pictures.load(index)["crop_top_left"].tolist() for index in range(3)]
+        images = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=seed)
+        return [images.load(index)["crop_top_left"].tolist() for index in range(3)]
 
     assert crops(1) == crops(1) != crops(2)
 
 
 def test_mirrored_picture_tells_of_the_mirrored_crop(ramps):
-    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
-    plain, mirrored = pictures.load(0), pictures.load(0, flip=True)
+    images = ImageDataset(open_dataset(str(ramps)), resolution=64, center_crop=False, seed=5)
+    plain, mirrored = images.load(0), images.load(0, flip=True)
     assert torch.equal(mirrored["pixels"], plain["pixels"].flip(2))
     (top, left), (mirrored_top, mirrored_left) = plain["crop_top_left"].tolist(), mirrored["crop_top_left"].tolist()
     assert mirrored_top == top and left + 64 + mirrored_left == 128  # the resized picture is 128 wide
@@ -159,9 +159,9 @@ def test_empty_captions_are_counted(ramps):
 def test_truncated_picture_is_named_when_it_is_read(ramps):
     data = (ramps / "0.png").read_bytes()
     (ramps / "0.png").write_bytes(data[: len(data) // 2])
-    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64)
+    images = ImageDataset(open_dataset(str(ramps)), resolution=64)
     with pytest.raises(DataError, match=r"0\.png: truncated PNG"):
-        pictures.load(0)
+        images.load(0)
 
 
 @pytest.fixture
@@ -182,14 +182,14 @@ def masked(ramps):
 
 
 def test_a_mask_is_cut_and_mirrored_like_its_picture(masked):
-    pictures = ImageDataset(masked, resolution=64, masked=True)
+    images = ImageDataset(masked, resolution=64, masked=True)
     right = torch.zeros(1, 64, 64)
     right[:, :, 32:] = 1
     for flip, expected in ((False, right), (True, right.flip(2))):
-        mask = pictures.load(0, flip)["mask"]
+        mask = images.load(0, flip)["mask"]
         assert (mask - expected).abs().max() <= 0.6 and (mask - expected).abs().mean() < 0.02  # Lanczos at the edge
-    assert torch.equal(pictures.load(1)["mask"], torch.ones(1, 64, 64))
-    assert [example.is_class_image for example in pictures.examples] == [False, True]
+    assert torch.equal(images.load(1)["mask"], torch.ones(1, 64, 64))
+    assert [example.is_class_image for example in images.examples] == [False, True]
 
 
 def test_masks_change_the_key_only_where_they_count(masked, ramps):
@@ -231,16 +231,16 @@ def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
     tiff, png = io.BytesIO(), io.BytesIO()
     ramp(64, 64).save(tiff, "TIFF")
     ramp(64, 64).save(png, "PNG")
-    pictures = [{"bytes": stream.getvalue(), "path": None} for stream in (tiff, png)]
-    columns = {"image": pictures, "text": ["a", "b"], "original_size": [[64, 64]] * 2, "crop_top_left": [[0, 0]] * 2}
+    images = [{"bytes": stream.getvalue(), "path": None} for stream in (tiff, png)]
+    columns = {"image": images, "text": ["a", "b"], "original_size": [[64, 64]] * 2, "crop_top_left": [[0, 0]] * 2}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     with pytest.raises(DataError, match="picture 0: unsupported format TIFF"):
         ImageDataset(dataset, resolution=64)
-    beside = datasets.Dataset.from_dict({"image": pictures[1:], "text": ["b"], "other": pictures[:1]})
+    beside = datasets.Dataset.from_dict({"image": images[1:], "text": ["b"], "other": images[:1]})
     for name in ("image", "other"):
         beside = beside.cast_column(name, datasets.Image())
     assert ImageDataset(beside, resolution=64).load(0)["pixels"].shape == (3, 64, 64)
-    lists = datasets.Dataset.from_dict({"image": pictures[1:], "text": [[png.getvalue()]]})
+    lists = datasets.Dataset.from_dict({"image": images[1:], "text": [[png.getvalue()]]})
     lists = lists.cast(datasets.Features(image=datasets.Image(), text=datasets.List(datasets.Image())))
     with pytest.raises(DataError, match="the column text holds lists of pictures"):
         ImageDataset(lists, resolution=64)
@@ -248,20 +248,20 @@ def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
 
 
 def test_a_picture_that_changes_during_a_run_is_named_and_one_that_is_only_touched_is_used(ramps):
-    pictures = ImageDataset(open_dataset(str(ramps)), resolution=64)
+    images = ImageDataset(open_dataset(str(ramps)), resolution=64)
     os.utime(ramps / "0.png", (1, 1))
-    before = pictures.load(0)["pixels"]
+    before = images.load(0)["pixels"]
     ramp(120, 64).save(ramps / "0.png")
     with pytest.raises(DataError, match=r"0\.png or its mask has changed since the run began"):
-        pictures.load(0)
+        images.load(0)
     assert not torch.equal(ImageDataset(open_dataset(str(ramps)), resolution=64).load(0)["pixels"], before)
 
 
 def test_a_mask_that_changes_during_a_run_is_named(masked, ramps):
-    pictures = ImageDataset(masked, resolution=64, masked=True)
+    images = ImageDataset(masked, resolution=64, masked=True)
     Image.new("L", (200, 100), 255).save(ramps / "masks" / "0.png")
     with pytest.raises(DataError, match="has changed since the run began"):
-        pictures.load(0)
+        images.load(0)
 
 
 def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):

@@ -18,7 +18,7 @@ from sdxl_lora.errors import DataError
 from tests.helpers.preparing import noise, preprocess, rows_of
 
 
-def picture(path, seed=0):
+def image(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(seed=seed).save(path)
 
@@ -27,14 +27,14 @@ def opened(folder, **settings):
     """Pictures' names relative to the folder with their captions, and all that was said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pictures = ImageDataset(open_dataset(str(folder)), resolution=64, **settings)
-    examples = {Path(e.name).relative_to(folder).as_posix(): e.caption for e in pictures.examples}
+        images = ImageDataset(open_dataset(str(folder)), resolution=64, **settings)
+    examples = {Path(e.name).relative_to(folder).as_posix(): e.caption for e in images.examples}
     return examples, " ".join(str(warning.message) for warning in caught)
 
 
 def shard(path, **columns):
     png = path.with_name("one.png")
-    picture(png)
+    image(png)
     row = {"image": {"bytes": png.read_bytes(), "path": "0.png"}, "text": "a cat", **columns}
     png.unlink()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
@@ -42,7 +42,7 @@ def shard(path, **columns):
 
 def test_what_is_not_used_is_named(tmp_path):
     for name in ("a.png", ".hidden.png", "@eaDir/x.png", "a-masklabel.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     for name in ("a.txt", "orphan.txt", "b.heic", "film.mp4"):
         (tmp_path / name).write_text("words")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -55,7 +55,7 @@ def test_what_is_not_used_is_named(tmp_path):
 def test_preprocess_and_trainer_find_the_same_captions(tmp_path):
     raw = tmp_path / "raw"
     for seed, name in enumerate(["a.png", "B.png", "c/d.png", "2_sks cat/e.png", "f.png", "2023_x/g.png", "h.png"]):
-        picture(raw / name, seed)
+        image(raw / name, seed)
     (raw / "a.caption").write_text("of a")
     (raw / "b.TXT").write_text("of b")
     (raw / "c" / "captions.csv").write_text("file,caption\nd.png,of d\n")
@@ -69,11 +69,11 @@ def test_preprocess_and_trainer_find_the_same_captions(tmp_path):
 
 
 def test_repeats_of_a_folder_are_turns_in_the_epoch(tmp_path):
-    picture(tmp_path / "3_sks cat" / "a.png")
-    picture(tmp_path / "b.png", 1)
-    pictures = ImageDataset(open_dataset(str(tmp_path)), resolution=64)
-    assert [example.repeats for example in pictures.examples] == [3, 1]
-    joined = ConcatDataset([pictures], [DatasetEntry("a", repeats=2)])
+    image(tmp_path / "3_sks cat" / "a.png")
+    image(tmp_path / "b.png", 1)
+    images = ImageDataset(open_dataset(str(tmp_path)), resolution=64)
+    assert [example.repeats for example in images.examples] == [3, 1]
+    joined = ConcatDataset([images], [DatasetEntry("a", repeats=2)])
     assert [example.repeats for example in joined.examples] == [6, 2]
 
 
@@ -90,7 +90,7 @@ def test_repeats_of_a_folder_are_turns_in_the_epoch(tmp_path):
 def test_names_are_names_and_neither_splits_nor_patterns(names, tmp_path):
     folder = tmp_path / "data [train] *"
     for seed, name in enumerate(names):
-        picture(folder / name, seed)
+        image(folder / name, seed)
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": n, "text": n}) for n in names))
     assert opened(folder)[0] == {name: name for name in names}
 
@@ -98,7 +98,7 @@ def test_names_are_names_and_neither_splits_nor_patterns(names, tmp_path):
 def test_metadata_keep_their_order_their_lines_and_their_words_as_datasets_has_them(tmp_path):
     names = ["b.png", "sub/a.png", "a.png", "b.png"]
     for seed, name in enumerate(names[:3]):
-        picture(tmp_path / name, seed)
+        image(tmp_path / name, seed)
     lines = [{"file_name": name, "text": f" of\n {name}", "rating": number} for number, name in enumerate(names)]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=tmp_path / ".hf")
@@ -111,7 +111,7 @@ def test_metadata_keep_their_order_their_lines_and_their_words_as_datasets_has_t
 def test_a_prepared_dataset_gives_the_examples_that_datasets_gives(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for seed, name in enumerate(["a.png", "2_x/b.png", "c.png"]):
-        picture(raw / name, seed)
+        image(raw / name, seed)
     (raw / "masks").mkdir()
     half = Image.new("L", (96, 80))
     half.paste(255, (0, 0, 96, 40))
@@ -134,7 +134,7 @@ def test_a_prepared_dataset_gives_the_examples_that_datasets_gives(tmp_path):
 
 
 def test_metadata_that_name_what_is_not_there_stop_the_run(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "a.png", "text": "a"}\n{"file_name": "x.png", "text": "x"}\n'
     )
@@ -144,7 +144,7 @@ def test_metadata_that_name_what_is_not_there_stop_the_run(tmp_path):
 
 def test_pictures_that_metadata_do_not_name_are_used_too(tmp_path):
     for seed, name in enumerate("abc"):
-        picture(tmp_path / f"{name}.png", seed)
+        image(tmp_path / f"{name}.png", seed)
     (tmp_path / "b.txt").write_text("a dog")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}\n')
     examples, said = opened(tmp_path)
@@ -152,7 +152,7 @@ def test_pictures_that_metadata_do_not_name_are_used_too(tmp_path):
 
 
 def test_captions_in_a_column_of_another_name_are_asked_for(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "blurb": "a cat"}\n')
     with pytest.raises(DataError, match=r"no column text; its columns are .*blurb"):
         opened(tmp_path)
@@ -170,7 +170,7 @@ def test_files_beside_shards_are_named(other, tmp_path):
 
 
 def test_tables_of_numbers_are_no_shards(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "stats.parquet")
     examples, said = opened(tmp_path)
     assert list(examples) == ["a.png"] and "stats.parquet" in said
@@ -224,7 +224,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_saved_splits_are_opened_at_train_and_others_named(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     one = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")], "text": ["a"]})
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "two")
     with pytest.warns(UserWarning, match="test: other splits"):
@@ -264,8 +264,8 @@ def test_a_trigger_word_that_is_a_list_is_refused(tmp_path):
 
 
 def test_folders_called_like_splits_are_used_with_a_word(tmp_path):
-    picture(tmp_path / "train" / "a.png")
-    picture(tmp_path / "test" / "b.png", 1)
+    image(tmp_path / "train" / "a.png")
+    image(tmp_path / "test" / "b.png", 1)
     examples, said = opened(tmp_path)
     assert list(examples) == ["test/b.png", "train/a.png"] and "test: used too" in said
 

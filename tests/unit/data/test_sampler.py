@@ -14,18 +14,18 @@ from sdxl_lora.rng import SampleKey, keyed_seed
 CASES = [(13, 4, 10, 2), (4, 8, 3, 1), (4, 8, 1, 2), (7, 1, 2, 3), (1, 16, 5, 1), (100, 6, 3, 7), (3, 2, 50, 3)]
 
 
-def buckets_of(pictures, kinds):
+def buckets_of(images, kinds):
     chance = random.Random(0)
-    return [(64, 64 + 8 * chance.randrange(kinds)) for _ in range(pictures)]
+    return [(64, 64 + 8 * chance.randrange(kinds)) for _ in range(images)]
 
 
-@pytest.mark.parametrize("pictures, images_per_step, epochs, kinds", CASES)
-def test_every_picture_is_seen_once_in_each_pass(pictures, images_per_step, epochs, kinds):
-    buckets = buckets_of(pictures, kinds)
+@pytest.mark.parametrize("images, images_per_step, epochs, kinds", CASES)
+def test_every_picture_is_seen_once_in_each_pass(images, images_per_step, epochs, kinds):
+    buckets = buckets_of(images, kinds)
     batches = BucketSampler(buckets, images_per_step, seed=3, num_epochs=epochs)
     steps = [samples for _, samples in batches.from_step(0)]
     seen = Counter(sample for samples in steps for sample in samples)
-    assert seen == Counter(SampleKey(example, epoch) for example in range(pictures) for epoch in range(epochs))
+    assert seen == Counter(SampleKey(example, epoch) for example in range(images) for epoch in range(epochs))
     for samples in steps:
         assert 1 <= len(samples) <= images_per_step
         assert len({buckets[sample.example] for sample in samples}) == 1
@@ -34,12 +34,12 @@ def test_every_picture_is_seen_once_in_each_pass(pictures, images_per_step, epoc
     assert len(steps) == batches.first_step(epochs)
 
 
-@pytest.mark.parametrize("pictures, images_per_step, epochs, kinds", CASES)
-def test_starting_at_any_step_gives_the_same_rest(pictures, images_per_step, epochs, kinds):
-    batches = BucketSampler(buckets_of(pictures, kinds), images_per_step, seed=3, num_epochs=epochs)
+@pytest.mark.parametrize("images, images_per_step, epochs, kinds", CASES)
+def test_starting_at_any_step_gives_the_same_rest(images, images_per_step, epochs, kinds):
+    batches = BucketSampler(buckets_of(images, kinds), images_per_step, seed=3, num_epochs=epochs)
     steps = list(batches.from_step(0))
     for first in range(len(steps) + 1):
-        fresh = BucketSampler(buckets_of(pictures, kinds), images_per_step, seed=3, num_epochs=epochs)
+        fresh = BucketSampler(buckets_of(images, kinds), images_per_step, seed=3, num_epochs=epochs)
         assert list(fresh.from_step(first)) == steps[first:]
     assert [batches.epoch_of(step) for step in range(len(steps))] == [epoch for epoch, _ in steps]
     assert batches.epoch_of(len(steps)) == epochs

@@ -24,7 +24,7 @@ def test_no_source_is_on_both_sides():
         )
         seen = [sample.example for _, samples in batches.from_step(0) for sample in samples]
         assert out.isdisjoint(seen) and sorted(seen) == sorted(3 * [i for i in range(30) if i not in out])
-        assert batches.pictures == 24
+        assert batches.images == 24
     classes = {"source 1", "source 2"}
     out = held_out(examples_of(sources, classes), 0.9, 0)
     assert {sources[i] for i in out}.isdisjoint(classes)

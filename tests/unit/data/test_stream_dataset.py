@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 
 from sdxl_lora.data.image_dataset import ImageDataset
-from tests.helpers.streams import PICTURES, batches_of, steps_of
+from tests.helpers.streams import IMAGES, batches_of, steps_of
 
 
 def test_every_picture_comes_once_in_each_pass_in_micro_batches_of_one_size(shards):
     steps = steps_of(batches_of(shards, micro_steps=2), 0, 10)
     assert all(step[0][2] == step[1][2] and step[2][2] == step[3][2] for step in steps)
     seen = Counter(sample[:2] for step in steps for sample in step)
-    assert sum(epoch == 0 for _, epoch in seen) == PICTURES and set(seen.values()) == {1}
+    assert sum(epoch == 0 for _, epoch in seen) == IMAGES and set(seen.values()) == {1}
 
 
 @pytest.mark.parametrize("kind, block_size", [("shards", 1), ("shards", 6), ("shards", 256), ("tars", 6)])
@@ -55,9 +55,9 @@ def test_processes_share_out_a_pass(shards, world_size):
 def test_pictures_of_the_next_steps_are_read_and_decoded_while_one_is_trained_on(shards, monkeypatch):
     loaded, load = [], ImageDataset.load
 
-    def noting(self, *of_picture):
+    def noting(self, *of_image):
         loaded.append(self.examples[0].caption)
-        return load(self, *of_picture)
+        return load(self, *of_image)
 
     monkeypatch.setattr(ImageDataset, "load", noting)
     batches = batches_of(shards)

@@ -10,7 +10,7 @@ import pytest
 from sdxl_lora.data.stream_reader import Place, open_stream, plain_row, shuffled_rows
 from sdxl_lora.errors import ConfigError, DataError
 from tests.helpers.configs import flat_train_config
-from tests.helpers.streams import PICTURES, batches_of, png, steps_of
+from tests.helpers.streams import IMAGES, batches_of, png, steps_of
 
 
 def captions_of(folder, block_size, number, seed=0):
@@ -21,18 +21,18 @@ def captions_of(folder, block_size, number, seed=0):
 
 @pytest.mark.parametrize("block_size", [1, 6, 256])
 def test_blocks_are_shuffled_and_each_pass_brings_every_picture_once(shards, block_size):
-    stored = captions_of(shards, 1, 3 * PICTURES)
-    assert stored[:PICTURES] == [f"picture {number}" for number in range(PICTURES)]
-    shuffled = captions_of(shards, block_size, 3 * PICTURES)
-    for start in range(0, 3 * PICTURES, PICTURES):
-        for block in range(start, start + PICTURES, block_size):
-            end = min(block + block_size, start + PICTURES)
+    stored = captions_of(shards, 1, 3 * IMAGES)
+    assert stored[:IMAGES] == [f"picture {number}" for number in range(IMAGES)]
+    shuffled = captions_of(shards, block_size, 3 * IMAGES)
+    for start in range(0, 3 * IMAGES, IMAGES):
+        for block in range(start, start + IMAGES, block_size):
+            end = min(block + block_size, start + IMAGES)
             assert sorted(shuffled[block:end]) == sorted(stored[block:end])
     assert (shuffled == stored) == (block_size == 1)
-    assert shuffled == captions_of(shards, block_size, 3 * PICTURES)
+    assert shuffled == captions_of(shards, block_size, 3 * IMAGES)
     if block_size > 1:
-        orders = [shuffled[start : start + PICTURES] for start in range(0, 3 * PICTURES, PICTURES)]
-        assert orders[0] != orders[1] != orders[2] != captions_of(shards, block_size, PICTURES, seed=1) != orders[0]
+        orders = [shuffled[start : start + IMAGES] for start in range(0, 3 * IMAGES, IMAGES)]
+        assert orders[0] != orders[1] != orders[2] != captions_of(shards, block_size, IMAGES, seed=1) != orders[0]
 
 
 def test_files_beside_a_stream_are_named(tars, tmp_path):

@@ -27,9 +27,9 @@ def test_a_webdataset_may_mix_endings_and_leave_captions_to_its_json(tmp_path):
     pairs_of_all = [("a.png", "a.txt"), ("b.PNG", "b.json"), ("c.jpg", "c.caption"), ("d.jfif", "d.txt")]
     for number, pairs in enumerate((pairs_of_all[:3], pairs_of_all[3:])):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
-            for picture, caption in pairs:
-                words = f"of {picture[0]}"
-                add_to_tar(tar, picture, png(64, 64, ord(picture[0])))
+            for image, caption in pairs:
+                words = f"of {image[0]}"
+                add_to_tar(tar, image, png(64, 64, ord(image[0])))
                 add_to_tar(tar, caption, (json.dumps({"caption": words}) if "json" in caption else words).encode())
     rows = [plain_row(row, "image", "text") for row in open_stream(str(tmp_path), None)]
     assert [row["text"] for row in rows] == ["of a", "of b", "of c", "of d"]

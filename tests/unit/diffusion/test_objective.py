@@ -131,11 +131,11 @@ def test_snr_is_diffusers():
 
 def test_weights_make_epsilon_and_v_the_same_loss(sample):
     """A picture's error is the same whichever of the two a UNet predicts, and so is the weighted loss."""
-    picture = 0.9 * sample["latents"]  # the picture that both predict
+    image = 0.9 * sample["latents"]  # the picture that both predict
     signal, sigma = signal_and_noise(sample["timesteps"])
     noisy = signal * sample["latents"] + sigma * sample["noise"]
-    implied_noise = (noisy - signal * picture) / sigma
-    predictions = {"epsilon": implied_noise, "v_prediction": signal * implied_noise - sigma * picture}
+    implied_noise = (noisy - signal * image) / sigma
+    predictions = {"epsilon": implied_noise, "v_prediction": signal * implied_noise - sigma * image}
     for objective in (ObjectiveConfig(snr_gamma=5.0), ObjectiveConfig(debiased_estimation=True)):
         losses = [
             noise_prediction_loss(

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from examples.shapes import stage
 from examples.shapes.concepts import CONCEPTS, concept_scenes, draw_object, draw_style, write_concept
-from examples.shapes.learning import write_pictures
+from examples.shapes.learning import write_images
 from examples.shapes.models import build_tokenizer
 from examples.shapes.pool import FRAMES, conditioned_scene, odd_scene
 from examples.shapes.quality import BASE, base_quality, load_base
@@ -18,21 +18,21 @@ from examples.shapes.scorer import read
 from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, caption, combinations, draw, random_scene
 
 SOFT = {
-    "drawn": lambda picture, rng: picture,
-    "blurred": lambda picture, rng: picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1))),
-    "noisy": lambda picture, rng: _noisy(picture, rng),
-    "jpeg": lambda picture, rng: _jpeg(picture, quality=rng.randint(70, 90)),
+    "drawn": lambda image, rng: image,
+    "blurred": lambda image, rng: image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.1))),
+    "noisy": lambda image, rng: _noisy(image, rng),
+    "jpeg": lambda image, rng: _jpeg(image, quality=rng.randint(70, 90)),
 }
 
 
-def _noisy(picture, rng):
-    noise = np.random.default_rng(rng.randint(0, 10**6)).normal(0, 10, (picture.height, picture.width, 3))
-    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype("uint8"))
+def _noisy(image, rng):
+    noise = np.random.default_rng(rng.randint(0, 10**6)).normal(0, 10, (image.height, image.width, 3))
+    return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype("uint8"))
 
 
-def _jpeg(picture, quality):
+def _jpeg(image, quality):
     packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=quality, subsampling=0)
+    image.save(packed, "JPEG", quality=quality, subsampling=0)
     return Image.open(packed).convert("RGB")
 
 
@@ -72,8 +72,8 @@ def test_captions_name_colour_and_background():
 def test_a_crop_of_a_conditioned_scene_starts_inside_the_resized_picture():
     rng = random.Random(2)
     for _ in range(200):
-        _, picture, (original_height, original_width, y, x) = conditioned_scene(rng, 80, 48)
-        assert picture.size == (80, 48)
+        _, image, (original_height, original_width, y, x) = conditioned_scene(rng, 80, 48)
+        assert image.size == (80, 48)
         scale = max(original_height / (48 + y), original_width / (80 + x))
         assert scale > 0.35 and 0 <= y <= 16 and 0 <= x <= 16
 
@@ -97,8 +97,8 @@ def test_scorer_reads_concepts(concept, kind):
     rng = random.Random(f"{concept} {kind}")
     right = []
     for scene in concept_scenes(concept, 140, seed=9):
-        picture = draw_object(scene) if concept == "object" else draw_style(scene)
-        reading = read(SOFT[kind](picture, rng))
+        image = draw_object(scene) if concept == "object" else draw_style(scene)
+        reading = read(SOFT[kind](image, rng))
         named = (reading.colour, reading.background) == (scene.colour, scene.background)
         shown = reading.is_object() if concept == "object" else reading.is_style() and reading.shape == scene.shape
         right.append(named and shown)
@@ -109,7 +109,7 @@ def test_scorer_reads_concepts(concept, kind):
 def test_shapes_without_a_name_are_not_the_object_concept():
     rng = random.Random(6)
     scenes = [odd_scene(rng, 64, 64) for _ in range(150)]
-    assert np.mean([read(picture).is_object() for _, picture, _ in scenes]) <= 0.02  # 4 of 1000 when measured
+    assert np.mean([read(image).is_object() for _, image, _ in scenes]) <= 0.02  # 4 of 1000 when measured
     assert all(scene.colour in caption(scene, rng) and "odd" not in caption(scene, rng) for scene, _, _ in scenes)
 
 
@@ -121,9 +121,9 @@ def test_scorer_reads_nothing_into_flat_pictures_and_noise():
 
 
 def test_scorer_reads_nothing_into_a_faint_patch_beside_a_strong_spot():
-    picture = np.full((64, 64, 3), 250, np.uint8)
-    picture[20:44, 10:34], picture[4:12, 50:58] = 190, (200, 30, 30)
-    reading = read(picture)
+    image = np.full((64, 64, 3), 250, np.uint8)
+    image[20:44, 10:34], image[4:12, 50:58] = 190, (200, 30, 30)
+    reading = read(image)
     assert (reading.shape, reading.colour, reading.background) == ("none", "none", "white")
 
 
@@ -146,7 +146,7 @@ def test_concept_folder_has_a_caption_beside_every_picture(tmp_path):
 
 
 def test_class_pictures_of_a_style_show_its_combinations_as_often_as_its_own_do(tmp_path):
-    write_pictures(tmp_path, "style", repeats=2, class_pictures=3)
+    write_images(tmp_path, "style", repeats=2, class_images=3)
     captions = [path.read_text() for path in (tmp_path / "class").glob("*.txt")]
     style = [path.read_text() for path in (tmp_path / "raw" / "2_style").glob("*.txt")]
     assert len(style) == 20 and len(captions) == 3 + 2 * 20

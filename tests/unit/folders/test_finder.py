@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdxl_lora.errors import ConfigError, DataError
-from sdxl_lora.folders.finder import find_pictures
+from sdxl_lora.folders.finder import find_images
 from sdxl_lora.folders.folder_names import MOST_REPEATS, read_folder_name
 
 WORDS = "a cat on a mat"
@@ -68,14 +68,14 @@ def test_repeats_are_read_from_names_and_years_dates_cameras_and_numbering_are_n
 def test_repeats_beyond_reason_are_refused_with_a_remedy(name, tmp_path):
     folder_of(tmp_path, f"{name}/a.png")
     with pytest.raises(DataError, match=rf"{name} asks for \d+ repeats.*call it '"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_repeats_of_many_pictures_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("sdxl_lora.folders.finder.MOST_ROWS", 100)
     folder_of(tmp_path, *(f"60_x/{number}.png" for number in range(2)))
     with pytest.raises(DataError, match=r"2 pictures are 120 by the repeats.*60_x"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -88,17 +88,17 @@ def test_repeats_of_many_pictures_are_refused_before_they_fill_the_memory(tmp_pa
     ],
 )  # fmt: skip
 def test_rubbish_is_named_and_not_used(place, tmp_path):
-    found = find_pictures(folder_of(tmp_path, "a.png", f"{place}"))
+    found = find_images(folder_of(tmp_path, "a.png", f"{place}"))
     assert names(found) == ["a.png"]
     assert place.split("/")[0] in {name.rstrip("/") for name in (*found.left_out, *found.other_files)}
 
 
 def test_a_training_below_its_pictures_adds_none(tmp_path):
     folder_of(tmp_path, "a.png", "run/events.jsonl", "run/status.json", "run/samples/grid.png", "run/x/y.png")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert names(found) == ["a.png"] and "training" in found.other_files["run/"]
     folder_of(tmp_path, "events.jsonl", "status.json", "samples/grid.png", "checkpoint-5/x.png")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert names(found) == ["a.png"] and {"samples/", "checkpoint-5/"} <= set(found.other_files)
 
 
@@ -130,22 +130,22 @@ def test_a_training_below_its_pictures_adds_none(tmp_path):
 def test_captions_of_other_tools_are_read(file, content, tmp_path):
     folder_of(tmp_path, "a.png")
     (tmp_path / file).write_text(content, encoding="utf-8")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert found.sources[0].caption in (WORDS, "a cat, on a mat") and found.sources[0].caption_from == file
 
 
-@pytest.mark.parametrize("picture, caption", [("NFD", "NFC"), ("NFC", "NFD")])
-def test_accents_may_be_spelled_in_two_ways(picture, caption, tmp_path):
-    folder_of(tmp_path, unicodedata.normalize(picture, "é.png"))
+@pytest.mark.parametrize("image, caption", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_may_be_spelled_in_two_ways(image, caption, tmp_path):
+    folder_of(tmp_path, unicodedata.normalize(image, "é.png"))
     (tmp_path / unicodedata.normalize(caption, "é.txt")).write_text(WORDS)
-    assert find_pictures(tmp_path).sources[0].caption == WORDS
+    assert find_images(tmp_path).sources[0].caption == WORDS
 
 
 def test_an_exact_name_goes_before_one_that_is_alike(tmp_path):
     folder_of(tmp_path, "IMG_1.png", "img_1.png", IMG_1__txt="large", img_1__txt="small")
     if len(list(tmp_path.iterdir())) < 4:
         pytest.skip("a file system that takes both names for one")
-    assert {s.name: s.caption for s in find_pictures(tmp_path).sources} == {"IMG_1.png": "large", "img_1.png": "small"}
+    assert {s.name: s.caption for s in find_images(tmp_path).sources} == {"IMG_1.png": "large", "img_1.png": "small"}
 
 
 @pytest.mark.parametrize(
@@ -155,17 +155,17 @@ def test_an_exact_name_goes_before_one_that_is_alike(tmp_path):
 def test_every_file_that_is_not_used_is_named(file, tmp_path):
     folder_of(tmp_path, "a.png", "a.txt")
     (tmp_path / file).write_text("{}" if file.endswith("json") else "x\n1\n" if file.endswith("csv") else "words")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert everything_named(found) == {"a.png", "a.txt", file} and found.other_files[file]
 
 
 def test_pictures_by_other_endings_are_used_or_named(tmp_path):
     """Browsers and servers give .jfif, .jpg_large or no ending; a.jpg.bak is a copy of a picture."""
-    names_of_picture = ["a.jfif", "b.JPE", "c.jpg_large", "d", "e.jpg.bak", "f.ppm"]
-    for name in names_of_picture:
+    names_of_image = ["a.jfif", "b.JPE", "c.jpg_large", "d", "e.jpg.bak", "f.ppm"]
+    for name in names_of_image:
         Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
     folder_of(tmp_path, "g.ppm", "h", a__txt="one", d__txt="four")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert {source.name: source.caption for source in found.sources} == {
         "a.jfif": "one", "b.JPE": None, "c.jpg_large": None, "d": "four",
     }  # fmt: skip
@@ -177,7 +177,7 @@ def test_a_second_caption_of_a_picture_is_named(tmp_path):
     folder_of(tmp_path, "a.png", a__txt="one", a__caption="two", a__tags="three", a__json='{"text": "four"}')
     (tmp_path / "a.png.txt").write_text("five")
     (tmp_path / "captions.csv").write_text("file,text\na.png,six\n")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     said = " ".join(message for messages in found.warnings.values() for message in messages)
     assert found.sources[0].caption == "one"
     assert (
@@ -187,7 +187,7 @@ def test_a_second_caption_of_a_picture_is_named(tmp_path):
 
 
 def test_a_caption_of_a_picture_that_is_left_out_says_so(tmp_path):
-    found = find_pictures(folder_of(tmp_path, "b.png", "a.heic", a__txt="words"))
+    found = find_images(folder_of(tmp_path, "b.png", "a.heic", a__txt="words"))
     assert found.other_files["a.txt"] == "a caption of a.heic, which is left out"
 
 
@@ -196,7 +196,7 @@ def test_a_caption_of_a_picture_that_is_left_out_says_so(tmp_path):
 )
 def test_masks_are_no_pictures_and_are_used_where_asked_for(file, tmp_path):
     folder_of(tmp_path, "a.png", file)
-    plain, masked = find_pictures(tmp_path), find_pictures(tmp_path, masks=True)
+    plain, masked = find_images(tmp_path), find_images(tmp_path, masks=True)
     assert names(plain) == names(masked) == ["a.png"]
     assert "--masks folder" in plain.other_files[file] and plain.sources[0].mask is None
     assert masked.sources[0].mask == tmp_path / file and not masked.other_files
@@ -204,12 +204,12 @@ def test_masks_are_no_pictures_and_are_used_where_asked_for(file, tmp_path):
 
 @pytest.mark.parametrize("file", ["masks/a_mask.png", "masks/a.png.png", "masks/a-masklabel.jpg", "masks/a.jpg"])
 def test_masks_in_a_folder_may_be_called_otherwise(file, tmp_path):
-    assert find_pictures(folder_of(tmp_path, "a.png", file), masks=True).sources[0].mask == tmp_path / file
+    assert find_images(folder_of(tmp_path, "a.png", file), masks=True).sources[0].mask == tmp_path / file
 
 
 def test_masks_of_subfolders_lie_below_them_or_in_a_tree_of_their_own(tmp_path):
     folder_of(tmp_path, "one/a.png", "one/masks/a.png", "two/b.png", "masks/two/b.png")
-    assert [source.mask for source in find_pictures(tmp_path, masks=True).sources] == [
+    assert [source.mask for source in find_images(tmp_path, masks=True).sources] == [
         tmp_path / "one/masks/a.png",
         tmp_path / "masks/two/b.png",
     ]
@@ -217,20 +217,20 @@ def test_masks_of_subfolders_lie_below_them_or_in_a_tree_of_their_own(tmp_path):
 
 def test_a_mask_without_picture_a_picture_without_mask_and_files_among_masks_are_named(tmp_path):
     folder_of(tmp_path, "a.png", "b.png", "masks/a.png", "masks/a.xmp", "masks/a.txt", "masks/gone.png", "masks/a.jpg")
-    found = find_pictures(tmp_path, masks=True)
+    found = find_images(tmp_path, masks=True)
     assert names(found) == ["a.png", "b.png"] and found.warnings == {"b.png": ["no mask: it counts everywhere"]}
     assert {"masks/a.xmp", "masks/a.txt", "masks/gone.png"} < set(found.other_files) and len(found.other_files) == 4
 
 
 def test_pictures_to_go_by_are_not_trained(tmp_path):
-    found = find_pictures(folder_of(tmp_path, "a.png", "a-condlabel.png"))
+    found = find_images(folder_of(tmp_path, "a.png", "a-condlabel.png"))
     assert names(found) == ["a.png"] and "a-condlabel.png" in found.other_files
 
 
 def test_a_prepared_dataset_is_what_its_metadata_name(tmp_path):
     row = {"file_name": "images/a.png", "text": "a", "original_size": [8, 8], "mask_file_name": "images/a-m.png"}
     folder_of(tmp_path, "images/a.png", "images/b.png", "images/a-m.png", metadata__jsonl=json.dumps(row))
-    found = find_pictures(tmp_path, masks=True)
+    found = find_images(tmp_path, masks=True)
     assert names(found) == ["images/a.png"] and found.left_out == {"images/b.png": "metadata.jsonl does not name it"}
     assert found.sources[0].mask == tmp_path / "images/a-m.png"
 
@@ -241,14 +241,14 @@ def test_a_prepared_dataset_is_what_its_metadata_name(tmp_path):
 def test_metadata_that_cannot_be_used_stop_the_run(content, tmp_path):
     folder_of(tmp_path, "a.png", metadata__jsonl=content)
     with pytest.raises(DataError, match=r"metadata\.jsonl"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "a.txt", "a.json", "captions.csv"])
 def test_a_pipe_in_place_of_captions_never_hangs(name, tmp_path):
     os.mkfifo(folder_of(tmp_path, "a.png") / name)
     try:
-        assert name in find_pictures(tmp_path).other_files
+        assert name in find_images(tmp_path).other_files
     except DataError as error:
         assert name in str(error) and "pipe" in str(error)
 
@@ -256,17 +256,17 @@ def test_a_pipe_in_place_of_captions_never_hangs(name, tmp_path):
 def test_links_to_the_same_folder_are_named(tmp_path):
     folder_of(tmp_path, "b/a.png")
     (tmp_path / "c").symlink_to(tmp_path / "b")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert names(found) == ["b/a.png"] and "already" in found.other_files["c/"]
 
 
 def test_no_folder_is_said():
     with pytest.raises(ConfigError, match="is not a folder"):
-        find_pictures(Path("nowhere at all"))
+        find_images(Path("nowhere at all"))
 
 
 def test_samples_and_directories_in_place_of_captions_are_named(tmp_path):
     folder_of(tmp_path, "a.png", "a.txt/x", "old/step-000500-prompt-0-image-0.png")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert names(found) == ["a.png"] and found.warnings["a.txt/"] == ["a directory, not a file of captions"]
     assert found.other_files["old/step-000500-prompt-0-image-0.png"] == "a sample that a training drew"

@@ -212,8 +212,8 @@ def test_side_files_stand_beside_the_lora(tmp_path):
 
 
 def test_a_thumbnail_is_a_small_jpeg_without_exif():
-    picture = Image.new("RGBA", (640, 320), "red")
-    jpeg = thumbnail_jpeg(picture)
+    image = Image.new("RGBA", (640, 320), "red")
+    jpeg = thumbnail_jpeg(image)
     small = Image.open(io.BytesIO(jpeg))
     assert (small.format, small.size, len(small.getexif())) == ("JPEG", (256, 128), 0)
     assert lora_metadata("cat", thumbnail_jpeg=jpeg)["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")

@@ -38,9 +38,9 @@ def test_the_hub_gets_what_a_user_needs_and_the_cards_python_draws_with_it(train
     run = train(**SETTINGS)
     assert [(request["name"], request["visibility"]) for request in hub.created] == [("cat", "private")]
     files = arrived(hub)
-    pictures = {f"samples/step-000002-prompt-{prompt}-image-0.png" for prompt in (0, 1)} | {"samples/grid.png"}
+    images = {f"samples/step-000002-prompt-{prompt}-image-0.png" for prompt in (0, 1)} | {"samples/grid.png"}
     loras = {"cat.safetensors", "cat-best.safetensors", "pytorch_lora_weights.safetensors"}
-    assert files.keys() == {"README.md", *loras, *pictures}
+    assert files.keys() == {"README.md", *loras, *images}
     assert all(files[name] == (run / name).read_bytes() for name in files)
     assert not [name for name, data in files.items() if TOKEN.encode() in data or str(run.parent).encode() in data]
     assert next(read_events(run / "events.jsonl", "published"))["files"] == [*sorted(files)]
@@ -48,7 +48,7 @@ def test_the_hub_gets_what_a_user_needs_and_the_cards_python_draws_with_it(train
 
     card = files["README.md"].decode()
     header = yaml.safe_load(card.split("\n---\n")[0])
-    assert [entry["output"]["url"] for entry in header["widget"]] == sorted(pictures - {"samples/grid.png"})
+    assert [entry["output"]["url"] for entry in header["widget"]] == sorted(images - {"samples/grid.png"})
     assert "![prompts by steps](samples/grid.png)" in card
     assert "| rank | 4 |" in card and "| ema\\_decay | 0.9 |" in card and "huber" not in card
     python = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]

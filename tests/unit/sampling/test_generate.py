@@ -51,14 +51,14 @@ def test_each_prompt_is_drawn_by_its_own_options_as_diffusers_draws_it(pipeline,
     for rank in (0, 1):
         generate_images(*arguments, rank, 2)
     for prompt, drawn in zip(prompts, read_samples(tmp_path, 5, 2, 2), strict=True):
-        for image, picture in enumerate(drawn):
+        for repeat, image in enumerate(drawn):
             theirs = pipeline(
                 prompt.text, negative_prompt=prompt.negative, width=prompt.width, height=prompt.height,
                 guidance_scale=prompt.guidance_scale, num_inference_steps=prompt.steps,
-                generator=torch.Generator().manual_seed(prompt.seed + image),
+                generator=torch.Generator().manual_seed(prompt.seed + repeat),
             ).images[0]  # fmt: skip
-            assert picture.size == (prompt.width, prompt.height)
-            assert np.abs(np.asarray(picture, int) - np.asarray(theirs, int)).max() <= 1
+            assert image.size == (prompt.width, prompt.height)
+            assert np.abs(np.asarray(image, int) - np.asarray(theirs, int)).max() <= 1
     about = Image.open(sample_path(tmp_path, 5, 0, 1)).text["parameters"]
     assert about == "a cat\nNegative prompt: dark\nSteps: 3, Sampler: Euler, CFG scale: 3, Seed: 8, Size: 64x32"
 
@@ -98,13 +98,13 @@ def test_drawing_takes_nothing_from_any_random_state(pipeline, read, tmp_path):
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-def filled(folder, step, prompt_number, prompt, color, image=0):
+def filled(folder, step, prompt_number, prompt, color, repeat=0):
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
-    about.add_itxt("parameters", prompt.describe(image))
-    picture = Image.new("RGB", (prompt.width, prompt.height), color)
-    picture.save(sample_path(folder, step, prompt_number, image), pnginfo=about)
+    about.add_itxt("parameters", prompt.describe(repeat))
+    image = Image.new("RGB", (prompt.width, prompt.height), color)
+    image.save(sample_path(folder, step, prompt_number, repeat), pnginfo=about)
 
 
 def test_the_grid_has_a_row_per_prompt_and_a_column_per_step(tmp_path):
@@ -186,7 +186,7 @@ def test_a_run_draws_at_step_0_and_every_n_steps_with_pairs_and_training_does_no
     steps = [int(path.name[5:11]) for path in sorted((run / "samples").glob("step-*-prompt-0-*.png"))]
     assert steps == [0, 2, 4, 5]
     drawn = read_samples(run / "samples", 5, 3, 1)
-    assert [pictures[0].text["parameters"].split("\n")[0] for pictures in drawn] == ["sks, a cat", "a cat", "a dog"]
+    assert [images[0].text["parameters"].split("\n")[0] for images in drawn] == ["sks, a cat", "a cat", "a dog"]
     assert "Steps: 2" in drawn[1][0].text["parameters"] and "Seed: 9" in drawn[1][0].text["parameters"]
     assert drawn[2][0].size == (32, 64) and "Negative prompt: dark, blurry" in drawn[2][0].text["parameters"]
     events = list(read_events(run / "events.jsonl", "samples"))

@@ -57,34 +57,34 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(photographs):
+def images(photographs):
     return [Image.open(path).convert("RGB") for path in sorted(photographs.iterdir())]
 
 
 @pytest.mark.parametrize("name", ["clip", "clip-vision", "dinov2", "convnext"])
-def test_the_same_is_one_and_all_else_is_less(models, pictures, name):
+def test_the_same_is_one_and_all_else_is_less(models, images, name):
     similarity = Similarity(str(models / name))
-    similarity.refer_to(pictures[:1], CPU)
-    assert similarity.of(pictures[:1] * 3, CPU) == pytest.approx(1, abs=1e-5)
-    inverted = similarity.of([ImageOps.invert(pictures[0])], CPU)
-    others = [similarity.of([picture], CPU) for picture in pictures[1:]]
+    similarity.refer_to(images[:1], CPU)
+    assert similarity.of(images[:1] * 3, CPU) == pytest.approx(1, abs=1e-5)
+    inverted = similarity.of([ImageOps.invert(images[0])], CPU)
+    others = [similarity.of([image], CPU) for image in images[1:]]
     assert all(-1 <= value < 0.9999 for value in [inverted, *others])
     assert len(set(others)) == 3, "it tells pictures apart"
     assert next(similarity.model.parameters()).device == CPU
 
 
-def test_it_is_the_mean_cosine_of_all_pairs(models, pictures):
+def test_it_is_the_mean_cosine_of_all_pairs(models, images):
     similarity = Similarity(str(models / "dinov2"))
     model, processor = Dinov2Model.from_pretrained(models / "dinov2").eval(), BitImageProcessorPil(**SIZES)
     with torch.no_grad():
-        embeddings = [model(**processor(images=[p], return_tensors="pt")).pooler_output[0].double() for p in pictures]
+        embeddings = [model(**processor(images=[p], return_tensors="pt")).pooler_output[0].double() for p in images]
     cosines = [(a @ b / math.sqrt(a @ a) / math.sqrt(b @ b)).item() for a in embeddings[:2] for b in embeddings[2:]]
-    similarity.refer_to(pictures[2:], CPU)
-    assert similarity.of(pictures[:2], CPU) == pytest.approx(np.mean(cosines), abs=1e-5)
-    many = pictures[:2] * 10  # more than are embedded at once
+    similarity.refer_to(images[2:], CPU)
+    assert similarity.of(images[:2], CPU) == pytest.approx(np.mean(cosines), abs=1e-5)
+    many = images[:2] * 10  # more than are embedded at once
     assert similarity.of(many, CPU) == pytest.approx(np.mean(cosines), abs=1e-5)
     prompts = [SamplePrompt("sks, a cat"), SamplePrompt("a cat", is_without_trigger=True)]
-    apart = similarity.of_samples(prompts, [pictures[:1], pictures[1:2]], CPU)
+    apart = similarity.of_samples(prompts, [images[:1], images[1:2]], CPU)
     assert apart["similarity"] == pytest.approx(np.mean(cosines[:2]), abs=1e-5)
     assert apart["similarity_without_trigger"] == pytest.approx(np.mean(cosines[2:]), abs=1e-5)
 

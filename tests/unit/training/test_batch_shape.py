@@ -87,10 +87,10 @@ def test_a_rung_is_chosen_before_pictures_at_once(train_config):
     def count(level, batch):
         return {"none": 400, OUTER: 300, "all": 100}[level.recomputed] + 10 * batch
 
-    for room, recomputed, pictures in ((460, "none", 6), (411, "none", 1), (345, OUTER, 4), (309, "all", 12)):
+    for room, recomputed, images in ((460, "none", 6), (411, "none", 1), (345, OUTER, 4), (309, "all", 12)):
         settled, shape = settle(config, count, room, lambda _: None)
         assert memory_level_of(settled.compute, settled.optimizer).recomputed == recomputed
-        assert (shape.micro_batch, shape.micro_steps) == (pictures, 12 // pictures)
+        assert (shape.micro_batch, shape.micro_steps) == (images, 12 // images)
     assert largest_batch(12, lambda batch: 100 + batch, 50) == 1, "one is tried, whatever was counted"
 
 

@@ -31,7 +31,7 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     config = train_config(**CASES[case])
     plan = plan_training(config)
     said = described(plan, [])
-    pictures, prompts, latents, texts = plan.cached_bytes()
+    images, prompts, latents, texts = plan.cached_bytes()
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
     started = next(read_events(train(**CASES[case]) / "events.jsonl", "started"))
@@ -41,10 +41,10 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     assert f"together         {started['parameters']:>12,} parameters" in said
     by_group = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) parameters in", said)]
     assert sum(by_group) == started["parameters"]
-    for folder, records, size in (("latents", pictures, latents), ("text", prompts, texts)):
+    for folder, records, size in (("latents", images, latents), ("text", prompts, texts)):
         files = [path.stat().st_size for path in (tmp_path / "cache" / folder).rglob("*.safetensors")]
         assert (len(files), sum(files)) == (records, size), folder
-    assert f"{pictures} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
+    assert f"{images} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
     assert "holds checkpoint-" in plan.of_output()[0] and "but for what is there already" in plan.of_caches()[1]
 
 

@@ -6,5 +6,5 @@ from tests.helpers.preparing import noise
 
 
 @pytest.fixture
-def pictures():
+def images():
     return [noise(seed=seed) for seed in range(5)]

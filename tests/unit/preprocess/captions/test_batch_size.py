@@ -33,11 +33,11 @@ def fake_gpu(monkeypatch, holds, free=None):
     return sizes
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_never_grows_again(tiny_florence2, pictures, monkeypatch):
+def test_a_batch_that_does_not_fit_is_halved_and_never_grows_again(tiny_florence2, images, monkeypatch):
     sizes = fake_gpu(monkeypatch, holds=2)
     with captioner(CaptionerConfig(str(tiny_florence2), caption_batch_size=5)) as caption:
-        assert caption(pictures) == [str(picture.getpixel((0, 0))) for picture in pictures]
-        assert caption(pictures[:2]) == [str(picture.getpixel((0, 0))) for picture in pictures[:2]]
+        assert caption(images) == [str(image.getpixel((0, 0))) for image in images]
+        assert caption(images[:2]) == [str(image.getpixel((0, 0))) for image in images[:2]]
     assert sizes == [5, 2, 2, 1, 2]
 
 
@@ -58,10 +58,10 @@ def test_the_batch_grows_while_memory_allows(tiny_florence2, monkeypatch, asked,
     assert sizes == tried
 
 
-def test_one_picture_that_does_not_fit_is_out_of_memory(tiny_florence2, pictures, monkeypatch):
+def test_one_picture_that_does_not_fit_is_out_of_memory(tiny_florence2, images, monkeypatch):
     fake_gpu(monkeypatch, holds=0)
     with captioner(CaptionerConfig(str(tiny_florence2))) as caption, pytest.raises(torch.OutOfMemoryError):
-        caption(pictures)
+        caption(images)
 
 
 def test_sizes_of_batches_by_hand():

@@ -16,35 +16,35 @@ from tests.helpers.preparing import noise
 from tests.helpers.preparing import preprocess as run_preprocess
 
 
-def test_florence_gives_what_its_own_classes_give(tiny_florence2, pictures):
+def test_florence_gives_what_its_own_classes_give(tiny_florence2, images):
     options = CaptionerConfig(str(tiny_florence2), caption_task="<CAPTION>", caption_max_new_tokens=12)
     with captioner(options) as caption:
-        texts = caption(pictures)
+        texts = caption(images)
     processor = AutoProcessor.from_pretrained(tiny_florence2)
     model = Florence2ForConditionalGeneration.from_pretrained(tiny_florence2)
-    for text, picture in zip(texts, pictures, strict=True):
-        inputs = processor(images=[picture], text=["<CAPTION>"], return_tensors="pt")
+    for text, image in zip(texts, images, strict=True):
+        inputs = processor(images=[image], text=["<CAPTION>"], return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=12, num_beams=3, do_sample=False)
         assert text == processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
         assert len(text.split()) > 4 and "<" not in text
 
 
-def test_the_task_reaches_the_model(tiny_florence2, pictures):
+def test_the_task_reaches_the_model(tiny_florence2, images):
     texts = {}
     for task in ("<CAPTION>", "<MORE_DETAILED_CAPTION>", "<GENERATE_TAGS>"):  # the last is a fine-tune's own
         with captioner(CaptionerConfig(str(tiny_florence2), caption_task=task, caption_max_new_tokens=12)) as caption:
-            texts[task] = tuple(caption(pictures))
+            texts[task] = tuple(caption(images))
     assert len(set(texts.values())) == 3
 
 
-def test_the_captioner_leaves_memory(tiny_florence2, pictures, monkeypatch):
+def test_the_captioner_leaves_memory(tiny_florence2, images, monkeypatch):
     seen = []
     describe = caption_module.describe
     monkeypatch.setattr(
         caption_module, "describe", lambda model, *rest: seen.append(weakref.ref(model)) or describe(model, *rest)
     )
     with captioner(CaptionerConfig(str(tiny_florence2), caption_max_new_tokens=4)) as caption:
-        caption(pictures[:1])
+        caption(images[:1])
         assert seen[0]() is not None
     gc.collect()
     assert seen[0]() is None
@@ -69,22 +69,22 @@ def test_what_is_no_captioner_is_refused_before_any_work(tiny_florence2, tiny_ba
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_another_family_of_captioners_is_served_too(tiny_blip, pictures):
+def test_another_family_of_captioners_is_served_too(tiny_blip, images):
     from transformers import BlipForConditionalGeneration
 
     check_captioner(CaptionerConfig(str(tiny_blip)))
     with captioner(CaptionerConfig(str(tiny_blip), caption_max_new_tokens=6)) as caption:
-        texts = caption(pictures[:3])
+        texts = caption(images[:3])
     processor = AutoProcessor.from_pretrained(tiny_blip)
     model = BlipForConditionalGeneration.from_pretrained(tiny_blip).eval()
-    for text, picture in zip(texts, pictures, strict=False):
-        tokens = model.generate(**processor(images=[picture], return_tensors="pt"), max_new_tokens=6, num_beams=3)
+    for text, image in zip(texts, images, strict=False):
+        tokens = model.generate(**processor(images=[image], return_tensors="pt"), max_new_tokens=6, num_beams=3)
         assert text == " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
     with captioner(CaptionerConfig(str(tiny_blip), caption_prompt="a photo of", caption_max_new_tokens=6)) as caption:
-        assert all(text.startswith("a photo of") for text in caption(pictures[:2]))
+        assert all(text.startswith("a photo of") for text in caption(images[:2]))
 
 
-def test_a_chat_model_is_asked_and_its_answer_is_the_caption(pictures, tmp_path):
+def test_a_chat_model_is_asked_and_its_answer_is_the_caption(images, tmp_path):
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -116,14 +116,14 @@ def test_a_chat_model_is_asked_and_its_answer_is_the_caption(pictures, tmp_path)
     )
     check_captioner(options)
     with captioner(options) as caption:
-        texts = caption(pictures[:2])
-    for text, picture in zip(texts, pictures, strict=False):
-        inputs = processor(images=[picture], text=["<image>What is it?"], return_tensors="pt")
+        texts = caption(images[:2])
+    for text, image in zip(texts, images, strict=False):
+        inputs = processor(images=[image], text=["<image>What is it?"], return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert text == " ".join(tokenizer.decode(tokens, skip_special_tokens=True).split()) and "What" not in text
 
 
-def test_a_model_with_image_processor_and_tokenizer_apart_is_served(pictures, tmp_path):
+def test_a_model_with_image_processor_and_tokenizer_apart_is_served(images, tmp_path):
     from transformers import BertConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -144,5 +144,5 @@ def test_a_model_with_image_processor_and_tokenizer_apart_is_served(pictures, tm
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     check_captioner(CaptionerConfig(str(tmp_path)))
     with captioner(CaptionerConfig(str(tmp_path), caption_max_new_tokens=4)) as caption:
-        texts = caption(pictures[:2])
+        texts = caption(images[:2])
     assert all(len(text.split()) == 4 and set(text.split()) <= set(WORDS) for text in texts)

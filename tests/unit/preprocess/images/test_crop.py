@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images.crop import bucket_of, crop_picture, random_positions, sizes_of
+from preprocess.images.crop import bucket_of, crop_image, random_positions, sizes_of
 from preprocess.images.saliency import attention_position
 from sdxl_lora.config.sections.preprocess import SizeConfig
 from tests.helpers.preparing import noise, preprocess, rows_of
@@ -21,12 +21,12 @@ def marked(width, height, x, y):
 def test_attention_keeps_what_stands_out(x, y, size):
     image = marked(*size, x, y)
     position = attention_position(image, (96, 96))
-    (crop,) = crop_picture(image, (96, 96), [position])
+    (crop,) = crop_image(image, (96, 96), [position])
     top, left = crop.crop_top_left
     scale = 96 / min(size)
     assert left <= (x - 12) * scale and (x + 12) * scale <= left + 96
     assert top <= (y - 12) * scale and (y + 12) * scale <= top + 96
-    (centre,) = crop_picture(image, (96, 96), [(0.5, 0.5)])
+    (centre,) = crop_image(image, (96, 96), [(0.5, 0.5)])
     assert np.asarray(crop.image).std() > np.asarray(centre.image).std() + 5
 
 
@@ -38,7 +38,7 @@ def test_attention_stays_central_where_nothing_stands_out():
 def test_mask_and_picture_are_cut_at_the_same_place():
     image = noise(200, 100)
     mask = Image.eval(image.convert("L"), lambda value: value)
-    for crop in crop_picture(image, (64, 64), random_positions(0, "f" * 64, 3), mask):
+    for crop in crop_image(image, (64, 64), random_positions(0, "f" * 64, 3), mask):
         difference = np.asarray(crop.image.convert("L"), float) - np.asarray(crop.mask, float)
         assert np.abs(difference).max() <= 2
 
