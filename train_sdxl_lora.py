@@ -162,6 +162,7 @@ def fit(
             stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
             is_best = False
             if due.evaluate:
+                train_step.make_room()
                 is_best = not stopping and evaluator.evaluate(step)
                 # Perhaps asked to stop while validating: the next start does that again.
                 stopping = run.stop_agreed(accelerator) or stopping

@@ -11,7 +11,7 @@ size=${SIZE:-sdxl}
 precision=${PRECISION:-bf16}
 work=runs/train_speed
 common=(--size "$size" --precision "$precision" --output_dir "$out")
-graphs=(--variant "ours, --cuda_graphs=--cuda_graphs" --variant "ours, --cuda_graphs --compile=--cuda_graphs --compile")
+graphs=(--variant "ours, no graphs=--cuda_graphs off" --variant "ours, --compile=--compile")
 limit=(CUDA_LIMIT_GIB=)
 if [ "$precision" = no ]; then graphs=() limit=(); fi # both are a GPU's
 mkdir -p "$out"
@@ -29,7 +29,7 @@ say "batch 4"
 python -m benchmarks.train_speed "${common[@]}" "${graphs[@]}" --batch 4 --rounds 1 --name train_speed_batch_4
 
 data=$(python -c "from pathlib import Path; from benchmarks.sizes import *
-print(write_pictures(Path('$work'), 16, RESOLUTION['$size']))")
+print(write_images(Path('$work'), 16, RESOLUTION['$size']))")
 train() { # name, GiB that torch may reserve, flags
     local name=$1 gib=$2
     shift 2

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tyro
 import yaml
@@ -35,11 +35,29 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
         raise SystemExit(2) from None
     return tyro.cli(
         config_class,
-        args=[*file_flags, *flags],
+        args=spelled_out(config_class, [*file_flags, *flags]),
         description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def spelled_out(config_class: type, flags: Sequence[str]) -> list[str]:
+    """The flags with `--x` and `--no_x` as `--x=on` and `--x=off`, where x is on, off or auto."""
+    switches = {f"--{name}" for name, field in flat_fields(config_class).items() if is_switch(field.type)}
+    spelled = []
+    for flag, following in zip(flags, [*flags[1:], "--"], strict=True):
+        if flag in switches and following.startswith("--"):
+            flag = f"{flag}=on"
+        elif flag.startswith("--no_") and f"--{flag[5:]}" in switches:
+            flag = f"--{flag[5:]}=off"
+        spelled.append(flag)
+    return spelled
+
+
+def is_switch(kind: Any) -> bool:
+    """Return whether a setting is on, off or auto."""
+    return set(get_args(kind)) == {"auto", "on", "off"}
 
 
 def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -85,7 +103,8 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
         elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
             problems.append(f"{where}: an item of {name!r} begins with a dash, which would read as a flag")
         else:
-            flags += flags_of_entry(name, value, fields[name].type is bool, fields[name].type is str)
+            is_bool = fields[name].type is bool or is_switch(fields[name].type)
+            flags += flags_of_entry(name, value, is_bool, fields[name].type is str)
         seen.add(name)
     if problems:
         raise ConfigError("\n".join(problems))

@@ -106,13 +106,23 @@ class TrainConfig:
             problems.append(f"init_lora_weights {adapter.init_lora_weights} changes the base: leave out base_precision")
         if adapter.changes_the_base and compute.memory_budget is not None:
             problems.append(f"memory_budget does not go with init_lora_weights {adapter.init_lora_weights}")
-        if compute.cuda_graphs and adapter.train_text_encoder:
+        return problems + (self.graph_problems() if compute.cuda_graphs == "on" else [])
+
+    def graph_problems(self) -> list[str]:
+        """A sentence for each setting that does not go with CUDA graphs."""
+        adapter, problems = self.adapter, []
+        if adapter.train_text_encoder:
             problems.append(
                 "cuda_graphs does not go with train_text_encoder, whose prompts are read outside of a graph"
             )
-        if compute.cuda_graphs and compute.gradient_checkpointing and adapter.has_dropout:
+        if self.compute.gradient_checkpointing and adapter.has_dropout:
             problems.append(
                 "cuda_graphs does not go with gradient_checkpointing and dropout: a graph cannot draw it again"
+            )
+        # PEFT leaves such layers out by a branch, and a graph would take the same branch for ever.
+        if adapter.module_dropout and adapter.adapter != "lora":
+            problems.append(
+                f"cuda_graphs does not go with module_dropout of a {adapter.adapter}: use rank_dropout, or adapter lora"
             )
         return problems
 

@@ -17,6 +17,7 @@ from sdxl_lora.models.base_source import Base, Model, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import encoding_bytes
+from sdxl_lora.performance.cuda_graphs import MOST_GRAPHS
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
@@ -62,13 +63,21 @@ class BatchShape:
 def choose_batch_shape(
     config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
 ) -> tuple[TrainConfig, BatchShape]:
-    """Settle what is left to the device's memory (--memory_budget, --train_batch_size auto), alike on every process.
+    """Settle what is left to the device (--memory_budget, --train_batch_size, --cuda_graphs), alike on every process.
 
     Returns:
         The config as it will be used, and the shape of a step.
     Raises:
         ConfigError: not even the smallest setting fits.
     """
+    config, shape = choose_by_memory(config, base, data, accelerator, info)
+    sizes = len(data.sampler.members) * (1 if shape.micro_batch == 1 else 2)  # a last micro-batch has fewer images
+    return settle_graphs(config, accelerator.device.type, accelerator.num_processes, sizes, info), shape
+
+
+def choose_by_memory(
+    config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
+) -> tuple[TrainConfig, BatchShape]:
     if config.compute.memory_budget is None and config.batch.train_batch_size != "auto":
         return config, BatchShape.of(config.batch)
     if config.compute.memory_budget is not None:
@@ -94,6 +103,30 @@ def settle(
         said.append(f"train_batch_size auto: {shape.micro_batch} at once, {shape.micro_steps} micro-steps")
     info(f"{'; '.join(said)}; expects {count(level, shape.micro_batch) / GIB:.1f} GiB")
     return config, shape
+
+
+def settle_graphs(
+    config: TrainConfig, device_type: str, processes: int, sizes: int, info: Callable[[str], None]
+) -> TrainConfig:
+    """Return the config with --cuda_graphs auto settled to on or off. A GPU's user is told which, and why not.
+
+    Args:
+        sizes: of micro-batches, as far as they are known.
+    """
+    if config.compute.cuda_graphs != "auto":
+        return config
+    reasons = config.graph_problems()
+    if device_type != "cuda":
+        reasons.append(f"there are none on {device_type}")
+    elif torch.version.hip:
+        reasons.append("not tried on ROCm; ask for them with --cuda_graphs on")
+    if processes > 1:
+        reasons.append("they are for one process")
+    if sizes > MOST_GRAPHS:
+        reasons.append(f"{sizes} sizes of micro-batches are too many to record")
+    if device_type != "cpu":
+        info(f"cuda_graphs auto: off, {'; '.join(reasons)}" if reasons else "cuda_graphs auto: on")
+    return replace_flat(config, cuda_graphs="off" if reasons else "on")
 
 
 def at_memory_level(config: TrainConfig, level: MemoryLevel) -> TrainConfig:

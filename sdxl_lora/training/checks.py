@@ -68,17 +68,15 @@ def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -
 
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
     """Raises ConfigError for a setting that these processes, or this device, cannot have."""
-    graphs, adapter = config.compute.cuda_graphs, config.adapter
-    if graphs and (processes > 1 or device_type != "cuda"):
+    adapter = config.adapter
+    if config.compute.cuda_graphs == "on" and (processes > 1 or device_type != "cuda"):
         raise ConfigError(
             f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
         )
-    # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which other processes would
-    # wait, and a CUDA graph would take the same branch for ever.
-    if adapter.module_dropout and adapter.adapter != "lora" and (processes > 1 or graphs):
+    # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which others would wait.
+    if adapter.module_dropout and adapter.adapter != "lora" and processes > 1:
         raise ConfigError(
-            f"module_dropout of a {adapter.adapter} is for one process without cuda_graphs: use rank_dropout, "
-            "or adapter lora"
+            f"module_dropout of a {adapter.adapter} is for one process: use rank_dropout, or adapter lora"
         )
 
 

@@ -66,7 +66,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     for text in set_aside(os.environ, config.compute.mixed_precision, config.batch.gradient_accumulation_steps):
         warnings.warn(text, stacklevel=2)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    check_device(config, world_size, "cuda" if config.compute.cuda_graphs else "cpu")
+    check_device(config, world_size, "cuda" if config.compute.cuda_graphs == "on" else "cpu")
     base = base_of(config.model)
     no_gpu = lack_of_gpu(config, check_names(config, base, needs_weights=False), device_here())
     if no_gpu:

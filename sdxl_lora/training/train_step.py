@@ -22,6 +22,8 @@ from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel
 
+ROOM_TO_DRAW = 12 * 2**30  # bytes that surely suffice for validation and samples of 1024 px
+
 
 class TrainStep:
     """Called with a step's batch, it does this process's part of the step.
@@ -44,9 +46,9 @@ class TrainStep:
         self.config, self.accelerator, self.model, self.optimizer = config, accelerator, model, optimizer
         self.metrics, self.run, self.logger = metrics, run, logger
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.micro_step = self.compute
-        if config.compute.cuda_graphs:
-            self.micro_step = RecordedMicroStep(self.compute, self.parameters, logger.info)
+        self.recorded = None
+        if config.compute.cuda_graphs == "on":
+            self.recorded = RecordedMicroStep(self.compute, self.parameters, logger.info)
         # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
         are_fused = all(group.get("fused") for group in optimizer.param_groups)
         self.sees_found_inf = are_fused and accelerator.scaler is None
@@ -63,7 +65,7 @@ class TrainStep:
             NonFiniteError: NaN or infinity, where the optimizer could not be told on the device.
         """
         accelerator, metrics = self.accelerator, self.metrics
-        in_place = {"set_to_none": False} if self.config.compute.cuda_graphs else {}
+        compute, in_place = (self.recorded, {"set_to_none": False}) if self.recorded else (self.compute, {})
         set_learning_rate(self.optimizer, learning_rate, step)
         metrics.begin(batch.image_count, batch.names)
         for micro_step, (counts, micro_batch) in enumerate(batch.micro_batches):
@@ -73,13 +75,18 @@ class TrainStep:
                 tensors = self.on_device(micro_batch)
                 # The mean over the step's images: backward divides by micro_steps, DDP by the number of processes.
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
-                losses = self.micro_step({**tensors, "share": torch.full((), share, device=accelerator.device)})
+                losses = compute({**tensors, "share": torch.full((), share, device=accelerator.device)})
                 if counts:
                     metrics.add(losses, tensors["timesteps"])
                 if accelerator.sync_gradients:
                     self.close(step)
                 self.optimizer.step()
                 self.optimizer.zero_grad(**in_place)
+
+    def make_room(self) -> None:
+        """Give back what recorded steps hold where evaluating and drawing may need it; they are recorded anew."""
+        if self.recorded and torch.cuda.mem_get_info()[0] < ROOM_TO_DRAW:
+            self.recorded.release()
 
     def close(self, step: int) -> None:
         """After a step's last backward: sum over the processes, clip, and see to it that NaN changes no weight."""

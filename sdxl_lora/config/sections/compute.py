@@ -62,9 +62,10 @@ class ComputeConfig:
     """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
     compile: Annotated[bool, FREE] = False
     """Compile the UNet's repeated blocks: a minute at the start for faster steps. Goes on without where that fails."""
-    cuda_graphs: Annotated[bool, FREE] = False
-    """Record a micro-step for each size of pictures and replay it: far faster steps where a GPU waits for its host, as
-    an H100 does at batch 1. For one process, without train_text_encoder. Goes on without where that fails."""
+    cuda_graphs: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
+    """Record a micro-step for each size of images and replay it: far faster steps where a GPU waits for its host, as an
+    H100 does at batch 1. For one process, without train_text_encoder. auto: wherever that can be had. Goes on without
+    where it fails."""
     allow_tf32: Annotated[bool, FREE] = False
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     deterministic: Annotated[bool, FREE] = False

@@ -1,11 +1,19 @@
-"""Replayed micro-steps are the recorded ones, of any size of pictures; where they cannot be had one is told."""
+"""Replayed micro-steps are the recorded ones, of any size of images; where they cannot be had one is told."""
+
+import re
 
 import pytest
 import torch
 
+from sdxl_lora.config.cli import load_config
+from sdxl_lora.config.fields import replace_flat
+from sdxl_lora.config.sections.data import DataConfig
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.performance import cuda_graphs
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.run.events import read_events
+from sdxl_lora.training.batch_shape import settle_graphs
 from tests.helpers.runs import column, largest_difference, weights_of
 
 CASES = {
@@ -22,51 +30,156 @@ CASES = {
 def test_replayed_steps_learn_what_plain_ones_do(train, two_sizes, tmp_path, case):
     """Also after a checkpoint, and with an epoch's last step, which has fewer pictures."""
     settings = {"train_data_dir": str(two_sizes), "adam_epsilon": 1e-4, "deterministic": True, **CASES[case]}
-    plain = train(**settings, max_train_steps=6, output_dir=str(tmp_path / "plain"))
-    train(**settings, max_train_steps=4, cuda_graphs=True, output_dir=str(tmp_path / "graphs"))
-    graphs = train(**settings, max_train_steps=6, cuda_graphs=True, output_dir=str(tmp_path / "graphs"))
-    said = [
-        event["text"] for event in read_events(graphs / "events.jsonl", "message") if "cuda_graphs" in event["text"]
-    ]
-    assert not said
+    plain = train(**settings, max_train_steps=6, cuda_graphs="off", output_dir=str(tmp_path / "plain"))
+    train(**settings, max_train_steps=4, cuda_graphs="on", output_dir=str(tmp_path / "graphs"))
+    graphs = train(**settings, max_train_steps=6, cuda_graphs="on", output_dir=str(tmp_path / "graphs"))
+    said = [event["text"] for event in read_events(graphs / "events.jsonl", "message")]
+    assert not [text for text in said if "going on without" in text]
     assert column(graphs, "loss") == pytest.approx(column(plain, "loss"), rel=1e-4)
     assert largest_difference(weights_of(graphs, 6), weights_of(plain, 6)) < 1e-5
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(monkeypatch):
-    """Also on a machine without CUDA, where recording fails; but not where memory does not suffice."""
-    said, parameter = [], torch.nn.Parameter(torch.ones(2))
+class OnTheCpu:
+    """Records by keeping what was called. A capture raises `fault`; `skew` is added to what is replayed."""
+
+    def __init__(self, parameter, fault=None, skew=0.0):
+        self.parameter, self.fault, self.skew = parameter, fault, skew
+        self.captured = self.replayed = self.released = 0
+
+    random_state, set_random_state = staticmethod(torch.get_rng_state), staticmethod(torch.set_rng_state)
+
+    def warm_up(self, compute):
+        compute()
+
+    def capture(self, compute):
+        if self.fault is not None:
+            raise self.fault
+        self.captured += 1
+        losses = compute().detach()
+        self.parameter.grad.zero_()  # a capture computes nothing
+
+        def replay():
+            self.replayed += 1
+            losses.copy_(compute().detach())
+            self.parameter.grad += self.skew
+
+        return replay, losses
+
+    def release(self):
+        self.released += 1
+
+
+def micro_step(parameter):
+    """Losses with dropout, whose gradients are added to the parameter's."""
+
+    def compute(batch):
+        losses = (torch.dropout(parameter, 0.5, train=True) * batch["x"]).square()
+        losses.sum().backward()
+        return losses
+
+    return compute
+
+
+def batches(sizes):
+    return [{"x": torch.full((size,), float(index + 1))} for index, size in enumerate(sizes)]
+
+
+def losses_and_gradients(compute, parameter, sizes):
+    """All losses, and the gradient after each call, which begins with the random state that its number gives."""
+    parameter.grad, found = torch.zeros_like(parameter), []
+    for number, batch in enumerate(batches(sizes)):
+        torch.manual_seed(number)
+        found += [compute(batch).detach().clone(), parameter.grad.clone()]
+    return found
+
+
+def test_recorded_micro_steps_add_the_gradients_that_plain_ones_do():
+    """With dropout, several sizes and what was accumulated before; each size is recorded once."""
+    parameter, said = torch.nn.Parameter(torch.tensor(3.0)), []
+    recorder, sizes = OnTheCpu(parameter), [2, 3, 2, 2, 3]
+    step = RecordedMicroStep(micro_step(parameter), [parameter], said.append, recorder)
+    plain = losses_and_gradients(micro_step(parameter), parameter, sizes)
+    torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
+    assert (recorder.captured, recorder.replayed, said) == (2, 2 + 5, [])  # a replay more for the check of each
+
+    step.release()
+    torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
+    assert (recorder.captured, recorder.released) == (4, 1)
+
+
+def test_of_many_sizes_the_least_recently_used_leaves(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    parameter = torch.nn.Parameter(torch.tensor(3.0))
+    recorder, sizes = OnTheCpu(parameter), [1, 2, 1, 3, 1, 2]
+    step = RecordedMicroStep(micro_step(parameter), [parameter], print, recorder)
+    plain = losses_and_gradients(micro_step(parameter), parameter, sizes)
+    torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
+    assert recorder.captured == 4 and [record.losses.numel() for record in step.records.values()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "skew", "why"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing\nmore"), 0.0, "operation not permitted when"),
+        (torch.OutOfMemoryError("2 GiB are missing"), 0.0, "2 GiB are missing"),
+        (None, 10.0, r"a replayed gradient of norm 24 differs from the recorded one by 10$"),
+    ],
+)
+def test_what_cannot_be_recorded_is_computed_as_it_is_and_says_why_once(fault, skew, why):
+    parameter, said = torch.nn.Parameter(torch.tensor(3.0)), []
 
     def compute(batch):
         losses = (parameter * batch["x"]).square()
         losses.sum().backward()
         return losses
 
-    step = RecordedMicroStep(compute, [parameter], said.append)
+    recorder = OnTheCpu(parameter, fault, skew)
+    step, sizes = RecordedMicroStep(compute, [parameter], said.append, recorder), [4, 1, 4]
+    plain = losses_and_gradients(compute, parameter, sizes)
+    torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
+    assert len(said) == 1 and re.match(f"going on without CUDA graphs: {why}", said[0]), said
+    assert recorder.released == 1 and not step.records
 
-    def fail(batch):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(step, "_record", fail)
-    for _ in range(2):
-        assert step({"x": torch.tensor([1.0, 2.0])}).tolist() == [1, 4]
-    assert parameter.grad.tolist() == [4, 16]
-    assert said == ["going on without --cuda_graphs, which failed: operation not permitted when stream is capturing"]
+def test_auto_takes_graphs_where_they_can_be_had_and_says_why_not(monkeypatch):
+    def settled(device="cuda", processes=1, sizes=3, **settings):
+        said = []
+        config = replace_flat(TrainConfig(output_dir="y", data=DataConfig(train_data_dir="x")), **settings)
+        return settle_graphs(config, device, processes, sizes, said.append).compute.cuda_graphs, said
 
-    def lack(batch):
-        raise torch.OutOfMemoryError("2 GiB")
+    assert settled() == ("on", ["cuda_graphs auto: on"])
+    assert settled("cpu") == ("off", [])
+    assert settled("mps") == ("off", ["cuda_graphs auto: off, there are none on mps"])
+    assert settled(processes=2) == ("off", ["cuda_graphs auto: off, they are for one process"])
+    assert settled(sizes=33) == ("off", ["cuda_graphs auto: off, 33 sizes of micro-batches are too many to record"])
+    choice, (said,) = settled(train_text_encoder=True)
+    assert choice == "off" and "train_text_encoder" in said
+    choice, (said,) = settled(gradient_checkpointing=True, rank_dropout=0.1)
+    assert choice == "off" and "gradient_checkpointing and dropout" in said
+    choice, (said,) = settled(adapter="loha", module_dropout=0.1)
+    assert choice == "off" and "module_dropout of a loha" in said
+    assert settled(sizes=99, cuda_graphs="on") == ("on", []) and settled(cuda_graphs="off") == ("off", [])
+    monkeypatch.setattr("torch.version.hip", "7.0")
+    assert settled() == ("off", ["cuda_graphs auto: off, not tried on ROCm; ask for them with --cuda_graphs on"])
 
-    step = RecordedMicroStep(compute, [parameter], said.append)
-    monkeypatch.setattr(step, "_record", lack)
-    with pytest.raises(torch.OutOfMemoryError):
-        step({"x": torch.ones(2)})
+
+def test_the_flag_alone_is_on_and_a_yaml_may_say_true(tmp_path):
+    needed, file = ["--train_data_dir", "x", "--output_dir", "y"], tmp_path / "a.yaml"
+    for flags, choice in (([], "auto"), (["--cuda_graphs"], "on"), (["--no_cuda_graphs"], "off"),
+                          (["--cuda_graphs", "auto"], "auto"), (["--cuda_graphs", "--seed", "3"], "on")):  # fmt: skip
+        assert load_config(TrainConfig, [*needed, *flags]).compute.cuda_graphs == choice
+    for text, choice in (("true", "on"), ("false", "off"), ("auto", "auto"), ("'off'", "off")):
+        file.write_text(f"cuda_graphs: {text}")
+        assert load_config(TrainConfig, [*needed, "--config", str(file)]).compute.cuda_graphs == choice
+    with pytest.raises(SystemExit):
+        load_config(TrainConfig, [*needed, "--cuda_graphs", "perhaps"])
 
 
 def test_where_graphs_cannot_be_had_one_is_told(train, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="cuda_graphs does not go with train_text_encoder"):
-        train(cuda_graphs=True, train_text_encoder=True)
+        train(cuda_graphs="on", train_text_encoder=True)
     with pytest.raises(ConfigError, match="cuda_graphs does not go with gradient_checkpointing and dropout"):
-        train(cuda_graphs=True, gradient_checkpointing=True, rank_dropout=0.1)
+        train(cuda_graphs="on", gradient_checkpointing=True, rank_dropout=0.1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="cuda_graphs is for one process with a CUDA GPU, here are 1 on cpu"):
-        train(cuda_graphs=True, output_dir=str(tmp_path / "run"))
+        train(cuda_graphs="on", output_dir=str(tmp_path / "run"))

@@ -141,4 +141,4 @@ def test_no_step_waits_for_the_gpu(train, monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainStep, "__call__", strict)
-    train(max_train_steps=4, logging_steps=4)
+    train(max_train_steps=4, logging_steps=4, cuda_graphs="off")
