@@ -16,7 +16,7 @@ def keyed_seed(*key: Hashable) -> int:
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One picture's turn: its index in the dataset, and which of its passes this is."""
+    """A sample: an image's index in the dataset, and which of its passes this is."""
 
     example: Any  # an index; in a stream a key
     epoch: int

@@ -23,7 +23,7 @@ class DatasetEntry:
 
     train_data_dir, dataset_name, dataset_config_name: as the settings of these names.
     repeats: how often its pictures are passed per epoch; 0.5 is every other epoch.
-    weight: instead, its share of the turns relative to the other datasets' weights.
+    weight: instead, its share of the samples relative to the other datasets' weights.
     trigger_word: put in front of captions without it.
     is_class_images: pictures of the class for prior preservation.
     """
@@ -111,7 +111,7 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
 def repeats_of(entries: Sequence[DatasetEntry], images: Sequence[Fraction | int]) -> list[Fraction]:
     """Return how often each dataset of so many pictures is passed per epoch.
 
-    By weights, the dataset that is passed least is passed once, and the turns are shared as the weights are.
+    By weights, the dataset that is passed least is passed once, and the samples are shared as the weights are.
     """
     if not entries or entries[0].weight is None:
         return [Fraction(str(entry.repeats)) for entry in entries]

@@ -1,6 +1,6 @@
-"""What a picture's caption is in one of its turns: wildcards, tag shuffling, tag dropout, the empty prompt.
+"""The caption that an image trains with each time it is used: wildcards, tag shuffling, tag dropout, the empty prompt.
 
-A pure function of (seed, epoch, example), each kind of chance with a stream of its own, see rng.py. So the captions
+A pure function of (seed, epoch, example), each with a random stream of its own, see rng.py. So the captions
 that will occur in a training are known before it begins. Knows no tokens.
 """
 
@@ -18,7 +18,7 @@ AS_WRITTEN = CaptionConfig()
 
 
 def varied_caption(caption: str, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:
-    """The prompt that a picture's turn trains with."""
+    """The prompt that a sample trains with."""
 
     def rng(stream: str) -> random.Random:
         return random.Random(keyed_seed(seed, stream, sample.epoch, sample.example))
@@ -61,7 +61,7 @@ def tags_of(text: str, separator: str) -> list[str]:
 def prompts_of(
     captions: Sequence[str], seed: int, samples: Iterable[SampleKey], variants: CaptionConfig, limit: int
 ) -> set[str] | None:
-    """Every prompt that the turns train with, or None if they are more than `limit`."""
+    """Every prompt that the samples train with, or None if they are more than `limit`."""
     if not variants.vary:
         return set(captions)
     prompts = set()

@@ -1,4 +1,4 @@
-"""Turns to the tensors of a micro-batch: cached records, the draws of chance, size conditioning."""
+"""Samples to the tensors of a micro-batch: cached records, random draws, size conditioning."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def collate(
     augmentation: Augmentation = NO_AUGMENTATION,
     prior_loss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Return what the loss takes, for turns of one bucket.
+    """Return what the loss takes, for samples of one bucket.
 
     Args:
         latents, texts: the caches, read by (index, flip) and by caption; without texts, the prompts themselves come
@@ -152,7 +152,7 @@ class Collator:
         }
 
     def steps(self, steps: Iterable[tuple[int, Sequence[SampleKey | None]]]) -> Iterator[StepBatch]:
-        """This process's part of each step, given as its epoch and turns."""
+        """This process's part of each step, given as its epoch and samples."""
         for epoch, samples in steps:
             names = {self.examples[sample.example].name for sample in samples if sample}  # a stream forgets its images
             parts = split_step(samples, self.rank, self.world_size, self.micro_steps)

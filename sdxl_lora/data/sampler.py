@@ -37,7 +37,7 @@ class Sampler(Protocol):
     def passes(self, step: int) -> float: ...
 
     def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(epoch, turns) of step `first` and every later one; None for a turn that only another process knows."""
+        """(epoch, samples) of step `first` and every later one; None for a sample that only another process knows."""
 
 
 class BucketSampler:
@@ -84,7 +84,7 @@ class BucketSampler:
         return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
 
     def _row_before(self, bucket: Hashable, repeat: Fraction | int, epoch: int) -> int:
-        """Return how many turns of one bucket's pictures of one number of repeats come before `epoch`.
+        """Return how many samples of one bucket's images of one number of repeats come before `epoch`.
 
         What is left of a number that is not whole waits for a later epoch; where it begins is drawn for each bucket,
         else small buckets would all come late.
@@ -109,7 +109,7 @@ class BucketSampler:
         return round(min(passes, self.num_epochs or passes), 3)
 
     def epoch(self, epoch: int) -> list[list[SampleKey]]:
-        """The steps of one epoch, each a list of at most `images_per_step` turns of one bucket."""
+        """The steps of one epoch, each a list of at most `images_per_step` samples of one bucket."""
         size, last = self.images_per_step, epoch + 1 == self.num_epochs
         steps = []
         for bucket in self.members:
@@ -151,7 +151,7 @@ class BucketSampler:
         return order
 
     def from_step(self, first: int) -> Iterator[tuple[int, list[SampleKey]]]:
-        """(epoch, turns) of step `first` and every later one."""
+        """(epoch, samples) of step `first` and every later one."""
         epoch = self.epoch_of(first)
         skip = first - self.first_step(epoch)
         while epoch != self.num_epochs:

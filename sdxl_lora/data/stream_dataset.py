@@ -2,7 +2,7 @@
 
 Pictures of one size wait until they fill a micro-batch; those of the next steps are decoded meanwhile. A checkpoint
 holds where the reading stands and what waits, so that the same number of processes goes on with the same pictures.
-Nothing is kept on the disk: latents are computed in every turn. What chance gives a picture is keyed by its content.
+Nothing is kept on the disk: latents are computed each time. What is random for an image is keyed by its content.
 """
 
 import json
@@ -58,7 +58,7 @@ class StreamDataset:
         open_rows: ImageDataset of Rows.
         vae: in float32, on the device that is to encode.
         vae_key: see cache.weights_key.
-        is_flipped: whether a turn shows its picture mirrored.
+        is_flipped: whether a sample shows its image mirrored.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class StreamSampler:
         return 0
 
     def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(0, turns) of step `first`, where the reading stands, and of every later one."""
+        """(0, samples) of step `first`, where the reading stands, and of every later one."""
         steps = self._steps(first)
         coming = deque(islice(steps, STEPS_AHEAD))
         for samples in steps:
@@ -159,7 +159,7 @@ class StreamSampler:
             yield 0, coming.popleft()
 
     def _steps(self, step: int) -> Iterator[list[SampleKey | None]]:
-        """The turns of each step, whose pictures are being decoded."""
+        """The samples of each step, whose images are being decoded."""
         rows = shuffled_rows(self.stream, self.place, self.columns, self.block_size, self.seed)
         self._recent.append((step, self._state(), []))
         while True:

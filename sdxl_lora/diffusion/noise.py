@@ -1,4 +1,4 @@
-"""What chance gives a picture in one of its turns: timestep, noise, VAE draw, flip.
+"""What is random in a sample of an image: timestep, noise, VAE draw, flip.
 
 A pure function of (seed, epoch, example), drawn on the CPU in float32: resuming, another batch size or another number
 of processes never changes it. Each kind of draw has a stream of its own, so that adding one leaves the others alone.
@@ -69,5 +69,5 @@ def draw_latents(seed: int, sample: SampleKey, mean: torch.Tensor, std: torch.Te
 
 
 def draw_flip(seed: int, sample: SampleKey) -> bool:
-    """Mirrored in this turn? One in two."""
+    """Return whether this sample is mirrored: one in two."""
     return bool(torch.randint(2, (), generator=generator(seed, "flip", sample)))

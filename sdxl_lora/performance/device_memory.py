@@ -48,7 +48,7 @@ def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int 
     """Turn torch's error into one that says what to change.
 
     Args:
-        smaller: what to try, the gentlest first (the rungs below the present one, see memory_budget.py).
+        smaller: what to try, the gentlest first (the levels below the present one, see memory_budget.py).
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""How much memory a training takes at each step of a ladder from fast to small, counted on the model without weights.
+"""Memory of a training at each level, from fast to small, counted on the model without weights.
 
 Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
-state in 8 bits, then the frozen base in 8 and in 4. Pictures at once come last: what a rung leaves is filled with them.
+state in 8 bits, then the frozen base in 8 and in 4. Images at once come last: they fill what a level leaves.
 """
 
 import re
@@ -28,7 +28,10 @@ OUTER = " ".join(OUTER_BLOCKS)
 
 @dataclass(frozen=True)
 class MemoryLevel:
-    """A step of the ladder. base_precision None: as the computation; recomputed: "none", "all", or names of blocks."""
+    """What is given up for memory.
+
+    recomputed: "none", "all", or names of blocks; base_precision: None for that of the computation.
+    """
 
     recomputed: str
     optimizer: str
@@ -69,7 +72,7 @@ def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list
 
 @dataclass
 class MemoryCount:
-    """Bytes of a training on each rung, by what takes them.
+    """Bytes of a training at each level, by what takes them.
 
     Attributes:
         unet: on the meta device, with its adapter as it will compute.
@@ -146,7 +149,7 @@ def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) 
 def choose(
     levels: Sequence[MemoryLevel], count_of: Callable[[MemoryLevel], int], budget: int
 ) -> tuple[MemoryLevel, int]:
-    """The highest rung whose training fits, and its bytes.
+    """The first level whose training fits, and its bytes.
 
     Raises:
         ConfigError: not even the lowest does.

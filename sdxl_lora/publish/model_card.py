@@ -27,7 +27,7 @@ def model_card(
         samples: (prompt, picture's path relative to the card).
         settings: what the run was trained with, for a table; nothing private.
         repository: on the Hub, from which the ready lines load; None where the file lies beside the card.
-        grid: path of a sheet of pictures by steps, relative to the card.
+        grid: path of a grid of images by steps, relative to the card.
     """
     base = public_name(base_model)
     parts = [

@@ -67,7 +67,7 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
 
 
 def manifest_sha256(manifest: dict) -> str:
-    """Over all its other entries: whoever changes one by chance is found out."""
+    """Over all its other entries: a changed one is found out."""
     others = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 

@@ -88,7 +88,7 @@ class RunLogger:
     def samples(
         self, step: int, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]], grid: Path | None
     ) -> None:
-        """Log what was drawn after `step` steps, by prompt, and the sheet of all steps. On the main process alone."""
+        """Log what was drawn after `step` steps, by prompt, and the grid of all steps. On the main process alone."""
         log_samples(self.accelerator.trackers, step, prompts, images, grid)
         self.run.event(
             "samples",

@@ -72,7 +72,7 @@ def wandb_id(folder: Path, done_steps: int) -> str:
 def log_samples(
     trackers, step: int, prompts: Sequence[SamplePrompt], samples: Sequence[Sequence[Image.Image]], grid: Path | None
 ) -> None:
-    """The pictures of a step by prompt, and the sheet of all steps; in W&B also as a table with their settings."""
+    """The images of a step by prompt, and the grid of all steps; in W&B also as a table with their settings."""
     titled = {f"{number} {prompt.text}": samples[number] for number, prompt in enumerate(prompts) if samples[number]}
     if grid:
         titled["grid"] = [open_own_png(grid)]

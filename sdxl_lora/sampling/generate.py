@@ -1,7 +1,7 @@
 """Prompts to pictures with the current adapter: fixed seeds, so that pictures of different steps can be compared.
 
     samples/step-000500-prompt-0-image-0.png    step, prompt and picture count from 0; step 0 is before the training
-    samples/grid.png                            prompts by steps, a sheet for one look
+    samples/grid.png                            prompts by steps, for one look
 
 Each picture's PNG text `parameters` says what it was drawn by, as A1111 writes it.
 """

@@ -107,7 +107,7 @@ class TrainingData:
         return prefetch(self.collator(shape).steps(self.samples_from(start)), 0 if is_live else STEPS_AHEAD)
 
     def samples_from(self, start: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(epoch, turns) of each step that is still to be done after the first `start`."""
+        """(epoch, samples) of each step that is still to be done after the first `start`."""
         return islice(self.sampler.from_step(start), max(0, self.total_steps - start))
 
     @cached_property

@@ -13,9 +13,9 @@ class CaptionConfig:
     """Captions."""
 
     proportion_empty_prompts: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of turns with the empty prompt in place of the caption, for classifier-free guidance; 0.1 is usual."""
+    """Share of samples with the empty prompt in place of the caption, for classifier-free guidance; 0.1 is usual."""
     shuffle_caption: Annotated[bool, SAME] = False
-    """Put the tags of a caption, what stands between commas, in another order in every turn."""
+    """Put the tags of a caption, what stands between commas, in another order each time its image is used."""
     keep_tokens: Annotated[int, Ge(0), SAME] = 0
     """So many tags at the beginning are neither moved nor left out: 1 for a trigger word in front."""
     keep_tokens_separator: Annotated[str | None, SAME] = None
@@ -23,9 +23,9 @@ class CaptionConfig:
     caption_separator: Annotated[str, SAME] = ","
     """What stands between tags."""
     caption_tag_dropout_rate: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of tags left out, others in every turn."""
+    """Share of tags left out, others each time."""
     enable_wildcard: Annotated[bool, SAME] = False
-    """Choose one of {red|green|blue} in a caption anew in every turn; choices may hold further ones."""
+    """Choose one of {red|green|blue} in a caption anew each time; choices may hold further ones."""
     max_caption_chunks: Annotated[int, Gt(0), SAME] = 1
     """Captions and sample prompts are read as this many chunks of 75 tokens; 3 for up to 225 tokens."""
 

@@ -24,7 +24,7 @@ class DataConfig:
     datasets: Annotated[tuple[str, ...], BY_CONTENT] = ()
     """Instead of both: several datasets, each a folder such as data/cat, with repeats per epoch data/cat:3, or
     "{train_data_dir: data/cat, repeats: 3}" with further keys dataset_name, dataset_config_name, trigger_word (put in
-    front of captions), is_class_images, and instead of repeats weight, the share of the turns."""
+    front of captions), is_class_images, and instead of repeats weight, the share of the samples."""
     image_column: Annotated[str, BY_CONTENT] = "image"
     """Dataset column with the pictures."""
     caption_column: Annotated[str, BY_CONTENT] = "text"
@@ -33,7 +33,7 @@ class DataConfig:
     """Use only the first N pictures of each dataset."""
     dataset_streaming: Annotated[bool, SAME] = False
     """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
-    from the Hub, and encode them in every turn. Needs max_train_steps."""
+    from the Hub, and encode them each time. Needs max_train_steps."""
     shuffle_buffer_size: Annotated[int, Gt(0), FREE] = 256
     """A stream's pictures are shuffled so many at a time in each process; 1 leaves them as they are stored. Up to twice
     as many wait in memory, as the files have them."""
@@ -42,7 +42,7 @@ class DataConfig:
     center_crop: Annotated[bool, BY_CONTENT] = True
     """Crop such pictures at their centre; else at a place drawn once per picture from the seed."""
     random_flip: Annotated[bool, SAME] = False
-    """Mirror a picture left to right in half of its turns."""
+    """Mirror a picture left to right half of the times it is used."""
 
     def entries(self) -> list[DatasetEntry]:
         """The datasets, also where it is one."""
@@ -71,13 +71,13 @@ class CacheConfig:
 
     cache_latents: Annotated[bool, FREE] = True
     """Encode each picture once and keep its latents on the disk. Without it the VAE stays in GPU memory and encodes
-    pictures in every turn."""
+    pictures each time."""
     cache_text_embeddings: Annotated[bool, FREE] = True
     """Encode each caption once and keep its embeddings. Without it, or where captions vary too much, the text encoders
-    stay; where they train, captions are encoded in every turn in any case."""
+    stay; where they train, captions are encoded each time in any case."""
     max_cached_captions: Annotated[int, Ge(0), FREE] = 4000
     """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
-    with more, keep the text encoders (1.5 GiB of GPU memory) and encode in every turn."""
+    with more, keep the text encoders (1.5 GiB of GPU memory) and encode each time."""
     dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
     """Processes that decode pictures while the caches are filled."""
     cache_dir: Annotated[str | None, PATH, FREE] = None
