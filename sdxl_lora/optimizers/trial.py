@@ -1,5 +1,6 @@
 """An optimizer tried on tiny parameters before the base is loaded: what it cannot do is said in seconds."""
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ def try_optimizer(
     Raises:
         ConfigError: it needs a closure, sparse gradients or other shapes, gives NaN, or has no state that can be kept.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run's own optimizer says it
+    said = io.StringIO()  # and warnings: the run's own optimizer says it
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(said):
+        warnings.simplefilter("ignore")
         parameters = [torch.nn.Parameter(torch.full(shape, 0.01, device=device)) for shape in shapes]
         optimizer = make([{"params": parameters}])  # says itself what it does not take
         try:

@@ -1,5 +1,6 @@
 """Every command, setting, link and file that the documentation names is there and parses."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -21,7 +22,6 @@ from webui.settings.workspace import NAMES as PAGE_SETTINGS
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
 NAMES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
-# Packages in the tree of README.md and docs/architecture.md that are still to come: empty it when they are there.
 
 
 def blocks(text, language):
@@ -115,10 +115,20 @@ def test_every_yaml_in_the_documentation_is_read(block, tmp_path):
     assert load_config(TrainConfig, ["--config", str(path), "--output_dir", "run"])
 
 
+def imports(text):
+    """(module, name) of each name that a Python text imports from a module."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    return [(node.module, alias.name) for node in nodes for alias in node.names]
+
+
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if blocks(text, "python")])
-def test_every_python_in_the_documentation_is_python(name):
-    for block in blocks(TEXTS[name], "python"):
-        compile(block, name, "exec")
+def test_every_python_in_the_documentation_is_python_and_imports_what_is_there(name):
+    ours = [pair for block in blocks(TEXTS[name], "python") for pair in imports(block) if is_module(pair[0])]
+    assert ours
+    for module, word in ours:
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        there = [imported for _, imported in imports(text)] + re.findall(r"^(?:def |class )?(\w+)", text, re.MULTILINE)
+        assert word in there, f"{module} has no {word}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

@@ -232,6 +232,7 @@ def test_the_names_of_windows_devices_are_no_files(name):
 @pytest.mark.parametrize("name", ["cone", "nul-1", "com", "com10", "auxiliary", "a.con", "lpt", "console"])
 def test_names_that_only_begin_like_a_device_are_names(name):
     check_name(name)
+    assert not is_reserved_name(name)
 
 
 def test_a_drives_letter_is_no_folder_with_repeats(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import base_of
+from sdxl_lora.optimizers.optimizers import learning_rate_of, optimizer_of, set_learning_rate
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.checks import check_names, check_optimizer
 from sdxl_lora.training.dry_run import dry_run
@@ -57,10 +58,11 @@ def library(monkeypatch):
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RMSprop", "torch.optim.Adagrad", "torch.optim.NAdam"])
 @pytest.mark.filterwarnings("error")
-def test_what_can_train_passes_without_a_word(train_config, name):
+def test_what_can_train_passes_without_a_word(train_config, name, capfd):
     rate = 1.0 if name == "prodigy" else 1e-3
     check_optimizer(train_config(optimizer=name, learning_rate=rate, use_dora=True))
     check_optimizer(train_config(optimizer=name, learning_rate=rate, target_modules="all-linear+conv"))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,11 @@ def test_adafactor_finds_its_own_rate_where_it_is_left_out(train):
 
 
 def test_an_optimizer_by_name_keeps_a_rate_of_its_own(train_config):
-    check_optimizer(train_config(optimizer="torch.optim.Adam", learning_rate=None))
+    config = train_config(optimizer="torch.optim.Adam", learning_rate=None).optimizer
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = optimizer_of(config, [{"params": weights}])
+    set_learning_rate(optimizer, learning_rate_of(config, step=0, total_steps=4, images_per_step=1))
+    assert optimizer.param_groups[0]["lr"] == torch.optim.Adam(weights).defaults["lr"]
 
 
 @pytest.mark.parametrize(

@@ -133,12 +133,14 @@ def test_a_negative_number_of_ranges_is_refused():
 
 @pytest.mark.gpu
 def test_no_step_waits_for_the_gpu(train, monkeypatch):
-    do = TrainStep.__call__
+    do, watched = TrainStep.__call__, []
 
     def strict(self, batch, step, learning_rate):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first fills lazy buffers
+        watched.append(torch.cuda.get_sync_debug_mode())
         do(self, batch, step, learning_rate)
         torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainStep, "__call__", strict)
     train(max_train_steps=4, logging_steps=4, cuda_graphs="off")
+    assert watched == [0, 2, 2, 2], "0 is default, 2 is error"

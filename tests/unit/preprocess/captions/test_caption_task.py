@@ -6,9 +6,17 @@ from preprocess.captions.caption_task import check_task
 from sdxl_lora.errors import ConfigError
 
 
+def refusal(task, prompt, model_type, takes_prompt=True):
+    """What is said of it, or None."""
+    try:
+        check_task(task, prompt, model_type, takes_prompt)
+    except ConfigError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("task", ["<CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>", "<GENERATE_TAGS>", "<DocVQA>who?"])
 def test_tasks_of_florence_and_of_its_fine_tunes_are_taken(task):
-    check_task(task, None, "florence2", takes_prompt=True)
+    assert refusal(task, None, "florence2") is None
 
 
 @pytest.mark.parametrize(
@@ -29,15 +37,14 @@ def test_tasks_of_florence_and_of_its_fine_tunes_are_taken(task):
     ],
 )
 def test_a_task_in_another_spelling_is_refused_with_the_nearest(task, said):
-    with pytest.raises(ConfigError, match=said):
-        check_task(task, None, "florence2", takes_prompt=True)
+    assert said in refusal(task, None, "florence2")
 
 
 def test_a_setting_without_effect_on_this_captioner_is_refused():
-    with pytest.raises(ConfigError, match="caption_prompt has no effect on Florence-2"):
-        check_task("<CAPTION>", "What does she wear?", "florence2", takes_prompt=True)
-    with pytest.raises(ConfigError, match=r"caption_task <CAPTION> has no effect on a blip.*caption_prompt"):
-        check_task("<CAPTION>", None, "blip", takes_prompt=True)
-    with pytest.raises(ConfigError, match="caption_prompt has no effect on this vision-encoder-decoder"):
-        check_task("<DETAILED_CAPTION>", "a photo of", "vision-encoder-decoder", takes_prompt=False)
-    check_task("<DETAILED_CAPTION>", "a photo of", "blip", takes_prompt=True)
+    said = refusal("<CAPTION>", "What does she wear?", "florence2")
+    assert "caption_prompt has no effect on Florence-2" in said
+    said = refusal("<CAPTION>", None, "blip")
+    assert "caption_task <CAPTION> has no effect on a blip" in said and "caption_prompt" in said
+    said = refusal("<DETAILED_CAPTION>", "a photo of", "vision-encoder-decoder", takes_prompt=False)
+    assert "caption_prompt has no effect on this vision-encoder-decoder" in said
+    assert refusal("<DETAILED_CAPTION>", "a photo of", "blip") is None
