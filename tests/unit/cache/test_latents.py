@@ -35,8 +35,15 @@ def test_a_damaged_picture_ends_the_filling_with_its_name(tmp_path, tiny_base, c
 
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, images, tiny_base, monkeypatch, fault):
-    monkeypatch.setattr("sdxl_lora.cache.latents.WORKER_TIMEOUT_SECONDS", 3)
+    decoded = []
+
+    def lose_patience_at_the_third():
+        decoded.append(True)
+        if len(decoded) == 2:
+            monkeypatch.setattr("sdxl_lora.cache.latents.WORKER_TIMEOUT_SECONDS", 1)
+        return False
+
     latents = LatentCache(tmp_path, FaultyImages(images, fault), "key")
-    with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 3 s"):
-        latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers())
+    with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 1 s"):
+        latents.fill(load_vae(Base(str(tiny_base))), (False,), 1, Workers(should_stop=lose_patience_at_the_third))
     assert len(records(tmp_path)) == 2, "what was encoded before is kept"
