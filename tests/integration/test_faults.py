@@ -26,25 +26,36 @@ def test_killed_between_steps_the_same_command_goes_on(config, tmp_path, uninter
 POINTS_IN_A_SAVE = 12  # the adapter, before and after each of five files, the manifest, the rename, the rotation
 
 
-def test_killed_anywhere_in_a_save_an_older_checkpoint_stands(config, tmp_path, uninterrupted):
-    """Every point of the third save, which also rotates the first checkpoint away."""
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["in a row", "one by one"])
+def test_killed_anywhere_in_a_save_an_older_checkpoint_stands(config, tmp_path, uninterrupted, goes_on):
+    """Every point of the third save, which also rotates the first checkpoint away.
+
+    In a row, the start after a kill is the one that is killed at the next point, until the save is published; one by
+    one, each goes on to the end.
+    """
     first_two = config("begun", max_train_steps=4)
     assert launch(first_two, tmp_path / "log")[0] == [0]
+    run = config()
+    folder = tmp_path / "run"
     for point in range(1, 30):
-        folder = tmp_path / f"run-{point}"
-        shutil.copytree(tmp_path / "begun", folder)
-        codes, printed = launch(config(folder.name), tmp_path / "log", TRAINER_FAULT=f"kill9@checkpoint_file={point}")
+        if not folder.exists():
+            shutil.copytree(tmp_path / "begun", folder)
+        codes, printed = launch(run, tmp_path / "log", TRAINER_FAULT=f"kill9@checkpoint_file={point}")
         if codes == [0]:  # the save has no more points
             break
         assert codes == [-signal.SIGKILL], printed
         left = checkpoints(folder)
         assert_all_valid(folder)
         assert left and left[-1].name in ("checkpoint-4", "checkpoint-6")
-        codes, printed = launch(config(folder.name), tmp_path / "log")
-        assert codes == [0], printed
-        assert list(folder.glob(".tmp-*")) == []
-        assert_ends_as_uninterrupted(uninterrupted, config, folder)
+        if goes_on or left[-1].name == "checkpoint-6":
+            codes, printed = launch(run, tmp_path / "log")
+            assert codes == [0], printed
+            assert list(folder.glob(".tmp-*")) == []
+            assert_ends_as_uninterrupted(uninterrupted, config, folder)
+            shutil.rmtree(folder)
     assert point > POINTS_IN_A_SAVE
+    assert list(folder.glob(".tmp-*")) == []
+    assert_ends_as_uninterrupted(uninterrupted, config, folder)
 
 
 @pytest.mark.parametrize("optimizer, text", [("adamw", True), ("adamw8bit", False)])
@@ -79,11 +90,12 @@ def test_nan_is_seen_by_both_processes_before_the_step(config, tmp_path):
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("fault, word", [("kill9", "is gone"), ("stop", "does not answer")])
-def test_a_process_that_dies_or_hangs_is_named_by_the_other(config, tmp_path, fault, word):
-    settings = config(gradient_accumulation_steps=1, process_timeout_seconds=5)
+@pytest.mark.parametrize("fault, word, patience", [("kill9", "is gone", 1800), ("stop", "does not answer", 20)])
+def test_a_process_that_dies_or_hangs_is_named_by_the_other(config, tmp_path, fault, word, patience):
+    """Who dies is missed at once; who hangs, after the timeout, which a busy machine must not reach by itself."""
+    settings = config(gradient_accumulation_steps=1, process_timeout_seconds=patience)
     launched = Launched(settings, tmp_path / "log", world_size=2, TRAINER_FAULT=f"{fault}@step=4,rank=1")
-    launched.processes[0].join(60)
+    launched.processes[0].join(240)
     assert launched.processes[0].exitcode == 8, launched.printed()
     launched.processes[1].kill()
     assert f"error: rank 1 {word} (last seen at step" in launched.printed()
@@ -138,9 +150,9 @@ def run_until_killed_no_more(config, folder, name, chance):
         kills += 1
 
 
-@pytest.mark.parametrize("kills", [18, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_random_kills_end_where_the_uninterrupted_run_does(config, tmp_path, kills):
-    """18 kills here and the 12 inside a save above are 30."""
+    """With one process and two, between steps and inside saves; the last run is killed until it ends."""
     assert launch(config("whole", adam_epsilon=1e-4), tmp_path / "log")[0] == [0]
     whole, chance, done, runs = weights(tmp_path / "whole"), random.Random(0), 0, 0
     while done < kills:
