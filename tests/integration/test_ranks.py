@@ -104,7 +104,7 @@ def test_both_processes_take_part_in_the_same_collectives(train_config, tmp_path
 
 
 def test_a_main_process_that_dies_while_the_other_waits_for_it_is_named(train_config, tmp_path):
-    config = train_config(max_train_steps=4, process_timeout_seconds=TIMEOUT, **{**LOOKING, "num_validation_images": 1})
+    config = train_config(max_train_steps=4, **{**LOOKING, "num_validation_images": 1})
     codes, printed = launch(config, tmp_path / "log", world_size=2, TRAINER_FAULT="kill9@sample=1,rank=0")
     assert codes == [-signal.SIGKILL, 8], printed
     assert "rank 0 is gone" in printed and "Traceback" not in printed
