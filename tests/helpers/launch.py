@@ -1,33 +1,23 @@
-"""Real training processes, forked from one that has the imports behind it: a start costs a second, not ten.
+"""Real training processes, forked (see forking.py): a start costs a second, not ten.
 
 `Launched` gives them the environment that a launcher gives: two of them are what torchrun starts. They can be killed.
 LIMIT_FILE_SIZE in the environment limits their files to that many bytes.
 """
 
 import gc
-import multiprocessing
-import os
 import resource
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.helpers.forking import CONTEXT, leave, settle
 from tests.helpers.machines import Machine, enter
-from tests.helpers.paths import ROOT
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train_sdxl_lora", "tests.helpers.launch"])
 
 
 def _run(config, log: Path, environment: dict[str, str], machine: Machine | None, first: Callable[[], object]) -> None:
     if machine:
         enter(machine)
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    with open(log, "a", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+    settle(log, environment)
     import torch
 
     import train_sdxl_lora
@@ -37,10 +27,7 @@ def _run(config, log: Path, environment: dict[str, str], machine: Machine | None
     if limit := environment.get("LIMIT_FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     first()
-    code = train_sdxl_lora.main(config)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(lambda: train_sdxl_lora.main(config))
 
 
 def free_port() -> str:

@@ -4,13 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import yaml
 
+from tests.helpers.forking import CONTEXT, leave, settle
 from tests.helpers.paths import ROOT
+from webui.__main__ import main
 
 
 def free_port() -> int:
@@ -26,10 +29,26 @@ def answers(url: str) -> bool:
         return False
 
 
-class Server:
-    """`python -m webui` with its projects in a folder; `url` answers once this is made."""
+def _serve(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    settle(log, environment)
+    tempfile.tempdir = None  # found anew, by the environment
+    leave(lambda: main(arguments))
 
-    def __init__(self, folder: Path, *arguments: str, settings: dict | None = None, **environment: str):
+
+class Server:
+    """The page with its projects in a folder; `url` answers once this is made.
+
+    It is forked (see forking.py); with `of_its_own`, `python -m webui`, which costs four times as much to start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        settings: dict | None = None,
+        of_its_own: bool = False,
+        **environment: str,
+    ):
         self.projects = folder / "projects"
         self.log = folder / "page.log"
         self.settings = folder / "ui.yaml"
@@ -38,22 +57,30 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        self.arguments, self.environment = arguments, {**os.environ, "TMPDIR": str(self.temporary), **environment}
+        self.arguments = ["--port", str(self.port), "--settings", str(self.settings), *arguments]
+        self.environment = {**os.environ, "TMPDIR": str(self.temporary), **environment}
+        self.of_its_own = of_its_own
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "webui", "--port", str(self.port), "--settings", str(self.settings)]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *self.arguments], cwd=ROOT, stdout=log, stderr=log, env=self.environment
-            )
+        if self.of_its_own:
+            with open(self.log, "ab") as log:
+                command = [sys.executable, "-m", "webui", *self.arguments]
+                self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=self.environment)
+        else:
+            arguments = (self.arguments, self.log, self.environment)
+            self.process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
+            self.process.start()
         for _ in range(600):
-            assert self.process.poll() is None, self.log.read_text()
+            assert self.is_up(), self.log.read_text()
             if answers(self.url):
                 return
             time.sleep(0.1)
         raise AssertionError(self.log.read_text())
 
+    def is_up(self) -> bool:
+        return (self.process.poll() if self.of_its_own else self.process.exitcode) is None
+
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        (self.process.wait if self.of_its_own else self.process.join)()

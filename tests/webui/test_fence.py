@@ -4,13 +4,14 @@ Asked over HTTP of the page, and of apps of others that have it as a tab, launch
 """
 
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.helpers.forking import CONTEXT, settle
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 from tests.helpers.waiting import until
@@ -66,34 +67,44 @@ def secret(tmp_path_factory) -> Path:
     return path
 
 
-def test_no_function_takes_a_file_of_the_machine(tmp_path, secret):
-    server = Server(tmp_path)
-    try:
-        functions = functions_of(server.url)
-        assert len(functions) > 40
-        for function in functions:
-            said = ask(server.url, function, [{"path": str(secret), **FILE}] * len(function["inputs"]))
-            assert_takes_none_of_them(said, function, server.temporary)
-        start = max(functions, key=lambda function: len(function["inputs"]))
-        for number in range(0, len(start["inputs"]), 20):
-            data: list = [None] * len(start["inputs"])
-            data[number] = {"path": str(secret), **FILE}
-            assert_takes_none_of_them(ask(server.url, start, data), start, server.temporary)
-        assert list(server.projects.glob(".page/jobs/*")) == []
-    finally:
-        server.kill()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("page"))
+    yield server
+    server.kill()
+
+
+def test_no_function_takes_a_file_of_the_machine(server, secret):
+    functions = functions_of(server.url)
+    assert len(functions) > 40
+    for function in functions:
+        said = ask(server.url, function, [{"path": str(secret), **FILE}] * len(function["inputs"]))
+        assert_takes_none_of_them(said, function, server.temporary)
+    start = max(functions, key=lambda function: len(function["inputs"]))
+    for number in range(0, len(start["inputs"]), 20):
+        data: list = [None] * len(start["inputs"])
+        data[number] = {"path": str(secret), **FILE}
+        assert_takes_none_of_them(ask(server.url, start, data), start, server.temporary)
+    assert list(server.projects.glob(".page/jobs/*")) == []
+
+
+def be_host(code: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    settle(log, environment)
+    sys.argv[1:] = arguments
+    exec(code, {})
 
 
 @pytest.mark.parametrize("start", [LAUNCHED, MOUNTED, WITHIN_ANOTHER])
 def test_nor_does_a_tab_of_another_app_however_it_is_started(tmp_path, secret, start):
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path / "served")}
-    host = subprocess.Popen([sys.executable, "-c", HOST + start, str(tmp_path / "projects"), str(port)], cwd=ROOT,
-                            env=environment)  # fmt: skip
+    arguments = (HOST + start, [str(tmp_path / "projects"), str(port)], log, environment)
+    host = CONTEXT.Process(target=be_host, args=arguments, daemon=True)
+    host.start()
     try:
-        until(lambda: answers(url) or host.poll() is not None)
-        assert host.poll() is None
+        until(lambda: answers(url) or host.exitcode is not None)
+        assert host.exitcode is None, log.read_text()
         asked = [
             function for function in functions_of(url) if function["api_name"] in ("sdxl_lora_look", "load", "turn")
         ]
@@ -104,7 +115,7 @@ def test_nor_does_a_tab_of_another_app_however_it_is_started(tmp_path, secret, s
                 assert_takes_none_of_them(said, function, tmp_path / "served")
     finally:
         host.kill()
-        host.wait()
+        host.join()
 
 
 def ways_to_name(secret: Path) -> list:
@@ -119,12 +130,8 @@ def ways_to_name(secret: Path) -> list:
     ]
 
 
-def test_what_was_uploaded_is_taken(tmp_path):
-    server = Server(tmp_path)
-    try:
-        files = {"files": ("mine.yaml", b"output_dir: x\ntrain_data_dir: d\nrank: 77\n")}
-        (path,) = CLIENT.post(server.url + "/gradio_api/upload", files=files).json()
-        (load,) = [f for f in functions_of(server.url) if f["api_name"] == "load_1"]
-        assert "77" in ask(server.url, load, [{"path": path, **FILE}])
-    finally:
-        server.kill()
+def test_what_was_uploaded_is_taken(server):
+    files = {"files": ("mine.yaml", b"output_dir: x\ntrain_data_dir: d\nrank: 77\n")}
+    (path,) = CLIENT.post(server.url + "/gradio_api/upload", files=files).json()
+    (load,) = [f for f in functions_of(server.url) if f["api_name"] == "load_1"]
+    assert "77" in ask(server.url, load, [{"path": path, **FILE}])

@@ -1,6 +1,8 @@
 """The page in a browser behind a proxy that hides its address, as nginx does with its defaults, and at a sub-path."""
 
 import shutil
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
@@ -25,6 +27,26 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def server_below(tmp_path_factory):
+    """A function from a path to the server whose page knows that it is shown there; one for each."""
+    with ExitStack() as servers:
+
+        @cache
+        def started(below: str) -> Server:
+            folder = tmp_path_factory.mktemp("page")
+            run = folder / "projects" / "cat" / "runs" / "one"
+            run.mkdir(parents=True)
+            (run / "status.json").write_text('{"state": "done", "step": 4}')
+            (run / "pytorch_lora_weights.safetensors").write_text("weights")
+            arguments = ["--root_path", below] if below else []
+            server = Server(folder, *arguments, **{PASSWORD_VARIABLE: PASSWORD})
+            servers.callback(server.kill)
+            return server
+
+        yield started
+
+
 @pytest.mark.parametrize(
     "name, below, strips, headers",
     [
@@ -35,14 +57,8 @@ def browser():
         ("lora.example.com", "/lora", True, {"host": "lora.example.com:{port}"}),
     ],
 )
-def test_behind_a_proxy_every_press_arrives_and_files_are_fetched(browser, tmp_path, name, below, strips, headers):
-    run = tmp_path / "projects" / "cat" / "runs" / "one"
-    run.mkdir(parents=True)
-    (run / "status.json").write_text('{"state": "done", "step": 4}')
-    (run / "pytorch_lora_weights.safetensors").write_text("weights")
-    port = free_port()
-    arguments = ["--root_path", below] if below else []
-    server = Server(tmp_path, *arguments, **{PASSWORD_VARIABLE: PASSWORD})
+def test_behind_a_proxy_every_press_arrives_and_files_are_fetched(browser, server_below, name, below, strips, headers):
+    port, server = free_port(), server_below(below)
     headers = {key: value.format(port=port) for key, value in headers.items()}
     context = browser.new_context(http_credentials={"username": "lora", "password": PASSWORD})
     page = context.new_page()
@@ -66,4 +82,3 @@ def test_behind_a_proxy_every_press_arrives_and_files_are_fetched(browser, tmp_p
             page.close()
     finally:
         context.close()
-        server.kill()

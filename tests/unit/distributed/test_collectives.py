@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.helpers.launch import CONTEXT, free_port
+from tests.helpers.forking import CONTEXT
+from tests.helpers.launch import free_port
 
 TIMEOUT = 2
 

@@ -1,0 +1,32 @@
+"""Processes forked from one that has the imports of a training and of the page behind it: a start costs no import.
+
+multiprocessing has one such process for all contexts, so what it imports is said once, here.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.helpers.paths import ROOT
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train_sdxl_lora", "tests.helpers.page_imports", "tests.helpers.launch"])
+
+
+def settle(log: Path, environment: Mapping[str, str]) -> None:
+    """In a process that was just forked: its environment, its folder, and `log` for what it prints."""
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+
+
+def leave(main: Callable[[], int]) -> None:
+    """End the process by the code that `main` returns, as a program of its own ends."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
