@@ -12,6 +12,7 @@ from PIL import Image
 
 from preprocess.images import workers
 from tests.helpers.dying_worker import prepare_and_die_at_3
+from tests.helpers.launch import free_port
 from tests.helpers.preparing import content, noise, opened, preprocess, report_of, rows_of, snapshot
 
 
@@ -35,7 +36,7 @@ def test_two_processes_of_accelerate_give_the_same_dataset(nine_images, tmp_path
     flags = ["--input_dir", nine_images, "--resolution", "64", "--bucket_step", "16", "--trigger_word", "sks"]
     flags += ["--caption_model", tiny_florence2, "--caption_max_new_tokens", "8", "--num_workers", "0"]
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--main_process_port", "29617", "--module", "preprocess"]
+    launch += ["--mixed_precision", "no", "--main_process_port", free_port(), "--module", "preprocess"]
     command = [sys.executable, "-m", *launch, *flags, "--output_dir", tmp_path / "two"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
