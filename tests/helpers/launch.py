@@ -60,7 +60,7 @@ class Launched:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """Exit codes of the processes by rank, negative for signals. AssertionError if one is still there."""
         for process in self.processes:
             process.join(seconds)

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ import yaml
 
 from tests.helpers.forking import CONTEXT, leave, settle
 from tests.helpers.paths import ROOT
+from tests.helpers.waiting import until
 from webui.__main__ import main
 
 
@@ -71,12 +71,8 @@ class Server:
             arguments = (self.arguments, self.log, self.environment)
             self.process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
             self.process.start()
-        for _ in range(600):
-            assert self.is_up(), self.log.read_text()
-            if answers(self.url):
-                return
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
+        until(lambda: not self.is_up() or answers(self.url), seconds=300)
+        assert self.is_up(), self.log.read_text()
 
     def is_up(self) -> bool:
         return (self.process.poll() if self.of_its_own else self.process.exitcode) is None

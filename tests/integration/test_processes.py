@@ -14,11 +14,11 @@ from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.run.checkpoints import problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
-from tests.helpers.launch import free_port
+from tests.helpers.launch import free_port, launch
 from tests.helpers.paths import ROOT
 
 
-def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
+def start(config, tmp_path, launch_file):
     """Start train_sdxl_lora.py under `accelerate launch` as the README says; it prints to tmp_path/printed."""
     file = tmp_path / "launched.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")
@@ -29,12 +29,6 @@ def start(config, tmp_path, launch_file="cpu_two_processes.yaml"):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "printed", "w", encoding="utf-8") as printed:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=printed, stderr=printed)
-
-
-def launch(config, tmp_path):
-    """Run two processes to the end: (exit code, what was printed)."""
-    code = start(config, tmp_path).wait(300)
-    return code, (tmp_path / "printed").read_text()
 
 
 def test_two_processes_give_the_one_process_result(train, train_config, five_of_two_sizes, tmp_path):
@@ -48,11 +42,9 @@ def test_two_processes_give_the_one_process_result(train, train_config, five_of_
     }  # fmt: skip
     one = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "one"))
     two = tmp_path / "two"
-    code, printed = launch(
-        train_config(**settings, train_batch_size=2, output_dir=str(two), cache_dir=str(tmp_path / "cache of two")),
-        tmp_path,
-    )
-    assert code == 0, printed
+    config = train_config(**settings, train_batch_size=2, output_dir=str(two), cache_dir=str(tmp_path / "cache of two"))
+    codes, printed = launch(config, tmp_path / "log", world_size=2)
+    assert codes == [0, 0], printed
     assert next(read_events(two / "events.jsonl", "started"))["processes"] == 2
 
     steps = [list(read_events(run / "events.jsonl", "step")) for run in (one, two)]
@@ -78,8 +70,8 @@ def test_two_processes_give_the_one_process_result(train, train_config, five_of_
 
 
 def test_an_error_on_one_process_ends_both_with_its_words(train_config, tmp_path):
-    code, printed = launch(train_config(train_data_dir="nowhere"), tmp_path)
-    assert code != 0
+    codes, printed = launch(train_config(train_data_dir="nowhere"), tmp_path / "log", world_size=2)
+    assert codes == [3, 3]
     assert "error: no such folder: nowhere" in printed
 
 
