@@ -21,7 +21,7 @@ test: .venv/installed-dev chromium
 	$(BIN)/mypy --platform darwin sdxl_lora preprocess train_sdxl_lora.py
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else "Python 3.10 to 3.14 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing requirements.txt (torch is the large one; this takes a minute or more) ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt

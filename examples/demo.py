@@ -14,6 +14,7 @@ from pathlib import Path
 from sdxl_lora.startup import quiet_libraries
 
 FOLDER = Path("demo")
+ROOT = Path(__file__).parents[1]  # of the checkout, or where it is installed
 TRIGGER_WORD = "sks"
 PROMPTS = (
     f"{TRIGGER_WORD}, a red shape on a white background",
@@ -37,8 +38,9 @@ def main() -> None:
         "--caption_model", "none",
     )  # fmt: skip
     run(
-        "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", "train_sdxl_lora.py",
-        "--config", "examples/demo.yaml",
+        "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"),
+        str(ROOT / "train_sdxl_lora.py"), "--config", str(ROOT / "examples" / "demo.yaml"),
+        "--pretrained_model_name_or_path", str(ROOT / "examples" / "shapes" / "base"),
     )  # fmt: skip
     draw_sheet(images, FOLDER / "run", FOLDER / "lora.png")
     print(

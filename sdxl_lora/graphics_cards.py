@@ -10,7 +10,7 @@ from types import ModuleType
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 AMD_DRIVER = Path("/dev/kfd")
 NEEDED_DRIVER = 580  # of the CUDA 13 that torch's usual wheels for Linux are built with
-INSTALL = "https://pytorch.org/get-started/locally"
+INSTALL = "docs/install.md"
 SECONDS = 10  # for nvidia-smi, which takes long where a driver is broken
 
 

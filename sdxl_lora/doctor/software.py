@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from sdxl_lora import DISTRIBUTION
 from sdxl_lora.doctor.findings import Finding
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # as requires-python of pyproject.toml
 INSTALL = "pip install -r requirements.txt"
 OPTIONAL = {  # what a training does without, and what is lost then
     "bitsandbytes": "8-bit optimizers, base_precision nf4",
@@ -27,7 +28,7 @@ OPTIONAL = {  # what a training does without, and what is lost then
 def look_at_python() -> Iterator[Finding]:
     here = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        yield Finding("Python", f"{here} is too old", "make an environment with Python 3.10, 3.11 or 3.12", stops=True)
+        yield Finding("Python", f"{here} is too old", "make an environment with Python 3.10 to 3.14", stops=True)
     elif sys.version_info[:2] > NEWEST_PYTHON:
         yield Finding("Python", f"{here} is newer than what is tested", "if something fails, use Python 3.12")
     else:
@@ -43,16 +44,33 @@ def look_at_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
         yield Finding("packages", "packaging is missing, as others may be", INSTALL, stops=True)
         return
     try:
-        lines = [line.split("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
+        lines = pins(requirements)
     except OSError as error:
         yield Finding("packages", f"cannot read {requirements}: {error.strerror}", "run it in a checkout of the code")
         return
-    wanted = [Requirement(line) for line in lines if line and not line.startswith("-")]
     odd = []
-    for requirement in wanted:
-        if requirement.marker is None or requirement.marker.evaluate():
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             odd += package_problem(requirement)
     yield from odd or [Finding("packages", "as in requirements.txt")]
+
+
+def pins(requirements: Path) -> list[str]:
+    """Return the requirements of a checkout, or of the installed package where there is no checkout.
+
+    Raises:
+        OSError: there is neither.
+    """
+    try:
+        text = requirements.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        try:
+            return requires(DISTRIBUTION) or []
+        except PackageNotFoundError:
+            pass
+        raise
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
 
 
 def package_problem(requirement) -> list[Finding]:

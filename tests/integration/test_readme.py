@@ -17,11 +17,13 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT
+from tests.helpers.pyproject import read_pyproject
 from webui.settings.workspace import NAMES as PAGE_SETTINGS
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
 NAMES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+EXTRAS = read_pyproject()["project"]["optional-dependencies"]
 
 
 def blocks(text, language):
@@ -33,7 +35,7 @@ def blocks(text, language):
 COMMANDS = [
     pytest.param(command, id=f"{name}: {command}")
     for name, text in TEXTS.items()
-    for language in ("sh", "bat")
+    for language in ("sh", "bat", "powershell")
     for block in blocks(text, language)
     for line in block.splitlines()
     if (command := line.split("  #")[0].strip().replace("\\", "/"))
@@ -69,16 +71,21 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         assert (ROOT / words[script]).is_file() and load_config(TrainConfig, ["--output_dir", *words[script + 1 :]])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    elif words[:2] == ["pip", "install"]:
+    elif words[:2] in (["pip", "install"], ["pip", "download"]):
         check_installation(words[2:])
+    elif words[:2] == ["uv", "sync"]:
+        check_extras(words[2:])
+    elif words[0] == "docker":
+        check_container(words[1:])
     elif words[:3] == ["python", "-m", "sdxl_lora.tools"]:
         assert tools(words[3:]) in (2, 5), "the files are not there; a wrong flag would end the program"
     elif words[:2] == ["python", "-m"]:
         assert is_module(words[2])
     else:
         assert re.match(
-            r"(git clone|cd) .*sdxl-lora-trainer$|(python3|py -3\.1[0-2]) -m venv \.venv$|"
-            r"(source \.venv/bin/|\.venv/Scripts/)activate$|tensorboard --logdir runs/\w+/logs$|ruff (check|format) ",
+            r"(git clone|cd) .*sdxl-lora-trainer$|git pull$|(python3|py -3\.1[0-4]) -m venv \.venv$|"
+            r"(source \.venv/bin/|\.venv/Scripts/)[Aa]ctivate(\.ps1)?$|mkdir -p [\w ]+$|"
+            r"tensorboard --logdir runs/\w+/logs$|ruff (check|format) ",
             command,
         ), f"no test knows how to check {command!r}"
 
@@ -96,12 +103,41 @@ def test_every_module_that_is_named_as_a_command_is_there(name):
 
 def check_installation(words):
     """The arguments of `pip install`: a file of requirements, the checkout itself, or a package as it is pinned."""
-    if words[0] == "-r":
-        assert (ROOT / words[1]).is_file()
+    if "-r" in words:
+        assert (ROOT / words[words.index("-r") + 1]).is_file()
     elif words[0] == "-e":
         assert "[project]" in (ROOT / "pyproject.toml").read_text(encoding="utf-8") and words[1] == "."
+    elif words == ["pillow-heif"]:
+        assert EXTRAS["heic"][0].startswith("pillow-heif==")
     else:
         assert words[0] in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+
+
+def check_extras(words):
+    """The arguments of `uv sync`: extras of the package, or its group for development."""
+    for flag, name in zip(words[::2], words[1::2], strict=True):
+        assert (flag == "--extra" and name in EXTRAS) or (flag, name) == ("--group", "dev")
+
+
+def check_container(words):
+    """The arguments of docker: a service of compose.yaml, or the folder with the Dockerfile; then a command of ours."""
+    if words[0] == "compose":
+        services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        known = {"build": "", "up": "", "down": "", "logs": "", "run": "--rm", "stop": ""}
+        rest = [word for word in words[2:] if word not in ("--rm", "--detach", "--follow")]
+        assert words[1] in known and (not rest or rest[0] in services), words
+        command = rest[1:]
+    else:
+        assert words[0] == "build" and words[-1] == "." and (ROOT / "Dockerfile").is_file()
+        command = []
+    if command:
+        assert command[:2] == ["python", "-m"] or command[:2] == ["python", "train_sdxl_lora.py"]
+        if command[1] == "train_sdxl_lora.py":
+            load_config(TrainConfig, command[2:])
+        elif command[2] == "preprocess":
+            load_config(PreprocessConfig, command[3:])
+        else:
+            assert is_module(command[2])
 
 
 @pytest.mark.parametrize(
@@ -236,6 +272,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_benchmarks = {"kohya"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
+    of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach", "build-arg", "gpus"}
     known = (
         settings | {f"no_{name}" for name in settings} | of_launcher | of_page | of_tools | of_benchmarks | of_others
     )
