@@ -24,7 +24,7 @@ SMALL = "--resolution 64 --max_train_steps 2 --mixed_precision no --variant None
 FEW_SAMPLES = "--validation_inference_steps 1 --num_validation_images 1 --validation_steps 2"
 STAND_INS = {
     "nvidia-smi": "echo {driver}",
-    "git": f'ln -s "{ROOT}" "$4"',
+    "git": f'mkdir "$4"; for name in "{ROOT}"/*; do ln -s "$name" "$4"; done',  # what is written there stays there
     "pip": ":",
     "uv": ":",
 }

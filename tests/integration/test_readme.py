@@ -272,7 +272,8 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_benchmarks = {"kohya"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
-    of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach", "build-arg", "gpus"}
+    of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach"}
+    of_others |= {"follow", "tag", "volume", "gpus"}
     known = (
         settings | {f"no_{name}" for name in settings} | of_launcher | of_page | of_tools | of_benchmarks | of_others
     )
