@@ -2,7 +2,7 @@
 
     sdxl-lora train --train_data_dir data/cat --output_dir runs/cat
 
-Each runs as `python -m` would run it, with its own --help. Imports none of them.
+Each runs as `python -m` would run it, with its own --help. Imports none of what trains.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import runpy
 import sys
 from importlib import metadata
 
-from sdxl_lora import DISTRIBUTION
+from sdxl_lora.doctor.software import DISTRIBUTION
 
 COMMANDS = {  # name: module that runs as a program, what it does
     "train": ("train_sdxl_lora", "train a LoRA"),

@@ -8,7 +8,7 @@ from sdxl_lora.doctor.findings import Finding
 from sdxl_lora.graphics_cards import INSTALL, nvidia_cards, why_no_gpu
 
 GIB = 2**30
-SMALLEST = 6 * GIB  # with which the smallest preset was counted
+SMALLEST = 6 * GIB  # the card of the smallest preset
 MOSTLY_FREE = 0.8  # of a card's memory, where nothing but the desktop has some
 
 
@@ -50,7 +50,7 @@ def look_at_card(torch, number: int, driver: str) -> Iterator[Finding]:
         text += f"; this torch has no kernels for its generation (sm_{card.major}{card.minor})"
         yield Finding("GPU", text, f"install a torch for an older CUDA, as {INSTALL} says, or use another card", True)
     elif total < SMALLEST:
-        yield Finding("GPU", text, "little for SDXL: start from examples/vram_8gb.yaml with a smaller --resolution")
+        yield Finding("GPU", text, "little for SDXL: start from examples/vram_6gb.yaml")
     elif free < MOSTLY_FREE * total:
         yield Finding("GPU", text, "other programs hold its memory: close them, nvidia-smi lists them")
     else:

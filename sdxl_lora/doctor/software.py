@@ -8,9 +8,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from sdxl_lora import DISTRIBUTION
 from sdxl_lora.doctor.findings import Finding
 
+DISTRIBUTION = "sdxl-lora-trainer"  # the name in pyproject.toml
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # as requires-python of pyproject.toml
 INSTALL = "pip install -r requirements.txt"

@@ -13,10 +13,12 @@ from sdxl_lora.training.dry_run import plan_training
 from tests.helpers.paths import ROOT
 
 PRESETS = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem != "demo")
+PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+PRECISIONS = ("fp16", "bf16")  # in the order of the page's columns
 # What has to do with where it runs and for how long, and nothing with what is trained
 HERE = (
     "output_dir", "train_data_dir", "datasets", "cache_dir", "pretrained_model_name_or_path", "resolution",
-    "max_train_steps", "mixed_precision", "report_to", "validation_steps", "validation_inference_steps",
+    "max_train_steps", "mixed_precision", "variant", "report_to", "validation_steps", "validation_inference_steps",
 )  # fmt: skip
 
 
@@ -43,13 +45,30 @@ def test_a_preset_says_in_two_lines_what_it_is_for(path):
     assert [line.startswith("# ") for line in lines[:3]] == [True, True, False]
 
 
+def documented():
+    """{(preset, precision): GiB} of the table in docs/training.md."""
+    rows = re.findall(r"^\| `(\w+)\.yaml` \|.*?\| ([\d.]*) ?\| ([\d.]*) ?\|$", PAGE, re.MULTILINE)
+    return {
+        (name, precision): gib for name, *both in rows for precision, gib in zip(PRECISIONS, both, strict=True) if gib
+    }
+
+
+def test_the_memory_of_every_preset_is_documented():
+    stems = {path.stem for path in PRESETS}
+    asked = {path.stem: preset(path).compute.mixed_precision for path in PRESETS}
+    wanted = {(stem, precision) for stem in stems for precision in PRECISIONS if asked[stem] in ("auto", precision)}
+    assert documented().keys() == wanted
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_fits_its_card(train_config, full_configs, path):
+@pytest.mark.parametrize(("name", "precision"), documented())
+def test_a_preset_fits_its_card_as_documented(train_config, full_configs, name, precision):
+    path = ROOT / "examples" / f"{name}.yaml"
     here = train_config(pretrained_model_name_or_path=str(full_configs))
     paths = {"train_data_dir": here.data.train_data_dir, "pretrained_model_name_or_path": str(full_configs)}
-    plan = plan_training(replace_flat(preset(path), **paths))
-    total = re.search(r"about ([\d.]+) GiB while training", plan.of_memory()[0])
+    plan = plan_training(replace_flat(preset(path), **paths, variant=None, mixed_precision=precision))
+    total = re.search(r"about ([\d.]+) GiB while training", plan.of_memory()[0])[1]
     card = int(re.search(r"(\d+) GB", path.read_text(encoding="utf-8"))[1])
     # a card of 8 GB has 7.6 GiB for programs, and sizes that are cut take some of it
-    assert float(total[1]) < 0.9 * card * (1000 / 1024), total[0]
+    assert float(total) < 0.9 * card * (1000 / 1024)
+    assert documented()[name, precision] == total

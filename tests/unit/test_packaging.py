@@ -12,7 +12,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from sdxl_lora import DISTRIBUTION
 from sdxl_lora.doctor import software
 from tests.helpers.paths import ROOT
 from tests.helpers.pyproject import read_pyproject
@@ -60,7 +59,7 @@ def test_the_wheel_asks_for_the_pins_of_the_requirements(wheel):
     asked = [Requirement(line) for line in described.get_all("Requires-Dist")]
     without_extra = {str(one) for one in asked if "extra" not in str(one.marker)}
     assert without_extra == {str(one) for one in requirements("requirements.txt")}
-    assert described["Name"] == DISTRIBUTION and described["License-Expression"] == "Apache-2.0"
+    assert described["Name"] == software.DISTRIBUTION and described["License-Expression"] == "Apache-2.0"
 
 
 def test_builds_of_torch_take_their_version_from_the_requirements():
