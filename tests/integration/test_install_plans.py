@@ -2,7 +2,7 @@
 
 The commands are those of the page, carried out by uv for the system of each. The indexes are served here: they have
 the names, versions and systems of PyPI's and PyTorch's packages, and nothing inside. So this says which package is
-chosen, not that the real indexes have it.
+chosen, not that the real indexes have it; for PyPI's packages the slow test at the end asks for that.
 """
 
 import os
@@ -16,6 +16,7 @@ import pytest
 import uv
 from packaging.requirements import Requirement
 
+from sdxl_lora.doctor.software import NEWEST_PYTHON, OLDEST_PYTHON
 from tests.helpers.package_index import add_package, served
 from tests.helpers.paths import ROOT
 from tests.helpers.pyproject import read_pyproject
@@ -154,3 +155,17 @@ def test_pip_ends_with_the_build_for_the_machine(indexes, tmp_path, heading, sys
 def test_two_builds_at_once_are_refused(indexes, project):
     with pytest.raises(AssertionError, match="incompatible"):
         run_uv(indexes, project, "sync", "--frozen", "--dry-run", "--extra", "cpu", "--extra", "cu130")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minor", [OLDEST_PYTHON[1], NEWEST_PYTHON[1]])
+@pytest.mark.parametrize("platform", ["x86_64-manylinux_2_28", "windows", "aarch64-apple-darwin"])
+def test_every_pin_has_a_package(tmp_path, platform, minor):
+    """By the package index itself: wheels alone, for the oldest and the newest Python."""
+    wanted = ["--only-binary", ":all:", "--python-version", f"3.{minor}", "--python-platform", platform]
+    command = [uv.find_uv_bin(), "pip", "compile", *wanted, "--no-cache", str(ROOT / "requirements.txt")]
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if "Failed to fetch" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0 and f"torch=={TORCH}" in done.stdout, done.stderr
