@@ -84,10 +84,7 @@ def train(config: TrainConfig) -> Trained | None:
 
         # Encode once; VAE and text encoders leave the memory before the UNet is loaded.
         data = prepare_data(config, base, accelerator, run, logger)
-        run.end_if_asked(accelerator, "while caching")
-        if config.cache.cache_part:
-            logger.info(f"part {config.cache.cache_part} of the caches is filled")
-            raise Stopped(f"part {config.cache.cache_part} of the caches is filled")
+        end_where_caching_was_asked_for(config, accelerator, run, logger)
         config, shape = choose_batch_shape(config, base, data, accelerator, logger.info)
 
         # What trains.
@@ -112,7 +109,8 @@ def train(config: TrainConfig) -> Trained | None:
         run.update(best_checkpoint=evaluator.best.checkpoint)
         cadence = Cadence(config, data)
         logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))
-        metrics = StepMetrics(accelerator.device, config.logging.loss_bins, len(model.scheduler.betas), step)
+        timesteps, device = len(model.scheduler.betas), accelerator.device
+        metrics = StepMetrics(device, config.logging.loss_bins, timesteps, step, logger.pace.waiting)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
         step = fit(
             config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
@@ -123,6 +121,14 @@ def train(config: TrainConfig) -> Trained | None:
         trained = Trained(config, run, data, train_step, model, optimizer, evaluator, step)
     accelerator.end_training()
     return trained
+
+
+def end_where_caching_was_asked_for(config: TrainConfig, accelerator, run: Run, logger: RunLogger) -> None:
+    """Raises Stopped where someone asked for an end while caching, or for a part of the caches alone."""
+    run.end_if_asked(accelerator, "while caching")
+    if config.cache.cache_part:
+        logger.info(f"part {config.cache.cache_part} of the caches is filled")
+        raise Stopped(f"part {config.cache.cache_part} of the caches is filled")
 
 
 def fit(
@@ -141,9 +147,11 @@ def fit(
     if config.batch.train_batch_size == "auto":
         train_step.fit_to_memory(data, step)
     catch_up(step, cadence, evaluator, samples)
+    tells_host = accelerator.device.type != "cpu" and accelerator.scaler is None  # fp16's scaler waits by itself
+    logger.pace.open(step, cadence.to_come, data.advice_for_speed, tells_host)
     run.end_if_asked(accelerator, f"before step {step + 1}")
     with closing(data.batches(step, train_step.shape)) as batches:
-        for batch in batches:
+        for batch in logger.pace.each(batches):
             if evaluator.should_stop:
                 break
             learning_rate = learning_rate_of(config.optimizer, step, data.total_steps, data.images_per_step)
@@ -169,8 +177,8 @@ def fit(
             if stopping:
                 save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
             if due.checkpoint or is_best or evaluator.should_stop:
-                checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
-                logger.skip_time()
+                with logger.pace.aside("saving"):
+                    checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
             if due.evaluate:
                 samples.write(step)
                 if run.stop_agreed(accelerator):  # perhaps while drawing: the next start draws what is missing

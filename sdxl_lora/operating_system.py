@@ -20,6 +20,7 @@ import psutil
 PROCESSES = multiprocessing.get_context("spawn")
 # What Rust calls a full disk there; elsewhere it gives the C library's number.
 WINDOWS_DISK_ERRORS = {39, 112} if sys.platform == "win32" else set()
+GPU_MEMORY_SPILLS = sys.platform == "win32"  # its drivers put into RAM what does not fit, without an error
 RESERVED_NAMES = {  # devices of Windows, whatever stands behind a dot
     *("con", "prn", "aux", "nul", "conin$", "conout$"),
     *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"),

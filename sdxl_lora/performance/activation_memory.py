@@ -1,4 +1,5 @@
-"""Bytes that the tensors of a step hold at once beside the weights, counted by a step on the meta device: no values.
+"""What a step costs, counted by a step on the meta device, without values: the bytes that its tensors hold at once
+beside the weights, and its products.
 
 Counted is what a GPU would keep: attention without its scores, and under autocast the copies that it makes.
 """
@@ -7,13 +8,15 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from sdxl_lora.models.text_encoders import CHUNK, TextEncoders
 from sdxl_lora.performance import fused_lora
@@ -22,7 +25,36 @@ from sdxl_lora.performance import quantization as quantize
 IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by autocast, of what an SDXL UNet calls
 
 
-def step_bytes(
+@dataclass
+class Flops:
+    """Floating-point operations of products.
+
+    Attributes:
+        of_pixels: those that grow with an image's area; of_pairs: those of self-attention, with its square.
+    """
+
+    of_pixels: float = 0
+    of_pairs: float = 0
+
+    def at(self, area: float) -> float:
+        """Return how many they are for an image of so many times the area."""
+        return self.of_pixels * area + self.of_pairs * area**2
+
+
+class StepCost(NamedTuple):
+    """The bytes of a step, the products of its forward alone, and of forward and backward; of the whole batch."""
+
+    bytes: int
+    forward: Flops
+    both: Flops
+
+
+def step_bytes(*args, **kwargs) -> int:
+    """The bytes of `step_cost`, which takes the same."""
+    return step_cost(*args, **kwargs).bytes
+
+
+def step_cost(
     unet: Any,
     dtype: torch.dtype,
     batch: int,
@@ -30,8 +62,8 @@ def step_bytes(
     chunks: int = 1,
     autocast: bool = False,
     encoders: TextEncoders | None = None,
-) -> int:
-    """Count the bytes of a forward and a backward through the UNet, and through text encoders that train.
+) -> StepCost:
+    """Count a forward and a backward through the UNet, and through text encoders that train.
 
     Args:
         unet, encoders: on the meta device, with their adapters.
@@ -42,7 +74,7 @@ def step_bytes(
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     empty = functools.partial(torch.empty, device="meta")
     models = nn.ModuleList([unet, *([encoders] if encoders else [])])
-    with AliveBytes(models) as alive, as_on_a_gpu(dtype if autocast else None):
+    with AliveBytes(models) as alive, as_on_a_gpu(alive.flops, dtype if autocast else None):
         if encoders is None:
             shapes = (batch, (CHUNK + 2) * chunks, width), (batch, pooled)
             embeds = [empty(*shape, dtype=dtype) for shape in shapes]
@@ -52,33 +84,37 @@ def step_bytes(
         latents = empty(batch, config.in_channels, size[0] // 8, size[1] // 8, dtype=unet.dtype)
         conditions = {"text_embeds": embeds[1], "time_ids": empty(batch, 6)}
         out = unet(latents, empty(batch), embeds[0], added_cond_kwargs=conditions).sample
+        forward = replace(alive.flops)
         out.float().square().mean().backward()
         del out, latents, embeds, conditions
-        peak = alive.peak
+        cost = StepCost(alive.peak, forward, alive.flops)
     models.zero_grad()
-    return peak
+    return cost
 
 
 @torch.no_grad()
-def encoding_bytes(vae: Any, size: tuple[int, int]) -> int:
-    """Count the bytes of encoding one image, in the VAE's precision."""
-    with AliveBytes(vae) as alive, as_on_a_gpu():
+def encoding_cost(vae: Any, size: tuple[int, int]) -> StepCost:
+    """Count the encoding of one image, in the VAE's precision."""
+    with AliveBytes(vae) as alive, as_on_a_gpu(alive.flops):
         vae.encode(torch.empty(1, 3, *size, dtype=vae.dtype, device="meta"))
-        return alive.peak
+        return StepCost(alive.peak, alive.flops, alive.flops)
 
 
 class AliveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make and takes off those that are gone."""
+    """Adds up the storages that operations make and takes off those that are gone; and the products, into `flops`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.alive = self.peak = 0
+        self.flops = Flops()
         held = [*model.parameters(), *model.buffers()]
         self.known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in held}
         self.watched: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
+        if (count := flop_registry.get(function.overloadpacket)) is not None:
+            self.flops.of_pixels += count(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._watch(tensor.untyped_storage())
@@ -100,8 +136,12 @@ class AliveBytes(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def as_on_a_gpu(autocast: torch.dtype | None = None) -> Iterator[None]:
-    """Let attention be flash attention, and autocast do what it does on a GPU; the meta device knows neither."""
+def as_on_a_gpu(flops: Flops, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Let attention be flash attention, and autocast do what it does on a GPU; the meta device knows neither.
+
+    Args:
+        flops: takes the products of attention, which are no operations here.
+    """
     functional = nn.functional
 
     def cast_first(function, dtype):
@@ -115,7 +155,7 @@ def as_on_a_gpu(autocast: torch.dtype | None = None) -> Iterator[None]:
         return call
 
     def attention(query, key, value, *args, **kwargs):
-        return _Attention.apply(query, key, value)
+        return _Attention.apply(query, key, value, flops)
 
     with contextlib.ExitStack() as replaced:
         if autocast is not None:
@@ -130,14 +170,26 @@ def as_on_a_gpu(autocast: torch.dtype | None = None) -> Iterator[None]:
 
 
 class _Attention(torch.autograd.Function):
-    """The memory of flash attention: its inputs, its output and a number per row."""
+    """The cost of flash attention: its inputs, its output and a number per row; two products, and five backward."""
 
     @staticmethod
-    def forward(ctx, query, key, value):
+    def forward(ctx, query, key, value, flops):
+        ctx.flops, ctx.forward_flops = flops, sdpa_flop_count(query.shape, key.shape, value.shape)
+        ctx.is_to_itself = query.shape[-2] == key.shape[-2]
+        _Attention.count(ctx, 1)
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], device=query.device))
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+        _Attention.count(ctx, 2.5)
+        return (*(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None)
+
+    @staticmethod
+    def count(ctx, times: float) -> None:
+        """Add the products of the forward so many times."""
+        if ctx.is_to_itself:
+            ctx.flops.of_pairs += times * ctx.forward_flops
+        else:
+            ctx.flops.of_pixels += times * ctx.forward_flops

@@ -9,8 +9,10 @@ import psutil
 import torch
 
 from sdxl_lora.errors import OutOfMemory
+from sdxl_lora.operating_system import GPU_MEMORY_SPILLS
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB
 
+FULL = 0.97  # of a GPU's memory: Windows keeps a rest for itself
 USABLE = 0.9  # of free memory: the rest is lost where blocks are cut to size
 
 
@@ -32,6 +34,21 @@ def usable_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allowed = round(total * torch.cuda.get_per_process_memory_fraction(device.index))
     return round(USABLE * min(free + torch.cuda.memory_reserved(device), allowed)) + round(CUDA_CONTEXT * GIB)
+
+
+def spill(device: torch.device) -> str | None:
+    """Return that a GPU's memory is so full that the system puts RAM in its place, and what to do; else None."""
+    if not GPU_MEMORY_SPILLS or device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    used = max(total - free, torch.cuda.memory_reserved(device))
+    if used < FULL * total:
+        return None
+    return (
+        f"slow: the GPU's memory is full, {used / GIB:.1f} of {total / GIB:.1f} GiB, and Windows takes the far slower "
+        "RAM for more. Close other programs, or train with less: --memory_budget, --gradient_checkpointing, a smaller "
+        "--train_batch_size"
+    )
 
 
 def free_memory() -> None:

@@ -17,7 +17,7 @@ from sdxl_lora.config.sections.compute import ComputeConfig
 from sdxl_lora.config.sections.optimizer import OptimizerConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.text_encoders import TextEncoders
-from sdxl_lora.performance.activation_memory import step_bytes
+from sdxl_lora.performance.activation_memory import StepCost, step_cost
 from sdxl_lora.performance.compute import checkpoint_blocks
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, training_bytes
 from sdxl_lora.performance.quantization import KINDS, packable, packed_bytes
@@ -95,7 +95,7 @@ class MemoryCount:
     others: dict[str, int]
 
     def __post_init__(self):
-        self._peaks: dict[tuple[str, int], int] = {}  # each takes seconds
+        self._costs: dict[tuple[str, int], StepCost] = {}  # each takes seconds
 
     def __call__(self, level: MemoryLevel, batch: int) -> int:
         return sum(self.parts(level, batch).values())
@@ -107,17 +107,18 @@ class MemoryCount:
             "UNet": weights,
             **self.others,
             "adapter and optimizer": training_bytes(self.trained, level.optimizer, self.has_average),
-            "activations": dense + self._peak(level.recomputed, batch),
+            "activations": dense + self.cost(level.recomputed, batch).bytes,
             "CUDA": round(CUDA_CONTEXT * GIB),
         }
 
-    def _peak(self, recomputed: str, batch: int) -> int:
-        if (recomputed, batch) not in self._peaks:
+    def cost(self, recomputed: str, batch: int) -> StepCost:
+        """Return what a forward and a backward of so many images of `size` take."""
+        if (recomputed, batch) not in self._costs:
             self._recompute(recomputed)
-            self._peaks[recomputed, batch] = step_bytes(
+            self._costs[recomputed, batch] = step_cost(
                 self.unet, self.dtype, batch, self.size, self.chunks, self.autocast, self.encoders
             )
-        return self._peaks[recomputed, batch]
+        return self._costs[recomputed, batch]
 
     def _recompute(self, recomputed: str) -> None:
         self.unet.disable_gradient_checkpointing()

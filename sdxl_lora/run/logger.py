@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.performance.device_memory import memory_gib
+from sdxl_lora.performance.device_memory import memory_gib, spill
+from sdxl_lora.run.pace import Pace
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.status import replace_text
 from sdxl_lora.run.trackers import log_samples, start_trackers
@@ -29,7 +29,7 @@ class RunLogger:
         self.accelerator, self.run = accelerator, run
         self._early: dict[str, None] | None = {}
         self._bar: tqdm | None = None
-        self._since = time.perf_counter()
+        self.pace = Pace()
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -61,23 +61,25 @@ class RunLogger:
         self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
     ) -> None:
         """The steps up to `step`, 1 being the first: `images` over all processes, `epoch` with its part."""
-        now = time.perf_counter()
+        seconds = self.pace.report(step)
         metrics = {
             "loss": loss,
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
             "epoch": epoch,
-            "images_per_second": images / (now - self._since),
+            "images_per_second": images / max(seconds, 1e-9),
             "memory_gib": memory_gib(self.accelerator.device),
             **more,
         }
-        self._since = now
+        left = round(self.pace.seconds_left(), 3)
         self.accelerator.log(metrics, step=step)
-        self.run.event("step", step=step, **metrics)
+        self.run.event("step", step=step, **metrics, seconds_left=left)
         self.run.update(state="training", step=step)
         assert self._bar is not None, "open comes first"
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2g}", refresh=False)
         self._bar.update(step - self._bar.n)
+        for line in self.pace.news(spill(self.accelerator.device)):
+            self.info(line)
 
     def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
         """The loss on held-out pictures after `step` steps."""
@@ -117,10 +119,6 @@ class RunLogger:
         early, self._early = self._early or {}, None
         for line in early:
             self.info(line)
-
-    def skip_time(self) -> None:
-        """Leave what happened since the last step (a save, samples) out of the next step's time."""
-        self._since = time.perf_counter()
 
     def close(self) -> None:
         """The last step is done: the progress bar ends."""

@@ -16,8 +16,8 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.base_source import Base, Model, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
-from sdxl_lora.performance.activation_memory import encoding_bytes
 from sdxl_lora.performance.cuda_graphs import MOST_GRAPHS
+from sdxl_lora.performance.activation_memory import encoding_cost
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
@@ -178,7 +178,7 @@ def memory_count(
     use_memory_saving_layers(unet, config.compute.compile)
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder
-    vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_bytes(meta.models["vae"], size)
+    vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_cost(meta.models["vae"], size).bytes
     return MemoryCount(
         unet=unet,
         encoders=TextEncoders(*(meta.models[name] for name in ENCODERS)) if trains_text else None,

@@ -73,6 +73,15 @@ class TrainingData:
         return self._config.adapter.train_text_encoder or bool(self.text.live_parts)
 
     @property
+    def advice_for_speed(self) -> str:
+        """Return what to do where the steps wait for their images."""
+        if self.stream or not self._config.cache.cache_latents:
+            return "They are read and encoded in every step: --cache_latents does that once"
+        if self.text_is_live:
+            return "Their captions are encoded in every step: cached text embeddings need no encoders"
+        return "They are read from the cache: put --cache_dir on a faster disk"
+
+    @property
     def sample_size(self) -> tuple[int, int]:
         """Height and width that most images have; of a stream, the square."""
         return most_common_size(self._config, () if self.stream else self.examples)

@@ -3,10 +3,13 @@
 It is the training's own planning over models on the meta device, so its numbers are those of the run.
 """
 
+import math
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,24 +18,27 @@ from transformers import CLIPTextModel
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
-from sdxl_lora.distributed.accelerator import device_here
+from sdxl_lora.distributed.accelerator import device_here, set_arithmetic
 from sdxl_lora.distributed.launcher import set_aside
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
 from sdxl_lora.optimizers.optimizers import block_factors, optimizer_of, parameter_groups
-from sdxl_lora.performance.activation_memory import encoding_bytes
+from sdxl_lora.performance.activation_memory import StepCost, encoding_cost
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_level_of
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
+from sdxl_lora.performance.time_estimate import KNOWN_CARDS, TERA, Work, products_per_second
 from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.pace import duration
 from sdxl_lora.run.precision import planned_precision
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
 from sdxl_lora.training.data_plan import DataPlan, plan_data
+from sdxl_lora.training.evaluator import TIMESTEPS
 from sdxl_lora.training.model import warm_start_of
-from sdxl_lora.training.schedule import EvaluationCadence, evaluation_cadence
+from sdxl_lora.training.schedule import Cadence
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -49,7 +55,8 @@ def dry_run(config: TrainConfig) -> str:
 
 def described(plan: "TrainingPlan", warned: list[str]) -> str:
     rows = [("pictures", plan.of_images()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
-    rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("output", plan.of_output())]
+    rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("time", plan.of_time())]
+    rows += [("output", plan.of_output())]
     rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
     lines = ["dry run: nothing is trained or written"]
     for heading, texts in rows:
@@ -83,7 +90,8 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     read = [example.caption for example in data.examples] if data.captions is None else data.captions
     tokenizer = load_tokenizers(base)[0]
     warn_of_long_prompts([*read, *data.prompts_to_show()], tokenizer, config.captions.max_caption_chunks)
-    return TrainingPlan(config, data, meta, count, shape, world_size, notes)
+    device = None if no_gpu else device_here()
+    return TrainingPlan(config, data, meta, count, shape, world_size, device, notes)
 
 
 def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
@@ -109,7 +117,10 @@ def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training as far as it is known without weights, and what a person is told of it."""
+    """A training as far as it is known without weights, and what a person is told of it.
+
+    device: that would train; None where that is a GPU which this machine has not.
+    """
 
     config: TrainConfig
     data: DataPlan
@@ -117,6 +128,7 @@ class TrainingPlan:
     count: MemoryCount
     shape: BatchShape
     world_size: int
+    device: torch.device | None
     notes: list[str]
 
     def of_images(self) -> list[str]:
@@ -140,7 +152,12 @@ class TrainingPlan:
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
         if self.data.prompts or self.data.held_out:
-            lines.append(f"samples and validation: at the start, {self.evaluation_cadence}, and at the end")
+            cadence = Cadence(self.config, self.data)
+            drawn = len(self.data.prompts) * self.config.evaluation.num_validation_images
+            lines.append(
+                f"samples and validation: at the start, {cadence.evaluation}, and at the end; "
+                f"{cadence.to_come(0).evaluations} times, each {drawn} samples, {len(self.data.held_out)} held out"
+            )
         small = [
             rows
             for rows in self.data.sampler.members.values()
@@ -149,10 +166,6 @@ class TrainingPlan:
         if small:
             lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
         return lines
-
-    @property
-    def evaluation_cadence(self) -> EvaluationCadence:
-        return evaluation_cadence(self.config.evaluation, self.data.sampler, self.data.total_steps)
 
     def of_parameters(self) -> list[str]:
         """Numbers of values and modules, for the UNet by its three parts."""
@@ -205,15 +218,59 @@ class TrainingPlan:
     def of_memory(self) -> list[str]:
         """While training, by what takes it; and while the cache is filled, where that is more."""
         parts = self.count.parts(memory_level_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
-        caching = (
-            self.meta.values["vae"] * 4
-            + encoding_bytes(self.meta.models["vae"], self.count.size)
-            + round(CUDA_CONTEXT * GIB)
-        )
+        caching = self.meta.values["vae"] * 4 + self._encoding.bytes + round(CUDA_CONTEXT * GIB)
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
         return [
             f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",
             f"about {caching / GIB:.1f} GiB while pictures are encoded",
+        ]
+
+    @cached_property
+    def _encoding(self) -> StepCost:
+        return encoding_cost(self.meta.models["vae"], self.count.size)
+
+    def work(self) -> Work:
+        """The products of one process: those of matrices, convolutions and attention, nothing else."""
+        config, data, largest = self.config, self.data, math.prod(self.count.size)
+        recomputed = memory_level_of(config.compute, config.optimizer).recomputed
+        step = self.count.cost(recomputed, self.shape.micro_batch)
+        left_out = set(data.held_out)
+        areas = {i: math.prod(example.target_size) / largest for i, example in enumerate(data.examples)}
+        trained = [(areas[i], example.repeats) for i, example in enumerate(data.examples) if i not in left_out]
+        of_image = sum(step.both.at(area) * float(repeats) for area, repeats in trained)
+        of_image /= float(sum(repeats for _, repeats in trained)) * self.shape.micro_batch
+        evaluations = Cadence(config, data).to_come(0).evaluations
+        forward = [step.forward.at(areas[i]) / self.shape.micro_batch for i in data.held_out]
+        drawn = 0.0
+        for prompt in data.prompts:
+            assert prompt.height and prompt.width and prompt.steps and prompt.guidance_scale is not None
+            forwards = prompt.steps * (2 if prompt.guidance_scale > 1 else 1)
+            drawn += forwards * step.forward.at(prompt.width * prompt.height / largest) / self.shape.micro_batch
+        encoded = [self._encoding.both.at(area) for area in areas.values()] * (1 + config.data.random_flip)
+        is_cached = not config.cache.cache_latents or config.cache_folder.is_dir()
+        return Work(
+            training=data.total_steps * data.images_per_step * of_image / self.world_size,
+            samples=evaluations * config.evaluation.num_validation_images * drawn / self.world_size,
+            validation=evaluations * TIMESTEPS * sum(forward) / self.world_size,
+            encoding=0.0 if is_cached else sum(encoded) / self.world_size,
+        )
+
+    def of_time(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[str]:
+        """The least time of it all, as its products alone would take."""
+        work, compute = self.work(), self.config.compute
+        total = sum(vars(work).values()) / TERA
+        counted = f"{total:,.3g} TFLOP of products, {work.training / self.data.total_steps / TERA:.3g} in a step"
+        said = "the run says within its first minute how long it will take"
+        if self.device is None:
+            of_cards = (f"{duration(total / rate)} on {card}" for card, rate in KNOWN_CARDS.items())
+            return [f"at least {', '.join(of_cards)}, by {counted}", f"no GPU is here to measure; {said}"]
+        set_arithmetic(compute.allow_tf32, compute.deterministic)
+        rates = [measure(self.device, dtype) for dtype in (DTYPES[compute.mixed_precision], torch.float32)]
+        parts = work.seconds(*rates)
+        listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
+        return [
+            f"at least {duration(sum(parts.values()))} on this device ({self.device.type}): {listed}",
+            f"by {counted}; {rates[0] / TERA:.3g} TFLOP/s were measured; {said}",
         ]
 
     def of_output(self) -> list[str]:

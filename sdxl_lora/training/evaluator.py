@@ -111,10 +111,10 @@ class Evaluator:
         if not self.data.held_out:
             return False
         accelerator, steps = self.accelerator, len(self.model.scheduler.betas)
-        with raise_on_all_ranks(accelerator), accelerator.autocast(), self.shown.shown():
-            sums = validation_sums(self.model.unet, self.model.scheduler, self._batches(steps))
-        sums = accelerator.reduce(sums, "sum")
-        self.logger.skip_time()
+        with self.logger.pace.aside("validation"):
+            with raise_on_all_ranks(accelerator), accelerator.autocast(), self.shown.shown():
+                sums = validation_sums(self.model.unet, self.model.scheduler, self._batches(steps))
+            sums = accelerator.reduce(sums, "sum")
         if sums[1].min() < len(self.data.held_out):
             return False
         loss = (sums[0] / sums[1]).mean().item()

@@ -4,7 +4,8 @@ Also whether one of them was NaN or infinite. An optimizer that can be told so o
 changes no weight, in that step and in every later one, whenever the host gets to know of it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +39,18 @@ class StepMetrics:
     Args:
         first_step: steps done before.
         bins: ranges of timesteps to report the loss for.
+        waiting: makes the context in which the host waits, for the "device".
     """
 
-    def __init__(self, device: torch.device, bins: int, num_train_timesteps: int, first_step: int = 0):
-        self.device, self.bins, self.num_train_timesteps = device, bins, num_train_timesteps
+    def __init__(
+        self,
+        device: torch.device,
+        bins: int,
+        num_train_timesteps: int,
+        first_step: int = 0,
+        waiting: Callable[[str], AbstractContextManager] = nullcontext,
+    ):
+        self.device, self.bins, self.num_train_timesteps, self.waiting = device, bins, num_train_timesteps, waiting
         self.found_inf = torch.zeros((), device=device)
         self.step_sums = self._zeros()
         self._start_from(first_step)
@@ -87,9 +96,9 @@ class StepMetrics:
 
     def numbers(self) -> StepNumbers:
         """The numbers so far. Waits for the device."""
-        loss, stops, *by_timestep, norm, finite_steps = torch.cat(
-            [self.sums, torch.stack([self.grad_norm, self.finite_steps])]
-        ).tolist()
+        on_device = torch.cat([self.sums, torch.stack([self.grad_norm, self.finite_steps])])
+        with self.waiting("device"):
+            loss, stops, *by_timestep, norm, finite_steps = on_device.tolist()
         sums = torch.tensor(by_timestep).reshape(2, self.bins)
         return StepNumbers(
             self.first_step,

@@ -57,8 +57,11 @@ class SampleWriter:
 
     def write(self, step: int) -> None:
         """Draw the prompts with the LoRA as it is after `step` steps."""
-        if not self.prompts:
-            return
+        if self.prompts:
+            with self.logger.pace.aside("samples"):
+                self._draw(step)
+
+    def _draw(self, step: int) -> None:
         accelerator = self.accelerator
         self.run.update(state="sampling")
         try:
@@ -81,7 +84,6 @@ class SampleWriter:
             free_memory()
             self.logger.info(f"out of memory while drawing samples at step {step}, going on ({error})")
         on_main_and_broadcast(accelerator, lambda: self._show(step))
-        self.logger.skip_time()
 
     def _show(self, step: int) -> None:
         """Give the samples of a step to the trackers. On the main process, which may take its time."""

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 from sdxl_lora.config.sections.evaluation import EvaluationConfig
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.run.pace import ToCome
 from sdxl_lora.training.data import TrainingData
+from sdxl_lora.training.data_plan import DataPlan
 
 MOST_EVALUATIONS = 10  # in a training, where no setting says how often
 
@@ -47,7 +49,7 @@ def evaluation_cadence(evaluation: EvaluationConfig, sampler, total_steps: int) 
 class Cadence:
     """When a training logs, evaluates (validation and samples) and saves; each always at the end."""
 
-    def __init__(self, config: TrainConfig, data: TrainingData):
+    def __init__(self, config: TrainConfig, data: TrainingData | DataPlan):
         self.config, self.sampler, self.total_steps = config, data.sampler, data.total_steps
         self.has_evaluation = bool(data.prompts or data.held_out)
         self.evaluation = evaluation_cadence(config.evaluation, data.sampler, data.total_steps)
@@ -61,6 +63,26 @@ class Cadence:
             step, epochs, config.checkpoint.checkpointing_epochs, config.checkpoint.checkpointing_steps
         )
         return Due(self._is_due(step, epochs, None, config.logging.logging_steps), evaluate, checkpoint)
+
+    def to_come(self, step: int) -> ToCome:
+        """Return what is to be done once step `step` has trained, what is due after it too; 0 is before the first."""
+        saving = self.config.checkpoint
+        evaluations = self._times_due(step, *self.evaluation) + (step == 0) if self.has_evaluation else 0
+        checkpoints = self._times_due(step, saving.checkpointing_epochs, saving.checkpointing_steps)
+        return ToCome(max(0, self.total_steps - step), evaluations, checkpoints)
+
+    def _times_due(self, step: int, every_n_epochs: int | None, every_n_steps: int | None) -> int:
+        """How often that is, of the steps from `step` to the last; too often by those where both fall together."""
+        first, last = max(step, 1), self.total_steps
+        if first > last:
+            return 0
+        times = 1  # the end
+        if every_n_steps is not None:
+            times += (last - 1) // every_n_steps - (first - 1) // every_n_steps
+        if every_n_epochs is not None:
+            epochs = self.sampler.epoch_of(first - 1), self.sampler.epoch_of(last - 1)
+            times += epochs[1] // every_n_epochs - epochs[0] // every_n_epochs
+        return min(times, last - first + 1)
 
     def _is_due(
         self, step: int, epochs: tuple[int, int], every_n_epochs: int | None, every_n_steps: int | None

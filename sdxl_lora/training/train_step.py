@@ -138,7 +138,7 @@ class TrainStep:
             before = self.shape.micro_batch
             self.set_batch_shape(self.shape.smaller(self.config.batch))
             self.logger.info(f"out of memory with {before} pictures at once: going on with {self.shape.micro_batch}")
-        self.logger.skip_time()
+        self.logger.pace.begin_steps()
 
     def fits(self, data: TrainingData, sample) -> bool:
         """Return whether a forward and a backward of so many of this image do."""

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,12 +66,27 @@ class History:
         )
         return paces[len(paces) // 2] if paces else None  # the median: a save or pictures between steps do not count
 
-    def seconds_left(self) -> float | None:
+    def seconds_left(self, now: float | None = None) -> float | None:
+        """Return the seconds to come at `now`, else at this moment; None where nobody knows."""
+        last = self.steps[-1] if self.steps else {}
+        if "seconds_left" in last:  # with the samples and checkpoints to come
+            left = last["seconds_left"] - ((time.time() if now is None else now) - last["time"])
+            return left if left > 0 else None
         pace = self.seconds_per_step()
         return None if pace is None or not self.steps else pace * max(0, self.total_steps - self.steps[-1]["step"])
 
 
-NUMBERS = ("time", "step", "total_steps", "loss", "epoch", "learning_rate", "memory_gib", "validation_loss")
+NUMBERS = (
+    "time",
+    "step",
+    "total_steps",
+    "loss",
+    "epoch",
+    "learning_rate",
+    "memory_gib",
+    "validation_loss",
+    "seconds_left",
+)
 MOST_SECONDS = 1e11  # since 1970, that a date can be made of
 
 

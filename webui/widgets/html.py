@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from sdxl_lora.images.decode import ImageError, open_image
+from sdxl_lora.run.pace import duration
 from webui.locale.i18n import say
 from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
@@ -102,14 +103,6 @@ def ending(language: str, state: RunState) -> str:
     else:
         return ""
     return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def plots(language: str, history: History) -> str:

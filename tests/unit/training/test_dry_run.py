@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import torch
 
 import train_sdxl_lora
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.events import read_events
+from sdxl_lora.run.pace import duration
 from sdxl_lora.training.dry_run import described, dry_run, plan_training
 from tests.helpers.adapters import kohya_file, tiny_with_lora
 
@@ -49,11 +51,38 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
 
 
 def test_the_full_model_is_planned_without_its_weights(train_config, full_configs):
-    said = dry_run(train_config(pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024,
-                                mixed_precision="bf16", gradient_checkpointing=True))  # fmt: skip
+    plan = plan_training(train_config(
+        pretrained_model_name_or_path=str(full_configs), rank=16, resolution=1024, mixed_precision="bf16",
+        gradient_checkpointing=True, max_train_steps=1000,
+    ))  # fmt: skip
+    said = described(plan, [])
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
     assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.47" in said
     assert re.search(r"about 6\.4 GiB while training", said), said
+    assert plan.work().training == pytest.approx(1000 * 19.7e12, rel=0.02), "benchmarks count as much"
+    assert re.search(r"at least 13 min \d\d s on an RTX 3060, 2 min 00 s on an RTX 4090, by .* TFLOP of", said), said
+    assert "no GPU is here to measure" in said
+
+
+def test_the_least_time_is_counted_from_products_and_the_devices_rate(train_config):
+    """Twice the steps, prompts, pictures or processes change each part as they should."""
+    settings = {"max_train_steps": 30, "random_flip": True, "validation_split": 0.25, "num_validation_images": 3}
+    settings |= {"validation_prompt": ("a cat --s 4", "a dog --s 6 --l 1 --w 128 --h 64"), "validation_steps": 10}
+    plan = plan_training(train_config(**settings))
+    work, step = plan.work(), plan.count.cost("none", 1)
+    assert work.training == pytest.approx(30 * step.both.at(1))
+    assert work.samples == pytest.approx(4 * 3 * (4 * 2 * step.forward.at(1) + 6 * step.forward.at(2)))
+    assert work.validation == pytest.approx(4 * 4 * step.forward.at(1))
+    assert work.encoding == pytest.approx(2 * 4 * plan._encoding.both.at(1)) and work.encoding > 0
+    assert "4 times, each 6 samples, 1 held out" in "\n".join(plan.of_steps())
+    seconds = work.training / 1e9 + work.samples / 1e9 + work.validation / 1e9 + work.encoding / 1e6
+    said = plan.of_time(lambda device, dtype: 1e6 if dtype == torch.float32 else 1e9)
+    asked = []
+    plan.of_time(lambda device, dtype: asked.append((device.type, dtype)) or 1e9)
+    assert asked == [(plan.device.type, torch.float32)] * 2
+    plan = plan_training(train_config(**settings, mixed_precision="bf16"))
+    said = plan.of_time(lambda device, dtype: 1e6 if dtype == torch.float32 else 1e9)
+    assert said[0].startswith(f"at least {duration(seconds)} on this device (cpu): training ")
 
 
 def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):

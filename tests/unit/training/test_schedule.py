@@ -76,3 +76,15 @@ def test_lost_quotes_are_said(recwarn, prompts, is_said):
     assert bool(said) is is_said
     if is_said:
         assert f'--validation_prompt "{" ".join(prompts)}"' in said[0]
+
+
+@pytest.mark.parametrize("steps_per_epoch", [2.5, 7, 100, 0.4, None])
+@pytest.mark.parametrize("settings", [{}, {"validation_steps": 3}, {"validation_epochs": 2}])
+def test_what_is_to_come_is_what_comes(steps_per_epoch, settings):
+    data = data_of(40, steps_per_epoch)
+    cadence = Cadence(flat_train_config(train_data_dir="data", checkpointing_steps=6, **settings), data)
+    for step in range(41):
+        due = [cadence.after(later) for later in range(max(step, 1), 41)]
+        evaluations = sum(each.evaluate for each in due) + (step == 0)
+        assert cadence.to_come(step) == (40 - step, evaluations, sum(each.checkpoint for each in due)), step
+    assert cadence.to_come(41) == (0, 0, 0), "more steps are done than asked for"

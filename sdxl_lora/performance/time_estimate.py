@@ -1,0 +1,67 @@
+"""The least time that a training takes: its products, over how fast a device multiplies large matrices."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+SIZES = (256, 512, 1024, 2048, 4096, 8192)  # of the matrices, until one product takes long enough
+LONG_ENOUGH = 0.05  # seconds
+# Products of half-precision matrices with float32 sums, in 1e12 operations a second, by NVIDIA's data sheets.
+KNOWN_CARDS = {"an RTX 3060": 25.0, "an RTX 4090": 165.0}
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of one process's products, by what they are for.
+
+    Attributes:
+        encoding: in float32; all others in the computation's precision.
+    """
+
+    training: float
+    samples: float = 0.0
+    validation: float = 0.0
+    encoding: float = 0.0
+
+    def seconds(self, rate: float, rate_in_full: float) -> dict[str, float]:
+        """Return the least seconds of each at so many operations a second, in the computation's precision and float32.
+
+        What there is nothing of is left out.
+        """
+        parts = {name: (amount, rate_in_full if name == "encoding" else rate) for name, amount in vars(self).items()}
+        return {name: amount / rate_of_it for name, (amount, rate_of_it) in parts.items() if amount}
+
+
+def products_per_second(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Floating-point operations a second of large matrix products on this device: the most that training can have."""
+    best = 0.0
+    for size in SIZES:
+        try:
+            a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+            seconds = min(seconds_of(lambda a=a, b=b: a @ b, device, clock) for _ in range(3))
+        except torch.OutOfMemoryError:
+            break
+        best = max(best, 2 * size**3 / seconds)
+        if seconds >= LONG_ENOUGH:
+            break
+    return best
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Return the seconds until a device is done with a piece of work."""
+    synchronize(device)
+    began = clock()
+    work()
+    synchronize(device)
+    return max(clock() - began, 1e-9)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
