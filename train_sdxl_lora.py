@@ -41,7 +41,7 @@ from sdxl_lora.training.dry_run import dry_run
 from sdxl_lora.training.ema import published_weights
 from sdxl_lora.training.evaluator import Evaluator
 from sdxl_lora.training.export import LoraExporter
-from sdxl_lora.training.finish import finish
+from sdxl_lora.training.finish import end_if_finished, finish
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, build_model
 from sdxl_lora.training.samples import SampleWriter
@@ -66,7 +66,8 @@ class Trained:
 def train(config: TrainConfig) -> Trained | None:
     """Train one LoRA, from images to its files; the same command again resumes it. Every process calls this.
 
-    Returns what the run was made of, None where it was stopped on request. Raises what sdxl_lora/errors.py names.
+    Returns what the run was made of, None where it was stopped on request, or finished before. Raises what
+    sdxl_lora/errors.py names.
     """
     config, said = settle_precision(config)
     accelerator = make_accelerator(config.compute, config.batch, config.logging, config.output_dir)
@@ -106,6 +107,7 @@ def train(config: TrainConfig) -> Trained | None:
         # From here on steps count.
         with rates_kept(optimizer):
             step = checkpointer.restore(logger.info)
+        end_if_finished(config, accelerator, run, data, evaluator.best, samples, repository, logger, step)
         run.update(best_checkpoint=evaluator.best.checkpoint)
         cadence = Cadence(config, data)
         logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))

@@ -39,7 +39,11 @@ class Run:
     """One process's view of a run's directory; the main process (rank 0) holds it, and writes the events.
 
     As a context manager it records how the run ended; being stopped on request is no error. Where the run before ended
-    well, a command that is refused before its first step leaves status and events as they were.
+    well, a command that is refused before its first step leaves status and events as they were; where it was done,
+    so does one that finds nothing to do, or is stopped.
+
+    Attributes:
+        was_done: the run before was done to its end, and this one has not begun.
 
     Raises:
         ConfigError: another run holds the directory (its pid is named), or it cannot be written.
@@ -59,7 +63,8 @@ class Run:
                 self.events = EventLog(folder / "events.jsonl")
             before = read_status(folder)
             is_after_good_end = rank == 0 and before.get("state") in ("done", "stopped")
-            self._good_end = status_path(folder).read_bytes() if is_after_good_end else None
+            self._good_end = bytes_and_time(status_path(folder)) if is_after_good_end else None
+            self.was_done = before.get("state") == "done"
             self._waiting: list[tuple[str, dict]] = []  # events of a command that may yet be refused
             self.status["best_checkpoint"] = before.get("best_checkpoint")
             if newest := newest_checkpoint(folder):
@@ -83,7 +88,7 @@ class Run:
             return
         self._waiting.append((event, {"time": round(time.time(), 3), **facts}))
         if event == "started":
-            self._good_end = None
+            self._good_end, self.was_done = None, False
         if self._good_end is None:
             self._write_events()
 
@@ -139,8 +144,10 @@ class Run:
         return isinstance(error, Stopped)
 
     def _record_end(self, error: BaseException | None) -> None:
-        if self._good_end is not None and isinstance(error, REFUSALS):
-            write_whole(status_path(self.folder), self._good_end)
+        if self._good_end is not None and isinstance(error, (*REFUSALS, Stopped) if self.was_done else REFUSALS):
+            status, since = self._good_end
+            write_whole(status_path(self.folder), status)
+            os.utime(status_path(self.folder), ns=(since, since))
             return
         self._good_end = None
         if error is None:
@@ -152,6 +159,11 @@ class Run:
             exit_code = getattr(error, "exit_code", 1)
             self.update(state="failed", reason=str(error), exit_code=exit_code)
             self.event("failed", reason=str(error), kind=type(error).__name__, exit_code=exit_code)
+
+
+def bytes_and_time(path: Path) -> tuple[bytes, int]:
+    """Return what a file holds, and since when, in nanoseconds."""
+    return path.read_bytes(), path.stat().st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -1,20 +1,28 @@
 """What a finished training leaves for a person: files, a card, the last words, an upload."""
 
+import contextlib
 import shlex
+from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 
+from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.config.fields import flat_fields, flat_values
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.distributed.collectives import on_main_and_broadcast
+from sdxl_lora.errors import Stopped
 from sdxl_lora.lora.formats.metadata import public_name
 from sdxl_lora.publish.hub import UploadError, published_files, upload
 from sdxl_lora.publish.results import best_lora, deliver, summary, write_card
+from sdxl_lora.run.events import read_events
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.trackers import log_lora
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.evaluator import EarlyStopping
 from sdxl_lora.training.export import LoraExporter
+from sdxl_lora.training.samples import SampleWriter
 
 MAIN_SETTINGS = (
     "resolution", "rank", "lora_alpha", "learning_rate", "optimizer_name", "lr_scheduler", "mixed_precision",
@@ -50,6 +58,55 @@ def finish(
     print(summary(files, name, trigger_word, folder / "samples", best.step, best.loss))
     if repository:
         publish(run, repository, logger)
+
+
+def end_if_finished(
+    config: TrainConfig,
+    accelerator,
+    run: Run,
+    data: TrainingData,
+    best: EarlyStopping,
+    samples: SampleWriter,
+    repository: str | None,
+    logger: RunLogger,
+    step: int,
+) -> None:
+    """Raises Stopped where this very command has finished the run before; then nothing is written. All call this.
+
+    Args:
+        step: steps done before.
+    """
+    if step < data.total_steps and not best.should_stop:
+        return
+    finished = on_main_and_broadcast(
+        accelerator, lambda: finished_files(config, run, step, repository) if run.was_done else []
+    )
+    if finished and not (data.prompts and not samples.are_written(step)):
+        files = ", ".join(finished)
+        logger.info(f"nothing to do: this run is finished, all {step} steps are done, and its files are there: {files}")
+        raise Stopped("finished before")
+
+
+def finished_files(config: TrainConfig, run: Run, step: int, repository: str | None) -> list[str]:
+    """Return the LoRA files that a run of this very config left after `step` steps; [] where one of them is missing."""
+    folder = run.folder
+    if read_settings(folder) != to_yaml(config) or not (folder / "README.md").is_file():
+        return []
+    last = deque(
+        (event for event in read_events(folder / "events.jsonl") if event["event"] in ("finished", "published")),
+        maxlen=2 if repository else 1,
+    )
+    if [event["event"] for event in last] != ["finished", "published"][: last.maxlen] or last[0].get("step") != step:
+        return []
+    files = last[0].get("files", [])
+    return files if all(Path(file).is_file() for file in files) else []
+
+
+def read_settings(folder: Path) -> str:
+    """Return config.yaml as text; empty where there is none that can be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (folder / "config.yaml").read_text(encoding="utf-8")
+    return ""
 
 
 def publish(run: Run, repository: str, logger: RunLogger) -> None:

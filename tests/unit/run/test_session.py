@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
 from sdxl_lora.run.events import EventLog, follow_events, read_events
 from sdxl_lora.run.session import Run, read_status
 from sdxl_lora.run.stop import StopRequest
@@ -106,12 +106,19 @@ def test_a_refused_command_leaves_a_good_end_as_it_was_and_any_other_end_is_reco
         run.event("started", step=0)
         run.update(state="training", step=3)
     before = {name: (tmp_path / name).read_bytes() for name in ("status.json", "events.jsonl")}
+    since = (tmp_path / "status.json").stat().st_mtime_ns
     for refusal in (ConfigError("no"), DataError("no"), CheckpointError("no")):
         with pytest.raises(type(refusal)), Run(tmp_path) as run:
             run.event("cached", pictures=3)
             run.update(state="caching")
             raise refusal
         assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        assert (tmp_path / "status.json").stat().st_mtime_ns == since
+    with Run(tmp_path) as run:
+        run.event("message", text="nothing to do")
+        assert run.was_done
+        raise Stopped("finished before, or Ctrl-C while loading")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
     with pytest.raises(DataError), Run(tmp_path) as run:
         run.event("cached", pictures=3)
         run.event("started", step=0)
