@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> Trained | None:
             logger.info(line)
 
         # Before any work: whatever could fail at the end of the night fails here.
-        base = check_inputs(config, accelerator)
+        config, base = check_inputs(config, accelerator, logger.info)
         similarity = load_similarity(config, accelerator)
         repository = claim_hub_repository(config, accelerator, run, logger.info)
         wait_for_base_hash = run_in_background(lambda: base_sha256(base.path) if accelerator.is_main_process else "")

@@ -21,6 +21,7 @@ from preprocess.captions.caption_task import check_task
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.hub_files import announce, downloads_of_model
 from sdxl_lora.io.memo import FileMemo
 
 
@@ -38,6 +39,8 @@ def check_captioner(config: CaptionerConfig) -> None:
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+    if int(os.environ.get("RANK", 0)) == 0:
+        announce(downloads_of_model(config.caption_model))
     with loading(config):
         check_layout(config.caption_model, PreTrainedConfig.get_config_dict(config.caption_model)[0])
         found = AutoConfig.from_pretrained(config.caption_model, trust_remote_code=False)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.io.hub_files import STEMS
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 MODELS = {
@@ -27,7 +28,6 @@ MODELS = {
     "vae": AutoencoderKL,
 }
 Model: TypeAlias = UNet2DConditionModel | CLIPTextModel | CLIPTextModelWithProjection | AutoencoderKL
-STEMS = ("diffusion_pytorch_model", "model")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class Base:
         """Folder or Hub id with the configs and tokenizers."""
         return (self.config_path or SDXL_BASE) if self.is_file else self.path
 
+    def variants(self, part: str) -> tuple[str, ...]:
+        """Return the variants of a part's weights to look for, in order; "" is full precision.
+
+        A VAE of its own need not come in the base's variant.
+        """
+        if self.variant is None:
+            return ("", "fp16")
+        return (self.variant, "", "fp16") if part == "vae" and self.vae_path is not None else (self.variant,)
+
     def hub_arguments(self, subfolder: str) -> dict:
         return {"subfolder": subfolder, "revision": None if self.is_file else self.revision}
 
@@ -80,7 +89,8 @@ def part_files(base: Base, part: str) -> list[Path]:
         folder = Path(source if is_folder else snapshot_download(source, revision=base.revision, local_files_only=True))
     except (OSError, ValueError):
         return []
-    return sorted(path for path in (folder / subfolder).glob("*") if path.suffix in (".json", ".safetensors"))
+    used = {path.name for path in weight_files(base, part, download=False)}
+    return sorted(path for path in (folder / subfolder).glob("*") if path.suffix == ".json" or path.name in used)
 
 
 def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
@@ -94,7 +104,7 @@ def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
     source, subfolder = source_of(base, part)
     if Path(source).is_file():
         return [Path(source)]
-    variants = (base.variant,) if base.variant else ("", "fp16")
+    variants = base.variants(part)
     if Path(source).is_dir():
         folder = Path(source) / subfolder
         place, found = str(folder), next(filter(None, (local_weights(folder, variant) for variant in variants)), [])

@@ -38,7 +38,7 @@ def base_of(model: ModelConfig) -> Base:
         model.pretrained_vae_model_name_or_path,
         model.pretrained_config_name_or_path,
         model.revision,
-        model.variant,
+        None if model.variant == "auto" else model.variant,
     )
 
 

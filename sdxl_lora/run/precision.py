@@ -67,14 +67,18 @@ def precision_of(device: torch.device) -> tuple[str, str]:
 
 def precision_before(config: TrainConfig) -> str | None:
     """Return the precision of the checkpoint that the run will go on from; None where there is none."""
-    wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
-    if wanted is None:
-        return None
-    if wanted == "latest":
-        checkpoint = newest_checkpoint(folder)
-    else:
-        checkpoint = folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+    checkpoint = checkpoint_before(config)
     with contextlib.suppress(CheckpointError):
         if checkpoint is not None:
             return read_manifest(checkpoint)["facts"].get("mixed_precision")
     return None
+
+
+def checkpoint_before(config: TrainConfig) -> Path | None:
+    """Return the checkpoint that the run will go on from, which may be damaged; None where there is none."""
+    wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return newest_checkpoint(folder)
+    return folder / wanted if (folder / wanted).is_dir() else Path(wanted)

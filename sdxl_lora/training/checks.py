@@ -16,39 +16,48 @@ from sdxl_lora.distributed.accelerator import is_cpu_asked_for
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.graphics_cards import why_no_gpu
+from sdxl_lora.io.hub_files import announce
 from sdxl_lora.lora.warm_start import layers_of
 from sdxl_lora.models.base_report import BaseReport
 from sdxl_lora.models.base_source import Base, models_without_weights
+from sdxl_lora.models.downloads import downloads_of
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers
 from sdxl_lora.optimizers.optimizers import optimizer_of
 from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
+from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.training.model import trained_names, warm_start_of
 
 FULL_SIZE = 500e6  # parameters of a UNet; SDXL has 2.6 billion, the smallest of its distillations 740 million
 
 
-def check_inputs(config: TrainConfig, accelerator) -> Base:
+def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) -> tuple[TrainConfig, Base]:
     """Look at everything that a training will need: base, names, folders, prompts, the device.
 
     Every process calls this, and raises what the main one raises.
 
+    Returns:
+        The config with the base's variant settled, and the base.
     Raises:
         ConfigError: what cannot be had, and what to do.
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
+    config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
     base = base_of(config.model)
+    for line in said:
+        info(line)
 
     def check() -> None:
+        announce(downloads_of(base))
         problem = lack_of_gpu(config, check_names(config, base), accelerator.device)
         if problem:
             raise ConfigError(problem)
 
     on_main_and_broadcast(accelerator, check)
-    return base
+    return config, base
 
 
 def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -> str | None:

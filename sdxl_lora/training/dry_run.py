@@ -20,8 +20,10 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
 from sdxl_lora.distributed.accelerator import device_here, set_arithmetic
 from sdxl_lora.distributed.launcher import set_aside
+from sdxl_lora.io.hub_files import described as described_downloads
 from sdxl_lora.lora.state import adapter_layers, adapter_parameters
 from sdxl_lora.models.base_source import Base
+from sdxl_lora.models.downloads import downloads_of
 from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
 from sdxl_lora.optimizers.optimizers import block_factors, optimizer_of, parameter_groups
 from sdxl_lora.performance.activation_memory import StepCost, encoding_cost
@@ -32,6 +34,7 @@ from sdxl_lora.performance.time_estimate import KNOWN_CARDS, TERA, Work, product
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.pace import duration
 from sdxl_lora.run.precision import planned_precision
+from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
@@ -56,7 +59,7 @@ def dry_run(config: TrainConfig) -> str:
 def described(plan: "TrainingPlan", warned: list[str]) -> str:
     rows = [("pictures", plan.of_images()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
     rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("time", plan.of_time())]
-    rows += [("output", plan.of_output())]
+    rows += [("download", described_downloads(downloads_of(base_of(plan.config.model)))), ("output", plan.of_output())]
     rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
     lines = ["dry run: nothing is trained or written"]
     for heading, texts in rows:
@@ -79,6 +82,8 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     if no_gpu:
         warnings.warn(no_gpu, stacklevel=2)
     config, notes = planned_precision(config, is_for_a_gpu=bool(no_gpu))
+    config, said = settle_variant(config)
+    notes += said
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)

@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.is_welcome():
             return
         if "/resolve/" in path:
-            self.give_file(*path.removeprefix("/datasets/").split("/resolve/"))
+            self.give_file(*path.removeprefix("/datasets").lstrip("/").split("/resolve/"))
             return
         repository = "/".join(path.split("/")[3:5])
         files = sorted(path for path in (self.hub.folder / repository).glob("*") if path.is_file())
@@ -42,7 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             files = files if path.count("/") == 6 else []  # none in folders
             self.answer([{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "1" * 40} for f in files])
         else:
-            names = [{"rfilename": file.name} for file in files]
+            folder = self.hub.folder / repository
+            inside = sorted(file for file in folder.rglob("*") if file.is_file())
+            names = [{"rfilename": f.relative_to(folder).as_posix(), "size": f.stat().st_size} for f in inside]
             about = {"id": repository, "sha": "0" * 40, "siblings": names, "tags": [], "private": True}
             self.answer({"name": "me", "type": "user", **about})
 

@@ -19,5 +19,6 @@ class ModelConfig:
     Default: the Hub's stabilityai/stable-diffusion-xl-base-1.0."""
     revision: Annotated[str | None, BY_CONTENT] = None
     """Git revision of a base on the Hub."""
-    variant: Annotated[str | None, BY_CONTENT] = None
-    """Weights variant of a diffusers base, e.g. "fp16"."""
+    variant: Annotated[str | None, BY_CONTENT] = "auto"
+    """Weights variant of a diffusers base, e.g. "fp16"; None for full precision where there is a choice. auto: that of
+    the run before on a resume; else fp16, which is half the size, where the base has it and is not kept in float32."""
