@@ -25,6 +25,7 @@ from typing import NoReturn
 from sdxl_lora.data.prefetch import run_in_background
 from sdxl_lora.distributed.accelerator import make_accelerator
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
+from sdxl_lora.distributed.launcher import tell_launcher
 from sdxl_lora.doctor.short import in_short
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.metadata import public_name
@@ -236,6 +237,7 @@ def main(config: TrainConfig) -> int:
         return 0
     except RUN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        tell_launcher(os.environ, f"error: {error}")
         if isinstance(error, LostProcessError):
             os._exit(error.exit_code)  # leaving in good order would wait for the lost process
         return error.exit_code

@@ -5,14 +5,15 @@ Only speed depends on the size: in float32 the captions are equal, and so no key
 
 from collections.abc import Callable
 
-MOST_ON_CPU = 8  # memory is not measured there
+MEASURED = ("cuda", "xpu")  # devices whose peak of memory is told; ROCm's is called cuda too
+MOST_ON_CPU = 8  # memory is not measured there, nor on Apple's GPUs
 MOST_ON_GPU = 64
 USED = 0.8  # of the free memory, at most, by guess; longer captions than the last ones and fragments need the rest
 
 
 def first_and_most(asked: int | None, device_type: str) -> tuple[int, int]:
     """Size of the first batch and of the largest: what a person asked for is both; None starts with one picture."""
-    return (asked, asked) if asked else (1, MOST_ON_GPU if device_type == "cuda" else MOST_ON_CPU)
+    return (asked, asked) if asked else (1, MOST_ON_GPU if device_type in MEASURED else MOST_ON_CPU)
 
 
 def after_fit(size: int, most: int, memory_share: float) -> int:
@@ -25,13 +26,14 @@ def after_fit(size: int, most: int, memory_share: float) -> int:
 
 
 def with_memory_share(work: Callable[[], list[str]], device) -> tuple[list[str], float]:
-    """Return what `work` gives, and the share of the free memory that it took at its peak; 0 on a CPU."""
+    """Return what `work` gives, and the share of the free memory that it took at its peak; 0 where nobody measures."""
     import torch
 
-    if device.type != "cuda":
+    if device.type not in MEASURED:
         return work(), 0.0
-    before = torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
-    torch.cuda.reset_peak_memory_stats(device)
+    memory = torch.get_device_module(device)
+    before = memory.memory_allocated(device)
+    free = memory.mem_get_info(device)[0] + memory.memory_reserved(device) - before
+    memory.reset_peak_memory_stats(device)
     result = work()
-    return result, (torch.cuda.max_memory_allocated(device) - before) / max(free, 1)
+    return result, (memory.max_memory_allocated(device) - before) / max(free, 1)

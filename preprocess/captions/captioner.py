@@ -5,7 +5,6 @@ Torch is imported where it is needed, so that --help and errors in flags do not 
 """
 
 import dataclasses
-import gc
 import logging
 import os
 import textwrap
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from preprocess.captions.batch_size import after_fit, first_and_most, with_memory_share
+from preprocess.captions.batch_size import MEASURED, after_fit, first_and_most, with_memory_share
 from preprocess.captions.caption_task import check_task
 from preprocess.captions.captioner_files import check_layout, check_weights, content_of, no_safetensors
 from sdxl_lora.config.sections.preprocess import CaptionerConfig
@@ -83,6 +82,8 @@ class Captioner:
     def __call__(self, images: list[Image.Image]) -> list[str]:
         import torch
 
+        from sdxl_lora.performance.device_memory import free_memory
+
         texts: list[str] = []
         while len(texts) < len(images):
             batch = images[len(texts) :][: self.batch_size]
@@ -95,7 +96,7 @@ class Captioner:
                 new_texts = None
             if new_texts is None:  # not above, where the error's traceback still holds the batch's tensors
                 self.batch_size = self.most = len(batch) // 2
-                torch.cuda.empty_cache()
+                free_memory()
                 continue
             texts += new_texts
             if len(batch) == self.batch_size:
@@ -106,7 +107,7 @@ class Captioner:
 @contextmanager
 def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
     """A captioner whose model leaves memory when the context ends."""
-    import torch
+    from sdxl_lora.performance.device_memory import free_memory
 
     device, dtype = device_and_dtype(config.caption_dtype)
     processor = load_processor(config.caption_model)
@@ -117,9 +118,7 @@ def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
         yield caption
     finally:
         caption.model = caption.processor = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 @contextmanager
@@ -252,13 +251,14 @@ def load_processor(model: str):
 def device_and_dtype(dtype: str):
     import torch
 
+    from sdxl_lora.distributed.accelerator import device_here
     from sdxl_lora.performance.compute import native_bfloat16
 
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device, best = device_here(), torch.float32
+    if device.type != "cpu":
         best = torch.bfloat16 if native_bfloat16(device) else torch.float16
-    else:
-        device, best = torch.device("cpu"), torch.float32
+    if device.type in MEASURED:
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
     return device, best if dtype == "auto" else getattr(torch, dtype)
 
 

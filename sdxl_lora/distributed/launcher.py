@@ -4,7 +4,10 @@ People have a config of accelerate's from other work, or start from a notebook, 
 torch's variables. One process, or DistributedDataParallel over several, is what there is here. No torch.
 """
 
-from collections.abc import MutableMapping
+import contextlib
+import json
+import time
+from collections.abc import Mapping, MutableMapping
 
 from sdxl_lora.errors import ConfigError
 
@@ -80,3 +83,12 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
         del environment[name]
     environment.pop("WORLD_SIZE", None)
     return [f"the environment has {there} but not {', '.join(lacking)}: this process trains alone"]
+
+
+def tell_launcher(environment: Mapping[str, str], message: str) -> None:
+    """Give torchrun why this process ends, for its table of failed processes, which would name a page of torch's."""
+    path = environment.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        about = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": about}, file)

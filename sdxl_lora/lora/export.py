@@ -81,6 +81,7 @@ def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: i
     loras, least = {}, 1.0
     for key, adapter in adapters.items():
         weight = dequantize_module_weight(layers[key].get_base_layer()).detach()
+        weight = weight if weight.device.type == "cuda" else weight.cpu()  # other GPUs lack decompositions
         here = Adapter({name: tensor.to(weight.device) for name, tensor in adapter.tensors.items()}, adapter.alpha)
         lora, kept = as_lora(here, kernel_size(key[1]), rank, weight)  # on the GPU where the model is: SVDs
         loras[key] = Adapter({name: tensor.cpu() for name, tensor in lora.tensors.items()}, lora.alpha)

@@ -12,28 +12,41 @@ from sdxl_lora.errors import OutOfMemory
 from sdxl_lora.operating_system import GPU_MEMORY_SPILLS
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB
 
+COUNTING = ("cuda", "xpu")  # devices whose allocators count alike; ROCm's is called cuda too
 FULL = 0.97  # of a GPU's memory: Windows keeps a rest for itself
 USABLE = 0.9  # of free memory: the rest is lost where blocks are cut to size
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most memory reserved so far on a CUDA device, else what this process holds now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    """The most memory reserved so far on a GPU, on Apple's that of now, else what this process holds now."""
+    if device.type in COUNTING:
+        return torch.get_device_module(device).max_memory_reserved(device) / 2**30
+    return held_bytes(device) / 2**30
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return what this process holds of a device's memory now; on a CPU, of this machine's."""
+    if device.type in COUNTING:
+        return torch.get_device_module(device).memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
 
 
 def usable_bytes(device: torch.device) -> int:
-    """Return what this process can have of a device's memory, what it has by now and CUDA's own share included.
+    """Return what this process can have of a device's memory, what it has by now and the device's own share included.
 
-    Without a GPU, its part of what this machine has left.
+    Without a GPU, its part of what this machine has left; Apple's GPUs share that memory, and may have a part of it.
     """
-    if device.type != "cuda":
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return psutil.virtual_memory().available // processes + psutil.Process().memory_info().rss
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = round(total * torch.cuda.get_per_process_memory_fraction(device.index))
-    return round(USABLE * min(free + torch.cuda.memory_reserved(device), allowed)) + round(CUDA_CONTEXT * GIB)
+    held, available = held_bytes(device), psutil.virtual_memory().available
+    if device.type == "mps":
+        return round(USABLE * min(available + held, torch.mps.recommended_max_memory())) + round(CUDA_CONTEXT * GIB)
+    if device.type not in COUNTING:
+        return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) + held
+    module = torch.get_device_module(device)
+    free, total = module.mem_get_info(device)
+    allowed = round(total * module.get_per_process_memory_fraction(device.index))
+    return round(USABLE * min(free + held, allowed)) + round(CUDA_CONTEXT * GIB)
 
 
 def spill(device: torch.device) -> str | None:
@@ -54,10 +67,16 @@ def spill(device: torch.device) -> str | None:
 def free_memory() -> None:
     """Give back what deleted models held, to the device and to the system."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        torch.get_device_module(device).empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc's; others give back by themselves
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device's memory did not suffice; of Apple's, torch says so in words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 @contextlib.contextmanager
@@ -69,7 +88,9 @@ def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int 
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         batch = {1: [], "auto": ["a number in place of --train_batch_size auto, smaller than what it chose"]}.get(
             batch_size, ["a smaller --train_batch_size with more --gradient_accumulation_steps"]
         )

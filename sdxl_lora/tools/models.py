@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdxl_lora.io.file_system import replace
 from sdxl_lora.io.safetensors import TensorFile, write_tensors
-from sdxl_lora.lora.formats.adapter import change_shape, delta, svd_lora
+from sdxl_lora.lora.formats.adapter import change_shape, delta, in_float64, svd_lora
 from sdxl_lora.lora.formats.keys import TARGETS, is_target, kernel_size
 from sdxl_lora.lora.formats.reader import LoraFile, read_lora
 from sdxl_lora.lora.formats.shapes import why_not_sdxl
@@ -155,7 +155,7 @@ def extract(
             if new.shape.numel() != old.shape.numel():
                 raise ValueError(f"{' '.join(key)} is {tuple(new.shape)} in {tuned} and {tuple(old.shape)} in {base}.")
             change = (new.to(device).float() - old.to(device).float().view(new.shape)).flatten(1)
-            if energy_here := change.double().square().sum().item():
+            if energy_here := in_float64(change).square().sum().item():
                 lora, kept = svd_lora(change, kernel_size(key[1]), rank, energy)
                 adapters[key] = lora
                 kept_energy, total_energy = kept_energy + kept * energy_here, total_energy + energy_here

@@ -12,7 +12,7 @@ from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
-from sdxl_lora.distributed.accelerator import is_cpu_asked_for
+from sdxl_lora.distributed.accelerator import device_here, is_cpu_asked_for
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.graphics_cards import why_no_gpu
@@ -82,6 +82,8 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
         raise ConfigError(
             f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
         )
+    if device_type == "mps" and config.compute.base_precision == "fp8":
+        raise ConfigError("base_precision fp8 cannot be used on Apple's GPUs, which have no such numbers: use int8")
     # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which others would wait.
     if adapter.module_dropout and adapter.adapter != "lora" and processes > 1:
         raise ConfigError(
@@ -115,8 +117,7 @@ def check_optimizer(config: TrainConfig) -> None:
     shapes: list[tuple[int, ...]] = [LINEAR]
     shapes += [CONVOLUTION] if "conv" in config.adapter.target_modules else []
     shapes += [MAGNITUDE] if config.adapter.use_dora else []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try_optimizer(config.optimizer.name, lambda groups: optimizer_of(config.optimizer, groups), shapes, device)
+    try_optimizer(config.optimizer.name, lambda groups: optimizer_of(config.optimizer, groups), shapes, device_here())
 
 
 def check_start(adapter: AdapterConfig, base: Base) -> None:

@@ -26,6 +26,7 @@ from sdxl_lora.distributed.collectives import main_process_first, raise_on_all_r
 from sdxl_lora.io.memo import NO_MEMO, FileMemo
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, load_schedulers, load_text_parts, load_vae
+from sdxl_lora.performance.device_memory import COUNTING
 from sdxl_lora.rng import SampleKey, keyed_seed
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
@@ -140,7 +141,7 @@ class TrainingData:
             accelerator.process_index,
             accelerator.num_processes,
             shape.micro_steps,
-            pin=accelerator.device.type == "cuda",
+            pin=accelerator.device.type in COUNTING,
         )
 
 

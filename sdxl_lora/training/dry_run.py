@@ -76,7 +76,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     for text in set_aside(os.environ, config.compute.mixed_precision, config.batch.gradient_accumulation_steps):
         warnings.warn(text, stacklevel=2)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    check_device(config, world_size, "cuda" if config.compute.cuda_graphs == "on" else "cpu")
+    check_device(config, world_size, "cuda" if config.compute.cuda_graphs == "on" else device_here().type)
     base = base_of(config.model)
     no_gpu = lack_of_gpu(config, check_names(config, base, needs_weights=False), device_here())
     if no_gpu:
@@ -105,8 +105,8 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
         return bytes_of(config.compute.memory_budget)
     if config.batch.train_batch_size != "auto":
         return None
-    if torch.cuda.is_available():
-        return usable_bytes(torch.device("cuda"))
+    if (device := device_here()).type != "cpu":
+        return usable_bytes(device)
     notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
     return None
 

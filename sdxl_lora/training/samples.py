@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.collectives import on_main_and_broadcast, raise_on_all_ranks
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import load_vae
-from sdxl_lora.performance.device_memory import free_memory
+from sdxl_lora.performance.device_memory import free_memory, is_out_of_memory
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
 from sdxl_lora.sampling.generate import are_drawn, generate_images, read_samples, spread, to_image, write_grid
@@ -80,7 +79,9 @@ class SampleWriter:
                     accelerator.num_processes,
                     self.run.stop_requested,
                 )
-        except torch.OutOfMemoryError as error:  # a sample is not worth a training
+        except RuntimeError as error:  # a sample is not worth a training
+            if not is_out_of_memory(error):
+                raise
             free_memory()
             self.logger.info(f"out of memory while drawing samples at step {step}, going on ({error})")
         on_main_and_broadcast(accelerator, lambda: self._show(step))
@@ -94,7 +95,9 @@ class SampleWriter:
         if self.similarity and self.newest:
             try:
                 self.logger.similarity(step, self._similarities(self.similarity, images))
-            except torch.OutOfMemoryError as error:  # nor is a number
+            except RuntimeError as error:  # nor is a number
+                if not is_out_of_memory(error):
+                    raise
                 free_memory()
                 self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
 

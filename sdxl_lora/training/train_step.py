@@ -13,7 +13,7 @@ from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.models.text_encoders import LiveTextEncoder
 from sdxl_lora.optimizers.optimizers import set_learning_rate
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
-from sdxl_lora.performance.device_memory import free_memory
+from sdxl_lora.performance.device_memory import free_memory, is_out_of_memory
 from sdxl_lora.rng import keyed_seed
 from sdxl_lora.run.logger import RunLogger
 from sdxl_lora.run.session import Run
@@ -151,7 +151,9 @@ class TrainStep:
                 share = torch.zeros((), device=self.accelerator.device)
                 batch = data.collator(self.shape)([sample] * self.shape.micro_batch)
                 self.compute({**self.on_device(batch), "share": share})
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             fits = False
         self.optimizer.zero_grad()
         free_memory()

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from sdxl_lora.config.names import DIFFUSERS_NAME
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.distributed.accelerator import device_here
 from sdxl_lora.errors import RUN_ERRORS
 from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers, load_text_parts, load_unet, load_vae
@@ -28,7 +29,7 @@ def pipeline_of(config: TrainConfig) -> StableDiffusionXLPipeline:
     """The run's base, in its precision."""
     base = base_of(config.model)
     check_base(base)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here()
     dtype = DTYPES[config.compute.mixed_precision]
     tokenizers, encoders = load_text_parts(base, dtype)
     _, scheduler = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)

@@ -133,9 +133,14 @@ def _decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
 def norm(adapter: Adapter) -> float:
     """Frobenius norm of the change; of a DoRA without its magnitudes. LoRA's without forming the product."""
     if adapter.kind in ("lora", "dora"):
-        up, down = adapter.tensors["lora_up"].flatten(1).double(), adapter.tensors["lora_down"].flatten(1).double()
+        up, down = (in_float64(adapter.tensors[name].flatten(1)) for name in ("lora_up", "lora_down"))
         return abs(adapter.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt().item()
     return _plain_change(adapter).norm().item()
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The values in double precision, which neither Apple's nor all of Intel's GPUs have: of theirs on the CPU."""
+    return (tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()).double()
 
 
 def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
@@ -191,12 +196,14 @@ def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tup
     if smaller <= EXACT_SVD_UP_TO or 4 * rank > smaller:
         u, s, vt = torch.linalg.svd(change, full_matrices=False)
     else:
-        devices = [change.device] if change.is_cuda else []
-        with torch.random.fork_rng(devices=devices):  # the caller's random state stays, the result is repeatable
+        kind = change.device.type
+        devices = [change.device] if kind in ("cuda", "xpu") else []
+        # The caller's random state stays, and the result is repeatable.
+        with torch.random.fork_rng(devices, device_type=kind if devices else "cuda"):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(change, q=rank + 16, niter=4)
         vt = v.T
-    return _from_svd(u, s, vt, kernel, rank, energy, change.double().square().sum().item())
+    return _from_svd(u, s, vt, kernel, rank, energy, in_float64(change).square().sum().item())
 
 
 def truncate(adapter: Adapter, kernel: int, rank: int, energy: float = 1.0) -> tuple[Adapter, float]:
@@ -204,11 +211,11 @@ def truncate(adapter: Adapter, kernel: int, rank: int, energy: float = 1.0) -> t
     qu, ru = torch.linalg.qr(adapter.tensors["lora_up"].flatten(1).float())
     qd, rd = torch.linalg.qr(adapter.tensors["lora_down"].flatten(1).float().T)
     u, s, vt = torch.linalg.svd(ru @ rd.T * adapter.scale)
-    return _from_svd(qu @ u, s, vt @ qd.T, kernel, rank, energy, s.double().square().sum().item())
+    return _from_svd(qu @ u, s, vt @ qd.T, kernel, rank, energy, in_float64(s).square().sum().item())
 
 
 def _from_svd(u, s, vt, kernel, rank, energy, total) -> tuple[Adapter, float]:
-    kept = s.double().square().cumsum(0) / max(total, 1e-300)
+    kept = in_float64(s).square().cumsum(0) / max(total, 1e-300)
     if energy < 1:
         rank = min(rank, int((kept < energy).sum()) + 1)
     signal = int((s > NOISE * s[0]).sum())  # what rounding leaves behind would only vanish in fp16

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdxl_lora.errors import DiskError, NonFiniteError
 from sdxl_lora.io.safetensors import TensorFile, data_sha256, write_tensors
-from sdxl_lora.lora.formats.adapter import Adapter, pad_rank, plain
+from sdxl_lora.lora.formats.adapter import Adapter, in_float64, pad_rank, plain
 from sdxl_lora.lora.formats.keys import KOHYA_PREFIX, kohya_name
 from sdxl_lora.lora.formats.metadata import IMPLEMENTATION
 from sdxl_lora.lora.formats.reader import Key
@@ -190,7 +190,7 @@ def _loss(tensor: Tensor, dtype: torch.dtype) -> str:
     if new_zeros > MAX_NEW_ZEROS * tensor.numel():
         return f"would lose {new_zeros} of {tensor.numel()} values to zero"
     # float64: squares of values near 1e-30 vanish in float32
-    error, norm = (rounded - tensor).double().norm().item(), tensor.double().norm().item()
+    error, norm = in_float64(rounded - tensor).norm().item(), in_float64(tensor).norm().item()
     if error > MAX_ROUNDING[dtype] * norm:
         return f"would change by {error / norm:.1%}, its values are too small"
     return ""

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sdxl_lora.distributed.launcher import set_aside
+from sdxl_lora.distributed.launcher import set_aside, tell_launcher
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 
@@ -93,3 +93,15 @@ def test_a_run_goes_on_whatever_a_config_from_other_work_asks(train, monkeypatch
     for words in ("DeepSpeed", "FSDP", "Megatron", "TorchDynamo", "fp8", "auto", "parallelism", "trains alone"):
         assert sum(words in line for line in lines) == 1, words
     assert len(list(read_events(run / "events.jsonl", "step"))) == 1 and "RANK" not in os.environ
+
+
+def test_torchruns_table_ends_with_our_line(tmp_path):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    path = str(tmp_path / "error.json")
+    tell_launcher({"TORCHELASTIC_ERROR_FILE": path}, "error: no such base model: nowhere")
+    table = str(ChildFailedError("train", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=path)}))
+    assert table.strip().splitlines()[-2].strip() == "traceback : error: no such base model: nowhere"
+    for environment in ({}, {"TORCHELASTIC_ERROR_FILE": ""}, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "no" / "x")}):
+        tell_launcher(environment, "error: nobody is to be told")
+    assert [file.name for file in tmp_path.iterdir()] == ["error.json"]

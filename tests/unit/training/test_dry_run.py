@@ -9,6 +9,7 @@ import train_sdxl_lora
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.pace import duration
+from sdxl_lora.training.checks import check_device
 from sdxl_lora.training.dry_run import described, dry_run, plan_training
 from tests.helpers.adapters import kohya_file, tiny_with_lora
 
@@ -112,6 +113,8 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
         dry_run(train_config(block_lr_factors=("up.2=1",)))
     with pytest.raises(ConfigError, match="no such base model"):
         dry_run(train_config(pretrained_model_name_or_path="nowhere.safetensors"))
+    with pytest.raises(ConfigError, match="fp8 cannot be used on Apple's GPUs"):
+        check_device(train_config(base_precision="fp8"), 1, "mps")
     for settings, words in (
         ({"zero_terminal_snr": True}, "needs a base that predicts v"),
         ({"max_timestep": 2000}, "must lie in order"),

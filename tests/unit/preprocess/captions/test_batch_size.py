@@ -1,12 +1,14 @@
 """Batches that grow while memory allows, and captions that do not depend on them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 
 from preprocess.captions import captioner as caption_module
-from preprocess.captions.batch_size import after_fit, first_and_most
-from preprocess.captions.captioner import captioner
+from preprocess.captions.batch_size import MOST_ON_CPU, MOST_ON_GPU, after_fit, first_and_most, with_memory_share
+from preprocess.captions.captioner import captioner, device_and_dtype
 from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from tests.helpers.preparing import noise, rows_of
 from tests.helpers.preparing import preprocess as run_preprocess
@@ -88,3 +90,37 @@ def test_captions_do_not_depend_on_the_batch(tiny_florence2, tmp_path, monkeypat
         texts[asked] = [row["text"] for row in rows_of(tmp_path / f"out{asked}")]
     assert sizes == {1: [1] * 5, 2: [2, 2, 1], None: [1, 2, 2]}
     assert texts[1] == texts[2] == texts[None] and len(set(texts[1])) > 1
+
+
+@pytest.mark.parametrize(("kind", "share", "most"), [("cuda", 0.5, 64), ("xpu", 0.5, 64), ("mps", 0, 8), ("cpu", 0, 8)])
+def test_each_device_is_asked_for_what_it_can_tell(monkeypatch, kind, share, most):
+    assert (MOST_ON_GPU, MOST_ON_CPU) == (64, 8)
+    told = SimpleNamespace(
+        memory_allocated=lambda device: 2,
+        mem_get_info=lambda device: (7, 16),
+        memory_reserved=lambda device: 5,
+        reset_peak_memory_stats=lambda device: None,
+        max_memory_allocated=lambda device: 7,
+    )
+    devices = {"cuda": told, "xpu": told}
+    monkeypatch.setattr(torch, "get_device_module", lambda device: devices[device.type])
+    assert with_memory_share(lambda: ["a cat"], torch.device(kind)) == (["a cat"], share)
+    assert first_and_most(None, kind) == (1, most)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_native", "expected"),
+    [
+        ("cuda", True, ("cuda:1", torch.bfloat16)),
+        ("xpu", False, ("xpu:1", torch.float16)),
+        ("mps", True, ("mps", torch.bfloat16)),
+        ("cpu", True, ("cpu", torch.float32)),
+    ],
+)
+def test_captions_are_written_on_the_device_that_trains(monkeypatch, kind, is_native, expected):
+    monkeypatch.setattr("sdxl_lora.distributed.accelerator.device_here", lambda: torch.device(kind))
+    monkeypatch.setattr("sdxl_lora.performance.compute.native_bfloat16", lambda device: is_native)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    device, dtype = device_and_dtype("auto")
+    assert (str(device), dtype) == expected
+    assert device_and_dtype("float16")[1] == torch.float16
