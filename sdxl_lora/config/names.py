@@ -1,12 +1,14 @@
 """Names that can be a file's everywhere and stay inside their folder, and how others' names are shown."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from sdxl_lora.operating_system import is_reserved_name
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LONGEST = 64  # of a name
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
 # what moves the cursor, breaks the line, turns the direction of writing, or cannot be encoded
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -22,6 +24,15 @@ def check_name(name: str) -> None:
         raise ValueError(f"the output name {name!r} is a device's on Windows: choose another.")
     if f"{name}.safetensors" == DIFFUSERS_NAME:
         raise ValueError(f"the output name {name!r} is the diffusers file's own: choose another.")
+
+
+def name_from(folder: str) -> str:
+    """Return the name of a LoRA file after its folder's: that name, or the nearest one that `check_name` takes."""
+    name = folder
+    if not NAME.fullmatch(name):
+        letters = unicodedata.normalize("NFKD", folder.replace("ß", "ss")).encode("ascii", "ignore").decode()
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip("._-")[:LONGEST].rstrip("._-") or "lora"
+    return f"lora-{name}"[:LONGEST] if is_reserved_name(name) or f"{name}.safetensors" == DIFFUSERS_NAME else name
 
 
 def printable(name: Path | str) -> str:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 
 from sdxl_lora.config.checks import raise_all
 from sdxl_lora.config.fields import FREE, PATH, SAME, flat_fields, flat_values, range_problems, tidy_paths
+from sdxl_lora.config.names import name_from, printable
 from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
@@ -65,7 +66,21 @@ class TrainConfig:
 
     @property
     def lora_name(self) -> str:
-        return self.output.output_name or Path(self.output_dir).resolve().name
+        """The name of the LoRA files."""
+        return self.output.output_name or name_from(self._folder_name)
+
+    @property
+    def _folder_name(self) -> str:
+        return Path(self.output_dir).resolve().name
+
+    def notes_on_name(self) -> list[str]:
+        """Say what the LoRA files are called where neither a setting nor the folder has that name."""
+        if self.output.output_name or self.lora_name == self._folder_name:
+            return []
+        return [
+            f"the LoRA files are called {self.lora_name}, since {printable(self._folder_name)!r} cannot be a file's "
+            "name everywhere; --output_name chooses another"
+        ]
 
     def same_on_resume(self) -> dict:
         """Settings that a resumed run shares with the run before, as JSON values."""

@@ -47,7 +47,7 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
     check_device(config, accelerator.num_processes, accelerator.device.type)
     config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
     base = base_of(config.model)
-    for line in said:
+    for line in (*said, *config.notes_on_name()):
         info(line)
 
     def check() -> None:

@@ -83,7 +83,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
         warnings.warn(no_gpu, stacklevel=2)
     config, notes = planned_precision(config, is_for_a_gpu=bool(no_gpu))
     config, said = settle_variant(config)
-    notes += said
+    notes += [*said, *config.notes_on_name()]
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)

@@ -256,10 +256,10 @@ def test_the_finished_run_leaves_card_copy_side_files_and_thumbnail(train, tmp_p
     assert len(about["ss_new_sd_model_hash"]) == 64 and about["ss_steps"] == "2"
 
 
-@pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "", "nul\0", "my cat", "-x"])
+@pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "nul\0", "my cat", "-x"])
 def test_a_name_that_is_no_file_name_is_refused_before_any_work(train, tmp_path, name):
     with pytest.raises(ConfigError, match="invalid output name"):
-        train(output_name=name) if name else train(output_dir=str(tmp_path / "my cat"))
+        train(output_name=name)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
