@@ -4,6 +4,7 @@ Torch, transformers and datasets come only once there is work for them, so that 
 """
 
 import errno
+import os
 import shutil
 import signal
 import sys
@@ -67,6 +68,7 @@ def run(config: PreprocessConfig) -> None:
     """Prepare the dataset, or one part of it, or say what would be done."""
     from preprocess.dataset import build
     from preprocess.dry_run import plan_lines
+    from preprocess.images.crop import note_on_square
     from preprocess.images.masks import check_remover
     from preprocess.jobs.processes import Team
     from preprocess.jobs.shard import Part, check_all_done, held
@@ -78,6 +80,8 @@ def run(config: PreprocessConfig) -> None:
     input_dir, output = Path(config.input_dir), Path(config.output_dir)
     class_images = Path(config.images.class_images) if config.images.class_images else None
     check_folders([folder for folder in (input_dir, class_images) if folder], output)
+    if (note := note_on_square(config.sizes)) and int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {note}", file=sys.stderr)
     found = find_all(input_dir, class_images, masks=config.images.masks == "folder")
     if config.images.masks == "remover":
         check_remover()

@@ -26,6 +26,17 @@ def sizes_of(config: SizeConfig) -> list[Size]:
     return bucket_sizes(config.resolution, config.bucket_step, config.max_aspect)
 
 
+def note_on_square(config: SizeConfig) -> str | None:
+    """Say it where square images get another shape, since no bucket has the resolution's sides."""
+    width, height = nearest_bucket((config.resolution, config.resolution), sizes_of(config))
+    if width == height == config.resolution:
+        return None
+    return (
+        f"resolution {config.resolution} is no multiple of bucket_step {config.bucket_step}: square pictures get "
+        f"{width}x{height}; --resolution {config.resolution // config.bucket_step * config.bucket_step} gives squares"
+    )
+
+
 def bucket_of(config: SizeConfig, size: Size) -> Size:
     """The training size of a picture.
 

@@ -31,7 +31,7 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
     try:
         file_flags = flags_of_yaml(config_class, config_path) if config_path else []
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     return tyro.cli(
         config_class,
@@ -77,7 +77,9 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     if root is None:
         return []

@@ -31,6 +31,11 @@ class ConcatDataset:
             for example in part.examples
         ]
 
+    @property
+    def is_prepared(self) -> bool:
+        """Return whether all of them have their sizes already."""
+        return all(part.is_prepared for part in self.parts)
+
     def __len__(self) -> int:
         return len(self.examples)
 

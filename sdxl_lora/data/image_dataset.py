@@ -64,6 +64,10 @@ class Images(Protocol):
     @property
     def examples(self) -> Sequence[Example]: ...
 
+    @property
+    def is_prepared(self) -> bool:
+        """Have all of them their sizes already?"""
+
     def __len__(self) -> int: ...
 
     def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]: ...

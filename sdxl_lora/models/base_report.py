@@ -169,7 +169,7 @@ def look_at_folder(base: Base, report: BaseReport) -> None:
 
 def look_at_pipeline(base: Base, report: BaseReport) -> None:
     """Add what model_index.json and the scheduler's config say."""
-    with config_errors(base, "its configs"):
+    with config_errors(base, "the configs"):
         index = StableDiffusionXLPipeline.load_config(base.configs, revision=base.hub_arguments("")["revision"])
     found = index.get("_class_name", "unknown")
     if "StableDiffusionXL" not in found:

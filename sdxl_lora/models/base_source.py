@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -183,8 +183,21 @@ def config_errors(base: Base, part: str):
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        why = str(error)
+        if is_out_of_reach(error):
+            offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+            why = f"it is not, or not whole, on this disk, and the Hub cannot be reached{offline}"
         raise ConfigError(
-            f"cannot load {part} of {base.path}: {error}\n"
+            f"cannot load {part} of {base.path}: {why}\n"
             "Without a connection, give local paths: --pretrained_model_name_or_path, and for a single .safetensors "
             "file also --pretrained_config_name_or_path."
         ) from error
+
+
+def is_out_of_reach(error: BaseException | None) -> bool:
+    """Return whether an error came of a file that only the Hub has, with no Hub to ask; libraries say otherwise."""
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -13,6 +13,8 @@ from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
 from sdxl_lora.training.checks import sample_prompts_of
 
+SMALL = 0.6  # of the resolution's square: buckets of it are larger
+
 
 @dataclass(frozen=True)
 class DataPlan:
@@ -58,11 +60,24 @@ def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callab
     sizes = [None if index in left_out else example.target_size for index, example in enumerate(examples)]
     num_epochs = None if batch.max_train_steps else batch.num_train_epochs
     repeats = [example.repeats for example in examples]
+    for note in notes_on_resolution(config.data.resolution, images):
+        info(note)
     sampler = BucketSampler(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
     total_steps = batch.max_train_steps or sampler.first_step(batch.num_train_epochs)
     captions = captions_that_will_occur(config, examples, sampler, total_steps, info)
     prompts = sample_prompts_of(config, most_common_size(config, examples))
     return DataPlan(images, out, sampler, total_steps, prompts, captions)
+
+
+def notes_on_resolution(resolution: int, images: Images) -> list[str]:
+    """Say it where `resolution` is not that of images which were prepared at another: they train as they are."""
+    areas = [height * width for height, width in (example.target_size for example in images.examples)]
+    if not images.is_prepared or not areas or SMALL * resolution**2 <= max(areas) <= resolution**2:
+        return []
+    return [
+        f"resolution {resolution} does not change images that are prepared, which were so for about "
+        f"{round(max(areas) ** 0.5)}: to change their size, prepare them again"
+    ]
 
 
 def captions_that_will_occur(

@@ -57,8 +57,8 @@ class OutputConfig:
     """LoRA files."""
 
     output_name: Annotated[str | None, FREE] = None
-    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name, without what
-    cannot stand in a file's name everywhere."""
+    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name, or what of
+    it can be a file's name everywhere."""
     save_precision: Annotated[Literal["fp16", "bf16", "fp32"], FREE] = "fp16"
     """Precision of the LoRA files; fp32 is taken where values would be lost."""
     loras_dir: Annotated[str | None, PATH, FREE] = None

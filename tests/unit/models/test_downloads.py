@@ -1,8 +1,11 @@
 """Which weights of a base are taken where no variant is named."""
 
 import pytest
+from huggingface_hub import constants
 
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.models import downloads
+from sdxl_lora.models.base_report import look_at
 from sdxl_lora.models.base_source import MODELS, Base, part_files, weight_files
 from sdxl_lora.models.downloads import downloads_of, settled_variant
 
@@ -73,3 +76,14 @@ def test_downloads_are_the_weights_that_will_be_read(monkeypatch):
     ]
     whole = downloads_of(Base("me/base"))
     assert [one.name for one in whole] == [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
+
+
+def test_a_base_that_only_the_hub_has_is_said_to_be_out_of_reach(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError) as refused:
+        look_at(Base("me/base"))
+    assert str(refused.value).startswith(
+        "cannot load the configs of me/base: it is not, or not whole, on this disk, and the Hub cannot be reached "
+        "(HF_HUB_OFFLINE is set)\nWithout a connection, give local paths"
+    )

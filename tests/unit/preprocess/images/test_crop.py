@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess.images.crop import bucket_of, crop_image, random_positions, sizes_of
+from preprocess.images.crop import bucket_of, crop_image, note_on_square, random_positions, sizes_of
 from preprocess.images.saliency import attention_position
 from sdxl_lora.config.sections.preprocess import SizeConfig
 from tests.helpers.preparing import noise, preprocess, rows_of
@@ -81,3 +81,9 @@ def test_formats_are_lossless_as_documented(image_format, tmp_path):
     written = Image.open(tmp_path / "out" / rows_of(tmp_path / "out")[0]["file_name"])
     difference = np.abs(np.asarray(written.convert("RGB"), float) - np.asarray(noise(64, 64), float))
     assert difference.max() == 0 if image_format != "jpg" else 0 < difference.mean() < 3
+
+
+@pytest.mark.parametrize(("resolution", "said"), [(1000, "square pictures get"), (1024, None), (64, None)])
+def test_a_resolution_without_a_square_bucket_is_said(resolution, said):
+    note = note_on_square(SizeConfig(resolution=resolution))
+    assert (note is None) if said is None else (said in note and "--resolution 960 gives squares" in note)
