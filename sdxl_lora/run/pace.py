@@ -161,7 +161,7 @@ class Pace:
         elif self._tells_host and device <= NO_WAITING:
             causes["host"] = (
                 "slow: the GPU is done before it gets more to do, this machine's processor is the slower one. "
-                "--cuda_graphs, --compile or a larger --train_batch_size give it more at once"
+                "--cuda_graphs where it is off, --compile or a larger --train_batch_size give it more at once"
             )
         parts, left = self._parts(), self.seconds_left()
         shares = {what: parts["evaluation"][0] * self._aside.get(what, 0.0) for what in EVALUATING}

@@ -16,8 +16,8 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.base_source import Base, Model, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
-from sdxl_lora.performance.cuda_graphs import MOST_GRAPHS
 from sdxl_lora.performance.activation_memory import encoding_cost
+from sdxl_lora.performance.cuda_graphs import MOST_GRAPHS
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
