@@ -262,16 +262,19 @@ def test_folders_with_blanks_umlauts_and_250_letters_go_the_whole_way(tmp_path, 
     base.symlink_to(tiny_base, target_is_directory=True)
     flags = ["--resolution", "64", "--caption_model", "none", "--num_workers", "1"]
     assert preprocess(["--input_dir", str(raw), "--output_dir", str(odd / "fertig ß"), *flags]) == 0
-    for name, data in (("aus Bildern", raw), ("aus fertigen", odd / "fertig ß")):
+    for name, data, file in (("aus Bildern", raw, "aus-Bildern"), ("my cat Ä", odd / "fertig ß", "my-cat-A")):
         settings = {
-            "train_data_dir": str(data), "output_dir": str(odd / name), "output_name": "cat",
+            "train_data_dir": str(data), "output_dir": str(odd / name),
             "cache_dir": str(odd / "cache ö"), "pretrained_model_name_or_path": str(base),
             "validation_prompt": ("a Straße",), "num_validation_images": 1, "validation_inference_steps": 1,
             "checkpointing_steps": 1,
         }  # fmt: skip
         train(**settings, max_train_steps=1, dataloader_num_workers=1)
         run = train(**settings, max_train_steps=2)
-        assert read_status(run)["step"] == 2 and (run / "checkpoint-2").is_dir() and (run / "cat.safetensors").exists()
+        assert (
+            read_status(run)["step"] == 2 and (run / "checkpoint-2").is_dir() and (run / f"{file}.safetensors").exists()
+        )
         assert sample_path(run / "samples", 2, 0, 0).exists()
+        assert f"the LoRA files are called {file}" in (run / "events.jsonl").read_text(encoding="utf-8")
         events = [event["event"] for event in read_events(run / "events.jsonl")]
         assert events.count("finished") == 2 and "failed" not in events
