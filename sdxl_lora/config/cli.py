@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def spelled_out(config_class: type, flags: Sequence[str]) -> list[str]:
     """The flags with `--x` and `--no_x` as `--x=on` and `--x=off`, where x is on, off or auto."""
     switches = {f"--{name}" for name, field in flat_fields(config_class).items() if is_switch(field.type)}
     spelled = []
-    for flag, following in zip(flags, [*flags[1:], "--"], strict=True):
+    for flag, following in itertools.zip_longest(flags, flags[1:], fillvalue="--"):
         if flag in switches and following.startswith("--"):
             flag = f"{flag}=on"
         elif flag.startswith("--no_") and f"--{flag[5:]}" in switches:

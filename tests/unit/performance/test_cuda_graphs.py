@@ -173,6 +173,8 @@ def test_the_flag_alone_is_on_and_a_yaml_may_say_true(tmp_path):
         assert load_config(TrainConfig, [*needed, "--config", str(file)]).compute.cuda_graphs == choice
     with pytest.raises(SystemExit):
         load_config(TrainConfig, [*needed, "--cuda_graphs", "perhaps"])
+    with pytest.raises(SystemExit):  # it lacks output_dir
+        load_config(TrainConfig, [])
 
 
 def test_where_graphs_cannot_be_had_one_is_told(train, tmp_path, monkeypatch):
