@@ -16,7 +16,7 @@ from preprocess.images.recipe import recipe_of
 from preprocess.images.workers import Result, prepare_all, workers_of
 from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
-from preprocess.jobs.state import Shelf, jsonl, write_whole
+from preprocess.jobs.state import Shelf, is_list_of_texts, jsonl, words_of_row, write_whole
 from preprocess.output.card import dataset_card
 from preprocess.output.publish import publish
 from preprocess.output.rows import EDITED, Built, Row
@@ -25,6 +25,8 @@ from preprocess.sources.previous_run import Memory
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import DataError
 from sdxl_lora.folders.found import Found, Source
+
+CAPTIONS = "captions"  # the column of images with several
 
 
 def build(
@@ -51,7 +53,7 @@ def build(
         found.warn(name, message)
     sources = sources_to_do(found, memory, built, config.job.restore_deleted)
     sources = part.share(sources) if part else sources
-    if plan.load and any(source.caption is None for source in sources):
+    if plan.captioners and any(source.caption is None for source in sources):
         plan.check()
     if reader:
         reader.check()
@@ -134,9 +136,14 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
         for repeat in range(source.repeats):
             number = crop.crop_index * source.repeats + repeat
             edited = None if plan.recaption else memory.edited_text(source.name, crop.sha256, number)
+            if edited is None:
+                written = [entry.caption, *entry.more_captions]
+                captions = [wording.text(caption, source.is_class_image) for caption in written]
+            else:
+                captions = memory.edited_captions(source.name, crop.sha256, number)
             columns: dict[str, object] = {
                 "file_name": crop.file_name,
-                "text": wording.text(entry.caption, source.is_class_image) if edited is None else edited,
+                "text": captions[0] if edited is None else edited,
                 "original_size": crop.original_size,
                 "crop_top_left": crop.crop_top_left,
                 "source": source.name,
@@ -148,8 +155,20 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
                 columns["is_class_image"] = source.is_class_image
             old = memory.row_of(source.name, crop.sha256, number) or {}
             columns |= {key: old.get(key) for key in extra}
+            columns |= {CAPTIONS: captions if len(captions) > 1 else None} if is_several(columns, captions) else {}
             rows.append(Row(entry, columns, entry.caption_from if edited is None else EDITED))
+    has_several = any(row.columns.get(CAPTIONS) for row in rows)
+    for row in rows:  # a column of all rows or of none
+        if has_several:
+            row.columns.setdefault(CAPTIONS, None)
+        elif row.columns.get(CAPTIONS, "") is None:
+            del row.columns[CAPTIONS]
     return rows
+
+
+def is_several(columns: dict, captions: list[str]) -> bool:
+    """Return whether the captions of a row are more than its text, or an earlier run's were."""
+    return len(captions) > 1 or is_list_of_texts(columns.get(CAPTIONS))
 
 
 def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memory: Memory) -> None:
@@ -163,10 +182,10 @@ def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memor
     write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))
     if plan.recaption and memory.rows:
         write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))
-    ours = [(row.columns["source"], None if row.is_edited else row.columns["text"]) for row in built.rows]
+    ours = [(row.columns["source"], None if row.is_edited else words_of_row(row.columns)) for row in built.rows]
     ours += [(source, None) for source in built.deleted]
     memory.written.announce(ours, memory.files())
-    card = dataset_card(rows, config.trigger_word, output.resolve().name, config.captioner.caption_model)
+    card = dataset_card(rows, config.trigger_word, output.resolve().name, config.captioner.models)
     write_whole(output / "README.md", card)
     publish(output, folder / "images", rows, memory.written.old_files)
     memory.written.confirm(ours)

@@ -31,9 +31,9 @@ def plan_lines(found: Found, config: PreprocessConfig) -> str:
     rows = sum(source.repeats for source in found.sources)
     with_repeats = f", {rows} with repeats" if rows > len(found.sources) else ""
     without = sum(source.caption is None for source in found.sources)
-    if plan.load and without:
+    if plan.captioners and without:
         plan.check()
-    who = "the captioner" if plan.load else "the fallback caption"
+    who = "the captioner" if plan.captioners else "the fallback caption"
     return "\n".join(
         [
             f"{len(found.sources)} pictures{with_repeats}, {len(left_out)} would be left out:",

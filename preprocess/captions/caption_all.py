@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from preprocess.captions.caption_plan import Caption, CaptionPlan
-from preprocess.captions.caption_text import without_stock_phrase
+from preprocess.captions.caption_plan import Caption, CaptionPlan, OneCaptioner
+from preprocess.captions.caption_text import joined, without_stock_phrase
 from preprocess.captions.captioner import CutOff
 from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
@@ -26,6 +26,7 @@ class Entry:
     source: Source
     prepared: Prepared
     caption: str = ""  # bare: without trigger word, prefix and suffix
+    more_captions: list[str] = dataclasses.field(default_factory=list)  # the others, where there are several
     raw_caption: str = ""  # as the captioner gave it
     caption_from: str = ""  # a file's name, "captioner" or "fallback"
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -34,31 +35,60 @@ class Entry:
 def caption_all(
     entries: list[Entry], plan: CaptionPlan, memory: Memory, output: Path, team: Team
 ) -> tuple[list[Refused], int]:
-    """Gives every entry its caption; returns the pictures that the captioner failed on, and how many it did anew."""
+    """Gives every entry its captions; returns the pictures that a captioner failed on, and how many texts are new."""
     wanted = []
     for entry in entries:
         if entry.source.caption is not None:
-            entry.caption, entry.caption_from = entry.source.caption, entry.source.caption_from or ""
-        elif plan.load is None:
+            entry.caption, *entry.more_captions = given_captions(entry.source, plan.per_line)
+            entry.caption_from = entry.source.caption_from or ""
+        elif not plan.captioners:
             entry.caption, entry.caption_from = plan.fallback or entry.source.class_words, "fallback"
             entry.warnings.append("no caption: the fallback is used")
         elif plan.recaption or not edited_by_hand(entry, memory):
             wanted.append(entry)
-    texts, new = machine_captions(wanted, plan, output, team) if wanted else ([], 0)
+    said: list[list[tuple[str, str]]] = []
+    new = 0
+    for captioner in plan.captioners if wanted else ():
+        texts, new_texts = machine_captions(wanted, captioner, plan.recaption, output, team)
+        said, new = [*said, texts], new + new_texts
     failed = []
-    for entry, (text, reason) in zip(wanted, texts, strict=True):
-        if reason:
+    for entry, of_entry in zip(wanted, zip(*said, strict=True), strict=True):
+        if reason := next((reason for _, reason in of_entry if reason), ""):
             failed.append(Refused(entry.source.name, reason))
-        if isinstance(text, CutOff):
-            entry.warnings.append(f"caption cut off at caption_max_new_tokens {plan.max_new_tokens}: raise it")
-        entry.raw_caption, entry.caption_from = text, "captioner"
-        entry.caption = without_stock_phrase(text) if plan.clean else text
+        take_texts(entry, [text for text, _ in of_entry], plan)
     return failed, new
+
+
+def given_captions(source: Source, per_line: bool) -> list[str]:
+    """The captions that a person wrote for an image, one or more.
+
+    Args:
+        per_line: each line of a text is one of them.
+    """
+    text = source.caption or ""
+    return [line.strip() for line in text.splitlines() if line.strip()] or [""] if per_line else [text]
+
+
+def take_texts(entry: Entry, texts: list[str], plan: CaptionPlan) -> None:
+    """Makes the captions of an entry of what its captioners said."""
+    if any(isinstance(text, CutOff) for text in texts):
+        entry.warnings.append(f"caption cut off at caption_max_new_tokens {plan.max_new_tokens}: raise it")
+    if not any(texts):
+        entry.warnings.append("no tag is likely enough: lower tag_threshold, or write its caption")
+    entry.raw_caption, entry.caption_from = " / ".join(filter(None, texts)), "captioner"
+    entry.caption, *entry.more_captions = captions_of(texts, plan)
+
+
+def captions_of(texts: list[str], plan: CaptionPlan) -> list[str]:
+    """The captions that an image gets by what its captioners said: one, or each text as one of several."""
+    clean = [without_stock_phrase(text) if plan.clean else text for text in texts]
+    said = list(dict.fromkeys(text for text in clean if text)) or [""]
+    return said if plan.is_several else [joined(said)]
 
 
 def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: Team) -> None:
     """Warns of writing in the pictures: a LoRA learns watermarks and signatures before anything else."""
-    texts, _ = machine_captions(entries, reader, output, team)
+    texts, _ = machine_captions(entries, reader.captioners[0], reader.recaption, output, team)
     for entry, (text, reason) in zip(entries, texts, strict=True):
         if text or reason:
             entry.warnings.append(f"text in the picture: {text[:80]!r}" if text else f"not read for text: {reason}")
@@ -77,15 +107,15 @@ def caption_key(entry: Entry, captioner: str) -> str:
 
 
 def machine_captions(
-    entries: list[Entry], plan: CaptionPlan, output: Path, team: Team
+    entries: list[Entry], captioner: OneCaptioner, recaption: bool, output: Path, team: Team
 ) -> tuple[list[tuple[str, str]], int]:
     """Each entry's text and reason of failure, one of them empty; and how many the captioner was asked for."""
     hidden = output / ".preprocess"
-    shelf, content = Shelf(hidden / "captions"), plan.content(hidden)
+    shelf, content = Shelf(hidden / "captions"), captioner.content(hidden)
     keys = [caption_key(entry, content) for entry in entries]
-    old = {key: caption_key(entry, plan.name) for key, entry in zip(keys, entries, strict=True)}
+    old = {key: caption_key(entry, captioner.name) for key, entry in zip(keys, entries, strict=True)}
     texts: dict[str, tuple[str, str]] = {}
-    for key in [] if plan.recaption else old:
+    for key in [] if recaption else old:
         record = shelf.get(key, text_of)
         record = shelf.get(old[key], text_of) if record is None else record
         if record is not None:
@@ -97,16 +127,13 @@ def machine_captions(
     team.wait()  # all have looked at the shelf before anyone changes it
     if team.rank == 0:
         for key in old:  # once: when the captioner's files change, its old captions must not come back
-            shelf.rename(old[key], None if plan.recaption else key)
+            shelf.rename(old[key], None if recaption else key)
     mine: list[tuple[str, tuple[str, str]]] = []
     if share := team.share(missing):
-        assert plan.load is not None, "without a captioner nobody asks for its words"
-        with plan.load() as caption, tqdm(total=len(share), desc="captions", unit="img") as bar:
+        with captioner.load() as caption, tqdm(total=len(share), desc="captions", unit="img") as bar:
             while batch := share[len(mine) : len(mine) + caption.batch_size]:
                 images = [open_crop(output, entry.prepared) for _, entry in batch]
-                for (key, _), (text, reason) in zip(
-                    batch, caption_batch(caption, images, plan.may_be_empty), strict=True
-                ):
+                for (key, _), (text, reason) in zip(batch, caption_batch(caption, images), strict=True):
                     mine.append((key, (text, reason)))
                     if not reason:
                         shelf.put(key, {"text": text, "cut_off": True} if isinstance(text, CutOff) else text)
@@ -134,7 +161,7 @@ def open_crop(output: Path, prepared: Prepared) -> Image.Image:
     return open_image(path).convert("RGB")
 
 
-def caption_batch(caption: Caption, images: list[Image.Image], may_be_empty: bool = False) -> list[tuple[str, str]]:
+def caption_batch(caption: Caption, images: list[Image.Image]) -> list[tuple[str, str]]:
     """Text and reason of failure for each picture. What fails in company or stays empty is tried once more, alone."""
     try:
         texts = caption(images)
@@ -142,21 +169,21 @@ def caption_batch(caption: Caption, images: list[Image.Image], may_be_empty: boo
     except Exception as error:  # one picture must not cost the others their captions
         if is_out_of_memory(error):
             raise
-        return [caption_alone(caption, image, may_be_empty) for image in images]
+        return [caption_alone(caption, image) for image in images]
     return [
-        (text, "") if text or may_be_empty else caption_alone(caption, image)
+        (text, "") if text or caption.may_be_empty else caption_alone(caption, image)
         for text, image in zip(texts, images, strict=True)
     ]
 
 
-def caption_alone(caption: Caption, image: Image.Image, may_be_empty: bool = False) -> tuple[str, str]:
+def caption_alone(caption: Caption, image: Image.Image) -> tuple[str, str]:
     try:
         text = caption([image])[0]
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return "", f"the captioner failed twice ({type(error).__name__}: {error})"
-    return (text, "") if text or may_be_empty else ("", "the captioner gave no words, twice")
+    return (text, "") if text or caption.may_be_empty else ("", "the captioner gave no words, twice")
 
 
 def is_out_of_memory(error: Exception) -> bool:

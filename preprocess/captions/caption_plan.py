@@ -1,25 +1,91 @@
 """Who writes the captions that no person has written, by the settings. Loads no model."""
 
 import dataclasses
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from preprocess.captions.caption_task import USUAL, refuse_unused
 from preprocess.captions.captioner import captioner, captioner_name, check_captioner, content_name
+from preprocess.captions.tagger import check_tagger, is_tagger, tagger, tagger_content
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sections.preprocess import CaptionerConfig, TaggerConfig
+from sdxl_lora.errors import ConfigError
 
 
 class Caption(Protocol):
-    """Return as many texts as images; it wants `batch_size` of them next."""
+    """Return as many texts as images; it wants `batch_size` of them next.
+
+    may_be_empty: no words are an answer, and not a failure.
+    """
 
     batch_size: int
+    may_be_empty: bool
 
     def __call__(self, images: list[Image.Image]) -> list[str]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OneCaptioner:
+    """A captioner of transformers, or a tagger: which of them it is, its files say when they are needed.
+
+    Attributes:
+        config: its settings, which name it alone. tags: those of a tagger.
+    """
+
+    config: CaptionerConfig
+    tags: TaggerConfig
+
+    @property
+    def name(self) -> str:
+        """Return model, task and options, by which earlier versions kept captions."""
+        return captioner_name(self.config)
+
+    @property
+    def is_tagger(self) -> bool:
+        return is_tagger(self.config.model)
+
+    def content(self, hidden: Path) -> str:
+        """Return a name of all that makes a caption, its files and its options: where it differs, it is made again.
+
+        Args:
+            hidden: folder for what is kept of the files.
+        """
+        if self.is_tagger:
+            return tagger_content(self.config.model, self.tags, hidden)
+        return content_name(self.config, hidden)
+
+    def load(self) -> AbstractContextManager[Caption]:
+        if self.is_tagger:
+            return tagger(self.config.model, self.tags, self.config.caption_batch_size)
+        return captioner(self.config)
+
+    def check(self) -> dict[str, str]:
+        """Return the settings without effect on it, each with a sentence that says so.
+
+        Raises:
+            ConfigError: it could not be loaded.
+        """
+        if not self.is_tagger:
+            said = "{} has no effect, as no caption_model is a tagger: leave it out"
+            return check_captioner(self.config) | {name: said.format(name) for name in changed(self.tags)}
+        if self.config.caption_task == "<OCR>":
+            raise ConfigError(f"--ocr needs Florence-2; caption_model {self.config.model} is a tagger")
+        check_tagger(self.config.model, self.tags)
+        asked = {
+            "caption_task": self.config.caption_task != USUAL,
+            "caption_prompt": bool(self.config.caption_prompt),
+        }
+        said = "{} has no effect on a tagger, which is asked nothing: leave it out"
+        return {setting: said.format(setting) for setting, is_set in asked.items() if is_set}
+
+
+def changed(tags: TaggerConfig) -> list[str]:
+    """Names of the tagger's settings that are not as they are by themselves."""
+    return [field.name for field in dataclasses.fields(tags) if getattr(tags, field.name) != field.default]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,49 +93,44 @@ class CaptionPlan:
     """Who writes the captions that no person has written.
 
     Attributes:
-        name: model, task and options, by which earlier versions kept captions.
-        content: a name of all that makes a caption, the captioner's files and its options; a caption is made again
-            where it differs. Given the hidden folder, for what it keeps of them.
-        load: context manager of the captioner, which frees it; None for no captioner. The captioner says by its
-            attribute batch_size how many pictures it wants next.
+        captioners: none for no captioner.
+        is_several: what several captioners say are several captions of an image, and not one.
         max_new_tokens: the length at which a caption is cut off, for the warning.
-        check: raises ConfigError, before any work, where the captioner could not be loaded.
         clean: leave out stock phrases such as "The image shows".
-        may_be_empty: no words are an answer, and not a failure.
+        per_line: each line of a person's caption is one of several.
     """
 
-    name: str = "none"
-    content: Callable[[Path], str] = lambda hidden: "none"
-    load: Callable[[], AbstractContextManager[Caption]] | None = None
-    check: Callable[[], None] = lambda: None
+    captioners: tuple[OneCaptioner, ...] = ()
+    is_several: bool = False
     max_new_tokens: int | None = None
     fallback: str = ""
     clean: bool = True
     recaption: bool = False
-    may_be_empty: bool = False
+    per_line: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError, before any work, where a captioner could not be loaded or a setting has no effect."""
+        refuse_unused([one.check() for one in self.captioners])
 
 
-def plan_of(config: PreprocessConfig, may_be_empty: bool = False) -> CaptionPlan:
-    plan = CaptionPlan(
-        fallback=config.captions.fallback_caption,
-        clean=config.captions.clean_captions,
-        recaption=config.captions.recaption,
-        may_be_empty=may_be_empty,
-    )
-    if config.captioner.caption_model == "none":
-        return plan
-    return dataclasses.replace(
-        plan,
-        name=captioner_name(config.captioner),
-        content=partial(content_name, config.captioner),
-        max_new_tokens=config.captioner.caption_max_new_tokens,
-        load=partial(captioner, config.captioner),
-        check=partial(check_captioner, config.captioner),
+def plan_of(config: PreprocessConfig) -> CaptionPlan:
+    words = config.captions
+    return CaptionPlan(
+        tuple(OneCaptioner(one, config.tagger) for one in config.captioner.of_each()),
+        config.captioner.caption_join == "several",
+        config.captioner.caption_max_new_tokens,
+        words.fallback_caption,
+        words.clean_captions,
+        words.recaption,
+        words.captions_per_line,
     )
 
 
 def reader_of(config: PreprocessConfig) -> CaptionPlan | None:
-    """Florence-2 at its task of reading, with --ocr."""
+    """Florence-2 at its task of reading, with --ocr: the first captioner that is no tagger."""
     if not config.captioner.ocr:
         return None
-    return plan_of(replace_flat(config, caption_task="<OCR>", caption_prompt=None), may_be_empty=True)
+    plan = plan_of(replace_flat(config, caption_task="<OCR>", caption_prompt=None))
+    all_of_them = [OneCaptioner(one.config, TaggerConfig()) for one in plan.captioners]
+    readers = [one for one in all_of_them if not one.is_tagger] or all_of_them
+    return dataclasses.replace(plan, captioners=(readers[0],))

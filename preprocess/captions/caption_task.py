@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 
 from sdxl_lora.errors import ConfigError
 
@@ -16,29 +17,45 @@ NOT_CAPTIONS = {
 USUAL = "<DETAILED_CAPTION>"
 
 
-def check_task(task: str, prompt: str | None, model_type: str, takes_prompt: bool) -> None:
+def check_task(task: str, prompt: str | None, model_type: str, takes_prompt: bool) -> dict[str, str]:
     """
     Args:
         model_type: of the captioner, as its config says.
         takes_prompt: its processor takes words beside the picture.
+    Returns:
+        the settings without effect on it, each with a sentence that says so.
     Raises:
-        ConfigError: a task that Florence-2 does not know or that gives no caption, or a setting without effect.
+        ConfigError: a task that Florence-2 does not know or that gives no caption.
     """
+    unused = {}
     if model_type == "florence2":
+        _check_florence2_task(task)
         if prompt:
-            raise ConfigError(
+            unused["caption_prompt"] = (
                 "caption_prompt has no effect on Florence-2, which is asked by caption_task: leave it out"
             )
-        _check_florence2_task(task)
-    elif task not in (USUAL, "<OCR>"):
+        return unused
+    if task not in (USUAL, "<OCR>"):
         instead = ", and ask by caption_prompt" if takes_prompt else ""
-        raise ConfigError(
+        unused["caption_task"] = (
             f"caption_task {task} has no effect on a {model_type}, only on Florence-2: leave it out{instead}"
         )
-    elif prompt and not takes_prompt:
-        raise ConfigError(
+    if prompt and not takes_prompt:
+        unused["caption_prompt"] = (
             f"caption_prompt has no effect on this {model_type}, which takes pictures alone: leave it out"
         )
+    return unused
+
+
+def refuse_unused(unused: Sequence[dict[str, str]]) -> None:
+    """Raise ConfigError for a setting that has no effect on any of the captioners.
+
+    Args:
+        unused: for each captioner the settings without effect on it, see check_task.
+    """
+    for setting, sentence in unused[0].items():
+        if all(setting in of_captioner for of_captioner in unused):
+            raise ConfigError(sentence)
 
 
 def _check_florence2_task(task: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sections.preprocess import WordingConfig
@@ -18,6 +19,11 @@ STOCK_PHRASES = re.compile(
 def without_stock_phrase(caption: str) -> str:
     """The caption without the words by which captioners begin: "The image shows a cat" -> "a cat"."""
     return STOCK_PHRASES.sub("", caption, count=1).strip()
+
+
+def joined(texts: Sequence[str]) -> str:
+    """What several captioners say as one caption: "1girl, solo" and "A girl." -> "1girl, solo, A girl."."""
+    return ", ".join([*(text.rstrip(" .,") for text in texts[:-1]), *texts[-1:]])
 
 
 def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix: str = "") -> str:

@@ -28,38 +28,40 @@ class CutOff(str):
     """A caption that ended because max_new_tokens was reached, most likely in mid-sentence."""
 
 
-def check_captioner(config: CaptionerConfig) -> None:
+def check_captioner(config: CaptionerConfig) -> dict[str, str]:
     """Loads all of the captioner but its weights' values, which takes little time and memory.
 
+    Returns:
+        the settings that have no effect on it, each with a sentence that says so.
     Raises:
         ConfigError: not there, not reachable, of no class that captions, of a layout that is not read, with weights
-            missing or left over, a task that gives no caption, or a setting without effect.
+            missing or left over, or a task that gives no caption.
     """
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if int(os.environ.get("RANK", 0)) == 0:
-        announce(downloads_of_model(config.caption_model))
+        announce(downloads_of_model(config.model))
     with loading(config):
-        check_layout(config.caption_model, PreTrainedConfig.get_config_dict(config.caption_model)[0])
-        found = AutoConfig.from_pretrained(config.caption_model, trust_remote_code=False)
-        processor = load_processor(config.caption_model)
+        check_layout(config.model, PreTrainedConfig.get_config_dict(config.model)[0])
+        found = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        processor = load_processor(config.model)
     if config.caption_task == "<OCR>" and found.model_type != "florence2":
-        raise ConfigError(f"--ocr needs Florence-2; caption_model {config.caption_model} is a {found.model_type}")
+        raise ConfigError(f"--ocr needs Florence-2; caption_model {config.model} is a {found.model_type}")
     if found.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ConfigError(f"caption_model {config.caption_model} is a {found.model_type}, which writes no captions")
-    check_task(
-        config.caption_task, config.caption_prompt, found.model_type, takes_prompt=not isinstance(processor, Pair)
-    )
+        raise ConfigError(f"caption_model {config.model} is a {found.model_type}, which writes no captions")
+    takes_prompt = not isinstance(processor, Pair)
+    unused = check_task(config.caption_task, config.caption_prompt, found.model_type, takes_prompt)
     if not hasattr(found, "quantization_config"):  # which needs its device; its weights are checked when they load
         with loading(config):
             load_model(config, device_map="meta")
+    return unused
 
 
 def captioner_name(config: CaptionerConfig) -> str:
     """The settings that decide a caption, as caches name them: its words stay, whatever the settings are called."""
     return (
-        f"CaptionerOptions(model={config.caption_model!r}, task={config.caption_task!r}, "
+        f"CaptionerOptions(model={config.model!r}, task={config.caption_task!r}, "
         f"prompt={config.caption_prompt!r}, num_beams={config.caption_num_beams!r}, "
         f"max_new_tokens={config.caption_max_new_tokens!r}, dtype={config.caption_dtype!r}, "
         f"attention={config.caption_attention!r})"
@@ -68,8 +70,9 @@ def captioner_name(config: CaptionerConfig) -> str:
 
 def content_name(config: CaptionerConfig, hidden: Path) -> str:
     """Return what a caption depends on: the captioner's files, not where they lie, and the settings."""
-    content = content_of(config.caption_model, FileMemo(hidden / "captioner_files.json"))
-    return f"{content} {captioner_name(dataclasses.replace(config, caption_model=''))}"
+    content = content_of(config.model, FileMemo(hidden / "captioner_files.json"))
+    nameless = dataclasses.replace(config, caption_model=("",))
+    return f"{content} {captioner_name(nameless)}"
 
 
 class Captioner:
@@ -77,6 +80,7 @@ class Captioner:
 
     def __init__(self, model, processor, config: CaptionerConfig):
         self.model, self.processor, self.config = model, processor, config
+        self.may_be_empty = config.caption_task == "<OCR>"
         self.batch_size, self.most = first_and_most(config.caption_batch_size, model.device.type)
 
     def __call__(self, images: list[Image.Image]) -> list[str]:
@@ -110,7 +114,7 @@ def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
     from sdxl_lora.performance.device_memory import free_memory
 
     device, dtype = device_and_dtype(config.caption_dtype)
-    processor = load_processor(config.caption_model)
+    processor = load_processor(config.model)
     model = load_model(config, dtype=dtype)
     caption = Captioner(model.to(device).eval(), processor, config)
     del model, processor
@@ -131,11 +135,11 @@ def loading(config: CaptionerConfig) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and no_safetensors(error):
             raise ConfigError(
-                f"caption_model {config.caption_model} has no model.safetensors, and pickles like pytorch_model.bin "
+                f"caption_model {config.model} has no model.safetensors, and pickles like pytorch_model.bin "
                 "are not loaded, since they can run code: load one that has it, such as "
                 "florence-community/Florence-2-base, or save this one anew with save_pretrained(FOLDER)"
             ) from None
-        model, lines = config.caption_model, str(error).strip().splitlines() or [""]
+        model, lines = config.model, str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ConfigError(
             f"cannot load the captioner {model} ({kind}{textwrap.shorten(lines[0], 200)}): give a folder with "
@@ -157,14 +161,14 @@ def load_model(config: CaptionerConfig, **where):
         where["attn_implementation"] = config.caption_attention
     with quiet_transformers():
         model, found = AutoModelForImageTextToText.from_pretrained(
-            config.caption_model,
+            config.model,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # said by check_weights, with the names
             output_loading_info=True,
             **where,
         )
-    check_weights(config.caption_model, model.config.model_type, found)
+    check_weights(config.model, model.config.model_type, found)
     return model
 
 

@@ -134,6 +134,12 @@ def digests_of(texts: Texts) -> dict[str, list[str]]:
     return digests
 
 
+def words_of_row(row: dict) -> str:
+    """All captions of a line of metadata.jsonl as one text: of one without several, its text."""
+    several = row.get("captions")
+    return "\0".join([row["text"], *several]) if several and is_list_of_texts(several) else row["text"]
+
+
 def text_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

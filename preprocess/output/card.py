@@ -1,12 +1,22 @@
 """README.md of a dataset: what it is, in words and in YAML that the Hub and the trainer read."""
 
+from collections.abc import Sequence
+
 import yaml
 
 
-def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_model: str) -> str:
+def models_in(settings: object) -> list[str]:
+    """The captioners that the settings of a report name, as any version wrote them; none where there was none."""
+    named = settings.get("caption_model") if isinstance(settings, dict) else None
+    models = named if isinstance(named, list | tuple) else [named or "none"]
+    return [str(model) for model in models if model != "none"]
+
+
+def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_models: Sequence[str]) -> str:
     """
     Args:
         rows: the lines of metadata.jsonl.
+        caption_models: the captioners, none where there was none.
     Returns:
         Markdown whose front matter has the key trigger_word.
     """
@@ -16,7 +26,7 @@ def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_model: 
         "tags": ["sdxl", "lora"],
         "pretty_name": name,
     }
-    captions = "none" if caption_model == "none" else caption_model
+    several = ", and `captions`, of which each turn takes one" if any(row.get("captions") for row in rows) else ""
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
@@ -26,9 +36,9 @@ def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_model: 
         f"{len(rows)} captioned pictures for a LoRA of Stable Diffusion XL.",
         "",
         f"- Trigger word: {f'`{trigger_word}`' if trigger_word else 'none'}",
-        f"- Captioner: {captions}",
+        f"- Captioner: {' and '.join(caption_models) or 'none'}",
         "- Columns: `file_name` (in `datasets`: `image`), `text`, `original_size` [height, width] before any resize,",
-        "  `crop_top_left` [y, x] in pixels of the resized picture, `source`, `sha256` of the source file.",
+        f"  `crop_top_left` [y, x] in pixels of the resized picture, `source`, `sha256` of the source file{several}.",
         "",
         "Captions may be edited in `metadata.jsonl`: preprocess keeps what a person wrote there.",
         "",

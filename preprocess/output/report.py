@@ -25,10 +25,13 @@ def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, e
     tokens = []
     for row in built.rows:
         trigger = "" if row.entry.source.is_class_image else settings["trigger_word"]
-        count, problems = caption_problems(row.columns["text"], trigger, tokenize)
-        tokens.append(count)
+        counts = []
         messages = warnings.setdefault(row.entry.source.name, [])
-        messages += [message for message in problems if message not in messages]
+        for text in row.columns.get("captions") or [row.columns["text"]]:
+            count, problems = caption_problems(text, trigger, tokenize)
+            counts.append(count)
+            messages += [message for message in problems if message not in messages]
+        tokens.append(max(counts))
     texts = Counter(row.columns["text"] for row in built.rows)
     return {
         "settings": settings,

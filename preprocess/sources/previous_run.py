@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from preprocess.jobs.state import Written
+from preprocess.jobs.state import Written, is_list_of_texts, words_of_row
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.text_files import read_jsonl
 
@@ -81,8 +81,16 @@ class Memory:
         row = self.row_of(source, sha256, number)
         return row["text"] if row and not self.is_ours(row) else None
 
+    def edited_captions(self, source: str, sha256: str, number: int) -> list[str]:
+        """The captions of a crop that a person has edited: all where there are several, with the text in its place."""
+        row = self.row_of(source, sha256, number) or {}
+        captions = row.get("captions")
+        if not captions or not is_list_of_texts(captions):
+            return [row["text"]]
+        return captions if row["text"] in captions else [row["text"], *captions[1:]]
+
     def is_ours(self, row: dict) -> bool:
-        return self.written.is_ours(row["source"], row["text"])
+        return self.written.is_ours(row["source"], words_of_row(row))
 
     def extra_columns(self) -> list[str]:
         """Columns that a person added, in their order."""

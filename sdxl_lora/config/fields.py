@@ -141,8 +141,9 @@ def tidy_paths(config: Any) -> None:
     for name, field in flat_fields(type(config)).items():
         holder = getattr(config, field.section) if field.section else config
         value = getattr(holder, name)
-        if field.is_path and isinstance(value, str) and pasted_path(value) != value:
-            object.__setattr__(holder, name, pasted_path(value))
+        if field.is_path and value is not None:
+            tidy = pasted_path(value) if isinstance(value, str) else tuple(map(pasted_path, value))
+            object.__setattr__(holder, name, tidy)
 
 
 def range_problems(config: Any) -> list[str]:

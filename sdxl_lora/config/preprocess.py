@@ -11,6 +11,7 @@ from sdxl_lora.config.sections.preprocess import (
     ImageConfig,
     JobConfig,
     SizeConfig,
+    TaggerConfig,
     WordingConfig,
 )
 
@@ -28,6 +29,7 @@ class PreprocessConfig:
     sizes: SizeConfig = SizeConfig()
     images: ImageConfig = ImageConfig()
     captioner: CaptionerConfig = CaptionerConfig()
+    tagger: TaggerConfig = TaggerConfig()
     captions: WordingConfig = WordingConfig()
     output: DatasetConfig = DatasetConfig()
     job: JobConfig = JobConfig()

@@ -227,7 +227,8 @@ def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch)
     from webui.runs import recaption as module
 
     image = datasets.read_dataset(folder).images[0]
-    plan = types.SimpleNamespace(check=lambda: None, load=lambda: contextlib.nullcontext(None), clean=False)
+    captioner = types.SimpleNamespace(load=lambda: contextlib.nullcontext(None))
+    plan = types.SimpleNamespace(check=lambda: None, captioners=[captioner], clean=False, is_several=False)
     monkeypatch.setattr(module, "plan_of", lambda config: plan)
 
     def typed(caption, images):

@@ -126,7 +126,8 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
     bad = [
         (PreprocessConfig, {"bucket_step": 3}), (PreprocessConfig, {"resolution": 32}),
         (PreprocessConfig, {"max_aspect": 9}), (PreprocessConfig, {"background": (1, 2, 900)}),
-        (PreprocessConfig, {"ocr": True, "caption_model": "none"}),
+        (PreprocessConfig, {"ocr": True, "caption_model": "none"}), (PreprocessConfig, {"caption_model": ()}),
+        (PreprocessConfig, {"caption_model": ("a", "none")}), (PreprocessConfig, {"caption_join": "several"}),
         (PreprocessConfig, {"no_upscale": True, "enlarge_small": True}),
         (PreprocessConfig, {"no_upscale": True, "buckets": "off"}), (PreprocessConfig, {"crops_per_picture": 2}),
         (PreprocessConfig, {"output_dir": " "}), (TrainConfig, {"resolution": 1023}), (TrainConfig, {"rank": 0}),

@@ -97,9 +97,9 @@ def test_a_name_that_the_page_gave_is_not_the_next_runs(tmp_path, loras):
 def test_auto_caption_ticked_again_has_a_captioner(tmp_path):
     places, entered = Workspace(tmp_path), {"input_dir": "raw", "output_dir": "d", "auto_caption": False}
     config = preprocess_config(places, "cat", entered)
-    assert config.captioner.caption_model == "none"
+    assert config.captioner.models == ()
     again = shown(PreprocessConfig, config, "input_dir", "output_dir", "caption_model", "auto_caption")
     assert again["auto_caption"] is False
-    assert preprocess_config(places, "cat", {**again}).captioner.caption_model == "none"
+    assert preprocess_config(places, "cat", {**again}).captioner.models == ()
     ticked = preprocess_config(places, "cat", {**again, "auto_caption": True})
     assert ticked.captioner.caption_model == CaptionerConfig.caption_model

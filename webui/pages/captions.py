@@ -76,7 +76,7 @@ class Captions:
             tell(say(language, "The captioner will look at it; the new caption appears here."))
 
     def require_captioner(self, language: str, folder: Path) -> None:
-        if datasets.read_dataset(folder).config().captioner.caption_model == "none":
+        if not datasets.read_dataset(folder).config().captioner.models:
             raise ConfigError(
                 say(language, "This dataset was prepared without auto-caption: prepare it with it first.")
             )

@@ -8,20 +8,20 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from preprocess.captions.caption_text import training_text
 from preprocess.captions.token_count import caption_problems, least_tokens
 from preprocess.jobs.state import jsonl, write_whole
-from preprocess.output.card import dataset_card
+from preprocess.output.card import dataset_card, models_in
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
+from webui.runs.row_texts import text_of, with_text, with_word
 from webui.settings.fields import fields_of
 
 SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
@@ -73,8 +73,7 @@ class Dataset:
         if not self.settings:
             raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
         known = {name: value for name, value in self.settings.items() if name in fields_of(PreprocessConfig)}
-        if isinstance(known.get("background"), list):
-            known["background"] = tuple(known["background"])
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         try:
             return from_flat(PreprocessConfig, {**known, "output_dir": str(self.folder), **changes})
         except TypeError as error:
@@ -140,12 +139,6 @@ def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_wor
     _, of_old = caption_problems(facts.get("text", text), trigger_word, least_tokens)
     others = [problem for problem in warnings.get(source, []) if problem not in of_old and "tokens" not in problem]
     return DatasetImage(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
-
-
-def text_of(row: dict) -> str:
-    """The row's caption, "" where it has none."""
-    text = row.get("text")
-    return "" if text is None else str(text)
 
 
 def own_file(folder: Path, name: str) -> Path | None:
@@ -220,26 +213,26 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def changed_texts(folder: Path, change: Callable[[dict], str]) -> int:
-    """Give every row the text that `change` makes of it, for whoever holds the dataset; return how many changed.
+def changed_rows(folder: Path, change: Callable[[dict], dict]) -> int:
+    """Put what `change` makes of every row in its place, for whoever holds the dataset; return how many changed.
 
     Lines that are no pictures' stay as they are.
     """
     rows = all_rows(folder)
-    texts = [change(row) if isinstance(row.get("file_name"), str) else row.get("text") for row in rows]
-    changed = sum(row.get("text") != text for row, text in zip(rows, texts, strict=True))
+    new = [change(row) if isinstance(row.get("file_name"), str) else row for row in rows]
+    changed = sum(row != other for row, other in zip(rows, new, strict=True))
     if changed:
-        new = [row if row.get("text") == text else {**row, "text": text} for row, text in zip(rows, texts, strict=True)]
         write_whole(folder / "metadata.jsonl", jsonl(new))
     return changed
 
 
-def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 0) -> bool:
+def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 0, others: Sequence[str] = ()) -> bool:
     """Gives one row of a picture another caption; returns whether it changed.
 
     Args:
         shown: the caption that the person saw.
         place: which of the rows of this file.
+        others: further captions of the row.
     Raises:
         ChangedElsewhere: its caption is no longer the one that was seen.
         ConfigError: the row is gone.
@@ -257,10 +250,10 @@ def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 
         places = itertools.count()
         place = min(place, len(now) - 1)
 
-        def of_this_row(row: dict) -> str:
-            return text if row["file_name"] == file_name and next(places) == place else row.get("text")
+        def of_this_row(row: dict) -> dict:
+            return with_text(row, text, others) if row["file_name"] == file_name and next(places) == place else row
 
-        return changed_texts(folder, of_this_row) > 0
+        return changed_rows(folder, of_this_row) > 0
 
 
 def add_trigger_word(folder: Path, trigger_word: str) -> int:
@@ -273,15 +266,11 @@ def add_trigger_word(folder: Path, trigger_word: str) -> int:
     if not trigger_word:
         raise ConfigError("trigger_word is empty, it must be some text")
 
-    def with_word(row: dict) -> str:
-        return row.get("text") if row.get("is_class_image") else training_text(text_of(row), trigger_word)
-
     with held(folder):
-        changed = changed_texts(folder, with_word)
+        changed = changed_rows(folder, partial(with_word, trigger_word=trigger_word))
         report = read_report(folder)
         settings = report.get("settings")
-        caption_model = settings.get("caption_model", "none") if isinstance(settings, dict) else "none"
-        write_whole(folder / "README.md", dataset_card(rows_of(folder), trigger_word, folder.name, caption_model))
+        write_whole(folder / "README.md", dataset_card(rows_of(folder), trigger_word, folder.name, models_in(settings)))
         if isinstance(settings, dict):
             settings["trigger_word"] = trigger_word
             write_whole(folder / "preprocess_report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")

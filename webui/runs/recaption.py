@@ -6,9 +6,9 @@ python -m webui.runs.recaption DATASET FILE_NAME [PLACE]
 import sys
 from pathlib import Path
 
-from preprocess.captions.caption_all import caption_batch
+from preprocess.captions.caption_all import caption_batch, captions_of
 from preprocess.captions.caption_plan import plan_of
-from preprocess.captions.caption_text import without_stock_phrase, wording_of
+from preprocess.captions.caption_text import wording_of
 from preprocess.jobs.state import jsonl
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.images.decode import open_image
@@ -17,6 +17,8 @@ from webui.runs.dataset_view import read_dataset, rows_of, save_text, text_of
 
 def recaption(folder: Path, file_name: str, place: int = 0) -> str:
     """The new text, which then stands in metadata.jsonl; the old row is kept in before_recaption.jsonl.
+
+    Of several captions it is the first, and the others are written beside it.
 
     Args:
         place: which of the rows of this file.
@@ -27,20 +29,23 @@ def recaption(folder: Path, file_name: str, place: int = 0) -> str:
     """
     config = read_dataset(folder).config()
     plan = plan_of(config)
-    if plan.load is None:
+    if not plan.captioners:
         raise ConfigError(f"{folder} was prepared without a captioner (caption_model is none)")
     rows = [row for row in rows_of(folder) if row["file_name"] == file_name]
     row = rows[place] if place < len(rows) else None
     if row is None:
         raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
     plan.check()
-    with plan.load() as caption:
-        ((text, reason),) = caption_batch(caption, [open_image(folder / file_name).convert("RGB")])
-    if reason:
-        raise DataError(f"{file_name}: {reason}")
-    text = without_stock_phrase(text) if plan.clean else text
-    text = wording_of(config).text(text, bool(row.get("is_class_image")))
-    if not save_text(folder, file_name, text_of(row), text, place):
+    said = []
+    for captioner in plan.captioners:
+        with captioner.load() as caption:
+            ((text, reason),) = caption_batch(caption, [open_image(folder / file_name).convert("RGB")])
+        if reason:
+            raise DataError(f"{file_name}: {reason}")
+        said.append(text)
+    wording, is_class_image = wording_of(config), bool(row.get("is_class_image"))
+    text, *others = [wording.text(caption, is_class_image) for caption in captions_of(said, plan)]
+    if not save_text(folder, file_name, text_of(row), text, place, others):
         return text
     with open(folder / "before_recaption.jsonl", "a", encoding="utf-8") as file:
         file.writelines(jsonl([row]))

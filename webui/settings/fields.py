@@ -64,6 +64,8 @@ def typed_value(field: Field, entered: Any) -> Any:
     """
     if field.kind == "bool":
         return bool(entered)
+    if isinstance(entered, list | tuple):  # of a choice of several
+        entered = "\n".join(map(str, entered))
     text = "" if entered is None else str(entered).strip()
     if field.kind == "lines":
         return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -90,10 +90,13 @@ class Form:
         if values.get("output_name") == numbered_name(run.parent.parent.name, values["output_dir"]):
             values["output_name"] = ""  # ours, and not the next run's
         if "auto_caption" in self.widgets:
-            values["auto_caption"] = config.captioner.caption_model != "none"
+            values["auto_caption"] = bool(config.captioner.models)
             if not values["auto_caption"]:  # the tick says so; ticked again, there must be a captioner to take
-                values["caption_model"] = flat_fields(type(config))["caption_model"].default
-        return [values[name] for name in self.widgets]
+                values["caption_model"] = "\n".join(flat_fields(type(config))["caption_model"].default)
+        return [
+            values[name].splitlines() if getattr(component, "multiselect", False) else values[name]
+            for name, component in self.widgets.items()
+        ]
 
 
 def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
@@ -128,7 +131,7 @@ def preprocess_config(places: Workspace, project: str, entered: dict[str, Any]) 
     problems, folder = place_of(places.dataset_folder, project, entered["output_dir"])
     entered = {**entered, "output_dir": folder}
     if not entered.pop("auto_caption", True):
-        entered["caption_model"] = "none"
+        entered["caption_model"] = ("none",)
     return config_or_all_problems(PreprocessConfig, entered, problems)
 
 

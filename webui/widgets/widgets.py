@@ -22,6 +22,8 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
             "florence-community/Florence-2-large",
             "florence-community/Florence-2-base-ft",
             "florence-community/Florence-2-large-ft",
+            "SmilingWolf/wd-swinv2-tagger-v3",
+            "SmilingWolf/wd-eva02-large-tagger-v3",
             "none",
         ),
     },
@@ -82,6 +84,10 @@ def widget(
         if field.optional:
             options.insert(0, ("—", ""))
         return gr.Dropdown(options, value=value, filterable=False, **about)
+    if choices is not None and field.kind == "lines":
+        return gr.Dropdown(
+            list(choices), value=str(value).splitlines(), multiselect=True, allow_custom_value=True, **about
+        )
     if choices is not None:
         return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **about)
     if field.kind == "int" and not field.optional and not field.choices:  # Gradio shows a number that is not there as 0

@@ -1,6 +1,6 @@
 """What lies between a folder of images and a dataset: sizes, crops, captions, files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -87,9 +87,13 @@ class ImageConfig:
 class CaptionerConfig:
     """The captioner."""
 
-    caption_model: Annotated[str, PATH] = "florence-community/Florence-2-base"
-    """Captioner of pictures without a caption file: Florence-2, a fine-tune in its native format, or any
-    image-text-to-text model of transformers; a Hub id or a folder; "none" for no captioner."""
+    caption_model: Annotated[tuple[str, ...], PATH] = ("florence-community/Florence-2-base",)
+    """Captioner of pictures without a caption file: Florence-2, a fine-tune in its native format, any
+    image-text-to-text model of transformers, or a WD tagger (model.onnx with selected_tags.csv); a Hub id or a folder;
+    "none" for no captioner. Several write one caption together, see caption_join."""
+    caption_join: Literal["one", "several"] = "one"
+    """What several captioners say of a picture: one caption, in their order, with a comma between; or several captions,
+    of which each turn of the training takes one."""
     caption_task: str = "<DETAILED_CAPTION>"
     """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
     caption_prompt: str | None = None
@@ -108,11 +112,56 @@ class CaptionerConfig:
     ocr: bool = False
     """Let Florence-2 look for writing in the pictures (watermarks, signatures) and warn of it."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.caption_model, str):  # one, as reports of earlier versions have it
+            object.__setattr__(self, "caption_model", (self.caption_model,))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The captioners, none where there is to be none."""
+        return () if self.caption_model == ("none",) else self.caption_model
+
+    @property
+    def model(self) -> str:
+        """The captioner of a config that names one."""
+        (model,) = self.caption_model
+        return model
+
+    def of_each(self) -> list["CaptionerConfig"]:
+        """The same settings for each captioner alone."""
+        return [replace(self, caption_model=(model,), caption_join="one") for model in self.models]
+
     def problems(self) -> list[str]:
-        """A sentence for what needs another setting."""
-        if self.ocr and self.caption_model == "none":
-            return ["ocr needs a caption_model, Florence-2 or a fine-tune of it"]
-        return []
+        """A sentence for each setting that cannot be, or needs another."""
+        problems = []
+        if not self.caption_model:
+            problems.append("caption_model is empty, it must be some text")
+        if len(set(self.caption_model)) < len(self.caption_model) or (self.models and "none" in self.caption_model):
+            problems.append("caption_model names a captioner twice, or none beside one: name each once")
+        if self.ocr and not self.models:
+            problems.append("ocr needs a caption_model, Florence-2 or a fine-tune of it")
+        if self.caption_join != "one" and len(self.models) < 2:
+            problems.append("caption_join several needs a caption_model with two captioners or more")
+        return problems
+
+
+@dataclass(frozen=True)
+class TaggerConfig:
+    """The tagger."""
+
+    tag_threshold: Annotated[float, Gt(0), Lt(1)] = 0.35
+    """Least probability of a tag for what is seen in a picture."""
+    tag_character_threshold: Annotated[float, Gt(0), Lt(1)] = 0.85
+    """Least probability of a tag for who is seen in a picture."""
+    tag_blacklist: tuple[str, ...] = ()
+    """Tags that are never written, such as those of what always belongs to the subject."""
+    tag_spaces: bool = True
+    """Spaces in place of underscores, long hair for long_hair; emoticons such as ^_^ stay."""
+    tag_escape_parentheses: bool = False
+    """Put a backslash before parentheses in tags. Clients want that in prompts, where they read plain parentheses then;
+    the trainer reads captions as they stand."""
+    tag_ratings: bool = False
+    """Say also the likeliest rating (general, sensitive, questionable, explicit), as the last tag."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +179,8 @@ class WordingConfig:
     tokenizer: Annotated[str | None, PATH] = None
     """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
     where it is on this machine, else words and signs are counted, a lower bound."""
+    captions_per_line: bool = False
+    """Each line of a caption file is a caption of its own; each turn of the training takes one of them."""
     recaption: bool = False
     """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
 

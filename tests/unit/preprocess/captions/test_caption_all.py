@@ -32,6 +32,7 @@ def test_one_picture_that_the_captioner_fails_on_costs_the_others_nothing():
             raise RuntimeError("no")
         return ["" if image.width == 7 else f"width {image.width}" for image in images]
 
+    caption.may_be_empty = False
     images = [Image.new("RGB", (width, 8)) for width in (5, 7, 13)]
     texts = caption_batch(caption, images)
     assert texts[0] == ("width 5", "") and texts[1] == ("", "the captioner gave no words, twice")

@@ -2,14 +2,14 @@
 
 import pytest
 
-from preprocess.captions.caption_task import check_task
+from preprocess.captions.caption_task import check_task, refuse_unused
 from sdxl_lora.errors import ConfigError
 
 
 def refusal(task, prompt, model_type, takes_prompt=True):
     """What is said of it, or None."""
     try:
-        check_task(task, prompt, model_type, takes_prompt)
+        refuse_unused([check_task(task, prompt, model_type, takes_prompt)])
     except ConfigError as error:
         return str(error)
 
@@ -48,3 +48,10 @@ def test_a_setting_without_effect_on_this_captioner_is_refused():
     said = refusal("<DETAILED_CAPTION>", "a photo of", "vision-encoder-decoder", takes_prompt=False)
     assert "caption_prompt has no effect on this vision-encoder-decoder" in said
     assert refusal("<DETAILED_CAPTION>", "a photo of", "blip") is None
+
+
+def test_of_several_captioners_one_that_reads_a_setting_is_enough():
+    florence = check_task("<CAPTION>", "What does she wear?", "florence2", takes_prompt=True)
+    refuse_unused([florence, check_task("<CAPTION>", "What does she wear?", "blip", takes_prompt=True)])
+    with pytest.raises(ConfigError, match="caption_prompt has no effect on Florence-2"):
+        refuse_unused([florence, florence])

@@ -1,0 +1,104 @@
+"""The tags that a tagger knows: the file that lists them, which of them are said of an image, and how they are spelled.
+
+Follows SmilingWolf's taggers. Runs no model.
+"""
+
+import csv
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdxl_lora.config.sections.preprocess import TaggerConfig
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.io.text_files import MOST_TABLE_BYTES, read_text
+
+GENERAL, CHARACTER, RATING = 0, 4, 9  # categories, as danbooru numbers them
+KINDS = {GENERAL: "general", CHARACTER: "character", RATING: "rating"}
+COLUMNS = ("name", "category")
+# tags that are faces, in which an underscore is a mouth; the list that all programs around these taggers share
+EMOTICONS = frozenset(
+    ("0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@", "^_^")
+    + ("o_o", "u_u", "x_x", "|_|", "||_||")
+)
+
+
+@dataclass(frozen=True)
+class TagList:
+    """A tagger's tags in the order of its output, each with its category: GENERAL, CHARACTER or RATING."""
+
+    names: tuple[str, ...]
+    categories: tuple[int, ...]
+
+
+def read_tag_list(path: Path) -> TagList:
+    """The tags in a tagger's selected_tags.csv.
+
+    Raises:
+        ConfigError: it cannot be read, lacks a column, or has a line that is no tag or of a category of another tagger.
+    """
+    try:
+        text = read_text(path, MOST_TABLE_BYTES)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, DataError, csv.Error) as error:
+        raise ConfigError(f"the tag list {path} cannot be read ({error}): download it again") from None
+    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
+    if missing:
+        raise ConfigError(f"the tag list {path} has no column {' and no '.join(missing)}: download it again")
+    names, categories = [], []
+    for number, row in enumerate(rows, start=2):
+        name, category = (row["name"] or "").strip(), (row["category"] or "").strip()
+        if not name or category not in map(str, KINDS):
+            raise ConfigError(
+                f"the tag list {path}: row {number} must be a tag of category 0 (general), 4 (character) or "
+                f"9 (rating), it is {name!r} of category {category!r}: download it again, or use a WD tagger"
+            )
+        names.append(name)
+        categories.append(int(category))
+    return TagList(tuple(names), tuple(categories))
+
+
+def check_blacklist(blacklist: Sequence[str], tags: TagList) -> None:
+    """Raise ConfigError where a tag is to be left out that the tagger does not know."""
+    known = set(map(plain, tags.names))
+    for tag in blacklist:
+        if plain(tag) not in known:
+            near = difflib.get_close_matches(plain(tag), known, n=1)
+            meant = f", did you mean {near[0]}?" if near else ": leave it out of the list"
+            raise ConfigError(f"tag_blacklist has {tag!r}, which is none of the tagger's {len(known)} tags{meant}")
+
+
+def plain(tag: str) -> str:
+    """A tag as danbooru spells it, of any of the spellings in captions: "Miku \\(Vocaloid\\)" -> miku_(vocaloid)."""
+    return tag.strip().lower().replace("\\(", "(").replace("\\)", ")").replace(" ", "_")
+
+
+def tags_said(probabilities: np.ndarray, tags: TagList, config: TaggerConfig) -> list[str]:
+    """The tags of one image as a caption has them: characters, then what is general, each the likeliest first.
+
+    Args:
+        probabilities: (N,), one for each tag of the list.
+    """
+    left_out = set(map(plain, config.tag_blacklist))
+    thresholds = {CHARACTER: config.tag_character_threshold, GENERAL: config.tag_threshold}
+    order = [int(index) for index in np.argsort(-probabilities, kind="stable")]
+    order = [index for index in order if plain(tags.names[index]) not in left_out]
+
+    def of_kind(category: int) -> list[int]:
+        return [index for index in order if tags.categories[index] == category]
+
+    said = [i for category, least in thresholds.items() for i in of_kind(category) if probabilities[i] >= least]
+    if config.tag_ratings:
+        said += of_kind(RATING)[:1]  # they exclude each other: one is always said
+    return [spelled(tags.names[index], config) for index in said]
+
+
+def spelled(tag: str, config: TaggerConfig) -> str:
+    """A tag as captions spell it: "hatsune_miku_(vocaloid)" -> "hatsune miku (vocaloid)"."""
+    text = tag.replace("_", " ") if config.tag_spaces and tag not in EMOTICONS else tag
+    if config.tag_escape_parentheses:
+        text = text.replace("(", "\\(").replace(")", "\\)")
+    return text
