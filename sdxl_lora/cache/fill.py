@@ -66,7 +66,7 @@ def fill_caches(
         folder, encoders_key, chunks, live_parts, lambda: (tokenizers, load_text_encoders(base, text_dtype))
     )
     if captions is None:
-        captions = [example.caption for example in images.examples]
+        captions = [caption for example in images.examples for caption in example.captions]
     wanted = [*captions, *prompts]
     warn_of_long_prompts([*wanted, *read_live], tokenizers[0], chunks)
     if text.missing(wanted, workers):

@@ -1,4 +1,4 @@
-"""The caption that an image trains with each time it is used: wildcards, tag shuffling, tag dropout, the empty prompt.
+"""The caption that an image trains with each time it is used: one of several, wildcards, tags, the empty prompt.
 
 A pure function of (seed, epoch, example), each with a random stream of its own, see rng.py. So the captions
 that will occur in a training are known before it begins. Knows no tokens.
@@ -7,29 +7,68 @@ that will occur in a training are known before it begins. Knows no tokens.
 import random
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from sdxl_lora.config.sections.captions import CaptionConfig
+from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.rng import SampleKey, keyed_seed
 
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
-
-
 AS_WRITTEN = CaptionConfig()
+Captions: TypeAlias = tuple[str, ...]  # of one image, one at least
 
 
-def varied_caption(caption: str, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:
-    """The prompt that a sample trains with."""
+def varied_caption(captions: Captions, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:
+    """The prompt that a sample trains with.
+
+    Raises:
+        DataError: it has more captions than there are shares.
+    """
 
     def rng(stream: str) -> random.Random:
         return random.Random(keyed_seed(seed, stream, sample.epoch, sample.example))
 
     if variants.proportion_empty_prompts and rng("empty_prompt").random() < variants.proportion_empty_prompts:
         return ""
+    caption = captions[0]
+    if len(captions) > 1:
+        caption = choose_one(captions, variants.caption_shares, rng("caption_choice"))
     if variants.enable_wildcard:
         caption = choose_wildcards(caption, rng("wildcard"))
     if variants.shuffle_caption or variants.caption_tag_dropout_rate or variants.keep_tokens_separator:
         caption = vary_tags(caption, variants, rng("tag_shuffle"), rng("tag_dropout"))
     return caption
+
+
+def choose_one(captions: Captions, shares: Sequence[float], rng: random.Random) -> str:
+    """One of an image's captions, each as often as its share; all equally often where there are no shares.
+
+    An image with fewer captions than shares has the first of them.
+    """
+    if shares and len(shares) < len(captions):
+        raise DataError(too_few_shares(f"a picture with {captions[0][:60]!r}", len(captions), shares))
+    return rng.choices(captions, shares[: len(captions)] or None)[0]
+
+
+def too_few_shares(name: str, captions: int, shares: Sequence[float]) -> str:
+    """Return what is to be done where an image has more captions than there are shares."""
+    return f"{name} has {captions} captions, caption_shares are {len(shares)}: give as many, or none for equal ones"
+
+
+def check_shares(images: Iterable[tuple[str, Captions]], shares: Sequence[float]) -> None:
+    """Raise ConfigError where shares have no effect, or an image has more captions than there are shares.
+
+    Args:
+        images: the name and the captions of each.
+    """
+    if not shares:
+        return
+    counts = [(len(captions), name) for name, captions in images]
+    most, name = max(counts, default=(0, ""))
+    if most > len(shares):
+        raise ConfigError(too_few_shares(name, most, shares))
+    if most < 2:
+        raise ConfigError("caption_shares has no effect: no picture has several captions, leave it out")
 
 
 def choose_wildcards(caption: str, rng: random.Random) -> str:
@@ -59,11 +98,15 @@ def tags_of(text: str, separator: str) -> list[str]:
 
 
 def prompts_of(
-    captions: Sequence[str], seed: int, samples: Iterable[SampleKey], variants: CaptionConfig, limit: int
+    captions: Sequence[Captions], seed: int, samples: Iterable[SampleKey], variants: CaptionConfig, limit: int
 ) -> set[str] | None:
-    """Every prompt that the samples train with, or None if they are more than `limit`."""
-    if not variants.vary:
-        return set(captions)
+    """Every prompt that the samples train with, or None if they are more than `limit`.
+
+    Args:
+        captions: those of each example.
+    """
+    if not (variants.vary or any(len(of_example) > 1 for of_example in captions)):
+        return {caption for (caption,) in captions}
     prompts = set()
     for sample in samples:
         prompts.add(varied_caption(captions[sample.example], seed, sample, variants))

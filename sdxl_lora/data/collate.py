@@ -87,7 +87,7 @@ def collate(
             "time_ids": time_ids(*sizes)[0],
             "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
         }
-        prompt = varied_caption(example.caption, seed, sample, augmentation.captions)
+        prompt = varied_caption(example.captions, seed, sample, augmentation.captions)
         row |= {"prompts": prompt} if texts is None else texts.read(prompt)
         if augmentation.noise.input_perturbation:
             row["input_noise"] = draw_input_noise(seed, sample, row["noise"], augmentation.noise.input_perturbation)

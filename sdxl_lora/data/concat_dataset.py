@@ -24,6 +24,7 @@ class ConcatDataset:
             replace(
                 example,
                 caption=with_trigger_word(example.caption, entry.trigger_word),
+                more_captions=tuple(with_trigger_word(one, entry.trigger_word) for one in example.more_captions),
                 is_class_image=example.is_class_image or entry.is_class_images,
                 repeats=repeat * example.repeats,
             )

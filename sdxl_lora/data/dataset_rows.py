@@ -9,11 +9,14 @@ import datasets
 from datasets.features.features import require_decoding
 from PIL import Image
 
+from sdxl_lora.data.open_folder import TEXT
 from sdxl_lora.errors import DataError
 from sdxl_lora.images.decode import decode_image, read_image, upright_rgb
 from sdxl_lora.io.memo import file_stamp
+from sdxl_lora.io.text_files import text_problem
 
 MASK_COLUMN = "mask"
+CAPTIONS = "captions"  # several as a list, which counts where TEXT is what is asked for
 BLACK = (0, 0, 0)  # what is transparent in a mask does not count
 
 
@@ -30,6 +33,37 @@ def left_encoded(dataset: datasets.Dataset, columns: Collection[str]) -> dataset
         elif require_decoding(feature):
             raise DataError(f"the column {name} holds lists of pictures or sounds, which cannot be used there")
     return dataset
+
+
+def captions_in(row: dict, caption_column: str, per_line: bool, name: str) -> list[str]:
+    """The captions of a row, one or more: its text, of several lines with `per_line`, or a list of texts.
+
+    Args:
+        caption_column: holds a text or a list; in place of TEXT the list in CAPTIONS counts, where there is one.
+        name: of the image, for errors.
+    Raises:
+        DataError: there is something else.
+    """
+    several, value = row.get(CAPTIONS), row[caption_column]
+    if caption_column == TEXT and isinstance(several, list) and several:
+        value = several
+    captions = value if isinstance(value, list) and value else [value]
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise DataError(f"the caption of {name} must be text, it is {value!r}")
+        if problem := text_problem(caption):
+            raise DataError(f"the caption of {name} has {problem}")
+    return [line for caption in captions for line in lines_of(caption)] if per_line else captions
+
+
+def lines_of(caption: str) -> list[str]:
+    """The lines of a caption that hold something, without blanks around them; of an empty one "" alone."""
+    return [line.strip() for line in caption.splitlines() if line.strip()] or [""]
+
+
+def is_left_out(text: object, captions: Sequence[str], per_line: bool) -> bool:
+    """Return whether a text, which a person may have edited, is none of the captions that count in its place."""
+    return isinstance(text, str) and not {*(lines_of(text) if per_line else [text])} <= {*captions}
 
 
 def image_bytes(image: dict) -> bytes:

@@ -16,21 +16,23 @@ from PIL import ImageOps
 
 from sdxl_lora.config.names import printable
 from sdxl_lora.data.dataset_rows import (
+    CAPTIONS,
     MASK_COLUMN,
+    captions_in,
     facts_of_files,
     image_bytes,
+    is_left_out,
     left_encoded,
     mask_bytes,
     mask_of,
     with_encoded_masks,
 )
-from sdxl_lora.data.open_folder import REPEATS, UNREADABLE
+from sdxl_lora.data.open_folder import REPEATS, TEXT, UNREADABLE
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.images.colour import is_read_anew
 from sdxl_lora.images.decode import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp
-from sdxl_lora.io.text_files import text_problem
 from sdxl_lora.rng import keyed_seed
 
 SIZE_COLUMNS = ("original_size", "crop_top_left")
@@ -46,7 +48,8 @@ SOURCE_COLUMN = "sha256"  # of the file that a picture was cut from
 class Example:
     """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width).
 
-    Crops and copies of one picture share a `source`. repeats: how often it is passed per epoch.
+    Crops and copies of one picture share a `source`. repeats: how often it is passed per epoch. more_captions: beside
+    `caption`, where it has several.
     """
 
     name: str
@@ -56,6 +59,11 @@ class Example:
     is_class_image: bool = False
     source: str = ""
     repeats: Fraction | int = 1
+    more_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return (self.caption, *self.more_captions)
 
 
 class Images(Protocol):
@@ -100,7 +108,10 @@ class ImageDataset:
         seed=0,
         masked=False,
         memo: FileMemo = NO_MEMO,
+        captions_per_line=False,
     ):
+        if caption_column == TEXT and TEXT not in dataset.column_names and CAPTIONS in dataset.column_names:
+            caption_column = CAPTIONS
         missing = {image_column, caption_column} - set(dataset.column_names)
         if missing:
             columns = ", ".join(dataset.column_names)
@@ -108,8 +119,8 @@ class ImageDataset:
                 f"the dataset has no column {' or '.join(sorted(missing))}; its columns are {columns}. "
                 "Choose with --image_column and --caption_column."
             )
-        wanted = (image_column, caption_column, *SIZE_COLUMNS, MASK_COLUMN, CLASS_COLUMN, SOURCE_COLUMN, REPEATS)
-        dataset = left_encoded(with_encoded_masks(dataset, masked), wanted)
+        further = (CAPTIONS, *SIZE_COLUMNS, MASK_COLUMN, CLASS_COLUMN, SOURCE_COLUMN, REPEATS)
+        dataset = left_encoded(with_encoded_masks(dataset, masked), (image_column, caption_column, *further))
         try:
             self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         except UNREADABLE as error:
@@ -117,12 +128,13 @@ class ImageDataset:
                 f"the column {image_column} holds no pictures ({error}): choose with --image_column"
             ) from None
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
-        self.resolution, self.masked = resolution, masked
+        self.resolution, self.masked, self.captions_per_line = resolution, masked, captions_per_line
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
         self.image_columns = (image_column, MASK_COLUMN) if masked else (image_column,)
+        self.unused_texts: list[str] = []  # names of images whose text is none of their captions
         self.files: list[list] = []  # what is known of them before they are read
         self.examples = [self._example(i, row, caption_column, memo) for i, row in enumerate(self.dataset)]
-        self._warn_of_empty_captions()
+        self._warn_of_captions(caption_column)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -134,11 +146,9 @@ class ImageDataset:
         self.files.append(facts_of_files(row, self.image_columns))
         path = image["path"]
         name = printable(path or f"picture {index}")
-        caption = row[caption_column]
-        if not isinstance(caption, str):
-            raise DataError(f"the caption of {name} must be text, it is {caption!r}")
-        if problem := text_problem(caption):
-            raise DataError(f"the caption of {name} has {problem}")
+        caption, *others = captions_in(row, caption_column, self.captions_per_line, name)
+        if others and is_left_out(row[caption_column], [caption, *others], self.captions_per_line):
+            self.unused_texts.append(name)
         sizes = self._sizes(index, row, name)
         about = [None if self.is_prepared else self.resolution, *sizes]
         if self.masked or image["bytes"] is not None or not os.path.isfile(path):
@@ -149,7 +159,8 @@ class ImageDataset:
                 facts, lambda: self._digests(*self._bytes(row), name, sizes), are_digests
             )
         source, repeats = row.get(SOURCE_COLUMN) or source, row.get(REPEATS) or 1
-        return Example(name, caption, key, tuple(target_size), bool(row.get(CLASS_COLUMN)), source, repeats)
+        is_class = bool(row.get(CLASS_COLUMN))
+        return Example(name, caption, key, tuple(target_size), is_class, source, repeats, tuple(others))
 
     def _sizes(self, index: int, row: dict, name: str) -> list:
         """Return what decides the cut, and so the key, beside the picture."""
@@ -227,11 +238,13 @@ class ImageDataset:
                 raise DataError(f"the mask of {name} is black where the picture is trained: paint white what counts")
         return record
 
-    def _warn_of_empty_captions(self) -> None:
-        empty = [example.name for example in self.examples if not example.caption.strip()]
-        if empty:
-            names = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
-            warnings.warn(f"{len(empty)} of {len(self)} pictures have an empty caption: {names}", stacklevel=3)
+    def _warn_of_captions(self, caption_column: str) -> None:
+        empty = [e.name for e in self.examples if not all(caption.strip() for caption in e.captions)]
+        unused = f"have a {caption_column} that is none of their {CAPTIONS} and is not used: put it among them"
+        for names, what in ((empty, "have an empty caption"), (self.unused_texts, unused)):
+            if names:
+                shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+                warnings.warn(f"{len(names)} of {len(self)} pictures {what}: {shown}", stacklevel=3)
 
 
 def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
@@ -261,7 +274,9 @@ def dataset_key(examples: Iterable[Example]) -> str:
 
     def facts(example: Example) -> str:
         mark = "\0class" if example.is_class_image else ""
-        return f"{example.key}{example.caption}{mark}" + (f"\0{example.repeats}" if example.repeats != 1 else "")
+        others = "".join(f"\0caption{caption}" for caption in example.more_captions)
+        repeats = f"\0{example.repeats}" if example.repeats != 1 else ""
+        return f"{example.key}{example.caption}{mark}{repeats}{others}"
 
     return content_key(b"".join(f"{facts(example)}\0".encode() for example in examples))
 

@@ -92,7 +92,7 @@ class TrainingData:
         return {
             "vae": self.latents.vae_key,
             "text_encoders": self.text.encoders_key,
-            "dataset": self.stream.key if self.stream else dataset_key(self.examples),
+            "dataset": (self.stream.key if self.stream else dataset_key(self.examples)) + self._config.captions.choice,
             "images_per_step": self.images_per_step,
         }
 
@@ -108,7 +108,7 @@ class TrainingData:
 
     def tag_frequency(self) -> Counter:
         """Return how many captions hold each tag, a text between commas."""
-        captions = [example.caption for example in self.examples]
+        captions = [caption for example in self.examples for caption in example.captions]
         return Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
 
     def batches(self, start: int, shape: BatchShape) -> Iterator[StepBatch]:
@@ -176,7 +176,7 @@ def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger:
             chunks=config.captions.max_caption_chunks,
             latents_live=not config.cache.cache_latents,
             encode_live=plan.captions is None,
-            read_live=[] if plan.captions is not None else [*shown, *(example.caption for example in plan.examples)],
+            read_live=[] if plan.captions is not None else [*shown, *plan.written_captions()],
             memo=memo,
         )
     if accelerator.is_main_process:
@@ -238,6 +238,7 @@ def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> Images:
             config.seed,
             config.objective.masked_loss,
             memo,
+            config.captions.captions_per_line,
         )
         for entry in entries
     ]
@@ -257,6 +258,7 @@ def rows_opener(config: TrainConfig) -> Callable[[Rows], ImageDataset]:
             config.data.center_crop,
             keyed_seed(config.seed, content_key(data)),
             config.objective.masked_loss,
+            captions_per_line=config.captions.captions_per_line,
         )
 
     return open_rows

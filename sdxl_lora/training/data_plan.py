@@ -7,7 +7,7 @@ from itertools import islice
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.captions import prompts_of
+from sdxl_lora.data.captions import check_shares, prompts_of
 from sdxl_lora.data.image_dataset import Example, Images, check_class_images
 from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
@@ -44,17 +44,23 @@ class DataPlan:
     def prompts_to_show(self) -> list[str]:
         """Prompts that samples and validation read beside the captions that train."""
         drawn = [text for prompt in self.prompts for text in (prompt.text, prompt.negative)]
-        return [*drawn, *(self.examples[index].caption for index in self.held_out)]
+        return [*drawn, *(caption for index in self.held_out for caption in self.examples[index].captions)]
+
+    def written_captions(self) -> list[str]:
+        """All captions of all images, as they are written."""
+        return [caption for example in self.examples for caption in example.captions]
 
 
 def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callable[[str], None]) -> DataPlan:
     """Return which of the images train, in which steps.
 
     Raises:
-        ConfigError: class images that are weighted and not there, or nothing left to train on.
+        ConfigError: class images that are weighted and not there, shares of captions that do not fit the images, or
+            nothing left to train on.
     """
     examples, batch, split = images.examples, config.batch, config.evaluation.validation_split
     check_class_images(examples, config.objective.prior_loss_weight)
+    check_shares(((example.name, example.captions) for example in examples), config.captions.caption_shares)
     out = held_out(examples, split, config.seed) if split else []
     left_out = set(out)
     sizes = [None if index in left_out else example.target_size for index, example in enumerate(examples)]
@@ -93,12 +99,12 @@ def captions_that_will_occur(
         return None
     if not config.cache.cache_text_embeddings:
         return None
-    written, limit = [example.caption for example in examples], config.cache.max_cached_captions
+    written, limit = [example.captions for example in examples], config.cache.max_cached_captions
     samples = (sample for _, samples in islice(sampler.from_step(0), total_steps) for sample in samples)
     captions = prompts_of(written, config.seed, samples, config.captions, limit)
     if captions is None:
         info(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
-    elif config.captions.vary:
+    elif config.captions.vary or any(len(captions_of_one) > 1 for captions_of_one in written):
         info(f"captions vary: all {len(captions)} that will occur are cached")
     return captions
 

@@ -92,7 +92,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     if (budget := memory_budget(config, notes)) is not None:
         config, shape = settle(config, count, budget, notes.append)
     check_rest(config, base, meta)
-    read = [example.caption for example in data.examples] if data.captions is None else data.captions
+    read = data.written_captions() if data.captions is None else data.captions
     tokenizer = load_tokenizers(base)[0]
     warn_of_long_prompts([*read, *data.prompts_to_show()], tokenizer, config.captions.max_caption_chunks)
     device = None if no_gpu else device_here()

@@ -18,7 +18,8 @@ from sdxl_lora.errors import ConfigError
 class Field:
     """
     Attributes:
-        kind: bool, int, float, text, choice, lines (several texts) or numbers (as many as the default has).
+        kind: bool, int, float, text, choice, lines (several texts), numbers (whole, as many as the default has) or
+            fractions (any number of them).
         optional: whether it may be None, which a form shows as nothing.
         section: the title of its group.
         choices: all there are; of an int, words that may stand in its place.
@@ -52,7 +53,8 @@ def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
     if get_origin(type_) is Literal:
         return "choice", False, get_args(type_)
     if get_origin(type_) is tuple:
-        return ("lines" if get_args(type_) == (str, ...) else "numbers"), False, ()
+        item = get_args(type_)[0]
+        return {str: "lines", int: "numbers", float: "fractions"}[item], False, ()
     return {bool: "bool", int: "int", float: "float", str: "text"}[type_], False, ()
 
 
@@ -69,7 +71,7 @@ def typed_value(field: Field, entered: Any) -> Any:
     text = "" if entered is None else str(entered).strip()
     if field.kind == "lines":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    if field.kind == "numbers":
+    if field.kind in ("numbers", "fractions"):
         return tuple(number(field, word) for word in text.replace(",", " ").split())
     if field.optional and text in ("", "None"):
         return None
@@ -82,11 +84,11 @@ def typed_value(field: Field, entered: Any) -> Any:
 
 def number(field: Field, text: str) -> int | float:
     try:
-        if field.kind == "float":
+        if field.kind in ("float", "fractions"):
             return float(text)
         return int(float(text)) if float(text) == int(float(text)) else int(text)
     except (ValueError, OverflowError):
-        word = " or ".join(["a number" if field.kind == "float" else "a whole number", *field.choices])
+        word = " or ".join(["a number" if field.kind in ("float", "fractions") else "a whole number", *field.choices])
         raise ConfigError(f"{field.name} is {text!r}, it must be {word}") from None
 
 
@@ -94,6 +96,8 @@ def entered_value(field: Field, value: Any) -> Any:
     """The value as a form shows it: what `typed_value` turns back into it."""
     if field.kind == "lines":
         return "\n".join(value or ())
+    if field.kind == "fractions":
+        return " ".join(f"{share:g}" for share in value)
     if field.kind == "numbers":
         return " ".join(map(str, value))
     if field.kind == "float" and value is not None:

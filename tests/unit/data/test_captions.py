@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from sdxl_lora.config.sections.captions import CaptionConfig
-from sdxl_lora.data.captions import AS_WRITTEN, prompts_of, varied_caption
-from sdxl_lora.errors import ConfigError
+from sdxl_lora.data.captions import AS_WRITTEN, check_shares, prompts_of, varied_caption
+from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.rng import SampleKey
 from tests.helpers.configs import flat_train_config
 
@@ -15,7 +15,7 @@ TURNS = [SampleKey(0, epoch) for epoch in range(2000)]
 
 
 def captions(caption, variants, samples=TURNS, seed=0):
-    return [varied_caption(caption, seed, sample, variants) for sample in samples]
+    return [varied_caption((caption,), seed, sample, variants) for sample in samples]
 
 
 def test_captions_stay_as_they_are_written_by_default():
@@ -70,12 +70,62 @@ def test_each_kind_of_chance_leaves_the_others_alone():
 def test_all_that_will_occur_is_listed_up_to_a_limit():
     variants = CaptionConfig(proportion_empty_prompts=0.5, shuffle_caption=True)
     samples = [SampleKey(example, epoch) for epoch in range(3) for example in range(2)]
-    written = ["a, b, c", "d, e, f"]
+    written = [("a, b, c",), ("d, e, f",)]
     listed = prompts_of(written, 7, samples, variants, limit=100)
     assert listed == {varied_caption(written[sample.example], 7, sample, variants) for sample in samples}
     assert prompts_of(written, 7, samples, variants, limit=len(listed)) == listed
     assert prompts_of(written, 7, samples, variants, limit=len(listed) - 1) is None
-    assert prompts_of(written, 7, samples, AS_WRITTEN, limit=0) == set(written)
+    assert prompts_of(written, 7, samples, AS_WRITTEN, limit=0) == {"a, b, c", "d, e, f"}
+
+
+def test_each_turn_takes_one_of_several_captions_by_their_shares():
+    several = ("a cat", "1girl, solo", "{red|blue}")
+
+    def found(variants, captions=several):
+        return Counter(varied_caption(captions, 0, sample, variants) for sample in TURNS)
+
+    equal = found(AS_WRITTEN)
+    assert set(equal) == set(several) and min(equal.values()) == pytest.approx(667, abs=100)
+    shares = found(CaptionConfig(caption_shares=(7, 2.5, 0.5)))
+    assert [shares[one] for one in several] == [pytest.approx(n, abs=100) for n in (1400, 500, 100)]
+    fewer = found(CaptionConfig(caption_shares=(3, 1, 4)), several[:2])
+    assert fewer["a cat"] == pytest.approx(1500, abs=100) and fewer["1girl, solo"] == 2000 - fewer["a cat"]
+    both = found(CaptionConfig(enable_wildcard=True, proportion_empty_prompts=0.5))
+    assert set(both) == {"a cat", "1girl, solo", "red", "blue", ""}
+    with pytest.raises(DataError, match="has 3 captions, caption_shares are 2"):
+        found(CaptionConfig(caption_shares=(1, 1)))
+
+
+def test_the_choice_is_by_seed_epoch_and_image_and_moves_no_other_chance():
+    several = (TAGS, TAGS.upper())
+
+    def found(variants, seed=0, example=0):
+        turns = [SampleKey(example, epoch) for epoch in range(40)]
+        return [varied_caption(several, seed, sample, variants) for sample in turns]
+
+    assert found(AS_WRITTEN) == found(AS_WRITTEN)
+    assert found(AS_WRITTEN) != found(AS_WRITTEN, seed=1) and found(AS_WRITTEN) != found(AS_WRITTEN, example=1)
+    shuffled = CaptionConfig(shuffle_caption=True)
+    assert [one.lower() for one in found(shuffled)] == captions(TAGS.lower(), shuffled, TURNS[:40])
+
+
+def test_of_several_captions_those_that_will_occur_are_listed():
+    written, samples = [("a", "b"), ("c",)], [SampleKey(example, epoch) for epoch in range(2) for example in range(2)]
+    listed = prompts_of(written, 3, samples, AS_WRITTEN, limit=10)
+    assert listed == {varied_caption(written[sample.example], 3, sample, AS_WRITTEN) for sample in samples}
+    assert "c" in listed and prompts_of(written, 3, samples, AS_WRITTEN, limit=1) is None
+
+
+def test_shares_that_do_not_fit_the_images_are_refused():
+    check_shares([("a.png", ("a",))], ())
+    check_shares([("a.png", ("a",)), ("b.png", ("a", "b"))], (1, 2, 3))
+    with pytest.raises(ConfigError, match="no picture has several captions"):
+        check_shares([("a.png", ("a",))], (1, 2))
+    with pytest.raises(ConfigError, match=r"b.png has 3 captions, caption_shares are 2"):
+        check_shares([("a.png", ("a",)), ("b.png", ("a", "b", "c"))], (1, 2))
+    for shares in ((1, 0), (-1, 2), (float("nan"), 1)):
+        with pytest.raises(ConfigError, match=r"caption_shares is .* it must be numbers above 0"):
+            flat_train_config(train_data_dir="d", caption_shares=shares)
 
 
 @pytest.mark.parametrize(

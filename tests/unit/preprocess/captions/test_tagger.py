@@ -60,10 +60,10 @@ def test_a_picture_of_any_size_lies_in_a_white_square_blue_first():
 def test_texts_do_not_depend_on_how_many_images_go_at_once(tmp_path, images):
     save_tiny_tagger(tmp_path / "any")
     save_tiny_tagger(tmp_path / "this", images=images)
-    pictures = [noise(seed=seed) for seed in range(7)]
-    one_by_one = [Tagger(str(tmp_path / "any"), ALL)([picture])[0] for picture in pictures]
+    several = [noise(seed=seed) for seed in range(7)]
+    one_by_one = [Tagger(str(tmp_path / "any"), ALL)([image])[0] for image in several]
     tag = Tagger(str(tmp_path / "this"), ALL, batch_size=3)
-    assert tag(pictures) == one_by_one and tag.batch_size == (3 if images == "n" else images)
+    assert tag(several) == one_by_one and tag.batch_size == (3 if images == "n" else images)
 
 
 def test_pictures_get_tags_once_and_anew_where_the_tagger_or_its_settings_change(model, raw, tmp_path):
@@ -130,7 +130,7 @@ def without_category(folder):
         (without_category, "has no column"),
         (lambda folder: (folder / "model.onnx").unlink(), "is a tagger without model.onnx"),
         (lambda folder: (folder / "selected_tags.csv").unlink(), "is a tagger without selected_tags.csv"),
-        (lambda folder: save_tiny_tagger(folder, outputs=5), r"gives (1, 5) for 1 images, and selected_tags.csv lists 11"),
+        (lambda folder: save_tiny_tagger(folder, outputs=5), "gives (1, 5) for 1 images"),
         (lambda folder: save_tiny_tagger(folder, last="Identity"), "they must be probabilities from 0 to 1"),
     ],
 )  # fmt: skip
