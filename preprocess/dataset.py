@@ -24,9 +24,8 @@ from preprocess.sources.folders import no_usable
 from preprocess.sources.previous_run import Memory
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import DataError
+from sdxl_lora.folders.caption_tables import CAPTIONS
 from sdxl_lora.folders.found import Found, Source
-
-CAPTIONS = "captions"  # the column of images with several
 
 
 def build(

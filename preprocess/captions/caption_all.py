@@ -60,13 +60,8 @@ def caption_all(
 
 
 def given_captions(source: Source, per_line: bool) -> list[str]:
-    """The captions that a person wrote for an image, one or more.
-
-    Args:
-        per_line: each line of a text is one of them.
-    """
-    text = source.caption or ""
-    return [line.strip() for line in text.splitlines() if line.strip()] or [""] if per_line else [text]
+    """The captions that a person wrote for an image, one or more; with `per_line` each line of them is one."""
+    return list((per_line and source.lines) or source.captions or [source.caption or ""])
 
 
 def take_texts(entry: Entry, texts: list[str], plan: CaptionPlan) -> None:

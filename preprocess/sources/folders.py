@@ -68,11 +68,17 @@ def find_captioned(folder: Path, masks: bool) -> Found:
         raise DataError("\n".join([no_usable(folder, found.left_out), *unused(found)]))
     for source in found.sources:
         if source.caption is not None:
-            source.caption = " ".join(source.caption.replace("\0", " ").split())
+            texts = source.captions or (source.caption,)
+            source.lines = tuple(filter(None, (one_line(line) for text in texts for line in text.splitlines())))
+            source.captions, source.caption = tuple(map(one_line, source.captions)), one_line(source.caption)
     for name, lines in Counter(source.name for source, *_ in found.lines).items():
         if lines > 1:
             found.warn(name, f"{lines} lines of metadata name it: it is used once, with the caption of the first")
     return found
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.replace("\0", " ").split())
 
 
 def unused(found: Found) -> list[str]:

@@ -11,12 +11,12 @@ from PIL import Image
 
 from sdxl_lora.data.open_folder import TEXT
 from sdxl_lora.errors import DataError
+from sdxl_lora.folders.caption_tables import CAPTIONS
 from sdxl_lora.images.decode import decode_image, read_image, upright_rgb
 from sdxl_lora.io.memo import file_stamp
 from sdxl_lora.io.text_files import text_problem
 
 MASK_COLUMN = "mask"
-CAPTIONS = "captions"  # several as a list, which counts where TEXT is what is asked for
 BLACK = (0, 0, 0)  # what is transparent in a mask does not count
 
 

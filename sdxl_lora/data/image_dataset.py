@@ -16,7 +16,6 @@ from PIL import ImageOps
 
 from sdxl_lora.config.names import printable
 from sdxl_lora.data.dataset_rows import (
-    CAPTIONS,
     MASK_COLUMN,
     captions_in,
     facts_of_files,
@@ -30,6 +29,7 @@ from sdxl_lora.data.dataset_rows import (
 from sdxl_lora.data.open_folder import REPEATS, TEXT, UNREADABLE
 from sdxl_lora.data.size_conditioning import mirrored_crop
 from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.folders.caption_tables import CAPTIONS
 from sdxl_lora.images.colour import is_read_anew
 from sdxl_lora.images.decode import ImageError, cover_and_crop, decode_image, image_header, upright_rgb
 from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp

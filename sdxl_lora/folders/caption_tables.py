@@ -19,6 +19,7 @@ OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # which th
 METADATA = (*OF_DATASETS, "metadata.tsv", "metadata.json")
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 FILE_KEYS = ("file_name", "filename", "file", "image_file", "image_path", "image_name", "image", "path", "img", "name")
+CAPTIONS = "captions"
 SIZE_KEYS = ("original_size", "crop_top_left")
 FILE_NAME = "file_name"  # also the end of the names of columns with further files, as datasets has it
 
@@ -39,6 +40,13 @@ class Line:
     file: str
     text: str | None
     values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Several captions of the picture, of a list of texts in the column CAPTIONS; () where there is none."""
+        several = self.values.get(CAPTIONS)
+        is_texts = isinstance(several, list) and all(isinstance(one, str) for one in several)
+        return tuple(several or ()) if is_texts else ()
 
 
 @dataclass

@@ -15,6 +15,8 @@ class Source:
     name: str  # path relative to the input folder, with / on every system
     caption: str | None = None  # written by a person; None where there is none
     caption_from: str | None = None  # name of the file that says so
+    captions: tuple[str, ...] = ()  # where a table has several: all of them, in place of `caption`
+    lines: tuple[str, ...] = ()  # of its captions, each without blanks around it, for whoever takes them one by one
     repeats: int = 1
     class_words: str = ""  # of a kohya folder
     mask: Path | None = None

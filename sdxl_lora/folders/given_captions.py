@@ -143,11 +143,13 @@ def add_table(found: Found, table: Table, index: Index) -> list[Source]:
         named.append(source)
         if table.is_metadata:
             found.lines.append((source, line, table))
-        if line.text is None:
+        text = line.captions[0] if line.text is None and line.captions else line.text
+        if text is None:
             continue
         if source.caption is None:
-            source.caption, source.caption_from = checked(found, line.text, table.path, source), name
-        elif source.caption_from != name and line.text.split() != source.caption.split():
+            source.caption, source.caption_from = checked(found, text, table.path, source), name
+            source.captions = tuple(checked(found, one, table.path, source) for one in line.captions)
+        elif source.caption_from != name and text.split() != source.caption.split():
             unused.append(source.name)
     if not named and not table.is_metadata:
         found.other_files[name] = "names no picture here"

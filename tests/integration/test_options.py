@@ -158,3 +158,17 @@ def test_prompts_that_are_cut_are_pointed_out(train):
         train(
             max_train_steps=1, validation_prompt=("a cat " * 20,), num_validation_images=1, validation_inference_steps=1
         )
+
+
+def test_several_captions_are_cached_resume_exactly_and_shares_must_be_the_same(train, masked_images, tmp_path):
+    rows = [json.loads(line) for line in (masked_images / "metadata.jsonl").read_text().splitlines()]
+    rows[0]["captions"], rows[1]["captions"] = [rows[0]["text"], "1girl, solo"], [rows[1]["text"], "cup", "table"]
+    (masked_images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"train_data_dir": str(masked_images), "caption_shares": (1, 3, 2), "train_batch_size": 3}
+    assert_resumes_exactly(train, tmp_path, **settings)
+    captions = {caption for example in train.trained.data.examples for caption in example.captions}
+    assert len(captions) == 6 and train.trained.data.text.live_parts is None
+    with pytest.raises(CheckpointError, match="caption shares 1 3 2"):
+        train(**settings | {"caption_shares": ()}, max_train_steps=4, output_dir=str(tmp_path / "parts"))
+    with pytest.raises(ConfigError, match="has 3 captions, caption_shares are 2"):
+        train(**settings | {"caption_shares": (1, 1)}, output_dir=str(tmp_path / "refused"))

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from sdxl_lora.data.image_dataset import ImageDataset
-from tests.helpers.streams import IMAGES, batches_of, steps_of
+from sdxl_lora.data.stream_dataset import StreamDataset
+from tests.helpers.streams import IMAGES, batches_of, png, steps_of
 
 
 def test_every_picture_comes_once_in_each_pass_in_micro_batches_of_one_size(shards):
@@ -72,3 +73,12 @@ def test_pictures_of_the_next_steps_are_read_and_decoded_while_one_is_trained_on
     monkeypatch.setattr("sdxl_lora.models.vae.vae_moments", lambda _, pixels: {"mean": pixels[0], "std": pixels[0]})
     assert batches.examples.read(samples[0].example)["mean"].shape[0] == 3
     assert len(loaded) == before, "what was decoded is not decoded again"
+
+
+def test_a_stream_has_several_captions_by_list_and_by_line():
+    images = StreamDataset(
+        lambda rows: ImageDataset(rows, "image", "text", 64, captions_per_line=True), None, "key", lambda _: False
+    )
+    row = {"image": {"bytes": png(64, 64, 0), "path": None}, "text": "a\nb"}
+    assert images.add(row).captions == ("a", "b")
+    assert images.add(row | {"captions": ["c", "d"], "text": "c"}).captions == ("c", "d")
