@@ -82,18 +82,17 @@ def tags_said(probabilities: np.ndarray, tags: TagList, config: TaggerConfig) ->
     Args:
         probabilities: (N,), one for each tag of the list.
     """
-    left_out = set(map(plain, config.tag_blacklist))
-    thresholds = {CHARACTER: config.tag_character_threshold, GENERAL: config.tag_threshold}
-    order = [int(index) for index in np.argsort(-probabilities, kind="stable")]
-    order = [index for index in order if plain(tags.names[index]) not in left_out]
+    left_out, categories = set(map(plain, config.tag_blacklist)), np.array(tags.categories)
 
-    def of_kind(category: int) -> list[int]:
-        return [index for index in order if tags.categories[index] == category]
+    def of_kind(category: int, least: float) -> list[str]:
+        likely = np.flatnonzero((categories == category) & (probabilities >= least))
+        likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+        return [name for name in (tags.names[index] for index in likely) if plain(name) not in left_out]
 
-    said = [i for category, least in thresholds.items() for i in of_kind(category) if probabilities[i] >= least]
+    said = of_kind(CHARACTER, config.tag_character_threshold) + of_kind(GENERAL, config.tag_threshold)
     if config.tag_ratings:
-        said += of_kind(RATING)[:1]  # they exclude each other: one is always said
-    return [spelled(tags.names[index], config) for index in said]
+        said += of_kind(RATING, 0)[:1]  # they exclude each other: one is always said
+    return [spelled(name, config) for name in said]
 
 
 def spelled(tag: str, config: TaggerConfig) -> str:

@@ -156,7 +156,7 @@ def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
     left, top, width, height = crop_in_percent(row)
     frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
     said = "".join(f'<p class="problem">{escape(message)}</p>' for message in problems.get(row["source"], []))
-    words = escape(row["text"]) or "<em>no text</em>"
+    words = "<br>".join(escape(text) or "<em>no text</em>" for text in row.get("captions") or [row["text"]])
     if row["raw_caption"] and row["raw_caption"] != row["caption"]:
         words += f"<br><del>{escape(row['raw_caption'])}</del>"
     h, w = row["original_size"]
