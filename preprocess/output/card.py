@@ -26,7 +26,7 @@ def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_models:
         "tags": ["sdxl", "lora"],
         "pretty_name": name,
     }
-    several = ", and `captions`, of which each turn takes one" if any(row.get("captions") for row in rows) else ""
+    several = ", and `captions`, of which each use takes one" if any(row.get("captions") for row in rows) else ""
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),

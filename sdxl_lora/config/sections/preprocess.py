@@ -93,7 +93,7 @@ class CaptionerConfig:
     "none" for no captioner. Several write one caption together, see caption_join."""
     caption_join: Literal["one", "several"] = "one"
     """What several captioners say of a picture: one caption, in their order, with a comma between; or several captions,
-    of which each turn of the training takes one."""
+    of which each sample takes one."""
     caption_task: str = "<DETAILED_CAPTION>"
     """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
     caption_prompt: str | None = None
@@ -180,7 +180,7 @@ class WordingConfig:
     """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
     where it is on this machine, else words and signs are counted, a lower bound."""
     captions_per_line: bool = False
-    """Each line of a caption file is a caption of its own; each turn of the training takes one of them."""
+    """Each line of a caption file is a caption of its own; each use of the picture in training takes one of them."""
     recaption: bool = False
     """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
 

@@ -78,7 +78,7 @@ def test_all_that_will_occur_is_listed_up_to_a_limit():
     assert prompts_of(written, 7, samples, AS_WRITTEN, limit=0) == {"a, b, c", "d, e, f"}
 
 
-def test_each_turn_takes_one_of_several_captions_by_their_shares():
+def test_each_sample_takes_one_of_several_captions_by_their_shares():
     several = ("a cat", "1girl, solo", "{red|blue}")
 
     def found(variants, captions=several):
@@ -100,8 +100,8 @@ def test_the_choice_is_by_seed_epoch_and_image_and_moves_no_other_chance():
     several = (TAGS, TAGS.upper())
 
     def found(variants, seed=0, example=0):
-        turns = [SampleKey(example, epoch) for epoch in range(40)]
-        return [varied_caption(several, seed, sample, variants) for sample in turns]
+        samples = [SampleKey(example, epoch) for epoch in range(40)]
+        return [varied_caption(several, seed, sample, variants) for sample in samples]
 
     assert found(AS_WRITTEN) == found(AS_WRITTEN)
     assert found(AS_WRITTEN) != found(AS_WRITTEN, seed=1) and found(AS_WRITTEN) != found(AS_WRITTEN, example=1)
