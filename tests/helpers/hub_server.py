@@ -5,6 +5,7 @@ What is committed lies in `folder`/<repository>, as do the files of datasets; `r
 """
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -56,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self.answer({}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "0" * 40})
             return
-        data, code, headers = file.read_bytes(), 200, {"ETag": '"1"', "X-Repo-Commit": "0" * 40}
+        data, code = file.read_bytes(), 200
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": "0" * 40}
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(part[1]), min(int(part[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from preprocess.captions import tagger as module
 from preprocess.captions.tagger import Tagger, check_tagger, is_tagger, pixels_of, tagger_content
 from sdxl_lora.config.sections.preprocess import TaggerConfig
 from sdxl_lora.errors import ConfigError
+from tests.helpers.hub_server import Hub
 from tests.helpers.preparing import noise, preprocess, report_of, rows_of
 from tests.helpers.taggers import SIDE, TAGS, expected_probabilities, save_tiny_tagger
 
@@ -177,3 +179,25 @@ def test_what_is_a_tagger_is_seen_by_its_files(model, tiny_florence2, tmp_path):
     assert tagger_content(str(copy), TaggerConfig(), tmp_path) == name
     (copy / "model.onnx.data").write_bytes(b"weights")
     assert tagger_content(str(copy), TaggerConfig(), tmp_path) != name
+
+
+def test_a_tagger_of_the_hub_is_fetched_once_and_is_the_one_of_its_folder(model, raw, tmp_path, monkeypatch):
+    server = Hub(tmp_path / "hub", "hf_token")
+    shutil.copytree(model, tmp_path / "hub" / "somebody" / "wd-tiny")
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    flags = ["--tag_threshold", 0.1]
+    assert preprocess(raw, tmp_path / "out", "--caption_model", "somebody/wd-tiny", *flags) == 0
+    texts = texts_of(tmp_path / "out")
+    server.close()
+    assert preprocess(raw, tmp_path / "out", "--caption_model", model, *flags) == 0
+    assert report_of(tmp_path / "out")["counts"]["new_captions"] == 0 and texts_of(tmp_path / "out") == texts
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    module._hub_file.cache_clear()
+    assert tagger_content("somebody/wd-tiny", ALL, tmp_path) == tagger_content(str(model), ALL, tmp_path)
+    with pytest.raises(ConfigError, match=r"without selected_tags.csv, or the Hub cannot be reached"):
+        check_tagger("somebody/else", ALL)
