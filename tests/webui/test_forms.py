@@ -4,11 +4,13 @@ import shlex
 from functools import partial
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 import yaml
 
 from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
@@ -18,6 +20,7 @@ from webui.settings.fields import config_of, entered_value, fields_of, problems_
 from webui.settings.labels import BASIC, LABELS
 from webui.settings.workspace import Workspace, inside, load_workspace
 from webui.widgets.forms import Form, preprocess_config, train_config
+from webui.widgets.widgets import form
 
 CONFIGS = (PreprocessConfig, TrainConfig)
 
@@ -36,6 +39,21 @@ def test_what_a_form_shows_of_a_value_is_read_back_as_that_value(config_class):
         for value in {field.default, changes.get(name, field.default)}:
             if value is not None or field.optional:
                 assert typed_value(field, entered_value(field, value)) == value, name
+
+
+def test_several_captioners_are_chosen_from_one_list_and_shares_are_typed_with_blanks():
+    with gr.Blocks():
+        widgets = form(PreprocessConfig, {}, {}, "prepare")
+    shown = Form(PreprocessConfig, gr.Dropdown(), widgets, lambda *_: None).shown
+    config = flat_preprocess_config("a", "data", caption_model=("somebody/a tagger", "b"), tag_blacklist=("x y", "z"))
+    values = dict(zip(widgets, shown(config), strict=True))
+    assert values["caption_model"] == ["somebody/a tagger", "b"] and values["tag_blacklist"] == "x y\nz"
+    assert config_of(PreprocessConfig, values) == config
+    assert widgets["caption_model"].value == list(CaptionerConfig.caption_model)
+    shares = fields_of(TrainConfig)["caption_shares"]
+    assert typed_value(shares, "7, 2.5 0.5") == (7, 2.5, 0.5) and entered_value(shares, (7, 2.5)) == "7 2.5"
+    with pytest.raises(ConfigError, match="caption_shares is 'x', it must be a number"):
+        typed_value(shares, "x 1")
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
