@@ -19,7 +19,8 @@ from tests.helpers.building import build, forget_accelerators  # noqa: F401
 from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_blip, tiny_florence2, two_sizes  # noqa: F401
 
 LONGEST = (  # files that begin first: else all wait for them at the end
-    "test_learning", "test_browser", "test_faults", "test_ranks", "test_stops", "test_full_disks", "test_streams",
+    "test_browser", "test_learning", "test_faults", "test_ranks", "test_captions", "test_train", "test_processes",
+    "test_launchers", "test_machines", "test_proxy", "test_stops", "test_full_disks", "test_streams",
 )  # fmt: skip
 CAPTIONS = {
     "astronaut": "a woman in an orange suit",

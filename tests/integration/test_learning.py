@@ -17,7 +17,8 @@ from tests.helpers.paths import ROOT
 
 ASKED = 28  # every (colour, background) once
 KNOWN = 70  # every second combination of known shapes
-FEW = {"asked": 8, "known": 16}  # where the question is not how much was learned
+SHORT = {"known": 28, "max_train_steps": 400}  # every (colour, background) once, in the shapes by turns
+FEW = {"asked": 4, "known": 8}  # where the question is not how much was learned
 STYLE = {"debiased_estimation": False, "snr_gamma": 1.0, "rank": 32, "max_train_steps": 1200}
 STYLE |= {"train_text_encoder": True, "text_encoder_lr": 2e-3}
 
@@ -57,8 +58,8 @@ def learn(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base():
-    """What the base alone draws of few prompts."""
-    return lora_quality(None, **FEW)
+    """What the base alone draws of few prompts with and without the trigger word, and of known shapes."""
+    return lora_quality(None, 8, known=SHORT["known"])
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +68,29 @@ def known_before():
     return base_quality(load_base(), spread(combinations(), KNOWN), seed=0)["right"]
 
 
-def has_learned(shares, known_before):
+def has_learned(shares, known_before, least=0.85, forgotten=0.05):
     """The concept where it is asked for, in its colours, hardly elsewhere; known shapes as before."""
     return (
-        shares["with_trigger"] >= 0.85 and shares["without_trigger"] <= 0.10 and shares["known"] >= known_before - 0.05
+        shares["with_trigger"] >= least
+        and shares["without_trigger"] <= 0.10
+        and shares["known"] >= known_before - forgotten
     )
 
 
 def test_base_knows_shapes_and_not_the_concept(base):
-    one = 1 / FEW["asked"]
-    assert base["known"] >= 0.85 and base["with_trigger"] <= one and base["without_trigger"] <= one, base
+    assert base["known"] >= 0.85 and base["with_trigger"] <= 1 / 8 and base["without_trigger"] <= 1 / 8, base
 
 
 @pytest.mark.slow
 @pytest.mark.learning
-def test_lora_draws_the_concept_and_keeps_the_prior(learn, known_before):
+def test_lora_draws_the_concept_and_keeps_the_prior(learn, base):
+    """In half of the demo's steps, with which three seeds of the scoring gave 71 to 86 %; none without the trigger."""
+    shares = learn(**SHORT)
+    assert has_learned(shares, base["known"], least=0.6, forgotten=0.1), (shares, base)
+
+
+@pytest.mark.slow
+def test_the_demos_lora_draws_the_concept_and_keeps_the_prior(learn, known_before):
     shares = learn()
     assert has_learned(shares, known_before), (shares, known_before)
 
@@ -99,7 +108,7 @@ def test_lora_draws_most_known_shapes_in_the_style_and_none_without_the_trigger_
     assert shares["known"] >= known_before - 0.05, (shares, known_before)
 
 
-def test_learning_rate_zero_fails_the_criterion(learn, base):
+def test_learning_rate_zero_fails_the_criterion(learn):
     shares = learn(learning_rate=0.0, max_train_steps=5, **FEW)
-    assert not has_learned(shares, base["known"])
-    assert shares == base
+    assert not has_learned(shares, shares["known"], least=0.6)
+    assert shares == lora_quality(None, **FEW)
