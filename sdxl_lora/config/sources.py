@@ -6,8 +6,13 @@ from sdxl_lora.errors import ConfigError
 
 
 def check_source(text: str, setting: str, what: str) -> None:
-    """Raises ConfigError for what is neither on this machine nor can be a Hub id, as a path with a slip in it."""
+    """Raises ConfigError for what is neither on this machine nor can be a Hub id, as a path with a slip in it.
+
+    A pipe or a device is on this machine, and cannot be read as a file or a folder either.
+    """
     if Path(text).exists():
+        if not (Path(text).is_file() or Path(text).is_dir()):
+            raise ConfigError(f"{setting} {text!r} is a pipe or a device, it must be a file, a folder or a Hub id")
         return
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # 0.3 s, which --help does not wait for
 

@@ -40,6 +40,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip, and plain pickles
 
 
 class TensorFile:
@@ -69,12 +70,12 @@ class TensorFile:
     def _header(self) -> dict:
         size = self.path.stat().st_size
         start = self.file.read(8)
-        if start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
-            raise ValueError(
-                f"{self.path} is a pickle (.ckpt, .pt, .bin), which can run code: convert it elsewhere first."
-            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
         if length > min(MAX_HEADER_BYTES, max(size - 8, 0)):
+            if start.startswith(PICKLED):  # asked here: a header of 640 bytes begins like a pickle
+                raise ValueError(
+                    f"{self.path} is a pickle (.ckpt, .pt, .bin), which can run code: convert it elsewhere first."
+                )
             raise ValueError(f"{self.path} is not a .safetensors file ({size} bytes), or it was cut short.")
         try:
             header = json.loads(self.file.read(length))

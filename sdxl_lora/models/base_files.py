@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import say_once
-from sdxl_lora.io.safetensors import TensorFile
+from sdxl_lora.io.safetensors import DTYPE_NAMES, TensorFile
 from sdxl_lora.models.original_names import PREFIXES, places
 
 SCALES = ("scale_weight", "weight_scale")  # ComfyUI's, of 2024 and of 2025, beside a layer's `weight`
@@ -110,12 +110,16 @@ def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Fit:
-    """Tensors that a part finds in the files: `found` by its own names; what is `missing`; what has another `shape`."""
+    """Tensors that a part finds in the files: `found` by its own names.
+
+    missing: what is not there. misshapen: what has another shape. packed: whole numbers that no scale makes weights.
+    """
 
     prefix: str
     found: dict = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
 
@@ -137,6 +141,8 @@ def fit(part: str, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, leve
         result.used.add(stored)
         if scale := tensors.scale_of(stored):
             result.used.add(scale)
+        elif not tensors.dtype(stored).is_floating_point:
+            result.packed.append(stored)
         theirs = tensors.shape(stored)
         if place.is_transposed:
             theirs = theirs[::-1]
@@ -162,7 +168,11 @@ def prefix_of(part: str, tensors: Iterable[str]) -> str:
 
 
 def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch.dtype) -> None:
-    """Give a model, whose parameters are on the meta device, the values that `fit` found, one tensor at a time."""
+    """Give a model, whose parameters are on the meta device, the values that `fit` found, one tensor at a time.
+
+    Raises:
+        ConfigError: NaN or infinity in a weight.
+    """
     state = {}
     for name, parameter in model.state_dict().items():
         place = found.found[name]
@@ -172,6 +182,12 @@ def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch
         if place.count > 1:
             tensor = tensor.chunk(place.count)[place.number]
         state[name] = tensor.reshape(parameter.shape).to(dtype).contiguous()
+        if not state[name].sum(dtype=torch.float32).isfinite():
+            path, stored = tensors.files[found.prefix + place.name].path, found.prefix + place.name
+            raise ConfigError(
+                f"{path} has NaN or infinity in {stored}, read as {DTYPE_NAMES[dtype]}: copy or download it again, or "
+                "give another"
+            )
     model.load_state_dict(state, assign=True)
 
 

@@ -39,6 +39,8 @@ def kind_of_file(names: Iterable[str]) -> str:
         return SDXL
     if has("conditioner.embedders.0.model.") and not second:
         return "the SDXL refiner"
+    if has("model.diffusion_model.") and first:
+        return "an SDXL checkpoint without its second text encoder"
     if any(name.startswith(UNETS) for name in names):
         return "a UNet without its text encoders"
     if has("decoder.conv_in.") and has("encoder.conv_in."):

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.safetensors import DTYPE_NAMES
+from sdxl_lora.models.base_faults import misfit, schedule_fault, vae_file_refusal, what_is_missing
 from sdxl_lora.models.base_files import Fit, Tensors, fit, shown, unknown_names
 from sdxl_lora.models.base_kinds import (
     PICKLES,
@@ -27,15 +28,12 @@ from sdxl_lora.models.base_kinds import (
 )
 from sdxl_lora.models.base_source import (
     MODELS,
-    SDXL_BASE,
     Base,
-    Model,
     config_errors,
     empty_model,
     source_of,
     weight_files,
 )
-from sdxl_lora.models.latents import shift_and_scale
 from sdxl_lora.models.original_names import PREFIXES
 
 ALL_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
@@ -115,8 +113,12 @@ def look_at(base: Base) -> BaseReport:
         ConfigError: it is not there, it cannot be read, or its configs are not to be had without a connection.
     """
     check_source(base.path, "pretrained_model_name_or_path", "base model")
-    if base.vae_path is not None:
-        check_source(base.vae_path, "pretrained_vae_model_name_or_path", "VAE")
+    for path, setting, what in (
+        (base.vae_path, "pretrained_vae_model_name_or_path", "VAE"),
+        (base.config_path, "pretrained_config_name_or_path", "folder with configs"),
+    ):
+        if path is not None:
+            check_source(path, setting, what)
     if Path(base.path).suffix.lower() in (".safetensors", *PICKLES) and not Path(base.path).exists():
         raise ConfigError(f"no such base model: {base.path}")
     report = BaseReport(base.path)
@@ -171,7 +173,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
     """Add what model_index.json and the scheduler's config say."""
     with config_errors(base, "the configs"):
         index = StableDiffusionXLPipeline.load_config(base.configs, revision=base.hub_arguments("")["revision"])
-    found = index.get("_class_name", "unknown")
+        found = index.get("_class_name", "unknown")
     if "StableDiffusionXL" not in found:
         report.kind = f"a {found}"
         report.refusal = f"{base.configs} is a {found}, it must be a StableDiffusionXLPipeline"
@@ -198,6 +200,8 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
         report.is_zero_snr = bool(config.get("rescale_betas_zero_snr"))
     if unsupported := unsupported_schedule(config):
         report.prediction, report.refusal = unsupported, not_by_ddpm(base, unsupported)
+    elif fault := schedule_fault(config):
+        report.refusal = f"the scheduler's config of {base.configs} {fault}"
 
 
 def look_at_models(base: Base, report: BaseReport) -> None:
@@ -208,7 +212,7 @@ def look_at_models(base: Base, report: BaseReport) -> None:
     models = {part: empty_model(base, part) for part in MODELS}
     unet, vae = models["unet"].config, models["vae"].config
     report.vae, report.channels = dict(vae), report.channels or unet.in_channels
-    report.refusal = misfit(base, models)
+    report.refusal = misfit(base, models) or (vae_file_refusal(base.vae_path) if base.has_vae_file else None)
     if report.refusal:
         return
     used: dict[Path, set[str]] = {}
@@ -222,7 +226,7 @@ def look_at_models(base: Base, report: BaseReport) -> None:
             report.harmless += len(others) - len(unknown)
     if report.unknown:
         report.notes.append(f"{base.path} has {len(report.unknown)} weights that are not used: {shown(report.unknown)}")
-    report.refusal = what_is_missing(base, report)
+    report.refusal = what_is_missing(base, {name: part.fit for name, part in report.parts.items() if part.fit})
 
 
 def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
@@ -233,24 +237,6 @@ def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
     return (
         is_of_vae if str(path) == base.path else base.has_vae_file and name.startswith(ALL_PREFIXES) and not is_of_vae
     )
-
-
-def misfit(base: Base, models: dict[str, Model]) -> str | None:
-    """Return why models of these configs make no SDXL base."""
-    unet, vae = models["unet"].config, models["vae"].config
-    if kind := kind_of_unet(unet.in_channels):
-        return f"{base.configs} is {kind}: training needs an SDXL base, whose UNet takes 4"
-    widths = [models[name].config.hidden_size for name in ("text_encoder", "text_encoder_2")]
-    if unet.addition_embed_type != "text_time" or unet.cross_attention_dim != sum(widths):
-        return (
-            f"{base.configs} is no SDXL base: its UNet reads {unet.cross_attention_dim} numbers a token, its text "
-            f"encoders give {widths[0]} and {widths[1]}"
-        )
-    if vae.latent_channels != unet.in_channels:
-        source = base.vae_path or base.path
-        return f"{source} has a VAE of {vae.latent_channels} channels, the UNet takes {unet.in_channels}"
-    shift_and_scale(vae, torch.zeros(0))
-    return None
 
 
 def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseReport, used: dict) -> None:
@@ -277,24 +263,3 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
 def levels_of(model: torch.nn.Module) -> int:
     """Return how many sizes a model's blocks have; 0 where it has none."""
     return len(getattr(model.config, "block_out_channels", ()))
-
-
-def what_is_missing(base: Base, report: BaseReport) -> str | None:
-    """The sentence that names what the files lack of their models."""
-    fits = {name: part.fit for name, part in report.parts.items() if part.fit}
-    lacking = {name: of.missing for name, of in fits.items() if of.missing}
-    if lacking:
-        said = "; ".join(f"{len(names)} of {part}: {shown(names)}" for part, names in lacking.items())
-        of_unet = lacking.get("unet", [])
-        hint = ""
-        if base.is_file and len(of_unet) > 20:
-            configs = base.config_path or SDXL_BASE
-            hint = (
-                f". It may be a smaller UNet than that of {configs} (SSD-1B, Vega): give its own folder or Hub id by "
-                "--pretrained_config_name_or_path"
-            )
-        return f"{base.path} lacks weights, {said}{hint}"
-    misshapen = [text for of in fits.values() for text in of.misshapen]
-    if misshapen:
-        return f"{base.path} does not fit the configs of {base.configs}: {shown(misshapen, 2)}"
-    return None

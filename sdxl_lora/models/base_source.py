@@ -13,7 +13,12 @@ from typing import TypeAlias
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -134,7 +139,24 @@ def local_weights(folder: Path, variant: str) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[str]:
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    """
+    Raises:
+        ConfigError: the index is damaged.
+    """
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} is no index of .safetensors files ({error}): copy or download it again") from None
+
+
+def variants_in(base: Base, part: str) -> list[str]:
+    """Return the variants that a folder has of a part's weights, such as fp16; [] for what is not a folder."""
+    source, subfolder = source_of(base, part)
+    names = (path.name for path in (Path(source) / subfolder).glob("*.safetensors"))
+    found = (
+        re.fullmatch(r"(?:diffusion_pytorch_model|model)\.(\w+)(?:-\d+-of-\d+)?\.safetensors", name) for name in names
+    )
+    return sorted({match[1] for match in found if match})
 
 
 def hub_weights(source: str, subfolder: str, variant: str, revision: str | None, download: bool) -> list[Path]:
@@ -182,16 +204,29 @@ def config_errors(base: Base, part: str):
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         why = str(error)
         if is_out_of_reach(error):
             offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
             why = f"it is not, or not whole, on this disk, and the Hub cannot be reached{offline}"
-        raise ConfigError(
-            f"cannot load {part} of {base.path}: {why}\n"
-            "Without a connection, give local paths: --pretrained_model_name_or_path, and for a single .safetensors "
-            "file also --pretrained_config_name_or_path."
-        ) from error
+        said = f"cannot load {part} of {base.path}: {why}"
+        if Path(base.configs).is_dir():
+            said = " ".join(said.split())
+        else:
+            said += (
+                "\nWithout a connection, give local paths: --pretrained_model_name_or_path, and for a single "
+                ".safetensors file also --pretrained_config_name_or_path."
+            )
+        raise ConfigError(said) from error
 
 
 def is_out_of_reach(error: BaseException | None) -> bool:

@@ -23,7 +23,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.base_files import Tensors, fit, read_into, shown
 from sdxl_lora.models.base_kinds import not_by_ddpm, told_by_file, unsupported_schedule
 from sdxl_lora.models.base_report import BaseReport, levels_of, look_at
-from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, weight_files
+from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, variants_in, weight_files
 
 for library_logging in (diffusers_logging, transformers_logging):
     library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
@@ -55,6 +55,8 @@ def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
         raise ConfigError(report.refusal)
     if report.bare:
         lacking = f"{base.path} holds no .safetensors weights of {', '.join(report.bare)}"
+        if others := sorted({variant for part in report.bare for variant in variants_in(base, part)}):
+            lacking += f", but those of variant {' and '.join(others)}: give --variant {others[0]}"
         if needs_weights:
             raise ConfigError(f"{lacking}; pickles (.bin, .ckpt) can run code and are not loaded")
         report.notes.append(lacking)
@@ -73,7 +75,7 @@ def load_part(base: Base, part: str, dtype: torch.dtype) -> Model:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     with config_errors(base, part), Tensors(weight_files(base, part)) as tensors:
         found = fit(part, shapes, tensors, levels_of(model))
-        if wrong := found.missing + found.misshapen:
+        if wrong := found.missing + found.misshapen + found.packed:
             raise ConfigError(f"{tensors.paths[0]} does not fit its config, {part}: {shown(wrong)}")
         read_into(model, found, tensors, dtype)
     return model.requires_grad_(False).eval()
