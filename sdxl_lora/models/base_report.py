@@ -106,9 +106,11 @@ class BaseReport:
         return [self.path, *(f"  {heading:14} {text}" for heading, text in rows)]
 
 
-def look_at(base: Base) -> BaseReport:
+def look_at(base: Base, with_configs: bool = True) -> BaseReport:
     """Return what a base is, by headers and configs.
 
+    Args:
+        with_configs: False for what a file's header or a folder's contents tell alone.
     Raises:
         ConfigError: it is not there, it cannot be read, or its configs are not to be had without a connection.
     """
@@ -124,7 +126,7 @@ def look_at(base: Base) -> BaseReport:
     report = BaseReport(base.path)
     look = look_at_file if base.is_file else look_at_folder
     look(base, report)
-    if report.refusal is None:
+    if report.refusal is None and with_configs:
         look_at_models(base, report)
     return report
 

@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     StrictDataclassError,
@@ -191,6 +192,24 @@ def empty_model(base: Base, part: str) -> Model:
         if (found := config.get("_class_name", model.__name__)) != model.__name__:
             raise ConfigError(f"{source} has {found} for its {part}, it must be {model.__name__}")
         return model.from_config(config)
+
+
+def has_configs_here(base: Base) -> bool:
+    """Return whether all configs of a base are on this disk, in folders or in the Hub's cache."""
+    vae_is_apart = base.vae_path is not None and not base.has_vae_file
+    parts = [part for part in MODELS if not (part == "vae" and vae_is_apart)]
+    names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts)]
+    revision = base.hub_arguments("")["revision"]
+    wanted = [(base.configs, name, revision) for name in names]
+    if vae_is_apart:
+        wanted.append((str(base.vae_path), "config.json", None))
+    try:
+        return all(
+            Path(source).is_dir() or isinstance(try_to_load_from_cache(source, name, revision=revision), str)
+            for source, name, revision in wanted
+        )
+    except HFValidationError:  # neither a folder nor a Hub id
+        return False
 
 
 def models_without_weights(base: Base) -> dict[str, Model]:

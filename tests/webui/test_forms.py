@@ -183,7 +183,7 @@ def test_a_folder_that_is_not_there_is_told_at_the_press_and_not_when_its_turn_c
     assert complaint(TrainConfig, train, output_dir="r", train_data_dir=there) == ""
     assert "is not a folder" in complaint(TrainConfig, train, output_dir="r", train_data_dir=gone)
     assert complaint(TrainConfig, train, gone, output_dir="r", train_data_dir=gone) == "", "a job will have made it"
-    bases = {"stabilityai/of-the-hub": False, there: False, "/none/sdxl.safetensors": True, "models/a/b.ckpt": True}
+    bases = {"stabilityai/of-the-hub": False, "/none/sdxl.safetensors": True, "models/a/b.ckpt": True}
     for base, is_told in bases.items():
         said = complaint(TrainConfig, train, output_dir="r", train_data_dir=there, pretrained_model_name_or_path=base)
         assert ("no such base model here" in said) == is_told, base

@@ -15,6 +15,7 @@ from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import say, say_label, say_problem
+from webui.runs.base_look import base_problem
 from webui.runs.listing import has_run
 from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field
 from webui.settings.workspace import Workspace, check_folder_name
@@ -64,7 +65,7 @@ class Form:
         rules = []
         for name, said in by_field.items():
             if name in self.widgets:
-                words = css_text(" ".join(say_problem(language, problem) for problem in said))
+                words = css_text(" ".join(self.in_words(language, name, problem) for problem in said))
                 field = f".sdxl-lora #{self.widgets[name].elem_id}"
                 rules.append(
                     f"{field}>*{{height:auto}}{field} input,{field} textarea{{border-color:var(--bad)!important}}"
@@ -75,11 +76,20 @@ class Form:
     def named(self, language: str, problem: str) -> str:
         """The problem, behind the name that its first field has on the page."""
         by_field, _ = problems_by_field(self.config_class, (problem,))
-        words = say_problem(language, problem)
         if not by_field:
-            return words
+            return say_problem(language, problem)
         name = next(iter(by_field))
-        return f"{say_label(language, self.config_class, name)}: {words}"
+        return f"{say_label(language, self.config_class, name)}: {self.in_words(language, name, problem)}"
+
+    def in_words(self, language: str, name: str, problem: str) -> str:
+        """The problem of a field in the page's words, which has fields where the command line has flags."""
+
+        def label(found: re.Match) -> str:
+            field = found[1].removeprefix("no_")
+            known = field in fields_of(self.config_class)
+            return f"\u201c{say_label(language, self.config_class, field)}\u201d" if known else found[0]
+
+        return re.sub(r"--(\w+)", label, say_problem(language, problem)).removeprefix(f"{name}: ")
 
     def shown(self, config: Any) -> list[Any]:
         """The values of the widgets that stand for a config, names in place of folders."""
@@ -109,8 +119,12 @@ def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
     base = "pretrained_model_name_or_path"
     try:
         check_source(config.model.pretrained_model_name_or_path, base, "base model")
+        refusal = base_problem(config.model)
     except ConfigError as error:
-        problems.append(str(error))
+        return [*problems, str(error)]
+    if refusal is not None:
+        names_a_field = refusal.split()[0].rstrip(":") in fields_of(TrainConfig)
+        problems.append(refusal if names_a_field else f"{base}: {refusal}")
     return problems
 
 

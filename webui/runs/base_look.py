@@ -1,0 +1,87 @@
+"""Whether a base can be trained, asked of a process of its own: looking takes torch, which the page does not import.
+
+    python -m webui.runs.base_look '["BASE", "VAE", "CONFIGS", "REVISION", "VARIANT"]'
+
+prints the sentence that refuses it, nothing where all is well. Nothing is downloaded: what the Hub's cache lacks is
+looked at when the training starts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from sdxl_lora.config.sections.model import ModelConfig
+from webui.runs.jobs import ROOT
+
+SECONDS = 120  # for one that takes longer, on a disk that is asleep, the training's own look tells
+Names = tuple[str, str | None, str | None, str | None, str | None]
+
+
+def base_problem(model: ModelConfig) -> str | None:
+    """Return why the chosen base cannot be trained, a sentence; None where it can, or where only the Hub can tell.
+
+    The answer is kept until one of the files changes.
+    """
+    names = (
+        model.pretrained_model_name_or_path,
+        model.pretrained_vae_model_name_or_path,
+        model.pretrained_config_name_or_path,
+        model.revision,
+        model.variant,
+    )
+    if not (Path(names[0]).exists() or is_cached(names[0], model.revision)):
+        return None
+    return _asked(names, tuple(stamp for name in names[:3] if name for stamp in _stamps(Path(name))))
+
+
+def is_cached(hub_id: str, revision: str | None) -> bool:
+    """Return whether the Hub's cache on this disk has a base."""
+    from huggingface_hub import try_to_load_from_cache  # takes a third of a second, which the page's start saves
+
+    return isinstance(try_to_load_from_cache(hub_id, "model_index.json", revision=revision), str)
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of a file, or of a folder's files and those of its folders."""
+    paths = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("*/*")]) if path.is_dir() else []
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()]
+
+
+@lru_cache(maxsize=32)
+def _asked(names: Names, stamps: tuple) -> str | None:
+    command = [sys.executable, "-m", "webui.runs.base_look", json.dumps(names)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"the base {names[0]} cannot be looked at: {last}"
+    return done.stdout.strip() or None
+
+
+def look(names: Names) -> str:
+    """Return the sentence that refuses a base; "" for one that can be trained as far as this machine's files tell."""
+    from sdxl_lora.errors import ConfigError
+    from sdxl_lora.models.base_report import look_at
+    from sdxl_lora.models.base_source import has_configs_here
+    from sdxl_lora.models.loading import Base, check_base
+
+    base = Base(*names)
+    try:
+        if has_configs_here(base):
+            check_base(base)
+            return ""
+        return look_at(base, with_configs=False).refusal or ""
+    except ConfigError as error:
+        return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    print(look(json.loads(sys.argv[1])))
