@@ -69,6 +69,7 @@ def start_processes(compute: ComputeConfig, batch: BatchConfig) -> PartialState:
     if int(os.environ.get("RANK", 0)) == 0:
         for text in said:
             warnings.warn(text, stacklevel=3)
+    check_named_device()
     try:
         return PartialState(is_cpu_asked_for(), **process_group_of(compute).to_kwargs())
     except (ValueError, ImportError) as error:
@@ -78,6 +79,22 @@ def start_processes(compute: ComputeConfig, batch: BatchConfig) -> PartialState:
 def process_group_of(compute: ComputeConfig) -> InitProcessGroupKwargs:
     timeout = timedelta(seconds=compute.process_timeout_seconds)
     return InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timeout)
+
+
+def check_named_device() -> None:
+    """
+    Raises:
+        ConfigError: ACCELERATE_TORCH_DEVICE names a device that is not here.
+    """
+    if (name := os.environ.get("ACCELERATE_TORCH_DEVICE")) is None:
+        return
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:  # torch's own, of many classes
+        why = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"ACCELERATE_TORCH_DEVICE is {name!r} in the environment, which is no device here ({why}): unset it"
+        ) from error
 
 
 def is_cpu_asked_for() -> bool:

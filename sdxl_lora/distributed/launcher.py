@@ -11,7 +11,8 @@ from collections.abc import Mapping, MutableMapping
 
 from sdxl_lora.errors import ConfigError
 
-YES = ("true", "1", "yes", "on")
+YES, NO = ("true", "1", "yes", "on", "y", "t"), ("false", "0", "no", "off", "n", "f", "none", "")
+FLAGS = ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED")
 PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -20,6 +21,12 @@ PLUGINS = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism",
 }
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+OF_MPI = {  # torch's name: those of Intel's MPI and MPICH, of OpenMPI and of MVAPICH, as accelerate reads them
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
 HOW_TO = "start it by `accelerate launch` or `torchrun`, which set all of them, or unset them"
 
 
@@ -30,8 +37,9 @@ def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro
         ConfigError: the processes of a start cannot be told from it.
     """
     said = []
+    settle_flags(environment)
     for name, what in PLUGINS.items():
-        if environment.pop(name, "").lower() in YES:
+        if environment.pop(name, "").lower() not in NO:
             said.append(f"{what} is not used: each process holds the whole model, and they average their gradients")
     backend = environment.pop("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() not in ("no", ""):
@@ -50,6 +58,20 @@ def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro
     return said + settle_processes(environment)
 
 
+def settle_flags(environment: MutableMapping[str, str]) -> None:
+    """See that accelerate can read its flags: it fails at a word that is neither yes nor no.
+
+    Raises:
+        ConfigError
+    """
+    for name in FLAGS:
+        value = environment.get(name, "no").lower()
+        if value not in (*YES, *NO):
+            raise ConfigError(f"{name} is {environment[name]!r} in the environment, it must be true or false")
+        if name in environment:
+            environment[name] = "true" if value in YES else "false"
+
+
 def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
     """See that torch's variables are all there, or none: a single process may have some that mean nothing.
 
@@ -58,10 +80,15 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
     """
     for name in [name for name in NUMBERS if environment.get(name, "").strip() == "-1"]:
         del environment[name]  # older scripts' word for not being one of several
+    take_from_mpi(environment)
     for name in NUMBERS:
         value = environment.get(name)
         if value is not None and not value.strip().isdigit():
             raise ConfigError(f"{name} is {value!r} in the environment, it must be a whole number: {HOW_TO}")
+    if not 0 < int(environment.get("MASTER_PORT", 1)) < 2**16:
+        raise ConfigError(
+            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment, it must be from 1 to 65535: {HOW_TO}"
+        )
     numbers = {name: int(environment[name]) for name in NUMBERS if name in environment}
     world_size = numbers.get("WORLD_SIZE", 1)
     if world_size < 1 or ("WORLD_SIZE" in numbers and not 0 <= numbers.get("RANK", 0) < world_size):
@@ -71,7 +98,7 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
     lacking = [
         name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
     ]
-    if not ranks or not lacking:
+    if not lacking or (not ranks and world_size == 1):
         return []
     there = ", ".join(f"{name}={numbers[name]}" for name in (*ranks, "WORLD_SIZE") if name in numbers)
     if world_size > 1 or any(numbers[name] > 0 for name in ranks):
@@ -83,6 +110,19 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
         del environment[name]
     environment.pop("WORLD_SIZE", None)
     return [f"the environment has {there} but not {', '.join(lacking)}: this process trains alone"]
+
+
+def take_from_mpi(environment: MutableMapping[str, str]) -> None:
+    """Give the processes that mpirun has started torch's variables, where nobody else has."""
+    size = next((environment[name] for name in OF_MPI["WORLD_SIZE"] if name in environment), "1")
+    if "RANK" in environment or "WORLD_SIZE" in environment or not size.strip().isdigit() or int(size) < 2:
+        return
+    for name, theirs in OF_MPI.items():
+        if found := next((environment[of_mpi] for of_mpi in theirs if of_mpi in environment), None):
+            environment.setdefault(name, found)
+    if environment.get("LOCAL_WORLD_SIZE") == size:  # all on this machine
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", "29500")
 
 
 def tell_launcher(environment: Mapping[str, str], message: str) -> None:
