@@ -32,6 +32,7 @@ class ResumeRule(enum.Enum):
 
 
 SAME, BY_CONTENT, FREE = ResumeRule
+LARGEST = 2**63  # whole numbers from here on do not fit into a machine's
 PATH = "path"  # a path, or a Hub id in its place: `~`, quotes and blanks at its ends are read as they are meant
 
 
@@ -147,13 +148,16 @@ def tidy_paths(config: Any) -> None:
 
 
 def range_problems(config: Any) -> list[str]:
-    """A sentence for each number that is NaN or outside of the range in its field's line; None passes."""
+    """A sentence for each number that is NaN, outside of the range in its field's line, or a whole number that no
+    machine counts to; None passes."""
     values = flat_values(config)
     problems = []
     for name, field in flat_fields(type(config)).items():
         value, bounds = values[name], [rule for rule in field.rules if isinstance(rule, Gt | Ge | Lt | Le | MultipleOf)]
         if isinstance(value, int | float) and bounds and not _is_within(value, bounds):
             problems.append(f"{name} is {value}, it must be {range_text(bounds)}")
+        elif isinstance(value, int) and value >= LARGEST:
+            problems.append(f"{name} is {value}, it must be below 2^63")
     return problems
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sdxl_lora.config.checks import raise_all
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.images.decode import open_own_png
 from sdxl_lora.run.status import replace_text
@@ -17,6 +18,23 @@ from sdxl_lora.run.status import replace_text
 ID_NAME = "wandb-id.txt"  # in the run's folder
 UPLOAD_SECONDS = 1800  # W&B waits so long for a lost connection at the end; what it has not sent stays in the folder
 TABLE_COLUMNS = ["step", "prompt", "negative prompt", "size", "seed", "guidance", "denoising steps", "picture"]
+
+
+def check_wandb(environment: Mapping[str, str]) -> None:
+    """
+    Raises:
+        ConfigError: W&B would stop the run at its variables, each of which is named, its value not: it may be a key.
+    """
+    import wandb
+
+    problems = []
+    for name in sorted(name for name in environment if name.startswith("WANDB_")):
+        try:
+            wandb.Settings().update_from_env_vars({name: environment[name]})
+        except (ValueError, wandb.errors.Error) as error:  # pydantic's has its sentences in a list
+            said = getattr(error, "errors")()[0]["msg"] if hasattr(error, "errors") else str(error)  # noqa: B009
+            problems.append(f"W&B does not take what {name} is in the environment: {said}; set it anew, or unset it")
+    raise_all(problems)
 
 
 def start_trackers(

@@ -4,6 +4,7 @@ The mean cosine of the embeddings of all pairs, as in DreamBooth (arXiv:2208.122
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -16,6 +17,30 @@ from sdxl_lora.errors import ConfigError
 BATCH = 16  # pictures at once
 
 
+def check_similarity_model(model: str) -> None:
+    """
+    Raises:
+        ConfigError: neither a folder of a model nor a Hub id.
+    """
+    check_source(model, "similarity_model", "folder")
+    folder = Path(model)
+    if folder.is_file():
+        raise cannot_be_used(model, "it is a file")
+    if folder.is_dir():
+        needed = (("config.json",), ("preprocessor_config.json", "processor_config.json"))
+        lacking = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
+        if lacking:
+            raise cannot_be_used(model, f"it is a folder without {' and '.join(lacking)}")
+
+
+def cannot_be_used(model: str, why: str) -> ConfigError:
+    """Return the error that says what a model must be."""
+    return ConfigError(
+        f"similarity_model {model} cannot be used: {why} (it must be a vision model of transformers with safetensors "
+        "and an image processor, e.g. facebook/dinov2-base)"
+    )
+
+
 class Similarity:
     """To the `references`, which `refer_to` sets. The model waits on the CPU in float32, and comes to a device for use.
 
@@ -26,7 +51,7 @@ class Similarity:
     """
 
     def __init__(self, model: str):
-        check_source(model, "similarity_model", "folder")
+        check_similarity_model(model)
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
             self.model = AutoModel.from_pretrained(
@@ -35,10 +60,8 @@ class Similarity:
             self.model.eval().requires_grad_(False)
             self.embed([Image.new("RGB", (64, 64))], torch.device("cpu"))
         except Exception as error:  # transformers raises of many classes
-            raise ConfigError(
-                f"similarity_model {model} cannot be used: {str(error).strip().splitlines()[0]} (it must be a vision "
-                "model of transformers with safetensors and an image processor, e.g. facebook/dinov2-base)"
-            ) from error
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". If you were trying")[0]
+            raise cannot_be_used(model, said) from error
         self.references: torch.Tensor | None = None
 
     @torch.no_grad()

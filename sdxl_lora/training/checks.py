@@ -1,6 +1,7 @@
 """What would fail at the end of the night, checked before any work."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
-from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.distributed.accelerator import device_here, is_cpu_asked_for
@@ -27,8 +27,9 @@ from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optim
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
+from sdxl_lora.run.trackers import check_wandb
 from sdxl_lora.run.variant import settle_variant
-from sdxl_lora.sampling.similarity import Similarity
+from sdxl_lora.sampling.similarity import Similarity, check_similarity_model
 from sdxl_lora.training.model import trained_names, warm_start_of
 
 FULL_SIZE = 500e6  # parameters of a UNet; SDXL has 2.6 billion, the smallest of its distillations 740 million
@@ -97,7 +98,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     report = check_base(base, needs_weights)
     load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     if config.evaluation.similarity_model is not None:
-        check_source(config.evaluation.similarity_model, "similarity_model", "folder")
+        check_similarity_model(config.evaluation.similarity_model)
     sample_prompts_of(config)
     config.evaluation.warn_of_lost_quotes()
     check_start(config.adapter, base)
@@ -107,6 +108,8 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
         raise ConfigError(f"{error} Choose it with --output_name.") from None
     if config.logging.report_to == "trackio" and importlib.util.find_spec("trackio") is None:
         raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
+    if config.logging.report_to in ("wandb", "all"):
+        check_wandb(os.environ)
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
     return report

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 
 from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
 
@@ -72,7 +72,7 @@ class ComputeConfig:
     """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
     allow_cpu: Annotated[bool, FREE] = False
     """Train a full-size base without a GPU, which takes minutes for each step."""
-    process_timeout_seconds: Annotated[int, Gt(0), FREE] = 1800
+    process_timeout_seconds: Annotated[int, Gt(0), Le(10**8), FREE] = 1800
     """With several processes: how long one may keep the others waiting before they end and say so."""
 
     def problems(self) -> list[str]:

@@ -57,3 +57,10 @@ def test_hub_ids_and_words_stay_as_they_are():
     config = flat_train_config(output_dir="runs/cat", dataset_name=" user/cats ", init_lora="owner/name")
     assert (config.output_dir, config.data.dataset_name) == ("runs/cat", "user/cats")
     assert config.adapter.init_lora == "owner/name" and config.checkpoint.resume_from_checkpoint == "latest"
+
+
+@pytest.mark.parametrize("name", ["rank", "max_train_steps", "train_batch_size", "checkpointing_steps", "resolution"])
+def test_a_whole_number_that_no_machine_counts_to_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} is {2**66}, it must be below 2\\^63"):
+        flat_train_config(output_dir="x", train_data_dir="d", **{name: 2**66})
+    flat_train_config(output_dir="x", train_data_dir="d", max_train_steps=2**63 - 1)

@@ -1,6 +1,7 @@
 """CLIP-I and DINO scores by real, tiny classes of transformers: algebra, by hand, and in a run."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from transformers import (
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
-from sdxl_lora.sampling.similarity import Similarity
+from sdxl_lora.sampling.similarity import Similarity, check_similarity_model
 from tests.helpers.runs import assert_equal_weights
 
 CPU = torch.device("cpu")
@@ -109,6 +110,28 @@ def test_a_run_reports_it_with_every_drawing_and_is_not_moved_by_it(train, model
     assert len({event["similarity"] for event in events}) == 3
     name = "pytorch_lora_weights.safetensors"
     assert_equal_weights(load_file(plain / name), load_file(run / name))
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda path: path.mkdir(), "it is a folder without config.json and preprocessor_config.json"),
+        (lambda path: path.write_text(""), "it is a file"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text("{}")), "without preprocessor_config.json"),
+        (lambda path: os.symlink(os.devnull, path), "is a pipe or a device"),
+    ],
+)
+def test_what_is_no_model_is_told_without_a_word_of_the_hub(tmp_path, make, words):
+    make(tmp_path / "model")
+    with pytest.raises(ConfigError) as raised:
+        check_similarity_model(str(tmp_path / "model"))
+    assert words in str(raised.value) and "huggingface.co" not in str(raised.value)
+
+
+def test_a_hub_id_that_is_not_here_is_told_in_one_sentence():
+    with pytest.raises(ConfigError, match="cannot be used: Can't load image processor for 'no/such-model' ") as raised:
+        Similarity("no/such-model")
+    assert "local directory" not in str(raised.value)
 
 
 def test_what_cannot_measure_is_refused_before_any_work(train, models, tmp_path):
