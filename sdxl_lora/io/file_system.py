@@ -21,6 +21,14 @@ CANNOT_FLUSH = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENO
 CANNOT_FLUSH |= {errno.EBADF, errno.EISDIR}
 CANNOT_RENAME = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV}
 CANNOT_MAP = {errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+CANNOT_MAP |= {
+    errno.EAGAIN,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOMEM,
+}  # limits of a container; reading says if it is more
+BUSY = {errno.EBUSY, errno.EAGAIN, *(getattr(errno, name) for name in ("ESTALE", "ETXTBSY") if hasattr(errno, name))}
+UNWELL = {errno.EIO, errno.ENOTCONN, *(getattr(errno, name) for name in ("ESTALE",) if hasattr(errno, name))}
 # A scanner, or a page that reads, has a file open for milliseconds: 2 s in all.
 PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
 _said: set[tuple[str, str]] = set()
@@ -41,6 +49,20 @@ def cannot_map(error: Exception) -> bool:
     """Return whether an error, of the system or of safetensors, says that a file cannot be mapped into memory."""
     number = getattr(error, "errno", None)
     return number in CANNOT_MAP or any(f"os error {known})" in str(error) for known in CANNOT_MAP)
+
+
+def is_busy(error: OSError) -> bool:
+    """Return whether a file may be let go in a moment: Windows, CIFS and FUSE answer so where one is open."""
+    return isinstance(error, PermissionError) or error.errno in BUSY
+
+
+def remedy_for(error: Exception) -> str:
+    """What to do about a disk that does not take what is written, the beginning of a sentence."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))  # Rust's
+    number = int(hidden[1]) if hidden else getattr(error, "errno", None)
+    if number == errno.EROFS:
+        return "Have it mounted for writing too, or choose another folder,"
+    return "See whether the disk and the connection to it are well," if number in UNWELL else "Make room"
 
 
 def flush_to_disk(path: Path) -> None:
@@ -76,19 +98,19 @@ def replace(source: Path, target: Path, last: str = "") -> None:
         try:
             os.replace(source, target)
             return
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno in CANNOT_RENAME:
+                instead = "they are copied, which takes longer; what a crash leaves half copied is made again"
+                say_once(target.parent, "cannot rename", instead, error)
+                break
+            if not is_busy(error):
+                raise
             if pause is None:
                 raise DiskError(
                     f"cannot rename {source} to {target} ({error.strerror}): "
                     "close the programs that have it open, or see who may write there"
                 ) from error
             time.sleep(pause)
-        except OSError as error:
-            if error.errno not in CANNOT_RENAME:
-                raise
-            instead = "they are copied, which takes longer; what a crash leaves half copied is made again"
-            say_once(target.parent, "cannot rename", instead, error)
-            break
     if source.is_dir():
         copy_folder(source, target, last)
         shutil.rmtree(source)
@@ -144,8 +166,8 @@ def remove(path: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
             return
-        except PermissionError:
-            if pause is None:
+        except OSError as error:
+            if pause is None or not (is_busy(error) or error.errno == errno.ENOTEMPTY):  # NFS keeps what is open
                 raise
             time.sleep(pause)
 

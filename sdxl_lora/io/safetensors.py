@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from sdxl_lora.errors import DiskError
-from sdxl_lora.io.file_system import CANNOT_RENAME, cannot_map, flush_to_disk, replace, say_once
+from sdxl_lora.io.file_system import CANNOT_RENAME, cannot_map, flush_to_disk, remedy_for, replace, say_once
 
 DTYPES = {
     "F64": torch.float64,
@@ -202,7 +202,7 @@ def _disk_trouble(path: Path, size: int, error: OSError) -> str:
     why = f"cannot write {path}: {error.strerror or error}; it needs {size} bytes"
     with contextlib.suppress(OSError):
         why += f", {shutil.disk_usage(path.parent).free} are free"
-    return f"{why}. Make room there and start again."
+    return f"{why}. {remedy_for(error)} and start again."
 
 
 def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:

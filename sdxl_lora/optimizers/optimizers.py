@@ -63,7 +63,8 @@ def make_optimizer(
     try:
         return optimizer_class(parameters, **{**own, **(arguments or {})})
     except Exception as error:  # of all classes, as they come
-        raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}") from error
+        hint = ": give --learning_rate None, it has one of its own" if "argument 'lr'" in str(error) else ""
+        raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}{hint}") from error
 
 
 def load_optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from sdxl_lora.errors import ConfigError
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # torch's errors have them, terminal or not
 LINEAR, CONVOLUTION, MAGNITUDE = (4, 32), (4, 8, 3, 3), (32,)
 
 
@@ -64,9 +66,11 @@ def there_and_back(state: dict, device: torch.device) -> dict:
 
 def reason(error: Exception) -> str:
     """Return the words that say what it would need."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = COLOURS.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])
     if "closure" in said:
         return f"it needs a closure that computes the loss again, which a training of many pictures has not ({said})"
     if "sparse" in said or "dense" in said:
         return f"it is for sparse gradients, a LoRA's are dense ({said})"
+    if "pickle" in said or "Weights only load" in said:
+        return f"its state holds more than tensors and plain values, which a checkpoint cannot keep ({said[:80]})"
     return f"{said} (tried on parameters of two, with convolutions of four, with DoRA of one dimension)"

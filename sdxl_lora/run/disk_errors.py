@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from sdxl_lora.errors import DiskError
+from sdxl_lora.io.file_system import UNWELL, remedy_for
 from sdxl_lora.operating_system import WINDOWS_DISK_ERRORS
 from sdxl_lora.run.checkpoints import checkpoints, problem_with
 
@@ -40,14 +41,16 @@ def disk_trouble(run_dir: Path, error: Exception) -> str:
     return (
         f"cannot write to {place} ({error}): {free} bytes are free"
         + (f", a checkpoint needs about {size:,}" if good else "")
-        + ". Make room and run the same command again; "
+        + f". {remedy_for(error)} and run the same command again; "
         + (f"{good.name} is good." if good else "there is no good checkpoint yet.")
     )
 
 
 def is_disk_error(error: Exception) -> bool:
     """torch.save and safetensors hide the system's error number in their own exceptions."""
-    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+    if isinstance(error, OSError) and (
+        error.errno in DISK_ERRNOS or (error.errno in UNWELL and error.filename is not None)  # a file's, no socket's
+    ):
         return True
     words = str(error)
     hidden = re.search(r"\(os error (\d+)\)", words)  # Rust's

@@ -24,7 +24,7 @@ from sdxl_lora.operating_system import is_alive, refusal_to_lock
 HEARTBEAT_SECONDS = 5  # between two signs of life
 SILENT_SECONDS = 60  # without one, the holder is gone
 NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-NO_LOCKS_HERE |= {errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL}
+NO_LOCKS_HERE |= {errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL, errno.EBADF}
 
 
 class RunLock:

@@ -70,7 +70,7 @@ class OptimizerConfig:
     @property
     def name(self) -> str:
         """The optimizer that is meant, whichever setting says so."""
-        return "adamw8bit" if self.use_8bit_adam else self.optimizer
+        return "adamw8bit" if self.use_8bit_adam else self.optimizer.strip()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -84,12 +84,12 @@ class OptimizerConfig:
         problems = blocks_problems("block_lr_factors", self.block_lr_factors, float)
         if self.ema_decay is not None and self.name == "schedule_free_adamw":
             problems.append("ema_decay does not go with schedule_free_adamw, which keeps an average of its own")
-        if self.optimizer not in OPTIMIZERS and "." not in self.optimizer.strip("."):
-            near = difflib.get_close_matches(self.optimizer, OPTIMIZERS, n=1)
+        if self.optimizer.strip() not in OPTIMIZERS and "." not in self.optimizer.strip(" ."):
+            near = difflib.get_close_matches(self.optimizer.strip().lower(), OPTIMIZERS, n=1)
             question = f", did you mean {near[0]}?" if near else ""
             known = ", ".join(OPTIMIZERS)
             problems.append(f"optimizer is {self.optimizer!r}, it must be one of {known}, or module.Class{question}")
-        if self.use_8bit_adam and self.optimizer not in ("adamw", "adamw8bit"):
+        if self.use_8bit_adam and self.optimizer.strip() not in ("adamw", "adamw8bit"):
             problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {self.optimizer}: leave one of them out")
         if self.name == "prodigy":
             problems += self._prodigy_problems()

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import socket
 import warnings
 
@@ -16,10 +17,10 @@ from preprocess.jobs.state import acquired
 from preprocess.output.publish import publish as publish_dataset
 from sdxl_lora.cache import records
 from sdxl_lora.cache.records import read_record, write_record
-from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io import file_system
 from sdxl_lora.io import safetensors as safetensors_io
-from sdxl_lora.io.file_system import flush_to_disk, replace
+from sdxl_lora.io.file_system import flush_to_disk, remove, replace, write_whole
 from sdxl_lora.io.safetensors import load_tensors, save_tensors, write_tensors
 from sdxl_lora.models import base_files
 from sdxl_lora.models.base_files import Tensors
@@ -60,10 +61,10 @@ def no_rename(monkeypatch):
     monkeypatch.setattr(safetensors_io, "save_file", refuse_to_save)
 
 
-@pytest.fixture
-def no_mapping(monkeypatch):
+@pytest.fixture(params=[errno.ENODEV])
+def no_mapping(monkeypatch, request):
     def refuse(*_, **__):
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(mmap, "mmap", refuse)
     for module in (records, base_files):
@@ -112,6 +113,57 @@ def test_checkpoints_are_copied_where_nothing_can_be_renamed(tmp_path, no_rename
     assert choose_checkpoint(tmp_path, "latest", None, print).name == "checkpoint-4"
 
 
+@pytest.mark.parametrize("answer", [errno.EBUSY, errno.ESTALE, errno.EAGAIN, errno.EPERM])
+def test_a_file_that_is_busy_is_waited_for_and_then_told_of(tmp_path, monkeypatch, answer):
+    """As CIFS, FUSE and NFS answer while another program has it open, or while a server comes back."""
+    real, refused, waited = os.replace, [3], []
+
+    def busy(source, target):
+        if refused[0] > 0:
+            refused[0] -= 1
+            raise OSError(answer, os.strerror(answer))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(file_system.time, "sleep", waited.append)
+    write_whole(tmp_path / "status.json", b"1")
+    assert (tmp_path / "status.json").read_bytes() == b"1" and len(waited) == 3
+    refused[0] = 99
+    with pytest.raises(DiskError, match=r"cannot rename .*status\.json .*close the programs that have it open"):
+        write_whole(tmp_path / "status.json", b"2")
+    assert (tmp_path / "status.json").read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_are_copied_over_to_another_device(tmp_path, monkeypatch):
+    """A run's folder whose files are bind mounts or links into another file system."""
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.warns(UserWarning, match="cannot rename"):
+        write_whole(tmp_path / "status.json", b"1")
+    assert (tmp_path / "status.json").read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("answer", [errno.EBUSY, errno.ENOTEMPTY])
+def test_a_folder_with_an_open_file_is_removed_in_the_end(tmp_path, monkeypatch, answer):
+    """NFS keeps an open file under another name until it is let go."""
+    (tmp_path / "old").mkdir()
+    real, refused = shutil.rmtree, [2]
+
+    def busy(path):
+        if refused[0] > 0:
+            refused[0] -= 1
+            raise OSError(answer, os.strerror(answer))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    monkeypatch.setattr(file_system.time, "sleep", lambda _: None)
+    remove(tmp_path / "old")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_copied_gets_its_manifest_last(tmp_path, no_rename, monkeypatch):
     source = tmp_path / "source"
     source.mkdir()
@@ -137,6 +189,7 @@ def test_status_records_and_tensors_are_written_where_nothing_can_be_renamed(tmp
     assert torch.equal(load_tensors(tmp_path / "state.safetensors")["mean"], record["mean"])
 
 
+@pytest.mark.parametrize("no_mapping", [errno.ENODEV, errno.EAGAIN, errno.EPERM, errno.ENOMEM], indirect=True)
 def test_records_states_and_bases_are_read_where_files_cannot_be_mapped(tmp_path, no_mapping):
     path, tensors = tmp_path / "record.safetensors", {"mean": torch.arange(6.0), "std": torch.ones(2)}
     write_record(path, tensors)
@@ -155,7 +208,7 @@ def test_records_states_and_bases_are_read_where_files_cannot_be_mapped(tmp_path
         read_record(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.parametrize("answer", [errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL, errno.ENOLCK])
+@pytest.mark.parametrize("answer", [errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL, errno.ENOLCK, errno.EBADF])
 def test_a_folder_that_cannot_be_locked_is_held_by_signs_of_life(tmp_path, monkeypatch, answer):
     def flock(*_):
         raise OSError(answer, os.strerror(answer))

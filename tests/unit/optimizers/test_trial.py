@@ -37,6 +37,25 @@ class KeepsAFunction(torch.optim.SGD):
         return {**super().state_dict(), "how": lambda: 1}
 
 
+class KeepsAModule(torch.optim.SGD):
+    def state_dict(self):
+        return {**super().state_dict(), "state": {0: {"x": torch.nn.Linear(1, 1)}}}
+
+
+class HasItsOwnRate(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, 1e-3)
+
+
+class KeepsAList(torch.optim.SGD):
+    def state_dict(self):
+        return [1]
+
+
+class NoOptimizer:
+    pass
+
+
 class NotBack(torch.optim.SGD):
     def load_state_dict(self, state):
         raise KeyError("step")
@@ -47,16 +66,30 @@ class NeedsTheModel(torch.optim.SGD):
         super().__init__(params, lr)
 
 
+MORE = (KeepsAModule, HasItsOwnRate, KeepsAList, NoOptimizer)
+
+
 @pytest.fixture
 def library(monkeypatch):
     """A module of optimizers as people install them."""
     module = types.ModuleType("odd_optimizers")
-    for one in (Closures, Explodes, KeepsNothing, KeepsAFunction, NotBack, NeedsTheModel):
+    for one in (Closures, Explodes, KeepsNothing, KeepsAFunction, NotBack, NeedsTheModel, *MORE):
         setattr(module, one.__name__, one)
     monkeypatch.setitem(sys.modules, "odd_optimizers", module)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RMSprop", "torch.optim.Adagrad", "torch.optim.NAdam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *OPTIMIZERS,
+        "torch.optim.RMSprop",
+        "torch.optim.Adagrad",
+        "torch.optim.NAdam",
+        "torch.optim.Rprop",
+        "torch.optim.ASGD",
+        " adamw ",
+    ],
+)
 @pytest.mark.filterwarnings("error")
 def test_what_can_train_passes_without_a_word(train_config, name, capfd):
     rate = 1.0 if name == "prodigy" else 1e-3
@@ -76,6 +109,16 @@ def test_what_can_train_passes_without_a_word(train_config, name, capfd):
         ("odd_optimizers.KeepsNothing", "state_dict"),
         ("odd_optimizers.KeepsAFunction", "cannot train here"),
         ("odd_optimizers.NotBack", "cannot train here"),
+        (
+            "odd_optimizers.KeepsAModule",
+            "its state holds more than tensors and plain values, which a checkpoint cannot",
+        ),
+        ("odd_optimizers.KeepsAList", "its state_dict has no state and param_groups"),
+        ("odd_optimizers.HasItsOwnRate", "give --learning_rate None, it has one of its own"),
+        ("odd_optimizers.NoOptimizer", "has no optimizer NoOptimizer"),
+        ("torch.optim.lr_scheduler.StepLR", "has no optimizer StepLR"),
+        ("torch.optim.adamw.adamw", "has no optimizer adamw"),
+        ("os.system", "has no optimizer system"),
         ("odd_optimizers.NeedsTheModel", "does not take"),
     ],
 )
