@@ -91,6 +91,8 @@ def checked(values: dict, text: str) -> DatasetEntry:
     for name in ("train_data_dir", "dataset_name"):
         if name in values:
             values[name] = pasted_path(values[name])
+    if "trigger_word" in values:
+        values["trigger_word"] = values["trigger_word"].strip()
     entry = DatasetEntry(**values)
     if (entry.train_data_dir is None) == (entry.dataset_name is None):
         raise ConfigError(f"{text!r} must have one of train_data_dir and dataset_name")

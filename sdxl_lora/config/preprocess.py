@@ -36,6 +36,7 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         tidy_paths(self)
+        object.__setattr__(self, "trigger_word", self.trigger_word.strip())
         sections = (self.sizes, self.images, self.captioner, self.job)
         problems = [*range_problems(self), *(problem for section in sections for problem in section.problems())]
         if "\0" in self.output_dir or not self.output_dir.strip():

@@ -5,12 +5,13 @@ tells one start from another on all machines (https://github.com/pytorch/pytorch
 faster than the others reads the address of a dead one. Here they agree on a part of the store that nobody has used.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from sdxl_lora.errors import LostProcessError
@@ -55,8 +56,19 @@ def living_only(store: Store, rank: int, world_size: int) -> Store:
 
 
 def rendezvous_of_the_living(_url: str, timeout: timedelta, **_) -> Iterator[tuple[Store, int, int]]:
-    """torch's own by environment variables, but for the part of the store."""
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    """torch's own by environment variables, but for the part of the store.
+
+    Raises:
+        LostProcessError: nobody answers where the main process should be, or its port is taken.
+    """
+    try:
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    except DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LostProcessError(
+            f"the processes cannot meet at {place}, MASTER_ADDR and MASTER_PORT in the environment "
+            f"({str(error).splitlines()[0]}): it must be the machine of rank 0, and a port that is free there"
+        ) from error
     store.set_timeout(timeout)
     yield living_only(store, rank, world_size), rank, world_size
 

@@ -11,7 +11,7 @@ from sdxl_lora.io.regular_files import read_regular
 
 MOST_CAPTION_BYTES, MOST_TABLE_BYTES = 10**6, 2**31
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # and those of UTF-32
 
 
 def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
@@ -22,7 +22,8 @@ def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
     """
     data = read_regular(path, most_bytes)
     if data.startswith(UTF16_MARKS):
-        raise DataError(f"{printable(path)} is UTF-16, not UTF-8: save it again as UTF-8")
+        kind = "UTF-32" if data[2:4] == b"\0\0" or data[:2] == b"\0\0" else "UTF-16"
+        raise DataError(f"{printable(path)} is {kind}, not UTF-8: save it again as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -99,6 +99,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
     if config.evaluation.similarity_model is not None:
         check_similarity_model(config.evaluation.similarity_model)
+    trigger_words_of(config.data)  # read again for each LoRA file
     sample_prompts_of(config)
     config.evaluation.warn_of_lost_quotes()
     check_start(config.adapter, base)

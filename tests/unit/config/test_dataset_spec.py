@@ -9,6 +9,7 @@ from PIL import Image
 
 from sdxl_lora.config.cli import load_config, to_yaml
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries, repeats_of
+from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
 from sdxl_lora.data.concat_dataset import ConcatDataset
@@ -45,7 +46,10 @@ def test_a_dataset_is_named_by_a_folder_with_repeats_or_a_mapping(tmp_path):
     assert load_config(TrainConfig, ["--output_dir", "x", "--datasets", *config.data.datasets]) == config
 
 
-@pytest.mark.parametrize("word", ["no", "0123", "1e3", "12:30", "2024-01-01"])
+WORDS = ["no", "0123", "1e3", "12:30", "2024-01-01", "yes", "1_000", "0x1F", ".inf", "-.5", "0o17", "0b101", "Off"]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_texts_of_a_dataset_stay_what_they_are_and_nothing_is_none(word, tmp_path):
     keys = {"train_data_dir": word, "trigger_word": word, "dataset_config_name": word}
     entry = DatasetEntry(**keys)
@@ -53,9 +57,16 @@ def test_texts_of_a_dataset_stay_what_they_are_and_nothing_is_none(word, tmp_pat
     lines = [f"    {key}: {value}" for key, value in keys.items()]
     (tmp_path / "run.yaml").write_text("output_dir: x\ndatasets:\n  -\n" + "\n".join(lines))
     assert parse_entries(load_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]).data.datasets) == [entry]
-    (tmp_path / "empty.yaml").write_text("output_dir: x\ndatasets:\n  - {train_data_dir: a, trigger_word: }\n")
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null", "NULL", "'  '", '"\\n"'])
+def test_an_empty_trigger_word_is_none_and_no_comma_in_front_of_captions(nothing, tmp_path):
+    text = f"output_dir: x\ndatasets:\n  - {{train_data_dir: a, trigger_word: {nothing}}}\n"
+    (tmp_path / "empty.yaml").write_text(text)
     config = load_config(TrainConfig, ["--config", str(tmp_path / "empty.yaml")])
     assert parse_entries(config.data.datasets) == [DatasetEntry("a")]
+    (tmp_path / "prepare.yaml").write_text(f"input_dir: a\noutput_dir: x\ntrigger_word: {nothing}\n")
+    assert load_config(PreprocessConfig, ["--config", str(tmp_path / "prepare.yaml")]).trigger_word == ""
 
 
 @pytest.mark.parametrize(

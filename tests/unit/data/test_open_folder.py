@@ -236,7 +236,10 @@ def test_saved_splits_are_opened_at_train_and_others_named(tmp_path):
         open_dataset(str(tmp_path / "pets"))
 
 
-@pytest.mark.parametrize("word", ["no", "0123", "1e3", "12:30", "2024-01-01", "0x1F", "sks: cat"])
+WORDS = ["no", "0123", "1e3", "12:30", "2024-01-01", "0x1F", "sks: cat", "yes", "off", "1_000", ".inf", "+1", "=", "<<"]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_a_trigger_word_is_the_text_that_stands_there(word, tmp_path):
     quoted = f'"{word}"' if ":" in word and " " in word else word
     (tmp_path / "README.md").write_text(f"---\ntrigger_word: {quoted}\n---\n# cat\n")
@@ -244,6 +247,7 @@ def test_a_trigger_word_is_the_text_that_stands_there(word, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["", "---\n---\n", "---\ntrigger_word:\n---\n", "---\ntrigger_word: null\n---\n",
+                                  "---\ntrigger_word: ~\n---\n", "---\ntrigger_word: '  '\n---\n",
                                   "---\n- a\n---\n", "# notes\ntrigger_word: x\n"])  # fmt: skip
 def test_a_card_without_a_trigger_word_has_none(head, tmp_path):
     (tmp_path / "README.md").write_text(head)

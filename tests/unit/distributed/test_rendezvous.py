@@ -1,5 +1,6 @@
 """Processes that start again in a store where dead ones have written: they find each other, and only each other."""
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from sdxl_lora.distributed.rendezvous import living_only
+from sdxl_lora.distributed.rendezvous import living_only, rendezvous_of_the_living
 from sdxl_lora.errors import LostProcessError
 
 
@@ -78,3 +79,14 @@ def test_who_waits_in_vain_ends_and_says_for_whom(client, rank, words):
 
 def test_one_process_waits_for_nobody(client):
     assert isinstance(living_only(client(), 0, 1), torch.distributed.Store)
+
+
+@pytest.mark.parametrize("rank, address", [("1", "nowhere.invalid"), ("1", "127.0.0.1")])
+def test_a_main_process_that_nobody_finds_is_told_with_its_address(monkeypatch, rank, address):
+    with socket.socket() as nobody:  # bound, and listening to none
+        nobody.bind(("127.0.0.1", 0))
+        named = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": str(nobody.getsockname()[1])}
+        for name, value in named.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(LostProcessError, match=f"cannot meet at {address}:{named['MASTER_PORT']}, MASTER_ADDR and"):
+            next(rendezvous_of_the_living("living://", timedelta(seconds=1)))

@@ -1,6 +1,7 @@
 """What --dry_run says before a training is what the training then does."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -135,3 +136,14 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
     monkeypatch.delenv("WORLD_SIZE")
     assert train_sdxl_lora.main(train_config(dry_run=True)) == 0
     assert capsys.readouterr().out.startswith("dry run: nothing is trained or written")
+
+
+def test_a_card_that_no_lora_file_could_be_written_with_ends_the_run_before_any_work(
+    train, captioned_photographs, tmp_path
+):
+    """It is read for each LoRA file, the first of which may come hours later."""
+    folder = shutil.copytree(captioned_photographs, tmp_path / "data")
+    (folder / "README.md").write_text("---\ntrigger_word: {a: b}\n---\n")
+    with pytest.raises(DataError, match=r"trigger_word in .* must be one text"):
+        train(train_data_dir=str(folder))
+    assert not (tmp_path / "cache").exists()
