@@ -8,7 +8,7 @@ number for each channel, as diffusers' pipelines read them.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -70,11 +70,11 @@ def check_normalisation(vae_config: Mapping) -> None:
         )
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_row(values: Any, count: int) -> bool:
+def is_row(values: Any, count: int) -> TypeGuard[list[float] | tuple[float, ...]]:
     return isinstance(values, list | tuple) and len(values) == count and all(map(is_number, values))
 
 
