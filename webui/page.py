@@ -2,7 +2,7 @@
 
 with gr.Blocks() as app:
     with gr.Tabs():
-        create_tab(before_training=unload_my_model)
+        create_tab(before_training=unload_my_model, after_training=load_it_again)
 app.launch(i18n=I18N)
 """
 
@@ -25,6 +25,7 @@ from webui.pages.tab_results import ResultsTab
 from webui.pages.tab_runs import RunsTab, twice
 from webui.pages.tab_train import TrainTab, free_name
 from webui.runs.context import Context, run_name
+from webui.runs.hosts import Host
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, stages, state_of, state_of_job
@@ -44,29 +45,37 @@ STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def nothing() -> None:
-    """A host without a model of its own has nothing to free."""
+    """A host without a model of its own has nothing to free, and nothing to load again."""
 
 
-def create_page(places: Workspace, before_training: Callable[[], None] = nothing) -> gr.Blocks:
+def create_page(places: Workspace) -> gr.Blocks:
     """The page as an app of its own."""
     # The cache is of this process alone; what was offered for download goes a day after.
     with gr.Blocks(title="SDXL LoRA", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        Page(Context(places, Jobs(places.projects), before_training))
+        Page(Context(places, Jobs(places.projects)))
     return page
 
 
 def create_tab(
-    before_training: Callable[[], None] = nothing, places: Workspace | None = None, title: str = "SDXL LoRA"
+    before_training: Callable[[], None] = nothing,
+    places: Workspace | None = None,
+    title: str = "SDXL LoRA",
+    after_training: Callable[[], None] = nothing,
 ) -> gr.Tab:
     """The page as a tab; call it inside `gr.Tabs()`, and give `I18N` to the host's `launch(i18n=...)`.
 
     Args:
-        before_training: called before anything of ours will want the GPU, so that the host can free its own model.
+        before_training: called when a job of ours that may want the GPU is about to start, so that the host can free
+            its own model. What it raises is why that job fails.
         places: default: what the settings file and the environment say.
+        after_training: called when that job is over, however it ended.
     """
     places = places or load_workspace()
+    jobs = Jobs(places.projects)
+    if (before_training, after_training) != (nothing, nothing):
+        Host(jobs, before_training, after_training).listen()
     with gr.Tab(title, id="sdxl-lora") as tab:
-        Page(Context(places, Jobs(places.projects), before_training))
+        Page(Context(places, jobs))
     return tab
 
 

@@ -1,5 +1,6 @@
 """The page's queue in a test: jobs of one line of Python, and a queue that leaves no process behind."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,7 @@ def queue_of(folder: Path) -> Iterator[Jobs]:
 
 def add(jobs: Jobs, code: str, kind: str = "draw", target: Path | None = None, after: Job | None = None) -> Job:
     job = new_job(jobs, kind, str(target or jobs.folder), after)
-    job.command = [sys.executable, "-c", code]
-    return jobs.add(job)
+    return jobs.add(dataclasses.replace(job, command=[sys.executable, "-c", code]))
 
 
 def over(jobs: Jobs, job: Job) -> Job | None:

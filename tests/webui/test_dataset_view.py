@@ -245,7 +245,7 @@ def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch)
 
 
 def test_caption_anew_starts_the_captioner_of_the_dataset_and_says_where_there_is_none(folder, tmp_path):
-    context = Context(Workspace(tmp_path.parent), Jobs(tmp_path / "jobs"), lambda: None)
+    context = Context(Workspace(tmp_path.parent), Jobs(tmp_path / "jobs"))
     captions = Captions(context)
     with pytest.raises(ConfigError, match="without auto-caption"):
         captions.require_captioner("en", folder)

@@ -154,9 +154,9 @@ def test_a_killed_worker_costs_neither_the_job_nor_those_behind_it(jobs, tmp_pat
 
 def test_a_job_outlives_the_process_that_asked_for_it(jobs, tmp_path):
     code = (
-        "import sys, pathlib; from webui.runs.jobs import Jobs; from webui.runs.launch import new_job\n"
+        "import dataclasses, sys, pathlib; from webui.runs.jobs import Jobs; from webui.runs.launch import new_job\n"
         "jobs = Jobs(pathlib.Path(sys.argv[1])); job = new_job(jobs, 'draw', 'x')\n"
-        "job.command = [sys.executable, '-c', sys.argv[2]]; jobs.add(job); print(job.id, flush=True)\n"
+        "jobs.add(dataclasses.replace(job, command=[sys.executable, '-c', sys.argv[2]])); print(job.id, flush=True)\n"
         "import time; time.sleep(60)"
     )
     page = subprocess.Popen(

@@ -5,12 +5,9 @@ import sys
 
 import pytest
 
-from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.errors import ConfigError
-from tests.helpers.configs import flat_preprocess_config
 from tests.helpers.paths import ROOT
 from webui.page import create_page, create_tab
 from webui.settings.workspace import Workspace
@@ -57,21 +54,3 @@ def test_the_page_is_a_tab_of_another_app(tmp_path):
         create_tab(places=Workspace(tmp_path), title="LoRA")
     ids = [component["props"].get("elem_id") for component in app.get_config_file()["components"]]
     assert "train-rank" in ids and ids.count("train") == 1
-
-
-def test_the_host_is_told_before_anything_of_ours_wants_the_gpu_and_may_refuse(tmp_path):
-    from webui.runs.context import Context
-    from webui.runs.jobs import Jobs
-    from webui.runs.launch import prepare_job
-
-    def refuse():
-        assert jobs.all() == []
-        raise ConfigError("busy")
-
-    jobs = Jobs(tmp_path)
-    context = Context(Workspace(tmp_path), jobs, refuse)
-    config = flat_preprocess_config(input_dir="a", output_dir=str(tmp_path / "b"), caption_model="none")
-    with pytest.raises(ConfigError, match="busy"):
-        context.start(prepare_job(jobs, config))
-    assert jobs.all() == []
-    assert to_yaml(config) == (next((tmp_path / ".page" / "jobs").iterdir()) / "config.yaml").read_text()

@@ -72,7 +72,7 @@ class Captions:
         folder = self.context.dataset_of(row.get("dataset"))
         if folder is not None:
             self.require_captioner(language, folder)
-            self.context.start(caption_job(self.context.jobs, folder, row["file"], row["place"]))
+            self.context.jobs.add(caption_job(self.context.jobs, folder, row["file"], row["place"]))
             tell(say(language, "The captioner will look at it; the new caption appears here."))
 
     def require_captioner(self, language: str, folder: Path) -> None:
@@ -88,7 +88,7 @@ class Captions:
         folder = self.folder(language, name)
         self.require_captioner(language, folder)
         config = datasets.read_dataset(folder).config(recaption=True)
-        self.context.start(prepare_job(self.context.jobs, config))
+        self.context.jobs.add(prepare_job(self.context.jobs, config))
         tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
 

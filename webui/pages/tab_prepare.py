@@ -53,4 +53,4 @@ class PrepareTab:
     def job(self, *entered) -> Job:
         """Queues the preparation that the form asks for."""
         config = self.form.config(*entered)
-        return self.context.start(prepare_job(self.context.jobs, config))
+        return self.context.jobs.add(prepare_job(self.context.jobs, config))

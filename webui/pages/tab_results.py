@@ -84,7 +84,7 @@ class ResultsTab:
         language = language_of(request)
         run = self.run(language, name)
         chosen = list(dict.fromkeys(stage_of(run, stage) for stage in chosen or ()))
-        self.context.start(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
+        self.context.jobs.add(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
         tell(say(language, "The pictures appear here as they are drawn."))
 
     def look(self, language: str, name: str | None) -> list[tuple]:

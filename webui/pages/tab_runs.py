@@ -112,7 +112,7 @@ class RunsTab:
         if until := (until or "").strip():
             epochs = number(fields_of(TrainConfig)["num_train_epochs"], until)
             changes |= {"num_train_epochs": epochs, "max_train_steps": None}
-        self.context.start(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
+        self.context.jobs.add(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 
     def settings_of(self, language: str, name: str | None) -> TrainConfig:
         """Return what a run was started with.

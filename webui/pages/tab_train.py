@@ -71,7 +71,7 @@ class TrainTab:
 
     def queue(self, processes: float, after: Job | None, *entered) -> Job:
         config = self.form.config(*entered)
-        return self.context.start(train_job(self.context.jobs, config, int(processes or 1), after))
+        return self.context.jobs.add(train_job(self.context.jobs, config, int(processes or 1), after))
 
     def split(self, entered: tuple) -> tuple[tuple, float, tuple]:
         """What belongs to the form of preparing, the number of processes, and the training's form, whose dataset is

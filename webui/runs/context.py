@@ -5,20 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdxl_lora.errors import ConfigError
-from webui.runs.jobs import Job, Jobs
+from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Context:
-    """
-    Attributes:
-        before_training: called before anything of ours will want the GPU.
-    """
-
     places: Workspace
     jobs: Jobs
-    before_training: Callable[[], None]
 
     def run_of(self, name: str | None) -> Path | None:
         """The folder of "project/run"; None for a name that cannot be one."""
@@ -34,11 +28,6 @@ class Context:
             return folder_of(project, own_name)
         except ConfigError:
             return None
-
-    def start(self, job: Job) -> Job:
-        """Let the host free its memory, then queue the job."""
-        self.before_training()
-        return self.jobs.add(job)
 
 
 def run_name(run: Path) -> str:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]  # where train_sdxl_lora.py and preprocess/ are
 SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the first one, doubled
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Job:
     """
     Attributes:
@@ -126,14 +126,17 @@ class Jobs:
         return self.folder / "jobs" / job_id
 
     def read(self, job_id: str) -> Job | None:
-        """The job as its file says; files that have not changed are not read again, since pages ask every second."""
+        """The job as its file says. One that has not changed is not read again, since pages ask every second, and one
+        that is over never changes."""
+        if (known := self._read.get(job_id)) and known[1].is_over:
+            return known[1]
         path = self.folder_of(job_id) / "job.json"
         try:
             status = path.stat()
             stamp = (status.st_ino, status.st_mtime_ns)
             if self._read.get(job_id, (None, None))[0] != stamp:
                 self._read[job_id] = (stamp, job_of(json.loads(path.read_text(encoding="utf-8"))))
-            return dataclasses.replace(self._read[job_id][1])
+            return self._read[job_id][1]
         except (OSError, ValueError, TypeError):
             return None
 
@@ -144,7 +147,7 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Oldest first."""
-        found = (self.read(path.name) for path in sorted((self.folder / "jobs").iterdir()))
+        found = map(self.read, sorted(os.listdir(self.folder / "jobs")))
         return sorted((job for job in found if job), key=lambda job: job.created)
 
     def of(self, target: Path) -> list[Job]:

@@ -4,6 +4,7 @@ A job's arguments are a list, and its settings a file that has been read back an
 """
 
 import contextlib
+import dataclasses
 import io
 import re
 import shlex
@@ -47,23 +48,21 @@ def launcher(processes: int) -> list[str]:
 def prepare_job(jobs: Jobs, config: PreprocessConfig) -> Job:
     job = new_job(jobs, "prepare", config.output_dir)
     path = write_config(config, jobs.folder_of(job.id))
-    job.command = [sys.executable, "-m", "preprocess", "--config", str(path)]
-    return job
+    return dataclasses.replace(job, command=[sys.executable, "-m", "preprocess", "--config", str(path)])
 
 
 def train_job(jobs: Jobs, config: TrainConfig, processes: int = 1, after: Job | None = None) -> Job:
     job = new_job(jobs, "train", config.output_dir, after)
     path = write_config(config, jobs.folder_of(job.id))
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", *launcher(processes)]
-    job.command = [*accelerate, "train_sdxl_lora.py", "--config", str(path)]
-    return job
+    return dataclasses.replace(job, command=[*accelerate, "train_sdxl_lora.py", "--config", str(path)])
 
 
 def caption_job(jobs: Jobs, dataset: Path, file_name: str, place: int = 0) -> Job:
     """Another caption for one row of a picture of a dataset."""
     job = new_job(jobs, "caption", str(dataset))
-    job.command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name, str(place)]
-    return job
+    command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name, str(place)]
+    return dataclasses.replace(job, command=command)
 
 
 def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
@@ -72,8 +71,8 @@ def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
     folder = jobs.folder_of(job.id)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.yaml", yaml.safe_dump(request, sort_keys=False, allow_unicode=True))
-    job.command = [sys.executable, "-m", "webui.runs.compare", str(folder / "config.yaml"), str(folder)]
-    return job
+    command = [sys.executable, "-m", "webui.runs.compare", str(folder / "config.yaml"), str(folder)]
+    return dataclasses.replace(job, command=command)
 
 
 def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:

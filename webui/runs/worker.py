@@ -6,6 +6,7 @@ and the next worker takes it over.
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +15,16 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.operating_system import end_all, start_apart
 from sdxl_lora.run.status import read_status
+from webui.runs.hosts import answers_of_hosts
 from webui.runs.jobs import ROOT, Job, Jobs
 from webui.runs.others import runs_of_others
 
 SECONDS_BETWEEN_LOOKS = 0.3
-SECONDS_BETWEEN_LOOKS_AT_OTHERS = 1.0
 SECONDS_TO_END = 5.0
+KEPT_JOBS = 50
 
 
 def work(jobs: Jobs) -> None:
@@ -34,14 +37,15 @@ def work(jobs: Jobs) -> None:
     while True:
         with jobs.lock:
             job, child = jobs.running(), None
-            is_taken = job is None and bool(jobs.waiting()) and bool(runs_of_others(jobs))
-            if job is None and not is_taken:
-                job, child = start_next(jobs)
-            if job is None and not is_taken:
+            following = next_job(jobs) if job is None else None
+            if following is not None and not runs_of_others(jobs):
+                job, child = start(jobs, following)
+            if job is None and following is None:
+                prune(jobs)
                 jobs.worker_lock.release()  # still holding the other: whoever adds a job now sees that no one works
                 return
-        if is_taken:
-            time.sleep(SECONDS_BETWEEN_LOOKS_AT_OTHERS)
+        if job is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         tend(jobs, job)
         exit_code = child.wait() if child else read_status(Path(job.target)).get("exit_code")
@@ -49,23 +53,47 @@ def work(jobs: Jobs) -> None:
             jobs.write(dataclasses.replace(job, state="ended", ended=time.time(), exit_code=exit_code))
 
 
-def start_next(jobs: Jobs) -> tuple[Job | None, subprocess.Popen | None]:
+def next_job(jobs: Jobs) -> Job | None:
     """The first of those that wait and may start. One whose forerunner did not end well is cancelled."""
     for job in jobs.waiting():
         forerunner = jobs.read(job.after) if job.after else None
-        if forerunner is not None and not forerunner.is_over:
-            continue
-        if forerunner is not None and forerunner.exit_code != 0:
+        if forerunner is None or (forerunner.is_over and forerunner.exit_code == 0):
+            return job
+        if forerunner.is_over:
             jobs.write(dataclasses.replace(job, state="cancelled", ended=time.time()))
-            continue
-        with open(jobs.folder_of(job.id) / "console.log", "ab") as log:
-            child = start_apart(job.command, ROOT, log, os.environ)
-        created = psutil.Process(child.pid).create_time()
-        job = dataclasses.replace(job, state="running", pid=child.pid, pid_created=created, started=time.time())
-        jobs.write(job)
-        jobs.queue.write([other.id for other in jobs.waiting()])
-        return job, child
-    return None, None
+    return None
+
+
+def start(jobs: Jobs, job: Job) -> tuple[Job | None, subprocess.Popen | None]:
+    """The job as it runs, and its process; nothing while an app that the page is a tab of makes room, or where it
+    refuses to: then the job has failed."""
+    refusals = answers_of_hosts(jobs, job.id)
+    if refusals is None:
+        return None, None
+    with open(jobs.folder_of(job.id) / "console.log", "ab") as log:
+        if refusals:
+            log.write(f"error: {refusals[0]}\n".encode())
+            over = dataclasses.replace(job, state="ended", started=time.time(), ended=time.time())
+            jobs.write(dataclasses.replace(over, exit_code=ConfigError.exit_code))
+            return None, None
+        child = start_apart(job.command, ROOT, log, os.environ)
+    created = psutil.Process(child.pid).create_time()
+    job = dataclasses.replace(job, state="running", pid=child.pid, pid_created=created, started=time.time())
+    jobs.write(job)
+    jobs.queue.write([other.id for other in jobs.waiting()])
+    return job, child
+
+
+def prune(jobs: Jobs) -> None:
+    """Delete jobs that are over, except the last ones, the last of each kind for each folder (its drawings, or why it
+    failed), and those that others came after."""
+    everything = jobs.all()
+    forerunners = {job.after for job in everything}
+    seen: set[tuple[str, str]] = set()
+    for place, job in enumerate(reversed([job for job in everything if job.is_over])):
+        if place >= KEPT_JOBS and (job.kind, job.target) in seen and job.id not in forerunners:
+            shutil.rmtree(jobs.folder_of(job.id), ignore_errors=True)
+        seen.add((job.kind, job.target))
 
 
 def tend(jobs: Jobs, job: Job) -> None:
