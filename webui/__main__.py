@@ -15,7 +15,8 @@ from socket import socket
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 from webui.server.address import address_of, bound, checked_root_path
-from webui.server.security import USER, Guard, password_for, private_temporary_folder
+from webui.server.security import USER, Guard, password_for
+from webui.server.served import private_temporary_folder
 from webui.settings.workspace import Workspace, load_workspace
 
 MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else

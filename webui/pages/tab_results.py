@@ -14,7 +14,7 @@ from webui.runs.jobs import Job
 from webui.runs.launch import draw_job, read_config
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
-from webui.server.security import publish
+from webui.server.served import publish
 from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
 

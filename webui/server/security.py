@@ -1,6 +1,6 @@
 """Who may speak to the page: this machine alone, or whoever knows the password; never another site's script.
 
-`Guard` stands in front of all of Gradio, as ASGI middleware. Files leave only through `publish`. No gradio.
+`Guard` stands in front of all of Gradio, as ASGI middleware. Files leave only through served.py. No gradio.
 """
 
 import base64
@@ -10,11 +10,8 @@ import logging
 import os
 import re
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from sdxl_lora.errors import ConfigError
@@ -30,7 +27,8 @@ REFUSED_PATHS = (
     "/file=http", "/proxy=", "/stream/", "/vibe", "/monitoring", "/component_server",
     "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
 )  # fmt: skip
-LOOK_PATH = "/gradio_api/run/sdxl_lora_look"  # what look.js asks; Gradio lets only functions that do not queue through
+# What our scripts ask; Gradio lets only functions that do not queue through.
+OWN_PATHS = ("/gradio_api/run/sdxl_lora_look", "/gradio_api/run/sdxl_lora_image")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'self'; "
@@ -136,7 +134,7 @@ class Guard:
             return 403, other_site_words(headers)
         if self.password is not None and (refused := self.password_refusal(headers, peer)):
             return refused
-        if path != LOOK_PATH and any(refused in unquote(path).lower() for refused in REFUSED_PATHS):
+        if path not in OWN_PATHS and any(refused in unquote(path).lower() for refused in REFUSED_PATHS):
             return 404, "not found"
         return None
 
@@ -241,30 +239,3 @@ async def refuse(scope, send, status: int, words: str, wait: int = 0) -> None:
         headers.append((b"retry-after", str(wait).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": words.encode()})
-
-
-def private_temporary_folder() -> Path:
-    """A folder of this process alone for what Gradio serves; else all of the user's Gradio pages would share one."""
-    folder = Path(tempfile.mkdtemp(prefix="sdxl-lora-ui-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    return folder
-
-
-def publish(path: Path, folder: Path) -> str:
-    """Lets a file that a run has written be fetched: a link to it, or a copy, in the folder that Gradio serves.
-
-    Args:
-        folder: of the run; a file outside it is not published.
-    Raises:
-        ConfigError: the file is not the run's own.
-    """
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise ConfigError(f"{path} is not a file of {folder}")
-    served = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
-    to = served / secrets.token_hex(8) / path.name
-    to.parent.mkdir(parents=True)
-    try:
-        os.link(path.resolve(), to)
-    except OSError:
-        shutil.copyfile(path, to)
-    return str(to)

@@ -1,0 +1,64 @@
+"""Images as files that a browser fetches: a small one in the page, which images.js opens at full size."""
+
+import json
+import os
+from functools import cache
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from sdxl_lora.images.decode import ImageError, open_image
+from webui.locale.i18n import LANGUAGES, say
+from webui.server.served import served_image
+
+THUMBNAIL_PIXELS = 384
+_broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
+WORDS = (
+    "Save", "Close", "Left", "Right", "Up", "Down", "Full size", "This image cannot be shown: it may have been deleted.",
+)  # fmt: skip
+
+
+@cache
+def images_script() -> str:
+    """JavaScript that opens images, with its words by language."""
+    words = {language: {text: say(language, text) for text in WORDS} for language in LANGUAGES}
+    script = (Path(__file__).parent / "images.js").read_text(encoding="utf-8")
+    return script.replace("WORDS", json.dumps(words, ensure_ascii=False))
+
+
+def image_html(path: Path | None, words: str = "", whole: Path | None = None) -> str:
+    """An image as a button that opens it.
+
+    Args:
+        words: what it shows.
+        whole: what is opened, where that is another file.
+    """
+    url = thumbnail_url(path) if path is not None else ""
+    if not url:
+        return '<span class="missing"></span>'
+    return (
+        f'<button type="button" class="image" data-path="{escape(str(whole or path))}" data-words="{escape(words)}">'
+        f'<img alt="{escape(words)}" src="{escape(url)}" loading="lazy"></button>'
+    )
+
+
+def thumbnail_url(path: Path) -> str:
+    """Return where the browser finds a small one of this image, relative to the page; "" where it cannot be opened."""
+    try:
+        file = served_image(path, path.stat().st_mtime_ns, ".jpg")
+    except OSError:  # gone, or not for us to read
+        return ""
+    if file in _broken:
+        return ""
+    if not file.exists():
+        try:
+            image = open_image(path)
+        except ImageError:
+            _broken.add(file)
+            return ""
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        image.convert("RGB").save(part, "JPEG", quality=85)
+        os.replace(part, file)
+    return f"gradio_api/file={quote(file.as_posix(), safe='/:')}"
