@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         password = password_for(arguments.host)
         root_path = checked_root_path(arguments.root_path)
         places = load_workspace(arguments.settings)
-        places.projects.mkdir(parents=True, exist_ok=True)
+        places.make_folders()
         sockets = bound(arguments.host, arguments.port)
         served = private_temporary_folder()
         serve(places, sockets, arguments.host, password, root_path)
@@ -103,17 +103,7 @@ def theme():
     import gradio as gr
 
     sans, mono = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]
-    default = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
-    return default.set(  # Gradio's own are too pale to read
-        block_info_text_color="*neutral_500",
-        block_info_text_color_dark="*neutral_400",
-        body_text_color_subdued="*neutral_500",
-        body_text_color_subdued_dark="*neutral_400",
-        checkbox_border_color="*neutral_400",
-        checkbox_border_color_dark="*neutral_500",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-    )
+    return gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ app.launch(i18n=I18N)
 
 import contextlib
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,30 @@ from gradio.context import get_blocks_context
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import I18N, T, language_of, say
-from webui.pages.news import chooser, fingerprint, look_script, newest, part
+from webui.pages.live import Live
+from webui.pages.news import look_script, newest
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
-from webui.pages.tab_runs import RunsTab, twice
+from webui.pages.tab_runs import RunsTab
 from webui.pages.tab_train import TrainTab, free_name
-from webui.runs.context import Context, run_name
+from webui.runs.context import Context, dataset_name, run_name
+from webui.runs.dataset_view import read_dataset
 from webui.runs.hosts import Host
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
-from webui.runs.listing import find_runs, stages, state_of, state_of_job
-from webui.runs.others import runs_of_others
-from webui.runs.run_history import history_of
+from webui.runs.listing import find_runs, newest_of, state_of
 from webui.server.fence import fence
+from webui.server.served import publish_image
 from webui.settings.workspace import Workspace, load_workspace
-from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
+from webui.widgets.images import images_script
 
 __all__ = ["I18N", "create_page", "create_tab"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SUGGESTED_PROMPTS = 2
 CURTAIN = "@keyframes rise{to{visibility:visible}}.sdxl-lora{visibility:hidden;animation:rise 0s 10s forwards}"
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
@@ -71,6 +72,7 @@ def create_tab(
         after_training: called when that job is over, however it ended.
     """
     places = places or load_workspace()
+    places.make_folders()
     jobs = Jobs(places.projects)
     if (before_training, after_training) != (nothing, nothing):
         Host(jobs, before_training, after_training).listen()
@@ -87,6 +89,9 @@ class Page:
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
+            scripts = f'{images_script()}\nwindow.sdxlLoraNews = () => trigger("news");'
+            self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
+            gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):
                 names = context.places.project_names()
                 self.project = gr.Dropdown(
@@ -103,7 +108,7 @@ class Page:
                 self.stop = gr.Button(
                     T("Stop"), variant="stop", interactive=False, elem_id="stop", scale=0, min_width=110
                 )
-            with gr.Tabs(elem_id="tabs") as self.tabs:
+            with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.tabs:
                 with gr.Tab(T("1 · Prepare"), id="prepare"):
                     self.prepare = PrepareTab(context, self.project)
                 with gr.Tab(T("2 · Dataset"), id="dataset"):
@@ -114,19 +119,18 @@ class Page:
                     self.runs = RunsTab(context)
                 with gr.Tab(T("5 · Results"), id="results"):
                     self.results = ResultsTab(context)
-        self.sent = gr.State([])
         self.session = gr.Textbox(visible=False)
-        self.view = gr.Textbox(visible=False)
-        self.asked = [gr.Textbox(visible=False) for _ in ("run", "dataset", "result", "anew")]
+        tabs = (self.prepare, self.dataset, self.runs, self.results)
+        self.live = Live(context, tabs, self.now, self.stop, self.train.form.widgets["train_data_dir"])
         self._listen()
         fence(set(get_blocks_context().blocks) - others)
 
     def _listen(self) -> None:
         root: Any = get_blocks_context()
         root = getattr(root, "root_block", root)
-        choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
+        choosers = self.live.choosers
         forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]
-        root.load(self.open, None, [self.curtain, self.session, self.project, *choosers, *forms], **QUIET)
+        root.load(self.open, None, [self.curtain, self.session, self.tabs, self.project, *choosers, *forms], **QUIET)
         self.named = [self.project, self.train.form.widgets["output_dir"]]
         self.project.change(self.name_run, self.named, self.named[1], **QUIET)
         seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
@@ -140,23 +144,30 @@ class Page:
             [self.tabs, self.project, *self.train.form.widgets.values()], **QUIET,
         )  # fmt: skip
         self.stop.click(self.stop_what_runs, None, None, **QUIET)
-        self.live = [
-            self.now, self.stop, self.prepare.card, *self.runs.outputs, *self.results.live,
-            self.runs.chosen, self.dataset.chosen, self.results.chosen, self.train.form.widgets["train_data_dir"],
-        ]  # fmt: skip
-        seen = [*self.live, *self.dataset.outputs, self.sent]
-        # Nothing in the page triggers this: look.js asks for it by its name, once a second.
-        self.asked[0].change(
-            self.look, [self.sent, self.view, *self.asked], seen, api_name="sdxl_lora_look", queue=False,
-            **{**QUIET, "api_visibility": "undocumented"},
-        )  # fmt: skip
+        self.prepare.go_on.click(self.to_captions, None, [self.tabs, self.dataset.chosen], **QUIET)
+        fields = [self.train.form.widgets[name] for name in ("train_data_dir", "validation_prompt")]
+        self.dataset.go_on.click(
+            show_errors(self.to_training), [self.dataset.chosen, fields[1]], [self.tabs, *fields], **QUIET
+        )
+        self.runs.go_on.click(self.to_results, [self.runs.chosen], [self.tabs, self.results.chosen], **QUIET)
+        # Nothing in the page triggers these: our scripts ask for them by their names.
+        asked_for = {**QUIET, "api_visibility": "undocumented", "queue": False}
+        asked = [gr.Textbox(visible=False) for _ in ("seen", "view", "run", "dataset", "result")]
+        lists = [self.live.outputs[place] for place in self.live.lists]
+        asked[0].change(
+            self.live.look, asked, [gr.Textbox(visible=False), *lists], api_name="sdxl_lora_look", **asked_for
+        )
+        asked[1].change(show_errors(self.whole_image), asked[:1], asked[:1], api_name="sdxl_lora_image", **asked_for)
+        # Two events, since one that has many outputs costs the browser much, also where it changes none.
         gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
             None,
             [self.session, self.dataset.view, *choosers],
-            seen,
-            js=look_script(len(self.live)),
+            None,
+            js=look_script(len(self.live.outputs), self.live.lists),
             show_progress_on=(),
         )
+        outputs = [*self.live.outputs, *self.dataset.outputs]
+        self.scripts.news(None, None, outputs, js="() => window.sdxlLoraLooks.news.splice(0)", **QUIET)
 
     def open(self, request: gr.Request) -> list:
         """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
@@ -169,10 +180,11 @@ class Page:
         project = run.partition("/")[0] if run else (names[0] if names else "my-lora")
         datasets = self.dataset.choices()
         dataset = next((name for name in datasets if name.startswith(f"{project}/")), datasets[0] if datasets else None)
-        finished = self.with_files()
+        finished = self.live.with_files()
         return [
             "",
             request.session_hash,
+            gr.Tabs(selected="runs") if active else gr.skip(),
             gr.Dropdown(names or ["my-lora"], value=project),
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
@@ -194,16 +206,11 @@ class Page:
     def for_next_run(self, project: str) -> dict:
         """Return what is not as in the last training."""
         folders = self.context.places.datasets()
-        values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest"}
+        values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest", "dry_run": False}
         return {**values, "train_data_dir": newest(folders)} if folders else values
 
     def is_active(self, run: Path) -> bool:
         return state_of(run, self.context.jobs).is_active
-
-    def with_files(self) -> list[str]:
-        """Runs that have saved something to use."""
-        runs = find_runs(self.context.places.projects, self.context.jobs)
-        return [run_name(run) for run in runs if stages(run)]
 
     def name_run(self, project: str | None, name: str | None):
         """A free name for the next run, unless the person has typed one."""
@@ -226,77 +233,36 @@ class Page:
         """The settings of a run in the form of the next one, under another name."""
         config = self.runs.settings_of(language_of(request), name)
         project, _, run = (name or "").partition("/")
-        config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest")
+        config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest", dry_run=False)
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
+
+    def whole_image(self, request: gr.Request, path: str) -> str:
+        """Let one of the projects' images be fetched; return where it is then. Asked for by images.js."""
+        return publish_image(Path(path), self.context.places.projects)
+
+    def to_captions(self) -> list:
+        """The dataset that was prepared last."""
+        job, names = newest_of(self.context.jobs, "prepare"), self.dataset.choices()
+        name = dataset_name(Path(job.target)) if job is not None else None
+        return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
+
+    def to_training(self, request: gr.Request, name: str | None, prompts: str) -> list:
+        """The dataset; and where there are no sample prompts yet, captions of it: without any, nothing is drawn."""
+        folder, folders = self.context.dataset_of(name), self.context.places.datasets()
+        if folder is None or str(folder) not in folders:
+            return [gr.Tabs(selected="train"), gr.skip(), gr.skip()]
+        captions = dict.fromkeys(image.text for image in read_dataset(folder).images if image.text)
+        suggested = gr.skip() if prompts else "\n".join(list(captions)[:SUGGESTED_PROMPTS])
+        return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested]
+
+    def to_results(self, name: str | None) -> list:
+        names = self.live.with_files()
+        return [gr.Tabs(selected="results"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 
     def stop_what_runs(self) -> None:
         job = self.context.jobs.running()
         if job is not None:
             self.context.jobs.stop(job)
-
-    def look(self, request: gr.Request, sent: list, view: str, run: str, dataset: str, result: str, anew: str) -> list:
-        """Return what has changed since the last look at it, and nothing else, so that the page stays still.
-
-        Args:
-            sent: fingerprints of what the browser has been told.
-            view: which pictures of a dataset it shows.
-            anew: not empty where it may not have heard all of that.
-        """
-        language, jobs = language_of(request), self.context.jobs
-        sent = [] if anew else sent
-        jobs.ensure_worker()
-        folders = self.context.places.datasets()
-        parts = [  # in the order of self.live: what is compared, and what is sent where it has changed
-            *part(2, lambda: self.now_running(language)),
-            *part(1, lambda: [twice(show.job_card(language, jobs))]),
-            *part(len(self.runs.outputs), lambda: self.runs.look(language, run)),
-            *part(len(self.results.live), lambda: self.results.look(language, result)),
-            chooser(self.runs.choices(), run),
-            chooser(self.dataset.choices(), dataset),
-            chooser(self.with_files(), result),
-            (folders, gr.Dropdown(folders, value=newest(folders)) if folders and sent else gr.Dropdown(folders)),
-        ]
-        dataset_parts = part(len(self.dataset.outputs), lambda: self.dataset.refresh(language, dataset, view) or [])
-        images = [value[1] if isinstance(value, tuple) else value for value in dataset_parts]
-        seen = [fingerprint(value) for value, _ in parts]
-        if seen == sent:
-            return [*[gr.skip()] * len(parts), *images, sent]
-        before = sent or [None] * len(seen)
-        changed = (
-            update if new != old else gr.skip() for (_, update), new, old in zip(parts, seen, before, strict=True)
-        )
-        return [*changed, *images, seen]
-
-    def now_running(self, language: str) -> list[tuple]:
-        """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
-        jobs = self.context.jobs
-        job = jobs.running()
-        others = runs_of_others(jobs) if job is None else []
-        if others:
-            words = say(language, "Training {name}", name=others[0].name)
-            html = (
-                f'<div class="now"><div class="head"><strong>{escape(words)}</strong>'
-                f"{show.pill(language, state_of(others[0], jobs).state)}"
-                f"<small>{escape(say(language, 'not started here'))}</small></div></div>"
-            )
-            return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
-        if job is None:
-            html = f'<div class="now idle">{escape(say(language, "Nothing runs at the moment."))}</div>'
-            return [(html, html), (False, gr.Button(T("Stop"), interactive=False))]
-        words = show.words_for(language, job)
-        state, share = state_of_job(jobs, job), 0.0
-        if job.kind == "train":
-            run_state, history = state_of(Path(job.target), jobs), history_of(Path(job.target))
-            state = run_state.state
-            share = 100 * min(1.0, run_state.step / history.total_steps) if history.total_steps else 0.0
-        waiting = len(jobs.waiting())
-        more = f" · {say(language, '{count} waiting', count=waiting)}" if waiting else ""
-        html = (
-            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
-            f'<small>{escape(more)}</small></div><div class="bar"><i style="width:{share:.1f}%"></i></div></div>'
-        )
-        words = say(language, "End it now") if jobs.is_stopping(job) else say(language, "Stop")
-        return [(html, html), (words, gr.Button(words, interactive=True))]
 
 
 def following(name: str) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from preprocess.captions.caption_plan import Caption, CaptionPlan, OneCaptioner
-from preprocess.captions.caption_text import joined, without_stock_phrase
+from preprocess.captions.caption_text import NO_CAPTION, joined, without_stock_phrase
 from preprocess.captions.captioner import CutOff
 from preprocess.images.prepare import Prepared, Refused
 from preprocess.jobs.processes import Team
@@ -43,7 +43,7 @@ def caption_all(
             entry.caption_from = entry.source.caption_from or ""
         elif not plan.captioners:
             entry.caption, entry.caption_from = plan.fallback or entry.source.class_words, "fallback"
-            entry.warnings.append("no caption: the fallback is used")
+            entry.warnings.append(NO_CAPTION)
         elif plan.recaption or not edited_by_hand(entry, memory):
             wanted.append(entry)
     said: list[list[tuple[str, str]]] = []

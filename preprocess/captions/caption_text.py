@@ -8,6 +8,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sections.preprocess import WordingConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
 
+NO_CAPTION = "no caption: the fallback is used"  # the warning about an image that has no words of its own
 STOCK_PHRASES = re.compile(
     r"^(?:in (?:this|the) (?:image|picture|photo|photograph),? (?:we can see|we see|there (?:is|are)|i can see)|"
     r"(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|features|captures|displays|is of|contains|"

@@ -68,7 +68,7 @@ def page(server):
     before = len(server.log.read_text())
 
     def look(chosen: str) -> str:
-        data = [[], "", chosen, "cat/dataset", chosen, "anew"]
+        data = ["", "", chosen, "cat/dataset", chosen]
         answer = client.post(server.url + "/gradio_api/run/sdxl_lora_look", json={"data": data, "session_hash": "s"})
         assert answer.status_code == 200
         return answer.text

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from preprocess.__main__ import main as preprocess
+from preprocess.captions.caption_text import NO_CAPTION
 from sdxl_lora.errors import ConfigError, DataError
 from webui.pages.captions import Captions
 from webui.pages.dataset_html import card_html
@@ -57,7 +58,25 @@ def test_problems_come_first_and_what_was_left_out_has_its_reason(folder):
     assert any("duplicate" in problem for problem in dataset.images[0].problems)
     assert dataset.left_out == [("empty.png", "empty file (0 bytes)")] and dataset.trigger_word == "sks"
     card = card_html("en", folder, dataset.images[-1])
-    assert "data:image/jpeg" in card and "tokens" in card and "left:" in card
+    assert "gradio_api/file=" in card and "tokens" in card and "left:" in card
+
+
+def test_a_concept_that_was_typed_as_every_caption_is_no_problem_and_nor_is_a_caption_by_hand(folder):
+    report = json.loads((folder / "preprocess_report.json").read_text())
+    report["warnings"] = [{"source": "chelsea.jpg", "message": NO_CAPTION}]
+
+    def problems(**settings) -> list[str]:
+        changed = {**report, "settings": {**report["settings"], **settings}}
+        (folder / "preprocess_report.json").write_text(json.dumps(changed))
+        (image,) = (image for image in datasets.read_dataset(folder).images if image.source == "chelsea.jpg")
+        return [*image.problems, image.file_name, image.text]
+
+    assert problems(fallback_caption="")[0] == NO_CAPTION
+    assert problems(fallback_caption="a dog", caption_model="florence")[0] == NO_CAPTION
+    (file_name, text) = problems(fallback_caption="a dog", caption_model="none")
+    problems(fallback_caption="")
+    assert datasets.save_text(folder, file_name, text, "sks, a tabby by hand")
+    assert problems(fallback_caption="") == [file_name, "sks, a tabby by hand"]
 
 
 def test_an_edited_caption_is_kept_by_the_next_preparation(folder, prepared):

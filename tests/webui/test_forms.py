@@ -137,6 +137,19 @@ def test_places_come_from_the_file_and_the_environment_wins(tmp_path):
         load_workspace(file, {})
 
 
+def test_without_settings_the_page_has_its_own_folders_and_an_older_one_stays_in_use(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = load_workspace(None, {})
+    assert (places.projects, places.loras) == (tmp_path / "LoRA_Projects_Internal", tmp_path / "models" / "loras")
+    (tmp_path / "projects" / ".page").mkdir(parents=True)
+    assert load_workspace(None, {}).projects == tmp_path / "projects"
+    places.make_folders()
+    assert places.loras.is_dir() and load_workspace(None, {}).projects == places.projects
+    named = load_workspace(None, {"LORAS_DIR": str(tmp_path / "disk")})
+    named.make_folders()
+    assert not named.loras.exists(), "a disk that is not there today is not made up"
+
+
 # --- the same as a file and as a command ---
 
 

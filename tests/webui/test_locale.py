@@ -18,6 +18,7 @@ from webui.settings.fields import fields_of
 from webui.settings.labels import label_of
 from webui.settings.workspace import Workspace
 from webui.widgets import html as show
+from webui.widgets.images import WORDS
 
 CONFIGS = (PreprocessConfig, TrainConfig)
 UI = ROOT / "webui"
@@ -46,7 +47,7 @@ def used_texts() -> dict[str, str]:
 
 def used() -> set[str]:
     sections = {field.section for config_class in CONFIGS for field in fields_of(config_class).values()}
-    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *sections}
+    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *WORDS, *sections}
 
 
 @pytest.mark.parametrize("language", LOCALES)

@@ -72,7 +72,7 @@ def test_a_training_that_copies_its_lora_has_a_name_that_no_other_has(tmp_path, 
     entered = {"train_data_dir": "d", "loras_dir": str(loras)}
     names = {train_config(places, p, {**entered, "output_dir": "run-1"}).lora_name for p in ("cat", "dog", "x" * 64)}
     assert names == {"cat-run-1", "dog-run-1", "x" * 58 + "-run-1"}
-    assert train_config(places, "cat", {"train_data_dir": "d", "output_dir": "run-1"}).lora_name == "run-1"
+    assert train_config(places, "cat", {"train_data_dir": "d", "output_dir": "run-1"}).lora_name == "cat-run-1"
     assert train_config(places, "cat", {**entered, "output_dir": "mine"}).lora_name == "mine"
     (loras / "mine.safetensors").write_text("of another run")
     with pytest.raises(ConfigError, match=r"output_name: mine\.safetensors of another run is in"):

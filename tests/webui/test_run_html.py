@@ -3,18 +3,24 @@
 import dataclasses
 import json
 import os
+import re
+from html import unescape
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import EventLog
 from webui.runs.jobs import Jobs
 from webui.runs.launch import new_job
-from webui.runs.listing import RunState
+from webui.runs.listing import RunState, samples_of, without_launchers
 from webui.runs.run_history import History, smoothed
+from webui.server.served import publish_image
 from webui.widgets import html as show
 from webui.widgets.charts import Line, chart, nice_ticks, thinned
 from webui.widgets.forms import css_text
+from webui.widgets.images import image_html
 
 
 def test_a_history_reads_on_and_forgets_what_a_resumed_run_did_again(tmp_path):
@@ -67,24 +73,25 @@ def test_what_a_run_and_a_caption_say_is_escaped():
     history.messages.append({"time": 0, "event": "message", "text": evil})
     state = RunState("failed", 3, evil)
     pages = [
-        show.log("en", history, [evil, f"error: {evil}"]),
+        show.happened("en", history),
+        show.console("en", [evil, f"error: {evil}"]),
         show.progress("en", evil, state, history),
-        show.gallery("en", {(0, 0): {1: Path("none.png")}}, (evil,), 0),
+        show.gallery("en", Path("x"), {(0, 0): {1: Path("none.png")}}, (evil,), 0),
     ]
     for page in pages:
         assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
     assert "</style" not in css_text("x</style><script>") and '"' not in css_text('"}*{}')
 
 
-def test_the_log_is_newest_first_and_coloured_by_level():
+def test_the_logs_are_in_the_order_of_reading_and_coloured_by_level():
     history = History(Path("none"))
     history.messages.extend([
         {"time": 0, "event": "message", "text": "first"}, {"time": 1, "event": "checkpoint", "step": 5},
         {"time": 2, "event": "failed", "reason": "disk"},
     ])  # fmt: skip
-    html = show.log("en", history, ["fine", "UserWarning: hm", "error: no"])
-    assert html.index("disk") < html.index("step 5") < html.index("first")
-    assert html.index("error: no") < html.index("hm") < html.index("fine")
+    html = show.happened("en", history) + show.console("en", ["fine", "UserWarning: hm", "error: no"])
+    said = [html.index(words) for words in ("first", "step 5", "disk", "fine", "hm", "error: no")]
+    assert said == sorted(said)
     assert 'class="error"' in html and 'class="warning"' in html and 'class="good"' in html
 
 
@@ -106,9 +113,57 @@ def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
     ]):  # fmt: skip
         report.write_text(json.dumps({"counts": counts}))
         os.utime(report, (number + 1, number + 1))
-        card = show.job_card("en", jobs)
+        card = show.job_card("en", jobs, job)
         assert said in card and ("partly" in card) == bool(said)
-    jobs.write(dataclasses.replace(job, started=100.0))
+    job = dataclasses.replace(job, started=100.0)
     report.write_text(json.dumps({"counts": {"left_out": 18, "found": 20}}))
     os.utime(report, (50, 50))
-    assert "left out" not in show.job_card("en", jobs), "the report is of an earlier preparation"
+    assert "left out" not in show.job_card("en", jobs, job), "the report is of an earlier preparation"
+
+
+LAUNCHER = [
+    "Traceback (most recent call last):", "  File 'x'", "subprocess.CalledProcessError: Command '['python']' ...",
+]  # fmt: skip
+
+
+def test_a_console_holds_no_traceback_of_the_launcher_and_keeps_the_programs_own():
+    own = ["step 1", "Traceback (most recent call last):", "  File 'y'", "ValueError: odd", "and on"]
+    assert without_launchers([*own, *LAUNCHER]) == own
+    assert without_launchers([*own, "torch.distributed.elastic.ChildFailedError:", "====="]) == own
+    assert without_launchers(own) == own and without_launchers([]) == []
+
+
+def test_samples_are_files_that_open_at_full_size_with_all_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    samples = tmp_path / "projects" / "cat" / "runs" / "one" / "samples"
+    samples.mkdir(parents=True)
+    for step in range(10):
+        Image.new("RGB", (800, 600), (step, 0, 0)).save(samples / f"step-{step:06}-prompt-0-image-0.png")
+    html = show.gallery("en", samples, samples_of(samples.parent), ("a cat",), 7)
+    assert "base64" not in html and len(html) < 8_000
+    urls = re.findall(r'src="gradio_api/file=([^"]+)"', html)
+    assert len(urls) == show.SHOWN_SAMPLE_STEPS
+    with Image.open(urls[0]) as small:
+        assert small.size == (384, 288)
+    steps = json.loads(unescape(re.search(r'data-steps="([^"]+)"', html)[1]))
+    pattern = unescape(re.search(r'data-path="([^"]+\*[^"]+)"', html)[1])
+    whole = [Path(pattern.replace("*", part)) for _, part in steps]
+    assert steps[0][0] == "step 9" and whole == sorted(samples.iterdir(), reverse=True)
+    assert Path(publish_image(whole[-1], tmp_path / "projects")).read_bytes() == whole[-1].read_bytes()
+    assert publish_image(whole[-1], tmp_path / "projects") == publish_image(whole[-1], tmp_path / "projects")
+
+
+def test_no_file_but_an_image_of_the_projects_is_handed_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    projects = tmp_path / "projects"
+    projects.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (projects / "link.png").symlink_to(tmp_path / "other.png")
+    (projects / "config.yaml").write_text("a: 1")
+    (projects / "page.svg").write_text("<svg/>")
+    for name in ("link.png", "../other.png", "config.yaml", "page.svg", "none.png", ""):
+        with pytest.raises(ConfigError, match="is not there any more, or no image"):
+            publish_image(projects / name, projects)
+    assert not (tmp_path / "served").exists()
+    (projects / "broken.png").write_bytes(b"not an image")
+    assert image_html(projects / "broken.png") == image_html(None) == '<span class="missing"></span>'

@@ -17,7 +17,7 @@ from sdxl_lora.errors import ConfigError
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server
 from webui.server.security import LEAST_PASSWORD_LENGTH, PASSWORD_VARIABLE, Guard, is_loopback, password_for
-from webui.server.served import publish, publish_image
+from webui.server.served import publish
 
 PASSWORD = "correct horse, é"
 EVERY_WAY_IN = (

@@ -76,7 +76,7 @@ def test_a_training_that_fails_before_it_has_a_folder_is_in_the_list_with_its_ow
     assert find_runs(tmp_path, queue) == [run] and not run.exists()
     assert state_of(run, queue) == RunState("failed", 0, "error: fp16 needs a GPU")
     again = ended(queue, add(queue, "print('a plan')", kind="train", target=run))
-    assert again.exit_code == 0 and state_of(run, queue) == RunState("done"), "a dry run: it leaves what it printed"
+    assert again.exit_code == 0 and state_of(run, queue) == RunState("planned"), "a dry run: it leaves what it printed"
 
 
 def test_a_training_behind_a_preparation_that_failed_says_why(queue, tmp_path):

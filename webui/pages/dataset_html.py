@@ -6,7 +6,7 @@ from pathlib import Path
 from preprocess.output.html_report import crop_in_percent
 from webui.locale.i18n import say
 from webui.runs import dataset_view as datasets
-from webui.widgets.html import image_html
+from webui.widgets.images import image_html
 
 
 def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "") -> str:
@@ -34,12 +34,13 @@ def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: 
     """The whole picture with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
     facts = shown.facts
     thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg")
+    own = datasets.own_file(folder, shown.file_name)
     if facts and thumbnail:
         left, top, width, height = crop_in_percent(facts)
         frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
-        image = f'<div class="frame">{image_html(thumbnail, shown.source)}{frame}</div>'
+        image = f'<div class="frame">{image_html(thumbnail, shown.source, own)}{frame}</div>'
     else:
-        image = f'<div class="frame">{image_html(datasets.own_file(folder, shown.file_name), shown.source)}</div>'
+        image = f'<div class="frame">{image_html(own, shown.source)}</div>'
     problems = "".join(f"<li>{escape(problem)}</li>" for problem in shown.problems)
     sizes = ""
     if facts:

@@ -2,8 +2,8 @@
 // Not an event of Gradio's: each of those makes its browser side look up every widget that ever took part in one, four
 // times over, whatever it answers.
 async (session, view, ...chosen) => {
-  const looks = (window.sdxlLoraLooks ??= { underway: false, anew: "", later: {}, unsaved: [] });
-  if (!session || looks.underway) return [];
+  const looks = (window.sdxlLoraLooks ??= { underway: false, seen: "", later: {}, unsaved: [], news: [] });
+  if (!session || looks.underway || !window.sdxlLoraNews) return;
   looks.underway = true;
 
   // A caption's box is left alone while someone types in it, and as long as it holds what is not saved.
@@ -52,7 +52,7 @@ async (session, view, ...chosen) => {
       const isOther = comes !== shown();
       // Turned meanwhile; or other rows would come while something is held: the server is asked again.
       if (asked !== shown() || (isOther && numbers.some(isHeld))) {
-        for (let at = DATASET_AT; at < data.length - 1; at++) data[at] = undefined;
+        for (let at = DATASET_AT; at < data.length; at++) data[at] = undefined;
       } else {
         looks.later = {};
       }
@@ -71,26 +71,35 @@ async (session, view, ...chosen) => {
     return data;
   };
 
+  const tell = (data) => {
+    looks.news = data;
+    window.sdxlLoraNews();
+  };
+
   try {
     const { root, api_prefix } = window.gradio_config;
     const answer = await fetch(`${root}${api_prefix}/run/sdxl_lora_look`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ data: [null, view, ...chosen, looks.anew], session_hash: session }),
+      body: JSON.stringify({ data: [looks.seen, view, ...chosen], session_hash: session }),
     });
     if (!answer.ok) throw new Error(answer.statusText);
-    const { data } = await answer.json();
-    looks.anew = "";
+    const [text, ...lists] = (await answer.json()).data;
+    looks.isLost = false;
     mark();
-    // What has not changed, as gr.skip() comes for a component, for an HTML, and for what only the server keeps.
-    const skips = ['{"__type__":"update"}', '{"props":{"__type__":"update"},"__type__":"update"}', "null"];
-    const news = data.map((value) => (skips.includes(JSON.stringify(value)) ? undefined : value));
-    return withoutHeld(withoutChosen(news));
+    if (!text && Object.keys(looks.later).length === 0) return;
+    const { seen, news } = text ? JSON.parse(text) : { seen: looks.seen, news: {} };
+    const data = Array.from({ length: cards + 4 * CARDS + 3 }, (_, place) => news[place]);
+    const isSkip = (value) => JSON.stringify(value) === '{"__type__":"update"}';
+    LISTS.forEach((place, at) => (data[place] = isSkip(lists[at]) ? undefined : lists[at]));
+    if (text) looks.seen = JSON.stringify(seen);
+    tell(withoutHeld(withoutChosen(data)));
   } catch {
-    const told = looks.anew;
-    looks.anew = "anew"; // what was sent may be lost, and is asked for again
+    const told = looks.isLost;
+    looks.isLost = true;
+    looks.seen = ""; // what was sent may be lost, and is asked for again
     const words = NO_ANSWER; // by language
-    return told ? [] : [`<div class="now idle">${words[navigator.language.slice(0, 2)] ?? words.en}</div>`];
+    if (!told) tell([`<div class="now idle">${words[navigator.language.slice(0, 2)] ?? words.en}</div>`]);
   } finally {
     looks.underway = false;
   }

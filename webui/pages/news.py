@@ -14,14 +14,15 @@ from webui.pages.tab_dataset import CARDS
 LOG = logging.getLogger(__name__)
 
 
-def look_script(dataset_at: int) -> str:
+def look_script(dataset_at: int, lists: list[int]) -> str:
     """JavaScript that asks for a look, with the words for a server that does not answer.
 
     Args:
-        dataset_at: place of the dataset's first output in an answer.
+        dataset_at: place of the dataset's first output among all that a look may change.
+        lists: places of those that Gradio itself answers with.
     """
     script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
-    script = script.replace("DATASET_AT", str(dataset_at)).replace("CARDS", str(CARDS))
+    script = script.replace("DATASET_AT", str(dataset_at)).replace("LISTS", str(lists)).replace("CARDS", str(CARDS))
     words = {language: say(language, "The page's server does not answer. What runs goes on.") for language in LANGUAGES}
     return script.replace("NO_ANSWER", json.dumps(words, ensure_ascii=False))
 
@@ -43,15 +44,14 @@ def part(count: int, make: Callable[[], list]) -> list:
         if words not in _told:
             _told.add(words)
             LOG.exception("a part of the page cannot be shown")
-        html = f'<p class="ending failed">{escape(words)}</p>'
-        return [(html, html), *[(words, gr.skip())] * (count - 1)]
+        return [f'<p class="ending failed">{escape(words)}</p>', *[gr.skip()] * (count - 1)]
 
 
-def chooser(names: list[str], chosen: str | None) -> tuple[list[str], gr.Dropdown]:
+def chooser(names: list[str], chosen: str | None) -> dict:
     """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
     if chosen in names:
-        return names, gr.Dropdown(names)
-    return names, gr.Dropdown(names, value=names[0] if names else None)
+        return gr.update(choices=names)
+    return gr.update(choices=names, value=names[0] if names else None)
 
 
 def newest(folders: list[str]) -> str:
@@ -66,6 +66,6 @@ def newest(folders: list[str]) -> str:
     return max(folders, key=changed)
 
 
-def fingerprint(value: object) -> str:
-    """Short, as it is kept for every browser."""
-    return str(hash(repr(value)))
+def fingerprint(value: object) -> int:
+    """Short, as every look brings it along; another process, after a restart of the page, has others."""
+    return hash(repr(value)) % 2**32

@@ -72,6 +72,8 @@ class DatasetTab:
         with gr.Row(visible=False, elem_classes="actions") as self.pages:
             self.back = gr.Button(T("Previous"), size="sm", elem_id="dataset-back")
             self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
+        with gr.Row(elem_classes="actions"):
+            self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
         self.outputs = [
             self.about,
             self.view,
@@ -158,20 +160,21 @@ class DatasetTab:
             if number < len(images):
                 html = card_html(language, dataset.folder, images[number])
                 key = key_of_row(name, images[number])
-                parts += [gr.Column(visible=True), html, images[number].text, key]
+                box = gr.update(value=images[number].text, label=images[number].source)
+                parts += [gr.update(visible=True), html, box, key]
             else:
-                parts += [gr.Column(visible=False), "", "", ""]
+                parts += [gr.update(visible=False), "", "", ""]
         rows = hashlib.blake2b(repr([(one.file_name, one.place) for one in images]).encode(), digest_size=8).hexdigest()
         which = f"{name} {page} {rows}"
         shown = json.dumps({"name": name, "stamp": stamp(dataset.folder), "page": page, "which": which})
         about = about_html(language, dataset, page, last, which)
-        turns = [gr.Row(visible=last > 0), gr.Button(interactive=page > 0), gr.Button(interactive=page < last)]
+        turns = [gr.update(visible=last > 0), gr.update(interactive=page > 0), gr.update(interactive=page < last)]
         return [about, shown, *parts, *turns]
 
     def empty(self, language: str) -> list:
         about = f'<p class="empty">{escape(say(language, "No dataset yet: prepare one first."))}</p>'
-        parts = [part for _ in self.cards for part in (gr.Column(visible=False), "", "", "")]
-        return [about, "", *parts, gr.Row(visible=False), gr.skip(), gr.skip()]
+        parts = [part for _ in self.cards for part in (gr.update(visible=False), "", "", "")]
+        return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip()]
 
 
 def stamp(folder: Path) -> list[int]:

@@ -9,11 +9,14 @@ from webui.locale.i18n import T, language_of
 from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import prepare_job
+from webui.runs.listing import console_lines, newest_of, state_of_job
 from webui.widgets.events import QUIET, show_errors
 from webui.widgets.forms import Form, preprocess_config
-from webui.widgets.html import job_card
+from webui.widgets.html import CONSOLE, console, job_card
 from webui.widgets.settings_box import SettingsBox
 from webui.widgets.widgets import form
+
+KINDS = ("prepare", "caption")
 
 
 class PrepareTab:
@@ -36,19 +39,26 @@ class PrepareTab:
         with gr.Row(elem_classes="actions"):
             self.button = gr.Button(T("Prepare"), variant="primary", elem_id="prepare")
         self.card = gr.HTML(elem_id="prepare-card", padding=False)
-        self.button.click(
-            show_errors(self.start),
-            self.form.inputs,
-            [self.problems, self.card],
-            **QUIET,
-        )
+        self.go_on = gr.Button(T("Go on: look at the images and captions"), visible=False, elem_id="prepare-go-on")
+        with gr.Accordion(T("What it prints"), open=False):
+            self.console = gr.HTML(**CONSOLE)
+        self.live = [self.card, self.go_on, self.console]
+        self.button.click(show_errors(self.start), self.form.inputs, [self.problems, self.card], **QUIET)
 
     def start(self, request: gr.Request, *entered) -> tuple[str, str]:
         language = language_of(request)
         complaint = self.form.complaint(language, *entered)
         if not complaint:
             self.job(*entered)
-        return complaint, job_card(language, self.context.jobs)
+        return complaint, job_card(language, self.context.jobs, newest_of(self.context.jobs, *KINDS))
+
+    def look(self, language: str) -> list:
+        """Return for each of `live` what it shows of the newest job of preparing or captioning."""
+        jobs = self.context.jobs
+        job = newest_of(jobs, *KINDS)
+        lines = console_lines(jobs, job) if job is not None else []
+        is_done = job is not None and job.kind == "prepare" and state_of_job(jobs, job) == "done"
+        return [job_card(language, jobs, job), gr.update(visible=is_done), console(language, lines)]
 
     def job(self, *entered) -> Job:
         """Queues the preparation that the form asks for."""

@@ -17,6 +17,7 @@ from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.server.served import publish
 from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.images import image_html
 
 
 class ResultsTab:
@@ -87,18 +88,12 @@ class ResultsTab:
         self.context.jobs.add(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
         tell(say(language, "The pictures appear here as they are drawn."))
 
-    def look(self, language: str, name: str | None) -> list[tuple]:
-        """Return for each of `live` a plain value by which a change is seen, and what Gradio takes."""
+    def look(self, language: str, name: str | None) -> list:
+        """Return for each of `live` what it shows."""
         run = self.context.run_of(name)
-        drawn = self.drawn_html(language, run)
         choices = stage_choices(language, run)
         about = files_html(language, run) if run is not None else ""
-        return [
-            (drawn, drawn),
-            (choices, gr.CheckboxGroup(choices)),
-            (choices, gr.Dropdown(choices)),
-            (about, about),
-        ]
+        return [self.drawn_html(language, run), gr.update(choices=choices), gr.update(choices=choices), about]
 
     def drawn_html(self, language: str, run: Path | None) -> str:
         """The newest drawing of a run."""
@@ -126,7 +121,7 @@ class ResultsTab:
         run = self.run(language, name)
         to = self.context.places.loras
         if to is None or not to.is_dir():
-            raise ConfigError(say(language, "Name your LoRA folder first: LORAS_DIR in ui.yaml or in the environment."))
+            raise ConfigError(say(language, "The LoRA folder {path} is not there: make it first.", path=to))
         copied = copy_lora_to(to, run, stage_of(run, stage))
         tell(say(language, "Copied to {path}.", path=copied))
 
@@ -170,15 +165,14 @@ def drawing_html(language: str, context: Context, job: Job, request: dict) -> st
     """A row for each prompt and stage: the base, then each weight."""
     folder = context.jobs.folder_of(job.id)
     weights = request["weights"]
-    head = "".join(
-        f"<th>{escape(words)}</th>"
-        for words in (say(language, "base"), *(say(language, "weight {weight}", weight=f"{w:g}") for w in weights))
-    )
+    columns = [say(language, "base"), *(say(language, "weight {weight}", weight=f"{w:g}") for w in weights)]
+    head = "".join(f"<th>{escape(words)}</th>" for words in columns)
     rows = ""
     for number, prompt in enumerate(request["prompts"]):
         for stage in request["stages"]:
             cells = [image_path(folder, number, "", 0.0), *(image_path(folder, number, stage, w) for w in weights)]
-            drawn = "".join(f"<td>{show.image_html(path, prompt)}</td>" for path in cells)
+            names = (f"{prompt}, {words}" for words in columns)
+            drawn = "".join(f"<td>{image_html(*cell)}</td>" for cell in zip(cells, names, strict=True))
             label = f"{escape(prompt)}<small>{escape(stage_words(language, stage))}</small>"
             rows += f"<tr><th>{label}</th>{drawn}</tr>"
     state = state_of_job(context.jobs, job)
@@ -186,5 +180,5 @@ def drawing_html(language: str, context: Context, job: Job, request: dict) -> st
     newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
     return (
         f'<div class="head">{show.pill(language, state)}<small>{escape("".join(newest))}</small></div>{failure}'
-        f'<div class="wide"><table class="grid"><tr><th></th>{head}</tr>{rows}</table></div>'
+        f'<div class="wide"><table class="grid"><tr><td></td>{head}</tr>{rows}</table></div>'
     )

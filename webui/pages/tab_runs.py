@@ -33,6 +33,8 @@ class RunsTab:
             self.cancel = gr.Button(T("Cancel"), size="sm", elem_id="queue-cancel")
         self.chosen = gr.Dropdown(self.choices(), label=T("Run"), elem_id="run-chosen")
         self.progress = gr.HTML(elem_id="run-progress", padding=False)
+        with gr.Row(visible=False, elem_classes="actions") as self.go_on_row:
+            self.go_on = gr.Button(T("Go on: try the LoRA and fetch it"), variant="primary", elem_id="run-go-on")
         with gr.Row(visible=False, elem_classes="actions") as self.stop_row:
             self.stop = gr.Button(T("Stop"), variant="stop", elem_id="run-stop", scale=0, min_width=160)
         with gr.Row(visible=False, elem_classes="actions") as self.resume_row:
@@ -44,10 +46,13 @@ class RunsTab:
             self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=220)
         self.plots = gr.HTML(elem_id="run-plots", padding=False)
         self.samples = gr.HTML(elem_id="run-samples", padding=False)
-        self.log = gr.HTML(elem_id="run-log", padding=False)
+        with gr.Accordion(T("What happened"), open=False):
+            self.happened = gr.HTML(elem_id="run-log", **show.CONSOLE)
+        with gr.Accordion(T("What it prints"), open=False):
+            self.console = gr.HTML(elem_id="run-console", **show.CONSOLE)
         self.outputs = [
-            self.progress, self.plots, self.samples, self.log, self.stop_row, self.stop, self.resume_row,
-            self.checkpoint, self.waiting, self.queue_row, self.waiting_job,
+            self.progress, self.go_on_row, self.stop_row, self.stop, self.resume_row, self.checkpoint,
+            self.plots, self.samples, self.happened, self.console, self.waiting, self.queue_row, self.waiting_job,
         ]  # fmt: skip
         self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
         self.resumed = self.resume.click(
@@ -62,39 +67,43 @@ class RunsTab:
     def choices(self) -> list[str]:
         return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
 
-    def look(self, language: str, name: str | None) -> list[tuple]:
-        """Return for each of the outputs a plain value by which a change is seen, and what Gradio takes."""
+    def look(self, language: str, name: str | None) -> list:
+        """Return for each of the outputs what it shows."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
         jobs_waiting = [(show.words_for(language, job), job.id) for job in waiting]
         queue = [
-            twice(queue_html(language, waiting)),
-            (bool(waiting), gr.Row(visible=bool(waiting))),
-            (jobs_waiting, gr.Dropdown(jobs_waiting, value=waiting[0].id if waiting else None)),
+            queue_html(language, waiting),
+            gr.update(visible=bool(waiting)),
+            gr.update(choices=jobs_waiting, value=waiting[0].id if waiting else None),
         ]
         run = self.context.run_of(name)
+        hidden = gr.update(visible=False)
         if run is None or name is None:
             empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
-            hidden = (False, gr.Row(visible=False))
-            return [*map(twice, (empty, "", "", "")), hidden, ("", gr.skip()), hidden, ("", gr.skip()), *queue]
+            return [empty, hidden, hidden, gr.skip(), hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
-        prompts, seed = prompts_of(run, history)
-        can_stop = state.is_active or state.state == "waiting"
         stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
-        resumable = can_resume(state) and (run / "config.yaml").exists()
         saved = [stage for stage in stages(run) if stage != "final"]
         return [
-            twice(show.progress(language, name, state, history)),
-            twice(show.plots(language, history)),
-            twice(heading(say(language, "Samples")) + show.gallery(language, samples_of(run), prompts, seed)),
-            twice(heading(say(language, "Log")) + show.log(language, history, console_lines(jobs, job) if job else [])),
-            (can_stop, gr.Row(visible=can_stop)),
-            twice(stop_words),
-            (resumable, gr.Row(visible=resumable)),
-            (saved, gr.Dropdown(saved, value=saved[0] if saved else None)),
+            show.progress(language, name, state, history),
+            gr.update(visible=state.state in ("done", "stopped") and bool(stages(run))),
+            gr.update(visible=state.is_active or state.state == "waiting"),
+            gr.update(value=stop_words),
+            gr.update(visible=can_resume(state) and (run / "config.yaml").exists()),
+            gr.update(choices=saved, value=saved[0] if saved else None),
+            show.plots(language, history),
+            self.samples_html(language, run, history),
+            show.happened(language, history),
+            show.console(language, console_lines(jobs, job) if job else []),
             *queue,
         ]
+
+    def samples_html(self, language: str, run: Path, history: History) -> str:
+        prompts, seed = prompts_of(run, history)
+        title = f"<h3>{escape(say(language, 'Samples'))}</h3>"
+        return title + show.gallery(language, run / "samples", samples_of(run), prompts, seed)
 
     def ask_to_stop(self, request: gr.Request, name: str | None) -> None:
         run = self.context.run_of(name)
@@ -131,15 +140,6 @@ class RunsTab:
                 self.context.jobs.move(job_id, by)
 
         return move
-
-
-def twice(html: str) -> tuple[str, str]:
-    """Return what is sent as it is compared."""
-    return html, html
-
-
-def heading(words: str) -> str:
-    return f"<h3>{escape(words)}</h3>"
 
 
 def can_resume(state: RunState) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from preprocess.captions.caption_text import NO_CAPTION
 from preprocess.captions.token_count import caption_problems, least_tokens
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card, models_in
@@ -94,7 +95,10 @@ def read_dataset(folder: Path) -> Dataset:
     settings = report["settings"] if isinstance(report.get("settings"), dict) else {}
     trigger_word = str(settings.get("trigger_word") or "")
     warnings: dict[str, list[str]] = {}
+    typed = bool(settings.get("fallback_caption")) and settings.get("caption_model") == "none"
     for warning in objects(report, "warnings"):
+        if typed and warning.get("message") == NO_CAPTION:
+            continue  # as the person has asked for
         warnings.setdefault(str(warning.get("source")), []).append(str(warning.get("message")))
     seen: Counter[str] = Counter()
     images = []
@@ -137,7 +141,8 @@ def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_wor
             row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts, place
         )
     _, of_old = caption_problems(facts.get("text", text), trigger_word, least_tokens)
-    others = [problem for problem in warnings.get(source, []) if problem not in of_old and "tokens" not in problem]
+    old = {*of_old, NO_CAPTION} if text else of_old
+    others = [problem for problem in warnings.get(source, []) if problem not in old and "tokens" not in problem]
     return DatasetImage(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
 
 

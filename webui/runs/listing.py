@@ -4,6 +4,7 @@ import dataclasses
 import re
 import signal
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ SAMPLE = re.compile(r"step-(\d+)-prompt-(\d+)-image-(\d+)\.png")
 class RunState:
     """
     Attributes:
-        state: waiting, starting, caching, training, sampling, stopping, done, stopped, failed, killed, or new.
+        state: waiting, starting, caching, training, sampling, stopping, done, stopped, failed, killed, planned (by a
+            dry run), or new.
         reason: why it ended, in the run's own words.
     """
 
@@ -83,7 +85,7 @@ def state_of(run: Path, jobs: Jobs) -> RunState:
         state, forerunner = "cancelled", failed_forerunner(jobs, job)
         facts["reason"] = last_error(jobs, forerunner) if forerunner else ""
     if state == "new" and job is not None and job.state == "ended" and job.exit_code == 0:
-        state = "done"  # a dry run leaves only what it printed
+        state = "planned"  # a dry run leaves only what it printed
     if job is not None and job.state == "ended" and job.exit_code and status.get("heartbeat", 0) < (job.started or 0):
         state, facts["reason"] = "failed", last_error(jobs, job)
     return RunState(state, **facts)
@@ -113,6 +115,23 @@ def last_error(jobs: Jobs, job: Job) -> str:
     boxed = boxed_words(lines)
     rest = lines[-1:] or ["it ended without a word"]
     return (said[-1:] or raised[-1:] or boxed or rest)[-1]
+
+
+def newest_of(jobs: Jobs, *kinds: str) -> Job | None:
+    return next((job for job in reversed(jobs.all()) if job.kind in kinds), None)
+
+
+def without_launchers(lines: list[str]) -> list[str]:
+    """What was printed but for the traceback by which a launcher says that what it has launched failed."""
+    start = None
+    for place, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last)"):
+            start = place
+        elif OF_LAUNCHERS.match(line):
+            return lines[: place if start is None else start]
+        elif EXCEPTION.fullmatch(line):
+            start = None
+    return lines
 
 
 def signal_words(number: int) -> str:
@@ -158,8 +177,19 @@ def stages(run: Path) -> dict[str, Path]:
 
 def samples_of(run: Path) -> dict[tuple[int, int], dict[int, Path]]:
     """Sample pictures: by (prompt number, picture number) the files by step."""
+    folder = run / "samples"
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:
+        return {}
+    just_now = time.time_ns() - changed < 2e9  # more may come without the clock of the disk having moved
+    return samples_in(folder, time.time_ns() if just_now else changed)
+
+
+@lru_cache(maxsize=16)
+def samples_in(folder: Path, changed: int) -> dict[tuple[int, int], dict[int, Path]]:
     found: dict[tuple[int, int], dict[int, Path]] = {}
-    for path in sorted((run / "samples").glob("step-*.png")):
+    for path in sorted(folder.glob("step-*.png")):
         if match := SAMPLE.fullmatch(path.name):
             step, prompt, image = map(int, match.groups())
             found.setdefault((prompt, image), {})[step] = path

@@ -24,6 +24,7 @@ class History:
     validations: list[dict] = field(default_factory=list)
     messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
     total_steps: int = 0
+    version: int = 0  # grows with each event
     _place: int = 0
     _inode: int = 0
 
@@ -33,7 +34,7 @@ class History:
         except OSError:
             return self
         if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
-            vars(self).update(vars(History(self.path)), _inode=status.st_ino)
+            vars(self).update(vars(History(self.path)), _inode=status.st_ino, version=self.version + 1)
         with file:
             file.seek(self._place)
             *lines, _ = file.read().split(b"\n")
@@ -46,6 +47,7 @@ class History:
 
     def _take(self, event: dict) -> None:
         kind = event["event"]
+        self.version += 1
         if kind == "step":
             drop_from(self.steps, event["step"])
             self.steps.append(event)

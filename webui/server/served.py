@@ -1,4 +1,4 @@
-"""The only files that leave the machine: those put, as links or copies, into the folder that Gradio serves. No gradio."""
+"""The only files that leave the machine: those linked or copied into the folder that Gradio serves. No gradio."""
 
 import os
 import secrets

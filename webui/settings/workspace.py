@@ -1,7 +1,7 @@
 """Where the page finds and puts things: a small settings file, environment variables over it, and names inside them.
 
-LORA_PROJECTS_DIR: projects            every project is a folder here: dataset/, runs/<name>/
-LORAS_DIR: /comfy/models/loras         where finished LoRA files are copied to
+LORA_PROJECTS_DIR: LoRA_Projects_Internal     every project is a folder here: dataset/, runs/<name>/
+LORAS_DIR: models/loras        where finished LoRA files are copied to
 MODELS_DIR: models                     base models to choose from
 DEFAULT_SDXL_MODEL_FOR_LORA: sdxl.safetensors      one of them, a path, or a Hub id
 """
@@ -20,6 +20,8 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.operating_system import is_reserved_name
 
 SETTINGS_FILE = Path("ui.yaml")
+DEFAULT_PROJECTS, FORMER_PROJECTS = Path("LoRA_Projects_Internal"), Path("projects")
+DEFAULT_LORAS = Path("models/loras")
 NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR_LORA")
 
 
@@ -29,6 +31,12 @@ class Workspace:
     loras: Path | None = None
     models: Path | None = None
     default_base: str = ModelConfig.pretrained_model_name_or_path
+
+    def make_folders(self) -> None:
+        """Those that the page itself has chosen. One that a person has named may be a disk that is not there today."""
+        self.projects.mkdir(parents=True, exist_ok=True)
+        if self.loras == DEFAULT_LORAS.absolute():
+            self.loras.mkdir(parents=True, exist_ok=True)
 
     def dataset_folder(self, project: str, name: str) -> Path:
         if name == "runs":
@@ -82,11 +90,17 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
     if base and models and (models / base).exists():
         base = str(models / base)
     return Workspace(
-        Path(projects or "projects").absolute(),
-        Path(loras) if loras else None,
+        Path(projects or default_projects()).absolute(),
+        Path(loras or DEFAULT_LORAS).absolute(),
         models,
         base or ModelConfig.pretrained_model_name_or_path,
     )
+
+
+def default_projects() -> Path:
+    """The folder that earlier versions of the page used stays in use where they have."""
+    is_former = (FORMER_PROJECTS / ".page").is_dir() and not DEFAULT_PROJECTS.exists()
+    return FORMER_PROJECTS if is_former else DEFAULT_PROJECTS
 
 
 def check_folder_name(name: str | None, what: str) -> str:

@@ -79,7 +79,8 @@ class Form:
         if not by_field:
             return say_problem(language, problem)
         name = next(iter(by_field))
-        return f"{say_label(language, self.config_class, name)}: {self.in_words(language, name, problem)}"
+        words = self.in_words(language, name, problem).removeprefix(f"{name} ")
+        return f"{say_label(language, self.config_class, name)}: {words}"
 
     def in_words(self, language: str, name: str, problem: str) -> str:
         """The problem of a field in the page's words, which has fields where the command line has flags."""
@@ -159,10 +160,10 @@ def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> Tr
         name = entered["output_dir"]
         problems.append(f"output_dir {name!r} is taken by an earlier run: choose another name, or resume it under Runs")
     config = config_or_all_problems(TrainConfig, {**entered, "output_dir": folder}, problems)
-    if config.output.loras_dir is None:
-        return config
     if config.output.output_name is None and NUMBERED.fullmatch(entered["output_dir"]):
         config = replace_flat(config, output_name=numbered_name(project, entered["output_dir"]))
+    if config.output.loras_dir is None:
+        return config
     copy = Path(config.output.loras_dir) / f"{config.lora_name}.safetensors"
     if copy.exists():
         problem = (
@@ -176,7 +177,7 @@ NUMBERED = re.compile(r"run-\d+")  # names that the page gives by itself, in eve
 
 
 def numbered_name(project: str, run: str) -> str:
-    """The LoRA's name of such a run: in a client's folder the LoRAs of all projects stand side by side."""
+    """The LoRA's name of such a run: it says what it is of, as LoRAs of all projects stand side by side in clients."""
     return f"{project[: 64 - len(run) - 1]}-{run}"
 
 

@@ -1,25 +1,24 @@
 """What a run tells, as HTML: where it stands, its plots, its pictures, its log. Every text of others is escaped."""
 
-import base64
-import io
+import json
 import re
 import time
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from sdxl_lora.images.decode import ImageError, open_image
 from sdxl_lora.run.pace import duration
 from webui.locale.i18n import say
 from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
-from webui.runs.listing import RunState, console_lines, last_error, state_of_job
+from webui.runs.listing import RunState, console_lines, last_error, state_of_job, without_launchers
 from webui.runs.run_history import History, smoothed
 from webui.widgets.charts import Line, chart, short
+from webui.widgets.images import image_html
 
 SHOWN_SAMPLE_STEPS = 6
 SHOWN_LOG_LINES = 200
-THUMBNAIL_PIXELS = 384
+LOSS_STEPS = 400  # older ones weigh less than 1e-8 in the smoothed loss
+CONSOLE = {"padding": False, "max_height": 352, "autoscroll": True}  # of an HTML that holds a log
 
 STATES = {
     "new": "not started",
@@ -31,6 +30,7 @@ STATES = {
     "sampling": "drawing samples",
     "stopping": "stopping",
     "done": "done",
+    "planned": "only planned",
     "stopped": "stopped",
     "failed": "failed",
     "killed": "ended",
@@ -60,13 +60,14 @@ def pill(language: str, state: str, more: str = "") -> str:
 def progress(language: str, name: str, state: RunState, history: History) -> str:
     """One card: name, state, bar, and the numbers of the last step."""
     total = history.total_steps
-    share = 100 * min(1.0, state.step / total) if total else 0
     last = history.steps[-1] if history.steps else {}
     facts = [(say(language, "step"), f"{state.step} / {total}" if total else str(state.step))]
     if "epoch" in last:
         facts.append((say(language, "epoch"), f"{last['epoch']:.1f}"))
     if "loss" in last:
-        facts.append((say(language, "loss"), short(smoothed([step["loss"] for step in history.steps])[-1])))
+        facts.append(
+            (say(language, "loss"), short(smoothed([step["loss"] for step in history.steps[-LOSS_STEPS:]])[-1]))
+        )
     pace = history.seconds_per_step()
     if pace is not None:
         facts.append((say(language, "speed"), f"{short(1 / pace)}/s" if 0 < pace < 1 else f"{short(pace)} s"))
@@ -78,8 +79,16 @@ def progress(language: str, name: str, state: RunState, history: History) -> str
     numbers = "".join(f"<div><b>{escape(value)}</b>{escape(label)}</div>" for label, value in facts)
     return (
         f'<div class="card run"><div class="head"><strong>{escape(name)}</strong>{pill(language, state.state)}</div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div>'
-        f'<div class="facts">{numbers}</div>{ending(language, state)}</div>'
+        f'{ending(language, state)}{bar(name, state.step, total)}<div class="facts">{numbers}</div></div>'
+    )
+
+
+def bar(name: str, step: int, total: int) -> str:
+    """How far a run is, `name` for those who do not see it."""
+    share = 100 * min(1.0, step / total) if total else 0
+    return (
+        f'<div class="bar" role="progressbar" aria-label="{escape(name)}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div>'
     )
 
 
@@ -98,6 +107,8 @@ def ending(language: str, state: RunState) -> str:
         words = say(language, "It ended without a word at step {step}; nothing was saved.", step=state.step)
     elif state.state == "failed":
         words = state.reason or say(language, "It failed; see the log.")
+    elif state.state == "planned":
+        words = say(language, "A dry run: nothing was trained. What it would do stands under What it prints.")
     elif state.state == "cancelled" and state.reason:
         words = say(language, "What it waited for failed: {reason}", reason=state.reason)
     else:
@@ -105,8 +116,17 @@ def ending(language: str, state: RunState) -> str:
     return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'
 
 
+_plots: dict[Path, tuple[int, str, str]] = {}  # by a run's file: of which version, in which language, and the plots
+
+
 def plots(language: str, history: History) -> str:
-    """Loss, learning rate, and the validation loss where there is one."""
+    """Loss, learning rate, and the validation loss where there is one. Drawn anew only where something is new."""
+    if _plots.get(history.path, ())[:2] != (history.version, language):
+        _plots[history.path] = (history.version, language, drawn_plots(language, history))
+    return _plots[history.path][2]
+
+
+def drawn_plots(language: str, history: History) -> str:
     steps = [event["step"] for event in history.steps]
     losses = [event.get("loss", float("nan")) for event in history.steps]
     empty = say(language, "Nothing to plot yet: the first step is to come.")
@@ -126,69 +146,64 @@ def plots(language: str, history: History) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def gallery(language: str, images: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int) -> str:
-    """A row for each prompt and seed, a column for each of the last steps, the newest first."""
+def gallery(
+    language: str,
+    folder: Path,
+    images: dict[tuple[int, int], dict[int, Path]],
+    prompts: tuple[str, ...],
+    seed: int,
+) -> str:
+    """A row for each prompt and seed, a column for each of the last steps, the newest first. An image opened from there
+    leads to all other steps."""
     if not images:
         return f'<p class="empty">{escape(say(language, "No samples yet. Give sample prompts before training."))}</p>'
-    steps = sorted({step for by_step in images.values() for step in by_step}, reverse=True)[:SHOWN_SAMPLE_STEPS]
-    head = "".join(f"<th>{escape(say(language, 'step {step}', step=step))}</th>" for step in steps)
+    steps = sorted({step for by_step in images.values() for step in by_step}, reverse=True)
+    names = {step: say(language, "step {step}", step=step) for step in steps}
+    parts = {step: path.name.partition("-prompt")[0] for by_step in images.values() for step, path in by_step.items()}
+    head = "".join(f"<th>{escape(names[step])}</th>" for step in steps[:SHOWN_SAMPLE_STEPS])
     rows = []
     for (prompt, image), by_step in images.items():
         name = prompts[prompt] if prompt < len(prompts) else str(prompt)
-        cells = "".join(f"<td>{image_html(by_step.get(step), f'{name}, {step}')}</td>" for step in steps)
-        label = f"{escape(name)}<small>{escape(say(language, 'seed {seed}', seed=seed + image))}</small>"
-        rows.append(f"<tr><th>{label}</th>{cells}</tr>")
-    return f'<div class="wide"><table class="grid"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def image_html(path: Path | None, words: str = "") -> str:
-    """The picture itself in the page, so that no file has to be served."""
-    try:
-        data = thumbnail(path, path.stat().st_mtime_ns) if path is not None else ""
-    except OSError:  # gone, or not for us to read
-        data = ""
-    return f'<img alt="{escape(words)}" src="{data}">' if data else '<span class="missing"></span>'
-
-
-@lru_cache(maxsize=512)
-def thumbnail(path: Path, changed: int) -> str:
-    """A data URI of the picture, its longer side at most THUMBNAIL_PIXELS; "" where it cannot be opened."""
-    try:
-        image = open_image(path)
-    except ImageError:
-        return ""
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        of_seed = say(language, "seed {seed}", seed=seed + image)
+        cells = "".join(
+            f"<td>{image_html(by_step.get(step), f'{name}, {names[step]}')}</td>" for step in steps[:SHOWN_SAMPLE_STEPS]
+        )
+        pattern = folder / f"*-prompt-{prompt}-image-{image}.png"
+        rows.append(
+            f'<tr data-path="{escape(str(pattern))}" data-words="{escape(f"{name} · {of_seed}")}">'
+            f"<th>{escape(name)}<small>{escape(of_seed)}</small></th>{cells}</tr>"
+        )
+    all_steps = escape(json.dumps([(names[step], parts[step]) for step in steps], ensure_ascii=False))
+    older = ""
+    if len(steps) > SHOWN_SAMPLE_STEPS:
+        words = say(language, "{count} steps in all: open an image, and go on with the arrow keys.", count=len(steps))
+        older = f'<p class="hint">{escape(words)}</p>'
+    table = f'<table class="grid" data-steps="{all_steps}"><tr><td></td>{head}</tr>{"".join(rows)}</table>'
+    return f'{older}<div class="wide">{table}</div>'
 
 
 LEVELS = {"failed": "error", "stopped": "warning", "checkpoint": "good", "finished": "good", "samples": "good"}
 
 
-def log(language: str, history: History, console: list[str]) -> str:
-    """Return what happened, and what was printed, each newest first and coloured by level."""
-    happened = [
-        (
-            time.strftime("%H:%M:%S", time.localtime(event.get("time", 0))),
-            LEVELS.get(event["event"], ""),
-            words_of(event),
-        )
-        for event in reversed(history.messages)
-    ]
-    printed = [("", level_of(line), line) for line in reversed(console)]
-    return (
-        f'<div class="logs"><section><h4>{escape(say(language, "What happened"))}</h4>{log_lines(language, happened)}'
-        f"</section><section><h4>{escape(say(language, 'Console'))}</h4>{log_lines(language, printed)}</section></div>"
-    )
+def happened(language: str, history: History) -> str:
+    """What a run has told, in the order of reading, coloured by level."""
+    events = list(history.messages)[-SHOWN_LOG_LINES:]
+    times = [time.strftime("%H:%M:%S", time.localtime(event.get("time", 0))) for event in events]
+    levels = [LEVELS.get(event["event"], "") for event in events]
+    return log_lines(language, list(zip(times, levels, map(words_of, events), strict=True)))
+
+
+def console(language: str, lines: list[str]) -> str:
+    """What a job has printed, likewise."""
+    kept = without_launchers(lines)[-SHOWN_LOG_LINES:]
+    return log_lines(language, [("", level_of(line), line) for line in kept])
 
 
 def log_lines(language: str, lines: list[tuple[str, str, str]]) -> str:
     if not lines:
         return f'<p class="empty">{escape(say(language, "Nothing yet."))}</p>'
     shown = "".join(
-        f'<li class="{level}"><time>{escape(when)}</time>{escape(words)}</li>'
-        for when, level, words in lines[:SHOWN_LOG_LINES]
+        f'<li class="{level}"><time>{escape(when)}</time>{escape(words)}</li>' for when, level, words in lines
     )
     return f'<ol class="log">{shown}</ol>'
 
@@ -209,24 +224,19 @@ def level_of(line: str) -> str:
     return "warning" if re.search(r"warn|^W\d{4} ", line, re.IGNORECASE) else ""
 
 
-def job_card(language: str, jobs: Jobs) -> str:
-    """The newest job of preparing or captioning: how it stands and what it prints."""
-    job = next((job for job in reversed(jobs.all()) if job.kind in ("prepare", "caption")), None)
+def job_card(language: str, jobs: Jobs, job: Job | None) -> str:
+    """How a job of preparing or captioning stands."""
     if job is None:
         return ""
-    words = escape(words_for(language, job))
-    lines = [("", level_of(line), line) for line in reversed(console_lines(jobs, job))]
     state = state_of_job(jobs, job)
-    failure = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
+    said = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
     mark, left_out = pill(language, state), 0
     if state == "done" and job.kind == "prepare":
         left_out, found = left_out_of(Path(job.target), job.started or 0)
     if left_out:
         warning = say(language, "{count} of {found} pictures left out: see 2 · Dataset", count=left_out, found=found)
-        mark, failure = pill(language, state, "partly"), f'<p class="ending partly">{escape(warning)}</p>'
-    is_open = "open" if state in ("running", "failed") else ""
-    return (
-        f'<div class="card"><div class="head"><strong>{words}</strong>{mark}</div>{failure}'
-        f"<details {is_open}><summary>{escape(say(language, 'Console'))}</summary>{log_lines(language, lines)}"
-        "</details></div>"
-    )
+        mark, said = pill(language, state, "partly"), f'<p class="ending partly">{escape(warning)}</p>'
+    elif state == "running":
+        said = f'<p class="ending">{escape("".join(console_lines(jobs, job)[-1:]))}</p>'
+    words = escape(words_for(language, job))
+    return f'<div class="card"><div class="head"><strong>{words}</strong>{mark}</div>{said}</div>'

@@ -49,7 +49,7 @@ const show = async () => {
   }
   image.src = save.href = `${root}${api_prefix}/file=${encodeURI(file)}`;
   image.alt = wanted.words;
-  save.download = wanted.path.split(/[\\/]/).slice(-4).join("-");
+  save.download = wanted.words.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 90) + wanted.path.slice(wanted.path.lastIndexOf("."));
 };
 
 const go = (down, right) => {

@@ -13,9 +13,8 @@ from webui.server.served import served_image
 
 THUMBNAIL_PIXELS = 384
 _broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
-WORDS = (
-    "Save", "Close", "Left", "Right", "Up", "Down", "Full size", "This image cannot be shown: it may have been deleted.",
-)  # fmt: skip
+GONE = "This image cannot be shown: it may have been deleted."
+WORDS = ("Save", "Close", "Left", "Right", "Up", "Down", "Full size", GONE)
 
 
 @cache

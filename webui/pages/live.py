@@ -1,0 +1,117 @@
+"""What moves by itself on the page: asked for by look.js once a second, answered with what has changed since."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from webui.locale.i18n import language_of, say
+from webui.pages.news import chooser, fingerprint, newest, part
+from webui.pages.tab_dataset import DatasetTab
+from webui.pages.tab_prepare import PrepareTab
+from webui.pages.tab_results import ResultsTab
+from webui.pages.tab_runs import RunsTab
+from webui.runs.context import Context, run_name
+from webui.runs.listing import find_runs, stages, state_of, state_of_job
+from webui.runs.others import runs_of_others
+from webui.runs.run_history import history_of
+from webui.widgets import html as show
+
+LISTS = (gr.Dropdown, gr.CheckboxGroup)  # whose choices Gradio must know of, as it checks by them what is chosen
+
+
+class Live:
+    """
+    Args:
+        now, stop: the strip above the tabs, and its button.
+        dataset_field: the training's, to which new datasets are added as choices.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        tabs: tuple[PrepareTab, DatasetTab, RunsTab, ResultsTab],
+        now: gr.HTML,
+        stop: gr.Button,
+        dataset_field: gr.Dropdown,
+    ):
+        self.context = context
+        self.prepare, self.dataset, self.runs, self.results = tabs
+        self.choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
+        self.outputs = [
+            now, stop, *self.prepare.live, *self.runs.outputs, *self.results.live, *self.choosers, dataset_field,
+        ]  # fmt: skip
+        self.lists = [place for place, output in enumerate(self.outputs) if isinstance(output, LISTS)]
+
+    def look(self, request: gr.Request, seen: str, view: str, run: str, dataset: str, result: str) -> list:
+        """Return news as JSON, "" where there are none, then for each of the lists what has changed of it.
+
+        News are `seen`, which the browser brings along next time, and `news`: what an output now shows by its place,
+        those of the dataset behind all others.
+
+        Args:
+            seen: fingerprints of what the browser shows, "" where it shows nothing yet.
+            view: which images of a dataset it shows.
+        """
+        language, jobs = language_of(request), self.context.jobs
+        jobs.ensure_worker()
+        folders = self.context.places.datasets()
+        chosen = {"value": newest(folders)} if folders and seen else {}
+        updates = [
+            *part(2, lambda: self.now_running(language)),
+            *part(len(self.prepare.live), lambda: self.prepare.look(language)),
+            *part(len(self.runs.outputs), lambda: self.runs.look(language, run)),
+            *part(len(self.results.live), lambda: self.results.look(language, result)),
+            chooser(self.runs.choices(), run),
+            chooser(self.dataset.choices(), dataset),
+            chooser(self.with_files(), result),
+            gr.update(choices=folders, **chosen),
+        ]
+        now = [fingerprint(update) for update in updates]
+        before = marks_of(seen, len(now))
+        news = {place: update for place, update in enumerate(updates) if now[place] != before[place]}
+        lists = [news.pop(place, gr.skip()) for place in self.lists]
+        of_dataset = part(len(self.dataset.outputs), lambda: self.dataset.refresh(language, dataset, view) or [])
+        news |= {len(updates) + place: update for place, update in enumerate(of_dataset) if update != gr.skip()}
+        return [json.dumps({"seen": now, "news": news}) if now != before or news else "", *lists]
+
+    def with_files(self) -> list[str]:
+        """Runs that have saved something to use."""
+        runs = find_runs(self.context.places.projects, self.context.jobs)
+        return [run_name(run) for run in runs if stages(run)]
+
+    def now_running(self, language: str) -> list:
+        """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
+        jobs = self.context.jobs
+        job = jobs.running()
+        others = runs_of_others(jobs) if job is None else []
+        if job is None and not others:
+            words = escape(say(language, "Nothing runs at the moment."))
+            return [f'<div class="now idle">{words}</div>', gr.update(value=say(language, "Stop"), interactive=False)]
+        run = Path(job.target) if job and job.kind == "train" else others[0] if others else None
+        words = show.words_for(language, job) if job else say(language, "Training {name}", name=others[0].name)
+        state, bar = state_of_job(jobs, job) if job else "", ""
+        if run is not None:
+            run_state, history = state_of(run, jobs), history_of(run)
+            state = run_state.state
+            bar = show.bar(words, run_state.step, history.total_steps)
+        waiting = len(jobs.waiting())
+        more = say(language, "{count} waiting", count=waiting) if waiting else ""
+        more = more if job else say(language, "not started here")
+        html = (
+            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
+            f"<small>{escape(more)}</small></div>{bar}</div>"
+        )
+        is_stopping = job is not None and jobs.is_stopping(job)
+        stop = say(language, "End it now") if is_stopping else say(language, "Stop")
+        return [html, gr.update(value=stop, interactive=job is not None)]
+
+
+def marks_of(seen: str, count: int) -> list:
+    """The fingerprints that a browser has brought along; none that fits where these are not ours."""
+    try:
+        marks = json.loads(seen or "[]")
+    except ValueError:
+        marks = []
+    return marks if isinstance(marks, list) and len(marks) == count else [None] * count
