@@ -43,11 +43,12 @@ def test_photographs_become_a_dataset(story, captioned_photographs, tmp_path):
     assert len(Jobs(story.server.projects).all()) == 1, "a double click is one start"
     assert len((story.dataset / "metadata.jsonl").read_text().splitlines()) == 4
     shoot(page, "prepared")
+    page.locator("#prepare-go-on").click()
+    until(lambda: box(page, "dataset-chosen").input_value() == "cat/dataset")
 
 
 def test_the_dataset_shows_crop_size_tokens_and_what_was_left_out(story):
     page = story.page
-    tab(page, 2)
     page.locator("#dataset-about b").first.wait_for()
     page.locator(".picture .frame img").nth(3).wait_for()
     text = page.locator(".cards").inner_text()
@@ -74,8 +75,9 @@ def test_a_caption_is_edited_in_place_and_stands_in_the_file(story):
 
 def test_a_training_is_started_and_its_plot_moves(story):
     page = story.page
-    tab(page, 3)
+    page.locator("#dataset-go-on").click()
     assert until(lambda: box(page, "train-train_data_dir").input_value()) == str(story.dataset)
+    assert "ohwx, sks" in until(lambda: box(page, "train-validation_prompt").input_value()), "captions to draw"
     fill(page, "train-output_dir", "../first")
     page.locator("#train").click()
     page.locator("#train-problems li").first.wait_for()
@@ -112,11 +114,28 @@ def test_a_training_is_started_and_its_plot_moves(story):
 def test_a_reloaded_page_shows_the_run_as_it_goes_on(story):
     page = story.page
     step = steps(story.run)[-1]
-    page.reload()
-    tab(page, 4)
+    page.reload()  # and stands where the run is seen
     page.locator("#run-progress .pill.training, #run-progress .pill.sampling").wait_for()
     until(lambda: steps(story.run)[-1] > step)
     assert page.locator("#now .pill.training, #now .pill.sampling").is_visible()
+
+
+def test_samples_open_at_full_size_go_on_by_keys_and_are_saved(story, tmp_path):
+    page = story.page
+    page.locator("#run-samples button.image").first.click()
+    image, about = page.locator("dialog.viewer img"), page.locator("dialog.viewer p")
+    until(lambda: image.evaluate("image => image.complete && image.naturalWidth") == 64)
+    shown = about.inner_text()
+    page.keyboard.press("ArrowDown")
+    until(lambda: about.inner_text() != shown)
+    shoot(page, "sample")
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Save").click()
+    saved.value.save_as(tmp_path / "saved.png")
+    samples = [path.read_bytes() for path in (story.run / "samples").glob("step-*.png")]
+    assert (tmp_path / "saved.png").read_bytes() in samples and saved.value.suggested_filename.endswith(".png")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
 
 
 def test_stop_finishes_the_step_saves_and_says_where(story):
@@ -133,7 +152,7 @@ def test_stop_finishes_the_step_saves_and_says_where(story):
 
 def test_files_of_the_run_are_fetched_and_copied_and_nothing_else_of_it(story, tmp_path):
     page, server = story.page, story.server
-    tab(page, 5)
+    page.locator("#run-go-on").click()
     until(lambda: box(page, "result-run").input_value() == "cat/first")
     until(lambda: page.locator("#result-stages input").count() >= 1)
     page.locator("#result-copy").click()
@@ -176,6 +195,8 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_death_of_the_page(story):
     assert done == list(range(1, len(done) + 1)), "no step is missing, none is done twice"
     page.locator("#stop").click()
     page.locator("#run-progress .pill.stopped").wait_for(timeout=LONG)
+    page.get_by_role("button", name="What happened").click()
+    assert "starting at step" in page.locator("#run-log").inner_text()
     assert "resuming" not in page.locator("#run-log").inner_text()
 
 
@@ -200,7 +221,7 @@ def test_the_page_speaks_french_where_the_browser_does(story):
     fill(page, "train-rank", "-1")
     page.locator("#train").click()
     page.locator("#train-problems li").first.wait_for()
-    assert "Rang: rank vaut -1, il faut au-dessus de 0" in page.locator("#train-problems").inner_text()
+    assert "Rang: vaut -1, il faut au-dessus de 0" in page.locator("#train-problems").inner_text()
     page.context.close()
 
 

@@ -84,7 +84,8 @@ folder = pathlib.Path(sys.argv[1])
 with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     with gr.Tab("Mine"):
         gr.Textbox(label="own")
-    create_tab(before_training=(folder / "freed").touch, places=load_workspace(folder / "ui.yaml"), title="LoRA")
+    places = load_workspace(folder / "ui.yaml")
+    create_tab((folder / "freed").touch, places, title="LoRA", after_training=(folder / "again").touch)
 app.launch(server_port=int(sys.argv[2]), i18n=I18N, quiet=True)
 """
 
@@ -109,6 +110,7 @@ def test_the_page_is_a_tab_of_another_app_which_is_told_before_training(story, c
         page.locator("#run-progress .pill.failed").wait_for(timeout=LONG)
         assert "no/such-base" in page.locator("#run-progress .ending").inner_text()
         shoot(page, "failed")
+        until((tmp_path / "again").exists)
     finally:
         host.kill()
         host.wait()

@@ -109,6 +109,20 @@ def say_problem(language: str, problem: str) -> str:
     return (LOCALES[language].problem(problem) if language in LOCALES else None) or problem
 
 
+def in_page_words(language: str, config_class: type, words: str) -> str:
+    """What a program said of its settings, with the names that the page has for them in place of flags."""
+    words = say_problem(language, words.removeprefix("error: "))
+    first, _, rest = words.partition(" ")
+    if first.removesuffix(":") in fields_of(config_class) and rest:
+        words = f"{say_label(language, config_class, first.removesuffix(':'))}: {rest}"
+
+    def label(flag: re.Match) -> str:
+        name = flag[1].removeprefix("no_")
+        return f"“{say_label(language, config_class, name)}”" if name in fields_of(config_class) else flag[0]
+
+    return re.sub(r"(?<!\w)--(\w+)", label, words)
+
+
 def language_of(request) -> str:
     """The first of our languages that the browser asks for; English where it asks for none of them."""
     header = request.headers.get("accept-language", "") if request is not None else ""

@@ -4,7 +4,8 @@ from html import escape
 from pathlib import Path
 
 from preprocess.output.html_report import crop_in_percent
-from webui.locale.i18n import say
+from sdxl_lora.config.preprocess import PreprocessConfig
+from webui.locale.i18n import in_page_words, say
 from webui.runs import dataset_view as datasets
 from webui.widgets.images import image_html
 
@@ -21,7 +22,10 @@ def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, w
     if last:
         facts.append((f"{page + 1} / {last + 1}", say(language, "page")))
     numbers = "".join(f"<div><b>{escape(str(value))}</b>{escape(label)}</div>" for value, label in facts)
-    left_out = "".join(f"<li><b>{escape(source)}</b> {escape(reason)}</li>" for source, reason in dataset.left_out)
+    left_out = "".join(
+        f"<li><b>{escape(source)}</b> {escape(in_page_words(language, PreprocessConfig, reason))}</li>"
+        for source, reason in dataset.left_out
+    )
     details = (
         f"<details><summary>{escape(say(language, 'Left out, and why'))}</summary><ul>{left_out}</ul></details>"
         if left_out

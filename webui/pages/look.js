@@ -25,6 +25,9 @@ async (session, view, ...chosen) => {
       if (unsaved && looks.unsaved[number]) box(number).dataset.unsaved = "";
       else if (!unsaved && box(number)?.dataset.unsaved !== undefined) delete box(number).dataset.unsaved;
       looks.unsaved[number] = unsaved;
+      // Which image a button is about, for those who do not see it.
+      const [button, name] = [document.querySelector(`#recaption-${number}`), document.querySelector(`#caption-${number} label`)];
+      if (button && name) button.ariaLabel = `${button.textContent.trim()}: ${name.textContent.trim()}`;
     }
   };
   if (!looks.asks) {

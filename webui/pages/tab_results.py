@@ -151,7 +151,7 @@ def resolution_of(run: Path) -> int:
 def files_html(language: str, run: Path) -> str:
     """Return where the files lie on the machine that the page runs on."""
     files = lora_files(run)
-    title = f"<h3>{escape(say(language, 'Files'))}</h3>"
+    title = f"<h2>{escape(say(language, 'Files'))}</h2>"
     if not files:
         words = say(language, "It has not finished: its checkpoints hold the LoRA so far.")
         return f'{title}<p class="empty">{escape(words)}</p>'

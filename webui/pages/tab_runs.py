@@ -43,7 +43,7 @@ class RunsTab:
                 label=T("Until epoch"), placeholder=T("as it was planned"), max_lines=1, elem_id="run-until"
             )
             self.resume = gr.Button(T("Resume"), elem_id="run-resume", scale=0, min_width=160)
-            self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=220)
+            self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=280)
         self.plots = gr.HTML(elem_id="run-plots", padding=False)
         self.samples = gr.HTML(elem_id="run-samples", padding=False)
         with gr.Accordion(T("What happened"), open=False):
@@ -51,7 +51,7 @@ class RunsTab:
         with gr.Accordion(T("What it prints"), open=False):
             self.console = gr.HTML(elem_id="run-console", **show.CONSOLE)
         self.outputs = [
-            self.progress, self.go_on_row, self.stop_row, self.stop, self.resume_row, self.checkpoint,
+            self.progress, self.go_on_row, self.stop_row, self.stop, self.resume_row, self.resume, self.checkpoint,
             self.plots, self.samples, self.happened, self.console, self.waiting, self.queue_row, self.waiting_job,
         ]  # fmt: skip
         self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
@@ -81,7 +81,7 @@ class RunsTab:
         hidden = gr.update(visible=False)
         if run is None or name is None:
             empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
-            return [empty, hidden, hidden, gr.skip(), hidden, gr.skip(), "", "", "", "", *queue]
+            return [empty, hidden, hidden, gr.skip(), hidden, hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
         stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
@@ -91,7 +91,8 @@ class RunsTab:
             gr.update(visible=state.state in ("done", "stopped") and bool(stages(run))),
             gr.update(visible=state.is_active or state.state == "waiting"),
             gr.update(value=stop_words),
-            gr.update(visible=can_resume(state) and (run / "config.yaml").exists()),
+            gr.update(visible=can_resume(state) and self.config_path(run) is not None),
+            gr.update(visible=(run / "config.yaml").exists()),
             gr.update(choices=saved, value=saved[0] if saved else None),
             show.plots(language, history),
             self.samples_html(language, run, history),
@@ -102,7 +103,7 @@ class RunsTab:
 
     def samples_html(self, language: str, run: Path, history: History) -> str:
         prompts, seed = prompts_of(run, history)
-        title = f"<h3>{escape(say(language, 'Samples'))}</h3>"
+        title = f"<h2>{escape(say(language, 'Samples'))}</h2>"
         return title + show.gallery(language, run / "samples", samples_of(run), prompts, seed)
 
     def ask_to_stop(self, request: gr.Request, name: str | None) -> None:
@@ -130,9 +131,16 @@ class RunsTab:
             ConfigError: no such run, or another version of the trainer wrote it.
         """
         run = self.context.run_of(name)
-        if run is None or not (run / "config.yaml").exists():
+        path = self.config_path(run) if run is not None else None
+        if path is None:
             raise ConfigError(say(language, "Choose a run first."))
-        return read_config(TrainConfig, run / "config.yaml")
+        return read_config(TrainConfig, path)
+
+    def config_path(self, run: Path) -> Path | None:
+        """Of one that failed before it had a folder, the settings lie with its job."""
+        job = newest_job(self.context.jobs, run)
+        paths = [run / "config.yaml", *([self.context.jobs.folder_of(job.id) / "config.yaml"] if job else [])]
+        return next((path for path in paths if path.exists()), None)
 
     def mover(self, by: int):
         def move(job_id: str | None) -> None:

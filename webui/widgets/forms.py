@@ -14,7 +14,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import say, say_label, say_problem
+from webui.locale.i18n import in_page_words, say, say_label
 from webui.runs.base_look import base_problem
 from webui.runs.listing import has_run
 from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field
@@ -65,7 +65,7 @@ class Form:
         rules = []
         for name, said in by_field.items():
             if name in self.widgets:
-                words = css_text(" ".join(self.in_words(language, name, problem) for problem in said))
+                words = css_text(" ".join(self.named(language, problem) for problem in said))
                 field = f".sdxl-lora #{self.widgets[name].elem_id}"
                 rules.append(
                     f"{field}>*{{height:auto}}{field} input,{field} textarea{{border-color:var(--bad)!important}}"
@@ -75,22 +75,10 @@ class Form:
 
     def named(self, language: str, problem: str) -> str:
         """The problem, behind the name that its first field has on the page."""
+        words = in_page_words(language, self.config_class, problem)
         by_field, _ = problems_by_field(self.config_class, (problem,))
-        if not by_field:
-            return say_problem(language, problem)
-        name = next(iter(by_field))
-        words = self.in_words(language, name, problem).removeprefix(f"{name} ")
-        return f"{say_label(language, self.config_class, name)}: {words}"
-
-    def in_words(self, language: str, name: str, problem: str) -> str:
-        """The problem of a field in the page's words, which has fields where the command line has flags."""
-
-        def label(found: re.Match) -> str:
-            field = found[1].removeprefix("no_")
-            known = field in fields_of(self.config_class)
-            return f"\u201c{say_label(language, self.config_class, field)}\u201d" if known else found[0]
-
-        return re.sub(r"--(\w+)", label, say_problem(language, problem)).removeprefix(f"{name}: ")
+        label = say_label(language, self.config_class, next(iter(by_field))) if by_field else ""
+        return words if words.startswith(label) else f"{label}: {words}"
 
     def shown(self, config: Any) -> list[Any]:
         """The values of the widgets that stand for a config, names in place of folders."""

@@ -6,8 +6,10 @@ import time
 from html import escape
 from pathlib import Path
 
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.pace import duration
-from webui.locale.i18n import say
+from webui.locale.i18n import in_page_words, say
 from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job, without_launchers
@@ -106,11 +108,12 @@ def ending(language: str, state: RunState) -> str:
     elif state.state == "killed":
         words = say(language, "It ended without a word at step {step}; nothing was saved.", step=state.step)
     elif state.state == "failed":
-        words = state.reason or say(language, "It failed; see the log.")
+        words = in_page_words(language, TrainConfig, state.reason) or say(language, "It failed; see the log.")
     elif state.state == "planned":
         words = say(language, "A dry run: nothing was trained. What it would do stands under What it prints.")
     elif state.state == "cancelled" and state.reason:
-        words = say(language, "What it waited for failed: {reason}", reason=state.reason)
+        reason = in_page_words(language, PreprocessConfig, state.reason)
+        words = say(language, "What it waited for failed: {reason}", reason=reason)
     else:
         return ""
     return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'
@@ -229,7 +232,8 @@ def job_card(language: str, jobs: Jobs, job: Job | None) -> str:
     if job is None:
         return ""
     state = state_of_job(jobs, job)
-    said = f'<p class="ending failed">{escape(last_error(jobs, job))}</p>' if state == "failed" else ""
+    reason = in_page_words(language, PreprocessConfig, last_error(jobs, job)) if state == "failed" else ""
+    said = f'<p class="ending failed">{escape(reason)}</p>' if reason else ""
     mark, left_out = pill(language, state), 0
     if state == "done" and job.kind == "prepare":
         left_out, found = left_out_of(Path(job.target), job.started or 0)
