@@ -16,7 +16,15 @@ from sdxl_lora.errors import ConfigError
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
 from webui.page import following
 from webui.runs.launch import command_line, flags_of_config, read_config, write_config
-from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field, typed_value
+from webui.settings.fields import (
+    config_of,
+    entered_value,
+    fields_of,
+    number,
+    numbers_in,
+    problems_by_field,
+    typed_value,
+)
 from webui.settings.labels import BASIC, LABELS
 from webui.settings.workspace import Workspace, inside, load_workspace
 from webui.widgets.forms import Form, preprocess_config, train_config
@@ -135,6 +143,18 @@ def test_places_come_from_the_file_and_the_environment_wins(tmp_path):
     file.write_text("- x\n")
     with pytest.raises(ConfigError, match="no lines of"):
         load_workspace(file, {})
+
+
+def test_numbers_are_taken_with_a_comma_too_and_what_stays_in_doubt_is_refused():
+    rate = fields_of(TrainConfig)["learning_rate"]
+    entered = ("0,0001", "1,5", "1,5e-4", "-0,5", ",5", "1,0000", "1e-4")
+    assert [number(rate, text) for text in entered] == [0.0001, 1.5, 1.5e-4, -0.5, 0.5, 1.0, 1e-4]
+    for text in ("1,000", "12,345", "1,2,3", "1.000,5"):
+        with pytest.raises(ConfigError, match="must be a number"):
+            number(rate, text)
+    for text in ("0.9 0.999", "0.9, 0.999", "0.9,0.999"):
+        assert numbers_in(text) == ["0.9", "0.999"]
+    assert numbers_in("0,9 0,999") == numbers_in("0,9, 0,999") == ["0,9", "0,999"] and numbers_in("1,2") == ["1", "2"]
 
 
 def test_without_settings_the_page_has_its_own_folders_and_an_older_one_stays_in_use(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from gradio import I18n
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from webui.settings.fields import fields_of
-from webui.settings.labels import label_of
+from webui.settings.labels import help_of, label_of
 
 Patterns = list[tuple[re.Pattern, str]]
 
@@ -50,7 +50,7 @@ class Locale:
     def field(self, config_class: type, name: str) -> tuple[str, str]:
         """Label and help of a setting; English ones until it has its lines in the file."""
         told = self.fields[config_class.__name__].get(name, {})
-        return told.get("label", label_of(config_class, name)), told.get("help", fields_of(config_class)[name].help)
+        return told.get("label", label_of(config_class, name)), told.get("help", help_of(config_class, name))
 
 
 def patterns(sentences: dict[str, str]) -> Patterns:
@@ -78,9 +78,9 @@ def dictionaries() -> dict[str, dict[str, str]]:
     for language, locale in LOCALES.items():
         texts = dict(locale.texts)
         for config_class in (PreprocessConfig, TrainConfig):
-            for name, field in fields_of(config_class).items():
+            for name in fields_of(config_class):
                 label, help_ = locale.field(config_class, name)
-                texts |= {label_of(config_class, name): label, field.help: help_}
+                texts |= {label_of(config_class, name): label, help_of(config_class, name): help_}
         by_language[language] = {key_of(text): translation for text, translation in texts.items()}
         english |= {key_of(text): text for text in texts if key_of(text) != text}
     return {"en": english, **by_language}

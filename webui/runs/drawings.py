@@ -7,6 +7,7 @@ import yaml
 
 from sdxl_lora.errors import ConfigError
 from webui.runs.listing import stages
+from webui.settings.fields import numbers_in
 
 MOST_IMAGES = 200
 
@@ -31,7 +32,7 @@ def drawing_request(
         problems.append("stages: choose at least one of the run's")
     numbers = [0.0]
     try:
-        numbers = [float(word) for word in (weights or "").replace(",", " ").split()]
+        numbers = [float(word.replace(",", ".")) for word in numbers_in(weights or "")]
         if not numbers or not all(math.isfinite(number) and abs(number) <= 4 for number in numbers):
             raise ValueError
     except ValueError:

@@ -72,7 +72,7 @@ def typed_value(field: Field, entered: Any) -> Any:
     if field.kind == "lines":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     if field.kind in ("numbers", "fractions"):
-        return tuple(number(field, word) for word in text.replace(",", " ").split())
+        return tuple(number(field, word) for word in numbers_in(text))
     if field.optional and text in ("", "None"):
         return None
     if field.kind in ("int", "float"):
@@ -82,7 +82,17 @@ def typed_value(field: Field, entered: Any) -> Any:
     return text
 
 
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a list: commas stand between them, or before decimals where blanks stand between them."""
+    if "." not in text and re.search(r"\d,\d+,?\s+\S", text):
+        return re.sub(r",(?=\s)", " ", text).split()
+    return text.replace(",", " ").split()
+
+
 def number(field: Field, text: str) -> int | float:
+    is_thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text)  # or a decimal: it stays in doubt, and is refused
+    if re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", text) and not is_thousands:
+        text = text.replace(",", ".")
     try:
         if field.kind in ("float", "fractions"):
             return float(text)

@@ -2,6 +2,7 @@
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
+from webui.settings.fields import fields_of
 
 BASIC = {
     PreprocessConfig: (
@@ -82,6 +83,35 @@ LABELS = {
     },
 }
 
+HELP = {  # of the fields in view, in words for who knows no flags; the others have the command line's
+    PreprocessConfig: {
+        "input_dir": "The folder with your images, on the machine that this page runs on. Nothing in it is changed.",
+        "output_dir": "One project may hold several datasets.",
+        "trigger_word": "A made-up word that stands for your subject, such as sks. It comes first in every caption.",
+        "fallback_caption": "What all images show, in a few words: a dog. It is the caption of images without one.",
+        "caption_task": "How much auto-caption writes about an image.",
+        "resolution": "1024 is what SDXL was made for. Smaller images are left out, and you are told which.",
+    },
+    TrainConfig: {
+        "output_dir": "Checkpoints, samples and the finished LoRA lie in a folder of this name.",
+        "pretrained_model_name_or_path": "The SDXL model that the LoRA is for: a file, a folder, or a name on the Hub.",
+        "train_data_dir": "One that was prepared here, or a folder of images with .txt captions beside them.",
+        "num_train_epochs": "How often each image is looked at. 10 to 40 images need 50 to 200.",
+        "learning_rate": "How much each step changes. Too high burns in, too low learns nothing.",
+        "train_batch_size": "Images looked at in one step. More need more memory; auto takes what fits.",
+        "resolution": "As it was prepared. Less is quicker and needs less memory.",
+        "rank": "Room for what is learned, and the size of the file: 8 to 32 suit most subjects.",
+        "lora_alpha": "How strongly it is applied, beside the rank. Leave it empty for the rank's own number.",
+        "train_text_encoder": "Helps with odd trigger words; costs time and memory.",
+        "optimizer": "adamw is the usual one; the 8-bit ones save memory; prodigy finds its own rate.",
+        "lr_scheduler": "How the learning rate goes on: as it is, or down towards the end.",
+        "mixed_precision": "auto takes what your graphics card is best at.",
+        "gradient_checkpointing": "Needs far less memory, and a third more time. For cards of up to 16 GB.",
+        "checkpointing_epochs": "Each can be tried, and gone on from, later.",
+        "validation_prompt": "What to draw while it trains, to see it learn: one line each, with the trigger word.",
+    },
+}
+
 ACRONYMS = {"lr": "learning rate", "snr": "SNR", "vae": "VAE", "dora": "DoRA", "rslora": "rsLoRA", "lora": "LoRA",
             "tf32": "TF32", "8bit": "8-bit", "dir": "folder", "num": "number of", "hub": "Hub"}  # fmt: skip
 
@@ -91,3 +121,7 @@ def label_of(config_class: type, name: str) -> str:
         return LABELS[config_class][name]
     words = " ".join(ACRONYMS.get(word, word) for word in name.split("_"))
     return words[0].upper() + words[1:]
+
+
+def help_of(config_class: type, name: str) -> str:
+    return HELP[config_class].get(name, fields_of(config_class)[name].help)

@@ -10,13 +10,17 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from webui.locale.i18n import T
 from webui.settings.fields import Field, entered_value, fields_of
-from webui.settings.labels import BASIC, label_of
+from webui.settings.labels import BASIC, help_of, label_of
 
 Choices = Sequence[str | tuple]
 
 SUGGESTIONS: dict[type, dict[str, Choices]] = {
     PreprocessConfig: {
-        "caption_task": ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"),
+        "caption_task": (
+            (T("a sentence"), "<CAPTION>"),
+            (T("a few sentences"), "<DETAILED_CAPTION>"),
+            (T("a paragraph"), "<MORE_DETAILED_CAPTION>"),
+        ),
         "caption_model": (
             "florence-community/Florence-2-base",
             "florence-community/Florence-2-large",
@@ -76,7 +80,8 @@ def form(
 def widget(
     config_class: type, field: Field, choices: Choices | None, value: Any, elem_id: str
 ) -> gr.components.Component:
-    about: dict[str, Any] = {"label": T(label_of(config_class, field.name)), "info": T(field.help), "elem_id": elem_id}
+    about: dict[str, Any] = {"label": T(label_of(config_class, field.name)), "elem_id": elem_id}
+    about["info"] = T(help_of(config_class, field.name))
     if field.kind == "bool":
         return gr.Checkbox(value=value, **about)
     if field.kind == "choice":
