@@ -71,7 +71,7 @@ def serve(places: Workspace, sockets: list[socket], host: str, password: str | N
     from fastapi import FastAPI
 
     from webui.page import I18N, create_page
-    from webui.server.front import AtHome
+    from webui.server.front import AtHome, Compressed
     from webui.server.serve import PageServer
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -95,7 +95,7 @@ def serve(places: Workspace, sockets: list[socket], host: str, password: str | N
     words = address_of(host, sockets[0].getsockname()[1])
     if password is not None:
         words += f"\nuser {USER}, and your password"
-    PageServer(Guard(AtHome(app), password, root_path), words).run(sockets)
+    PageServer(Guard(Compressed(AtHome(app)), password, root_path), words).run(sockets)
 
 
 def theme():

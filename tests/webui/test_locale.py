@@ -12,7 +12,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from tests.helpers.paths import ROOT
-from webui.locale.i18n import LOCALES, dictionaries, key_of, language_of, say, say_problem
+from webui.locale.i18n import LOCALES, dictionaries, in_page_words, key_of, language_of, say, say_problem
 from webui.page import create_page
 from webui.settings.fields import fields_of
 from webui.settings.labels import label_of
@@ -182,3 +182,11 @@ def test_the_language_is_the_first_of_ours_that_the_browser_asks_for():
     }  # fmt: skip
     assert {accept: language_of(Request(accept)) for accept in asked} == asked
     assert say("fr", "step {step}", step=3) == "pas 3" and key_of("a {b|c}") == "a (b|c)"
+
+
+def test_what_a_program_says_of_flags_is_told_with_the_names_of_the_page():
+    said = "error: 40x40 is too small: pass --enlarge_small, or --no_such_flag"
+    assert in_page_words("en", PreprocessConfig, said) == "40x40 is too small: pass “Enlarge small”, or --no_such_flag"
+    assert in_page_words("en", TrainConfig, "rank is -1, it must be above 0") == "Rank: is -1, it must be above 0"
+    assert in_page_words("fr", TrainConfig, "rank is -1, it must be above 0").startswith("Rang: vaut -1")
+    assert in_page_words("en", TrainConfig, "rank") == "rank" and in_page_words("en", TrainConfig, "") == ""

@@ -3,6 +3,8 @@
 Gradio writes into the page the address under which the server was asked, which behind a proxy is not the browser's.
 """
 
+from starlette.middleware.gzip import GZipMiddleware
+
 AT_HOME = b'<script>window.gradio_config.root = new URL("./", location.href).href.replace(/\\/$/, "");</script>'
 AFTER_CONFIG = b"<script>window.gradio_api_info"  # what follows the configuration in Gradio's page
 
@@ -31,3 +33,14 @@ class AtHome:
                 await send({"type": "http.response.body", "body": changed})
 
         await self.app(scope, receive, send_changed)
+
+
+class Compressed:
+    """Compresses what is sent, except files: images and weights would only cost time."""
+
+    def __init__(self, app):
+        self.app, self.compressing = app, GZipMiddleware(app, minimum_size=2000, compresslevel=5)
+
+    async def __call__(self, scope, receive, send):
+        is_file = scope["type"] == "http" and "/file=" in scope["path"]
+        await (self.app if is_file else self.compressing)(scope, receive, send)
