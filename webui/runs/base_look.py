@@ -30,7 +30,7 @@ def base_problem(model: ModelConfig) -> str | None:
         model.pretrained_vae_model_name_or_path,
         model.pretrained_config_name_or_path,
         model.revision,
-        model.variant,
+        None if model.variant == "auto" else model.variant,
     )
     if not (Path(names[0]).exists() or is_cached(names[0], model.revision)):
         return None

@@ -95,7 +95,7 @@ def read_dataset(folder: Path) -> Dataset:
     settings = report["settings"] if isinstance(report.get("settings"), dict) else {}
     trigger_word = str(settings.get("trigger_word") or "")
     warnings: dict[str, list[str]] = {}
-    typed = bool(settings.get("fallback_caption")) and settings.get("caption_model") == "none"
+    typed = bool(settings.get("fallback_caption")) and not models_in(settings)
     for warning in objects(report, "warnings"):
         if typed and warning.get("message") == NO_CAPTION:
             continue  # as the person has asked for
