@@ -29,6 +29,7 @@ from sdxl_lora.distributed.launcher import tell_launcher
 from sdxl_lora.doctor.short import in_short
 from sdxl_lora.errors import RUN_ERRORS, LostProcessError, Stopped
 from sdxl_lora.lora.formats.metadata import public_name
+from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.base_weights import base_sha256
 from sdxl_lora.optimizers.optimizers import build_optimizer, learning_rate_of, own_learning_rate, rates_kept
 from sdxl_lora.run.logger import RunLogger
@@ -36,7 +37,7 @@ from sdxl_lora.run.precision import settle_precision
 from sdxl_lora.run.session import Run, open_run
 from sdxl_lora.training.batch_shape import choose_batch_shape
 from sdxl_lora.training.checkpointer import AdapterState, Checkpointable, Checkpointer
-from sdxl_lora.training.checks import check_inputs, claim_hub_repository, load_similarity
+from sdxl_lora.training.checks import check_inputs, claim_hub_repository, confirm_prediction, load_similarity
 from sdxl_lora.training.data import TrainingData, prepare_data
 from sdxl_lora.training.dry_run import dry_run
 from sdxl_lora.training.ema import published_weights
@@ -99,11 +100,11 @@ def train(config: TrainConfig) -> Trained | None:
         samples = SampleWriter(config, accelerator, base, model, shown, data, similarity, run, logger)
         run.end_if_asked(accelerator, "while loading")
         base_hash = on_main_and_broadcast(accelerator, wait_for_base_hash)
+        confirm_prediction(config, base, base_hash, model, data, accelerator, run, logger.info)
         exporter = LoraExporter(config, base, base_hash, model, shown, data, samples)
         stateful: list[Checkpointable] = [AdapterState(model.components), exporter, shown, evaluator, data]
-        fingerprint = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint()}
-        fingerprint["base"] = base_hash or public_name(base.path)
-        checkpointer = Checkpointer(accelerator, run, config.checkpoint, stateful, fingerprint)
+        facts = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint(), **name_of(base, base_hash)}
+        checkpointer = Checkpointer(accelerator, run, config.checkpoint, stateful, facts)
 
         # From here on steps count.
         with rates_kept(optimizer):
@@ -112,7 +113,7 @@ def train(config: TrainConfig) -> Trained | None:
         run.update(best_checkpoint=evaluator.best.checkpoint)
         cadence = Cadence(config, data)
         logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))
-        timesteps, device = len(model.scheduler.betas), accelerator.device
+        timesteps, device = model.num_train_timesteps, accelerator.device
         metrics = StepMetrics(device, config.logging.loss_bins, timesteps, step, logger.pace.waiting)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
         step = fit(
@@ -194,6 +195,11 @@ def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | No
     if run.status["last_checkpoint"] != f"checkpoint-{step}":
         checkpointer.save(step, best=best)
     run.end(f"at step {step}, saved {run.status['last_checkpoint']}")
+
+
+def name_of(base: Base, base_hash: str) -> dict[str, str]:
+    """Return what a resumed run must find of the base: its hash, or of one on the Hub its id."""
+    return {"base": base_hash or public_name(base.path)}
 
 
 def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int) -> dict:

@@ -145,7 +145,7 @@ def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
     base = Base(str(BASE))
     images = ImageDataset(open_dataset(str(data)), resolution=64)
     loaded = [images.load(index) for index in range(len(images))]
-    schedule, _ = load_schedulers(base, options.get("prediction_type"))
+    schedule, _ = load_schedulers(base, ObjectiveConfig(prediction_type=options.get("prediction_type")))
     vae, (tokenizers, encoders) = load_vae(base), load_text_parts(base, torch.float32)
     unet = load_unet(base, torch.float32).train()
     parameters = add_lora(unet, RANK, RANK)

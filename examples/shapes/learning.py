@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from examples.shapes.concepts import concept_scenes, write_concept
-from examples.shapes.quality import base_quality, concept_quality, load_base, plain_prompt
+from examples.shapes.quality import BASE, base_quality, concept_quality, load_base, plain_prompt
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
@@ -57,7 +57,7 @@ def write_class_images(folder, count, twins=(), seed=0):
     return paths
 
 
-def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object"):
+def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", base=BASE):
     """Return what the base draws with a LoRA.
 
     Args:
@@ -65,11 +65,12 @@ def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object"):
         asked: number of prompts with and without the trigger word, spread over the combinations; None for all.
         known: number of prompts for known shapes; None for five times `asked`, or all.
         concept: "object" or "style", what the LoRA was to learn.
+        base: folder of the base.
     Returns:
         dict of shares: with_trigger, without_trigger (see concept_quality) and known (prompts for known shapes right).
     """
     known = known or (asked and 5 * asked)
-    pipeline = load_base()
+    pipeline = load_base(base)
     if lora is not None:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora()  # the same pictures in two thirds of the time

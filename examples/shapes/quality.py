@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from examples.shapes.scorer import read
 from examples.shapes.world import article
+from sdxl_lora.diffusion.flow import FlowSampler
 
 BASE = Path(__file__).parent / "base"
 STEPS = 20
@@ -14,8 +15,10 @@ GUIDANCE = 5.0
 
 
 def load_base(folder=BASE):
-    """The base as a float32 pipeline without a progress bar."""
+    """The base as a float32 pipeline without a progress bar; of a flow, with a sampler that the pipeline can call."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    if isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+        pipeline.scheduler = FlowSampler(shift=pipeline.scheduler.config.shift)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -19,7 +19,7 @@ from sdxl_lora.config.sections.compute import BatchConfig, ComputeConfig
 from sdxl_lora.config.sections.data import CacheConfig, DataConfig
 from sdxl_lora.config.sections.evaluation import EvaluationConfig
 from sdxl_lora.config.sections.model import ModelConfig
-from sdxl_lora.config.sections.objective import NoiseConfig, ObjectiveConfig, TimestepConfig
+from sdxl_lora.config.sections.objective import NoiseConfig, ObjectiveConfig, TimestepConfig, flow_problems
 from sdxl_lora.config.sections.optimizer import OptimizerConfig
 from sdxl_lora.config.sections.run import CheckpointConfig, LoggingConfig, OutputConfig, PublishConfig
 
@@ -111,6 +111,12 @@ class TrainConfig:
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.adapter.train_text_encoder and any(getattr(self.optimizer, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
+        if self.objective.prediction_type == "flow":
+            problems += flow_problems(self.objective, self.noise)
+        elif self.objective.prediction_type and self.objective.flow_shift:
+            problems.append(
+                f"flow_shift needs prediction_type flow, not {self.objective.prediction_type}: leave it out"
+            )
         if self.data.dataset_streaming:
             problems += self._streaming_problems()
         return problems

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sdxl_lora.config.sections.objective import ObjectiveConfig
+from sdxl_lora.diffusion.flow import FLOW, FlowSchedule
 
 MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below it, noise says nothing of the picture, and dividing by 0 is NaN
 
@@ -19,7 +20,7 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
 
     Args:
         unet: called as `unet(noisy, timesteps, encoder_hidden_states=..., added_cond_kwargs=...).sample`.
-        schedule: a DDPMScheduler; its prediction_type says what the UNet predicts.
+        schedule: a DDPMScheduler, or a FlowSchedule; its prediction_type says what the UNet predicts.
         latents: (B, C, h, w) float32, as the UNet sees them (latents.py).
         conditions: prompt_embeds (B, 77 k, D), pooled_embeds (B, P), time_ids (B, 6); where there are such,
             input_noise (B, C, h, w), which is mixed into the latents in place of `noise` (input perturbation),
@@ -29,12 +30,12 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
     Returns:
         (B,) float32.
     Raises:
-        ValueError: the schedule predicts something else than epsilon, v_prediction or sample.
+        ValueError: the schedule predicts something else than epsilon, v_prediction, flow or sample.
     """
     noisy_latents = schedule.add_noise(latents, conditions.get("input_noise", noise), timesteps)
     prediction = unet(
         noisy_latents,
-        timesteps,
+        times_of(schedule, timesteps),
         encoder_hidden_states=conditions["prompt_embeds"],
         added_cond_kwargs={"text_embeds": conditions["pooled_embeds"], "time_ids": conditions["time_ids"]},
     ).sample
@@ -47,16 +48,21 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
     return losses * conditions.get("loss_weight", 1.0)
 
 
+def times_of(schedule, timesteps) -> torch.Tensor:
+    """(B,): what the UNet is told of the timesteps; itself but for a flow."""
+    return schedule.times(timesteps) if isinstance(schedule, FlowSchedule) else timesteps
+
+
 def prediction_target(schedule, latents, noise, timesteps) -> torch.Tensor:
     """(B, C, h, w): what a perfect UNet of this schedule predicts."""
     prediction_type = schedule.config.prediction_type
     if prediction_type == "epsilon":
         return noise
-    if prediction_type == "v_prediction":
+    if prediction_type in ("v_prediction", FLOW):
         return schedule.get_velocity(latents, noise, timesteps)
     if prediction_type == "sample":
         return latents
-    raise ValueError(f"prediction_type is {prediction_type!r}, it must be epsilon, v_prediction or sample")
+    raise ValueError(f"prediction_type is {prediction_type!r}, it must be epsilon, v_prediction, flow or sample")
 
 
 def elementwise_loss(prediction, target, loss_type="l2", c=1.0) -> torch.Tensor:
@@ -106,6 +112,8 @@ def masked_mean(losses, conditions) -> torch.Tensor:
 
 def snr_of(schedule, timesteps) -> torch.Tensor:
     """(B,): variance of the picture over variance of the noise; 0 where a schedule ends in noise alone."""
+    if isinstance(schedule, FlowSchedule):
+        return schedule.snr(timesteps)
     kept = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
     return kept / (1 - kept)
 

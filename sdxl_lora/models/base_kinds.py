@@ -1,8 +1,10 @@
 """What a file or folder is that was given as a base, by the names and shapes of its tensors and its configs."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from sdxl_lora.diffusion.flow import FLOW
 from sdxl_lora.models.base_source import Base
 
 SDXL = "an SDXL base"
@@ -20,7 +22,7 @@ FILE_KINDS = (  # (what it is, any of these in a name)
 UNETS = ("model.diffusion_model.", "input_blocks.", "down_blocks.")
 PREDICTIONS = ("epsilon", "v_prediction")
 KEPT_BY = {"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction"}
-FLOWS = ("flow", "rectified_flow", "rf", "flow_prediction", "velocity")
+FLOWS = (FLOW, "rectified_flow", "rf", "flow_prediction", "velocity")
 
 
 def kind_of_file(names: Iterable[str]) -> str:
@@ -72,30 +74,50 @@ def kind_of_folder(folder: Path) -> str:
     return "a folder without model_index.json, which every diffusers base has"
 
 
+def distilled_note(path: str) -> str | None:
+    """Return how to draw with a base that its name calls distilled to few steps; None for others."""
+    if not re.search(r"turbo|lightning|hyper|lcm|dmd", Path(path).name, re.IGNORECASE):
+        return None
+    return (
+        f"{Path(path).name} is distilled to few steps by its name: it is trained as any base, which undoes "
+        "some of that; samples need --validation_guidance_scale 1 to 2 and --validation_inference_steps 4 to 8"
+    )
+
+
+def predicted_by(config: Mapping) -> str:
+    """Return what a scheduler's config says that its model predicts: "flow", or its prediction_type."""
+    prediction = config.get("prediction_type") or "epsilon"
+    is_flow = "Flow" in str(config.get("_class_name")) or config.get("use_flow_sigmas") or prediction in FLOWS
+    return FLOW if is_flow else prediction
+
+
 def unsupported_schedule(config: Mapping) -> str | None:
-    """Return how a scheduler's config says that its model was trained otherwise than by DDPM; None where it was so.
+    """Return how a scheduler's config says that its model was trained otherwise than by DDPM or a flow, else None.
 
     Returns:
-        "a flow", "EDM", what it predicts, or the name of a scheduler that has no betas.
+        "EDM", what it predicts, or the name of a scheduler that has no betas.
     """
     name, prediction = str(config.get("_class_name", "a scheduler without a name")), config.get("prediction_type")
-    if "Flow" in name or config.get("use_flow_sigmas") or prediction in FLOWS:
-        return "a flow"
+    if predicted_by(config) == FLOW:
+        return None
     if "EDM" in name or config.get("timestep_type") == "continuous" or prediction == "edm":
         return "EDM"
     if prediction not in (None, *PREDICTIONS):
         return f"{prediction!r}"
-    if config.get("trained_betas") is None and not {"beta_start", "beta_end", "beta_schedule"} <= set(config):
-        return f"{name}, which has no betas"
-    return None
+    return None if has_betas(config) else f"{name}, which has no betas"
+
+
+def has_betas(config: Mapping) -> bool:
+    """Return whether a scheduler's config has the noise schedule of DDPM."""
+    return config.get("trained_betas") is not None or {"beta_start", "beta_end", "beta_schedule"} <= set(config)
 
 
 def not_by_ddpm(base: Base, found: str) -> str:
     """The sentence that refuses a base trained by another objective."""
-    what = f"was trained by {found}" if found in ("EDM", "a flow") else f"predicts {found}"
+    what = f"was trained by {found}" if found == "EDM" else f"predicts {found}"
     if "which has no betas" in found:
         what = f"has {found}"
-    return f"{base.path} {what}, which is not supported yet: training needs a base that predicts epsilon or v"
+    return f"{base.path} {what}, which is not supported yet: training needs a base that predicts epsilon, v or a flow"
 
 
 def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool, str]:
@@ -111,7 +133,7 @@ def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str
         return "v_prediction", "ztsnr" in names, "tensor v_pred" + (" and ztsnr" if "ztsnr" in names else "")
     said = str(metadata.get("modelspec.prediction_type", "")).lower()
     if said in FLOWS:
-        return "a flow", False, "metadata modelspec.prediction_type"
+        return FLOW, False, "metadata modelspec.prediction_type"
     if said in KEPT_BY:
         return KEPT_BY[said], "ztsnr" in names, "metadata modelspec.prediction_type"
     return None, "ztsnr" in names, ""

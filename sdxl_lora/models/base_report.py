@@ -23,6 +23,7 @@ from sdxl_lora.models.base_kinds import (
     kind_of_folder,
     kind_of_unet,
     not_by_ddpm,
+    predicted_by,
     told_by_file,
     unsupported_schedule,
 )
@@ -57,7 +58,7 @@ class BaseReport:
     refusal: why it cannot be trained, a sentence; None where it can.
     bare: parts of a folder that are configs alone.
     notes: what is odd about it and does no harm, sentences.
-    prediction: epsilon, v_prediction, or in words what cannot be trained; "" where that cannot be told.
+    prediction: epsilon, v_prediction, flow, or in words what cannot be trained; "" where that cannot be told.
     vae: the VAE's config.
     """
 
@@ -151,14 +152,14 @@ def look_at_file(base: Base, report: BaseReport) -> None:
         report.kind = found
     if report.kind != SDXL:
         report.refusal = f"{path} is {report.kind}, it must be a whole SDXL base in the original layout"
-    elif report.prediction in ("EDM", "a flow"):
+    elif report.prediction == "EDM":
         report.refusal = not_by_ddpm(base, report.prediction)
     elif not has_vae and base.vae_path is None:
         report.refusal = (
             f"{path} is an SDXL checkpoint without its VAE: give one by --pretrained_vae_model_name_or_path"
         )
     elif report.prediction and report.told_by.startswith("metadata"):
-        report.notes.append(f"{path} says by its {report.told_by} that it predicts v: it is trained so")
+        report.notes.append(f"{path} says by its {report.told_by} what it predicts: {report.prediction}")
 
 
 def look_at_folder(base: Base, report: BaseReport) -> None:
@@ -198,7 +199,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
         config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
     report.scheduler = config.get("_class_name", "unknown")
     if not report.prediction:
-        report.prediction, report.told_by = config.get("prediction_type", "epsilon"), "the scheduler's config"
+        report.prediction, report.told_by = predicted_by(config), "the scheduler's config"
         report.is_zero_snr = bool(config.get("rescale_betas_zero_snr"))
     if unsupported := unsupported_schedule(config):
         report.prediction, report.refusal = unsupported, not_by_ddpm(base, unsupported)

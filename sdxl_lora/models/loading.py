@@ -5,6 +5,8 @@ base_source.py's, what it is base_report.py's. Knows no LoRA.
 """
 
 import warnings
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from diffusers import (
@@ -19,9 +21,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sdxl_lora.config.sections.model import ModelConfig
+from sdxl_lora.config.sections.objective import ObjectiveConfig
+from sdxl_lora.diffusion.flow import FLOW, FlowSampler, FlowSchedule
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.base_files import Tensors, fit, read_into, shown
-from sdxl_lora.models.base_kinds import not_by_ddpm, told_by_file, unsupported_schedule
+from sdxl_lora.models.base_kinds import (
+    distilled_note,
+    has_betas,
+    not_by_ddpm,
+    predicted_by,
+    told_by_file,
+    unsupported_schedule,
+)
 from sdxl_lora.models.base_report import BaseReport, levels_of, look_at
 from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, variants_in, weight_files
 
@@ -29,6 +40,10 @@ for library_logging in (diffusers_logging, transformers_logging):
     library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
 
 ENCODERS = ("text_encoder", "text_encoder_2")
+Schedule: TypeAlias = DDPMScheduler | FlowSchedule
+Drawing: TypeAlias = EulerDiscreteScheduler | FlowSampler
+AS_THE_BASE_SAYS = ObjectiveConfig()
+FILE_FLOW_SHIFT = 3.0  # SD3's at 1024 px (arXiv:2403.03206), and the least of what cards of flow bases name (3 to 8)
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed_precision
 
 
@@ -60,6 +75,8 @@ def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
         if needs_weights:
             raise ConfigError(f"{lacking}; pickles (.bin, .ckpt) can run code and are not loaded")
         report.notes.append(lacking)
+    if note := distilled_note(base.path):
+        report.notes.append(note)
     for note in report.notes:
         warnings.warn(note, stacklevel=2)
     return report
@@ -107,10 +124,8 @@ def load_tokenizers(base: Base) -> list[CLIPTokenizer]:
         return [CLIPTokenizer.from_pretrained(base.configs, **base.hub_arguments(name)) for name in names]
 
 
-def load_schedulers(
-    base: Base, prediction_type: str | None = None, zero_terminal_snr: bool = False
-) -> tuple[DDPMScheduler, EulerDiscreteScheduler]:
-    """The schedule to train with, and one of the same betas to draw with.
+def load_schedulers(base: Base, objective: ObjectiveConfig = AS_THE_BASE_SAYS) -> tuple[Schedule, Drawing]:
+    """The schedule to train with, and one of the same noise to draw with.
 
     SDXL's config names an Euler scheduler, whose add_noise is x + sigma n: training needs DDPM's mix.
     A v-prediction model in one file says so by a tensor named v_pred (and ztsnr for zero terminal SNR).
@@ -118,22 +133,31 @@ def load_schedulers(
     (arXiv:2305.08891).
 
     Raises:
-        ConfigError: zero terminal SNR for a model that predicts epsilon, or a base that was trained by flow or EDM.
+        ConfigError: zero terminal SNR for a model that predicts epsilon, flow_shift for one that predicts no flow, a
+            base that was trained by EDM, or a scheduler that does not fit the prediction_type.
     """
-    with config_errors(base, "the scheduler's config"):
-        config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
+    config = scheduler_config(base)
     if unsupported := unsupported_schedule(config):
         raise ConfigError(not_by_ddpm(base, unsupported))
-    if base.is_file:
-        with Tensors(weight_files(base, "unet")) as tensors:
-            told, is_zero_snr, _ = told_by_file(tensors, tensors.metadata)
-        if told == "v_prediction":
-            config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": is_zero_snr}
-    if prediction_type is not None:
-        config["prediction_type"] = prediction_type
-    if zero_terminal_snr:
+    told, is_zero_snr, _ = what_it_says(base)
+    if told in ("v_prediction", FLOW):
+        config |= {"prediction_type": told, "rescale_betas_zero_snr": is_zero_snr}
+    prediction = objective.prediction_type or predicted_by(config)
+    if prediction == FLOW:
+        return flow_schedulers(base, config, objective)
+    if objective.flow_shift is not None:
+        raise ConfigError(
+            f"flow_shift is for bases that predict a flow, {base.path} predicts {prediction}: leave it out"
+        )
+    if not has_betas(config):
+        raise ConfigError(
+            f"{base.path} predicts a flow by its scheduler's config, which has no betas to train {prediction} with: "
+            "leave out --prediction_type"
+        )
+    config["prediction_type"] = prediction
+    if objective.zero_terminal_snr:
         config["rescale_betas_zero_snr"] = True
-        if config.get("prediction_type", "epsilon") == "epsilon":
+        if prediction == "epsilon":
             raise ConfigError(
                 "zero_terminal_snr needs a base that predicts v: noise alone says nothing of a picture. "
                 "Leave it out, or give --prediction_type v_prediction if that is what the base was trained for."
@@ -141,6 +165,33 @@ def load_schedulers(
     if config.get("rescale_betas_zero_snr"):
         config["timestep_spacing"] = "trailing"
     return DDPMScheduler.from_config(config), EulerDiscreteScheduler.from_config(config)
+
+
+def what_it_says(base: Base) -> tuple[str | None, bool, str]:
+    """What a single file says of its prediction, see `told_by_file`; nothing of a folder."""
+    if not base.is_file:
+        return None, False, ""
+    with Tensors(weight_files(base, "unet")) as tensors:
+        return told_by_file(tensors, tensors.metadata)
+
+
+def scheduler_config(base: Base) -> dict:
+    """The config of the base's scheduler; of a single file, of that which stands beside its other configs."""
+    with config_errors(base, "the scheduler's config"):
+        return dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
+
+
+def flow_schedulers(base: Base, config: Mapping, objective: ObjectiveConfig) -> tuple[FlowSchedule, FlowSampler]:
+    """Both schedules of a flow, with the shift that is asked for, or that of the scheduler's config."""
+    shift = objective.flow_shift or config.get("shift") or config.get("flow_shift")
+    if objective.flow_shift is None and config.get("use_dynamic_shifting"):
+        raise ConfigError(
+            f"the scheduler of {base.path} shifts by the size of each picture (use_dynamic_shifting), which training "
+            "does not: give one shift for all by --flow_shift, 3 is usual"
+        )
+    shift = FILE_FLOW_SHIFT if shift is None else shift
+    steps = config.get("num_train_timesteps", 1000)
+    return FlowSchedule(steps, shift), FlowSampler(steps, shift)
 
 
 def force_zeros_for_empty_prompt(base: Base) -> bool:

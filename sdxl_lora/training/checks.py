@@ -2,35 +2,45 @@
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from sdxl_lora.config.checks import raise_all
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
+from sdxl_lora.config.sections.objective import flow_problems
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.collate import Augmentation, collate
 from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.diffusion.flow import FLOW
 from sdxl_lora.distributed.accelerator import device_here, is_cpu_asked_for
 from sdxl_lora.distributed.collectives import on_main_and_broadcast
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.graphics_cards import why_no_gpu
+from sdxl_lora.io.file_system import weights_sha256
 from sdxl_lora.io.hub_files import announce
+from sdxl_lora.io.memo import NO_MEMO, FileMemo
 from sdxl_lora.lora.warm_start import layers_of
 from sdxl_lora.models.base_report import BaseReport
-from sdxl_lora.models.base_source import Base, models_without_weights
+from sdxl_lora.models.base_source import Base, models_without_weights, weight_files
 from sdxl_lora.models.downloads import downloads_of
-from sdxl_lora.models.loading import base_of, check_base, load_schedulers
+from sdxl_lora.models.loading import base_of, check_base, load_schedulers, what_it_says
+from sdxl_lora.models.prediction import IMAGES, IMAGES_FOR_V, MARGIN_FOR_V, ZERO_SNR, V, try_readings, winner
 from sdxl_lora.optimizers.optimizers import optimizer_of
 from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
+from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.trackers import check_wandb
 from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.sampling.similarity import Similarity, check_similarity_model
-from sdxl_lora.training.model import trained_names, warm_start_of
+from sdxl_lora.training.model import LoraModel, trained_names, warm_start_of
 
 FULL_SIZE = 500e6  # parameters of a UNet; SDXL has 2.6 billion, the smallest of its distillations 740 million
 
@@ -96,7 +106,10 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     """Return what the base is. Raises ConfigError for what the settings name and is not there or cannot be."""
     check_optimizer(config)
     report = check_base(base, needs_weights)
-    load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
+    warn_of_contradiction(config.objective.prediction_type, base)
+    schedule, _ = load_schedulers(base, config.objective)
+    if schedule.config.prediction_type == FLOW:
+        raise_all(flow_problems(config.objective, config.noise))
     if config.evaluation.similarity_model is not None:
         check_similarity_model(config.evaluation.similarity_model)
     trigger_words_of(config.data)  # read again for each LoRA file
@@ -114,6 +127,94 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
         raise ConfigError(f"loras_dir {config.output.loras_dir} is not a folder: make it first")
     return report
+
+
+def warn_of_contradiction(wanted: str | None, base: Base) -> None:
+    """Warn where the settings and the file name different predictions: the settings count."""
+    told, _, by = what_it_says(base)
+    if wanted and told and wanted != told:
+        warnings.warn(
+            f"{base.path} says by its {by} that it predicts {told}, prediction_type says {wanted}: it is trained as "
+            f"{wanted}; leave out --prediction_type to train it as the file says",
+            stacklevel=2,
+        )
+
+
+def confirm_prediction(
+    config: TrainConfig, base: Base, base_hash: str, model: LoraModel, data, accelerator, run: Run, info
+) -> None:
+    """Try what the base predicts, once, where no tensor of its file says so. See models/prediction.py.
+
+    Every process calls this, and raises what the main one raises; a run that goes on, or whose settings name the
+    prediction_type, is warned alone.
+
+    Args:
+        base_hash: SHA-256 of its weights; "" for one on the Hub.
+        data: the TrainingData, whose first images are tried.
+    Raises:
+        ConfigError: it clearly predicts something else than it would be trained for.
+    """
+    if what_it_says(base)[2].startswith("tensor"):
+        return
+    if data.stream:
+        info("what the base predicts is not tried: the images are a stream")
+        return
+
+    def decide() -> None:
+        memo = NO_MEMO if config.adapter.init_lora else FileMemo(config.cache_folder / "memo.json")
+        weights = base_hash or weights_sha256(*weight_files(base, "unet"))
+        errors = memo.get_or_compute(("prediction", weights), lambda: try_base(config, model, data, accelerator))
+        memo.save()
+        if errors is None:
+            info("out of memory while trying what the base predicts, going on")
+            return
+        schedule = model.scheduler.config
+        found, listed = winner(errors["readings"]), ", ".join(f"{n} {e:.3g}" for n, e in errors["readings"].items())
+        if found is None:
+            info(f"what the base predicts does not show by trying it ({listed}): trained as {schedule.prediction_type}")
+        elif found == schedule.prediction_type:
+            info(f"tried on {IMAGES} images, the base predicts {found} (errors: {listed})")
+            if found == V:
+                compare_schedules(errors["schedules"], bool(schedule.rescale_betas_zero_snr), base.path)
+        else:
+            wrong, remedy = schedule.prediction_type, f"give --prediction_type {found}"
+            said = f"{base.path} predicts {found}, tried on {IMAGES} images (errors: {listed}), not {wrong}"
+            if config.objective.prediction_type is None and not checkpoints(run.folder):
+                raise ConfigError(f"{said}: {remedy}, or --prediction_type {wrong} to train it so all the same")
+            warnings.warn(f"{said}, as which it is trained: {remedy}", stacklevel=2)
+
+    on_main_and_broadcast(accelerator, decide)
+
+
+def compare_schedules(errors: dict[str, float], is_zero_snr: bool, name: str) -> None:
+    """Warn where a base that predicts v was clearly trained with the other schedule."""
+    found = winner(errors, MARGIN_FOR_V)
+    if found is None or (found == ZERO_SNR) == is_zero_snr:
+        return
+    listed = ", ".join(f"{schedule} {error:.3g}" for schedule, error in errors.items())
+    if is_zero_snr:
+        said, remedy = "without zero terminal SNR", "leave it out of the settings and the scheduler's config"
+    else:
+        said, remedy = "with zero terminal SNR", "give --zero_terminal_snr"
+    warnings.warn(f"{name} was trained {said}, as tried on {IMAGES_FOR_V} images ({listed}): {remedy}", stacklevel=2)
+
+
+def try_base(config: TrainConfig, model: LoraModel, data, accelerator) -> dict[str, dict[str, float]] | None:
+    """Return `try_readings` of the first images that train; None where the memory does not hold one."""
+    augmentation = Augmentation(config.data.random_flip, captions=config.captions)
+    samples = islice((sample for _, of_step in data.samples_from(0) for sample in of_step if sample), IMAGES_FOR_V)
+    batches = (
+        collate([sample], data.examples, data.latents, model.text, config.seed, model.num_train_timesteps, augmentation)
+        for sample in samples
+    )
+    device = accelerator.device
+    on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+    try:
+        with accelerator.autocast():
+            return try_readings(model.unet, on_device)
+    except torch.OutOfMemoryError:
+        free_memory()
+        return None
 
 
 def check_optimizer(config: TrainConfig) -> None:

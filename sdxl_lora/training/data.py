@@ -122,8 +122,7 @@ class TrainingData:
 
     @cached_property
     def _augmentation(self) -> tuple[Augmentation, int]:
-        objective = self._config.objective
-        schedule, _ = load_schedulers(self._base, objective.prediction_type, objective.zero_terminal_snr)
+        schedule, _ = load_schedulers(self._base, self._config.objective)
         steps = schedule.config.num_train_timesteps
         return augmentation_of(self._config, steps), steps
 

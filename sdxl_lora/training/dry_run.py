@@ -113,8 +113,8 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
 
 def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
     """Check what the training asks of its settings on the way, beside what is planned here."""
-    schedule, _ = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
-    augmentation_of(config, len(schedule.betas))
+    schedule, _ = load_schedulers(base, config.objective)
+    augmentation_of(config, schedule.config.num_train_timesteps)
     parameters = adapter_parameters(meta.trained["unet"])
     groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config.optimizer, parameters))
     optimizer_of(config.optimizer, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])

@@ -110,7 +110,7 @@ class Evaluator:
         """
         if not self.data.held_out:
             return False
-        accelerator, steps = self.accelerator, len(self.model.scheduler.betas)
+        accelerator, steps = self.accelerator, self.model.num_train_timesteps
         with self.logger.pace.aside("validation"):
             with raise_on_all_ranks(accelerator), accelerator.autocast(), self.shown.shown():
                 sums = validation_sums(self.model.unet, self.model.scheduler, self._batches(steps))

@@ -50,6 +50,7 @@ class LoraExporter:
             images=data.sampler.images,
             tag_frequency=data.tag_frequency(),
             prediction_type=self.model.scheduler.config.prediction_type,
+            flow_shift=getattr(self.model.scheduler.config, "shift", None),
         )
         with self.shown.shown():
             return write_lora_files(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from torch import nn
 
 from sdxl_lora.cache.text_embeddings import TextCache
@@ -21,7 +20,7 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.lora.targets import exactly, layers_with_ranks, target_modules, text_encoder_targets
 from sdxl_lora.lora.warm_start import WarmStart, layers_of, load_adapters, lokr_factor, read_warm_start, without_unread
 from sdxl_lora.models.base_source import Base, Model
-from sdxl_lora.models.loading import DTYPES, ENCODERS, load_schedulers, load_unet
+from sdxl_lora.models.loading import DTYPES, ENCODERS, Drawing, Schedule, load_schedulers, load_unet
 from sdxl_lora.models.text_encoders import LiveTextEncoder, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
@@ -44,14 +43,18 @@ class LoraModel:
     components: dict[str, Model]
     wrapped: list[nn.Module]
     text: TextEmbeddings
-    scheduler: DDPMScheduler
-    sampling_scheduler: EulerDiscreteScheduler
+    scheduler: Schedule
+    sampling_scheduler: Drawing
     start: WarmStart
 
     @property
     def unet(self) -> nn.Module:
         """Without what Accelerate wraps around it."""
         return self.components["unet"]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.scheduler.config.num_train_timesteps
 
     def fingerprint(self) -> dict:
         """Return what a resumed run must find as it was."""
@@ -74,8 +77,8 @@ def build_model(
     Raises:
         ConfigError: a setting that this base cannot have.
     """
-    objective, compute = config.objective, config.compute
-    scheduler, sampling_scheduler = load_schedulers(base, objective.prediction_type, objective.zero_terminal_snr)
+    compute = config.compute
+    scheduler, sampling_scheduler = load_schedulers(base, config.objective)
     fault_point("loading")
     components: dict[str, Model] = {"unet": load_base_unet(compute, base, accelerator.device, info)}
     live = None

@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 import train_sdxl_lora
 from examples.shapes.learning import TRIGGER_WORD, lora_quality, spread, write_images
 from examples.shapes.quality import BASE, base_quality, load_base
+from examples.shapes.retrain import main as retrain
 from examples.shapes.world import combinations
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.config.cli import load_config
@@ -44,16 +45,24 @@ def learn(dataset, tmp_path_factory):
     """Trains as the demo does, but for the given settings, and returns what the base then draws."""
     demo = load_config(TrainConfig, ["--config", str(ROOT / "examples" / "demo.yaml")])
 
-    def run(concept="object", asked=ASKED, known=KNOWN, **settings):
+    def run(concept="object", asked=ASKED, known=KNOWN, base=BASE, **settings):
         data, folder = dataset(concept), tmp_path_factory.mktemp("run")
-        here = {"pretrained_model_name_or_path": str(BASE), "train_data_dir": str(data), "output_dir": str(folder)}
+        here = {"pretrained_model_name_or_path": str(base), "train_data_dir": str(data), "output_dir": str(folder)}
         here |= {"cache_dir": str(data.parent / "cache"), "validation_prompt": (), "report_to": "none"}
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         train_sdxl_lora.train(replace_flat(demo, **here | settings))
-        return lora_quality(folder, asked, known=known, concept=concept)
+        return lora_quality(folder, asked, known=known, concept=concept, base=base)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def flow_base(tmp_path_factory):
+    """The base, its UNet retrained by the script to predict a rectified flow."""
+    folder = tmp_path_factory.mktemp("flow") / "base"
+    retrain(["flow", "--output_dir", str(folder), "--work_dir", str(folder.parent)])
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,14 @@ def test_the_demos_lora_draws_the_concept_and_keeps_the_prior(learn, known_befor
 def test_so_does_one_of_another_alpha_with_text_encoders_trained(learn, known_before):
     shares = learn(lora_alpha=8, train_text_encoder=True, text_encoder_lr=5e-4)
     assert has_learned(shares, known_before), (shares, known_before)
+
+
+@pytest.mark.slow
+def test_so_does_one_on_a_base_that_predicts_a_flow(learn, flow_base):
+    before = base_quality(load_base(flow_base), spread(combinations(), KNOWN), seed=0)["right"]
+    assert before >= 0.95
+    shares = learn(base=flow_base, debiased_estimation=False)
+    assert has_learned(shares, before), (shares, before)
 
 
 @pytest.mark.slow

@@ -3,12 +3,15 @@ refused where it cannot be. What each option does in numbers is tested beside th
 """
 
 import json
+import re
 import shutil
 import warnings
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
@@ -71,6 +74,58 @@ def test_a_run_with_every_part_of_the_objective_resumes_exactly(train, tmp_path,
         assert 0 < min(by_timestep) <= step["loss"] <= max(by_timestep) < 10
     with pytest.raises(CheckpointError, match=r"snr_gamma +5.0 +None"):
         train(**{**settings, "snr_gamma": None}, max_train_steps=3, train_batch_size=3, output_dir=str(run))
+
+
+def test_a_run_on_a_base_that_predicts_a_flow_resumes_exactly_and_says_so_in_its_file(
+    train, tmp_path, tiny_base, masked_images
+):
+    base = shutil.copytree(tiny_base, tmp_path / "flow")
+    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(base / "scheduler")
+    run = assert_resumes_exactly(
+        train, tmp_path, pretrained_model_name_or_path=str(base), train_data_dir=str(masked_images),
+        masked_loss=True, timestep_sampling="logit_normal", validation_split=0.34, validation_prompt=("a cat",),
+        num_validation_images=1, validation_inference_steps=2,
+    )  # fmt: skip
+    assert [event["step"] for event in read_events(run / "events.jsonl", "validation")][-1] == 3
+    with safe_open(run / "whole.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.prediction_type"] == "flow" and "ModelSamplingSD3" in metadata["modelspec.usage_hint"]
+    assert "shift 2" in metadata["modelspec.usage_hint"]
+    for wrong in (
+        {"snr_gamma": 5.0},
+        {"debiased_estimation": True},
+        {"zero_terminal_snr": True},
+        {"noise_offset": 0.1},
+    ):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} does not go with a base that predicts a flow"):
+            train(**wrong, pretrained_model_name_or_path=str(base), output_dir=str(tmp_path / "refused"))
+    assert not list((tmp_path / "refused").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("mid_block_type", ["UNetMidBlock2D", None])
+def test_a_smaller_unet_trains_and_diffusers_loads_its_file(train, tmp_path, tiny_base, mid_block_type):
+    """As SSD-1B's and Vega's: fewer transformers in each place, less in the middle or nothing."""
+    base = shutil.copytree(tiny_base, tmp_path / "small")
+    config = json.loads((base / "unet" / "config.json").read_text()) | {"mid_block_type": mid_block_type}
+    config |= {"transformer_layers_per_block": [1, [1, 1], [2, 1]]}
+    config |= {"reverse_transformer_layers_per_block": [[1, 1, 2], [1, 1, 1], 1]}
+    UNet2DConditionModel.from_config(config).save_pretrained(base / "unet")
+    run = train(pretrained_model_name_or_path=str(base), max_train_steps=1)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+    pipeline.load_lora_weights(run, weight_name="run.safetensors")
+    trained = [name for name in pipeline.unet.state_dict() if ".lora_A." in name]
+    assert len(trained) == len([name for name in pipeline.unet.state_dict() if re.search(r"attn\d\.to_.*lora_A", name)])
+    assert len(trained) > 10
+
+
+def test_all_that_a_flow_cannot_have_is_named_at_once(train_config):
+    with pytest.raises(ConfigError) as raised:
+        train_config(
+            prediction_type="flow", snr_gamma=5.0, zero_terminal_snr=True, noise_offset=0.1, multires_noise_iterations=2
+        )
+    assert str(raised.value).count("does not go with a base that predicts a flow") == 4
+    with pytest.raises(ConfigError, match="flow_shift needs prediction_type flow, not epsilon"):
+        train_config(prediction_type="epsilon", flow_shift=3.0)
 
 
 def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path):

@@ -32,7 +32,7 @@ def pipeline_of(config: TrainConfig) -> StableDiffusionXLPipeline:
     device = device_here()
     dtype = DTYPES[config.compute.mixed_precision]
     tokenizers, encoders = load_text_parts(base, dtype)
-    _, scheduler = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
+    _, scheduler = load_schedulers(base, config.objective)
     pipeline = StableDiffusionXLPipeline(
         vae=load_vae(base),  # in float32: SDXL's overflows in half precision
         text_encoder=encoders[0],

@@ -13,8 +13,11 @@ from sdxl_lora.config.fields import SAME
 class ObjectiveConfig:
     """The loss."""
 
-    prediction_type: Annotated[Literal["epsilon", "v_prediction"] | None, SAME] = None
-    """What the UNet predicts. Default: as the base says."""
+    prediction_type: Annotated[Literal["epsilon", "v_prediction", "flow"] | None, SAME] = None
+    """What the UNet predicts; flow is rectified flow. Default: as the base says."""
+    flow_shift: Annotated[float | None, Gt(0), SAME] = None
+    """For bases that predict a flow: above 1 moves timesteps, in training and in samples, towards the noise.
+    Default: as the base's scheduler says, 3 for a single file."""
     loss_type: Annotated[Literal["l2", "huber", "smooth_l1"], SAME] = "l2"
     """Squared error, or one that grows linearly from huber_c on, so that odd pictures pull less."""
     huber_c: Annotated[float, Gt(0), SAME] = 0.1
@@ -51,6 +54,24 @@ class NoiseConfig:
     """Add this many coarser noises (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
     multires_noise_discount: Annotated[float, Ge(0), SAME] = 0.3
     """Strength of each coarser noise relative to the one before."""
+
+
+def flow_problems(objective: ObjectiveConfig, noise: NoiseConfig) -> list[str]:
+    """A sentence for each setting that means nothing for a base that predicts a flow."""
+    with_flow = "does not go with a base that predicts a flow"
+    problems = [
+        f"{name} {with_flow}, whose timesteps weigh as often as they are drawn: use timestep_sampling instead"
+        for name in ("snr_gamma", "debiased_estimation")
+        if getattr(objective, name)
+    ]
+    if objective.zero_terminal_snr:
+        problems.append(f"zero_terminal_snr {with_flow}: its last timestep is noise alone without it")
+    problems += [
+        f"{name} {with_flow}, which learns dark and bright pictures from plain noise: leave it out"
+        for name in ("noise_offset", "multires_noise_iterations")
+        if getattr(noise, name)
+    ]
+    return problems
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from sdxl_lora.config.trigger_word import with_trigger_word
 
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}  # by prediction_type, as clients read them
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # the Model Spec's value for SDXL in sgm names
 
 
@@ -31,6 +32,7 @@ def lora_metadata(
     tag_frequency: dict[str, int] | None = None,
     thumbnail_jpeg: bytes = b"",
     prediction_type: str = "epsilon",
+    flow_shift: float | None = None,
 ) -> dict[str, str]:
     """The metadata of one LoRA file; `write_lora_files` adds what it knows from the tensors.
 
@@ -41,12 +43,10 @@ def lora_metadata(
         base_model_sha256: hex digest of the base's file, where there is one.
         tag_frequency: how many captions hold each tag; stored as one data set called "images".
         thumbnail_jpeg: a small JPEG, at most 1 MB; stored as a data URL.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: one of PREDICTIONS; with "flow", flow_shift is that of its samples.
     Raises:
         ValueError: the thumbnail is no JPEG or too large, or the prediction type is unknown.
     """
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction_type {prediction_type!r} must be epsilon or v_prediction.")
     width, height = resolution
     values = {
         "ss_output_name": title,
@@ -69,10 +69,24 @@ def lora_metadata(
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": finished_at and finished_at.isoformat(timespec="seconds"),
         "modelspec.trigger_phrase": trigger_phrase,
-        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": published_prediction(prediction_type),
+        "modelspec.usage_hint": flow_hint(flow_shift) if prediction_type == "flow" else None,
         "modelspec.thumbnail": data_url(thumbnail_jpeg) if thumbnail_jpeg else None,
     }
     return {key: str(value) for key, value in values.items() if value not in (None, "")}
+
+
+def published_prediction(prediction_type: str) -> str:
+    """As the Model Spec has it; ValueError where it is none of PREDICTIONS."""
+    if prediction_type not in PREDICTIONS:
+        raise ValueError(f"prediction_type {prediction_type!r} must be one of {', '.join(PREDICTIONS)}.")
+    return PREDICTIONS[prediction_type]
+
+
+def flow_hint(shift: float | None) -> str:
+    """What a client must be told by hand: none sees by a base's file that it predicts a flow."""
+    shifted = f" and shift {shift:g}" if shift is not None else ""
+    return f"for a base that predicts a flow: in ComfyUI with the node ModelSamplingSD3{shifted}"
 
 
 def data_url(jpeg: bytes) -> str:

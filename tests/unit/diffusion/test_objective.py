@@ -73,7 +73,7 @@ def test_perfect_prediction_has_no_loss(sample):
 
 
 def test_unknown_prediction_type_is_an_error(sample):
-    with pytest.raises(ValueError, match="it must be epsilon, v_prediction or sample"):
+    with pytest.raises(ValueError, match="it must be epsilon, v_prediction, flow or sample"):
         noise_prediction_loss(
             lambda sample, *_, **__: SimpleNamespace(sample=sample),
             schedule_of("score"),
@@ -93,7 +93,7 @@ def test_training_noises_like_ddpm_though_the_base_names_euler(tiny_base, sample
 
 def test_prediction_type_is_the_bases_unless_told(tiny_base):
     assert load_schedulers(Base(str(tiny_base)))[0].config.prediction_type == "epsilon"
-    told = load_schedulers(Base(str(tiny_base)), "v_prediction")
+    told = load_schedulers(Base(str(tiny_base)), ObjectiveConfig("v_prediction"))
     assert [schedule.config.prediction_type for schedule in told] == ["v_prediction", "v_prediction"]
 
 
@@ -220,7 +220,7 @@ def test_input_perturbation_changes_what_is_seen_and_not_what_is_to_be_predicted
 
 
 def test_zero_terminal_snr_trains_and_draws_from_noise_alone(tiny_base, sample):
-    schedule, sampling = load_schedulers(Base(str(tiny_base)), "v_prediction", zero_terminal_snr=True)
+    schedule, sampling = load_schedulers(Base(str(tiny_base)), ObjectiveConfig("v_prediction", zero_terminal_snr=True))
     last = torch.full((3,), 999)
     torch.testing.assert_close(
         schedule.add_noise(sample["latents"], sample["noise"], last), sample["noise"], atol=1e-5, rtol=0
@@ -231,10 +231,10 @@ def test_zero_terminal_snr_trains_and_draws_from_noise_alone(tiny_base, sample):
     sampling.set_timesteps(10)
     assert sampling.timesteps[0] == 999 and sampling.init_noise_sigma > 1000  # next to it, the picture is nothing
     assert sampling.config.timestep_spacing == "trailing"
-    plain = load_schedulers(Base(str(tiny_base)), "v_prediction")
+    plain = load_schedulers(Base(str(tiny_base)), ObjectiveConfig("v_prediction"))
     assert plain[1].config.timestep_spacing != "trailing" and not plain[0].config.rescale_betas_zero_snr
 
 
 def test_zero_terminal_snr_is_refused_for_epsilon(tiny_base):
     with pytest.raises(ConfigError, match="zero_terminal_snr needs a base that predicts v"):
-        load_schedulers(Base(str(tiny_base)), None, zero_terminal_snr=True)
+        load_schedulers(Base(str(tiny_base)), ObjectiveConfig(zero_terminal_snr=True))

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image, ImageFilter
 
 from examples.shapes import stage
@@ -14,8 +15,11 @@ from examples.shapes.learning import write_images
 from examples.shapes.models import build_tokenizer
 from examples.shapes.pool import FRAMES, conditioned_scene, odd_scene
 from examples.shapes.quality import BASE, base_quality, load_base
+from examples.shapes.retrain import save_beside
 from examples.shapes.scorer import read
 from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, caption, combinations, draw, random_scene
+from sdxl_lora.diffusion.flow import FlowSampler
+from sdxl_lora.models.loading import Base, load_schedulers
 
 SOFT = {
     "drawn": lambda image, rng: image,
@@ -219,3 +223,11 @@ def test_base_draws_all_combinations_at_every_frame_size():
         quality = base_quality(pipeline, combinations(), seed=1000, width=width, height=height)
         assert quality["right"] >= 0.9, (width, height, quality)
         assert quality["object"] <= 0.05 and quality["style"] <= 0.05, (width, height, quality)
+
+
+def test_a_retrained_unet_makes_a_base_with_a_scheduler_of_its_own(tmp_path):
+    pipeline = load_base()
+    save_beside(BASE, pipeline.unet, FlowMatchEulerDiscreteScheduler(shift=2.0), tmp_path / "flow")
+    scheduler = load_base(tmp_path / "flow").scheduler
+    assert isinstance(scheduler, FlowSampler) and scheduler.config.shift == 2
+    assert load_schedulers(Base(str(tmp_path / "flow")))[0].config.prediction_type == "flow"

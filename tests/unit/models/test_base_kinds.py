@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, EDMEulerScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 
+from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import Base, load_schedulers, load_unet
 from tests.helpers.bases import FIRST_CONVOLUTION, UNET, notes_of, one_line, set_config
@@ -15,12 +16,9 @@ from tests.helpers.bases import FIRST_CONVOLUTION, UNET, notes_of, one_line, set
 @pytest.mark.parametrize(
     "scheduler, settings, found",
     [
-        (FlowMatchEulerDiscreteScheduler(shift=3.0), {}, "was trained by a flow"),
         (EDMEulerScheduler(), {}, "was trained by EDM"),
         (None, {"_class_name": "EDMDPMSolverMultistepScheduler"}, "was trained by EDM"),
         (None, {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "was trained by EDM"),
-        (None, {"prediction_type": "flow_prediction"}, "was trained by a flow"),
-        (None, {"use_flow_sigmas": True}, "was trained by a flow"),
         (None, {"prediction_type": "sample"}, "predicts 'sample'"),
     ],
 )
@@ -29,9 +27,9 @@ def test_bases_of_another_objective_are_refused_whatever_the_settings_say(folder
         scheduler.save_pretrained(folder / "scheduler")
     set_config(folder / "scheduler" / "scheduler_config.json", **settings)
     assert f"{folder} {found}, which is not supported yet" in one_line(Base(str(folder)))
-    for prediction_type in (None, "epsilon", "v_prediction"):
+    for prediction_type in (None, "epsilon", "v_prediction", "flow"):
         with pytest.raises(ConfigError, match="not supported yet"):
-            load_schedulers(Base(str(folder)), prediction_type)
+            load_schedulers(Base(str(folder)), ObjectiveConfig(prediction_type))
 
 
 def test_a_scheduler_without_betas_is_not_taken_for_ddpms_own(folder):
@@ -44,7 +42,6 @@ def test_a_scheduler_without_betas_is_not_taken_for_ddpms_own(folder):
     [
         (["edm_mean", "edm_std"], None, "was trained by EDM"),  # Playground 2.5
         (["edm_vpred.sigma_max", "edm_vpred.sigma_min"], None, "was trained by EDM"),  # CosXL
-        ([], {"modelspec.prediction_type": "rf"}, "was trained by a flow"),
     ],
 )
 def test_single_files_of_another_objective_say_so_by_their_marks(original, base_of, marks, metadata, found):
@@ -54,7 +51,7 @@ def test_single_files_of_another_objective_say_so_by_their_marks(original, base_
 
 def test_a_file_that_says_v_by_its_metadata_is_trained_so_and_that_is_said(original, base_of):
     base = base_of(original, metadata={"modelspec.prediction_type": "v"})
-    assert "metadata modelspec.prediction_type that it predicts v" in notes_of(base)[0]
+    assert "metadata modelspec.prediction_type what it predicts: v_prediction" in notes_of(base)[0]
     assert load_schedulers(base)[0].config.prediction_type == "v_prediction"
     base = base_of(original, metadata={"modelspec.prediction_type": "epsilon"})
     assert notes_of(base) == [] and load_schedulers(base)[0].config.prediction_type == "epsilon"
@@ -101,3 +98,16 @@ def test_a_vae_of_another_kind_is_named(folder, tmp_path):
     config = json.loads((folder / "vae" / "config.json").read_text())
     (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
     assert "has a VAE of 16 channels, the UNet takes 4" in one_line(Base(str(folder), vae_path=str(tmp_path / "wide")))
+
+
+def test_a_base_distilled_to_few_steps_is_a_base_and_its_name_tells_how_to_draw(folder, tmp_path):
+    """As SDXL-Turbo's folder: the architecture of the base, another sampler."""
+    turbo = shutil.copytree(folder, tmp_path / "sdxl-turbo")
+    scheduler = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
+    )
+    scheduler.save_pretrained(turbo / "scheduler")
+    [note] = notes_of(Base(str(turbo)))
+    assert "sdxl-turbo is distilled to few steps by its name" in note and "--validation_guidance_scale 1" in note
+    schedule, _ = load_schedulers(Base(str(turbo)))
+    assert schedule.config.prediction_type == "epsilon"

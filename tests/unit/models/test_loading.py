@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
+from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import Base, check_base, load_schedulers, load_text_parts, load_unet, load_vae
+from tests.helpers.bases import notes_of
 from tests.helpers.original_layout import write_original_layout
 
 
@@ -119,3 +121,43 @@ def test_folders_of_other_pipelines_are_refused(tiny_base, tmp_path):
 def test_without_a_connection_a_hub_id_is_named_with_the_way_out():
     with pytest.raises(ConfigError, match=r"stabilityai/nothing(.|\n)*give local paths"):
         check_base(Base("stabilityai/nothing"))
+
+
+@pytest.mark.parametrize(
+    "config, shift",
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5, "num_train_timesteps": 1000}, 2.5),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 4.0}, 4.0),
+        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, 3.0),
+    ],
+)
+def test_a_folder_says_by_its_scheduler_that_it_predicts_a_flow(folder, config, shift):
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    base = Base(str(folder))
+    report = check_base(base)
+    assert (report.prediction, report.told_by, report.refusal) == ("flow", "the scheduler's config", None)
+    schedule, sampler = load_schedulers(base)
+    assert (schedule.config.prediction_type, schedule.config.shift, sampler.config.shift) == ("flow", shift, shift)
+    assert load_schedulers(base, ObjectiveConfig(flow_shift=1.5))[0].config.shift == 1.5
+    with pytest.raises(ConfigError, match="no betas to train epsilon with: leave out --prediction_type"):
+        load_schedulers(base, ObjectiveConfig("epsilon"))
+
+
+def test_a_file_predicts_a_flow_by_its_metadata_or_the_setting(original, base_of):
+    base = base_of(original, metadata={"modelspec.prediction_type": "rf"})
+    assert "metadata modelspec.prediction_type what it predicts: flow" in notes_of(base)[0]
+    for told, objective in (
+        (base, ObjectiveConfig()),
+        (base_of(original, "silent.safetensors"), ObjectiveConfig("flow")),
+    ):
+        schedule, sampler = load_schedulers(told, objective)
+        assert (schedule.config.prediction_type, schedule.config.shift, sampler.config.shift) == ("flow", 3.0, 3.0)
+
+
+def test_a_shift_that_no_flow_takes_or_that_follows_the_size_is_refused(folder, tiny_base):
+    with pytest.raises(ConfigError, match=r"flow_shift is for bases that predict a flow, .* predicts epsilon"):
+        load_schedulers(Base(str(tiny_base)), ObjectiveConfig(flow_shift=3.0))
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    with pytest.raises(ConfigError, match=r"use_dynamic_shifting.*--flow_shift"):
+        load_schedulers(Base(str(folder)))
+    assert load_schedulers(Base(str(folder)), ObjectiveConfig(flow_shift=2.0))[0].config.shift == 2

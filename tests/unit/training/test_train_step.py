@@ -11,7 +11,7 @@ from tests.helpers.runs import assert_equal_weights, largest_difference
 
 
 def step_of(built, shape=None):
-    metrics = StepMetrics(built.accelerator.device, 4, len(built.model.scheduler.betas))
+    metrics = StepMetrics(built.accelerator.device, 4, built.model.num_train_timesteps)
     of_run = built.run, built.logger
     return TrainStep(
         built.config, built.accelerator, built.model, built.optimizer, shape or built.shape, metrics, *of_run

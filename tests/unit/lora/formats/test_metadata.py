@@ -70,7 +70,7 @@ def test_metadata_leaves_out_what_is_not_known():
 
 
 def test_metadata_refuses_what_clients_would_choke_on():
-    with pytest.raises(ValueError, match="must be epsilon or v_prediction"):
+    with pytest.raises(ValueError, match="must be one of epsilon, v_prediction, flow"):
         lora_metadata("cat", prediction_type="sample")
     with pytest.raises(ValueError, match="must be a JPEG of at most 1 MB"):
         lora_metadata("cat", thumbnail_jpeg=b"\x89PNG")
@@ -96,3 +96,10 @@ def test_usage_lines_carry_the_trigger_word_once():
     assert 'load_lora_weights("cat.safetensors")' in python and python.count("sks") == 1
     assert usage_lines("cat", "sks")[1] == "sks, a photo <lora:cat:1>"
     compile(usage_lines("cat", "it's", 'a "b"')[0], "line", "exec")
+
+
+def test_of_a_flow_it_says_what_a_client_cannot_see():
+    metadata = lora_metadata("cat", prediction_type="flow", flow_shift=3.0)
+    assert metadata["modelspec.prediction_type"] == "flow"
+    assert metadata["modelspec.usage_hint"].endswith("in ComfyUI with the node ModelSamplingSD3 and shift 3")
+    assert "modelspec.usage_hint" not in lora_metadata("cat")

@@ -1,0 +1,135 @@
+"""What a base predicts, found out by trying it on noisy images, as files often do not say it.
+
+Each reading of the UNet's answer implies an image and a noise. The reading is right whose two are nearest to those that
+the noisy image was made of. All readings see the same noisy images, each at the timestep that it has for such noise.
+Decides nothing about a run; reads no files.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+
+from sdxl_lora.diffusion.flow import FLOW
+
+EPSILON, V = "epsilon", "v_prediction"
+USUAL, ZERO_SNR = "usual", "zero_snr"  # schedules of v
+IMAGES, IMAGES_FOR_V = 2, 4
+LEVELS = (300, 500, 700)  # timesteps of SDXL: with less noise epsilon and v are alike, with more v and a flow
+LEVELS_FOR_V = (500, 600, 700, 800)  # with less noise both schedules are alike, with more a base may be far off itself
+MARGIN = 0.5  # the lowest error must be at most this share of the next
+MARGIN_FOR_V = 0.85  # the same of the schedules, which differ by less
+SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+Batch = Mapping[str, torch.Tensor]
+Errors = dict[str, float]
+
+
+@torch.no_grad()
+def try_readings(unet, batches: Sequence[Batch]) -> dict[str, Errors]:
+    """The errors of all readings: near 0 for the right one, geometric means over images and noises.
+
+    Args:
+        batches: IMAGES_FOR_V of them, as `collate` makes them, one image each, on the UNet's device.
+    Returns:
+        "readings": by prediction_type; the implied image's squared error over the image's variance plus that of the
+        implied noise. "schedules": by USUAL and ZERO_SNR, where v wins; the squared error of each channel's mean in the
+        implied image, which a wrong timestep makes too large or too small.
+    """
+    table = DDPMScheduler(**SDXL_BETAS).alphas_cumprod
+    with evaluating(unet):
+        found = [errors_at(unet, batch, float(table[level]), level) for batch in batches[:IMAGES] for level in LEVELS]
+        readings = {reading: geometric_mean([errors[reading] for errors in found]) for reading in found[0]}
+        if winner(readings) != V:
+            return {"readings": readings, "schedules": {}}
+        tables = {USUAL: table, ZERO_SNR: DDPMScheduler(**SDXL_BETAS, rescale_betas_zero_snr=True).alphas_cumprod}
+        schedules = {
+            name: geometric_mean(
+                [
+                    error_of_means(unet, batch, float(table[level]), timestep_of(float(table[level]), told))
+                    for batch in batches
+                    for level in LEVELS_FOR_V
+                ]
+            )
+            for name, told in tables.items()
+        }
+    return {"readings": readings, "schedules": schedules}
+
+
+def winner(errors: Errors, margin: float = MARGIN) -> str | None:
+    """The reading whose error is lowest by the margin; None where none is."""
+    if len(errors) < 2:
+        return None
+    first, second = sorted(errors, key=errors.__getitem__)[:2]
+    return first if math.isfinite(errors[first]) and errors[first] <= margin * errors[second] else None
+
+
+def errors_at(unet, batch: Batch, kept: float, timestep: float) -> Errors:
+    """The readings' errors on one noisy image.
+
+    Args:
+        kept: share of the image in the variance of the noisy one; timestep: where SDXL has it.
+    """
+    latents, noise = batch["latents"], batch["noise"]
+    signal, sigma = kept**0.5, (1 - kept) ** 0.5
+    noisy = signal * latents + sigma * noise
+
+    def error(image: torch.Tensor, its_noise: torch.Tensor) -> float:
+        of_image = (image - latents).square().mean() / latents.square().mean()
+        return (of_image + (its_noise - noise).square().mean()).item()
+
+    said = answer(unet, batch, noisy, timestep)
+    errors = {EPSILON: error((noisy - sigma * said) / signal, said)}
+    errors[V] = error(signal * noisy - sigma * said, sigma * noisy + signal * said)
+    share = sigma / (signal + sigma)  # the same mix on a straight path
+    noisy = noisy / (signal + sigma)
+    said = answer(unet, batch, noisy, 1000 * share)
+    errors[FLOW] = error(noisy - share * said, noisy + (1 - share) * said)
+    return errors
+
+
+def error_of_means(unet, batch: Batch, kept: float, timestep: float) -> float:
+    """The squared error of the channels' means in the image that v implies, over the image's own.
+
+    Args:
+        timestep: where a schedule has such noise, between two of its timesteps.
+    """
+    signal, sigma = kept**0.5, (1 - kept) ** 0.5
+    noisy = signal * batch["latents"] + sigma * batch["noise"]
+    image = signal * noisy - sigma * answer(unet, batch, noisy, timestep)
+    means, ours = (latents.mean((2, 3)) for latents in (batch["latents"], image))
+    return ((ours - means).square().mean() / means.square().mean()).item()
+
+
+def answer(unet, batch: Batch, noisy: torch.Tensor, timestep: float) -> torch.Tensor:
+    """What the UNet says of noisy latents, in float32."""
+    conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
+    times = torch.full((len(noisy),), timestep, device=noisy.device)
+    said = unet(noisy, times, encoder_hidden_states=batch["prompt_embeds"], added_cond_kwargs=conditions)
+    return said.sample.float()
+
+
+def timestep_of(kept: float, table: torch.Tensor) -> float:
+    """The place between two timesteps where a schedule keeps such a share of the image."""
+    return float(np.interp(kept, table.flip(0).numpy(), np.arange(len(table) - 1, -1, -1)))
+
+
+def geometric_mean(errors: Sequence[float]) -> float:
+    """So that no single one decides; infinite where one is no number."""
+    if not all(map(math.isfinite, errors)):
+        return math.inf
+    return math.exp(sum(math.log(max(error, 1e-12)) for error in errors) / len(errors))
+
+
+@contextlib.contextmanager
+def evaluating(unet) -> Iterator[None]:
+    """Without dropout, and afterwards as before."""
+    was_training = unet.training
+    unet.eval()
+    try:
+        yield
+    finally:
+        unet.train(was_training)
