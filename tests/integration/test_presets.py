@@ -60,6 +60,13 @@ def test_the_memory_of_every_preset_is_documented():
     assert documented().keys() == wanted
 
 
+@pytest.mark.parametrize("name", ["anime", "flow"])
+def test_a_preset_for_a_kind_of_base_has_a_reason_in_each_line(name):
+    lines = (ROOT / "examples" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    places = ("train_data_dir", "output_dir", "validation_prompt")
+    assert [line for line in lines if "# " not in line and not line.startswith(places)] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), documented())
 def test_a_preset_fits_its_card_as_documented(train_config, full_configs, name, precision):
