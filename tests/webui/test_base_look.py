@@ -155,7 +155,7 @@ def test_nothing_is_queued_for_a_base_that_cannot_be_trained(tmp_path, looked_at
     path = single_file(tmp_path / "a.safetensors")
     started = []
     tab = SimpleNamespace(
-        context=Context(Workspace(tmp_path / "projects"), jobs, lambda: None),
+        context=Context(Workspace(tmp_path / "projects"), jobs),
         form=SimpleNamespace(complaint=lambda language, *entered, expected: complaint(tmp_path, path)),
         queue=lambda *arguments: started.append(arguments),
     )
