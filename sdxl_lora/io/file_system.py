@@ -27,7 +27,8 @@ CANNOT_MAP |= {
     errno.EACCES,
     errno.ENOMEM,
 }  # limits of a container; reading says if it is more
-BUSY = {errno.EBUSY, errno.EAGAIN, *(getattr(errno, name) for name in ("ESTALE", "ETXTBSY") if hasattr(errno, name))}
+BUSY = {errno.EINTR, errno.ENOLCK, errno.ETIMEDOUT}  # of network mounts that give up, or are interrupted
+BUSY |= {errno.EBUSY, errno.EAGAIN, *(getattr(errno, name) for name in ("ESTALE", "ETXTBSY") if hasattr(errno, name))}
 UNWELL = {errno.EIO, errno.ENOTCONN, *(getattr(errno, name) for name in ("ESTALE",) if hasattr(errno, name))}
 # A scanner, or a page that reads, has a file open for milliseconds: 2 s in all.
 PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.6)

@@ -113,7 +113,7 @@ def test_checkpoints_are_copied_where_nothing_can_be_renamed(tmp_path, no_rename
     assert choose_checkpoint(tmp_path, "latest", None, print).name == "checkpoint-4"
 
 
-@pytest.mark.parametrize("answer", [errno.EBUSY, errno.ESTALE, errno.EAGAIN, errno.EPERM])
+@pytest.mark.parametrize("answer", [errno.EBUSY, errno.ESTALE, errno.EAGAIN, errno.EPERM, errno.EINTR, errno.ETIMEDOUT])
 def test_a_file_that_is_busy_is_waited_for_and_then_told_of(tmp_path, monkeypatch, answer):
     """As CIFS, FUSE and NFS answer while another program has it open, or while a server comes back."""
     real, refused, waited = os.replace, [3], []
