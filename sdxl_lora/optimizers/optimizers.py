@@ -109,8 +109,13 @@ def parameter_groups(
     return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
 
 
-def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0) -> float:
+def learning_rate_at(
+    step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0, decay_share=0.2
+) -> float:
     """The learning rate of optimizer step `step` (0 is the first), as diffusers' schedules of these names.
+
+    Beside them rex (arXiv:2107.04197) and wsd: constant, then 1 - sqrt over the last `decay_share` of all steps
+    (arXiv:2405.18392).
 
     A pure function of the step, so resuming and the number of processes cannot shift it.
 
@@ -133,6 +138,13 @@ def learning_rate_at(step, total_steps, peak, scheduler="constant", warmup_steps
     if scheduler == "polynomial":
         end = min(1e-7, peak)
         return end if progress >= 1 else (peak - end) * (1 - progress) ** power + end
+    if scheduler == "rex":
+        left = max(0.0, 1 - progress)
+        return peak * left / (0.5 + 0.5 * left)
+    if scheduler == "wsd":
+        decay_steps = min(max(1, round(decay_share * total_steps)), max(1, total_steps - warmup_steps))
+        decayed = (step - (total_steps - decay_steps)) / decay_steps
+        return peak * max(0.0, 1 - math.sqrt(max(0.0, decayed)))
     raise ConfigError(f"lr_scheduler is {scheduler!r}, which is not a schedule")
 
 
@@ -219,6 +231,7 @@ def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, image
         config.lr_warmup_steps,
         config.lr_num_cycles,
         config.lr_power,
+        config.lr_decay_share,
     )
 
 

@@ -160,7 +160,7 @@ def add_adapters(
                 init=init,
                 rank_dropout=adapter.rank_dropout,
                 module_dropout=adapter.module_dropout,
-                lokr_factor=lokr_factor(own.values()),
+                lokr_factor=lokr_factor(own.values()) if own else adapter.lokr_factor or -1,
                 use_rslora=adapter.use_rslora,
                 use_dora=adapter.use_dora,
             )

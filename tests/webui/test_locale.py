@@ -147,6 +147,7 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         (TrainConfig, {"block_lr_factors": ("down=2",), "optimizer": "prodigy"}),
         (TrainConfig, {"init_lora_weights": "x"}), (TrainConfig, {"init_lora_weights": "pissa", "use_dora": True}),
         (TrainConfig, {"init_lora": "x", "use_rslora": True}), (TrainConfig, {"adapter": "loha", "use_dora": True}),
+        (TrainConfig, {"adapter": "loha", "lokr_factor": 8}),
         (TrainConfig, {"validation_without_trigger": True}), (TrainConfig, {"hub_model_id": "a/b"}),
         (TrainConfig, {"dataset_streaming": True, "validation_split": 0.5}),
         (TrainConfig, {"base_precision": "fp16", "mixed_precision": "bf16"}),

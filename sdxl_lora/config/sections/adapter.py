@@ -34,6 +34,9 @@ class AdapterConfig:
     adapter: Annotated[Literal["lora", "loha", "lokr"], SAME] = "lora"
     """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
     LoRA."""
+    lokr_factor: Annotated[int | None, Gt(0), SAME] = None
+    """About how large LoKr's first factors are, e.g. 8; small ones leave more to the second, which train more weights.
+    Default: as near to the root of a layer's size as can be, the smallest files."""
     use_dora: Annotated[bool, SAME] = False
     """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
     use_rslora: Annotated[bool, SAME] = False
@@ -70,10 +73,13 @@ class AdapterConfig:
         if self.adapter != "lora" and any(of_lora.values()):
             names = ", ".join(name for name, given in of_lora.items() if given)
             problems.append(f"{names} belong to adapter lora: leave them out with {self.adapter}")
+        if self.lokr_factor is not None and self.adapter != "lokr":
+            problems.append(f"lokr_factor belongs to adapter lokr: leave it out with {self.adapter}")
         if self.use_dora and self.changes_the_base:
             problems.append(f"init_lora_weights {self.init_lora_weights} does not go with use_dora")
         of_file = {
             "block_ranks": bool(self.block_ranks),
+            "lokr_factor": self.lokr_factor is not None,
             "use_rslora": self.use_rslora,
             "init_lora_weights": self.init_lora_weights != "kaiming",
         }

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from sdxl_lora.config.checks import OPTIMIZERS, blocks_problems, keyword_argument
 from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
@@ -29,15 +29,20 @@ class OptimizerConfig:
     scale_lr: Annotated[bool, FREE] = False
     """Multiply the learning rate by batch size, micro-steps and processes."""
     lr_scheduler: Annotated[
-        Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"], FREE
+        Literal[
+            "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "wsd"
+        ],
+        FREE,
     ] = "constant"
-    """Course of the learning rate over the steps."""
+    """Course of the learning rate over the steps; wsd is constant and falls at the end, rex falls late."""
     lr_warmup_steps: Annotated[int, Ge(0), FREE] = 0
     """Steps in which the learning rate rises from 0 (every schedule but "constant")."""
     lr_num_cycles: Annotated[int, Gt(0), FREE] = 1
     """Restarts of cosine_with_restarts."""
     lr_power: Annotated[float, Gt(0), FREE] = 1.0
     """Exponent of polynomial."""
+    lr_decay_share: Annotated[float, Gt(0), Le(1), FREE] = 0.2
+    """Share of the steps in which wsd falls to 0."""
     optimizer: Annotated[str, BY_CONTENT] = "adamw"
     """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, adafactor, schedule_free_adamw; or a module.Class."""
     use_8bit_adam: Annotated[bool, BY_CONTENT] = False

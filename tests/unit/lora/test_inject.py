@@ -9,8 +9,10 @@ from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.formats.adapter import delta
 from sdxl_lora.lora.inject import add_lora
-from sdxl_lora.lora.state import adapter_layers, load_lora_state, lora_state
+from sdxl_lora.lora.state import adapter_layers, adapter_parameters, load_lora_state, lora_state
 from sdxl_lora.lora.targets import target_modules
+from sdxl_lora.lora.warm_start import WarmStart
+from sdxl_lora.training.model import add_adapters
 from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
 from tests.helpers.configs import flat_train_config
 
@@ -225,3 +227,21 @@ def test_an_unknown_start_is_refused():
         flat_train_config(output_dir="x", train_data_dir="y", init_lora_weights="olora", use_dora=True)
     with pytest.raises(ConfigError, match=r"lora_dropout \(use rank_dropout\), use_dora belong to adapter lora"):
         flat_train_config(output_dir="x", train_data_dir="y", adapter="loha", lora_dropout=0.1, use_dora=True)
+
+
+def test_lokr_factor_is_the_size_of_the_first_factors():
+    def trained(**settings):
+        config = flat_train_config(output_dir="x", train_data_dir="y", adapter="lokr", **settings)
+        models = {"unet": tiny_sdxl().unet}
+        add_adapters(models, config, WarmStart(), print, "kaiming")
+        adapters = model_adapters(models["unet"], "unet").values()
+        first = {tuple(adapter.tensors["lokr_w1"].shape) for adapter in adapters}
+        return first, sum(parameter.numel() for parameter in adapter_parameters(models["unet"]).values())
+
+    of_four, by_default = trained(lokr_factor=4), trained()
+    assert of_four[0] == {(4, 4)} != by_default[0]
+    assert of_four[1] > by_default[1], "what the first factors lose, the second gain"
+    with pytest.raises(ConfigError, match="lokr_factor belongs to adapter lokr: leave it out with lora"):
+        flat_train_config(output_dir="x", train_data_dir="y", lokr_factor=4)
+    with pytest.raises(ConfigError, match=r"init_lora brings its own ranks, .*: leave out lokr_factor"):
+        flat_train_config(output_dir="x", train_data_dir="y", adapter="lokr", init_lora="a", lokr_factor=4)

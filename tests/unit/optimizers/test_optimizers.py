@@ -2,10 +2,12 @@
 
 import copy
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from transformers import get_wsd_schedule
 
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.errors import ConfigError
@@ -32,6 +34,27 @@ def test_learning_rate_is_diffusers_at_every_step(name):
         assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15), step
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_wsd_is_transformers_at_every_step(share):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    falling = min(round(50 * share), 43)
+    theirs = get_wsd_schedule(optimizer, 7, falling, num_stable_steps=43 - falling, decay_type="1-sqrt")
+    for step in range(60):
+        ours = learning_rate_at(step, 50, 2e-4, "wsd", warmup_steps=7, decay_share=share)
+        assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_rex_falls_late_and_ends_at_zero():
+    rates = [learning_rate_at(step, 110, 3.0, "rex", warmup_steps=10) for step in range(120)]
+    assert rates[5] == pytest.approx(1.5) and rates[10] == 3.0
+    assert rates[60] == pytest.approx(2.0), "arXiv:2107.04197: (1 - t) / (1/2 + (1 - t) / 2), at the middle 2/3"
+    assert rates[110:] == [0.0] * 10 and all(a > b for a, b in pairwise(rates[10:111]))
+    with pytest.raises(ConfigError, match="lr_decay_share"):
+        flat_train_config(output_dir="x", train_data_dir="y", lr_scheduler="wsd", lr_decay_share=0.0)
 
 
 def test_unknown_schedule_or_optimizer_is_a_config_error():
