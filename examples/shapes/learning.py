@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from examples.shapes.concepts import concept_scenes, write_concept
-from examples.shapes.quality import BASE, base_quality, concept_quality, load_base, plain_prompt
+from examples.shapes.quality import BASE, STEPS, base_quality, concept_quality, load_base, plain_prompt
 from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
@@ -57,7 +57,7 @@ def write_class_images(folder, count, twins=(), seed=0):
     return paths
 
 
-def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", base=BASE):
+def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", base=BASE, strength=1.0, steps=STEPS):
     """Return what the base draws with a LoRA.
 
     Args:
@@ -66,6 +66,8 @@ def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", ba
         known: number of prompts for known shapes; None for five times `asked`, or all.
         concept: "object" or "style", what the LoRA was to learn.
         base: folder of the base.
+        strength: of the LoRA.
+        steps: of each picture's denoising.
     Returns:
         dict of shares: with_trigger, without_trigger (see concept_quality) and known (prompts for known shapes right).
     """
@@ -73,10 +75,10 @@ def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", ba
     pipeline = load_base(base)
     if lora is not None:
         pipeline.load_lora_weights(lora)
-        pipeline.fuse_lora()  # the same pictures in two thirds of the time
+        pipeline.fuse_lora(lora_scale=strength)  # the same pictures in two thirds of the time
     prompts = [("star", *pair) for pair in colour_pairs()] if concept == "object" else combinations()
-    shares = concept_quality(pipeline, concept, TRIGGER_WORD, spread(prompts, asked), seed)
-    return shares | {"known": base_quality(pipeline, spread(combinations(), known), seed)["right"]}
+    shares = concept_quality(pipeline, concept, TRIGGER_WORD, spread(prompts, asked), seed, steps)
+    return shares | {"known": base_quality(pipeline, spread(combinations(), known), seed, steps=steps)["right"]}
 
 
 def spread(items, count):

@@ -28,7 +28,7 @@ def plain_prompt(shape, colour, background):
 
 
 @torch.no_grad()
-def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32):
+def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32, steps=STEPS):
     """One picture per prompt; the n-th has its own generator seeded by seed + n, whatever the batch.
 
     Returns:
@@ -39,12 +39,12 @@ def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32):
         part = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
         images += pipeline(
-            part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, width=width, height=height
+            part, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators, width=width, height=height
         ).images
     return images
 
 
-def base_quality(pipeline, combinations, seed=0, width=64, height=64):
+def base_quality(pipeline, combinations, seed=0, width=64, height=64, steps=STEPS):
     """Shares of prompts drawn right, overall and by part, and of pictures that show a concept.
 
     Args:
@@ -53,7 +53,7 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64):
         dict of floats in [0, 1]: right, shape, colour, background, object, style.
     """
     prompts = [plain_prompt(*combination) for combination in combinations]
-    readings = [read(image) for image in draw_prompts(pipeline, prompts, seed, width, height)]
+    readings = [read(image) for image in draw_prompts(pipeline, prompts, seed, width, height, steps=steps)]
     pairs = list(zip(readings, combinations, strict=True))
     shares = {"right": share(reading.shows(*asked) for reading, asked in pairs)}
     for index, part in enumerate(("shape", "colour", "background")):
@@ -62,7 +62,7 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64):
     return shares | {"style": share(reading.is_style() for reading in readings)}
 
 
-def concept_quality(pipeline, concept, trigger_word, asked, seed=0):
+def concept_quality(pipeline, concept, trigger_word, asked, seed=0, steps=STEPS):
     """Shares of pictures that show a concept.
 
     Args:
@@ -75,8 +75,9 @@ def concept_quality(pipeline, concept, trigger_word, asked, seed=0):
     """
     is_object = concept == "object"
     prompts = [plain_prompt("shape" if is_object else shape, *rest) for shape, *rest in asked]
-    named = map(read, draw_prompts(pipeline, [f"{trigger_word}, {prompt}" for prompt in prompts], seed))
-    unnamed = map(read, draw_prompts(pipeline, prompts, seed))
+    with_trigger = [f"{trigger_word}, {prompt}" for prompt in prompts]
+    named = map(read, draw_prompts(pipeline, with_trigger, seed, steps=steps))
+    unnamed = map(read, draw_prompts(pipeline, prompts, seed, steps=steps))
 
     def shows(reading):
         return reading.is_object() if is_object else reading.is_style()

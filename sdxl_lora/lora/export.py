@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -100,11 +101,14 @@ def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
     return buffer.getvalue()
 
 
-def copy_lora(lora: Path, folder: str | Path, name: str | None = None) -> Path:
+def copy_lora(
+    lora: Path, folder: str | Path, name: str | None = None, more_metadata: Mapping[str, str] | None = None
+) -> Path:
     """Copies a LoRA into a folder, a client's perhaps, whole or not at all; the folder must be there.
 
     Args:
         name: of the copy. Default: the same.
+        more_metadata: to be added to the file's own.
 
     Raises:
         ValueError: no such folder.
@@ -115,12 +119,12 @@ def copy_lora(lora: Path, folder: str | Path, name: str | None = None) -> Path:
         raise ValueError(f"{folder} is not a folder: make it first, or name the client's LoRA folder.")
     with TensorFile(lora) as file:
         layout = {name: (file.dtypes[name], file.shapes[name]) for name in file.shapes}
-        write_tensors(folder / (name or lora.name), layout, file.read, file.metadata)
+        write_tensors(folder / (name or lora.name), layout, file.read, {**file.metadata, **(more_metadata or {})})
     return folder / (name or lora.name)
 
 
 def write_side_files(
-    lora: Path, trigger_phrase: str = "", description: str = "", thumbnail_png: bytes = b""
+    lora: Path, trigger_phrase: str = "", description: str = "", thumbnail_png: bytes = b"", strength: float = 1.0
 ) -> list[Path]:
     """Writes `<name>.json`, and with an image `<name>.png`, beside a LoRA: A1111, Forge and InvokeAI show them.
 
@@ -133,7 +137,7 @@ def write_side_files(
         "description": description,
         "sd version": "SDXL",
         "activation text": trigger_phrase,
-        "preferred weight": 1.0,
+        "preferred weight": strength,
         "negative text": "",
         "notes": "",
     }

@@ -1,6 +1,7 @@
 """The README.md of a trained LoRA, as the Hub shows it: what it is, how to use it, how it was made. Strings only."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from sdxl_lora.lora.formats.metadata import public_name, usage_lines
@@ -49,6 +50,32 @@ def model_card(
         parts += ["", "## Training", "", "| setting | value |", "|---|---|"]
         parts += [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in settings.items()]
     return "\n".join(parts) + "\n"
+
+
+def strength_section(name: str, trigger_word: str, prompt: str, strength: float, reason: str) -> list[str]:
+    """Lines that say how strong a LoRA should be used, and why.
+
+    Args:
+        name: of the LoRA file without `.safetensors`.
+    """
+    python, tag = usage_lines(name, trigger_word, prompt, strength)
+    return [
+        f"`{name}.safetensors` is meant for strength **{strength:g}**.",
+        "",
+        f"```python\n{python}\n```",
+        "",
+        f"```\n{tag}\n```",
+        "",
+        _escaped(reason),
+    ]
+
+
+def with_section(card: str, heading: str, lines: Sequence[str]) -> str:
+    """The card with this section, in the place of the one of that heading or at its end; no lines take it out."""
+    before, *after = re.split(rf"^## {re.escape(heading)}\n", card, maxsplit=1, flags=re.MULTILINE)
+    rest = re.split(r"^(?=## )", after[0], maxsplit=1, flags=re.MULTILINE)[1:] if after else []
+    section = "\n".join([f"## {heading}", "", *lines]) + "\n" if lines else ""
+    return "\n\n".join(part.strip("\n") for part in (before, section, *rest) if part) + "\n"
 
 
 def _header(base: str, trigger_word: str, samples: Sequence[tuple[str, str]]) -> list[str]:

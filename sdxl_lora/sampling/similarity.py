@@ -17,26 +17,26 @@ from sdxl_lora.errors import ConfigError
 BATCH = 16  # pictures at once
 
 
-def check_similarity_model(model: str) -> None:
+def check_similarity_model(model: str, setting: str = "similarity_model") -> None:
     """
     Raises:
         ConfigError: neither a folder of a model nor a Hub id.
     """
-    check_source(model, "similarity_model", "folder")
+    check_source(model, setting, "folder")
     folder = Path(model)
     if folder.is_file():
-        raise cannot_be_used(model, "it is a file")
+        raise cannot_be_used(model, "it is a file", setting)
     if folder.is_dir():
         needed = (("config.json",), ("preprocessor_config.json", "processor_config.json"))
         lacking = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
         if lacking:
-            raise cannot_be_used(model, f"it is a folder without {' and '.join(lacking)}")
+            raise cannot_be_used(model, f"it is a folder without {' and '.join(lacking)}", setting)
 
 
-def cannot_be_used(model: str, why: str) -> ConfigError:
+def cannot_be_used(model: str, why: str, setting: str = "similarity_model") -> ConfigError:
     """Return the error that says what a model must be."""
     return ConfigError(
-        f"similarity_model {model} cannot be used: {why} (it must be a vision model of transformers with safetensors "
+        f"{setting} {model} cannot be used: {why} (it must be a vision model of transformers with safetensors "
         "and an image processor, e.g. facebook/dinov2-base)"
     )
 
@@ -46,12 +46,13 @@ class Similarity:
 
     Args:
         model: a folder or a Hub id. Only safetensors are read, and no code of the repository runs.
+        setting: the setting that names it.
     Raises:
         ConfigError: it cannot be loaded, or takes no pictures.
     """
 
-    def __init__(self, model: str):
-        check_similarity_model(model)
+    def __init__(self, model: str, setting: str = "similarity_model"):
+        check_similarity_model(model, setting)
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, backend="pil", trust_remote_code=False)
             self.model = AutoModel.from_pretrained(
@@ -61,7 +62,7 @@ class Similarity:
             self.embed([Image.new("RGB", (64, 64))], torch.device("cpu"))
         except Exception as error:  # transformers raises of many classes
             said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". If you were trying")[0]
-            raise cannot_be_used(model, said) from error
+            raise cannot_be_used(model, said, setting) from error
         self.references: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -77,8 +78,7 @@ class Similarity:
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(device)
         has_text_too = hasattr(self.model, "get_image_features")
         output = self.model.get_image_features(pixel_values=pixels) if has_text_too else self.model(pixel_values=pixels)
-        pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state.mean(1) if pooled is None else pooled).flatten(1)
+        return pooled(output)
 
     def refer_to(self, images: Sequence[Image.Image], device: torch.device) -> None:
         self.references = self.embed(images, device)
@@ -96,3 +96,9 @@ class Similarity:
         for prompt, of_prompt in zip(prompts, images, strict=True):
             groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)
         return {name: self.of(group, device) for name, group in groups.items() if group}
+
+
+def pooled(output) -> torch.Tensor:
+    """(N, D): what a model of transformers says of each input as a whole."""
+    whole = getattr(output, "pooler_output", None)
+    return (output.last_hidden_state.mean(1) if whole is None else whole).flatten(1)

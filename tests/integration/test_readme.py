@@ -15,6 +15,7 @@ from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.select.__main__ import parse
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT
 from tests.helpers.pyproject import read_pyproject
@@ -54,6 +55,9 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         words[words.index("run.yaml")] = "examples/demo.yaml"
     if words[:2] == ["accelerate", "launch"]:
         arguments = launch_command_parser().parse_args(words[2:])
+        if arguments.module and arguments.training_script == "sdxl_lora.select":
+            parse(arguments.training_script_args)
+            return
         if arguments.module:
             assert arguments.training_script == "preprocess"
             load_config(PreprocessConfig, arguments.training_script_args)
@@ -79,6 +83,8 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         check_container(words[1:])
     elif words[:3] == ["python", "-m", "sdxl_lora.tools"]:
         assert tools(words[3:]) in (2, 5), "the files are not there; a wrong flag would end the program"
+    elif words[:3] == ["python", "-m", "sdxl_lora.select"]:
+        parse(words[3:])
     elif words[:2] == ["python", "-m"]:
         assert is_module(words[2])
     else:

@@ -19,6 +19,7 @@ FLOORS = [  # from the ground up: a package imports only packages below it
     ("lora",),
     ("optimizers", "publish"),
     ("training",),
+    ("select",),
 ]
 PAGE_FLOORS = [("server", "settings"), ("locale",), ("runs",), ("widgets",), ("pages",)]  # of webui, likewise
 PREPROCESS_FLOORS = [

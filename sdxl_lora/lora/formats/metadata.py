@@ -105,7 +105,12 @@ def public_name(base_model: str) -> str:
     return parts[-1] if parts else ""
 
 
-def usage_lines(name: str, trigger_word: str = "", prompt: str = "") -> tuple[str, str]:
+def strength_metadata(strength: float) -> dict[str, str]:
+    """The recommended strength: for people as the Model Spec's usage hint, for programs as a number."""
+    return {"modelspec.usage_hint": f"recommended strength: {strength:g}", "recommended_strength": f"{strength:g}"}
+
+
+def usage_lines(name: str, trigger_word: str = "", prompt: str = "", strength: float = 1.0) -> tuple[str, str]:
     """(a line of Python for diffusers, a prompt for ComfyUI with a LoRA-tag node, A1111 and Forge), ready to paste.
 
     Args:
@@ -113,5 +118,6 @@ def usage_lines(name: str, trigger_word: str = "", prompt: str = "") -> tuple[st
         prompt: what to draw; the trigger word is put in front unless it is there.
     """
     prompt = with_trigger_word(prompt or "a photo", trigger_word)
-    python = f'pipe.load_lora_weights("{name}.safetensors"); image = pipe({prompt!r}).images[0]'
-    return python, f"{prompt} <lora:{name}:1>"
+    scale = "" if strength == 1 else f', cross_attention_kwargs={{"scale": {strength:g}}}'
+    python = f'pipe.load_lora_weights("{name}.safetensors"); image = pipe({prompt!r}{scale}).images[0]'
+    return python, f"{prompt} <lora:{name}:{strength:g}>"

@@ -6,7 +6,7 @@ import yaml
 
 from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.formats.metadata import usage_lines
-from sdxl_lora.publish.model_card import model_card
+from sdxl_lora.publish.model_card import model_card, strength_section, with_section
 from tests.helpers.adapters import tiny_with_lora
 
 
@@ -50,3 +50,17 @@ def test_text_is_shown_as_it_is():
     card = model_card("cat", "owner/base", "<b>sks</b>", settings={"note": "a | b\n# title <script>"})
     assert "**&lt;b>sks&lt;/b>**" in card
     assert "| note | a \\| b # title &lt;script> |" in card
+
+
+def test_a_section_is_put_in_replaced_and_taken_out_and_all_else_stays():
+    card = model_card("cat", "owner/base", "sks", "a cat", settings={"rank": 16})
+    lines = strength_section("cat-recommended", "sks", "a cat", 0.8, "it scored best | of all")
+    with_it = with_section(card, "Recommended strength", lines)
+    assert with_it.startswith(card.rstrip("\n")) and "strength **0.8**" in with_it
+    assert "<lora:cat-recommended:0.8>" in with_it and 'cross_attention_kwargs={"scale": 0.8}' in with_it
+    assert "of all" in with_it and r"best \| of" in with_it
+    assert with_section(with_it, "Recommended strength", lines) == with_it
+    more = with_it + "\n## Mine\n\nwritten by hand\n"
+    other = with_section(more, "Recommended strength", ["at half"])
+    assert "at half\n\n## Mine\n\nwritten by hand\n" in other and "0.8" not in other
+    assert with_section(with_it, "Recommended strength", []) == card

@@ -1,0 +1,1 @@
+"""Which checkpoint of a run to keep, and at which strength to use it."""

@@ -1,0 +1,196 @@
+"""What is drawn to choose by: checkpoints, strengths, prompts, and the name of each image. Draws nothing, no torch."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, with_defaults, with_partners
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.trigger_word import has_trigger_word
+from sdxl_lora.errors import CheckpointError, ConfigError
+from sdxl_lora.run.checkpoints import checkpoints, lora_file_of, problem_with, read_manifest
+
+CAPTIONS_AS_PROMPTS = 4  # where a run has no prompts of its own
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint's LoRA file. sha256: of that file, by the checkpoint's manifest."""
+
+    step: int
+    lora: Path
+    sha256: str
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """A checkpoint at a strength, the milder first; step 0 at strength 0 is the base alone."""
+
+    strength: float
+    step: int
+
+    def __str__(self) -> str:
+        return f"checkpoint-{self.step} at strength {self.strength:g}" if self.step else "the base alone"
+
+
+BASE = Cell(0.0, 0)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image to draw: `prompt` and `repeat` are numbers from 0."""
+
+    cell: Cell
+    prompt: int
+    repeat: int
+
+    def path(self, folder: Path) -> Path:
+        name = f"step-{self.cell.step:06d}-strength-{self.cell.strength:g}-prompt-{self.prompt}-image-{self.repeat}.png"
+        return folder / name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All that is compared.
+
+    Attributes:
+        prompts: with nothing left open.
+        trigger_words: what a prompt calls the subject up by; empty where the dataset names none.
+        images_per_prompt: each with another seed.
+        left_out: a sentence for each checkpoint that cannot be used.
+    """
+
+    candidates: tuple[Candidate, ...]
+    strengths: tuple[float, ...]
+    prompts: tuple[SamplePrompt, ...]
+    trigger_words: tuple[str, ...]
+    images_per_prompt: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The base, then every checkpoint at every strength."""
+        return [BASE, *(Cell(strength, one.step) for one in self.candidates for strength in self.strengths)]
+
+    def drawings(self) -> list[Drawing]:
+        """Every image, cell by cell, so that a LoRA is loaded once."""
+        return [drawing for cell in self.cells for drawing in self.drawings_of(cell)]
+
+    def drawings_of(self, cell: Cell) -> list[Drawing]:
+        """The images of one cell, prompt by prompt."""
+        numbers = range(self.images_per_prompt)
+        return [Drawing(cell, prompt, repeat) for prompt in range(len(self.prompts)) for repeat in numbers]
+
+    def parameters(self, drawing: Drawing) -> str:
+        """Return the image's text: what it was drawn by, as A1111 writes it. Another text means another image."""
+        about = self.prompts[drawing.prompt].describe(drawing.repeat)
+        if drawing.cell == BASE:
+            return about
+        sha256 = next(one.sha256 for one in self.candidates if one.step == drawing.cell.step)
+        lora = f"checkpoint-{drawing.cell.step}: {sha256[:12]}"
+        return f'{about}, Lora hashes: "{lora}", Lora strength: {drawing.cell.strength:g}'
+
+    def calls_up(self, prompt: SamplePrompt) -> bool:
+        """Return whether a prompt asks for what was trained: it has a trigger word, or there is none to have."""
+        return not self.trigger_words or any(has_trigger_word(prompt.text, word) for word in self.trigger_words)
+
+
+def usable_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
+    """The strengths, each once, rising.
+
+    Raises:
+        ConfigError: none, or one that is not above 0.
+    """
+    if not strengths or not all(math.isfinite(one) and one > 0 for one in strengths):
+        given = " ".join(f"{one:g}" for one in strengths) or "nothing"
+        raise ConfigError(f"--strengths is {given}: give numbers above 0, such as 0.6 0.8 1")
+    return tuple(sorted(set(strengths)))
+
+
+def find_candidates(
+    run_dir: Path, steps: Sequence[int], info: Callable[[str], None]
+) -> tuple[list[Candidate], list[str]]:
+    """The whole checkpoints of a run, oldest first, and a sentence for each that is not.
+
+    Args:
+        steps: those to take; none for all.
+        info: told of each checkpoint that is left out.
+    Raises:
+        CheckpointError: there is none, none is whole, or one that was asked for is missing or damaged.
+    """
+    there = {int(path.name.split("-")[1]): path for path in checkpoints(run_dir)}
+    if not there:
+        raise CheckpointError(
+            f"{run_dir} holds no checkpoints: name the output_dir of a training that has saved some "
+            "(--checkpointing_steps, and --checkpoints_total_limit keeps only the newest)"
+        )
+    if missing := [step for step in steps if step not in there]:
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint of step {', '.join(map(str, missing))}; "
+            f"there are {', '.join(map(str, there))}"
+        )
+    candidates, left_out = [], []
+    for step, path in there.items():
+        if steps and step not in steps:
+            continue
+        if problem := problem_with(path):
+            if steps:
+                raise CheckpointError(f"{path.name} cannot be used: {problem}")
+            left_out.append(f"{path.name} is left out: {problem}")
+            info(left_out[-1])
+            continue
+        lora = lora_file_of(path)
+        candidates.append(Candidate(step, lora, read_manifest(path)["files"][lora.name]["sha256"]))
+    if not candidates:
+        raise CheckpointError(f"no checkpoint in {run_dir} is whole: {'; '.join(left_out)}")
+    return candidates, left_out
+
+
+def prompts_of(
+    config: TrainConfig,
+    lines: Sequence[str],
+    captions: Sequence[str],
+    trigger_words: Sequence[str],
+    size: tuple[int, int],
+) -> tuple[SamplePrompt, ...]:
+    """The prompts to draw, with nothing left open; each that has a trigger word is followed by itself without it.
+
+    Args:
+        lines: as --validation_prompt has them; none for some of the captions.
+        captions: of the images that train.
+        size: height and width of those that name none.
+    Raises:
+        ConfigError: a prompt that cannot be read, or none at all.
+    """
+    evaluation = config.evaluation
+    if not lines:
+        distinct = list(dict.fromkeys(caption for caption in captions if caption.strip()))
+        # a caption's own dashes are no options
+        given = [SamplePrompt(caption) for caption in evenly(distinct, CAPTIONS_AS_PROMPTS)]
+    else:
+        given = [parse_prompt(line) for line in lines]
+    if not given:
+        raise ConfigError("there is nothing to draw: no prompt is given and every caption is empty; give --prompt")
+    prompts = [
+        with_defaults(
+            prompt,
+            height=size[0],
+            width=size[1],
+            seed=config.seed,
+            guidance_scale=evaluation.validation_guidance_scale,
+            steps=evaluation.validation_inference_steps,
+        )
+        for prompt in given
+    ]
+    if any(has_trigger_word(prompt.text, word) for prompt in prompts for word in trigger_words):
+        prompts = with_partners(prompts, trigger_words)
+    once: dict[SamplePrompt, SamplePrompt] = {}
+    for prompt in prompts:  # a partner that is among the prompts is drawn once
+        once.setdefault(replace(prompt, is_without_trigger=False), prompt)
+    return tuple(once.values())
+
+
+def evenly(items: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the items, at even distances."""
+    return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)

@@ -1,0 +1,222 @@
+"""The way of a choice: what is compared, what it looks like, what it is worth, what is recommended."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sdxl_lora.config.sample_prompt import SamplePrompt, read_prompts_file
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.trigger_word import without_trigger_words
+from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.data.split import held_out
+from sdxl_lora.distributed.collectives import on_main_and_broadcast, raise_on_all_ranks
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.io.memo import FileMemo
+from sdxl_lora.models.loading import base_of, check_base
+from sdxl_lora.performance.device_memory import out_of_memory_advice
+from sdxl_lora.run.disk_errors import disk_errors
+from sdxl_lora.run.variant import settle_variant
+from sdxl_lora.sampling.generate import spread, to_image
+from sdxl_lora.sampling.similarity import Similarity
+from sdxl_lora.select.choice import BASE, Cell, Choice, Drawing, find_candidates, prompts_of, usable_strengths
+from sdxl_lora.select.draw import draw_missing, drawn, missing_drawings
+from sdxl_lora.select.images import PromptMatcher, thumbnails
+from sdxl_lora.select.keep import keep_recommended
+from sdxl_lora.select.models import Painter
+from sdxl_lora.select.report import as_json, grid, table, write_report
+from sdxl_lora.select.scores import Measured, Recommendation, Scale, Score, recommend
+from sdxl_lora.training.data import open_images
+from sdxl_lora.training.data_plan import most_common_size
+from sdxl_lora.training.samples import SIMILARITY_REFERENCES
+
+FOLDER = "select"  # in the run's
+NONE = "none"  # in place of a similarity model: draw, and recommend nothing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for; what is None or empty is the run's own.
+
+    steps: of the checkpoints to compare.
+    prompts: as --validation_prompt has them.
+    """
+
+    strengths: Sequence[float]
+    steps: Sequence[int] = ()
+    prompts: Sequence[str] = ()
+    images: int = 2
+    similarity_model: str | None = None
+    clip_model: str | None = None
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The models that measure, on the main process."""
+
+    similarity: Similarity | None
+    matcher: PromptMatcher | None
+
+
+@dataclass(frozen=True)
+class References:
+    """The images that trained, some of many, by name."""
+
+    names: list[str]
+    images: list[Image.Image]
+
+
+def select(config: TrainConfig, request: Request, accelerator, info: Callable[[str], None]) -> Recommendation:
+    """Draw what is missing, measure it, and write table, JSON, grid, the recommended LoRA and the card's section.
+
+    Every process calls this; they share the drawing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what cannot be used or is not there, before anything is drawn.
+    """
+    config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
+    for line in said:
+        info(line)
+    folder, base = config.run_dir / FOLDER / "images", base_of(config.model)
+    on_main: list[tuple[Judges, References]] = []
+
+    def prepare() -> tuple[Choice, list[Drawing]]:
+        candidates, left_out = find_candidates(config.run_dir, request.steps, info)
+        strengths = usable_strengths(request.strengths)
+        check_base(base)
+        judges = load_judges(config, request)
+        references, prompts, words = look_at_dataset(config, request)
+        choice = Choice(tuple(candidates), strengths, prompts, words, request.images, tuple(left_out))
+        missing, total = missing_drawings(choice, folder), len(choice.drawings())
+        info(
+            f"{len(candidates)} checkpoints x {len(strengths)} strengths and the base, {len(prompts)} prompts, "
+            f"{request.images} images each: {total} images, {total - len(missing)} of them are there"
+        )
+        on_main.append((judges, references))
+        return choice, missing
+
+    choice, missing = on_main_and_broadcast(accelerator, prepare)
+    texts = {text for prompt in choice.prompts for text in (prompt.text, prompt.negative)}
+    advice = ["smaller images: --prompt 'a cat --w 768 --h 768'"]
+    with (
+        disk_errors(config.run_dir),
+        out_of_memory_advice(accelerator.device, config.data.resolution, 1, advice),
+        raise_on_all_ranks(accelerator),
+    ):
+        draw_missing(
+            choice,
+            missing,
+            folder,
+            lambda: Painter(config, base, choice.candidates[0], texts, accelerator, info),
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+    with disk_errors(config.run_dir):
+        return on_main_and_broadcast(
+            accelerator, lambda: conclude(config, request, choice, *on_main[0], accelerator.device, info)
+        )
+
+
+def load_judges(config: TrainConfig, request: Request) -> Judges:
+    """The models that measure.
+
+    Raises:
+        ConfigError: one cannot be loaded, or none is named.
+    """
+    similarity = request.similarity_model or config.evaluation.similarity_model
+    if similarity is None:
+        raise ConfigError(
+            "the run was given no similarity_model, and without one nobody can tell how like the training images an "
+            "image is: give --similarity_model, e.g. facebook/dinov2-base; or --similarity_model none to have the "
+            "images drawn and nothing recommended"
+        )
+    return Judges(
+        None if similarity == NONE else Similarity(similarity),
+        None if request.clip_model is None else PromptMatcher(request.clip_model),
+    )
+
+
+def look_at_dataset(
+    config: TrainConfig, request: Request
+) -> tuple[References, tuple[SamplePrompt, ...], tuple[str, ...]]:
+    """The images that trained, the prompts to draw, and the trigger words."""
+    if config.data.dataset_streaming:
+        raise ConfigError("the run was trained on a stream, whose images cannot be read again to compare with")
+    images = open_images(config, FileMemo(config.cache_folder / "memo.json"))
+    split = config.evaluation.validation_split
+    out = set(held_out(images.examples, split, config.seed)) if split else set()
+    trained = [i for i, one in enumerate(images.examples) if not one.is_class_image and i not in out]
+    chosen = spread(trained, SIMILARITY_REFERENCES)
+    references = References(
+        [images.examples[index].name for index in chosen], [to_image(images.load(index)["pixels"]) for index in chosen]
+    )
+    lines = list(request.prompts or config.evaluation.validation_prompt)
+    if not request.prompts and config.evaluation.validation_prompts_file:
+        lines += read_prompts_file(config.evaluation.validation_prompts_file)
+    words = tuple(trigger_words_of(config.data))
+    captions = [images.examples[index].caption for index in trained]
+    return references, prompts_of(config, lines, captions, words, most_common_size(config, images.examples)), words
+
+
+def conclude(
+    config: TrainConfig,
+    request: Request,
+    choice: Choice,
+    judges: Judges,
+    references: References,
+    device: torch.device,
+    info: Callable[[str], None],
+) -> Recommendation:
+    """Measure what was drawn, and write down what follows."""
+    folder = config.run_dir / FOLDER
+    training = judges.similarity.embed(references.images, device) if judges.similarity else None
+    scale = Scale(training, thumbnails(references.images), measure(choice, BASE, folder / "images", judges, device))
+    scores: dict[Cell, Score] = {
+        cell: scale.score(cell, measure(choice, cell, folder / "images", judges, device))
+        for cell in tqdm(choice.cells, desc="measuring", unit="cell")
+    }
+    recommendation = recommend(scores)
+    about = {
+        "similarity_model": request.similarity_model or config.evaluation.similarity_model,
+        "clip_model": request.clip_model,
+    }
+    text = table(choice, scores, recommendation, scale.left_out, references.names)
+    content = as_json(choice, scores, recommendation, scale.left_out, references.names, about)
+    sheet = grid(choice, scores, recommendation.cell, lambda cell, prompt: image_at(choice, cell, prompt, folder))
+    print(text)
+    for path in write_report(folder, text, content, sheet):
+        info(f"wrote {path}")
+    keep_recommended(config, choice, recommendation, info)
+    return recommendation
+
+
+def measure(choice: Choice, cell: Cell, folder: Path, judges: Judges, device: torch.device) -> Measured:
+    """The images of a cell as numbers."""
+    drawings = choice.drawings_of(cell)
+    images = [image_of(choice, one, folder) for one in drawings]
+    # CLIP knows no trigger word; a prompt and its partner ask for the same
+    texts = [without_trigger_words(prompt.text, choice.trigger_words) for prompt in choice.prompts]
+    distinct = list(dict.fromkeys(texts))
+    return Measured(
+        judges.similarity.embed(images, device) if judges.similarity else None,
+        judges.matcher.match(images, distinct, device) if judges.matcher else None,
+        thumbnails(images),
+        [distinct.index(texts[one.prompt]) for one in drawings],
+        [choice.calls_up(choice.prompts[one.prompt]) for one in drawings],
+    )
+
+
+def image_of(choice: Choice, drawing: Drawing, folder: Path) -> Image.Image:
+    """An image that was drawn."""
+    image = drawn(choice, drawing, folder)
+    if image is None:
+        raise DataError(f"{drawing.path(folder)} is gone or damaged since it was drawn: run the same command again")
+    return image
+
+
+def image_at(choice: Choice, cell: Cell, prompt: int, folder: Path) -> Image.Image:
+    """The first image of a prompt."""
+    return image_of(choice, Drawing(cell, prompt, 0), folder / "images")
