@@ -74,7 +74,7 @@ class Painter:
         self.models = {name: model.to(device).eval() for name, model in self.models.items()}
         self.strength = Strength(self.models.values())
         self.vae = load_vae(base)
-        _, self.scheduler = load_schedulers(base, config.objective.prediction_type, config.objective.zero_terminal_snr)
+        _, self.scheduler = load_schedulers(base, config.objective)
         self.rescale = guidance_rescale_of(config, self.scheduler.config)
 
     def put_on(self, candidate: Candidate) -> None:
