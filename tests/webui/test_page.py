@@ -1,5 +1,6 @@
 """The page as a whole, without a browser: it imports no torch, has every setting, and is a tab."""
 
+import inspect
 import subprocess
 import sys
 
@@ -43,6 +44,11 @@ def test_every_field_has_a_widget(page):
     for config_class, prefix in ((PreprocessConfig, "prepare"), (TrainConfig, "train")):
         missing = [name for name in flat_fields(config_class) if f"{prefix}-{name}" not in ids]
         assert missing == []
+
+
+def test_whatever_the_page_listens_with_can_be_called(page):
+    handlers = [inspect.unwrap(function.fn) for function in page.fns.values() if function.fn is not None]
+    assert len(handlers) > 20 and [handler for handler in handlers if not callable(handler)] == []
 
 
 def test_the_page_is_a_tab_of_another_app(tmp_path):

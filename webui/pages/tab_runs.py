@@ -56,7 +56,7 @@ class RunsTab:
         ]  # fmt: skip
         self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
         self.resumed = self.resume.click(
-            show_errors(self.go_on), [self.chosen, self.checkpoint, self.until], None, **QUIET
+            show_errors(self.continue_run), [self.chosen, self.checkpoint, self.until], None, **QUIET
         )
         for button, by in ((self.up, -1), (self.down, 1)):
             button.click(self.mover(by), [self.waiting_job], None, **QUIET)
@@ -114,7 +114,7 @@ class RunsTab:
         elif run is not None and state_of(run, self.context.jobs).is_active:
             (run / "stop").touch()  # started from a shell: its folder is all that we share
 
-    def go_on(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
+    def continue_run(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
         config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
         if run is None or not can_resume(state_of(run, self.context.jobs)):
             return
