@@ -276,12 +276,20 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_launcher |= {"max_restarts", "quiet", "nodes", "gpus-per-node"}
     of_page = {"host", "port", "settings", "root_path"}
     of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
-    of_benchmarks = {"kohya"}
+    of_select = {name for name in vars(parse(["run"])) if name != "run_dir"} | {"multi_gpu"}
+    of_benchmarks = {"kohya", "judge", "runs"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach"}
     of_others |= {"follow", "tag", "volume", "gpus"}
     known = (
-        settings | {f"no_{name}" for name in settings} | of_launcher | of_page | of_tools | of_benchmarks | of_others
+        settings
+        | {f"no_{name}" for name in settings}
+        | of_launcher
+        | of_page
+        | of_tools
+        | of_select
+        | of_benchmarks
+        | of_others
     )
     flags = set(re.findall(r"(?<![\w-])--([a-z][\w-]+)", TEXTS[name]))
     assert sorted(flags - known) == []
