@@ -128,7 +128,9 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
             dry_run(train_config(**settings))
     assert train_sdxl_lora.main(train_config(dry_run=True, target_modules="nothing")) == 2
     assert "matches no linear or convolution layer" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    of_four = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in of_four.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="module_dropout of a loha is for one process"):
         dry_run(train_config(adapter="loha", module_dropout=0.1))
     plan = plan_training(train_config(max_train_steps=None, num_train_epochs=4))
