@@ -102,9 +102,13 @@ def test_a_page_refuses_guesses_with_429_and_writes_them_down_without_the_passwo
     server = Server(tmp_path, **{PASSWORD_VARIABLE: PASSWORD})
     try:
         answers = [httpx.get(server.url + "/theme.css", auth=("lora", f"guess-{n}")) for n in range(20)]
-        assert [answer.status_code for answer in answers] == [401] * FREE_GUESSES + [429] * (20 - FREE_GUESSES)
-        assert int(answers[-1].headers["retry-after"]) > 0 and "seconds" in answers[-1].text
+        codes = [answer.status_code for answer in answers]
+        assert codes[:FREE_GUESSES] == [401] * FREE_GUESSES
+        # On a busy machine a wait may be over before the next guess, which is heard then: the next wait is longer.
+        assert 429 in codes[FREE_GUESSES:] and set(codes[FREE_GUESSES:]) <= {401, 429}
+        refused = answers[codes.index(429)]
+        assert int(refused.headers["retry-after"]) > 0 and "seconds" in refused.text
         log = server.log.read_text()
-        assert log.count("wrong password from 127.0.0.1") == FREE_GUESSES and "guess" not in log
+        assert log.count("wrong password from 127.0.0.1") == codes.count(401) and "guess" not in log
     finally:
         server.kill()
