@@ -6,7 +6,7 @@ flat: flags, keys of the YAML file, lines of a run's config.yaml and widgets of 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
@@ -128,6 +128,17 @@ class TrainConfig:
         if adapter.changes_the_base and compute.memory_budget is not None:
             problems.append(f"memory_budget does not go with init_lora_weights {adapter.init_lora_weights}")
         return problems + (self.graph_problems() if compute.cuda_graphs == "on" else [])
+
+    def sample_defaults(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What a sample prompt is drawn by where it does not say otherwise. size: height and width."""
+        evaluation = self.evaluation
+        return {
+            "height": size[0],
+            "width": size[1],
+            "seed": self.seed,
+            "guidance_scale": evaluation.validation_guidance_scale,
+            "steps": evaluation.validation_inference_steps,
+        }
 
     def graph_problems(self) -> list[str]:
         """A sentence for each setting that does not go with CUDA graphs."""

@@ -23,7 +23,7 @@ class Sampler(Protocol):
     """The steps of a training.
 
     Attributes:
-        pictures: how many there are, 0 where nobody knows; members: their sizes.
+        images: how many there are, 0 where nobody knows; members: their sizes.
     """
 
     @property

@@ -163,7 +163,6 @@ def prompts_of(
     Raises:
         ConfigError: a prompt that cannot be read, or none at all.
     """
-    evaluation = config.evaluation
     if not lines:
         distinct = list(dict.fromkeys(caption for caption in captions if caption.strip()))
         # a caption's own dashes are no options
@@ -172,17 +171,7 @@ def prompts_of(
         given = [parse_prompt(line) for line in lines]
     if not given:
         raise ConfigError("there is nothing to draw: no prompt is given and every caption is empty; give --prompt")
-    prompts = [
-        with_defaults(
-            prompt,
-            height=size[0],
-            width=size[1],
-            seed=config.seed,
-            guidance_scale=evaluation.validation_guidance_scale,
-            steps=evaluation.validation_inference_steps,
-        )
-        for prompt in given
-    ]
+    prompts = [with_defaults(prompt, **config.sample_defaults(size)) for prompt in given]
     if any(has_trigger_word(prompt.text, word) for prompt in prompts for word in trigger_words):
         prompts = with_partners(prompts, trigger_words)
     once: dict[SamplePrompt, SamplePrompt] = {}

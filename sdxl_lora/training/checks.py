@@ -246,17 +246,7 @@ def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> li
     lines = list(evaluation.validation_prompt)
     if evaluation.validation_prompts_file:
         lines += read_prompts_file(evaluation.validation_prompts_file)
-    prompts = [
-        with_defaults(
-            parse_prompt(line),
-            height=size[0],
-            width=size[1],
-            seed=config.seed,
-            guidance_scale=evaluation.validation_guidance_scale,
-            steps=evaluation.validation_inference_steps,
-        )
-        for line in lines
-    ]
+    prompts = [with_defaults(parse_prompt(line), **config.sample_defaults(size)) for line in lines]
     return with_partners(prompts, trigger_words_of(config.data)) if evaluation.validation_without_trigger else prompts
 
 

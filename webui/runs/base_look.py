@@ -32,16 +32,11 @@ def base_problem(model: ModelConfig) -> str | None:
         model.revision,
         None if model.variant == "auto" else model.variant,
     )
-    if not (Path(names[0]).exists() or is_cached(names[0], model.revision)):
+    from sdxl_lora.io.hub_files import is_cached  # takes a third of a second, which the page's start saves
+
+    if not (Path(names[0]).exists() or is_cached(names[0], model.revision, "model_index.json")):
         return None
     return _asked(names, tuple(stamp for name in names[:3] if name for stamp in _stamps(Path(name))))
-
-
-def is_cached(hub_id: str, revision: str | None) -> bool:
-    """Return whether the Hub's cache on this disk has a base."""
-    from huggingface_hub import try_to_load_from_cache  # takes a third of a second, which the page's start saves
-
-    return isinstance(try_to_load_from_cache(hub_id, "model_index.json", revision=revision), str)
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:

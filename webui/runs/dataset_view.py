@@ -51,7 +51,7 @@ class DatasetImage:
 class Dataset:
     """
     Attributes:
-        pictures: those with problems first, else in the dataset's order.
+        images: those with problems first, else in the dataset's order.
         left_out: (source, reason) of what preprocess did not take, pictures or not.
         settings: preprocess' own, {} where its report is not there.
     """
