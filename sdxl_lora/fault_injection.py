@@ -4,7 +4,8 @@
     TRAINER_FAULT=kill9@checkpoint_file=2  at the second of the points inside a save (see run/checkpoints.py), counted
                                            over the whole run
     TRAINER_FAULT=nan@step=5,rank=1        only on that process
-    actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word)
+    TRAINER_FAULT=wait@step=every          each time, as if steps took longer
+    actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word), wait
     points: loading, caching, rehearsal, step, checkpoint_file, sample
 
 Unset, it does nothing.
@@ -12,9 +13,12 @@ Unset, it does nothing.
 
 import os
 import signal
+import time
 from collections import Counter
 
 import psutil
+
+SECONDS_OF_A_WAIT = 0.2
 
 _passed: Counter = Counter()
 
@@ -35,7 +39,7 @@ def fault_point(point: str, number: int | None = None) -> bool:
     conditions = dict(part.split("=") for part in place.split(","))
     if conditions.get("rank", os.environ.get("RANK", "0")) != os.environ.get("RANK", "0"):
         return False
-    if conditions.get(point) != str(_passed[point] if number is None else number):
+    if conditions.get(point) not in ("every", str(_passed[point] if number is None else number)):
         return False
     if action == "kill9":
         psutil.Process().kill()
@@ -43,6 +47,8 @@ def fault_point(point: str, number: int | None = None) -> bool:
         psutil.Process().suspend()
     if action in ("term", "int"):
         signal.raise_signal(signal.SIGTERM if action == "term" else signal.SIGINT)
+    if action == "wait":
+        time.sleep(SECONDS_OF_A_WAIT)
     if action == "exit":
         os._exit(1)
     if action == "oom":

@@ -54,13 +54,20 @@ def test_a_base_that_clearly_predicts_something_else_is_not_trained_in_silence(
     assert any("the base predicts epsilon" in text for text in texts_of(right))
 
 
-def test_a_base_of_which_nothing_shows_is_trained_as_it_says_and_that_is_said(train):
+@pytest.fixture
+def untried(tmp_path):
+    """The runs' cache, which knows nothing of the tiny base."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "memo.json").write_text("{}")
+
+
+def test_a_base_of_which_nothing_shows_is_trained_as_it_says_and_that_is_said(train, untried):
     run = train(max_train_steps=1)
     [text] = [text for text in texts_of(run) if "does not show by trying it" in text]
     assert "epsilon" in text and "trained as epsilon" in text
 
 
-def test_a_try_that_does_not_fit_into_memory_is_left_out_and_that_is_said(train, monkeypatch):
+def test_a_try_that_does_not_fit_into_memory_is_left_out_and_that_is_said(train, untried, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError
 

@@ -13,7 +13,7 @@ def story(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "loras").mkdir()
     settings = {"DEFAULT_SDXL_MODEL_FOR_LORA": str(tiny_base), "LORAS_DIR": str(folder / "loras")}
-    server = Server(folder, settings=settings)
+    server = Server(folder, settings=settings, TRAINER_FAULT="wait@step=every")  # leaves the cores to the browser
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         told = Story(server, browser)

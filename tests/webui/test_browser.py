@@ -91,7 +91,7 @@ def test_a_training_is_started_and_its_plot_moves(story):
     page.get_by_role("button", name="Samples and validation").click()
     fill(page, "train-num_validation_images", "2")
     fill(page, "train-validation_inference_steps", "1")
-    fill(page, "train-validation_epochs", "100")  # a picture every ten seconds or so
+    fill(page, "train-validation_epochs", "10")  # forty steps, ten seconds or so
     page.get_by_text("These settings as a file and as a command").locator("visible=true").click()
     command = box(page, "train-command")
     until(lambda: "--rank 4" in command.input_value())
