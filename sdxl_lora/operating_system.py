@@ -38,6 +38,12 @@ def stop_signals() -> list[signal.Signals]:
     return [number for number in found if number is not None]
 
 
+def closing_signals() -> list[signal.Signals]:
+    """Return the signals that ask a server to end, or come as its terminal is closed."""
+    found = map(signal_named, ("SIGTERM", "SIGHUP", "SIGBREAK"))
+    return [number for number in found if number is not None]
+
+
 def start_apart(command: Sequence[str], folder: Path, log: IO, environment: Mapping[str, str]) -> subprocess.Popen:
     """A process that lives on when this one, its terminal or its console is gone; `end_all` ends it with its children.
 

@@ -14,6 +14,7 @@ from socket import socket
 
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.operating_system import closing_signals
 from webui.server.address import address_of, bound, checked_root_path
 from webui.server.security import USER, Guard, password_for
 from webui.server.served import private_temporary_folder
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--root_path", default="", help="where a proxy shows the page: /lora, or https://example.com/lora"
     )
     arguments = parser.parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # until the server takes them
+    for number in closing_signals():  # until the server takes them
         signal.signal(number, ended)
     served = None
     try:

@@ -136,7 +136,7 @@ def without_launchers(lines: list[str]) -> list[str]:
 
 def signal_words(number: int) -> str:
     name = signal.Signals(number).name if number in list(signal.Signals) else "unknown"
-    if number == signal.SIGKILL:
+    if name == "SIGKILL":
         return "killed by signal 9 (SIGKILL): as a rule the machine had no memory left"
     return f"ended by signal {number} ({name})"
 

@@ -9,6 +9,8 @@ from socket import socket
 
 import uvicorn
 
+from sdxl_lora.operating_system import closing_signals
+
 SECONDS_TO_ANSWER = 1.0  # what was asked before the end
 SECONDS_TO_CLOSE = 10  # whatever then still holds on
 
@@ -21,8 +23,8 @@ class PageServer(uvicorn.Server):
 
     def __init__(self, app, words: str):
         # The guard reads a proxy's headers by itself.
-        settings = {"log_level": "warning", "proxy_headers": False, "timeout_graceful_shutdown": SECONDS_TO_CLOSE}
-        super().__init__(uvicorn.Config(app, **settings))
+        limit = SECONDS_TO_CLOSE
+        super().__init__(uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=limit))
         self.words = words
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -43,7 +45,7 @@ class PageServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises them anew once it has ended, which would end us before we have cleaned up."""
         assert threading.current_thread() is threading.main_thread()
-        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, *closing_signals())}
         try:
             yield
         finally:
