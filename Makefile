@@ -16,9 +16,9 @@ test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
-	$(BIN)/mypy sdxl_lora preprocess train_sdxl_lora.py
-	$(BIN)/mypy --platform win32 sdxl_lora preprocess train_sdxl_lora.py
-	$(BIN)/mypy --platform darwin sdxl_lora preprocess train_sdxl_lora.py
+	$(BIN)/mypy --platform linux
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else "Python 3.10 to 3.14 is needed, this is %d.%d: make PYTHON=python3.12" % v)'

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"command": f"python -m benchmarks.cache_formats --records {args.records}"}
+    result: dict[str, object] = {"command": f"python -m benchmarks.cache_formats --records {args.records}"}
     forms = {"safetensors, a file each": Files(), "safetensors, shards": Shards(), "Arrow": Arrow()}
     for name, form in forms.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.sizes import save_base, write_images
@@ -33,7 +34,8 @@ REPEATS = 3  # starts with everything cached
 def held_mb() -> tuple[float, float]:
     """Return what this process holds, and the most that it has held."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return tuple(int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    now, most = (int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
@@ -78,16 +80,23 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    result = {"command": f"python -m benchmarks.cache_open --pictures {' '.join(map(str, args.pictures))}"}
-    result |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "first": [], "again": []}
+    all_first: list[dict] = []
+    all_again: list[dict] = []
+    result = {
+        "command": f"python -m benchmarks.cache_open --pictures {' '.join(map(str, args.pictures))}",
+        "cores": os.cpu_count(),
+        "load": round(psutil.getloadavg()[0], 1),
+        "first": all_first,
+        "again": all_again,
+    }
     with tempfile.TemporaryDirectory() as folder:
         base = save_base("toy", Path(folder))
         for count in args.pictures:
             data = write_images(Path(folder), count, 64)
             arguments = base, data, Path(folder) / f"cache-{count}"
             first, *again = (alone(start, *arguments) for _ in range(1 + REPEATS))
-            result["first"].append(first)
-            result["again"].append(min(again, key=lambda record: record["seconds"]))
+            all_first.append(first)
+            all_again.append(min(again, key=lambda record: record["seconds"]))
             print(first, *again, sep="\n", flush=True)
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")

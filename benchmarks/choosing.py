@@ -139,7 +139,7 @@ def prompts(count):
 def losses(record):
     """How far the recommendation, and the last checkpoint at strength 1, are from the best of a run."""
     truth = {(cell["step"], cell["strength"]): cell["truth"] for cell in record["cells"]}
-    best = max(truth, key=truth.get)
+    best = max(truth, key=truth.__getitem__)
     recommended = record["recommended"] and (record["recommended"]["step"], record["recommended"]["strength"])
     last = (max(step for step, _ in truth), 1.0)
     return {

@@ -62,8 +62,9 @@ class Bank:
         trained = {(scene.colour, scene.background) for scene in scenes}
         pairs = spread([pair for pair in colour_pairs() if pair not in trained], MOST_PROMPTS)
         known = spread(combinations(), MOST_PROMPTS)
-        vision, rng, shown = Similarity(str(judge)), random.Random(0), []
-        self.rows = {}
+        vision, rng = Similarity(str(judge)), random.Random(0)
+        shown: list = []
+        self.rows: dict[tuple, range] = {}
 
         def add(kind, number, what, make):
             self.rows[kind, number, what] = range(len(shown), len(shown) + DRAWN)

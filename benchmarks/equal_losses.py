@@ -92,10 +92,10 @@ def run_peer(args, data, record, options):
         "seed": 0,
         **options,
     }
-    flags = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    words = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-c", "import sys; from benchmarks.equal_losses import record; record(*sys.argv[1:])"]
     with open(record.with_suffix(".log"), "w", encoding="utf-8") as log:
-        code = subprocess.run([*command, record, args.peer, *flags], stdout=log, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run([*command, record, args.peer, *words], stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
         raise RuntimeError(f"the peer ended with {code}, see {log.name}")
 
@@ -106,7 +106,8 @@ def record(to, peer, *flags):
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from diffusers.models.autoencoders import vae as vae_module
 
-    steps, first_weights = [], {}
+    steps: list[dict] = []
+    first_weights: dict = {}
 
     def before(owner, name, note):
         """Has `note` see the arguments of every call."""

@@ -13,11 +13,12 @@ with torch, torchvision and what transformers needs already there (--no-deps, so
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.usage import cpu_of_children
 
 SIZES = ["--max_resolution", "1024,1024", "--min_bucket_reso", "512", "--max_bucket_reso", "2048"]
 
@@ -102,11 +103,9 @@ def seconds_of_imports(python: str, home: Path) -> dict[str, float]:
 
 
 def timed_run(command: list[str], home: Path) -> dict:
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, before = time.perf_counter(), cpu_of_children()
     run(command, home)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu}
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_of_children() - before}
 
 
 def run(command: list[str], home: Path) -> subprocess.CompletedProcess:

@@ -18,7 +18,6 @@ The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only o
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
+from benchmarks.usage import cpu_of_children
 from examples.shapes.learning import IMAGES, REPEATS, TRIGGER_WORD, lora_quality, write_images
 from examples.shapes.quality import BASE
 
@@ -158,11 +158,6 @@ def run(command, run_dir, args):
             raise RuntimeError(f"{run_dir.name}: exit code {code}, checkpoint {step} missing; see {run_dir}/output.log")
         seconds[step] = (max(path.stat().st_mtime for path in files) - began) * scale
     return seconds
-
-
-def cpu_of_children():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def write_results(args, records, base):

@@ -7,13 +7,13 @@ a 7 GB single file, and the SVDs that make LoRAs of DoRAs and of fine-tuned mode
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.usage import peak_gib
 from examples.full_sdxl import full_sdxl
 from sdxl_lora.io.safetensors import write_tensors
 from sdxl_lora.lora.formats.adapter import plain, svd_lora
@@ -35,9 +35,9 @@ def layers_of(models: dict) -> dict:
 
 
 def measured(what: str, call) -> None:
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak_gib(), time.perf_counter()
     call()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    grown = peak_gib() - before
     print(f"{what}: {time.perf_counter() - start:.1f} s, peak memory +{grown:.2f} GiB", flush=True)
 
 
@@ -67,8 +67,12 @@ def main() -> None:
     }
     lora, base, merged = (folder / f"{name}.safetensors" for name in ("lora", "base", "merged"))
     try:
-        measured(f"both files, {len(adapters)} layers of rank {RANK}", lambda: (
-            save_kohya(lora, adapters), save_diffusers(folder / "d.safetensors", adapters)))  # fmt: skip
+
+        def save_both():
+            save_kohya(lora, adapters)
+            save_diffusers(folder / "d.safetensors", adapters)
+
+        measured(f"both files, {len(adapters)} layers of rank {RANK}", save_both)
         print(f"LoRA {lora.stat().st_size / 2**20:.0f} MiB")
         write_base(base, models)
         print(f"base {base.stat().st_size / 2**30:.2f} GiB")

@@ -8,11 +8,12 @@ CUDA_LIMIT_GIB in the environment keeps torch from reserving more than that on t
 
 import json
 import os
-import resource
 import runpy
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.usage import peak_gib
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(float(limit) * 2**30 / torch.cuda.mem_get_info()[1])
-    code = 1
+    code: str | int | None = 1
     try:
         runpy.run_path(str(script), run_name="__main__")
         code = 0
@@ -31,12 +32,11 @@ def main() -> None:
         code = end.code
         raise
     finally:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        took = {"code": code or 0, "peak_rss_gib": usage.ru_maxrss / 2**20, "cpu_seconds": time.process_time()}
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            took["cuda_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
-            took["cuda_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        took = {"code": code or 0, "peak_rss_gib": peak_gib(), "cpu_seconds": time.process_time()}
+        cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+        if cuda is not None and cuda.is_available():
+            took["cuda_reserved_gib"] = cuda.max_memory_reserved() / 2**30
+            took["cuda_allocated_gib"] = cuda.max_memory_allocated() / 2**30
         output.write_text(json.dumps(took), encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,10 +25,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 from PIL import Image, ImageOps
 from skimage import data
 
 from benchmarks.kohya_buckets import KOHYA_CROP, OUR_CROP, crop_alone, kohya_script, our_latents, seconds_of_imports
+from benchmarks.usage import cpu_of_children
 from sdxl_lora.data.buckets import bucket_sizes, nearest_bucket
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -84,11 +85,6 @@ def measured_command(folder: Path, out: Path, resolution: int, workers: int) -> 
     }
 
 
-def cpu_of_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def per_image(run: dict, images: int) -> dict:
     """Pictures per second by the clock, and milliseconds of CPU per picture, which other processes disturb less."""
     return {
@@ -132,9 +128,9 @@ def main() -> None:
     parser.add_argument("--kohya_python", default=sys.executable, help="a Python that has what it imports")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/preprocess_speed.json"))
     options = parser.parse_args()
-    result = {
+    result: dict = {
         "command": "python -m benchmarks.preprocess_speed " + " ".join(sys.argv[1:]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {psutil.getloadavg()[0]:.1f} at the start",
         "speed": {},
         "memory": {},
     }
@@ -145,7 +141,7 @@ def main() -> None:
         if options.kohya:
             python = str(Path(options.kohya_python).absolute())  # not resolved: a venv's Python is a link
             todo |= runs_beside_kohya(work / "large", work, options.kohya, python)
-        runs = {name: [] for name in todo}
+        runs: dict[str, list[dict]] = {name: [] for name in todo}
         for number in range(options.rounds):
             for name, timed in todo.items():
                 runs[name].append(timed(number))
@@ -166,7 +162,7 @@ def main() -> None:
 def save(result: dict, path: Path) -> None:
     """Also between the long parts: the last one takes minutes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"load_at_the_end": round(os.getloadavg()[0], 1)}
+    facts = {"load_at_the_end": round(psutil.getloadavg()[0], 1)}
     path.write_text(json.dumps(result | facts, indent=1) + "\n", encoding="utf-8")
 
 

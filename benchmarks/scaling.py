@@ -32,6 +32,7 @@ from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import read_events
 
+assert sys.platform != "win32", "its processes come from a fork server, which Windows lacks"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_sdxl_lora"])
 KINDS = ("one", "apart", "together")
@@ -79,8 +80,9 @@ def gpus() -> int:
 def measure(args, folder: Path) -> Iterator[list[dict]]:
     """After each round, for each rank of the LoRA: medians so far, and what the formula says of them."""
     write_images(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
-    n, seconds = args.processes, {(rank, kind): [] for rank in args.ranks for kind in KINDS}
-    allreduce, parameters = {rank: [] for rank in args.ranks}, {}
+    n, parameters = args.processes, {}
+    seconds: dict[tuple[int, str], list[float]] = {(rank, kind): [] for rank in args.ranks for kind in KINDS}
+    allreduce: dict[int, list[float]] = {rank: [] for rank in args.ranks}
     for round_number in range(1, args.rounds + 1):
         for rank in args.ranks:
             for kind, runs, world_size in (("one", 1, 1), ("apart", n, 1), ("together", 1, n)):
@@ -97,14 +99,18 @@ def measure(args, folder: Path) -> Iterator[list[dict]]:
                 4 * parameters[rank],
                 *(
                     float(np.quantile(values, args.quantile))
-                    for values in (
-                        allreduce[rank],
-                        *(seconds[rank, kind] for kind in KINDS),
-                        slowest_of(n, seconds[rank, "apart"]),
+                    for values in map(
+                        np.asarray,
+                        (
+                            allreduce[rank],
+                            *(seconds[rank, kind] for kind in KINDS),
+                            slowest_of(n, seconds[rank, "apart"]),
+                        ),
                     )
                 ),
             )
             for rank in args.ranks
+            for slowest in [slowest_of(n, seconds[rank, "apart"])]
         ]
 
 

@@ -118,7 +118,7 @@ def main(argv=None):
             print(name, "failed:", error, flush=True)
         if name in first:
             print(name, {key: value for key, value in first[name].items() if key != "gradient"}, flush=True)
-    rounds = {name: [] for name in steps}
+    rounds: dict[str, list] = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
             rounds[name].append(bench.seconds(step))

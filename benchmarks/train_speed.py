@@ -65,7 +65,7 @@ def main(argv=None):
     args = parse(argv)
     base = save_base(args.size, args.work_dir)
     data = write_images(args.work_dir, args.pictures, args.resolution)
-    trainers = {"ours": (OURS, [])}
+    trainers: dict[str, tuple] = {"ours": (OURS, [])}
     trainers |= {"diffusers": (args.peer, shlex.split(args.peer_flags))} if args.peer else {}
     for variant in args.variant:
         name, _, flags = variant.partition("=")
@@ -105,7 +105,7 @@ def write(args, result: dict) -> None:
 def machine(args) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    load = os.getloadavg()[0]
+    load = psutil.getloadavg()[0]
     return f"{platform.machine()}, {args.threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
 
 
@@ -182,7 +182,8 @@ class Watch:
     """A process's memory high-water mark and processor time, as the system counts them, looked up as time passes."""
 
     def __init__(self, pid: int):
-        self.process, self.samples = psutil.Process(pid), []
+        self.process = psutil.Process(pid)
+        self.samples: list = []
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:

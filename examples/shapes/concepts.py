@@ -82,7 +82,7 @@ def concept_scenes(concept, count, seed):
     if concept == "style":
         pairs = rng.sample(colour_pairs(), len(colour_pairs()))
         chosen = [(SHAPES[index % len(SHAPES)], *pairs[index % len(pairs)]) for index in range(len(chosen))]
-    scenes = []
+    scenes: list = []
     while len(scenes) < count:
         scene = random_scene(rng, combination=chosen[len(scenes) % len(chosen)])
         if scene.radius >= MIN_RADIUS:

@@ -3,6 +3,7 @@
 import os
 import random
 import zlib
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -133,7 +134,8 @@ def train_denoiser(tokenizer, pool, odd, seed, steps, odd_steps, work_dir, devic
         (text_encoder, text_encoder_2, unet)
     """
     torch.manual_seed(seed)
-    parts = nn.ModuleList([*build_text_encoders(tokenizer), build_unet()]).to(device, memory_format=torch.channels_last)
+    parts: Any = nn.ModuleList([*build_text_encoders(tokenizer), build_unet()])
+    parts.to(device, memory_format=torch.channels_last)
     schedule = DDPMScheduler.from_config(build_scheduler().config)
     weights = loss_weights(schedule.alphas_cumprod.to(device))
 

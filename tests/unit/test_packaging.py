@@ -99,3 +99,9 @@ def test_without_a_checkout_the_installed_package_says_what_it_needs(tmp_path, m
     monkeypatch.setattr(software, "requires", missing)
     [finding] = software.look_at_packages(tmp_path / "requirements.txt")
     assert "cannot read" in finding.text and finding.remedy
+
+
+def test_types_are_checked_in_all_but_the_tests():
+    checked = set(read_pyproject()["tool"]["mypy"]["files"])
+    there = {path.relative_to(ROOT).parts[0] for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/**/*.py"))}
+    assert checked == there - {"tests", "build"}

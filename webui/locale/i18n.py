@@ -74,7 +74,8 @@ def key_of(text: str) -> str:
 
 def dictionaries() -> dict[str, dict[str, str]]:
     """Return what Gradio is given: by language, each text by its key."""
-    by_language, english = {}, {}
+    by_language: dict[str, dict[str, str]] = {}
+    english: dict[str, str] = {}
     for language, locale in LOCALES.items():
         texts = dict(locale.texts)
         for config_class in (PreprocessConfig, TrainConfig):

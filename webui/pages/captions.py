@@ -38,7 +38,7 @@ class Captions:
             words = say(language, "Leave its box once more to put yours in its place.")
             gr.Warning(escape(f"{say_problem(language, str(error))} {words}"), title="SDXL LoRA")
         row = loaded(key)
-        folder = self.context.dataset_of(row["dataset"])
+        folder = self.folder(language, row["dataset"])
         image = next(
             image
             for image in datasets.read_dataset(folder).images

@@ -159,7 +159,7 @@ class DatasetTab:
         for number in range(CARDS):
             if number < len(images):
                 html = card_html(language, dataset.folder, images[number])
-                key = key_of_row(name, images[number])
+                key = key_of_row(name or "", images[number])
                 box = gr.update(value=images[number].text, label=images[number].source)
                 parts += [gr.update(visible=True), html, box, key]
             else:

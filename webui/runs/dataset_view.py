@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -123,7 +124,7 @@ def objects(report: dict, name: str) -> list[dict]:
 
 def has_facts(row: dict) -> bool:
     """Return whether a row of the report says what a card shows of it."""
-    pairs = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
+    pairs: list[Any] = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return False
     numbers = [row.get("cut_off"), row.get("tokens"), *(number for pair in pairs for number in pair)]
@@ -193,7 +194,7 @@ def left_out_of(folder: Path, since: float) -> tuple[int, int]:
 @lru_cache(maxsize=16)
 def left_out_at(path: Path, changed: float) -> tuple[int, int]:
     counts = read_report(path.parent).get("counts")
-    numbers = [counts.get(name) for name in ("left_out", "found")] if isinstance(counts, dict) else []
+    numbers: list[Any] = [counts.get(name) for name in ("left_out", "found")] if isinstance(counts, dict) else []
     return (numbers[0], numbers[1]) if numbers and all(isinstance(number, int) for number in numbers) else (0, 0)
 
 

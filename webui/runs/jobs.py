@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -73,7 +74,7 @@ def job_of(facts: dict) -> Job:
         TypeError: a person or another version of the page has written something else there.
     """
     kinds = {"id": str, "kind": str, "target": str, "state": str, "command": list, "created": int | float}
-    may_be_none = {"after": str, "pid": int, "exit_code": int}
+    may_be_none: dict[str, Any] = {"after": str, "pid": int, "exit_code": int}
     may_be_none |= dict.fromkeys(("pid_created", "started", "ended"), int | float)
     job = Job(**facts)
     for name, kind in (kinds | may_be_none).items():

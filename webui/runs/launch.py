@@ -119,7 +119,7 @@ def flags_of_config(config: Any) -> list[str]:
     """The shortest list of flags that asks for this config."""
     flags = []
     values = flat_values(config)
-    for name, field in fields_of(type(config)).items():
+    for name, field in fields_of(config.__class__).items():
         value = values[name]
         if value == field.default:
             continue

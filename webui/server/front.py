@@ -18,7 +18,8 @@ class AtHome:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
             return await self.app(scope, receive, send)
-        start, body = None, b""
+        start: dict = {}
+        body = b""
 
         async def send_changed(message):
             nonlocal start, body

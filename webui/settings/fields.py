@@ -133,7 +133,7 @@ def config_of(config_class: type, entered: Mapping[str, Any]) -> Any:
             except ConfigError as error:
                 problems.append(str(error))
     try:
-        config = from_flat(config_class, {**stand_ins(config_class), **values})
+        config: Any = from_flat(config_class, {**stand_ins(config_class), **values})
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -85,8 +85,8 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
             )
             raise ConfigError(f"{path} has {what}; known are {', '.join(NAMES)}")
     given = (environment.get(name) or values.get(name) for name in NAMES)
-    projects, loras, models, base = (pasted_path(str(value)) if value else None for value in given)
-    models = Path(models) if models else None
+    projects, loras, of_models, base = (pasted_path(str(value)) if value else None for value in given)
+    models = Path(of_models) if of_models else None
     if base and models and (models / base).exists():
         base = str(models / base)
     return Workspace(

@@ -50,7 +50,7 @@ class Form:
         try:
             problems = source_problems(self.config(project, *entered), expected)
         except ConfigError as error:
-            problems = error.problems
+            problems = list(error.problems)
         if not problems:
             return ""
         lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
@@ -83,7 +83,7 @@ class Form:
     def shown(self, config: Any) -> list[Any]:
         """The values of the widgets that stand for a config, names in place of folders."""
         settings = flat_values(config)
-        values = {name: entered_value(field, settings[name]) for name, field in fields_of(type(config)).items()}
+        values = {name: entered_value(field, settings[name]) for name, field in fields_of(config.__class__).items()}
         values["output_dir"] = str(config.output_dir).replace("\\", "/").rstrip("/").split("/")[-1]
         run = Path(config.output_dir)
         if values.get("output_name") == numbered_name(run.parent.parent.name, values["output_dir"]):
