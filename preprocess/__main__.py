@@ -16,6 +16,7 @@ from sdxl_lora.config.fields import flat_values
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.operating_system import print_any_name
+from sdxl_lora.packages import explain_failed_imports
 
 if TYPE_CHECKING:
     from preprocess.output.rows import Built
@@ -27,6 +28,7 @@ OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code; see sdxl_lora/errors.py."""
     print_any_name()
+    explain_failed_imports()
     config = load_config(PreprocessConfig, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, terminated)
     try:

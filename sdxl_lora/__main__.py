@@ -10,7 +10,7 @@ import runpy
 import sys
 from importlib import metadata
 
-from sdxl_lora.doctor.software import DISTRIBUTION
+from sdxl_lora.packages import DISTRIBUTION
 
 COMMANDS = {  # name: module that runs as a program, what it does
     "train": ("train_sdxl_lora", "train a LoRA"),

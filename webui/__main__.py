@@ -15,6 +15,7 @@ from socket import socket
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.operating_system import closing_signals
+from sdxl_lora.packages import explain_failed_imports
 from webui.server.address import address_of, bound, checked_root_path
 from webui.server.security import USER, Guard, password_for
 from webui.server.served import private_temporary_folder
@@ -24,6 +25,7 @@ MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else
 
 
 def main(argv: list[str] | None = None) -> int:
+    explain_failed_imports()
     parser = argparse.ArgumentParser(prog="python -m webui", description="The web page of the LoRA trainer.")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than loopback need a password"

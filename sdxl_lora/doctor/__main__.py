@@ -14,7 +14,12 @@ from pathlib import Path
 
 from sdxl_lora.doctor.findings import Finding
 from sdxl_lora.doctor.hardware import look_at_torch
-from sdxl_lora.doctor.software import look_at_packages, look_at_python, look_at_torchvision
+from sdxl_lora.doctor.software import (
+    look_at_bitsandbytes,
+    look_at_neighbours,
+    look_at_packages,
+    look_at_python,
+)
 from sdxl_lora.doctor.surroundings import (
     ROOM_FOR_A_BASE,
     ROOM_FOR_A_RUN,
@@ -30,7 +35,8 @@ from sdxl_lora.doctor.surroundings import (
 def look_at_all(base: str | None, variant: str | None, output_dir: Path) -> Iterator[Finding]:
     yield from look_at_python()
     yield from look_at_packages()
-    yield from look_at_torchvision()
+    yield from look_at_neighbours()
+    yield from look_at_bitsandbytes()
     yield from look_at_torch()
     yield from look_at_environment()
     yield from look_at_accelerate()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from sdxl_lora.doctor.findings import Finding
+from sdxl_lora.packages import (
+    INSTALL,
+    NOT_NEEDED,
+    REQUIREMENTS,
+    distribution_of,
+    installed_version,
+    remedy_for,
+    requirements_here,
+    unfitness,
+)
 
-DISTRIBUTION = "sdxl-lora-trainer"  # the name in pyproject.toml
-REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # as requires-python of pyproject.toml
-INSTALL = "pip install -r requirements.txt"
 OPTIONAL = {  # what a training does without, and what is lost then
     "bitsandbytes": "8-bit optimizers, base_precision nf4",
     "prodigyopt": "optimizer prodigy",
@@ -39,45 +47,20 @@ def look_at_python() -> Iterator[Finding]:
 def look_at_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
     """One finding for each package that is missing or of another version, or one for all."""
     try:
-        from packaging.requirements import Requirement
+        wanted = requirements_here(requirements)
     except ImportError:
         yield Finding("packages", "packaging is missing, as others may be", INSTALL, stops=True)
         return
-    try:
-        lines = pins(requirements)
     except OSError as error:
         yield Finding("packages", f"cannot read {requirements}: {error.strerror}", "run it in a checkout of the code")
         return
-    odd = []
-    for requirement in map(Requirement, lines):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            odd += package_problem(requirement)
+    odd = [finding for requirement in wanted for finding in package_problem(requirement)]
     yield from odd or [Finding("packages", "as in requirements.txt")]
-
-
-def pins(requirements: Path) -> list[str]:
-    """Return the requirements of a checkout, or of the installed package where there is no checkout.
-
-    Raises:
-        OSError: there is neither.
-    """
-    try:
-        text = requirements.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        try:
-            return requires(DISTRIBUTION) or []
-        except PackageNotFoundError:
-            pass
-        raise
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("-")]
 
 
 def package_problem(requirement) -> list[Finding]:
     name = requirement.name
-    try:
-        here = version(name)
-    except PackageNotFoundError:
+    if (here := installed_version(name)) is None:
         lost = OPTIONAL.get(name.lower())
         text = f"{name} is missing" + (f": no {lost}" if lost else "")
         return [Finding("packages", text, INSTALL, stops=lost is None)]
@@ -86,15 +69,42 @@ def package_problem(requirement) -> list[Finding]:
     return [Finding("packages", f"{name} is {here}, requirements.txt has {requirement.specifier}", INSTALL)]
 
 
-def look_at_torchvision() -> Iterator[Finding]:
-    """Nothing here needs it, but transformers imports one that is installed."""
-    try:
-        here = version("torchvision")
-    except PackageNotFoundError:
+def look_at_neighbours() -> Iterator[Finding]:
+    """Packages that nothing here needs, and libraries of ours import where they are installed."""
+    for name in (*NOT_NEEDED, "triton"):
+        if (here := installed_version(name)) is None:
+            continue
+        try:
+            import_module(name)
+        except Exception as error:  # torch's own kinds among them
+            yield Finding(name, f"{here} {unfitness(name, error)}", remedy_for(name), stops=True)
+            continue
+        built_for, torch = torch_asked_for_by(name), installed_version("torch")
+        if built_for is not None and torch is not None and not built_for.contains(torch, prereleases=True):
+            yield Finding(name, f"{here} was built for torch{built_for}, here is {torch}", remedy_for(name))
+        elif name in NOT_NEEDED:
+            yield Finding(name, f"{here}, which is not needed and does no harm")
+
+
+def torch_asked_for_by(name: str):
+    """The versions of torch that a package says it is for, a SpecifierSet; None where it does not say."""
+    with contextlib.suppress(ImportError, PackageNotFoundError):
+        from packaging.requirements import Requirement
+
+        asked = map(Requirement, requires(distribution_of(name)) or [])
+        return next((one.specifier for one in asked if one.name == "torch" and one.marker is None), None)
+    return None
+
+
+def look_at_bitsandbytes() -> Iterator[Finding]:
+    """Whether its library for this device can be loaded: without it, it is imported all the same."""
+    if installed_version("bitsandbytes") is None:
         return
+    remedy, lost = remedy_for("bitsandbytes"), OPTIONAL["bitsandbytes"]
     try:
-        import_module("torchvision")
-        yield Finding("torchvision", f"{here}, which is not needed and does no harm")
-    except Exception as error:  # torch's own kinds among them
-        text = f"{here} does not fit this torch: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        yield Finding("torchvision", text, "pip uninstall torchvision; nothing here needs it", stops=True)
+        library = import_module("bitsandbytes.cextension").lib
+    except Exception as error:
+        yield Finding("bitsandbytes", f"{unfitness('bitsandbytes', error)}: no {lost}", remedy)
+        return
+    if type(library).__name__.startswith("ErrorHandler"):
+        yield Finding("bitsandbytes", f"has no library that fits this torch and device: no {lost}", remedy)

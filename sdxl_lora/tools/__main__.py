@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional as Given
 
 from sdxl_lora.config.paths import pasted_path
+from sdxl_lora.packages import explain_failed_imports
 
 Precision = Literal["fp16", "bf16", "fp32"]
 
@@ -180,6 +181,7 @@ COMMANDS = {f.__name__: f for f in (show, check, convert, merge, combine, resize
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for input that cannot be used (a line says why), 3 when `check` fails, 5 disk, 6 NaN."""
+    explain_failed_imports()
     try:
         argv = [pasted_path(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         return tyro.extras.subcommand_cli_from_dict(

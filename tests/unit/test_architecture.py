@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("sdxl_lora", "preprocess", "webui", "benchmarks", "examples")
 APPLICATIONS = ("preprocess", "webui", "train_sdxl_lora")
 FLOORS = [  # from the ground up: a package imports only packages below it
-    ("errors", "rng", "fault_injection", "operating_system", "graphics_cards"),
+    ("errors", "rng", "fault_injection", "operating_system", "graphics_cards", "packages"),
     ("startup", "config"),
     ("io",),
     ("images", "lora.formats", "diffusion", "distributed"),

@@ -5,15 +5,17 @@ import os
 import shutil
 import sys
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bitsandbytes import cextension
 
-from sdxl_lora import graphics_cards
+from sdxl_lora import graphics_cards, packages
 from sdxl_lora.doctor import __main__ as doctor
-from sdxl_lora.doctor import software
 from sdxl_lora.doctor.short import in_short
+from tests.helpers.planted import plant_package
 
 GIB = 2**30
 VARIABLES = ("ACCELERATE_USE_CPU", "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -69,26 +71,29 @@ def without(monkeypatch, *names):
 
     def version(name):
         if name in names:
-            raise software.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         return real(name)
 
-    real = software.version
-    monkeypatch.setattr(software, "version", version)
+    real = packages.version
+    monkeypatch.setattr(packages, "version", version)
 
 
 def other_version(name):
-    if name == "torchvision":
-        raise software.PackageNotFoundError(name)
+    if name in ("triton", *map(packages.distribution_of, packages.NOT_NEEDED)):
+        raise PackageNotFoundError(name)
     return "0.1"
 
 
-def with_torchvision(monkeypatch):
-    def fail(name):
-        raise RuntimeError("operator torchvision::nms does not exist")
+def planted(machine, monkeypatch, *of_package):
+    """A package of the given name, version and code; what it is built for is torch 2.5.1."""
+    plant_package(machine / "bin", *of_package, requires="torch==2.5.1")
+    monkeypatch.syspath_prepend(machine / "bin")
+    monkeypatch.delitem(sys.modules, of_package[0], raising=False)
 
-    real = software.version
-    monkeypatch.setattr(software, "version", lambda name: "0.20.0" if name == "torchvision" else real(name))
-    monkeypatch.setattr(software, "import_module", fail)
+
+def without_library(monkeypatch):
+    """bitsandbytes as it is where none of its libraries is for this CUDA."""
+    monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("no library"))
 
 
 def accelerate_config(machine, text):
@@ -114,13 +119,25 @@ STOPPING = {
     "a file where Hugging Face's folder is": (
         lambda m, p: (m / "hf").write_text(""), "cannot write to", "the variable HF_HOME"),
     "a torchvision that does not fit": (
-        lambda m, p: with_torchvision(p), "0.20.0 does not fit this torch: operator", "pip uninstall torchvision"),
+        lambda m, p: planted(m, p, "torchvision", "0.20.0", "raise RuntimeError('operator nms does not exist')"),
+        "0.20.0 does not fit torch 2.13.0", "pip uninstall torchvision; nothing here needs it"),
+    "a flash-attn for another torch": (
+        lambda m, p: planted(m, p, "flash_attn", "2.7.0", "raise ImportError('undefined symbol: _ZN3c10')"),
+        "(undefined symbol: _ZN3c10)", "pip uninstall flash-attn; nothing here needs it"),
+    "a triton without its library": (
+        lambda m, p: planted(m, p, "triton", "3.1.0", "raise OSError('libtriton.so: cannot open')"),
+        "3.1.0 cannot be imported (libtriton.so: cannot open)", "install torch again, as docs/install.md says"),
     "variables of a launcher that is gone": (
         lambda m, p: p.setenv("RANK", "3"), "the environment has RANK=3", "unset them"),
 }  # fmt: skip
 NOTED = {
+    "an xformers for another torch, of which nothing shows yet": (
+        lambda m, p: planted(m, p, "xformers", "0.0.28", ""), "built for torch==2.5.1, here is 2.13",
+        "pip uninstall xformers"),
+    "bitsandbytes without a library": (
+        lambda m, p: without_library(p), "no 8-bit optimizers, base_precision nf4", "--no-deps bitsandbytes=="),
     "a package of another version": (
-        lambda m, p: p.setattr(software, "version", other_version), "peft is 0.1, requirements.txt has ==", "pip"),
+        lambda m, p: p.setattr(packages, "version", other_version), "peft is 0.1, requirements.txt has ==", "pip"),
     "a missing package that is not always needed": (
         lambda m, p: without(p, "wandb"), "wandb is missing: no report_to wandb", "pip"),
     "no native bf16": (

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from sdxl_lora import packages
 from sdxl_lora.doctor import software
 from tests.helpers.paths import ROOT
 from tests.helpers.pyproject import read_pyproject
@@ -59,7 +60,7 @@ def test_the_wheel_asks_for_the_pins_of_the_requirements(wheel):
     asked = [Requirement(line) for line in described.get_all("Requires-Dist")]
     without_extra = {str(one) for one in asked if "extra" not in str(one.marker)}
     assert without_extra == {str(one) for one in requirements("requirements.txt")}
-    assert described["Name"] == software.DISTRIBUTION and described["License-Expression"] == "Apache-2.0"
+    assert described["Name"] == packages.DISTRIBUTION and described["License-Expression"] == "Apache-2.0"
 
 
 def test_builds_of_torch_take_their_version_from_the_requirements():
@@ -89,14 +90,14 @@ def test_all_say_the_same_pythons():
 
 
 def test_without_a_checkout_the_installed_package_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(software, "requires", lambda name: ["peft==0.0.1", 'pillow-heif==1; extra == "heic"'])
+    monkeypatch.setattr(packages, "requires", lambda name: ["peft==0.0.1", 'pillow-heif==1; extra == "heic"'])
     [finding] = software.look_at_packages(tmp_path / "requirements.txt")
     assert finding.text == f"peft is {metadata.version('peft')}, requirements.txt has ==0.0.1"
 
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(software, "requires", missing)
+    monkeypatch.setattr(packages, "requires", missing)
     [finding] = software.look_at_packages(tmp_path / "requirements.txt")
     assert "cannot read" in finding.text and finding.remedy
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sdxl_lora.config.sections.model import ModelConfig
+from sdxl_lora.packages import explain_failed_imports
 from webui.runs.jobs import ROOT
 
 SECONDS = 120  # for one that takes longer, on a disk that is asleep, the training's own look tells
@@ -57,7 +58,7 @@ def _asked(names: Names, stamps: tuple) -> str | None:
         return None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"the base {names[0]} cannot be looked at: {last}"
+        return f"the base {names[0]} cannot be looked at: {last.removeprefix('error: ')}"
     return done.stdout.strip() or None
 
 
@@ -79,4 +80,5 @@ def look(names: Names) -> str:
 
 
 if __name__ == "__main__":
+    explain_failed_imports()
     print(look(json.loads(sys.argv[1])))
