@@ -1,7 +1,6 @@
 """What --mixed_precision auto is: on a resume that of the run before, else what the device computes in best."""
 
 import contextlib
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -11,7 +10,8 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.accelerator import device_here, start_processes
 from sdxl_lora.errors import CheckpointError
 from sdxl_lora.performance.compute import native_bfloat16
-from sdxl_lora.run.checkpoints import newest_checkpoint, read_manifest
+from sdxl_lora.run.checkpoints import read_manifest
+from sdxl_lora.run.resume import checkpoint_before
 
 FROM_LOW_TO_HIGH = ("no", "fp16", "bf16")  # processes on several kinds of devices take the lowest
 
@@ -72,13 +72,3 @@ def precision_before(config: TrainConfig) -> str | None:
         if checkpoint is not None:
             return read_manifest(checkpoint)["facts"].get("mixed_precision")
     return None
-
-
-def checkpoint_before(config: TrainConfig) -> Path | None:
-    """Return the checkpoint that the run will go on from, which may be damaged; None where there is none."""
-    wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
-    if wanted is None:
-        return None
-    if wanted == "latest":
-        return newest_checkpoint(folder)
-    return folder / wanted if (folder / wanted).is_dir() else Path(wanted)

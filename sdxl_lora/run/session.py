@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.distributed.collectives import main_process_first
+from sdxl_lora.distributed.collectives import main_process_first, raise_on_all_ranks
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError, Stopped
-from sdxl_lora.io.file_system import remove, write_whole
+from sdxl_lora.io.file_system import remove
 from sdxl_lora.performance.device_memory import out_of_memory_advice
 from sdxl_lora.performance.memory_budget import smaller_settings
 from sdxl_lora.run.checkpoints import newest_checkpoint
 from sdxl_lora.run.disk_errors import disk_errors, is_disk_error
 from sdxl_lora.run.events import EventLog
+from sdxl_lora.run.former_state import FormerState
 from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.lost_processes import explain_lost_ranks
 from sdxl_lora.run.status import read_status, replace_text, status_path
@@ -38,9 +39,9 @@ REFUSALS = (ConfigError, DataError, CheckpointError)
 class Run:
     """One process's view of a run's directory; the main process (rank 0) holds it, and writes the events.
 
-    As a context manager it records how the run ended; being stopped on request is no error. Where the run before ended
-    well, a command that is refused before its first step leaves status and events as they were; where it was done,
-    so does one that finds nothing to do, or is stopped.
+    As a context manager it records how the run ended; being stopped on request is no error. A command that is refused
+    before its first step leaves the folder as it was, or none where there was none; where the run before was done, so
+    does one that finds nothing to do, or is stopped.
 
     Attributes:
         was_done: the run before was done to its end, and this one has not begun.
@@ -56,16 +57,16 @@ class Run:
         self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
         self.stop: StopRequest | None = None
         self.is_alone = True  # no other process takes part
+        self._has_begun = False  # with its first step; until then it may be refused, and its events wait
+        self._waiting: list[tuple[str, dict]] = []
         with contextlib.ExitStack() as undo, disk_errors(folder):
             if rank == 0:
+                self._former = FormerState(folder)
                 self._hold()
-                undo.callback(self._held.release)
+                undo.callback(self._let_go, leaves_no_trace=True)
                 self.events = EventLog(folder / "events.jsonl")
             before = read_status(folder)
-            is_after_good_end = rank == 0 and before.get("state") in ("done", "stopped")
-            self._good_end = bytes_and_time(status_path(folder)) if is_after_good_end else None
             self.was_done = before.get("state") == "done"
-            self._waiting: list[tuple[str, dict]] = []  # events of a command that may yet be refused
             self.status["best_checkpoint"] = before.get("best_checkpoint")
             if newest := newest_checkpoint(folder):
                 self.status |= {"last_checkpoint": newest.name, "step": int(newest.name.split("-")[1])}
@@ -84,12 +85,12 @@ class Run:
             remove(old)
 
     def event(self, event: str, **facts) -> None:
+        if event == "started":
+            self._has_begun, self.was_done = True, False
         if self.rank > 0:
             return
         self._waiting.append((event, {"time": round(time.time(), 3), **facts}))
-        if event == "started":
-            self._good_end, self.was_done = None, False
-        if self._good_end is None:
+        if self._has_begun:
             self._write_events()
 
     def _write_events(self) -> None:
@@ -133,23 +134,28 @@ class Run:
         return self
 
     def __exit__(self, kind, error, _) -> bool:
+        may_leave_no_trace = (*REFUSALS, Stopped) if self.was_done else REFUSALS
+        leaves_no_trace = not self._has_begun and isinstance(error, may_leave_no_trace)
         try:
-            self._record_end(error)
+            if not leaves_no_trace:
+                self._record_end(error)
         except OSError as failure:  # a full disk must not hide why the run ended
             print(f"cannot record the end of the run: {failure}", file=sys.stderr)
         finally:
             if self.rank == 0:
                 self.events.file.close()
-                self._held.release()
+                self._let_go(leaves_no_trace)
         return isinstance(error, Stopped)
 
+    def _let_go(self, leaves_no_trace: bool) -> None:
+        if leaves_no_trace:
+            self._former.put_back()
+        self._held.release()
+        if leaves_no_trace:
+            self._former.remove_folder()
+
     def _record_end(self, error: BaseException | None) -> None:
-        if self._good_end is not None and isinstance(error, (*REFUSALS, Stopped) if self.was_done else REFUSALS):
-            status, since = self._good_end
-            write_whole(status_path(self.folder), status)
-            os.utime(status_path(self.folder), ns=(since, since))
-            return
-        self._good_end = None
+        self._has_begun = True
         if error is None:
             self.update(state="done", exit_code=0)
         elif isinstance(error, Stopped):
@@ -159,11 +165,8 @@ class Run:
             exit_code = getattr(error, "exit_code", 1)
             self.update(state="failed", reason=str(error), exit_code=exit_code)
             self.event("failed", reason=str(error), kind=type(error).__name__, exit_code=exit_code)
-
-
-def bytes_and_time(path: Path) -> tuple[bytes, int]:
-    """Return what a file holds, and since when, in nanoseconds."""
-    return path.read_bytes(), path.stat().st_mtime_ns
+        if self.rank == 0:
+            self._write_events()
 
 
 @contextlib.contextmanager
@@ -178,7 +181,7 @@ def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
     folder, device, compute = config.run_dir, accelerator.device, config.compute
     smaller = smaller_settings(compute, config.optimizer)
     with (
-        main_process_first(accelerator, lambda: Run(folder, accelerator.process_index)) as run,
+        opened_on_all(accelerator, folder) as run,
         StopRequest(folder) as run.stop,
         disk_errors(folder),
         explain_lost_ranks(accelerator, folder, run.status),
@@ -186,3 +189,10 @@ def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
     ):
         run.is_alone = accelerator.num_processes == 1
         yield run
+
+
+def opened_on_all(accelerator, folder: Path) -> Run:
+    """The Run of this process, once all have theirs: the main one may then clear away after all of them."""
+    with raise_on_all_ranks(accelerator):
+        run = main_process_first(accelerator, lambda: Run(folder, accelerator.process_index))
+    return run

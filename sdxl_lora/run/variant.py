@@ -8,7 +8,7 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.models.downloads import settled_variant
 from sdxl_lora.models.loading import base_of
-from sdxl_lora.run.precision import checkpoint_before
+from sdxl_lora.run.resume import checkpoint_before
 
 
 def settle_variant(config: TrainConfig) -> tuple[TrainConfig, list[str]]:

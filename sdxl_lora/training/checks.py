@@ -36,6 +36,7 @@ from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optim
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.resume import check_settings_before
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.trackers import check_wandb
 from sdxl_lora.run.variant import settle_variant
@@ -54,6 +55,7 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
         The config with the base's variant settled, and the base.
     Raises:
         ConfigError: what cannot be had, and what to do.
+        CheckpointError: the run's folder holds a run with other settings.
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
     config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
@@ -62,6 +64,7 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
         info(line)
 
     def check() -> None:
+        check_settings_before(config)
         announce(downloads_of(base))
         problem = lack_of_gpu(config, check_names(config, base), accelerator.device)
         if problem:

@@ -1,5 +1,6 @@
 """A run's directory: one run at a time, status, stop, events."""
 
+import contextlib
 import json
 import os
 import random
@@ -101,34 +102,49 @@ def test_an_event_for_which_there_is_no_room_leaves_nothing_and_the_next_is_whol
     assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_a_refused_command_leaves_a_good_end_as_it_was_and_any_other_end_is_recorded(tmp_path):
-    with Run(tmp_path) as run:
+@pytest.mark.parametrize("end", [None, NonFiniteError("loss nan")])
+def test_a_refused_command_leaves_a_run_as_it_was_and_any_other_end_is_recorded(tmp_path, end):
+    with contextlib.suppress(NonFiniteError), Run(tmp_path) as run:
         run.event("started", step=0)
         run.update(state="training", step=3)
-    before = {name: (tmp_path / name).read_bytes() for name in ("status.json", "events.jsonl")}
+        if end:
+            raise end
+    (tmp_path / "stop").touch()  # asked for too late
+    names = {path.name for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).read_bytes() for name in names}
     since = (tmp_path / "status.json").stat().st_mtime_ns
     for refusal in (ConfigError("no"), DataError("no"), CheckpointError("no")):
         with pytest.raises(type(refusal)), Run(tmp_path) as run:
             run.event("cached", pictures=3)
             run.update(state="caching")
+            (tmp_path / "status-rank-1.json").write_text("{}")  # of another process
+            assert not (tmp_path / "stop").exists()
             raise refusal
-        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         assert (tmp_path / "status.json").stat().st_mtime_ns == since
     with Run(tmp_path) as run:
         run.event("message", text="nothing to do")
-        assert run.was_done
+        assert run.was_done is (end is None)
         raise Stopped("finished before, or Ctrl-C while loading")
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert read_status(tmp_path)["state"] == ("stopped" if end else "done")
     with pytest.raises(DataError), Run(tmp_path) as run:
         run.event("cached", pictures=3)
         run.event("started", step=0)
         raise DataError("a picture was removed meanwhile")
     assert read_status(tmp_path)["state"] == "failed"
     events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
-    assert events == ["started", "cached", "started", "failed"]
+    assert events[-3:] == ["cached", "started", "failed"] and events.count("cached") == 1
+
+
+def test_a_refused_command_leaves_no_folder_where_there_was_none(tmp_path):
+    with pytest.raises(ConfigError), Run(tmp_path / "runs" / "cat") as run:
+        run.update(state="caching")
+        raise ConfigError("no")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").write_text("")
     with pytest.raises(ConfigError), Run(tmp_path) as run:
-        raise ConfigError("refused after a failure")
-    assert read_status(tmp_path)["reason"] == "refused after a failure"
+        raise ConfigError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_folder_that_could_not_be_opened_is_let_go(tmp_path):

@@ -1,0 +1,43 @@
+"""Which checkpoint a run will go on from, and whether the settings let it, before any work."""
+
+from pathlib import Path
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import CheckpointError
+from sdxl_lora.run.checkpoints import check_facts, choose_checkpoint, newest_checkpoint, read_manifest
+
+SETTLED_BY_BUDGET = ("base_precision", "optimizer_name", "optimizer_arguments")
+
+
+def checkpoint_before(config: TrainConfig) -> Path | None:
+    """Return the checkpoint that the run will go on from, which may be damaged; None where there is none."""
+    wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return newest_checkpoint(folder)
+    return folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+
+
+def check_settings_before(config: TrainConfig) -> None:
+    """Compare the settings with those of the checkpoint that the run will go on from.
+
+    Base and data are not looked at: `choose_checkpoint` compares everything, before the first step.
+
+    Raises:
+        CheckpointError: they differ, or the folder holds checkpoints and is not to be gone on with.
+    """
+    wanted = config.checkpoint.resume_from_checkpoint
+    if wanted is None:
+        choose_checkpoint(config.run_dir, None, None, print)
+    checkpoint = checkpoint_before(config)
+    if checkpoint is None:
+        return
+    try:
+        saved = read_manifest(checkpoint)["facts"]
+    except CheckpointError:  # choose_checkpoint says so, or finds an older one
+        return
+    now = config.fingerprint()
+    if config.compute.memory_budget is not None or config.batch.train_batch_size == "auto":
+        now = {name: value for name, value in now.items() if name not in SETTLED_BY_BUDGET}
+    check_facts({name: saved.get(name) for name in now}, now, checkpoint)
