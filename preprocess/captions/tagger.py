@@ -68,7 +68,7 @@ def files_of(model: str) -> tuple[Path, Path]:
         path = str(Path(model) / name) if Path(model).is_dir() else _hub_file(model, name)
         if path is None or not Path(path).is_file():
             is_safetensors = name == MODEL and Path(model).is_dir() and (Path(model) / WEIGHTS).is_file()
-            why = f" ({WEIGHTS} alone would need timm, which is not used here)" if is_safetensors else ""
+            why = f" ({WEIGHTS} alone would need timm, which needs torchvision)" if is_safetensors else ""
             why = why if Path(model).is_dir() else ", or the Hub cannot be reached"
             raise ConfigError(
                 f"caption_model {model} is a tagger without {name}{why}: give a folder or a repository that holds "
