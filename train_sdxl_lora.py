@@ -168,9 +168,9 @@ def fit(
 
             numbers = train_step.metrics.flush()  # the requests to stop of all processes ride along with the loss
             check_finite(numbers, run)
-            epoch, by_timestep = data.sampler.passes(step), numbers.by_timestep
+            epoch = data.sampler.passes(step)
             rate = own_learning_rate(train_step.optimizer) if learning_rate is None else learning_rate
-            logger.step(step, numbers.images, epoch, numbers.loss, rate, numbers.grad_norm, **by_timestep)
+            logger.step(step, numbers.images, epoch, numbers.loss, rate, numbers.grad_norm, **numbers.parts)
             stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
             is_best = False
             if due.evaluate:

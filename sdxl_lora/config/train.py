@@ -117,6 +117,11 @@ class TrainConfig:
             problems.append(
                 f"flow_shift needs prediction_type flow, not {self.objective.prediction_type}: leave it out"
             )
+        if self.objective.output_preservation is not None and self.adapter.changes_the_base:
+            problems.append(
+                f"output_preservation does not go with init_lora_weights {self.adapter.init_lora_weights}, which takes "
+                "a part out of the base that is to be kept: use kaiming"
+            )
         if self.data.dataset_streaming:
             problems += self._streaming_problems()
         return problems

@@ -19,11 +19,15 @@ def with_trigger_word(text: str, word: str) -> str:
     return f"{word}, {text}" if text else word
 
 
-def without_trigger_words(text: str, words: Iterable[str]) -> str:
-    """The text without the words and the commas that are then too many; as it is where none is in it."""
+def without_trigger_words(text: str, words: Iterable[str], instead: str = "") -> str:
+    """The text without the words and the commas that are then too many; as it is where none is in it.
+
+    Args:
+        instead: what comes in place of each word.
+    """
     rest = text
     for word in words:
-        rest = _pattern(word).sub("", rest)
+        rest = _pattern(word).sub(lambda _: instead, rest)
     if rest == text:
         return text
     tags = [" ".join(tag.split()) for tag in rest.split(",")]

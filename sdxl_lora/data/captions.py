@@ -7,15 +7,70 @@ that will occur in a training are known before it begins. Knows no tokens.
 import random
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from sdxl_lora.config.sections.captions import CaptionConfig
+from sdxl_lora.config.sections.data import DataConfig
+from sdxl_lora.config.sections.objective import ObjectiveConfig
+from sdxl_lora.config.trigger_word import has_trigger_word, without_trigger_words
+from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.rng import SampleKey, keyed_seed
 
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 AS_WRITTEN = CaptionConfig()
 Captions: TypeAlias = tuple[str, ...]  # of one image, one at least
+
+
+@dataclass(frozen=True)
+class Preservation:
+    """The steps that keep what the base predicts for captions without the trigger words.
+
+    Attributes:
+        share: of the steps.
+        words: the trigger words, the longest first.
+        class_word: what stands in their place; "" for nothing.
+    """
+
+    share: float = 0.0
+    words: tuple[str, ...] = ()
+    class_word: str = ""
+
+    def is_due(self, seed: int, step: int) -> bool:
+        """Return whether the step after the first `step` is one of them, a function of the seed and the step."""
+        return self.share > 0 and random.Random(keyed_seed(seed, "preservation", step)).random() < self.share
+
+    def caption(self, caption: str) -> str:
+        return without_trigger_words(caption, self.words, self.class_word)
+
+    def check(self, captions: Iterable[str]) -> None:
+        """Raise ConfigError where no caption has a trigger word: then there is nothing to tell apart."""
+        if self.share and not any(has_trigger_word(caption, word) for caption in captions for word in self.words):
+            raise ConfigError(
+                f"output_preservation needs captions with the trigger word, but none has {', '.join(self.words)}: "
+                "prepare the pictures with --trigger_word, or leave it out"
+            )
+
+
+NO_PRESERVATION = Preservation()
+
+
+def preservation_of(objective: ObjectiveConfig, data: DataConfig) -> Preservation:
+    """Return the steps that keep the base's predictions.
+
+    Raises:
+        ConfigError: they are asked for, but no trigger word is known.
+    """
+    if objective.output_preservation is None:
+        return NO_PRESERVATION
+    words = sorted(trigger_words_of(data), key=len, reverse=True)
+    if not words:
+        raise ConfigError(
+            "output_preservation needs a trigger word, and none is known: prepare the pictures with --trigger_word, or "
+            'say it with --datasets "{train_data_dir: FOLDER, trigger_word: WORD}"'
+        )
+    return Preservation(objective.output_preservation, tuple(words), objective.preservation_class or "")
 
 
 def varied_caption(captions: Captions, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.objective import NoiseConfig
-from sdxl_lora.data.captions import AS_WRITTEN, varied_caption
+from sdxl_lora.data.captions import AS_WRITTEN, NO_PRESERVATION, Preservation, varied_caption
 from sdxl_lora.data.image_dataset import Examples
 from sdxl_lora.data.sampler import split_step
 from sdxl_lora.data.size_conditioning import time_ids
@@ -49,9 +49,11 @@ class Augmentation:
     noise: NoiseConfig = PLAIN_NOISE
     timesteps: TimestepDensity = UNIFORM
     captions: CaptionConfig = AS_WRITTEN
+    preservation: Preservation = NO_PRESERVATION
 
 
 NO_AUGMENTATION = Augmentation()
+PRESERVES = "preserves"  # is in a batch that is to keep the base's predictions
 
 
 def collate(
@@ -63,6 +65,7 @@ def collate(
     num_train_timesteps: int,
     augmentation: Augmentation = NO_AUGMENTATION,
     prior_loss_weight: float = 1.0,
+    preserves: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return what the loss takes, for samples of one bucket.
 
@@ -70,10 +73,12 @@ def collate(
         latents, texts: the caches, read by (index, flip) and by caption; without texts, the prompts themselves come
             as a list in place of their embeddings.
         prior_loss_weight: of class images; others weigh 1.
+        preserves: for a step that keeps the base's predictions: captions without trigger words, no masks, all images
+            weigh as class images.
     Returns:
         on the CPU: latents and noise (B, C, h, w) float32, timesteps (B,) int64, prompt_embeds (B, 77 k, D) and
         pooled_embeds (B, P) in the cache's precision, time_ids (B, 6) float32, loss_weight (B,); where asked for
-        also input_noise (B, C, h, w) and mask (B, 1, h, w).
+        also input_noise (B, C, h, w) and mask (B, 1, h, w); PRESERVES (B,) where it does.
     """
     rows = []
     for sample in samples:
@@ -85,13 +90,16 @@ def collate(
             "noise": draw_noise(seed, sample, image["mean"].shape, augmentation.noise),
             "timesteps": torch.tensor(draw_timestep(seed, sample, num_train_timesteps, augmentation.timesteps)),
             "time_ids": time_ids(*sizes)[0],
-            "loss_weight": torch.tensor(prior_loss_weight if example.is_class_image else 1.0),
+            "loss_weight": torch.tensor(prior_loss_weight if preserves or example.is_class_image else 1.0),
         }
         prompt = varied_caption(example.captions, seed, sample, augmentation.captions)
+        if preserves:
+            row[PRESERVES] = torch.tensor(True)
+            prompt = augmentation.preservation.caption(prompt)
         row |= {"prompts": prompt} if texts is None else texts.read(prompt)
         if augmentation.noise.input_perturbation:
             row["input_noise"] = draw_input_noise(seed, sample, row["noise"], augmentation.noise.input_perturbation)
-        if "mask" in image:
+        if "mask" in image and not preserves:
             row["mask"] = image["mask"]
         rows.append(row)
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
@@ -136,7 +144,7 @@ class Collator:
     micro_steps: int = 1
     pin: bool = False
 
-    def __call__(self, samples: Sequence[SampleKey]) -> dict[str, torch.Tensor | list[str]]:
+    def __call__(self, samples: Sequence[SampleKey], preserves: bool = False) -> dict[str, torch.Tensor | list[str]]:
         batch = collate(
             samples,
             self.examples,
@@ -146,15 +154,17 @@ class Collator:
             self.num_train_timesteps,
             self.augmentation,
             self.prior_loss_weight,
+            preserves,
         )
         return {
             name: value.pin_memory() if self.pin and torch.is_tensor(value) else value for name, value in batch.items()
         }
 
-    def steps(self, steps: Iterable[tuple[int, Sequence[SampleKey | None]]]) -> Iterator[StepBatch]:
-        """This process's part of each step, given as its epoch and samples."""
-        for epoch, samples in steps:
+    def steps(self, steps: Iterable[tuple[int, Sequence[SampleKey | None]]], first: int = 0) -> Iterator[StepBatch]:
+        """This process's part of each step, given as its epoch and samples; `first` are done before."""
+        for step, (epoch, samples) in enumerate(steps, first):
+            preserves = self.augmentation.preservation.is_due(self.seed, step)
             names = {self.examples[sample.example].name for sample in samples if sample}  # a stream forgets its images
             parts = split_step(samples, self.rank, self.world_size, self.micro_steps)
             own = [(bool(part), [sample for sample in part or samples[:1] if sample]) for part in parts]
-            yield StepBatch(epoch, [(counts, self(part)) for counts, part in own], len(samples), names)
+            yield StepBatch(epoch, [(counts, self(part, preserves)) for counts, part in own], len(samples), names)

@@ -247,12 +247,16 @@ class ImageDataset:
                 warnings.warn(f"{len(names)} of {len(self)} pictures {what}: {shown}", stacklevel=3)
 
 
-def check_class_images(examples: Iterable[Example], prior_loss_weight: float) -> None:
-    """Raises ConfigError where a weight is given to class images that are not there."""
-    if prior_loss_weight != 1 and not any(example.is_class_image for example in examples):
+def check_class_images(examples: Iterable[Example], prior_loss_weight: float, preserves: bool = False) -> None:
+    """Raises ConfigError where a weight is given to class images that are not there, nor steps that `preserves` means.
+
+    Args:
+        preserves: some steps keep the base's predictions, and weigh as class images do.
+    """
+    if prior_loss_weight != 1 and not preserves and not any(example.is_class_image for example in examples):
         raise ConfigError(
             f"prior_loss_weight is {prior_loss_weight}, but no picture is marked in a column {CLASS_COLUMN}: "
-            "`python -m preprocess --class_images FOLDER` adds some"
+            "`python -m preprocess --class_images FOLDER` adds some, --output_preservation does without"
         )
 
 

@@ -15,7 +15,9 @@ MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below it, noise says nothing o
 PLAIN = ObjectiveConfig()
 
 
-def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps, objective: ObjectiveConfig = PLAIN):
+def noise_prediction_loss(
+    unet, schedule, latents, conditions, noise, timesteps, objective: ObjectiveConfig = PLAIN, target=None
+):
     """The loss of the UNet's prediction, per picture (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
 
     Args:
@@ -27,25 +29,32 @@ def noise_prediction_loss(unet, schedule, latents, conditions, noise, timesteps,
             mask (B, 1, h, w) in [0, 1], where the loss counts, and loss_weight (B,).
         noise: (B, C, h, w) float32, standard normal.
         timesteps: (B,) int64 in [0, num_train_timesteps).
+        target: (B, C, h, w), what it is to predict; None for what a perfect UNet of this schedule predicts.
     Returns:
         (B,) float32.
     Raises:
         ValueError: the schedule predicts something else than epsilon, v_prediction, flow or sample.
     """
-    noisy_latents = schedule.add_noise(latents, conditions.get("input_noise", noise), timesteps)
-    prediction = unet(
-        noisy_latents,
-        times_of(schedule, timesteps),
-        encoder_hidden_states=conditions["prompt_embeds"],
-        added_cond_kwargs={"text_embeds": conditions["pooled_embeds"], "time_ids": conditions["time_ids"]},
-    ).sample
-    target = prediction_target(schedule, latents, noise, timesteps)
+    prediction = predict(unet, schedule, latents, conditions, noise, timesteps)
+    if target is None:
+        target = prediction_target(schedule, latents, noise, timesteps)
     c = huber_scale(schedule, timesteps, objective.huber_c, objective.huber_schedule)
     losses = masked_mean(elementwise_loss(prediction.float(), target.float(), objective.loss_type, c), conditions)
     if objective.snr_gamma is not None or objective.debiased_estimation:
         snr = snr_of(schedule, timesteps)
         losses = losses * snr_weights(snr, schedule.config.prediction_type, objective.snr_gamma)
     return losses * conditions.get("loss_weight", 1.0)
+
+
+def predict(unet, schedule, latents, conditions, noise, timesteps) -> torch.Tensor:
+    """(B, C, h, w): what the UNet predicts for the noisy latents; arguments as of `noise_prediction_loss`."""
+    noisy_latents = schedule.add_noise(latents, conditions.get("input_noise", noise), timesteps)
+    return unet(
+        noisy_latents,
+        times_of(schedule, timesteps),
+        encoder_hidden_states=conditions["prompt_embeds"],
+        added_cond_kwargs={"text_embeds": conditions["pooled_embeds"], "time_ids": conditions["time_ids"]},
+    ).sample
 
 
 def times_of(schedule, timesteps) -> torch.Tensor:

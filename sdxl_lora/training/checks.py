@@ -15,6 +15,7 @@ from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prom
 from sdxl_lora.config.sections.adapter import AdapterConfig
 from sdxl_lora.config.sections.objective import flow_problems
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.captions import preservation_of
 from sdxl_lora.data.collate import Augmentation, collate
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.diffusion.flow import FLOW
@@ -118,6 +119,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     trigger_words_of(config.data)  # read again for each LoRA file
     sample_prompts_of(config)
     config.evaluation.warn_of_lost_quotes()
+    preservation_of(config.objective, config.data)
     check_start(config.adapter, base)
     try:
         check_name(config.lora_name)

@@ -12,6 +12,7 @@ from sdxl_lora.cache.records import workers_of
 from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.data.captions import preservation_of
 from sdxl_lora.data.collate import Augmentation, Collator, Latents, StepBatch
 from sdxl_lora.data.concat_dataset import ConcatDataset
 from sdxl_lora.data.dataset import open_dataset
@@ -89,7 +90,9 @@ class TrainingData:
 
     def fingerprint(self) -> dict:
         """Return what a resumed run must find as it was."""
+        words = preservation_of(self._config.objective, self._config.data).words
         return {
+            **({"preserved_trigger_words": list(words)} if words else {}),
             "vae": self.latents.vae_key,
             "text_encoders": self.text.encoders_key,
             "dataset": (self.stream.key if self.stream else dataset_key(self.examples)) + self._config.captions.choice,
@@ -114,7 +117,8 @@ class TrainingData:
     def batches(self, start: int, shape: BatchShape) -> Iterator[StepBatch]:
         """The steps after the first `start`, collated ahead where that needs no model. To be closed after use."""
         is_live = self.text_is_live or not self._config.cache.cache_latents
-        return prefetch(self.collator(shape).steps(self.samples_from(start)), 0 if is_live else STEPS_AHEAD)
+        steps = self.collator(shape).steps(self.samples_from(start), start)
+        return prefetch(steps, 0 if is_live else STEPS_AHEAD)
 
     def samples_from(self, start: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
         """(epoch, samples) of each step that is still to be done after the first `start`."""
@@ -267,7 +271,8 @@ def augmentation_of(config: TrainConfig, num_train_timesteps: int) -> Augmentati
     """Return what differs from one use of an image to the next.
 
     Raises:
-        ConfigError: timesteps that the base does not have.
+        ConfigError: timesteps that the base does not have, or no trigger word where one is needed.
     """
     density = density_of(config.timesteps, num_train_timesteps)
-    return Augmentation(config.data.random_flip, config.noise, density, config.captions)
+    preservation = preservation_of(config.objective, config.data)
+    return Augmentation(config.data.random_flip, config.noise, density, config.captions, preservation)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.captions import check_shares, prompts_of
+from sdxl_lora.data.captions import check_shares, preservation_of, prompts_of
 from sdxl_lora.data.image_dataset import Example, Images, check_class_images
 from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
@@ -59,7 +59,9 @@ def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callab
             nothing left to train on.
     """
     examples, batch, split = images.examples, config.batch, config.evaluation.validation_split
-    check_class_images(examples, config.objective.prior_loss_weight)
+    preservation = preservation_of(config.objective, config.data)
+    check_class_images(examples, config.objective.prior_loss_weight, preserves=preservation.share > 0)
+    preservation.check(caption for example in examples for caption in example.captions)
     check_shares(((example.name, example.captions) for example in examples), config.captions.caption_shares)
     out = held_out(examples, split, config.seed) if split else []
     left_out = set(out)
@@ -106,7 +108,8 @@ def captions_that_will_occur(
         info(f"captions vary in more than {limit} ways: the text encoders stay and encode them live")
     elif config.captions.vary or any(len(captions_of_one) > 1 for captions_of_one in written):
         info(f"captions vary: all {len(captions)} that will occur are cached")
-    return captions
+    preservation = preservation_of(config.objective, config.data)
+    return captions if captions is None else captions | {preservation.caption(caption) for caption in captions}
 
 
 def most_common_size(config: TrainConfig, examples: Iterable[Example]) -> tuple[int, int]:

@@ -242,7 +242,10 @@ class TrainingPlan:
         left_out = set(data.held_out)
         areas = {i: math.prod(example.target_size) / largest for i, example in enumerate(data.examples)}
         trained = [(areas[i], example.repeats) for i, example in enumerate(data.examples) if i not in left_out]
-        of_image = sum(step.both.at(area) * float(repeats) for area, repeats in trained)
+        more = config.objective.output_preservation or 0.0  # of the base's own predictions
+        of_image = sum(
+            (step.both.at(area) + more * step.forward.at(area)) * float(repeats) for area, repeats in trained
+        )
         of_image /= float(sum(repeats for _, repeats in trained)) * self.shape.micro_batch
         evaluations = Cadence(config, data).to_come(0).evaluations
         forward = [step.forward.at(areas[i]) / self.shape.micro_batch for i in data.held_out]

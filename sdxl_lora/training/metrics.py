@@ -19,6 +19,7 @@ class StepNumbers:
     """The numbers of steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
 
     finite_steps: how many there were before the first with NaN or infinity, whose loss and norm these then are.
+    parts: the loss by timestep, and that of the steps that keep the base's predictions, where there were such.
     images: how many they saw; names: of each step's images, as far as this process knows them.
     """
 
@@ -26,7 +27,7 @@ class StepNumbers:
     steps: int
     loss: float
     grad_norm: float
-    by_timestep: dict[str, float]
+    parts: dict[str, float]
     finite_steps: int
     stop_requested: bool
     images: int
@@ -56,8 +57,8 @@ class StepMetrics:
         self._start_from(first_step)
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the processes: losses, requests to stop, losses by timestep and their numbers."""
-        return torch.zeros(2 + 2 * self.bins, device=self.device)
+        """Sums over the processes: losses, requests to stop, preserving losses, losses by timestep; numbers of both."""
+        return torch.zeros(4 + 2 * self.bins, device=self.device)
 
     def _start_from(self, step: int) -> None:
         self.first_step, self.steps, self.sums = step, 0, self._zeros()
@@ -70,11 +71,15 @@ class StepMetrics:
         self.images.append(images)
         self.names.append(names)
 
-    def add(self, losses: torch.Tensor, timesteps: torch.Tensor) -> None:
-        """The losses (B,) of a micro-batch at its timesteps (B,)."""
+    def add(self, losses: torch.Tensor, timesteps: torch.Tensor, preserves: bool = False) -> None:
+        """The losses (B,) of a micro-batch at its timesteps (B,), or those of keeping the base's predictions."""
         self.step_sums[0] += losses.detach().sum()
+        if preserves:
+            self.step_sums[2] += losses.detach().sum()
+            self.step_sums[3] += len(losses)
+            return
         by_timestep = sums_by_timestep(losses, timesteps, self.num_train_timesteps, self.bins)
-        self.step_sums[2:] += by_timestep.flatten()
+        self.step_sums[4:] += by_timestep.flatten()
 
     def close(self, accelerator, stop_requested: bool, is_spoilt: bool = False) -> None:
         """All micro-steps of the step are added: sum over the processes."""
@@ -98,14 +103,15 @@ class StepMetrics:
         """The numbers so far. Waits for the device."""
         on_device = torch.cat([self.sums, torch.stack([self.grad_norm, self.finite_steps])])
         with self.waiting("device"):
-            loss, stops, *by_timestep, norm, finite_steps = on_device.tolist()
+            loss, stops, preserving, preserved, *by_timestep, norm, finite_steps = on_device.tolist()
         sums = torch.tensor(by_timestep).reshape(2, self.bins)
         return StepNumbers(
             self.first_step,
             self.steps,
             loss / max(1, self.steps),
             norm,
-            means_by_timestep(sums, self.num_train_timesteps),
+            means_by_timestep(sums, self.num_train_timesteps)
+            | ({"preservation_loss": preserving / preserved} if preserved else {}),
             round(finite_steps),
             stops > 0,
             sum(self.images),

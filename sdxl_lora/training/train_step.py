@@ -7,9 +7,10 @@ import torch
 from accelerate.utils import gather_object
 
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.data.collate import StepBatch
-from sdxl_lora.diffusion.objective import noise_prediction_loss
+from sdxl_lora.data.collate import PRESERVES, StepBatch
+from sdxl_lora.diffusion.objective import noise_prediction_loss, predict
 from sdxl_lora.fault_injection import fault_point
+from sdxl_lora.lora.switch import adapters_off
 from sdxl_lora.models.text_encoders import LiveTextEncoder
 from sdxl_lora.optimizers.optimizers import set_learning_rate
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
@@ -22,6 +23,7 @@ from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel
 
+OF_BASE = "base_"  # before the names of embeddings by text encoders without their adapters
 ROOM_TO_DRAW = 12 * 2**30  # bytes that surely suffice for validation and samples of 1024 px
 
 
@@ -65,7 +67,7 @@ class TrainStep:
             NonFiniteError: NaN or infinity, where the optimizer could not be told on the device.
         """
         accelerator, metrics = self.accelerator, self.metrics
-        compute, in_place = (self.recorded, {"set_to_none": False}) if self.recorded else (self.compute, {})
+        in_place = {"set_to_none": False} if self.recorded else {}
         set_learning_rate(self.optimizer, learning_rate, step)
         metrics.begin(batch.image_count, batch.names)
         for micro_step, (counts, micro_batch) in enumerate(batch.micro_batches):
@@ -75,9 +77,12 @@ class TrainStep:
                 tensors = self.on_device(micro_batch)
                 # The mean over the step's images: backward divides by micro_steps, DDP by the number of processes.
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
+                preserves = PRESERVES in tensors
+                # Not recorded: while the adapter does little their gradients are rounding, which no replay repeats.
+                compute = self.recorded if self.recorded and not preserves else self.compute
                 losses = compute({**tensors, "share": torch.full((), share, device=accelerator.device)})
                 if counts:
-                    metrics.add(losses, tensors["timesteps"])
+                    metrics.add(losses, tensors["timesteps"], preserves)
                 if accelerator.sync_gradients:
                     self.close(step)
                 self.optimizer.step()
@@ -109,9 +114,24 @@ class TrainStep:
             batch["noise"],
             batch["timesteps"],
             self.config.objective,
+            self.base_prediction(batch) if PRESERVES in batch else None,
         )
         self.accelerator.backward(losses.sum() * batch["share"])
         return losses
+
+    @torch.no_grad()
+    def base_prediction(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, C, h, w): what the base predicts for a micro-batch, without the adapters and unwrapped."""
+        own = {name.removeprefix(OF_BASE): tensor for name, tensor in batch.items() if name.startswith(OF_BASE)}
+        with adapters_off([self.model.unet]):
+            return predict(
+                self.model.unet,
+                self.model.scheduler,
+                batch["latents"],
+                {**batch, **own},
+                batch["noise"],
+                batch["timesteps"],
+            )
 
     def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
         """The tensors of a micro-batch there; of prompts their embeddings, by the text encoders that train."""
@@ -122,6 +142,10 @@ class TrainStep:
             else:
                 assert isinstance(text, LiveTextEncoder), "cached embeddings come in place of prompts"
                 tensors |= text.encode(value, self.model.wrapped[1])
+                if PRESERVES in batch:
+                    with torch.no_grad(), adapters_off([text.encoders]):
+                        of_base = text.encode(value, text.encoders)
+                    tensors |= {f"{OF_BASE}{key}": tensor for key, tensor in of_base.items()}
         return tensors
 
     def fit_to_memory(self, data: TrainingData, step: int) -> None:

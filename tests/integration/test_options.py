@@ -102,6 +102,26 @@ def test_a_run_on_a_base_that_predicts_a_flow_resumes_exactly_and_says_so_in_its
     assert not list((tmp_path / "refused").glob("checkpoint-*"))
 
 
+def test_a_run_that_preserves_the_base_resumes_exactly_and_reports_its_loss_apart(
+    train, tmp_path, captioned_photographs
+):
+    entry = f"{{train_data_dir: '{captioned_photographs}', trigger_word: sks}}"
+    settings = {
+        "train_data_dir": None, "datasets": (entry,), "output_preservation": 0.5, "preservation_class": "cat",
+        "shuffle_caption": True, "lora_dropout": 0.1, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    run = assert_resumes_exactly(train, tmp_path, **settings)
+    steps = list(read_events(run / "events.jsonl", "step"))
+    kept = [step for step in steps if "preservation_loss" in step]
+    assert 0 < len(kept) < len(steps) and all(step["preservation_loss"] == step["loss"] for step in kept)
+    assert not any(name.startswith("loss_timesteps_") for step in kept for name in step)
+    with pytest.raises(CheckpointError, match=r"output_preservation +0.5 +0.25"):
+        train(**{**settings, "output_preservation": 0.25}, max_train_steps=4, output_dir=str(run))
+    with pytest.raises(ConfigError, match="output_preservation needs a trigger word"):
+        train(output_preservation=0.5, output_dir=str(tmp_path / "refused"))
+    assert not list((tmp_path / "refused").glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize("mid_block_type", ["UNetMidBlock2D", None])
 def test_a_smaller_unet_trains_and_diffusers_loads_its_file(train, tmp_path, tiny_base, mid_block_type):
     """As SSD-1B's and Vega's: fewer transformers in each place, less in the middle or nothing."""

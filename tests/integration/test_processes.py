@@ -34,7 +34,8 @@ def start(config, tmp_path, launch_file):
 def test_two_processes_give_the_one_process_result(train, train_config, five_of_two_sizes, tmp_path):
     """Two sizes, short last steps, samples and checkpoints included. Two epochs: 6 + 4 turns in steps of 4."""
     settings = {
-        "train_data_dir": None, "dataset_name": str(five_of_two_sizes), "max_train_steps": None, "num_train_epochs": 2,
+        "train_data_dir": None, "datasets": (f"{{dataset_name: '{five_of_two_sizes}', trigger_word: sks}}",),
+        "max_train_steps": None, "num_train_epochs": 2, "output_preservation": 0.5,
         "adam_epsilon": 1e-4, "checkpointing_steps": 1, "checkpoints_total_limit": 2, "random_flip": True,
         "validation_prompt": ("a cat",), "num_validation_images": 2, "validation_inference_steps": 2,
         "ema_decay": 0.9, "snr_gamma": 5.0, "noise_offset": 0.05, "proportion_empty_prompts": 0.3,
@@ -50,11 +51,14 @@ def test_two_processes_give_the_one_process_result(train, train_config, five_of_
     steps = [list(read_events(run / "events.jsonl", "step")) for run in (one, two)]
     assert [len(of_run) for of_run in steps] == [3, 3]
     for ours, theirs in zip(*steps, strict=True):
-        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
-        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
+        # absolute where the base is preserved, whose loss is a difference of what is nearly equal
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5, abs=1e-9)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4, abs=1e-6)
         assert theirs["learning_rate"] == ours["learning_rate"]
         by_timestep = [{k: v for k, v in step.items() if k.startswith("loss_timesteps")} for step in (ours, theirs)]
-        assert by_timestep[0] and by_timestep[1] == pytest.approx(by_timestep[0], rel=1e-5)
+        assert by_timestep[1] == pytest.approx(by_timestep[0], rel=1e-5)
+        assert bool(by_timestep[0]) is ("preservation_loss" not in ours)
+    assert 0 < sum("preservation_loss" in step for step in steps[0]) < 3
     for file in ("lora_state.safetensors", "ema_state.safetensors"):
         weights = [load_file(run / "checkpoint-3" / file) for run in (one, two)]
         assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-6

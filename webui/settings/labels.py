@@ -56,6 +56,8 @@ LABELS = {
         "validation_prompt": "Sample prompts",
         "num_validation_images": "Pictures per sample prompt",
         "max_train_steps": "Steps",
+        "output_preservation": "Share that preserves the base",
+        "preservation_class": "Class word",
         "ema_decay": "EMA decay",
         "use_dora": "DoRA",
         "use_rslora": "rsLoRA",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.fields import SAME
 
@@ -33,13 +33,25 @@ class ObjectiveConfig:
     masked_loss: Annotated[bool, SAME] = False
     """Count the loss only where the dataset's masks are white, per white area; pictures without a mask count whole."""
     prior_loss_weight: Annotated[float, Ge(0), SAME] = 1.0
-    """Weight of the pictures that are marked in the column is_class_image (prior preservation)."""
+    """Weight of the pictures that are marked in the column is_class_image (prior preservation), and of the steps of
+    output_preservation."""
+    output_preservation: Annotated[float | None, Gt(0), Lt(1), SAME] = None
+    """Share of the steps, e.g. 0.3, that keep the base as it is: the LoRA learns to predict for captions without the
+    trigger word what the base predicts for them. Needs a trigger word and no class pictures; such a step takes a third
+    longer."""
+    preservation_class: Annotated[str | None, SAME] = None
+    """What stands in place of the trigger word in these steps, e.g. cat. Default: the word is left out."""
 
     def problems(self) -> list[str]:
         """A sentence for each pair of settings that do not go together."""
+        problems = []
         if self.snr_gamma is not None and self.debiased_estimation:
-            return ["snr_gamma and debiased_estimation exclude each other: choose one"]
-        return []
+            problems.append("snr_gamma and debiased_estimation exclude each other: choose one")
+        if self.preservation_class is not None and self.output_preservation is None:
+            problems.append(
+                "preservation_class needs output_preservation: the share of the steps that use it, e.g. 0.3"
+            )
+        return problems
 
 
 @dataclass(frozen=True)

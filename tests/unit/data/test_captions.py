@@ -5,7 +5,14 @@ from collections import Counter
 import pytest
 
 from sdxl_lora.config.sections.captions import CaptionConfig
-from sdxl_lora.data.captions import AS_WRITTEN, check_shares, prompts_of, varied_caption
+from sdxl_lora.data.captions import (
+    AS_WRITTEN,
+    Preservation,
+    check_shares,
+    preservation_of,
+    prompts_of,
+    varied_caption,
+)
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.rng import SampleKey
 from tests.helpers.configs import flat_train_config
@@ -142,3 +149,46 @@ def test_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ConfigError) as error:
         flat_train_config(output_dir="run", train_data_dir="data", **settings)
     assert words in str(error.value)
+
+
+def test_the_steps_that_preserve_are_a_share_of_all_by_the_seed_and_the_step_alone():
+    preservation = Preservation(0.3, ("sks",))
+    due = [preservation.is_due(0, step) for step in range(2000)]
+    assert sum(due) == pytest.approx(600, abs=70)
+    assert due[700:] == [Preservation(0.3, ("ohwx",)).is_due(0, step) for step in range(700, 2000)]
+    assert due != [preservation.is_due(1, step) for step in range(2000)]
+    assert not any(Preservation().is_due(0, step) for step in range(100))
+
+
+@pytest.mark.parametrize(
+    ("caption", "left_out", "replaced"),
+    [
+        ("sks, a red cat", "a red cat", "animal, a red cat"),
+        ("a photo of Sks on a sofa", "a photo of on a sofa", "a photo of animal on a sofa"),
+        ("a photo of sks cat", "a photo of", "a photo of animal"),
+        ("a dog,  sksy", "a dog,  sksy", "a dog,  sksy"),
+        ("", "", ""),
+    ],
+)
+def test_a_preserved_caption_has_the_class_in_place_of_the_trigger_words(caption, left_out, replaced):
+    words = ("sks cat", "sks")
+    assert Preservation(0.5, words).caption(caption) == left_out
+    assert Preservation(0.5, words, "animal").caption(caption) == replaced
+
+
+def test_preservation_without_a_trigger_word_is_refused(tmp_path):
+    folder = {"train_data_dir": str(tmp_path)}
+    config = flat_train_config(**folder, output_preservation=0.3)
+    with pytest.raises(ConfigError, match="output_preservation needs a trigger word, and none is known"):
+        preservation_of(config.objective, config.data)
+    entries = ("{train_data_dir: a, trigger_word: sks}", "{train_data_dir: b, trigger_word: sks cat}")
+    config = flat_train_config(datasets=entries, output_preservation=0.3, preservation_class="cat")
+    preservation = preservation_of(config.objective, config.data)
+    assert preservation == Preservation(0.3, ("sks cat", "sks"), "cat"), "the longest first"
+    preservation.check(["a dog", "SKS on a sofa"])
+    with pytest.raises(ConfigError, match="needs captions with the trigger word, but none has sks cat, sks"):
+        preservation.check(["a dog", ""])
+    with pytest.raises(ConfigError, match="preservation_class needs output_preservation"):
+        flat_train_config(**folder, preservation_class="cat")
+    with pytest.raises(ConfigError, match="does not go with init_lora_weights pissa"):
+        flat_train_config(**folder, output_preservation=0.3, init_lora_weights="pissa")

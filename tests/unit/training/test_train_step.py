@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 
 from sdxl_lora.lora.state import lora_state
+from sdxl_lora.models.text_encoders import encode_prompts
 from sdxl_lora.training.batch_shape import BatchShape
 from sdxl_lora.training.metrics import StepMetrics
 from sdxl_lora.training.train_step import TrainStep
@@ -64,3 +66,52 @@ def test_two_micro_steps_are_one_step_of_both(build, tmp_path):
         weights.append(lora_state(built.model.unet))
         losses.append(train_step.metrics.flush().loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and largest_difference(*weights) < 1e-6
+
+
+def preserving(built, train_step):
+    """What a step that preserves is given, of the first step's images."""
+    samples = next(iter(built.data.samples_from(0)))[1]
+    return train_step.on_device(built.data.collator(train_step.shape)(samples, preserves=True))
+
+
+@pytest.mark.parametrize("trains_text", [False, True])
+def test_a_preserving_step_learns_what_the_base_predicts_for_the_class(
+    build, tmp_path, captioned_photographs, trains_text
+):
+    """Nothing with an adapter that is zero; else the target is that of a base that never had one."""
+    entry = f"{{train_data_dir: '{captioned_photographs}', trigger_word: sks}}"
+    settings = {
+        "train_data_dir": None, "datasets": (entry,), "output_preservation": 0.5, "preservation_class": "thing",
+        "train_text_encoder": trains_text, "train_batch_size": 2, "snr_gamma": 5.0, "prior_loss_weight": 2.0,
+    }  # fmt: skip
+    built = build(**settings)
+    train_step = step_of(built)
+    batch = preserving(built, train_step)
+    assert batch["loss_weight"].tolist() == [2.0, 2.0]
+    assert train_step.compute({**batch, "share": torch.ones(())}).tolist() == [0.0, 0.0]
+
+    with torch.no_grad():
+        for parameter in built.model.adapter_parameters().values():
+            parameter.add_(0.05)
+    batch = preserving(built, train_step)  # read anew by text encoders that have changed
+    losses = train_step.compute({**batch, "share": torch.ones(())})
+    assert losses.min() > 1e-4
+    assert all(parameter.grad is not None for parameter in built.model.adapter_parameters().values())
+    target = train_step.base_prediction(batch)
+    torch.testing.assert_close(target, prediction_of_the_base_alone(built, batch, "thing"), rtol=1e-4, atol=1e-5)
+
+
+def prediction_of_the_base_alone(built, batch, word):
+    """By models that are loaded anew, for the captions with `word` in place of the trigger word."""
+    names = [sample.example for sample in next(iter(built.data.samples_from(0)))[1]]
+    captions = [built.data.examples[name].caption.replace("sks", word) for name in names]
+    assert all(caption.startswith(f"{word}, a") for caption in captions)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(built.base.path)
+    encoders = (pipeline.tokenizer, pipeline.tokenizer_2), (pipeline.text_encoder, pipeline.text_encoder_2)
+    embeds, pooled = zip(*(encode_prompts([caption], *encoders) for caption in captions), strict=True)
+    noisy = built.model.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+    more = {"text_embeds": torch.cat(pooled), "time_ids": batch["time_ids"]}
+    with torch.no_grad():
+        return pipeline.unet(
+            noisy, batch["timesteps"], encoder_hidden_states=torch.cat(embeds), added_cond_kwargs=more
+        ).sample
