@@ -112,6 +112,7 @@ def train_config(tiny_base, tried_base, captioned_photographs, tmp_path):
             "cache_dir": str(tmp_path / "cache"),
             "resolution": 64,
             "rank": 4,
+            "target_modules": "attention",
             "learning_rate": 1e-3,
             "max_train_steps": 4,
             "mixed_precision": "no",

@@ -1,17 +1,13 @@
 """What --mixed_precision auto is: on a resume that of the run before, else what the device computes in best."""
 
-import contextlib
-
 import torch
 from accelerate.utils import gather_object
 
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.distributed.accelerator import device_here, start_processes
-from sdxl_lora.errors import CheckpointError
 from sdxl_lora.performance.compute import native_bfloat16
-from sdxl_lora.run.checkpoints import read_manifest
-from sdxl_lora.run.resume import checkpoint_before
+from sdxl_lora.run.resume import facts_before
 
 FROM_LOW_TO_HIGH = ("no", "fp16", "bf16")  # processes on several kinds of devices take the lowest
 
@@ -67,8 +63,4 @@ def precision_of(device: torch.device) -> tuple[str, str]:
 
 def precision_before(config: TrainConfig) -> str | None:
     """Return the precision of the checkpoint that the run will go on from; None where there is none."""
-    checkpoint = checkpoint_before(config)
-    with contextlib.suppress(CheckpointError):
-        if checkpoint is not None:
-            return read_manifest(checkpoint)["facts"].get("mixed_precision")
-    return None
+    return facts_before(config).get("mixed_precision")

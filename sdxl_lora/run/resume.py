@@ -1,6 +1,9 @@
-"""Which checkpoint a run will go on from, and whether the settings let it, before any work."""
+"""The run that goes on: its checkpoint, what it was trained with, and whether the settings let it go on."""
 
+import contextlib
 from pathlib import Path
+
+import yaml
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import CheckpointError
@@ -17,6 +20,27 @@ def checkpoint_before(config: TrainConfig) -> Path | None:
     if wanted == "latest":
         return newest_checkpoint(folder)
     return folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+
+
+def facts_before(config: TrainConfig) -> dict:
+    """Return what that checkpoint records of its training; {} where there is none that can be read."""
+    checkpoint = checkpoint_before(config)
+    with contextlib.suppress(CheckpointError):
+        if checkpoint is not None:
+            return read_manifest(checkpoint)["facts"]
+    return {}
+
+
+def settings_before(config: TrainConfig) -> dict | None:
+    """Return config.yaml of the run that goes on, {} where it cannot be read; None where no run goes on."""
+    checkpoint = checkpoint_before(config)
+    if checkpoint is None or not checkpoint.is_dir():
+        return None
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        before = yaml.safe_load((checkpoint.absolute().parent / "config.yaml").read_text(encoding="utf-8"))
+        if isinstance(before, dict):
+            return before
+    return {}
 
 
 def check_settings_before(config: TrainConfig) -> None:

@@ -18,8 +18,8 @@ from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.io.memo import FileMemo
 from sdxl_lora.models.loading import base_of, check_base
 from sdxl_lora.performance.device_memory import out_of_memory_advice
+from sdxl_lora.run.defaults import settle_variant
 from sdxl_lora.run.disk_errors import disk_errors
-from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.sampling.generate import spread, to_image
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.select.choice import BASE, Cell, Choice, Drawing, find_candidates, prompts_of, usable_strengths

@@ -37,10 +37,10 @@ from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optim
 from sdxl_lora.performance.device_memory import free_memory
 from sdxl_lora.publish.hub import check_hub, claim_repository
 from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.defaults import settle_defaults, settle_variant
 from sdxl_lora.run.resume import check_settings_before
 from sdxl_lora.run.session import Run
 from sdxl_lora.run.trackers import check_wandb
-from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.sampling.similarity import Similarity, check_similarity_model
 from sdxl_lora.training.model import LoraModel, trained_names, warm_start_of
 
@@ -53,15 +53,16 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
     Every process calls this, and raises what the main one raises.
 
     Returns:
-        The config with the base's variant settled, and the base.
+        The config with the base's variant settled, and what else was left open; and the base.
     Raises:
         ConfigError: what cannot be had, and what to do.
         CheckpointError: the run's folder holds a run with other settings.
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
-    config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
+    config, of_variant = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
+    config, of_defaults = on_main_and_broadcast(accelerator, lambda: settle_defaults(config))
     base = base_of(config.model)
-    for line in (*said, *config.notes_on_name()):
+    for line in (*of_variant, *of_defaults, *config.notes_on_name()):
         info(line)
 
     def check() -> None:
@@ -117,9 +118,9 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     if config.evaluation.similarity_model is not None:
         check_similarity_model(config.evaluation.similarity_model)
     trigger_words_of(config.data)  # read again for each LoRA file
+    preservation_of(config.objective, config.data)
     sample_prompts_of(config)
     config.evaluation.warn_of_lost_quotes()
-    preservation_of(config.objective, config.data)
     check_start(config.adapter, base)
     try:
         check_name(config.lora_name)
@@ -225,7 +226,7 @@ def try_base(config: TrainConfig, model: LoraModel, data, accelerator) -> dict[s
 def check_optimizer(config: TrainConfig) -> None:
     """Try it on tiny parameters of the shapes that train: ConfigError where it cannot."""
     shapes: list[tuple[int, ...]] = [LINEAR]
-    shapes += [CONVOLUTION] if "conv" in config.adapter.target_modules else []
+    shapes += [CONVOLUTION] if "conv" in config.adapter.targets else []
     shapes += [MAGNITUDE] if config.adapter.use_dora else []
     try_optimizer(config.optimizer.name, lambda groups: optimizer_of(config.optimizer, groups), shapes, device_here())
 

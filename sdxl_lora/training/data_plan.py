@@ -1,5 +1,6 @@
 """The images that train, in which steps, and what samples show: planned before anything is encoded."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
 from sdxl_lora.training.checks import sample_prompts_of
 
+TIMES, LEAST_TIMES = 100, 10  # that each image is used in a training whose length nobody says
+FEWEST_STEPS, MOST_STEPS = 1000, 3000  # of it: AdamW at 1e-4 has learned little before, and most subjects after
 SMALL = 0.6  # of the resolution's square: buckets of it are larger
 
 
@@ -66,15 +69,35 @@ def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callab
     out = held_out(examples, split, config.seed) if split else []
     left_out = set(out)
     sizes = [None if index in left_out else example.target_size for index, example in enumerate(examples)]
-    num_epochs = None if batch.max_train_steps else batch.num_train_epochs
+    steps, num_epochs = batch.max_train_steps, None if batch.max_train_steps else batch.num_train_epochs
     repeats = [example.repeats for example in examples]
     for note in notes_on_resolution(config.data.resolution, images):
         info(note)
     sampler = BucketSampler(sizes, batch.images_per_process * world_size, config.seed, num_epochs, repeats)
-    total_steps = batch.max_train_steps or sampler.first_step(batch.num_train_epochs)
-    captions = captions_that_will_occur(config, examples, sampler, total_steps, info)
+    if num_epochs is not None:
+        steps = sampler.first_step(num_epochs)
+    elif steps is None:
+        steps, said = steps_that_suffice([e for i, e in enumerate(examples) if i not in left_out], sampler)
+        info(said)
+    captions = captions_that_will_occur(config, examples, sampler, steps, info)
     prompts = sample_prompts_of(config, most_common_size(config, examples))
-    return DataPlan(images, out, sampler, total_steps, prompts, captions)
+    return DataPlan(images, out, sampler, steps, prompts, captions)
+
+
+def steps_that_suffice(trained: Sequence[Example], sampler: BucketSampler) -> tuple[int, str]:
+    """Return how long a training is where nobody says, and a line that says so.
+
+    By how often the images of the subject are used, whatever repeats and class images make of an epoch.
+    """
+    repeats = [float(example.repeats) for example in trained if not example.is_class_image]
+    repeats = repeats or [float(example.repeats) for example in trained]
+    epochs = TIMES * len(repeats) / sum(repeats)
+    wanted = math.ceil(epochs * float(sampler.samples_per_epoch) / sampler.images_per_step)
+    steps = max(FEWEST_STEPS, min(wanted, MOST_STEPS), wanted * LEAST_TIMES // TIMES)
+    return steps, (
+        f"length: {steps} steps, in which each picture is used about {TIMES * steps / wanted:.0f} times; "
+        "--max_train_steps or --num_train_epochs choose another"
+    )
 
 
 def notes_on_resolution(resolution: int, images: Images) -> list[str]:

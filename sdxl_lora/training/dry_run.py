@@ -32,9 +32,9 @@ from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_le
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
 from sdxl_lora.performance.time_estimate import KNOWN_CARDS, TERA, Work, products_per_second
 from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.defaults import settle_defaults, settle_variant
 from sdxl_lora.run.pace import duration
 from sdxl_lora.run.precision import planned_precision
-from sdxl_lora.run.variant import settle_variant
 from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
@@ -82,8 +82,9 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     if no_gpu:
         warnings.warn(no_gpu, stacklevel=2)
     config, notes = planned_precision(config, is_for_a_gpu=bool(no_gpu))
-    config, said = settle_variant(config)
-    notes += [*said, *config.notes_on_name()]
+    config, of_variant = settle_variant(config)
+    config, of_defaults = settle_defaults(config)
+    notes += [*of_variant, *of_defaults, *config.notes_on_name()]
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)

@@ -172,7 +172,7 @@ def add_adapters(
 
 def ranks_and_targets(adapter: AdapterConfig, name: str, model: nn.Module) -> dict:
     """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
-    rank, targets = adapter.rank, adapter.target_modules
+    rank, targets = adapter.rank, adapter.targets
     alpha = adapter.lora_alpha or rank
     if name != "unet":
         targets = text_encoder_targets(model, name, targets)

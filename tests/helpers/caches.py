@@ -1,5 +1,7 @@
 """The caches of four photographs, filled by the tiny base."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,3 +24,8 @@ def fill(folder, base, images, **settings):
 
 def records(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def nothing_is_cached(folder: Path) -> bool:
+    """Return whether the cache in a folder holds no more than what is known of the base, see `tried_base`."""
+    return all(path.name == "memo.json" for path in (folder / "cache").rglob("*"))

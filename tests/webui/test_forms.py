@@ -90,8 +90,8 @@ def test_bad_values_are_refused_as_on_the_command_line_and_all_at_once():
 
 @pytest.mark.parametrize("number", ["", "12.5", "1e400", "nan", "four", None])
 def test_a_whole_number_that_is_none_is_refused_and_not_rounded(number):
-    with pytest.raises(ConfigError, match="num_train_epochs is"):
-        config_of(TrainConfig, {"output_dir": "x", "train_data_dir": "d", "num_train_epochs": number})
+    with pytest.raises(ConfigError, match="rank is"):
+        config_of(TrainConfig, {"output_dir": "x", "train_data_dir": "d", "rank": number})
 
 
 # --- names and places ---

@@ -100,7 +100,7 @@ HELP = {  # of the fields in view, in words for who knows no flags; the others h
         "output_dir": "Checkpoints, samples and the finished LoRA lie in a folder of this name.",
         "pretrained_model_name_or_path": "The SDXL model that the LoRA is for: a file, a folder, or a name on the Hub.",
         "train_data_dir": "One that was prepared here, or a folder of images with .txt captions beside them.",
-        "num_train_epochs": "How often each image is looked at. 10 to 40 images need 50 to 200.",
+        "num_train_epochs": "How often each image is looked at. Leave it empty for what suffices: about 100 times.",
         "learning_rate": "How much each step changes. Too high burns in, too low learns nothing.",
         "train_batch_size": "Images looked at in one step. More need more memory; auto takes what fits.",
         "resolution": "As it was prepared. Less is quicker and needs less memory.",

@@ -33,7 +33,7 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
     },
     TrainConfig: {
         "optimizer": OPTIMIZERS,
-        "target_modules": ("attention", "attention+ff", "all-linear", "all-linear+conv"),
+        "target_modules": ("auto", "attention", "attention+ff", "all-linear", "all-linear+conv"),
         "learning_rate": (
             (T("5e-5: gentle, for large or varied datasets"), "5e-05"),
             (T("1e-4: a good start"), "0.0001"),

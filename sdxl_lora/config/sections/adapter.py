@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt, Lt
 from sdxl_lora.config.checks import blocks_problems
 from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME
 
+AUTO, DEFAULT_TARGETS = "auto", "attention+ff"
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -41,13 +43,19 @@ class AdapterConfig:
     """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
     use_rslora: Annotated[bool, SAME] = False
     """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
-    target_modules: Annotated[str, SAME] = "attention"
-    """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression."""
+    target_modules: Annotated[str, SAME] = AUTO
+    """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression.
+    auto: those of the run before on a resume; else attention+ff, the attention and feed-forward layers."""
     block_ranks: Annotated[tuple[str, ...], SAME] = ()
     """Other ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0; 0 leaves a block out, alpha / rank stays.
     Blocks are down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest name counts."""
     train_text_encoder: Annotated[bool, SAME] = False
     """Also train a LoRA on both text encoders; captions are then encoded anew in every step."""
+
+    @property
+    def targets(self) -> str:
+        """The modules that are meant, also where no run has settled it."""
+        return DEFAULT_TARGETS if self.target_modules == AUTO else self.target_modules
 
     @property
     def has_dropout(self) -> bool:

@@ -18,10 +18,11 @@ class BatchConfig:
     many of a step's pictures at once as fit into the GPU's memory, or into memory_budget."""
     gradient_accumulation_steps: Annotated[int, Gt(0), BY_CONTENT] = 1
     """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
-    num_train_epochs: Annotated[int, Gt(0), FREE] = 10
-    """Passes over the dataset."""
+    num_train_epochs: Annotated[int | None, Gt(0), FREE] = None
+    """Passes over the dataset. Default: see max_train_steps."""
     max_train_steps: Annotated[int | None, Gt(0), FREE] = None
-    """Steps to train; overrides num_train_epochs."""
+    """Steps to train; overrides num_train_epochs. Where neither is given: as many as the run before had on a resume;
+    else so many that each picture is used about 100 times, 1000 to 3000 of them, more where that is not 10 times."""
 
     @property
     def images_per_process(self) -> int:

@@ -14,6 +14,7 @@ from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.targets import exactly
 from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, read_warm_start
 from tests.helpers.adapters import kohya_file, largest_difference, model_adapters, outputs, tiny_with_lora
+from tests.helpers.caches import nothing_is_cached
 from tests.helpers.configs import flat_train_config
 
 STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no weight moves
@@ -161,7 +162,7 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
         train(**STAND, init_lora=str(dora))
     with pytest.raises(ConfigError, match="this base's weight is 32x32"):
         train(**STAND, init_lora=str(larger))
-    assert not (tmp_path / "cache").exists(), "that is known before anything is cached"
+    assert nothing_is_cached(tmp_path), "that is known before anything is cached"
     start = read_warm_start(texts, "lora", ["unet", "text_encoder_2"])
     assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it begins anew" in start.notes[0]
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):

@@ -10,6 +10,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.publish.hub import main
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
+from tests.helpers.caches import nothing_is_cached
 from tests.helpers.hub_server import Hub
 
 TOKEN = "hf_" + "canary" * 5
@@ -113,7 +114,7 @@ def test_who_cannot_upload_hears_of_it_before_any_work(
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(ConfigError, match=words):
         train(push_to_hub=True, output_name="cat", **settings)
-    assert not (tmp_path / "cache").exists() and not arrived(hub)
+    assert nothing_is_cached(tmp_path) and not arrived(hub)
 
 
 def test_the_command_refuses_a_folder_that_is_no_finished_run(tmp_path, capsys):

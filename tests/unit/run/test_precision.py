@@ -12,6 +12,7 @@ from sdxl_lora.run.precision import planned_precision, settle_precision
 from sdxl_lora.training import checks
 from sdxl_lora.training import dry_run as planning
 from sdxl_lora.training.checks import lack_of_gpu
+from tests.helpers.caches import nothing_is_cached
 from tests.helpers.configs import flat_train_config
 
 FULL = SimpleNamespace(parts={"unet": SimpleNamespace(values=2_567_463_684)})
@@ -94,7 +95,7 @@ def test_a_training_without_a_gpu_is_refused_before_it_works(train, monkeypatch,
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(ConfigError, match="--allow_cpu"):
         train(max_train_steps=1)
-    assert not (tmp_path / "cache").exists()
+    assert nothing_is_cached(tmp_path)
     train(max_train_steps=1, allow_cpu=True)
 
 

@@ -22,6 +22,7 @@ from sdxl_lora.sampling.generate import (
 )
 from sdxl_lora.sampling.grid import LABEL_WIDTH, image_grid
 from sdxl_lora.training.samples import guidance_rescale_of
+from tests.helpers.caches import nothing_is_cached
 from tests.helpers.runs import assert_equal_weights, weights_of
 
 
@@ -214,7 +215,7 @@ def test_prompts_that_cannot_be_are_refused_before_any_work(train, tmp_path):
         train(validation_prompts_file=str(wrong))
     with pytest.raises(ConfigError, match="needs a trigger word"):
         train(validation_prompt=("sks, a cat",), validation_without_trigger=True)
-    assert not (tmp_path / "cache").exists()
+    assert nothing_is_cached(tmp_path)
 
 
 def test_zero_terminal_snr_rescales_guidance_by_itself(train_config):

@@ -27,6 +27,7 @@ from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.sampling.similarity import Similarity, check_similarity_model
+from tests.helpers.caches import nothing_is_cached
 from tests.helpers.runs import assert_equal_weights
 
 CPU = torch.device("cpu")
@@ -152,7 +153,7 @@ def test_what_cannot_measure_is_refused_before_any_work(train, models, tmp_path)
             train(**settings, similarity_model=str(model))
     with pytest.raises(ConfigError, match=r"similarity_model .*nowhere': no such folder here, and no Hub id"):
         train(**settings, similarity_model=str(tmp_path / "nowhere"))
-    assert not (tmp_path / "ran").exists() and not (tmp_path / "cache").exists()
+    assert not (tmp_path / "ran").exists() and nothing_is_cached(tmp_path)
     with pytest.raises(ConfigError, match="similarity_model needs a validation_prompt"):
         train(similarity_model=str(models / "dinov2"))
     with pytest.raises(ConfigError, match="dataset_streaming does not go with similarity_model"):

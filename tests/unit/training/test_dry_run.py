@@ -13,6 +13,7 @@ from sdxl_lora.run.pace import duration
 from sdxl_lora.training.checks import check_device
 from sdxl_lora.training.dry_run import described, dry_run, plan_training
 from tests.helpers.adapters import kohya_file, tiny_with_lora
+from tests.helpers.caches import nothing_is_cached
 
 CASES = {
     "defaults": {},
@@ -36,7 +37,7 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     plan = plan_training(config)
     said = described(plan, [])
     images, prompts, latents, texts = plan.cached_bytes()
-    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists() and nothing_is_cached(tmp_path)
 
     started = next(read_events(train(**CASES[case]) / "events.jsonl", "started"))
     assert started["total_steps"] == plan.data.total_steps
@@ -148,4 +149,4 @@ def test_a_card_that_no_lora_file_could_be_written_with_ends_the_run_before_any_
     (folder / "README.md").write_text("---\ntrigger_word: {a: b}\n---\n")
     with pytest.raises(DataError, match=r"trigger_word in .* must be one text"):
         train(train_data_dir=str(folder))
-    assert not (tmp_path / "cache").exists()
+    assert nothing_is_cached(tmp_path)

@@ -1,0 +1,70 @@
+"""What a training is where nobody says: on a resume what it was before, else what suffices.
+
+For settings whose default has changed, or may: a run goes on as it began, whatever the default is by now.
+"""
+
+from sdxl_lora.config.fields import replace_flat
+from sdxl_lora.config.sections.adapter import AUTO, DEFAULT_TARGETS
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.models.downloads import settled_variant
+from sdxl_lora.models.loading import base_of
+from sdxl_lora.run.resume import facts_before, settings_before
+
+LENGTHS = ("max_train_steps", "num_train_epochs")  # the first overrides the second
+
+
+def settle_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The config with what trains, and for how long where the run before knows it; a line for each that was open.
+
+    To be called by one process for all, which sees the run's folder.
+    """
+    config, of_targets = settle_targets(config)
+    config, of_length = settle_length(config)
+    return config, [*of_targets, *of_length]
+
+
+def settle_targets(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    if config.adapter.target_modules != AUTO:
+        return config, []
+    if config.adapter.init_lora is not None:  # brings its own modules
+        return replace_flat(config, target_modules=DEFAULT_TARGETS), []
+    before = facts_before(config).get("target_modules")
+    targets, why = (before, "as in the run that goes on") if before else (DEFAULT_TARGETS, "the default")
+    return replace_flat(config, target_modules=targets), [f"target_modules auto: {targets}, {why}"]
+
+
+def settle_length(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Let a run that goes on be as long as it was meant to be; a new one's length depends on its images."""
+    if any(getattr(config.batch, name) is not None for name in LENGTHS):
+        return config, []
+    before = settings_before(config) or {}
+    for name in LENGTHS:
+        if isinstance(before.get(name), int):
+            said = f"length: {name} {before[name]}, as in the run that goes on; another can be given"
+            return replace_flat(config, **{name: before[name]}), [said]
+    return config, []
+
+
+def settle_variant(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The config with the variant that is loaded, and a line that says so where auto chose.
+
+    To be called with the precision settled, by one process for all: what it chooses depends on this disk.
+    """
+    if config.model.variant != "auto":
+        return config, []
+    base, compute = base_of(config.model), config.compute
+    if base.is_file:
+        return replace_flat(config, variant=None), []
+    if before := variant_before(config):
+        variant, why = before[0], "as in the run that goes on"
+    elif "fp32" in (compute.base_precision, {"no": "fp32"}.get(compute.mixed_precision)):
+        variant, why = None, "as the UNet is kept in float32"
+    else:
+        variant, why = settled_variant(base)
+    return replace_flat(config, variant=variant), [f"variant auto: {variant or 'full precision'}, {why}"]
+
+
+def variant_before(config: TrainConfig) -> tuple[str | None] | None:
+    """Return the variant by config.yaml of the run that goes on, which may be None; None where no run goes on."""
+    before = settings_before(config)
+    return None if before is None else (before.get("variant"),)  # None as in all runs before there was a choice
