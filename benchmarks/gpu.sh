@@ -36,7 +36,7 @@ train() { # name, GiB that torch may reserve, flags
     say "$name: within $gib GiB"
     env "${limit[@]/%/$gib}" python -m benchmarks.observed "$out/$name.json" train_sdxl_lora.py \
         --pretrained_model_name_or_path "$work/base-$size" --train_data_dir "$data" --output_dir "$out/$name" \
-        --cache_dir "$work/cache-$size" --mixed_precision "$precision" --rank 16 --max_train_steps 8 --report_to none "$@"
+        --cache_dir "$work/cache-$size" --mixed_precision "$precision" --rank 16 --target_modules attention --max_train_steps 8 --report_to none "$@"
     cat "$out/$name.json"
 }
 train recomputed 6.5 --gradient_checkpointing

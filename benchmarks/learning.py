@@ -96,10 +96,11 @@ def one_seed(args, data, seed):
 def make_dataset(work_dir, repeats=1, class_images=IMAGES):
     """The object concept and class pictures, through our preprocess; a plain imagefolder for the peer.
 
-    Repeats are rows of metadata.jsonl, so both trainers meet the same mixture.
+    Repeats are rows of metadata.jsonl, so both trainers meet the same mixture. With 0 class_images there are none.
     """
-    write_images(work_dir, repeats=repeats, class_images=class_images)
-    flags = {"input_dir": work_dir / "raw", "class_images": work_dir / "class", "output_dir": work_dir / "data"}
+    write_images(work_dir, repeats=repeats, class_images=class_images or 1)
+    flags = {"input_dir": work_dir / "raw", "output_dir": work_dir / "data"}
+    flags |= {"class_images": work_dir / "class"} if class_images else {}
     flags |= {"trigger_word": TRIGGER_WORD, "resolution": 64, "caption_model": "none"}
     command = [sys.executable, "-m", "preprocess", *(f"--{name}={value}" for name, value in flags.items())]
     subprocess.run(command, check=True)

@@ -150,6 +150,7 @@ def train(args, folder: Path, rank: int, runs: int, world_size: int) -> tuple[li
                 "resolution": args.resolution,
                 "cache_dir": str(folder / "cache"),
                 "rank": rank,
+                "target_modules": "attention",
                 "train_batch_size": args.batch,
                 "max_train_steps": args.steps,
                 "mixed_precision": "bf16" if gpus() else "no",

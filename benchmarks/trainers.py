@@ -11,7 +11,8 @@ OURS = Path("train_sdxl_lora.py")
 
 
 def our_flags(**common) -> list[str]:
-    return as_flags(common | {"report_to": "tensorboard"})
+    """What the peer trains, attention, but where `common` says otherwise."""
+    return as_flags({"target_modules": "attention"} | common | {"report_to": "tensorboard"})
 
 
 def peer_flags(**common) -> list[str]:
