@@ -175,7 +175,7 @@ def fit(
             is_best = False
             if due.evaluate:
                 train_step.make_room()
-                is_best = not stopping and evaluator.evaluate(step)
+                is_best = not stopping and (evaluator.evaluate(step) or evaluator.judge(step, samples.write))
                 # Perhaps asked to stop while validating: the next start does that again.
                 stopping = run.stop_agreed(accelerator) or stopping
             if stopping:
@@ -183,7 +183,7 @@ def fit(
             if due.checkpoint or is_best or evaluator.should_stop:
                 with logger.pace.aside("saving"):
                     checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
-            if due.evaluate:
+            if due.evaluate and not evaluator.by_similarity:
                 samples.write(step)
                 if run.stop_agreed(accelerator):  # perhaps while drawing: the next start draws what is missing
                     save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
@@ -222,9 +222,12 @@ def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleW
     """Evaluate before the first step, and catch up on an evaluation that was interrupted."""
     if (step and not cadence.after(step).evaluate) or not cadence.has_evaluation:
         return
-    if step == 0 or evaluator.best.measured_step != step:
+    is_unmeasured = step == 0 or evaluator.best.measured_step != step
+    if is_unmeasured:
         evaluator.evaluate(step)
-    if not (step and samples.are_written(step)):
+        evaluator.judge(step, samples.write)
+    has_drawn = is_unmeasured and evaluator.by_similarity
+    if not (has_drawn or (step and samples.are_written(step))):
         samples.write(step)
 
 

@@ -1,6 +1,5 @@
 """What a finished run leaves for a person beside the LoRA files: copies, side files, a card, and the last words."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def write_card(
 
 
 def best_lora(folder: Path, checkpoint: str | None, name: str, say: Callable[[str], None]) -> list[Path]:
-    """<name>-best.safetensors: the LoRA of the checkpoint with the lowest validation loss. Returns what was written.
+    """<name>-best.safetensors: the LoRA of the best checkpoint. Returns what was written.
 
     Args:
         checkpoint: its name; None where no loss was measured.
@@ -82,17 +81,21 @@ def summary(
     name: str,
     trigger_word: str,
     samples: Path,
-    best_step: int | None = None,
-    best_loss: float = math.inf,
+    best_name: str = "",
+    best_value: str = "",
 ) -> str:
-    """Say where everything is, with a line to paste for each client."""
+    """Say where everything is, with a line to paste for each client.
+
+    Args:
+        best_name, best_value: what the best checkpoint is the best by; "" where none is.
+    """
     for_diffusers, for_others = usage_lines(name, trigger_word)
     return "\n".join(
         [
             "LoRA files:",
             *(f"  {path}" for path in files),
             *([f"samples: {samples}"] if samples.is_dir() else []),
-            *([f"lowest validation loss: {best_loss:.4f}, of step {best_step}"] if best_step is not None else []),
+            *([f"{best_name}: {best_value}"] if best_value else []),
             f"trigger word: {trigger_word or 'none'}",
             f"diffusers: {for_diffusers}",
             f"ComfyUI, A1111, Forge: {for_others}",

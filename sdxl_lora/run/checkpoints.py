@@ -2,7 +2,7 @@
 
     python -m sdxl_lora.run.checkpoints runs/cat          which checkpoints are whole, and why others are not
     python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
-    python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --best          of the lowest validation loss
+    python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --best          of the best
 
 A checkpoint is written into .tmp-checkpoint-<step> (training/checkpointer.py); every file is flushed to the disk;
 manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
@@ -227,9 +227,9 @@ def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
 
 
 def describe(checkpoint: Path, best: str | None) -> str:
-    """One line: name, size, whether it is whole, and whether its validation loss is the lowest."""
+    """One line: name, size, whether it is whole, and whether it is the best."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-    mark = ", best by validation loss" if checkpoint.name == best else ""
+    mark = ", the best" if checkpoint.name == best else ""
     return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}{mark}"
 
 
@@ -269,12 +269,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")
     parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest that is whole")
-    parser.add_argument("--best", action="store_true", help="export the one with the lowest validation loss")
+    parser.add_argument("--best", action="store_true", help="export the best one, see --best_by of the training")
     arguments = parser.parse_args(argv)
     best = read_status(arguments.run_dir).get("best_checkpoint")
     try:
         if arguments.best and best is None:
-            raise CheckpointError(f"{arguments.run_dir} has no best checkpoint: --validation_split finds one")
+            raise CheckpointError(
+                f"{arguments.run_dir} has no best checkpoint: --validation_split or --best_by similarity finds one"
+            )
         if arguments.export:
             name = best if arguments.best else arguments.step and f"checkpoint-{arguments.step}"
             print(f"wrote {export(arguments.run_dir, name, arguments.export)}")

@@ -1,11 +1,11 @@
-"""The loss on held-out images, at fixed timesteps with fixed noise, and the step where it is lowest.
+"""The loss on held-out images, at fixed timesteps with fixed noise, and the best step by it or by similarity.
 
 Fixed, so that its course shows the learning and not the draws.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,29 +28,30 @@ TIMESTEPS = 4  # per image, in the middle of equal ranges
 
 
 class EarlyStopping:
-    """The lowest validation loss so far, of step `step`, and how long none was lower.
+    """The best so far, of step `step`, and how long none was better: the lowest loss, or the highest similarity.
 
     Its state is part of every checkpoint, so a resumed run decides as the uninterrupted one.
 
     Args:
-        min_delta: a loss counts as lower if it is so by more than this.
-        patience: stop after so many losses in a row that were not lower; None for never.
+        min_delta: one counts as better if it is so by more than this.
+        patience: stop after so many in a row that were not better; None for never.
+        by_similarity: what is measured is one, of which more is better.
     """
 
-    def __init__(self, min_delta: float = 0.0, patience: int | None = None):
-        self.min_delta, self.patience = min_delta, patience
+    def __init__(self, min_delta: float = 0.0, patience: int | None = None, by_similarity: bool = False):
+        self.min_delta, self.patience, self.sign = min_delta, patience, -1 if by_similarity else 1
         self.step: int | None = None
         self.loss = math.inf
         self.measured_step = 0
         self.waited = 0
 
-    def update(self, step: int, loss: float) -> bool:
-        """Take in the loss after `step` steps; whether it is the lowest. NaN never is."""
+    def update(self, step: int, measured: float) -> bool:
+        """Take in what was measured after `step` steps; whether it is the best. NaN never is."""
         self.measured_step = step
-        if not loss < self.loss - self.min_delta:
+        if not self.sign * measured < self.loss - self.min_delta:
             self.waited += 1
             return False
-        self.step, self.loss, self.waited = step, loss, 0
+        self.step, self.loss, self.waited = step, self.sign * measured, 0
         return True
 
     @property
@@ -58,11 +59,27 @@ class EarlyStopping:
         return self.patience is not None and self.waited >= self.patience
 
     @property
+    def name(self) -> str:
+        """What the best is called."""
+        return "lowest validation loss" if self.sign > 0 else "highest similarity"
+
+    @property
+    def value(self) -> str:
+        """What was measured of the best, and at which step; "" where there is none."""
+        return "" if self.step is None else f"{self.sign * self.loss:.4f}, of step {self.step}"
+
+    @property
+    def why_stopped(self) -> str:
+        losses, lower = ("validation losses", "lower") if self.sign > 0 else ("similarities", "higher")
+        return f"{self.waited} {losses} in a row were not {lower}"
+
+    @property
     def checkpoint(self) -> str | None:
         """The name of the best step's checkpoint."""
         return None if self.step is None else f"checkpoint-{self.step}"
 
     def state(self) -> dict:
+        """`loss` is minus the similarity where that decides."""
         return {name: getattr(self, name) for name in ("step", "loss", "measured_step", "waited")}
 
     def save(self, folder: Path) -> None:
@@ -73,7 +90,10 @@ class EarlyStopping:
 
 
 class Evaluator:
-    """Measures the validation loss, the processes sharing the work."""
+    """Measures the validation loss, the processes sharing the work, and knows which step is the best.
+
+    by_similarity: samples decide that, not the loss.
+    """
 
     def __init__(
         self,
@@ -88,25 +108,32 @@ class Evaluator:
         self.accelerator, self.model, self.shown, self.data = accelerator, model, shown, data
         self.seed, self.run, self.logger = config.seed, run, logger
         evaluation = config.evaluation
-        self.best = EarlyStopping(evaluation.early_stopping_min_delta, evaluation.early_stopping_patience)
+        self.by_similarity = evaluation.by_similarity
+        self.best = EarlyStopping(
+            evaluation.early_stopping_min_delta, evaluation.early_stopping_patience, self.by_similarity
+        )
 
     @property
     def should_stop(self) -> bool:
         return self.best.should_stop
 
+    @property
+    def _decides(self) -> bool:
+        return self.by_similarity or bool(self.data.held_out)
+
     def save(self, folder: Path, step: int) -> None:
-        if self.data.held_out:
+        if self._decides:
             self.best.save(folder)
 
     def load(self, folder: Path) -> None:
-        if self.data.held_out:
+        if self._decides:
             self.best.load(folder)
 
     def evaluate(self, step: int) -> bool:
         """Report the loss after `step` steps; not if asked to stop meanwhile.
 
         Returns:
-            whether it is the lowest so far; the base alone does not compete.
+            whether it is the lowest so far, and that decides; the base alone does not compete.
         """
         if not self.data.held_out:
             return False
@@ -119,9 +146,24 @@ class Evaluator:
             return False
         loss = (sums[0] / sums[1]).mean().item()
         self.logger.validation(step, loss, means_by_timestep(sums, steps))
-        if not (step and self.best.update(step, loss)):
+        return not self.by_similarity and self._is_best(step, validation_loss=loss)
+
+    def judge(self, step: int, draw: Callable[[int], float | None]) -> bool:
+        """Where similarity decides, draw the samples after `step` steps.
+
+        Args:
+            draw: returns their similarity, the same on every process; None where it could not be measured.
+        Returns:
+            whether it is the highest so far; the base alone does not compete.
+        """
+        if not self.by_similarity or (similarity := draw(step)) is None:
             return False
-        self.run.event("best", step=step, validation_loss=loss, checkpoint=self.best.checkpoint)
+        return self._is_best(step, similarity=similarity)
+
+    def _is_best(self, step: int, **measured: float) -> bool:
+        if not (step and self.best.update(step, *measured.values())):
+            return False
+        self.run.event("best", step=step, **measured, checkpoint=self.best.checkpoint)
         self.run.update(best_checkpoint=self.best.checkpoint)
         return True
 

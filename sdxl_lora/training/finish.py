@@ -47,15 +47,15 @@ def finish(
     files = loras + deliver(loras[0], base, trigger_word, step, config.output.save_side_files, config.output.loras_dir)
     settings = {**settings_to_show(config), "steps": step, "pictures": len(data.examples)}
     if of_best:
-        settings["lowest validation loss"] = f"{best.loss:.4f}, of step {best.step}: {of_best[0].name}"
+        settings[best.name] = f"{best.value}: {of_best[0].name}"
     write_card(folder, name, base, trigger_word, data.prompts, step, settings, repository)
     about = {**settings, "trigger_word": trigger_word, "base_model": public_name(base), "best_step": best.step}
     log_lora(logger.accelerator.trackers, name, loras, about)
     run.event("finished", step=step, best_step=best.step, files=[str(path) for path in files])
     if best.should_stop:
-        logger.info(f"ended at step {step}: {best.waited} validation losses in a row were not lower")
+        logger.info(f"ended at step {step}: {best.why_stopped}")
     logger.close()
-    print(summary(files, name, trigger_word, folder / "samples", best.step, best.loss))
+    print(summary(files, name, trigger_word, folder / "samples", best.name, best.value))
     if repository:
         publish(run, repository, logger)
 

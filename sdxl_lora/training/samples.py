@@ -54,13 +54,18 @@ class SampleWriter:
         """Return whether all samples of a step are there; the same on every process."""
         return on_main_and_broadcast(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
 
-    def write(self, step: int) -> None:
-        """Draw the prompts with the LoRA as it is after `step` steps."""
-        if self.prompts:
-            with self.logger.pace.aside("samples"):
-                self._draw(step)
+    def write(self, step: int) -> float | None:
+        """Draw the prompts with the LoRA as it is after `step` steps.
 
-    def _draw(self, step: int) -> None:
+        Returns:
+            the similarity of all with the trigger word, the same on every process; None where it was not measured.
+        """
+        if not self.prompts:
+            return None
+        with self.logger.pace.aside("samples"):
+            return self._draw(step)
+
+    def _draw(self, step: int) -> float | None:
         accelerator = self.accelerator
         self.run.update(state="sampling")
         try:
@@ -84,22 +89,27 @@ class SampleWriter:
                 raise
             free_memory()
             self.logger.info(f"out of memory while drawing samples at step {step}, going on ({error})")
-        on_main_and_broadcast(accelerator, lambda: self._show(step))
+        return on_main_and_broadcast(accelerator, lambda: self._show(step))
 
-    def _show(self, step: int) -> None:
+    def _show(self, step: int) -> float | None:
         """Give the samples of a step to the trackers. On the main process, which may take its time."""
         images = read_samples(self.folder, step, len(self.prompts), self.images)
         self.newest = next((image for of_prompt in images for image in of_prompt), None)
         grid = write_grid(self.folder, step, self.prompts, self.images, self.logger.info)
         self.logger.samples(step, self.prompts, images, grid)
-        if self.similarity and self.newest:
-            try:
-                self.logger.similarity(step, self._similarities(self.similarity, images))
-            except RuntimeError as error:  # nor is a number
-                if not is_out_of_memory(error):
-                    raise
-                free_memory()
-                self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
+        if not (self.similarity and self.newest):
+            return None
+        try:
+            measured = self._similarities(self.similarity, images)
+        except RuntimeError as error:  # nor is a number
+            if not is_out_of_memory(error):
+                raise
+            free_memory()
+            self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
+            return None
+        self.logger.similarity(step, measured)
+        are_all = all(len(of_prompt) == self.images for of_prompt in images)  # else asked to stop meanwhile
+        return measured.get("similarity") if are_all else None
 
     def _similarities(self, similarity: Similarity, images: list[list[Image.Image]]) -> dict[str, float]:
         """Return the similarities of the samples to the images that train."""

@@ -59,14 +59,19 @@ def test_killed_while_drawing_and_saving_all_ends_as_if_not(train_config, everyt
 
 
 def test_two_processes_share_the_watching(train_config, everything, tmp_path):
-    """With three pictures to draw and two held out, one of them twice; both decide alike to end."""
+    """With three pictures to draw and two held out, one of them twice; both decide alike to end, by the similarity."""
     settings = {**everything, "early_stopping_patience": 1, "early_stopping_min_delta": 100.0}
+    settings |= {"best_by": "similarity"}
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch(train_config(**settings, output_dir=str(one)), tmp_path / "log")[0] == [0]
     settings["gradient_accumulation_steps"] = 1
     codes, printed = launch(train_config(**settings, output_dir=str(two)), tmp_path / "log", world_size=2)
     assert codes == [0, 0], printed
-    assert "ended at step 4: 1 validation losses in a row were not lower" in printed
+    assert "ended at step 4: 1 similarities in a row were not higher" in printed
+    best = [json.loads((run / "checkpoint-4" / "best.json").read_text()) for run in (one, two)]
+    first = next(event for event in read_events(one / "events.jsonl", "similarity") if event["step"] == 2)
+    assert best[0]["step"] == best[1]["step"] == 2
+    assert -first["similarity"] == best[0]["loss"] == pytest.approx(best[1]["loss"], rel=1e-3)
     assert images_of(one).keys() == images_of(two).keys()
     for kind, name in (("validation", "validation_loss"), ("similarity", "similarity_without_trigger")):
         ours, theirs = ([event[name] for event in read_events(run / "events.jsonl", kind)] for run in (one, two))

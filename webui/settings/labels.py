@@ -79,6 +79,7 @@ LABELS = {
         "validation_inference_steps": "Denoising steps",
         "validation_guidance_scale": "Guidance",
         "validation_split": "Share held out",
+        "best_by": "Best by",
         "early_stopping_patience": "Patience",
         "early_stopping_min_delta": "Least improvement",
         "report_to": "Trackers",

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -41,10 +41,17 @@ class EvaluationConfig:
     validation_split: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
     """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
     as validation_loss: as often as samples are drawn. The checkpoint where it is lowest is kept, its LoRA file too."""
+    best_by: Annotated[Literal["loss", "similarity"] | None, SAME] = None
+    """What decides which checkpoint is the best, is kept and ends the training: the lowest validation_loss, or the
+    highest similarity of samples with the trigger word, by similarity_model. Default: loss."""
     early_stopping_patience: Annotated[int | None, Gt(0), FREE] = None
-    """End the training after this many validations in a row that did not lower validation_loss."""
+    """End the training after this many validations in a row that were not better, see best_by."""
     early_stopping_min_delta: Annotated[float, Ge(0), FREE] = 0.0
-    """It is lower only if it is so by more than this."""
+    """One is better only if it is so by more than this."""
+
+    @property
+    def by_similarity(self) -> bool:
+        return self.best_by == "similarity"
 
     @property
     def has_prompts(self) -> bool:
@@ -76,8 +83,15 @@ class EvaluationConfig:
         problems += [
             f"{name} needs a validation_prompt" for name, given in needs.items() if given and not self.has_prompts
         ]
-        if self.early_stopping_patience is not None and not self.validation_split:
-            problems.append("early_stopping_patience needs a validation_split: pictures whose loss tells when to stop")
+        if self.by_similarity and self.similarity_model is None:
+            problems.append("best_by similarity needs a similarity_model, e.g. facebook/dinov2-base")
+        if self.best_by == "loss" and not self.validation_split:
+            problems.append("best_by loss needs a validation_split: pictures whose loss is measured")
+        if self.early_stopping_patience is not None and not (self.validation_split or self.by_similarity):
+            problems.append(
+                "early_stopping_patience needs a validation_split: pictures whose loss tells when to stop; or best_by "
+                "similarity"
+            )
         if self.validation_guidance_rescale is not None and self.validation_guidance_rescale > 1:
             problems.append(
                 f"validation_guidance_rescale is {self.validation_guidance_rescale}, it must be from 0 to 1"

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 import train_sdxl_lora
 from sdxl_lora.errors import ConfigError
@@ -133,7 +134,7 @@ def test_training_ends_when_nothing_gets_better_and_the_best_is_kept_and_deliver
 
     assert main([str(run)]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.endswith("best by validation loss") for line in listed] == [True, False, False]
+    assert [line.endswith(", the best") for line in listed] == [True, False, False]
     assert main([str(run), "--best", "--export", str(run / "copy.safetensors")]) == 0
     assert (run / "copy.safetensors").read_bytes() == best
 
@@ -228,10 +229,64 @@ def test_a_best_checkpoint_that_is_damaged_costs_only_its_file(train, validation
     assert (run / "run.safetensors").exists() and read_status(run)["state"] == "done"
 
 
+@pytest.fixture
+def tiny_dinov2(tmp_path):
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32}
+    Dinov2Model(Dinov2Config(**small)).save_pretrained(tmp_path / "dinov2")
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "dinov2"
+    )
+    return str(tmp_path / "dinov2")
+
+
+def test_similarity_decides_where_it_is_asked_to_also_in_a_killed_run(
+    train, tiny_dinov2, monkeypatch, tmp_path, capsys
+):
+    similarities = [0.9, 0.2, 0.5, 0.4, 0.45, 0.8, 0.8]  # of the steps; the base does not compete
+    settings = {
+        "validation_prompt": ("a cat",), "num_validation_images": 1, "validation_inference_steps": 1,
+        "validation_steps": 1, "similarity_model": tiny_dinov2, "best_by": "similarity", "early_stopping_patience": 2,
+        "validation_split": 0.25, "max_train_steps": 6, "checkpointing_steps": 2,
+    }  # fmt: skip
+    dying = [None]
+
+    class Scripted(train_sdxl_lora.SampleWriter):
+        def write(self, step):
+            measured = super().write(step)
+            assert -1 <= measured <= 1
+            if step == dying[0]:
+                raise KeyboardInterrupt
+            return similarities[step]
+
+    monkeypatch.setattr(train_sdxl_lora, "SampleWriter", Scripted)
+    whole = train(**settings, output_dir=str(tmp_path / "whole"))
+    said = capsys.readouterr()
+    assert "ended at step 4: 2 similarities in a row were not higher" in said.err
+    assert "highest similarity: 0.5000, of step 2" in said.out and (whole / "whole-best.safetensors").exists()
+    assert [(event["step"], event["similarity"]) for event in read_events(whole / "events.jsonl", "best")] == [
+        (1, 0.2), (2, 0.5),
+    ]  # fmt: skip
+    for step in (2, 3, 4):
+        dying[0] = step
+        with pytest.raises(KeyboardInterrupt):
+            train(**settings, output_dir=str(tmp_path / "parts"))
+    dying[0] = None
+    parts = train(**settings, output_dir=str(tmp_path / "parts"))
+    assert read_status(parts)["best_checkpoint"] == "checkpoint-2" and read_status(parts)["step"] == 4
+    assert (parts / "checkpoint-4" / "best.json").read_bytes() == (whole / "checkpoint-4" / "best.json").read_bytes()
+
+
+def test_what_the_best_is_decided_by_must_be_measured(train_config):
+    with pytest.raises(ConfigError, match="best_by similarity needs a similarity_model"):
+        train_config(best_by="similarity")
+    with pytest.raises(ConfigError, match="best_by loss needs a validation_split"):
+        train_config(best_by="loss")
+
+
 def test_patience_needs_held_out_pictures(train_config, tmp_path, capsys):
     with pytest.raises(ConfigError, match="early_stopping_patience needs a validation_split"):
         train_config(early_stopping_patience=3)
     with pytest.raises(ConfigError, match="early_stopping_patience is 0, it must be above 0"):
         train_config(early_stopping_patience=0, validation_split=0.5)
     assert main([str(tmp_path), "--best", "--export", "x.safetensors"]) == 4
-    assert "has no best checkpoint: --validation_split finds one" in capsys.readouterr().err
+    assert "has no best checkpoint: --validation_split or --best_by similarity finds one" in capsys.readouterr().err
