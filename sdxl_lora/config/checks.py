@@ -9,8 +9,11 @@ from sdxl_lora.config.unet_blocks import parse_blocks
 from sdxl_lora.errors import ConfigError
 
 OPTIMIZERS = (
-    "adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "prodigy", "adafactor", "schedule_free_adamw",
+    "adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "prodigy", "prodigy_plus_schedule_free", "adafactor",
+    "schedule_free_adamw", "came", "adopt", "muon",
 )  # fmt: skip
+PRODIGIES = ("prodigy", "prodigy_plus_schedule_free")  # find one learning rate, times the one given
+SCHEDULE_FREE = ("schedule_free_adamw", "prodigy_plus_schedule_free")  # keep an average of their own
 
 
 def blocks_problems(name: str, texts: Sequence[str], number: type) -> list[str]:

@@ -25,7 +25,9 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # as requires-python of pyproje
 OPTIONAL = {  # what a training does without, and what is lost then
     "bitsandbytes": "8-bit optimizers, base_precision nf4",
     "prodigyopt": "optimizer prodigy",
+    "prodigy-plus-schedule-free": "optimizer prodigy_plus_schedule_free",
     "schedulefree": "schedule-free optimizers",
+    "pytorch_optimizer": "optimizers came and adopt",
     "wandb": "report_to wandb",
     "trackio": "report_to trackio",
     "imagehash": "finding near duplicates in preprocess",

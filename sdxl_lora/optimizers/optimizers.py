@@ -5,10 +5,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from sdxl_lora.config.checks import PRODIGIES
 from sdxl_lora.config.sections.optimizer import OptimizerConfig
 from sdxl_lora.config.unet_blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.errors import ConfigError
@@ -22,9 +24,14 @@ CLASSES = {
     "lion": ("bitsandbytes.optim", "Lion", "bitsandbytes"),
     "lion8bit": ("bitsandbytes.optim", "Lion8bit", "bitsandbytes"),
     "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
+    "prodigy_plus_schedule_free": ("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
     "adafactor": ("transformers.optimization", "Adafactor", "transformers"),
     "schedule_free_adamw": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
+    "came": ("pytorch_optimizer", "CAME", "pytorch_optimizer"),
+    "adopt": ("pytorch_optimizer", "ADOPT", "pytorch_optimizer"),
+    "muon": ("torch.optim", "Muon", "torch>=2.9"),
 }
+CAME_BETA3 = 0.9999  # of its third average, which Adam has not
 
 
 def make_optimizer(
@@ -33,8 +40,9 @@ def make_optimizer(
     """The optimizer `name` over float32 parameters or groups of them.
 
     One of CLASSES, or "module.Class" for any other, which gets the learning rate and `arguments` alone. torch's AdamW
-    is fused: over a thousand small tensors it costs a third of the default's host time. Lion has no epsilon; Adafactor
-    has neither that nor betas, and takes the learning rate as it stands.
+    is fused: over a thousand small tensors it costs a third of the default's host time. Lion has no epsilon; CAME,
+    ADOPT and Muon have epsilons of another meaning or size; Adafactor and Muon have no betas. Adafactor takes the
+    learning rate as it stands, Muon as AdamW would (arXiv:2502.16982, section 2.2).
 
     Args:
         learning_rate: None for one of the optimizer's own: Adafactor's relative step, or what a class takes unasked.
@@ -42,16 +50,8 @@ def make_optimizer(
     Raises:
         ConfigError: an unknown name, a library that does not load, or arguments that the class does not take.
     """
-    own = {"betas": betas, "weight_decay": weight_decay, "eps": epsilon}
-    if name == "adamw":
-        own["fused"] = True
-    elif name in ("lion", "lion8bit"):
-        del own["eps"]
-    elif name == "adafactor":
-        own = {"weight_decay": weight_decay, "scale_parameter": False, "relative_step": False}
-    elif name not in CLASSES:
-        own = {}
-    if name == "prodigy" and learning_rate is not None and 0 < learning_rate < 0.1:
+    own = own_arguments(name, betas, weight_decay, epsilon)
+    if name in PRODIGIES and learning_rate is not None and 0 < learning_rate < 0.1:
         warnings.warn(
             f"Prodigy finds the learning rate itself and multiplies it by --learning_rate, which is {learning_rate}: "
             "1 is usual",
@@ -65,6 +65,22 @@ def make_optimizer(
     except Exception as error:  # of all classes, as they come
         hint = ": give --learning_rate None, it has one of its own" if "argument 'lr'" in str(error) else ""
         raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}{hint}") from error
+
+
+def own_arguments(name: str, betas: tuple[float, float], weight_decay: float, epsilon: float) -> dict[str, Any]:
+    """Return what Adam's settings are called in this class, and what it needs to mean the same by them."""
+    decay, adams = {"weight_decay": weight_decay}, {"betas": betas, "weight_decay": weight_decay}
+    special: dict[str, dict[str, Any]] = {
+        "adamw": {**adams, "eps": epsilon, "fused": True},
+        "lion": adams,
+        "lion8bit": adams,
+        "prodigy_plus_schedule_free": {**adams, "eps": epsilon, "split_groups": False},  # one rate, as Prodigy
+        "adafactor": {**decay, "scale_parameter": False, "relative_step": False},
+        "came": {**decay, "betas": (*betas, CAME_BETA3)},
+        "adopt": {**adams, "weight_decouple": True},
+        "muon": {**decay, "adjust_lr_fn": "match_rms_adamw"},
+    }
+    return special.get(name, {**adams, "eps": epsilon} if name in CLASSES else {})
 
 
 def load_optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -19,8 +19,12 @@ OPTIMIZER_BYTES = {
     "lion": 4,
     "lion8bit": 1,
     "prodigy": 16,
+    "prodigy_plus_schedule_free": 5,
     "adafactor": 0,
     "schedule_free_adamw": 8,
+    "came": 5,
+    "adopt": 8,
+    "muon": 4,
 }
 SMALL = 4096
 

@@ -171,6 +171,7 @@ def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path)
             "ema_decay": 0.9,
             "train_text_encoder": True,
         },
+        {"optimizer": "prodigy_plus_schedule_free", "learning_rate": 1.0, "max_grad_norm": 0.0},
     ],
 )
 def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settings):
@@ -185,6 +186,12 @@ def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settin
             path = folder / file.replace("whole", folder.name if folder.name == "parts" else "whole")
             other = load_file(whole / file)
             assert_equal_weights(load_file(path), other)
+
+
+@pytest.mark.parametrize("optimizer", ["came", "adopt", "muon"])
+def test_a_run_with_a_newer_optimizer_resumes_exactly(train, tmp_path, optimizer):
+    run = assert_resumes_exactly(train, tmp_path, optimizer=optimizer)
+    assert weights_of(run, 3) and all(tensor.isfinite().all() for tensor in weights_of(run, 3).values())
 
 
 def test_captions_encoded_live_train_what_cached_ones_do(train, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from sdxl_lora.config.checks import OPTIMIZERS, blocks_problems, keyword_argument
+from sdxl_lora.config.checks import OPTIMIZERS, PRODIGIES, SCHEDULE_FREE, blocks_problems, keyword_argument
 from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
 from sdxl_lora.errors import ConfigError
 
@@ -44,7 +44,8 @@ class OptimizerConfig:
     lr_decay_share: Annotated[float, Gt(0), Le(1), FREE] = 0.2
     """Share of the steps in which wsd falls to 0."""
     optimizer: Annotated[str, BY_CONTENT] = "adamw"
-    """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, adafactor, schedule_free_adamw; or a module.Class."""
+    """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, prodigy_plus_schedule_free, adafactor,
+    schedule_free_adamw, came, adopt, muon (for linear layers alone); or a module.Class."""
     use_8bit_adam: Annotated[bool, BY_CONTENT] = False
     """The same as --optimizer adamw8bit."""
     optimizer_args: Annotated[tuple[str, ...], BY_CONTENT] = ()
@@ -87,8 +88,8 @@ class OptimizerConfig:
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""
         problems = blocks_problems("block_lr_factors", self.block_lr_factors, float)
-        if self.ema_decay is not None and self.name == "schedule_free_adamw":
-            problems.append("ema_decay does not go with schedule_free_adamw, which keeps an average of its own")
+        if self.ema_decay is not None and self.name in SCHEDULE_FREE:
+            problems.append(f"ema_decay does not go with {self.name}, which keeps an average of its own")
         if self.optimizer.strip() not in OPTIMIZERS and "." not in self.optimizer.strip(" ."):
             near = difflib.get_close_matches(self.optimizer.strip().lower(), OPTIMIZERS, n=1)
             question = f", did you mean {near[0]}?" if near else ""
@@ -96,7 +97,7 @@ class OptimizerConfig:
             problems.append(f"optimizer is {self.optimizer!r}, it must be one of {known}, or module.Class{question}")
         if self.use_8bit_adam and self.optimizer.strip() not in ("adamw", "adamw8bit"):
             problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {self.optimizer}: leave one of them out")
-        if self.name == "prodigy":
+        if self.name in PRODIGIES:
             problems += self._prodigy_problems()
         return problems + self._argument_problems() + self._own_rate_problems()
 
@@ -129,13 +130,17 @@ class OptimizerConfig:
     def _prodigy_problems(self) -> list[str]:
         problems = []
         if self.lora_plus_ratio is not None:
-            problems.append("lora_plus_ratio does not go with prodigy, which finds one learning rate for all weights")
+            problems.append(
+                f"lora_plus_ratio does not go with {self.name}, which finds one learning rate for all weights"
+            )
         factors = [text.rpartition("=")[2].strip() for text in self.block_lr_factors]
         rates = (self.text_encoder_lr, self.text_encoder_2_lr)
         if any(factor not in ("0", "0.0", "1", "1.0") for factor in factors) or any(
             rate not in (None, 0, self.learning_rate) for rate in rates
         ):
-            problems.append("prodigy finds one learning rate for all weights: factors may be 0 or 1, other rates 0")
+            problems.append(
+                f"{self.name} finds one learning rate for all weights: factors may be 0 or 1, other rates 0"
+            )
         return problems
 
     def _argument_problems(self) -> list[str]:

@@ -9,9 +9,10 @@ import torch
 from diffusers.optimization import get_scheduler
 from transformers import get_wsd_schedule
 
-from sdxl_lora.config.checks import OPTIMIZERS
+from sdxl_lora.config.checks import OPTIMIZERS, PRODIGIES
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.optimizers.optimizers import (
+    CAME_BETA3,
     CLASSES,
     learning_rate_at,
     make_optimizer,
@@ -101,7 +102,7 @@ def descend(optimizer, weights, steps):
 def test_every_optimizer_goes_downhill_and_resumes_exactly(name):
     def start(values, state=None):
         weights = [torch.nn.Parameter(value.clone()) for value in values]
-        optimizer = make_optimizer(name, weights, 1.0 if name == "prodigy" else 0.01)
+        optimizer = make_optimizer(name, weights, 1.0 if name in PRODIGIES else 0.001 if name == "came" else 0.01)
         if state is not None:
             optimizer.load_state_dict(copy.deepcopy(state))
         if hasattr(optimizer, "train"):
@@ -130,6 +131,21 @@ def test_adafactor_and_schedule_free_step_by_hand():
         optimizer.step()
         expected = {"adafactor": 1.9, "schedule_free_adamw": 1.9}[name]
         torch.testing.assert_close(weight.detach(), torch.full((4, 4), expected), atol=1e-4, rtol=0)
+
+
+def test_newer_optimizers_decay_as_adamw_does_and_step_as_they_say():
+    """Steps of a gradient with one direction in 32, in root mean squares: CAME's first are eleven times the rate."""
+    steps = {"came": 0.1 * 0.1 / 0.9 / (1 - CAME_BETA3) ** 0.5, "adopt": 0.1 * 0.1 / 32**0.5, "muon": 0.1 * 0.2}
+    for name, expected in steps.items():
+        for gradient in (3.0, 0.0):
+            weight = torch.nn.Parameter(torch.full((32, 32), 2.0))
+            optimizer = make_optimizer(name, [weight], 0.1, weight_decay=0.5)
+            for _ in range(1 + (name == "adopt")):  # ADOPT's first step only looks
+                before = weight.detach().clone()
+                weight.grad = torch.eye(32) * gradient
+                optimizer.step()
+            moved = (before - weight.detach() - 0.1 * 0.5 * before).norm().item() / 32
+            assert moved == pytest.approx(expected if gradient else 0.0, rel=0.1, abs=1e-6), name
 
 
 def test_lora_plus_gives_lora_b_its_factor_of_every_rate():
@@ -163,8 +179,13 @@ def test_own_arguments_win():
 
 def test_a_missing_library_names_the_pip_command(monkeypatch):
     weight = torch.nn.Parameter(torch.zeros(1))
-    for name, package in [("prodigy", "prodigyopt"), ("schedule_free_adamw", "schedulefree")]:
-        monkeypatch.setitem(sys.modules, package, None)
+    modules = {"prodigyopt": "prodigyopt", "schedulefree": "schedulefree", "pytorch_optimizer": "pytorch_optimizer"}
+    modules |= {"prodigyplus": "prodigy-plus-schedule-free"}
+    for name, (module, _, package) in CLASSES.items():
+        if module not in modules:
+            continue
+        monkeypatch.setitem(sys.modules, module, None)
+        assert package == modules[module]
         with pytest.raises(ConfigError, match=f"pip install {package}"):
             make_optimizer(name, [weight], 0.1)
     with pytest.raises(ConfigError, match="pip install nowhere"):
@@ -186,6 +207,8 @@ def test_a_learning_rate_far_below_prodigys_is_warned_of():
         ({"optimizer": "adamw9bit"}, "did you mean adamw8bit?"),
         ({"optimizer": "lion", "use_8bit_adam": True}, "use_8bit_adam means adamw8bit, but optimizer is lion"),
         ({"optimizer": "prodigy", "lora_plus_ratio": 16.0}, "does not go with prodigy"),
+        ({"optimizer": "prodigy_plus_schedule_free", "ema_decay": 0.9}, "keeps an average of its own"),
+        ({"optimizer": "prodigy_plus_schedule_free", "block_lr_factors": ("up=2",)}, "factors may be 0 or 1"),
         ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, it must be above 0"),
         ({"optimizer_args": ("amsgrad=yes",)}, "it must be name=value with Python's values"),
         ({"optimizer_args": ("amsgrad",)}, "it must be name=value with Python's values"),

@@ -1,12 +1,13 @@
 """Optimizers by name, tried on tiny parameters before the base is loaded."""
 
+import re
 import sys
 import types
 
 import pytest
 import torch
 
-from sdxl_lora.config.checks import OPTIMIZERS
+from sdxl_lora.config.checks import OPTIMIZERS, PRODIGIES
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import base_of
 from sdxl_lora.optimizers.optimizers import learning_rate_of, optimizer_of, set_learning_rate
@@ -81,7 +82,7 @@ def library(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        *OPTIMIZERS,
+        *(name for name in OPTIMIZERS if name != "muon"),
         "torch.optim.RMSprop",
         "torch.optim.Adagrad",
         "torch.optim.NAdam",
@@ -92,7 +93,7 @@ def library(monkeypatch):
 )
 @pytest.mark.filterwarnings("error")
 def test_what_can_train_passes_without_a_word(train_config, name, capfd):
-    rate = 1.0 if name == "prodigy" else 1e-3
+    rate = 1.0 if name in PRODIGIES else 1e-3
     check_optimizer(train_config(optimizer=name, learning_rate=rate, use_dora=True))
     check_optimizer(train_config(optimizer=name, learning_rate=rate, target_modules="all-linear+conv"))
     assert capfd.readouterr() == ("", "")
@@ -129,11 +130,12 @@ def test_what_cannot_train_is_refused_before_the_base_is_looked_at(train_config,
     assert words in str(raised.value) and name in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is of torch 2.9")
-def test_an_optimizer_for_matrices_alone_is_tried_on_what_trains(train_config):
-    check_optimizer(train_config(optimizer="torch.optim.Muon"))
-    with pytest.raises(ConfigError, match=r"torch\.optim\.Muon"):
-        check_optimizer(train_config(optimizer="torch.optim.Muon", target_modules="all-linear+conv"))
+@pytest.mark.parametrize("name", ["torch.optim.Muon", "muon"])
+def test_an_optimizer_for_matrices_alone_is_tried_on_what_trains(train_config, name):
+    check_optimizer(train_config(optimizer=name))
+    for settings in ({"target_modules": "all-linear+conv"}, {"use_dora": True}):
+        with pytest.raises(ConfigError, match=rf"optimizer {re.escape(name)} .*2D"):
+            check_optimizer(train_config(optimizer=name, **settings))
 
 
 def test_adafactor_finds_its_own_rate_where_it_is_left_out(train):
