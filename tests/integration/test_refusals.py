@@ -30,7 +30,8 @@ REFUSED = {  # settings, {folder} being the test's; which error; what is said
 
 
 @pytest.fixture
-def places(tmp_path):
+def places(tmp_path, train_config):
+    train_config()  # leaves what is known of the base, see conftest
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.safetensors").write_bytes(b"")
     return tmp_path
