@@ -34,7 +34,7 @@ def parse(argv=None):
     parser.add_argument("--output_dir", required=True, help="the finished diffusers folder")
     parser.add_argument("--work_dir", required=True, help="encoded images, log, and the state to resume from")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--images", type=int, default=6000, help="scenes that are drawn and encoded once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     return parser.parse_args(argv)

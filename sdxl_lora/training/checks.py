@@ -169,7 +169,9 @@ def confirm_prediction(
     def decide() -> None:
         memo = NO_MEMO if config.adapter.init_lora else FileMemo(config.cache_folder / "memo.json")
         weights = base_hash or weights_sha256(*weight_files(base, "unet"))
-        errors = memo.get_or_compute(("prediction", weights), lambda: try_base(config, model, data, accelerator))
+        errors = memo.get_or_compute(
+            ("prediction", "by images", weights), lambda: try_base(config, model, data, accelerator)
+        )
         memo.save()
         if errors is None:
             info("out of memory while trying what the base predicts, going on")
