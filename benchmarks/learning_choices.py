@@ -13,14 +13,15 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from benchmarks.learning import SCORES, make_dataset, percent, run
 from benchmarks.trainers import OURS, launch, our_flags
 from examples.shapes.learning import IMAGES, REPEATS, lora_quality
 from examples.shapes.quality import BASE
 
-ALL = {"target_modules": "all-linear+conv"}
-CHOICES = {  # name: (has class pictures, flags)
+ALL: dict[str, Any] = {"target_modules": "all-linear+conv"}
+CHOICES: dict[str, tuple[bool, dict[str, Any]]] = {  # name: (has class pictures, flags)
     "attention": (True, {"target_modules": "attention"}),
     "attention+ff": (True, {"target_modules": "attention+ff"}),
     "all-linear": (True, {"target_modules": "all-linear"}),
