@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test chromium clean
+.PHONY: demo ui test types chromium clean
 
 demo: .venv/installed
 	$(BIN)/python -m examples.demo
@@ -16,9 +16,10 @@ test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
-	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform win32
-	$(BIN)/mypy --platform darwin
+	$(MAKE) types
+
+types: .venv/installed-dev
+	printf '%s\n' linux win32 darwin | xargs -P 3 -I{} $(BIN)/mypy --platform {} --cache-dir .mypy_cache/{}
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else "Python 3.10 to 3.14 is needed, this is %d.%d: make PYTHON=python3.12" % v)'

@@ -280,7 +280,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_benchmarks = {"kohya", "judge", "runs"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach"}
-    of_others |= {"follow", "tag", "volume", "gpus"}
+    of_others |= {"follow", "tag", "volume", "gpus", "platform"}
     known = (
         settings
         | {f"no_{name}" for name in settings}
