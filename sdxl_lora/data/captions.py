@@ -13,6 +13,7 @@ from typing import TypeAlias
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.sections.data import DataConfig
 from sdxl_lora.config.sections.objective import ObjectiveConfig
+from sdxl_lora.config.tags import kept_and_others
 from sdxl_lora.config.trigger_word import has_trigger_word, without_trigger_words
 from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.errors import ConfigError, DataError
@@ -135,21 +136,14 @@ def choose_wildcards(caption: str, rng: random.Random) -> str:
 
 def vary_tags(caption: str, variants: CaptionConfig, shuffling: random.Random, dropping: random.Random) -> str:
     """The caption's tags: first the kept ones, then the others that stay, perhaps in another order."""
-    if variants.keep_tokens_separator and variants.keep_tokens_separator in caption:
-        before, after = caption.split(variants.keep_tokens_separator, 1)
-        kept, others = tags_of(before, variants.caption_separator), tags_of(after, variants.caption_separator)
-    else:
-        tags = tags_of(caption, variants.caption_separator)
-        kept, others = tags[: variants.keep_tokens], tags[variants.keep_tokens :]
+    kept, others = kept_and_others(
+        caption, variants.caption_separator, variants.keep_tokens, variants.keep_tokens_separator
+    )
     others = [tag for tag in others if dropping.random() >= variants.caption_tag_dropout_rate]
     if variants.shuffle_caption:
         shuffling.shuffle(others)
     glue = variants.caption_separator if variants.caption_separator.isspace() else f"{variants.caption_separator} "
     return glue.join([*kept, *others])
-
-
-def tags_of(text: str, separator: str) -> list[str]:
-    return [tag.strip() for tag in text.split(separator) if tag.strip()]
 
 
 def prompts_of(
