@@ -115,6 +115,7 @@ class Page:
                     self.dataset = DatasetTab(context)
                 with gr.Tab(T("3 · Train"), id="train"):
                     self.train = TrainTab(context, self.project, self.prepare)
+                self.dataset.listen(self.train.form)
                 with gr.Tab(T("4 · Runs"), id="runs"):
                     self.runs = RunsTab(context)
                 with gr.Tab(T("5 · Results"), id="results"):
@@ -163,7 +164,7 @@ class Page:
             None,
             [self.session, self.dataset.view, *choosers],
             None,
-            js=look_script(len(self.live.outputs), self.live.lists),
+            js=look_script(len(self.live.outputs), len(self.dataset.outputs), self.live.lists),
             show_progress_on=(),
         )
         outputs = [*self.live.outputs, *self.dataset.outputs]

@@ -21,7 +21,14 @@ FLOORS = [  # from the ground up: a package imports only packages below it
     ("training",),
     ("select",),
 ]
-PAGE_FLOORS = [("server", "settings"), ("locale",), ("runs",), ("widgets",), ("pages",)]  # of webui, likewise
+PAGE_FLOORS = [
+    ("server", "settings"),
+    ("locale",),
+    ("runs",),
+    ("datasets",),
+    ("widgets",),
+    ("pages",),
+]  # of webui, likewise
 PREPROCESS_FLOORS = [
     ("jobs",),
     ("images", "sources"),

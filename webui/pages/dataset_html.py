@@ -10,8 +10,14 @@ from webui.runs import dataset_view as datasets
 from webui.widgets.images import image_html
 
 
-def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "") -> str:
-    """Counts, and what was left out with its reason."""
+def about_html(
+    language: str, dataset: datasets.Dataset, page: int, last: int, which: str = "", found: int | None = None
+) -> str:
+    """Counts, and what was left out with its reason.
+
+    Args:
+        found: so many images fit what is searched for.
+    """
     troubled = sum(bool(image.problems) for image in dataset.images)
     facts = [
         (len(dataset.images), say(language, "pictures")),
@@ -19,6 +25,8 @@ def about_html(language: str, dataset: datasets.Dataset, page: int, last: int, w
         (len(dataset.left_out), say(language, "left out")),
         (dataset.trigger_word or "—", say(language, "trigger word")),
     ]
+    if found is not None and found != len(dataset.images):
+        facts.append((found, say(language, "in the search")))
     if last:
         facts.append((f"{page + 1} / {last + 1}", say(language, "page")))
     numbers = "".join(f"<div><b>{escape(str(value))}</b>{escape(label)}</div>" for value, label in facts)

@@ -26,8 +26,9 @@ async (session, view, ...chosen) => {
       else if (!unsaved && box(number)?.dataset.unsaved !== undefined) delete box(number).dataset.unsaved;
       looks.unsaved[number] = unsaved;
       // Which image a button is about, for those who do not see it.
-      const [button, name] = [document.querySelector(`#recaption-${number}`), document.querySelector(`#caption-${number} label`)];
-      if (button && name) button.ariaLabel = `${button.textContent.trim()}: ${name.textContent.trim()}`;
+      const name = document.querySelector(`#caption-${number} label`);
+      for (const button of document.querySelectorAll(`#recaption-${number}, #delete-${number}`))
+        if (name) button.ariaLabel = `${button.textContent.trim()}: ${name.textContent.trim()}`;
     }
   };
   if (!looks.asks) {
@@ -92,7 +93,7 @@ async (session, view, ...chosen) => {
     mark();
     if (!text && Object.keys(looks.later).length === 0) return;
     const { seen, news } = text ? JSON.parse(text) : { seen: looks.seen, news: {} };
-    const data = Array.from({ length: cards + 4 * CARDS + 3 }, (_, place) => news[place]);
+    const data = Array.from({ length: DATASET_AT + DATASET_OUTPUTS }, (_, place) => news[place]);
     const isSkip = (value) => JSON.stringify(value) === '{"__type__":"update"}';
     LISTS.forEach((place, at) => (data[place] = isSkip(lists[at]) ? undefined : lists[at]));
     if (text) looks.seen = JSON.stringify(seen);

@@ -14,15 +14,17 @@ from webui.pages.tab_dataset import CARDS
 LOG = logging.getLogger(__name__)
 
 
-def look_script(dataset_at: int, lists: list[int]) -> str:
+def look_script(dataset_at: int, dataset_outputs: int, lists: list[int]) -> str:
     """JavaScript that asks for a look, with the words for a server that does not answer.
 
     Args:
         dataset_at: place of the dataset's first output among all that a look may change.
+        dataset_outputs: how many outputs the dataset has.
         lists: places of those that Gradio itself answers with.
     """
     script = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
-    script = script.replace("DATASET_AT", str(dataset_at)).replace("LISTS", str(lists)).replace("CARDS", str(CARDS))
+    script = script.replace("DATASET_AT", str(dataset_at)).replace("LISTS", str(lists))
+    script = script.replace("DATASET_OUTPUTS", str(dataset_outputs)).replace("CARDS", str(CARDS))
     words = {language: say(language, "The page's server does not answer. What runs goes on.") for language in LANGUAGES}
     return script.replace("NO_ANSWER", json.dumps(words, ensure_ascii=False))
 

@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from sdxl_lora.errors import ConfigError, DataError
+from webui.datasets.bulk import take_out
+from webui.datasets.search import Search, View, reading_of
 from webui.locale.i18n import LANGUAGES, T, language_of, say
+from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
 from webui.pages.dataset_html import about_html, card_html
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context, dataset_name
 from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.forms import Form
 
 CARDS = 12  # pictures in view at once
 # Shows that a caption is saved, unless the card has become another row's; what was typed since then stays.
@@ -38,6 +45,15 @@ def asking(words: dict[str, str]) -> str:
 }}"""
 
 
+READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training's form
+
+
+@cache
+def dataset_script() -> str:
+    """JavaScript of keys and presses within the dataset."""
+    return (Path(__file__).parent / "dataset.js").read_text(encoding="utf-8").replace("CARDS", str(CARDS))
+
+
 class DatasetTab:
     """What the person has in view is kept in the browser, in text boxes that nobody sees: `view` says which pictures
     these are, and of each card `key` says which row its box shows. A press brings both along, and answers
@@ -53,9 +69,36 @@ class DatasetTab:
             self.recaption_all = gr.Button(T("Caption all anew"), elem_id="dataset-recaption-all", scale=1)
         self.about = gr.HTML(elem_id="dataset-about", padding=False)
         self.view = gr.Textbox(visible=False)
+        with gr.Row(elem_classes="actions", equal_height=True):
+            self.words = gr.Textbox(
+                label=T("Search"), max_lines=1, elem_id="dataset-search", scale=3, min_width=280,
+                info=T("Words, or [a tag]; with - in front: without it. Commas between several."),
+            )  # fmt: skip
+            self.which = gr.Dropdown(
+                [(T("all images"), "all"), (T("to look at"), "to look at"),
+                 (T("without a caption"), "without a caption")],
+                value="all", label=T("Show"), filterable=False, elem_id="dataset-show", scale=1, min_width=160,
+            )  # fmt: skip
+            self.page = gr.Number(
+                value=1, minimum=1, step=1, precision=0, label=T("Go to page"), elem_id="dataset-page", min_width=110
+            )
+            undo = gr.Button(T("Undo the last change"), interactive=False, elem_id="dataset-undo", min_width=160)
+        self.bulk = BulkBox(undo)
+        self._make_cards()
+        with gr.Row(visible=False, elem_classes="actions") as self.pages:
+            self.back = gr.Button(T("Previous"), size="sm", elem_id="dataset-back")
+            self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
+        with gr.Row(elem_classes="actions"):
+            self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
+        gr.HTML(js_on_load=dataset_script(), padding=False, elem_classes="style")
+        cards = [part for card in self.cards for part in card]
+        self.outputs = [self.about, self.view, *cards, self.pages, self.back, self.forth, *self.bulk.outputs]
+
+    def _make_cards(self) -> None:
         self.cards: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
         self.saved: list[gr.Textbox] = []
         self.recaption: list[gr.Button] = []
+        self.delete: list[gr.Button] = []
         with gr.Row(elem_classes="cards"):
             for number in range(CARDS):
                 with gr.Column(visible=False, elem_classes="picture", min_width=260) as column:
@@ -65,31 +108,27 @@ class DatasetTab:
                         placeholder=T("no caption"),
                     )  # fmt: skip
                     key, saved = gr.Textbox(visible=False), gr.Textbox(visible=False)
-                    button = gr.Button(T("Caption anew"), size="sm", elem_id=f"recaption-{number}")
+                    with gr.Row(elem_classes="of-card"):
+                        button = gr.Button(T("Caption anew"), size="sm", elem_id=f"recaption-{number}", min_width=120)
+                        delete = gr.Button(T("Take it out"), size="sm", elem_id=f"delete-{number}", min_width=90)
                 self.cards.append((column, html, text, key))
                 self.saved.append(saved)
                 self.recaption.append(button)
-        with gr.Row(visible=False, elem_classes="actions") as self.pages:
-            self.back = gr.Button(T("Previous"), size="sm", elem_id="dataset-back")
-            self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
-        with gr.Row(elem_classes="actions"):
-            self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
-        self.outputs = [
-            self.about,
-            self.view,
-            *(part for card in self.cards for part in card),
-            self.pages,
-            self.back,
-            self.forth,
-        ]
-        self._listen()
+                self.delete.append(delete)
 
-    def _listen(self) -> None:
+    def listen(self, training: Form) -> None:
+        """Args: training: its form, which says what a tag is and which ones are kept in front."""
         held = [part for _, _, text, key in self.cards for part in (key, text)]
-        seen = [self.chosen, self.view, *held]
-        self.chosen.change(show_errors(self.choose), seen, [*self.outputs, self.trigger_word], **QUIET)
+        reading = [training.widgets[name] for name in READING]
+        seen = [self.chosen, self.view, self.words, self.which, *reading, *held]
+        all_shown = [*self.outputs, self.page]
+        self.chosen.change(show_errors(self.choose), seen, [*all_shown, self.trigger_word], **QUIET)
         for button, by in ((self.back, -1), (self.forth, 1)):
-            button.click(show_errors(self.turner(by)), seen, self.outputs, **QUIET)
+            button.click(show_errors(self.turner(by)), seen, all_shown, **QUIET)
+        self.page.submit(show_errors(self.jump), [self.page, *seen], all_shown, **QUIET)
+        searched = [self.words.submit, self.words.blur, self.which.change, *(one.change for one in reading)]
+        gr.on(searched, show_errors(self.search), seen, all_shown, **QUIET)
+        self.bulk.listen(seen, self.outputs, self.seen, self.shown)
         self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
         ask_all = {
             language: say(language, "Make all captions anew, those written by hand too?") for language in LANGUAGES
@@ -101,22 +140,35 @@ class DatasetTab:
             language: say(language, "Replace this caption? The old one is kept in before_recaption.jsonl.")
             for language in LANGUAGES
         }
-        for (_, html, text, key), saved, button in zip(self.cards, self.saved, self.recaption, strict=True):
+        parts = zip(self.cards, self.saved, self.recaption, self.delete, strict=True)
+        for (_, html, text, key), saved, button, delete in parts:
             text.blur(show_errors(self.captions.save), [key, text], [saved], **QUIET).success(
                 None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
             )
             button.click(show_errors(self.captions.caption), [key], None, js=asking(ask_one), **QUIET)
+            delete.click(show_errors(self.take_out), [key, *seen], all_shown, **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]
 
-    def choose(self, request: gr.Request, name: str | None, view: str, *held: str) -> list:
-        self.captions.save_all(held)
+    def seen(
+        self, request: gr.Request, name: str | None, view: str, words: str, which: str, *rest
+    ) -> tuple[Path, View]:
+        """The folder and the view of what a browser has sent, once what its boxes hold is saved."""
+        separator, keep, mark, *held = rest
+        self.captions.save_all(tuple(held))
+        page = View.of(loaded(view)).page
+        wanted = View(name, page, Search(words or "", which or "all"), reading_of(separator, keep, mark))
+        return self.captions.folder(language_of(request), name), wanted
+
+    def choose(self, request: gr.Request, name: str | None, *entered) -> list:
         folder = self.context.dataset_of(name)
         if folder is None or not (folder / "metadata.jsonl").exists():
-            return [*self.empty(language_of(request)), gr.skip()]
+            self.captions.save_all(entered[6:])
+            return [*self.empty(language_of(request)), 1, gr.skip()]
+        folder, view = self.seen(request, name, *entered)
         dataset = datasets.read_dataset(folder)
-        return [*self.shown(language_of(request), dataset, name, 0), dataset.trigger_word]
+        return [*self.shown_at(language_of(request), dataset, replace(view, page=0)), dataset.trigger_word]
 
     def refresh(self, language: str, name: str | None, view: str | None) -> list | None:
         """Return what to show where the files are others than those in view; None where nothing is new."""
@@ -127,57 +179,88 @@ class DatasetTab:
         if seen.get("name") == name and seen.get("stamp") == now:
             return None
         try:
-            return self.shown(language, datasets.read_dataset(folder), name, seen.get("page", 0))
+            return self.shown(language, datasets.read_dataset(folder), replace(View.of(seen), name=name))
         except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
             about = f'<p class="ending failed">{escape(str(error))}</p>'
             skipped = [gr.skip()] * (len(self.outputs) - 2)
             return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
-    def turner(self, by: int):
-        def turn(request: gr.Request, name: str | None, view: str, *held: str) -> list:
-            language = language_of(request)
-            self.captions.save_all(held)
-            dataset = datasets.read_dataset(self.captions.folder(language, name))
-            return self.shown(language, dataset, name, loaded(view).get("page", 0) + by)
+    def turner(self, by: int) -> Callable:
+        def turn(request: gr.Request, *entered) -> list:
+            folder, view = self.seen(request, *entered)
+            dataset = datasets.read_dataset(folder)
+            return self.shown_at(language_of(request), dataset, replace(view, page=view.page + by))
 
         return turn
 
-    def add_trigger_word(self, request: gr.Request, word: str, name: str | None, view: str, *held: str) -> list:
+    def jump(self, request: gr.Request, page: float | None, *entered) -> list:
+        folder, view = self.seen(request, *entered)
+        view = replace(view, page=int(page or 1) - 1)
+        return self.shown_at(language_of(request), datasets.read_dataset(folder), view)
+
+    def search(self, request: gr.Request, name: str | None, view: str, *entered) -> list:
+        """The first page of what fits; nothing where that is in view already."""
+        folder, before = self.context.dataset_of(name), View.of(loaded(view))
+        if folder is None or not (folder / "metadata.jsonl").exists():
+            return [gr.skip()] * (len(self.outputs) + 1)
+        folder, wanted = self.seen(request, name, view, *entered)
+        if (wanted.search, wanted.reading) == (before.search, before.reading):
+            return [gr.skip()] * (len(self.outputs) + 1)
+        return self.shown_at(language_of(request), datasets.read_dataset(folder), replace(wanted, page=0))
+
+    def take_out(self, request: gr.Request, key: str, *entered) -> list:
+        language, row = language_of(request), loaded(key)
+        folder, view = self.seen(request, *entered)
+        if row.get("dataset") != view.name:
+            return [gr.skip()] * (len(self.outputs) + 1)
+        texts = {(one.file_name, one.place): one.text for one in datasets.read_dataset(folder).images}
+        at = (row["file"], row["place"])
+        take_out(folder, at, texts.get(at, row["text"]))
+        tell(say(language, "{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
+        return self.shown_at(language, datasets.read_dataset(folder), view)
+
+    def add_trigger_word(self, request: gr.Request, word: str, *entered) -> list:
         language = language_of(request)
-        self.captions.save_all(held)
-        folder = self.captions.folder(language, name)
+        folder, view = self.seen(request, *entered)
         changed = datasets.add_trigger_word(folder, word)
         tell(say(language, "{changed} captions changed.", changed=changed))
-        return self.shown(language, datasets.read_dataset(folder), name, loaded(view).get("page", 0))
+        return self.shown(language, datasets.read_dataset(folder), view)
 
-    def shown(self, language: str, dataset: datasets.Dataset, name: str | None, page: int) -> list:
+    def shown_at(self, language: str, dataset: datasets.Dataset, view: View) -> list:
+        """Return `shown`, and the number of the page that it is."""
+        shown = self.shown(language, dataset, view)
+        return [*shown, loaded(shown[1])["page"] + 1]
+
+    def shown(self, language: str, dataset: datasets.Dataset, view: View) -> list:
         """Return for each of the outputs what it shows of one page of a dataset."""
-        last = max(0, (len(dataset.images) - 1) // CARDS)
-        page = min(max(0, page), last)
-        images = dataset.images[CARDS * page : CARDS * (page + 1)]
+        found = view.search.images(dataset, view.reading)
+        last = max(0, (len(found) - 1) // CARDS)
+        page = min(max(0, view.page), last)
+        images = found[CARDS * page : CARDS * (page + 1)]
         parts: list = []
         for number in range(CARDS):
             if number < len(images):
                 html = card_html(language, dataset.folder, images[number])
-                key = key_of_row(name or "", images[number])
+                key = key_of_row(view.name or "", images[number])
                 box = gr.update(value=images[number].text, label=images[number].source)
                 parts += [gr.update(visible=True), html, box, key]
             else:
                 parts += [gr.update(visible=False), "", "", ""]
         rows = hashlib.blake2b(repr([(one.file_name, one.place) for one in images]).encode(), digest_size=8).hexdigest()
-        which = f"{name} {page} {rows}"
-        shown = json.dumps({"name": name, "stamp": stamp(dataset.folder), "page": page, "which": which})
-        about = about_html(language, dataset, page, last, which)
+        which = f"{view.name} {page} {rows}"
+        facts = replace(view, page=page).facts()
+        now = json.dumps({**facts, "stamp": stamp(dataset.folder), "which": which}, ensure_ascii=False)
+        about = about_html(language, dataset, page, last, which, len(found))
         turns = [gr.update(visible=last > 0), gr.update(interactive=page > 0), gr.update(interactive=page < last)]
-        return [about, shown, *parts, *turns]
+        return [about, now, *parts, *turns, *self.bulk.shown(language, dataset, view)]
 
     def empty(self, language: str) -> list:
         about = f'<p class="empty">{escape(say(language, "No dataset yet: prepare one first."))}</p>'
         parts = [part for _ in self.cards for part in (gr.update(visible=False), "", "", "")]
-        return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip()]
+        return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip(), "", gr.update(interactive=False)]
 
 
 def stamp(folder: Path) -> list[int]:
     """Changes whenever the dataset does."""
-    paths = (folder / "metadata.jsonl", folder / "preprocess_report.json")
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+    paths = ("metadata.jsonl", "preprocess_report.json", ".preprocess/page_undo.jsonl")
+    return [(folder / path).stat().st_mtime_ns if (folder / path).exists() else 0 for path in paths]

@@ -1,0 +1,128 @@
+"""One change to the captions of many images at once, planned, looked at and done; and an image taken out. No gradio."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.jobs.state import jsonl, write_whole
+from sdxl_lora.errors import ConfigError
+from webui.datasets.history import Place, aside, keep, move, placed
+from webui.datasets.search import Search
+from webui.datasets.tags import Edit, Reading, edited
+from webui.runs.dataset_view import all_rows, held, own_file, read_dataset
+from webui.runs.row_texts import text_of, with_text
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one row's caption."""
+
+    at: Place
+    source: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        chosen: so many images were to be changed, of which some stay as they are.
+    """
+
+    chosen: int
+    changes: list[Change]
+
+    @property
+    def digest(self) -> str:
+        """Tells whether another plan is the same."""
+        facts = [(one.at, one.before, one.after) for one in self.changes]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+
+
+def planned(folder: Path, edit: Edit, search: Search | None, reading: Reading) -> Plan:
+    """What the change would do.
+
+    Args:
+        search: which images; None for all of them.
+    Raises:
+        ConfigError: the change is none; the folder is no dataset.
+    """
+    dataset = read_dataset(folder)
+    edit.check(reading, dataset.trigger_word)
+    images = dataset.images if search is None else search.images(dataset, reading)
+    rows = {place: row for place, row in placed(all_rows(folder)) if place is not None}
+    changes = []
+    for image in images:
+        row = rows.get((image.file_name, image.place))
+        if row is not None and (new := edited_row(row, edit, reading, dataset.trigger_word)) != row:
+            changes.append(Change((image.file_name, image.place), image.source, shown(row), shown(new)))
+    return Plan(len(images), changes)
+
+
+def edited_row(row: dict, edit: Edit, reading: Reading, trigger_word: str) -> dict:
+    """The row with its caption changed; of several captions all, but what is added goes into the first alone."""
+    trigger_word = "" if row.get("is_class_image") else trigger_word
+    new = with_text(row, edited(text_of(row), edit, reading, trigger_word))
+    several = new.get("captions")
+    if isinstance(several, list) and not edit.action.startswith("add"):
+        new = {**new, "captions": [edited(str(one), edit, reading, trigger_word) for one in several]}
+    return new
+
+
+def shown(row: dict) -> str:
+    """All captions of a row as a person reads them."""
+    several = row.get("captions")
+    texts = [str(one) for one in several] if isinstance(several, list) and several else [text_of(row)]
+    return " | ".join(texts)
+
+
+def change_all(folder: Path, edit: Edit, search: Search | None, reading: Reading, digest: str) -> int:
+    """Does what was planned, and keeps what was; returns how many captions it changed.
+
+    Args:
+        digest: of the plan that the person has seen.
+    Raises:
+        ConfigError: it would do something else by now, since captions have changed; or the dataset is being prepared.
+    """
+    with held(folder):
+        plan = planned(folder, edit, search, reading)
+        if plan.digest != digest:
+            raise ConfigError("captions have changed since this was looked at: look at it once more")
+        trigger_word = read_dataset(folder).trigger_word
+        chosen = {change.at for change in plan.changes}
+        rows, kept = all_rows(folder), []
+        new = []
+        for place, row in placed(rows):
+            new.append(edited_row(row, edit, reading, trigger_word) if place in chosen else row)
+            if new[-1] != row:
+                kept.append({"at": place, "before": row, "after": new[-1]})
+        if kept:
+            keep(folder, {"changed": kept})
+            write_whole(folder / "metadata.jsonl", jsonl(new))
+    return len(kept)
+
+
+def take_out(folder: Path, at: Place, seen: str) -> None:
+    """Take one row out of the dataset, and lay its image aside where no other row has it. It can be put back.
+
+    Args:
+        seen: the caption that the person saw with it.
+    Raises:
+        ConfigError: the row is gone or has another caption; the dataset is being prepared.
+        DiskError: its image cannot be moved.
+    """
+    with held(folder):
+        rows = all_rows(folder)
+        index = next((index for index, (place, _) in enumerate(placed(rows)) if place == at), None)
+        if index is None or text_of(rows[index]) != seen:
+            raise ConfigError(f"{at[0]} is no longer in the dataset as it was: load it again")
+        row, rest = rows[index], [*rows[:index], *rows[index + 1 :]]
+        named = {str(other.get(key)) for other in rest for key in ("file_name", "mask_file_name")}
+        files = [str(row[key]) for key in ("file_name", "mask_file_name") if row.get(key) and row[key] not in named]
+        keep(folder, {"taken_out": row, "index": index, "files": files})
+        write_whole(folder / "metadata.jsonl", jsonl(rest))
+        for name in files:
+            if (path := own_file(folder, name)) is not None:
+                move(path, aside(folder, name))

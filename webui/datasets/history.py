@@ -1,0 +1,104 @@
+"""What was before a person's changes to a dataset, and undoing them one by one, the last one first.
+
+It is kept in .preprocess/page_undo.jsonl, the last MOST_KEPT changes, one a line. Files that no row names any more
+lie in .preprocess/taken_out until they are put back. No gradio.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from preprocess.jobs.state import jsonl, write_whole
+from sdxl_lora.errors import ConfigError, DiskError
+from sdxl_lora.io.file_system import replace
+from webui.runs.dataset_view import all_rows, held, own_file
+
+MOST_KEPT = 20
+Place = tuple[str, int]  # a file's name, and which of its rows
+
+
+def placed(rows: list[dict]) -> Iterator[tuple[Place | None, dict]]:
+    """Each row with its place; None for lines that are about no image."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        name = row.get("file_name")
+        if isinstance(name, str):
+            yield (name, seen[name]), row
+            seen[name] += 1
+        else:
+            yield None, row
+
+
+def aside(folder: Path, name: str) -> Path:
+    return folder / ".preprocess" / "taken_out" / name.replace("/", "~")
+
+
+def move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace(source, target)
+    except OSError as error:
+        raise DiskError(f"cannot move {source} to {target}: {error.strerror}") from None
+
+
+def swap_masks(folder: Path, before: list[dict], after: list[dict]) -> None:
+    """Lay aside the masks that no row names any more, and put back those that rows name again."""
+    old, new = ({str(row["mask_file_name"]) for row in rows if row.get("mask_file_name")} for rows in (before, after))
+    for name in old - new:
+        if (path := own_file(folder, name)) is not None:
+            move(path, aside(folder, name))
+    for name in new - old:
+        put_back(folder, name)
+
+
+def put_back(folder: Path, name: str) -> None:
+    if aside(folder, name).is_file() and (folder / name).resolve().is_relative_to(folder.resolve()):
+        move(aside(folder, name), folder / name)
+
+
+def kept_changes(folder: Path) -> list[dict]:
+    """What can be undone, the last one last; lines that cannot be read are none."""
+    try:
+        lines = (folder / ".preprocess" / "page_undo.jsonl").read_text(encoding="utf-8").splitlines()
+        changes = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+    return [change for change in changes if isinstance(change, dict)]
+
+
+def keep(folder: Path, change: dict) -> None:
+    changes = [*kept_changes(folder), change][-MOST_KEPT:]
+    write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(changes))
+
+
+def undo(folder: Path) -> tuple[int, int]:
+    """Undo the last change that is kept; return how many rows are as they were before it, and how many stay as they
+    have become since, by a hand or a program.
+
+    Raises:
+        ConfigError: nothing is kept; the dataset is being prepared.
+    """
+    with held(folder):
+        changes = kept_changes(folder)
+        if not changes:
+            raise ConfigError("there is nothing to undo")
+        last, rows = changes[-1], all_rows(folder)
+        if "taken_out" in last:
+            at = min(int(last["index"]), len(rows))
+            new, done = [*rows[:at], last["taken_out"], *rows[at:]], 1
+            for name in last["files"]:
+                put_back(folder, name)
+        else:
+            before = {tuple(one["at"]): one for one in last["changed"]}
+            new, done = [], 0
+            for place, row in placed(rows):
+                was = before.get(place) if place else None
+                fits = was is not None and row == was["after"]
+                new.append(was["before"] if was and fits else row)
+                done += fits
+        write_whole(folder / "metadata.jsonl", jsonl(new))
+        swap_masks(folder, rows, new)
+        write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(itertools.islice(changes, len(changes) - 1)))
+    return done, len(last.get("changed", [None])) - done

@@ -1,0 +1,85 @@
+"""Which images of a dataset are in view: all, those to look at, those whose captions have certain words or tags."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from webui.datasets.tags import PLAIN, Reading, same
+from webui.runs.dataset_view import Dataset, DatasetImage
+
+SHOWN = ("all", "to look at", "without a caption")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a person asks to see.
+
+    Attributes:
+        words: terms with commas between them, all of which must fit: words that are in the caption, [a tag] that it
+            has, and either with a minus before it where it has not.
+        shown: one of SHOWN.
+    """
+
+    words: str = ""
+    shown: str = "all"
+
+    def images(self, dataset: Dataset, reading: Reading) -> list[DatasetImage]:
+        """Those of the dataset that fit, in its order."""
+        terms = [term.strip() for term in self.words.split(",") if term.strip()]
+        return [image for image in dataset.images if self.is_shown(image) and fits(image, terms, reading)]
+
+    def is_shown(self, image: DatasetImage) -> bool:
+        if self.shown == "to look at":
+            return bool(image.problems)
+        return self.shown != "without a caption" or not image.text.strip()
+
+
+def fits(image: DatasetImage, terms: Sequence[str], reading: Reading) -> bool:
+    tags = set(map(same, reading.tags(image.text)))
+    text = same(image.text)
+    for term in terms:
+        is_without = term.startswith("-") and len(term) > 1
+        wanted = term[1:].strip() if is_without else term
+        if wanted.startswith("[") and wanted.endswith("]"):
+            found = same(wanted[1:-1]) in tags
+        else:
+            found = same(wanted) in text or same(wanted) in same(image.source)
+        if found == is_without:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of which dataset a browser shows."""
+
+    name: str | None
+    page: int = 0
+    search: Search = Search()
+    reading: Reading = PLAIN
+
+    @classmethod
+    def of(cls, facts: dict) -> "View":
+        """The view that a browser brings along, as `facts` has given it; the first page where that makes no sense."""
+        search, reading, page = facts.get("search"), facts.get("reading"), facts.get("page")
+        return cls(
+            facts.get("name") if isinstance(facts.get("name"), str) else None,
+            page if isinstance(page, int) else 0,
+            Search(*map(str, search)) if isinstance(search, list) and len(search) == 2 else Search(),
+            reading_of(*reading) if isinstance(reading, list) and len(reading) == 3 else Reading(),
+        )
+
+    def facts(self) -> dict:
+        search, reading = self.search, self.reading
+        return {
+            "name": self.name,
+            "page": self.page,
+            "search": [search.words, search.shown],
+            "reading": [reading.separator, reading.keep_tokens, reading.keep_tokens_separator],
+        }
+
+
+def reading_of(separator: object, keep_tokens: object, keep_tokens_separator: object) -> Reading:
+    """How the training's form says that captions are read; as by default where it holds nothing that can be."""
+    count = keep_tokens if isinstance(keep_tokens, int | float) and keep_tokens > 0 else 0
+    mark = keep_tokens_separator if isinstance(keep_tokens_separator, str) else None
+    return Reading(separator if isinstance(separator, str) and separator else ",", int(count), mark or None)

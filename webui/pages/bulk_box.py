@@ -1,0 +1,102 @@
+"""The box below a dataset's search: its tags with counts, and one change to the captions of many images."""
+
+import json
+from collections.abc import Callable
+
+import gradio as gr
+
+from webui.datasets import bulk, history
+from webui.datasets.search import View
+from webui.datasets.tags import Edit, tag_counts
+from webui.locale.i18n import T, language_of, say
+from webui.pages.captions import loaded
+from webui.pages.tags_html import plan_html, tags_html
+from webui.runs.dataset_view import Dataset, read_dataset
+from webui.widgets.events import QUIET, show_errors, tell
+
+
+class BulkBox:
+    """Nothing is changed before a person has seen what would be: `planned`, which nobody sees, holds what that was."""
+
+    def __init__(self, undo: gr.Button):
+        """Args: undo: stands outside, since it undoes more than what is done here."""
+        with gr.Accordion(T("Tags, and one change to many captions"), open=False, elem_id="bulk"):
+            self.tags = gr.HTML(elem_id="bulk-tags", padding=False)
+            with gr.Row(equal_height=True):
+                self.action = gr.Dropdown(
+                    [(T("Add at the end"), "add"), (T("Add in front, behind the trigger word"), "add in front"),
+                     (T("Remove the tag"), "remove"), (T("Replace the tag"), "replace"),
+                     (T("Replace text"), "replace text")],
+                    value="add", label=T("Change"), filterable=False, elem_id="bulk-action",
+                )  # fmt: skip
+                self.what = gr.Textbox(label=T("Tag or text"), max_lines=1, elem_id="bulk-what")
+                self.by = gr.Textbox(label=T("What to put in its place"), max_lines=1, visible=False, elem_id="bulk-by")
+                self.over = gr.Radio(
+                    [(T("images in the search"), "search"), (T("all images"), "all")],
+                    value="search", label=T("In the captions of"), elem_id="bulk-over",
+                )  # fmt: skip
+            self.preview = gr.HTML(elem_id="bulk-preview", padding=False)
+            self.planned = gr.Textbox(visible=False)
+            with gr.Row(elem_classes="actions"):
+                self.look = gr.Button(T("Show what would change"), elem_id="bulk-look")
+                self.apply = gr.Button(T("Change them"), variant="primary", interactive=False, elem_id="bulk-apply")
+        self.asked = [self.action, self.what, self.by, self.over]
+        self.undo = undo
+        self.outputs = [self.tags, self.undo]
+
+    def listen(self, inputs: list, outputs: list, view_of: Callable, shown: Callable) -> None:
+        """
+        Args:
+            inputs: what says which dataset is in view, and what its boxes hold.
+            outputs: all that shows the dataset.
+            view_of: from the inputs to the folder and the view, with what boxes hold saved.
+            shown: from language, dataset and view to what the outputs show.
+        """
+        state = [self.preview, self.planned, self.apply]
+
+        def look(request: gr.Request, action: str, what: str, by: str, over: str, *seen) -> list:
+            language = language_of(request)
+            folder, view = view_of(request, *seen)
+            edit = Edit(action, what or "", by or "")
+            plan = bulk.planned(folder, edit, view.search if over == "search" else None, view.reading)
+            asked = {"edit": [action, what or "", by or ""], "over": over, "view": view.facts(), "digest": plan.digest}
+            return [plan_html(language, plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
+
+        def apply(request: gr.Request, planned: str, *seen) -> list:
+            language = language_of(request)
+            folder, view = view_of(request, *seen)
+            asked = loaded(planned)
+            then = View.of(asked["view"])
+            search = then.search if asked["over"] == "search" else None
+            changed = bulk.change_all(folder, Edit(*asked["edit"]), search, then.reading, asked["digest"])
+            tell(say(language, "{changed} captions changed.", changed=changed))
+            return ["", "", gr.update(interactive=False), *shown(language, read_dataset(folder), view)]
+
+        def undo(request: gr.Request, *seen) -> list:
+            language = language_of(request)
+            folder, view = view_of(request, *seen)
+            done, left = history.undo(folder)
+            words = say(language, "Undone: {count} images are as they were before.", count=done)
+            if left:
+                words += " " + say(language, "{count} were changed since, and stay so.", count=left)
+            tell(words)
+            return ["", "", gr.update(interactive=False), *shown(language, read_dataset(folder), view)]
+
+        self.look.click(show_errors(look), [*self.asked, *inputs], state, **QUIET)
+        self.apply.click(show_errors(apply), [self.planned, *inputs], [*state, *outputs], **QUIET)
+        self.undo.click(show_errors(undo), inputs, [*state, *outputs], **QUIET)
+        self.action.change(self.asks_for, [self.action], [self.by, *state], **QUIET)
+        gr.on([self.what.input, self.by.input, self.over.change], self.forget, None, state, **QUIET)
+
+    def asks_for(self, action: str) -> list:
+        return [gr.update(visible=action.startswith("replace")), *self.forget()]
+
+    def forget(self) -> list:
+        """Another change: what was shown was not of it."""
+        return ["", "", gr.update(interactive=False)]
+
+    def shown(self, language: str, dataset: Dataset, view: View) -> list:
+        """Return for each of `outputs` what it shows of a dataset."""
+        counts = tag_counts((image.text for image in dataset.images), view.reading)
+        tags = tags_html(language, counts, view.reading, dataset.trigger_word)
+        return [tags, gr.update(interactive=bool(history.kept_changes(dataset.folder)))]
