@@ -21,7 +21,7 @@ from webui.server.security import USER, Guard, password_for
 from webui.server.served import private_temporary_folder
 from webui.settings.workspace import Workspace, load_workspace
 
-MOST_UPLOADED = "1mb"  # a YAML file; the page takes nothing else
+MOST_UPLOADED = "1mb"  # a YAML file; images come by pieces, see datasets/uploads.py
 
 
 def main(argv: list[str] | None = None) -> int:

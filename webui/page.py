@@ -16,6 +16,7 @@ from gradio.context import get_blocks_context
 
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
+from webui.datasets.folders import roots
 from webui.locale.i18n import I18N, T, language_of, say
 from webui.pages.live import Live
 from webui.pages.news import look_script, newest
@@ -238,8 +239,9 @@ class Page:
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
 
     def whole_image(self, request: gr.Request, path: str) -> str:
-        """Let one of the projects' images be fetched; return where it is then. Asked for by images.js."""
-        return publish_image(Path(path), self.context.places.projects)
+        """Let an image of the projects or of IMAGES_DIR be fetched; return where it is then. Asked for by images.js."""
+        below = (root for root in roots(self.context.places) if Path(path).resolve().is_relative_to(root.resolve()))
+        return publish_image(Path(path), next(below, self.context.places.projects))
 
     def to_captions(self) -> list:
         """The dataset that was prepared last."""

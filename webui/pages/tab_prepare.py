@@ -5,7 +5,9 @@ from functools import partial
 import gradio as gr
 
 from sdxl_lora.config.preprocess import PreprocessConfig
+from webui.datasets.folders import image_folders
 from webui.locale.i18n import T, language_of
+from webui.pages.upload_box import UploadBox
 from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import prepare_job
@@ -25,7 +27,9 @@ class PrepareTab:
     def __init__(self, context: Context, project: gr.Dropdown):
         self.context = context
         gr.Markdown(T("Pictures in, a dataset out: cropped to sizes that SDXL knows, each with a caption."))
-        widgets = form(PreprocessConfig, {}, {"output_dir": "dataset"}, "prepare")
+        self.upload = UploadBox(context, project)
+        folders = {"input_dir": image_folders(context.places)}
+        widgets = form(PreprocessConfig, folders, {"output_dir": "dataset"}, "prepare")
         widgets["auto_caption"] = gr.Checkbox(
             value=True,
             label=T("Auto-caption"),
@@ -33,6 +37,7 @@ class PrepareTab:
             elem_id="prepare-auto_caption",
         )
         self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))
+        self.upload.listen(widgets["input_dir"])
         self.problems = gr.HTML(elem_id="prepare-problems", padding=False, render=False)
         self.settings = SettingsBox(self.form, "prepare", self.problems)
         self.problems.render()

@@ -90,7 +90,7 @@ LABELS = {
 
 HELP = {  # of the fields in view, in words for who knows no flags; the others have the command line's
     PreprocessConfig: {
-        "input_dir": "The folder with your images, on the machine that this page runs on. Nothing in it is changed.",
+        "input_dir": "A folder where this page runs: choose one, or type its path. Nothing in it is changed.",
         "output_dir": "One project may hold several datasets.",
         "trigger_word": "A made-up word that stands for your subject, such as sks. It comes first in every caption.",
         "fallback_caption": "What all images show, in a few words: a dog. It is the caption of images without one.",

@@ -3,6 +3,7 @@
 LORA_PROJECTS_DIR: LoRA_Projects_Internal     every project is a folder here: dataset/, runs/<name>/
 LORAS_DIR: models/loras        where finished LoRA files are copied to
 MODELS_DIR: models                     base models to choose from
+IMAGES_DIR: pictures           folders of images to choose from, beside those of the projects
 DEFAULT_SDXL_MODEL_FOR_LORA: sdxl.safetensors      one of them, a path, or a Hub id
 """
 
@@ -22,7 +23,7 @@ from sdxl_lora.operating_system import is_reserved_name
 SETTINGS_FILE = Path("ui.yaml")
 DEFAULT_PROJECTS, FORMER_PROJECTS = Path("LoRA_Projects_Internal"), Path("projects")
 DEFAULT_LORAS = Path("models/loras")
-NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR_LORA")
+NAMES = ("LORA_PROJECTS_DIR", "LORAS_DIR", "MODELS_DIR", "DEFAULT_SDXL_MODEL_FOR_LORA", "IMAGES_DIR")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Workspace:
     loras: Path | None = None
     models: Path | None = None
     default_base: str = ModelConfig.pretrained_model_name_or_path
+    images: Path | None = None
 
     def make_folders(self) -> None:
         """Those that the page itself has chosen. One that a person has named may be a disk that is not there today."""
@@ -85,7 +87,7 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
             )
             raise ConfigError(f"{path} has {what}; known are {', '.join(NAMES)}")
     given = (environment.get(name) or values.get(name) for name in NAMES)
-    projects, loras, of_models, base = (pasted_path(str(value)) if value else None for value in given)
+    projects, loras, of_models, base, images = (pasted_path(str(value)) if value else None for value in given)
     models = Path(of_models) if of_models else None
     if base and models and (models / base).exists():
         base = str(models / base)
@@ -94,6 +96,7 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
         Path(loras or DEFAULT_LORAS).absolute(),
         models,
         base or ModelConfig.pretrained_model_name_or_path,
+        Path(images).absolute() if images else None,
     )
 
 

@@ -1,0 +1,149 @@
+"""Images and their captions by hand in a browser: brought in, searched, changed many at once, taken out, undone."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.helpers.browser import CHROMIUM, LONG, Story, box, choose, fill, looked, playwright_api, shoot, tab
+from tests.helpers.ui_server import Server
+from tests.helpers.waiting import until
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """One page and browser, without a base: nothing is trained here."""
+    server = Server(tmp_path_factory.mktemp("page"))
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        told = Story(server, browser)
+        yield told
+        browser.close()
+    server.kill()
+    told.check_nothing_broke()
+
+
+def texts(folder: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["source"]: row["text"] for row in rows}
+
+
+def cards(page) -> list[str]:
+    names = page.locator(".picture .about strong")  # all at once: cards come and go
+    return names.evaluate_all("all => all.filter(one => one.offsetParent).map(one => one.innerText)")
+
+
+def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, captioned_photographs, tmp_path):
+    raw = tmp_path / "photos"
+    shutil.copytree(captioned_photographs, raw)
+    (raw / "notes.docx").write_bytes(b"no image")
+    page, folder = story.page, story.server.projects / "cat" / "images"
+    fill(page, "project", "cat")
+    tab(page, 1)
+    page.locator("#upload input[data-of=files]").set_input_files(sorted(raw.iterdir()))
+    page.locator("#upload .said", has_text="8 files are here.").wait_for()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in raw.iterdir() if path.suffix != ".docx"
+    }
+    assert "notes.docx: neither an image" in page.locator("#upload li").text_content()
+    until(lambda: box(page, "prepare-input_dir").input_value() == str(folder))
+    page.locator("#upload-shown img").nth(3).wait_for()
+    shoot(page, "brought")
+    page.locator("#upload input[data-of=files]").set_input_files(sorted(raw.glob("*.png")))
+    page.locator("#upload .said", has_text="2 files are here, 2 of them were here before.").wait_for()
+    fill(page, "prepare-trigger_word", "sks")
+    fill(page, "prepare-resolution", "64")
+    page.locator("#prepare-auto_caption input").uncheck()
+    page.locator("#prepare").click()
+    page.locator("#prepare-card .pill.done").wait_for(timeout=LONG)
+    page.locator("#prepare-go-on").click()
+    page.locator(".picture .frame img").nth(3).wait_for()
+    assert sorted(cards(page)) == ["astronaut.png", "chelsea.jpg", "coffee.png", "rocket.jpg"]
+
+
+def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_and_is_there_whole(story, tmp_path):
+    page, folder, raw = story.page, story.server.projects / "cat" / "images", tmp_path / "10_dog"
+    raw.mkdir()
+    for number in range(3):
+        (raw / f"{number}.png").write_bytes(random.Random(number).randbytes(16_000_000))
+    tab(page, 1)
+    page.locator("#upload input[data-of=folder]").set_input_files(raw)
+    until(lambda: [part for part in folder.rglob("*.part") if part.stat().st_size])
+    story.server.kill()
+    assert not (folder / "10_dog" / "2.png").exists()
+    story.server.start()
+    page.locator("#upload .said", has_text="3 files are here.").wait_for()
+    assert {path.name: path.read_bytes() for path in (folder / "10_dog").iterdir()} == {
+        path.name: path.read_bytes() for path in raw.iterdir()
+    }
+    assert not (folder / ".uploading").exists()
+    shutil.rmtree(folder / "10_dog")
+    page.reload()
+
+
+def test_another_site_can_bring_nothing_in(story):
+    asked = {"data": [json.dumps({"project": "cat", "folder": "images", "begin": []}), ""]}
+    url = f"{story.server.url}/gradio_api/run/sdxl_lora_upload"
+    assert httpx.post(url, json=asked, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert json.loads(httpx.post(url, json=asked).json()["data"][0]) == {"files": []}
+
+
+def test_many_captions_are_changed_after_a_look_and_undone(story):
+    page, before = story.page, texts(story.dataset)
+    tab(page, 2)
+    page.get_by_role("button", name="Tags, and one change").click()
+    page.locator("#bulk-tags button.tag.marked", has_text="sks").wait_for()
+    page.locator("#bulk-tags button.tag", has_text="sks").click()  # becomes the search, and the tag to change
+    until(lambda: box(page, "dataset-search").input_value() == "[sks]")
+    fill(page, "dataset-search", "coffee")
+    until(lambda: cards(page) == ["coffee.png"])
+    fill(page, "bulk-what", "studio light")
+    page.locator("#bulk-look").click()
+    page.locator("#bulk-preview ins").wait_for()
+    assert "1 of 1 captions" in page.locator("#bulk-preview").inner_text() and texts(story.dataset) == before
+    shoot(page, "bulk")
+    page.locator("#bulk-apply").click()
+    until(lambda: texts(story.dataset)["coffee.png"] == f"{before['coffee.png']}, studio light")
+    until(lambda: page.locator("#caption-0 textarea").input_value().endswith(", studio light"))
+    assert {**texts(story.dataset), "coffee.png": before["coffee.png"]} == before
+    page.locator("#dataset-undo").click()
+    until(lambda: texts(story.dataset) == before)
+    fill(page, "dataset-search", "")
+    until(lambda: len(cards(page)) == 4)
+
+
+def test_the_keys_go_from_caption_to_caption_and_an_image_is_taken_out_and_back(story):
+    page, before = story.page, texts(story.dataset)
+    page.locator("#caption-0 textarea").focus()
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("Control+ArrowDown")
+    page.keyboard.press("Control+ArrowUp")
+    assert page.evaluate("document.activeElement.closest('[id^=caption-]').id") == "caption-1"
+    looked(page)
+    name = cards(page)[1]
+    assert page.locator("#delete-1").get_attribute("aria-label") == f"Take it out: {name}"
+    page.locator("#delete-1").click()
+    until(lambda: name not in texts(story.dataset))
+    until(lambda: len(cards(page)) == 3)
+    page.locator("#dataset-undo").click()
+    until(lambda: texts(story.dataset) == before)
+    until(lambda: len(cards(page)) == 4)
+
+
+def test_all_of_it_is_there_in_french_and_in_the_dark(story):
+    page = story.open(locale="fr-FR", dark=True)
+    fill(page, "project", "cat")
+    tab(page, 1)
+    page.get_by_text("Choisir un dossier").wait_for()
+    fill(page, "prepare-input_dir", str(story.server.projects / "cat" / "images"))
+    page.locator("#upload-shown img").nth(3).wait_for()
+    shoot(page, "brought-french-dark")
+    tab(page, 2)
+    choose(page, "dataset-show", "toutes les images")
+    page.get_by_role("button", name="Étiquettes, et un changement").click()
+    page.locator("#bulk-tags button.tag").first.wait_for()
+    shoot(page, "bulk-french-dark")
+    page.context.close()

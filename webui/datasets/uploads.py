@@ -1,0 +1,241 @@
+"""Images and captions from a person's own machine, piece by piece, into a folder of a project.
+
+A file grows in the hidden folder .uploading, which preprocess passes over, and gets its real name when it is whole: no
+half of an image is ever seen as one, and an upload that broke off goes on where it was. No file that is there is
+replaced. No gradio.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import threading
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from sdxl_lora.errors import ConfigError, DiskError
+from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, alike
+from sdxl_lora.images.decode import HAS_HEIF, HEIF_SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name
+from sdxl_lora.io.file_system import flush_to_disk, remedy_for, remove
+from sdxl_lora.io.regular_files import MOST_BYTES
+from sdxl_lora.operating_system import is_reserved_name
+from webui.settings.workspace import Workspace
+
+PIECE_BYTES = 2**20
+MOST_FILES = 20_000
+MOST_FOLDERS = 4  # one in another
+LONGEST = 200  # bytes of a name, with room for what is put around it
+ELSEWHERE = re.compile(
+    r'[<>:"|?*\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)  # not in every system's names
+UPLOADING = ".uploading"
+_writing = threading.Lock()  # of two tabs that send the same file, one at a time
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A file as a browser tells of it.
+
+    Attributes:
+        path: its name, behind those of the folders that it was chosen with, "/" between them.
+        size: bytes.
+        changed: when, in milliseconds; with the name and the size it says whether a file is the same as before.
+    """
+
+    path: str
+    size: int
+    changed: int = 0
+
+    @property
+    def key(self) -> str:
+        facts = f"{self.path}\0{self.size}\0{self.changed}"
+        return hashlib.blake2b(facts.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a file stands.
+
+    Attributes:
+        state: new, or "there" with this size, which `put` then compares; done; refused, with `why`.
+        at: so many of its bytes are here.
+        name: under which it is kept.
+    """
+
+    state: str
+    at: int = 0
+    why: str = ""
+    name: str = ""
+
+
+def upload_folder(places: Workspace, project: str, name: str) -> Path:
+    """The project's folder that images are brought into.
+
+    Raises:
+        ConfigError: a name that cannot be a folder's, or is a dataset's or that of the runs.
+    """
+    folder = places.dataset_folder(project, name)
+    if (folder / "metadata.jsonl").exists() or (folder / ".preprocess").exists():
+        raise ConfigError(f"{name} is a dataset that was prepared: choose another folder for your images")
+    return folder
+
+
+def clean_name(path: str) -> PurePosixPath:
+    """A name that every system takes, inside the folder whatever the browser says: signs of others' become "_".
+
+    Raises:
+        ConfigError: nothing is left of it, or it is too long or too deep.
+    """
+    parts = []
+    for part in unicodedata.normalize("NFC", path).replace("\\", "/").split("/"):
+        if part.strip() in ("", ".", ".."):
+            continue
+        part = ELSEWHERE.sub("_", part).strip().rstrip(". ")
+        part = f"_{part}" if is_reserved_name(part) else part
+        parts.append(part)
+    if not parts or not parts[-1]:
+        raise ConfigError(f"{path[:80]!r} is no name of a file")
+    if len(parts) > MOST_FOLDERS + 1:
+        raise ConfigError(f"it lies in more than {MOST_FOLDERS} folders, one in another")
+    if any(len(part.encode()) > LONGEST for part in parts):
+        raise ConfigError(f"its name has more than {LONGEST} bytes")
+    return PurePosixPath(*parts)
+
+
+def refusal(name: PurePosixPath) -> str:
+    """Why a file of this name is not taken; "" for images and captions."""
+    lower = name.name.lower()
+    if any(part.startswith(".") for part in name.parts):
+        return "a hidden file"
+    if lower.endswith(HEIF_SUFFIXES) and not HAS_HEIF:
+        return "HEIC photos need pillow-heif where this page runs: pip install pillow-heif, or send them as JPEG"
+    if lower.endswith(UNSUPPORTED_SUFFIXES) and not is_image_name(lower):
+        return "a format that is not supported: convert it to JPEG or PNG"
+    if lower.startswith("metadata.") or not (is_image_name(lower) or lower.endswith(CAPTION_SUFFIXES)):
+        return "neither an image nor a caption beside one"
+    return ""
+
+
+def begin(folder: Path, files: Sequence[Incoming]) -> list[Answer]:
+    """How each of the files stands, before any is sent.
+
+    Raises:
+        ConfigError: too many files.
+        DiskError: they do not fit on the disk.
+    """
+    if len(files) > MOST_FILES:
+        raise ConfigError(f"{len(files)} files are more than {MOST_FILES}: send them in several folders")
+    answers, taken = [], set()
+    for file in files:
+        answer = standing(folder, file)
+        if answer.state != "refused":
+            if alike(answer.name) in taken:
+                answer = Answer("refused", why="another file of this upload has the same name", name=answer.name)
+            taken.add(alike(answer.name))
+        answers.append(answer)
+    wanted = sum(file.size - answer.at for file, answer in zip(files, answers, strict=True) if answer.state == "new")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
+    if wanted > free:
+        raise DiskError(f"the images need {wanted / 1e6:.0f} MB, {free / 1e6:.0f} MB are free there: make room first")
+    return answers
+
+
+def standing(folder: Path, file: Incoming) -> Answer:
+    try:
+        name = clean_name(file.path)
+    except ConfigError as error:
+        return Answer("refused", why=str(error), name=file.path[:80])
+    if why := refusal(name) or ("an empty file" if file.size <= 0 else ""):
+        return Answer("refused", why=why, name=str(name))
+    if file.size > MOST_BYTES:
+        return Answer("refused", why=f"larger than {MOST_BYTES // 2**20} MiB", name=str(name))
+    target = folder / name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        return Answer("refused", why="a link leads out of the folder", name=str(name))
+    if target.exists() or target.is_symlink():
+        is_same = target.is_file() and target.stat().st_size == file.size
+        return Answer("there", name=str(name)) if is_same else Answer("refused", why=TAKEN, name=str(name))
+    part = folder / UPLOADING / f"{file.key}.part"
+    return Answer("new", min(part.stat().st_size, file.size) if part.is_file() else 0, name=str(name))
+
+
+TAKEN = "another file of this name is there already, and stays: choose another folder, or rename one of them"
+
+
+def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
+    """Take one piece of a file.
+
+    Of one that is there already, of the same size, its last piece is compared: another file is not taken.
+
+    Args:
+        at: the piece's first byte; one that does not follow what is here is not taken, and the answer says what is.
+    Raises:
+        ConfigError: the piece is too large, or goes beyond the file.
+        DiskError: it cannot be written; what was there before stays.
+    """
+    if len(data) > PIECE_BYTES or at < 0 or at + len(data) > file.size or not data:
+        raise ConfigError(f"bytes {at} to {at + len(data)} are no piece of {file.path[:80]!r}")
+    with _writing:
+        now = standing(folder, file)
+        if now.state == "refused":
+            return now
+        target = folder / now.name
+        if now.state == "there":
+            with open(target, "rb") as there:
+                there.seek(at)
+                is_same = there.read(len(data)) == data
+            return Answer("done" if is_same else "refused", file.size, "" if is_same else TAKEN, now.name)
+        if at != now.at:
+            return now
+        part = folder / UPLOADING / f"{file.key}.part"
+        try:
+            write_piece(part, at, data)
+            if at + len(data) < file.size:
+                return Answer("new", at + len(data), name=now.name)
+            finish(part, target)
+        except FileExistsError:
+            return Answer("refused", why=TAKEN, name=now.name)
+        except OSError as error:
+            why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+            raise DiskError(
+                f"cannot write {now.name}: {why}. {remedy_for(error)} and send them again: what is here stays"
+            ) from None
+    return Answer("done", file.size, name=now.name)
+
+
+def write_piece(part: Path, at: int, data: bytes) -> None:
+    """Behind what is there; none of it where it cannot be written whole."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "ab", buffering=0) as file:
+        try:
+            written = file.write(data)
+            if written != len(data):  # the disk took some of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(at)
+            raise
+
+
+def finish(part: Path, target: Path) -> None:
+    """Give a whole file its name, where no other has it.
+
+    Raises:
+        FileExistsError: another has.
+    """
+    flush_to_disk(part)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(part, target)  # unlike a rename it replaces nothing
+        part.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(part, target)
+    if not any(part.parent.iterdir()):
+        remove(part.parent)

@@ -1,0 +1,167 @@
+// Images from this machine into a folder of the project, piece by piece: what broke off goes on where it was.
+const texts = WORDS; // by language
+const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
+const PIECE = PIECE_BYTES;
+const AT_ONCE = 3; // files, since small ones wait more than they are sent
+const PAUSES = [1, 2, 4, 8, 15]; // seconds before a piece is sent again
+const root = element.closest(".sdxl-lora");
+const zone = element.querySelector(".drop");
+zone.innerHTML = `<p></p><div class="picks"><button type="button" data-pick="files"></button>
+  <button type="button" data-pick="folder"></button></div>
+  <input type="file" multiple hidden data-of="files"><input type="file" webkitdirectory multiple hidden data-of="folder">
+  <div class="sending" hidden><progress value="0" max="1"></progress>
+  <button type="button" data-stop></button></div>
+  <p class="said" role="status" aria-live="polite"></p><button type="button" data-on hidden></button>
+  <details hidden><summary></summary><ul></ul></details>`;
+const part = (selector) => zone.querySelector(selector);
+part("p").textContent = words.drop;
+part("[data-pick=files]").textContent = words.files;
+part("[data-pick=folder]").textContent = words.folder;
+part("[data-stop]").textContent = words.stop;
+part("[data-on]").textContent = words.on;
+part("progress").setAttribute("aria-label", words.progress);
+let sending = null; // what is being sent, or was when it broke off
+
+const field = (name) => root.querySelector(`#${name} input, #${name} textarea`).value;
+const filled = (text, facts) => text.replace(/\{(\w+)\}/g, (_, name) => facts[name]);
+const megabytes = (bytes) => (bytes / 1e6).toLocaleString(undefined, { maximumFractionDigits: 1 });
+
+// What the server answers to one request; null where it cannot be reached, or has no answer.
+const asked = async (facts, piece = "") => {
+  const { root: home, api_prefix } = window.gradio_config;
+  const body = JSON.stringify({ data: [JSON.stringify(facts), piece] });
+  const headers = { "Content-Type": "application/json" };
+  const answer = await fetch(`${home}${api_prefix}/run/sdxl_lora_upload`, { method: "POST", headers, body }).catch(() => null);
+  return answer?.ok ? JSON.parse((await answer.json()).data[0]) : null;
+};
+
+const insisted = async (now, facts, piece) => {
+  for (const pause of [...PAUSES, null]) {
+    const answer = await asked(facts, piece);
+    if (answer || pause === null || now.stopped) return answer;
+    await new Promise((done) => setTimeout(done, 1000 * pause));
+  }
+};
+
+const base64 = (blob) => new Promise((done) => {
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.slice(reader.result.indexOf(",") + 1));
+  reader.onerror = () => done(null);
+  reader.readAsDataURL(blob);
+});
+
+const show = (now) => {
+  const facts = { done: now.done, count: now.count, sent: megabytes(now.sent), size: megabytes(now.size) };
+  part("progress").value = now.size ? now.sent / now.size : 0;
+  part(".said").textContent = filled(words.sent, facts);
+};
+
+const refused = (now, name, why) => {
+  now.refused.push(`${name}: ${why}`);
+};
+
+// One file, piece after piece. What stops all of them stands in `now.broken`.
+const send = async (now, { file, path }, { state, at }) => {
+  let next = state === "there" ? Math.floor((file.size - 1) / PIECE) * PIECE : at;
+  now.sent += next;
+  while (!now.stopped && !now.broken) {
+    const piece = await base64(file.slice(next, next + PIECE));
+    if (piece === null) return refused(now, path, words.unreadable);
+    const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], at: next }, piece);
+    if (!answer) now.broken ??= words.lost;
+    else if (answer.error) now.broken ??= answer.error;
+    else if (answer.state === "refused") return refused(now, answer.name, answer.why);
+    else {
+      now.sent += answer.at - next;
+      next = answer.at;
+      if (answer.state === "done") {
+        now.done += 1;
+        now.there += state === "there";
+      }
+      show(now);
+      if (answer.state === "done") return;
+    }
+  }
+};
+
+const bring = async (files) => {
+  if (!files.length || sending?.active) return;
+  const into = { project: field("project"), folder: field("upload-folder") };
+  const now = { files, into, active: true, done: 0, there: 0, count: 0, sent: 0, size: 0, refused: [] };
+  sending = now;
+  zone.querySelectorAll("[data-pick]").forEach((button) => (button.disabled = true));
+  part(".sending").hidden = false;
+  part("[data-on]").hidden = part("details").hidden = true;
+  show(now);
+  const begun = await insisted(now, { ...into, begin: files.map(({ file, path }) => [path, file.size, file.lastModified]) });
+  if (!begun) now.broken = words.lost;
+  else if (begun.error) now.broken = begun.error;
+  else {
+    const wanted = [];
+    begun.files.forEach((answer, at) =>
+      answer.state === "refused" ? refused(now, answer.name, answer.why) : wanted.push([files[at], answer]));
+    now.count = wanted.length;
+    now.size = wanted.reduce((sum, [{ file }]) => sum + file.size, 0);
+    const worker = async () => {
+      while (wanted.length && !now.stopped && !now.broken) await send(now, ...wanted.shift());
+    };
+    await Promise.all([...Array(AT_ONCE)].map(worker));
+  }
+  now.active = false;
+  finish(now);
+};
+
+const finish = (now) => {
+  zone.querySelectorAll("[data-pick]").forEach((button) => (button.disabled = false));
+  part(".sending").hidden = true;
+  const facts = { done: now.done, there: now.there, count: now.count };
+  const here = filled(now.there ? words.hereBefore : words.here, facts);
+  const why = now.broken ?? (now.stopped ? words.stopped : "");
+  part(".said").textContent = why ? `${why} ${here}` : here;
+  part(".said").classList.toggle("bad", Boolean(why));
+  part("[data-on]").hidden = !why;
+  part("details").hidden = !now.refused.length;
+  part("summary").textContent = filled(words.refused, { count: now.refused.length });
+  part("ul").replaceChildren(...now.refused.slice(0, 200).map((line) => {
+    const item = document.createElement("li");
+    item.textContent = line;
+    return item;
+  }));
+  part("details").open = now.refused.length > 0 && now.done === 0;
+  if (now.done) trigger("brought");
+};
+
+const ofInput = (input) => [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
+const entries = (reader) => new Promise((done) => reader.readEntries(done, () => done([])));
+const within = async (entry) => {
+  const path = entry.fullPath.replace(/^\//, "");
+  if (entry.isFile) return new Promise((done) => entry.file((file) => done([{ file, path }]), () => done([])));
+  const [reader, found] = [entry.createReader(), []];
+  for (let some = await entries(reader); some.length; some = await entries(reader)) found.push(...some); // 100 at a time
+  return (await Promise.all(found.map(within))).flat();
+};
+
+zone.addEventListener("click", ({ target }) => {
+  if (target.dataset.pick) part(`[data-of=${target.dataset.pick}]`).click();
+  if (target.dataset.stop !== undefined && sending) sending.stopped = true;
+  if (target.dataset.on !== undefined && sending) bring(sending.files);
+});
+zone.addEventListener("change", ({ target }) => {
+  if (!target.dataset.of) return;
+  const files = ofInput(target);
+  target.value = ""; // the same files may be chosen once more
+  bring(files);
+});
+for (const kind of ["dragenter", "dragover"])
+  zone.addEventListener(kind, (event) => {
+    event.preventDefault();
+    zone.classList.add("over");
+  });
+zone.addEventListener("dragleave", (event) => zone.contains(event.relatedTarget) || zone.classList.remove("over"));
+zone.addEventListener("drop", async (event) => {
+  event.preventDefault();
+  zone.classList.remove("over");
+  const dropped = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  bring((await Promise.all(dropped.map(within))).flat());
+});
+window.addEventListener("beforeunload", (event) => sending?.active && event.preventDefault());
