@@ -203,7 +203,7 @@ class Bench:
         if way.keeps_less:
             use_memory_saving_layers(unet, bool(way.compiles))
         if way.fuses:
-            fuse_lora(unet)
+            fuse_lora(unet, bool(way.compiles))
         if not way.casts and self.dtype != torch.float32:
             without_autocast(unet, self.dtype)
         if way.recomputes != "none":

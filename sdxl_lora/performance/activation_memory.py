@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from sdxl_lora.models.text_encoders import CHUNK, TextEncoders
-from sdxl_lora.performance import fused_lora
+from sdxl_lora.performance import cast_adapters, fused_lora
 from sdxl_lora.performance import quantization as quantize
 
 IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by autocast, of what an SDXL UNet calls
@@ -163,7 +163,7 @@ def as_on_a_gpu(flops: Flops, autocast: torch.dtype | None = None) -> Iterator[N
             for name in (*IN_HALF, *IN_FULL):
                 dtype = autocast if name in IN_HALF else torch.float32
                 replaced.enter_context(patch.object(functional, name, cast_first(getattr(functional, name), dtype)))
-            for module in (fused_lora, quantize):
+            for module in (cast_adapters, fused_lora, quantize):
                 replaced.enter_context(patch.object(module, "product_dtype", lambda x: autocast))
         replaced.enter_context(patch.object(functional, "scaled_dot_product_attention", attention))
         yield

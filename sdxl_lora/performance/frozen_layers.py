@@ -1,26 +1,43 @@
 """Layers that keep for the backward pass only what it reads, where torch keeps more: the same values, less memory.
 
 A frozen convolution's input gradient needs its weight alone, but torch keeps its input as well. GEGLU's needs the
-projection alone, but torch keeps the gate's GELU too, which is made again here. Knows no LoRA, no config.
+projection alone, but torch keeps the gate's GELU too, which is made again here. Diffusers' blocks divide their output
+by a number that is 1 in SDXL, which is left out. Knows no LoRA, no config.
 """
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 def use_memory_saving_layers(model: nn.Module, compiles: bool = False) -> None:
-    """Let the model's frozen convolutions and its GEGLUs keep less. Names, parameters and results stay as they are.
+    """Let the model's frozen convolutions and its GEGLUs keep less, and leave out its divisions by 1.
+
+    Names, parameters and results stay as they are.
 
     Args:
-        compiles: GEGLUs are left to the compiler, which chooses by itself what to make again.
+        compiles: all but convolutions is left to the compiler, which chooses by itself what to make again.
     """
     for layer in model.modules():
         if type(layer) is nn.Conv2d and not layer.weight.requires_grad and pads_with_zeros(layer):
             layer.__class__ = FrozenConv2d
         elif type(layer) is GEGLU and not compiles:
             layer.__class__ = LeanGEGLU
+        elif type(layer) in DIVISORS and not compiles and getattr(layer, DIVISORS[type(layer)]) == 1:
+            setattr(layer, DIVISORS[type(layer)], NoDivisor())
+
+
+class NoDivisor:
+    """In place of a divisor of 1: what it divides stays the same tensor."""
+
+    def __rtruediv__(self, dividend: Tensor) -> Tensor:
+        return dividend
+
+
+DIVISORS = {ResnetBlock2D: "output_scale_factor", Attention: "rescale_output_factor"}  # of their outputs
 
 
 def pads_with_zeros(layer: nn.Conv2d) -> bool:

@@ -2,8 +2,8 @@
 
 PEFT keeps its modules and parameters; only what their forward does is replaced. Under autocast with float32 adapter
 weights, PEFT casts the input to float32 and back; here the adapter is cast to the input's precision and its gradients
-back to float32. The base's weight may be quantized (quantization.py): it is made dense for the product, forward and
-backward, and never kept.
+back to float32, those of all layers at once (cast_adapters.py). The base's weight may be quantized (quantization.py):
+it is made dense for the product, forward and backward, and never kept.
 """
 
 import torch
@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sdxl_lora.performance.cast_adapters import cast_at_once
 from sdxl_lora.performance.quantization import PackedWeight, packed_weight, product_dtype
 
 
@@ -60,24 +61,36 @@ class _LoraLinear(torch.autograd.Function):
 class FusedLinear(Linear):
     """PEFT's LoRA of a linear layer; what `fuse_lora` makes of it."""
 
+    cast: tuple[Tensor, Tensor] | None = None  # see cast_adapters.py
+
+    def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return its (rank, in) and its (out, rank)."""
+        (name,) = self.active_adapters
+        return [self.lora_A[name].weight], [self.lora_B[name].weight]
+
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         base = self.base_layer
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        if self.cast:
+            down, up = self.cast
+        else:
+            (down,), (up,) = self.factors()
         weight = packed_weight(base)
         assert weight is not None, "fuse_lora looked"
         return lora_linear(x, weight, base.bias, down, up, self.scaling[name])
 
 
-def fuse_lora(model: nn.Module) -> dict[str, str]:
+def fuse_lora(model: nn.Module, compiles: bool = False) -> dict[str, str]:
     """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
 
+    Args:
+        compiles: each layer casts by itself, for the compiler to fuse.
     Returns:
         The names of the layers that stay as they are, each with the reason.
     """
-    left = {}
+    left, fused = {}, []
     for name, layer in model.named_modules():
         if not (isinstance(layer, BaseTunerLayer) and hasattr(layer, "base_layer")):
             continue
@@ -85,6 +98,9 @@ def fuse_lora(model: nn.Module) -> dict[str, str]:
             left[name] = reason
         else:
             layer.__class__ = FusedLinear
+            fused.append(layer)
+    if fused and not compiles:
+        cast_at_once(model, fused)
     return left
 
 

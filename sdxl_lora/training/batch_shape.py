@@ -174,7 +174,7 @@ def memory_count(
 ) -> MemoryCount:
     """The memory that this training takes."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
-    left = fuse_lora(unet)
+    left = fuse_lora(unet, config.compute.compile)
     use_memory_saving_layers(unet, config.compute.compile)
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder
