@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sdxl_lora.performance.cast_adapters import cast_at_once
+from sdxl_lora.performance.fused_attention import fuse_attention
 from sdxl_lora.performance.quantization import PackedWeight, packed_weight, product_dtype
 
 
@@ -86,7 +87,7 @@ def fuse_lora(model: nn.Module, compiles: bool = False) -> dict[str, str]:
     """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
 
     Args:
-        compiles: each layer casts by itself, for the compiler to fuse.
+        compiles: each layer casts and multiplies by itself, for the compiler to fuse.
     Returns:
         The names of the layers that stay as they are, each with the reason.
     """
@@ -100,7 +101,9 @@ def fuse_lora(model: nn.Module, compiles: bool = False) -> dict[str, str]:
             layer.__class__ = FusedLinear
             fused.append(layer)
     if fused and not compiles:
-        cast_at_once(model, fused)
+        sharing = fuse_attention(model, FusedLinear)
+        shared = {layer for of_input in sharing for layer in of_input.layers}
+        cast_at_once(model, [*sharing, *(layer for layer in fused if layer not in shared)])
     return left
 
 
