@@ -69,7 +69,7 @@ class Painter:
         for component, model in self.models.items():
             if own := adapters.get(component):
                 give_adapter(model, component, own, kind)
-        compute = replace(config.compute, compile=False, gradient_checkpointing=False)
+        compute = replace(config.compute, compile="off", gradient_checkpointing=False)
         set_computation(self.models["unet"], compute, False, info)
         self.models = {name: model.to(device).eval() for name, model in self.models.items()}
         self.strength = Strength(self.models.values())

@@ -2,12 +2,14 @@
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.utils._triton import has_triton
 
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.sections.compute import BatchConfig
@@ -32,7 +34,11 @@ from sdxl_lora.performance.memory_budget import (
     next_smaller,
 )
 from sdxl_lora.performance.memory_estimate import GIB
+from sdxl_lora.run.resume import settings_before
 from sdxl_lora.training.model import add_adapters, base_dtype, computes_in_half, trained_components, warm_start_of
+
+# An H100 wins 5 ms a step of a megapixel (benchmarks/results/h100.md) and compiles for 22 s: twice what that takes.
+PIXELS_TO_COMPILE = 10e9
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,20 @@ class BatchShape:
 def choose_batch_shape(
     config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
 ) -> tuple[TrainConfig, BatchShape]:
-    """Settle what is left to the device (--memory_budget, --train_batch_size, --cuda_graphs), alike on every process.
+    """Settle what is left to the device, alike on every process.
+
+    That is --compile, --memory_budget, --train_batch_size and --cuda_graphs.
 
     Returns:
         The config as it will be used, and the shape of a step.
     Raises:
         ConfigError: not even the smallest setting fits.
     """
+    if config.compute.compile == "auto":
+        found = gather_object([(has_triton(), compiled_before(config))])  # the main process sees the run's folder
+        pixels = data.total_steps * config.batch.images_per_process * pixels_of_image(config, data)
+        has_compiler, before = all(has for has, _ in found), found[0][1]
+        config = settle_compiling(config, accelerator.device.type, has_compiler, pixels, before, info)
     config, shape = choose_by_memory(config, base, data, accelerator, info)
     sizes = len(data.sampler.members) * (1 if shape.micro_batch == 1 else 2)  # a last micro-batch has fewer images
     return settle_graphs(config, accelerator.device.type, accelerator.num_processes, sizes, info), shape
@@ -129,6 +142,53 @@ def settle_graphs(
     return replace_flat(config, cuda_graphs="off" if reasons else "on")
 
 
+def pixels_of_image(config: TrainConfig, data) -> float:
+    """Return the pixels of an image that trains, on average; of a stream, those of the square."""
+    if data.stream:
+        return config.data.resolution**2
+    return statistics.fmean(math.prod(example.target_size) for example in data.examples)
+
+
+def compiled_before(config: TrainConfig) -> bool | None:
+    """Return whether the run that goes on was compiled; None where none goes on."""
+    before = settings_before(config)
+    return None if before is None else before.get("compile") in (True, "on")
+
+
+def settle_compiling(
+    config: TrainConfig,
+    device_type: str,
+    has_compiler: bool,
+    pixels: float,
+    before: bool | None,
+    info: Callable[[str], None],
+) -> TrainConfig:
+    """Return the config with --compile auto settled to on or off. A GPU's user is told which, and why.
+
+    Compiled kernels round otherwise than others, so that a run goes on as it began.
+
+    Args:
+        pixels: of all images that a process will train on, repeated ones as often.
+        before: whether the run that goes on was compiled; None for a new one.
+    """
+    millions = f"{pixels / 1e6:,.0f} of {PIXELS_TO_COMPILE / 1e6:,.0f} million pixels"
+    if before is not None:
+        choice, why = "on" if before else "off", "as in the run that goes on"
+    elif device_type != "cuda" or torch.version.hip:
+        choice, why = "off", f"not tried on {'ROCm' if torch.version.hip else device_type}"
+    elif not has_compiler:
+        choice, why = "off", "Triton, which compiles, is not installed"
+    elif config.compute.deterministic:
+        choice, why = "off", "a compiler may choose other kernels at each start, and deterministic is on"
+    elif pixels < PIXELS_TO_COMPILE:
+        choice, why = "off", f"too short a training to win back the time of compiling: {millions}"
+    else:
+        choice, why = "on", f"a training long enough to win back the time of compiling: {millions}"
+    if device_type != "cpu":
+        info(f"compile auto: {choice}, {why}")
+    return replace_flat(config, compile=choice)
+
+
 def at_memory_level(config: TrainConfig, level: MemoryLevel) -> TrainConfig:
     """The config with a memory level's settings."""
     return replace_flat(
@@ -174,8 +234,8 @@ def memory_count(
 ) -> MemoryCount:
     """The memory that this training takes."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
-    left = fuse_lora(unet, config.compute.compile)
-    use_memory_saving_layers(unet, config.compute.compile)
+    left = fuse_lora(unet, config.compute.compile == "on")
+    use_memory_saving_layers(unet, config.compute.compile == "on")
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder
     vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_cost(meta.models["vae"], size).bytes

@@ -200,15 +200,16 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
 
 def set_computation(unet: nn.Module, compute: ComputeConfig, has_dropout: bool, info: Callable[[str], None]) -> None:
     """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled."""
-    use_memory_saving_layers(unet, compute.compile)
-    if computes_in_half(compute, unet, fuse_lora(unet, compute.compile)):
+    compiles = compute.compile == "on"
+    use_memory_saving_layers(unet, compiles)
+    if computes_in_half(compute, unet, fuse_lora(unet, compiles)):
         without_autocast(unet, DTYPES[compute.mixed_precision])
     try:
         if compute.gradient_checkpointing:
             checkpoint_blocks(unet, compute.gradient_checkpointing_blocks, has_dropout)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if compute.compile:
+    if compiles:
         compile_blocks(unet, info)
 
 

@@ -162,7 +162,7 @@ def test_the_resolved_config_is_recorded_and_reruns(train, train_config):
     from sdxl_lora.config.train import TrainConfig
 
     run = train(rank=2, max_train_steps=1)
-    resolved = train_config(rank=2, max_train_steps=1, variant=None, cuda_graphs="off")
+    resolved = train_config(rank=2, max_train_steps=1, variant=None, cuda_graphs="off", compile="off")
     assert load_config(TrainConfig, ["--config", str(run / "config.yaml")]) == resolved
 
 

@@ -61,8 +61,10 @@ class ComputeConfig:
     """Recompute activations in the backward pass: a third more time for far less memory."""
     gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE] = ()
     """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
-    compile: Annotated[bool, FREE] = False
-    """Compile the UNet's repeated blocks: a minute at the start for faster steps. Goes on without where that fails."""
+    compile: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
+    """Compile the UNet's repeated blocks: up to a minute at the start for faster steps. auto: on an NVIDIA GPU with a
+    compiler, for trainings long enough to win back that minute; on a resume as in the run before. Goes on without where
+    that fails."""
     cuda_graphs: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
     """Record a micro-step for each size of images and replay it: far faster steps where a GPU waits for its host, as an
     H100 does at batch 1. For one process, without train_text_encoder. auto: wherever that can be had. Goes on without

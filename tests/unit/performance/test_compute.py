@@ -57,12 +57,12 @@ def test_compiled_blocks_learn_the_same_and_compile_no_more_after_each_size_was_
     plain = train(**settings, max_train_steps=6, output_dir=str(tmp_path / "plain"))
     monkeypatch.setattr(compute, "COMPILER", counter)
     monkeypatch.setattr(TrainStep, "__call__", counting)
-    train(**settings, compile=True, max_train_steps=5, output_dir=str(tmp_path / "compiled"))
+    train(**settings, compile="on", max_train_steps=5, output_dir=str(tmp_path / "compiled"))
     sizes_seen = [len({size for size, _ in counts[: number + 1]}) for number in range(len(counts))]
     both = sizes_seen.index(2)
     assert counts[0][1] > 0 and both < 4
     assert {count for _, count in counts[both:]} == {counts[both][1]}, "compiled again after each size was seen"
-    compiled = train(**settings, compile=True, max_train_steps=6, output_dir=str(tmp_path / "compiled"))
+    compiled = train(**settings, compile="on", max_train_steps=6, output_dir=str(tmp_path / "compiled"))
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
     assert weights_of(compiled, 6).keys() == weights_of(plain, 6).keys()
     assert largest_difference(weights_of(compiled, 6), weights_of(plain, 6)) < 1e-6
@@ -74,7 +74,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(train, tmp_path, mon
 
     plain = train(max_train_steps=2, output_dir=str(tmp_path / "plain"))
     monkeypatch.setattr(compute, "COMPILER", broken)
-    run = train(max_train_steps=2, compile=True, output_dir=str(tmp_path / "run"))
+    run = train(max_train_steps=2, compile="on", output_dir=str(tmp_path / "run"))
     said = [event["text"] for event in read_events(run / "events.jsonl", "message") if "--compile" in event["text"]]
     assert len(said) == 1 and "no C++ compiler found" in said[0]
     assert_equal_weights(weights_of(run, 2), weights_of(plain, 2))

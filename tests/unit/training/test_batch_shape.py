@@ -10,7 +10,7 @@ from sdxl_lora.performance import memory_budget as budget
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import GIB, OUTER, largest_batch, memory_level_of
 from sdxl_lora.run.events import read_events
-from sdxl_lora.training.batch_shape import settle
+from sdxl_lora.training.batch_shape import compiled_before, settle, settle_compiling
 from sdxl_lora.training.dry_run import plan_training
 from tests.helpers.configs import flat_train_config
 from tests.helpers.launch import launch
@@ -142,3 +142,40 @@ def test_what_is_usable_of_a_gpu_heeds_its_limit():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 0.08 * total < limited < 0.1 * total + GIB
+
+
+def test_auto_compiles_where_it_pays_and_says_why(train_config, monkeypatch):
+    def settled(device="cuda", has_compiler=True, images=20_000, before=None, **settings):
+        said = []
+        config = train_config(**settings)
+        pixels = images * 1024**2
+        return settle_compiling(config, device, has_compiler, pixels, before, said.append).compute.compile, said
+
+    assert settled() == ("on", [
+        "compile auto: on, a training long enough to win back the time of compiling: 20,972 of 10,000 million pixels"
+    ])  # fmt: skip
+    assert settled(images=1500) == ("off", [
+        "compile auto: off, too short a training to win back the time of compiling: 1,573 of 10,000 million pixels"
+    ])  # fmt: skip
+    assert settled(images=1500, before=True) == ("on", ["compile auto: on, as in the run that goes on"])
+    assert settled(before=False) == ("off", ["compile auto: off, as in the run that goes on"])
+    assert settled(has_compiler=False) == ("off", ["compile auto: off, Triton, which compiles, is not installed"])
+    assert settled("xpu") == ("off", ["compile auto: off, not tried on xpu"])
+    assert settled("cpu") == ("off", [])
+    choice, (said,) = settled(deterministic=True)
+    assert choice == "off" and "deterministic is on" in said
+    monkeypatch.setattr("torch.version.hip", "7.0")
+    assert settled() == ("off", ["compile auto: off, not tried on ROCm"])
+
+
+def test_a_run_goes_on_compiled_or_not_as_it_began(train_config, tmp_path, monkeypatch):
+    """By its config.yaml, where earlier versions wrote true and false; flags of both kinds still say on and off."""
+    config = train_config()
+    assert compiled_before(config) is None
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    monkeypatch.setattr("sdxl_lora.run.resume.newest_checkpoint", lambda folder: folder / "checkpoint-1")
+    for recorded, expected in (("true", True), ("false", False), ("'on'", True), ("'off'", False), ("auto", False)):
+        (tmp_path / "run" / "config.yaml").write_text(f"compile: {recorded}")
+        assert compiled_before(config) is expected
+    for flags, choice in (([], "auto"), (["--compile"], "on"), (["--no_compile"], "off"), (["--compile", "on"], "on")):
+        assert load_config(TrainConfig, [*NEEDED, *flags]).compute.compile == choice
