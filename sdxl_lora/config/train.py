@@ -148,9 +148,10 @@ class TrainConfig:
     def graph_problems(self) -> list[str]:
         """A sentence for each setting that does not go with CUDA graphs."""
         adapter, problems = self.adapter, []
-        if adapter.train_text_encoder:
+        if adapter.train_text_encoder and self.compute.gradient_checkpointing:
             problems.append(
-                "cuda_graphs does not go with train_text_encoder, whose prompts are read outside of a graph"
+                "cuda_graphs does not go with train_text_encoder and gradient_checkpointing: transformers keeps the "
+                "random state of what it recomputes, which a graph cannot do"
             )
         if self.compute.gradient_checkpointing and adapter.has_dropout:
             problems.append(

@@ -1,11 +1,14 @@
 """Prompts to SDXL's two text conditions, by encoders that stand still or train. Knows no files."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from sdxl_lora.errors import DataError
 
 CHUNK = 75  # tokens that CLIP reads at once, beside its start and end marks
+TOKENS = ("tokens", "tokens_2")  # of a batch, for either encoder
 
 
 @torch.no_grad()
@@ -72,11 +75,17 @@ class LiveTextEncoder:
     def __init__(self, tokenizers, encoders: TextEncoders, encoders_key: str, chunks: int = 1):
         self.tokenizers, self.encoders, self.encoders_key, self.chunks = tokenizers, encoders, encoders_key, chunks
 
-    def encode(self, prompts, encoders: nn.Module) -> dict[str, torch.Tensor]:
-        """prompt_embeds (B, 77 * chunks, D) and pooled_embeds (B, P), with gradients; `encoders` perhaps wrapped."""
+    def tokens_of(self, prompts) -> dict[str, torch.Tensor]:
+        """Of each encoder the tokens (B * chunks, 77), on its device."""
         device = next(self.encoders.text_encoder.parameters()).device
-        tokens = [prompt_tokens(prompts, tokenizer, self.chunks).to(device) for tokenizer in self.tokenizers]
-        prompt_embeds, pooled_embeds = encoders(*tokens, self.chunks)
+        return {
+            name: prompt_tokens(prompts, tokenizer, self.chunks).to(device, non_blocking=True)
+            for name, tokenizer in zip(TOKENS, self.tokenizers, strict=True)
+        }
+
+    def encode_tokens(self, tokens: Mapping[str, torch.Tensor], encoders: nn.Module) -> dict[str, torch.Tensor]:
+        """prompt_embeds (B, 77 * chunks, D) and pooled_embeds (B, P), with gradients; `encoders` perhaps wrapped."""
+        prompt_embeds, pooled_embeds = encoders(*(tokens[name] for name in TOKENS), self.chunks)
         return {"prompt_embeds": prompt_embeds, "pooled_embeds": pooled_embeds}
 
     @torch.no_grad()
@@ -85,6 +94,7 @@ class LiveTextEncoder:
         was_training = self.encoders.training
         self.encoders.eval()
         try:
-            return {name: tensor[0].cpu() for name, tensor in self.encode([prompt], self.encoders).items()}
+            encoded = self.encode_tokens(self.tokens_of([prompt]), self.encoders)
+            return {name: tensor[0].cpu() for name, tensor in encoded.items()}
         finally:
             self.encoders.train(was_training)

@@ -44,12 +44,14 @@ def cast_at_once(model: nn.Module, adapted: Sequence[Adapted]) -> None:
             return forward(*args, **kwargs)
         parameters = [parameter for group in groups for parameter in group]
         shapes = [(sum(len(parameter) for parameter in group), *group[0].shape[1:]) for group in groups]
+        before = [one.cast for one in adapted]  # of a forward whose backward is still to come
         cast = iter(_CastAll.apply(adapted, dtype, shapes, *parameters))
         for one in adapted:
             one.cast = next(cast), next(cast)
         out = forward(*args, **kwargs)
         if not torch.is_grad_enabled():
-            _forget(adapted)
+            for one, cast_before in zip(adapted, before, strict=True):
+                one.cast = cast_before
         return out
 
     model.forward = cast_first

@@ -1,7 +1,7 @@
 """Micro-steps as CUDA graphs: recorded once for each size of images, then replayed.
 
 At batch 1 a fast GPU waits for its host, which launches thousands of small operations in each step; a replay is one
-launch. For one process: what DDP sends while gradients arise is not part of a graph here. Knows no model.
+launch. What processes send each other is not part of a graph: see distributed/gradients.py. Knows no model.
 """
 
 from collections import OrderedDict

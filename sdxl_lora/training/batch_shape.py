@@ -85,7 +85,7 @@ def choose_batch_shape(
         config = settle_compiling(config, accelerator.device.type, has_compiler, pixels, before, info)
     config, shape = choose_by_memory(config, base, data, accelerator, info)
     sizes = len(data.sampler.members) * (1 if shape.micro_batch == 1 else 2)  # a last micro-batch has fewer images
-    return settle_graphs(config, accelerator.device.type, accelerator.num_processes, sizes, info), shape
+    return settle_graphs(config, accelerator.device.type, sizes, info), shape
 
 
 def choose_by_memory(
@@ -118,9 +118,7 @@ def settle(
     return config, shape
 
 
-def settle_graphs(
-    config: TrainConfig, device_type: str, processes: int, sizes: int, info: Callable[[str], None]
-) -> TrainConfig:
+def settle_graphs(config: TrainConfig, device_type: str, sizes: int, info: Callable[[str], None]) -> TrainConfig:
     """Return the config with --cuda_graphs auto settled to on or off. A GPU's user is told which, and why not.
 
     Args:
@@ -133,8 +131,6 @@ def settle_graphs(
         reasons.append(f"there are none on {device_type}")
     elif torch.version.hip:
         reasons.append("not tried on ROCm; ask for them with --cuda_graphs on")
-    if processes > 1:
-        reasons.append("they are for one process")
     if sizes > MOST_GRAPHS:
         reasons.append(f"{sizes} sizes of micro-batches are too many to record")
     if device_type != "cpu":

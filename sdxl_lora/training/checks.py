@@ -94,10 +94,8 @@ def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
     """Raises ConfigError for a setting that these processes, or this device, cannot have."""
     adapter = config.adapter
-    if config.compute.cuda_graphs == "on" and (processes > 1 or device_type != "cuda"):
-        raise ConfigError(
-            f"cuda_graphs is for one process with a CUDA GPU, here are {processes} on {device_type}: leave it out"
-        )
+    if config.compute.cuda_graphs == "on" and device_type != "cuda":
+        raise ConfigError(f"cuda_graphs is for CUDA GPUs, this process is on {device_type}: leave it out")
     if device_type == "mps" and config.compute.base_precision == "fp8":
         raise ConfigError("base_precision fp8 cannot be used on Apple's GPUs, which have no such numbers: use int8")
     # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which others would wait.

@@ -13,6 +13,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import parse_blocks
 from sdxl_lora.data.collate import TextEmbeddings
 from sdxl_lora.distributed.accelerator import send_only_what_trains
+from sdxl_lora.distributed.gradients import share_parameters
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.lora.inject import add_lora, changes_base
@@ -101,8 +102,19 @@ def build_model(
     bare = [components["unet"], *([live.encoders] if live else [])]
     for model in bare:
         send_only_what_trains(accelerator, model)
-    wrapped = [accelerator.prepare(model) for model in bare]
+    if is_recorded_by_several(compute, accelerator.num_processes):  # as it is, without DDP
+        wrapped = [accelerator.prepare_model(model, evaluation_mode=True) for model in bare]
+        share_parameters(
+            [parameter for model in components.values() for parameter in adapter_parameters(model).values()]
+        )
+    else:
+        wrapped = [accelerator.prepare(model) for model in bare]
     return LoraModel(components, wrapped, live or text, scheduler, sampling_scheduler, start)
+
+
+def is_recorded_by_several(compute: ComputeConfig, processes: int) -> bool:
+    """Return whether micro-steps are recorded in several processes, which then send gradients by themselves."""
+    return compute.cuda_graphs == "on" and processes > 1
 
 
 def trained_components(models: Mapping[str, Model], adapter: AdapterConfig) -> dict[str, Model]:

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.data.collate import PRESERVES, StepBatch
 from sdxl_lora.diffusion.objective import noise_prediction_loss, predict
+from sdxl_lora.distributed.gradients import average_gradients
 from sdxl_lora.fault_injection import fault_point
 from sdxl_lora.lora.switch import adapters_off
 from sdxl_lora.models.text_encoders import LiveTextEncoder
@@ -21,7 +22,7 @@ from sdxl_lora.run.session import Run
 from sdxl_lora.training.batch_shape import BatchShape
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.metrics import StepMetrics, check_finite
-from sdxl_lora.training.model import LoraModel
+from sdxl_lora.training.model import LoraModel, is_recorded_by_several
 
 OF_BASE = "base_"  # before the names of embeddings by text encoders without their adapters
 ROOM_TO_DRAW = 12 * 2**30  # bytes that surely suffice for validation and samples of 1024 px
@@ -49,6 +50,7 @@ class TrainStep:
         self.metrics, self.run, self.logger = metrics, run, logger
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.recorded = None
+        self.sends_gradients = is_recorded_by_several(config.compute, accelerator.num_processes)
         if config.compute.cuda_graphs == "on":
             self.recorded = RecordedMicroStep(self.compute, self.parameters, logger.info)
         # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
@@ -75,7 +77,8 @@ class TrainStep:
                 key = (self.config.seed, "dropout", step, micro_step, accelerator.process_index)
                 torch.manual_seed(keyed_seed(*key))
                 tensors = self.on_device(micro_batch)
-                # The mean over the step's images: backward divides by micro_steps, DDP by the number of processes.
+                # The mean over the step's images: backward divides by micro_steps, DDP and average_gradients by the
+                # number of processes.
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
                 preserves = PRESERVES in tensors
                 # Not recorded: while the adapter does little their gradients are rounding, which no replay repeats.
@@ -96,6 +99,8 @@ class TrainStep:
     def close(self, step: int) -> None:
         """After a step's last backward: sum over the processes, clip, and see to it that NaN changes no weight."""
         metrics, is_spoilt = self.metrics, fault_point("step", step + 1)
+        if self.sends_gradients:
+            average_gradients(self.parameters)
         metrics.close(self.accelerator, bool(self.run.stop_requested()), is_spoilt)
         limit = self.config.optimizer.max_grad_norm or math.inf
         metrics.guard(self.accelerator.clip_grad_norm_(self.parameters, limit), self.accelerator.scaler is not None)
@@ -106,6 +111,8 @@ class TrainStep:
 
     def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
+        if isinstance(self.model.text, LiveTextEncoder):
+            batch = {**batch, **self.model.text.encode_tokens(batch, self.model.wrapped[1])}
         losses = noise_prediction_loss(
             self.model.wrapped[0],
             self.model.scheduler,
@@ -134,17 +141,18 @@ class TrainStep:
             )
 
     def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
-        """The tensors of a micro-batch there; of prompts their embeddings, by the text encoders that train."""
+        """The tensors of a micro-batch there; of prompts their tokens, for text encoders that train."""
         tensors, text = {}, self.model.text
         for name, value in batch.items():
             if isinstance(value, torch.Tensor):
                 tensors[name] = value.to(self.accelerator.device, non_blocking=True)
             else:
                 assert isinstance(text, LiveTextEncoder), "cached embeddings come in place of prompts"
-                tensors |= text.encode(value, self.model.wrapped[1])
+                tokens = text.tokens_of(value)
+                tensors |= tokens
                 if PRESERVES in batch:
                     with torch.no_grad(), adapters_off([text.encoders]):
-                        of_base = text.encode(value, text.encoders)
+                        of_base = text.encode_tokens(tokens, text.encoders)
                     tensors |= {f"{OF_BASE}{key}": tensor for key, tensor in of_base.items()}
         return tensors
 

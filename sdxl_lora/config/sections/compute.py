@@ -67,8 +67,8 @@ class ComputeConfig:
     that fails."""
     cuda_graphs: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
     """Record a micro-step for each size of images and replay it: far faster steps where a GPU waits for its host, as an
-    H100 does at batch 1. For one process, without train_text_encoder. auto: wherever that can be had. Goes on without
-    where it fails."""
+    H100 does at batch 1. Several processes send their gradients after it, as one message. auto: wherever that can be
+    had. Goes on without where it fails."""
     allow_tf32: Annotated[bool, FREE] = False
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     deterministic: Annotated[bool, FREE] = False

@@ -14,13 +14,16 @@ from sdxl_lora.performance import cuda_graphs
 from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
 from sdxl_lora.run.events import read_events
 from sdxl_lora.training.batch_shape import settle_graphs
-from tests.helpers.runs import column, largest_difference, weights_of
+from tests.helpers.launch import launch
+from tests.helpers.recorder import OnTheCpu, record_on_the_cpu
+from tests.helpers.runs import assert_equal_weights, column, largest_difference, weights_of
 
 CASES = {
     "float32": {},
     "bf16, recomputed": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "dropout, two micro-steps": {"lora_dropout": 0.2, "gradient_accumulation_steps": 2},
     "fp16": {"mixed_precision": "fp16"},
+    "text encoders": {"train_text_encoder": True},
     "averaged": {"ema_decay": 0.9, "optimizer": "adamw8bit"},
 }
 
@@ -37,36 +40,6 @@ def test_replayed_steps_learn_what_plain_ones_do(train, two_sizes, tmp_path, cas
     assert not [text for text in said if "going on without" in text]
     assert column(graphs, "loss") == pytest.approx(column(plain, "loss"), rel=1e-4)
     assert largest_difference(weights_of(graphs, 6), weights_of(plain, 6)) < 1e-5
-
-
-class OnTheCpu:
-    """Records by keeping what was called. A capture raises `fault`; `skew` is added to what is replayed."""
-
-    def __init__(self, parameter, fault=None, skew=0.0):
-        self.parameter, self.fault, self.skew = parameter, fault, skew
-        self.captured = self.replayed = self.released = 0
-
-    random_state, set_random_state = staticmethod(torch.get_rng_state), staticmethod(torch.set_rng_state)
-
-    def warm_up(self, compute):
-        compute()
-
-    def capture(self, compute):
-        if self.fault is not None:
-            raise self.fault
-        self.captured += 1
-        losses = compute().detach()
-        self.parameter.grad.zero_()  # a capture computes nothing
-
-        def replay():
-            self.replayed += 1
-            losses.copy_(compute().detach())
-            self.parameter.grad += self.skew
-
-        return replay, losses
-
-    def release(self):
-        self.released += 1
 
 
 def micro_step(parameter):
@@ -96,7 +69,7 @@ def losses_and_gradients(compute, parameter, sizes):
 def test_recorded_micro_steps_add_the_gradients_that_plain_ones_do():
     """With dropout, several sizes and what was accumulated before; each size is recorded once."""
     parameter, said = torch.nn.Parameter(torch.tensor(3.0)), []
-    recorder, sizes = OnTheCpu(parameter), [2, 3, 2, 2, 3]
+    recorder, sizes = OnTheCpu([parameter]), [2, 3, 2, 2, 3]
     step = RecordedMicroStep(micro_step(parameter), [parameter], said.append, recorder)
     plain = losses_and_gradients(micro_step(parameter), parameter, sizes)
     torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
@@ -110,7 +83,7 @@ def test_recorded_micro_steps_add_the_gradients_that_plain_ones_do():
 def test_of_many_sizes_the_least_recently_used_leaves(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     parameter = torch.nn.Parameter(torch.tensor(3.0))
-    recorder, sizes = OnTheCpu(parameter), [1, 2, 1, 3, 1, 2]
+    recorder, sizes = OnTheCpu([parameter]), [1, 2, 1, 3, 1, 2]
     step = RecordedMicroStep(micro_step(parameter), [parameter], print, recorder)
     plain = losses_and_gradients(micro_step(parameter), parameter, sizes)
     torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
@@ -133,7 +106,7 @@ def test_what_cannot_be_recorded_is_computed_as_it_is_and_says_why_once(fault, s
         losses.sum().backward()
         return losses
 
-    recorder = OnTheCpu(parameter, fault, skew)
+    recorder = OnTheCpu([parameter], fault, skew)
     step, sizes = RecordedMicroStep(compute, [parameter], said.append, recorder), [4, 1, 4]
     plain = losses_and_gradients(compute, parameter, sizes)
     torch.testing.assert_close(losses_and_gradients(step, parameter, sizes), plain, rtol=0, atol=0)
@@ -142,18 +115,18 @@ def test_what_cannot_be_recorded_is_computed_as_it_is_and_says_why_once(fault, s
 
 
 def test_auto_takes_graphs_where_they_can_be_had_and_says_why_not(monkeypatch):
-    def settled(device="cuda", processes=1, sizes=3, **settings):
+    def settled(device="cuda", sizes=3, **settings):
         said = []
         config = replace_flat(TrainConfig(output_dir="y", data=DataConfig(train_data_dir="x")), **settings)
-        return settle_graphs(config, device, processes, sizes, said.append).compute.cuda_graphs, said
+        return settle_graphs(config, device, sizes, said.append).compute.cuda_graphs, said
 
     assert settled() == ("on", ["cuda_graphs auto: on"])
     assert settled("cpu") == ("off", [])
     assert settled("mps") == ("off", ["cuda_graphs auto: off, there are none on mps"])
-    assert settled(processes=2) == ("off", ["cuda_graphs auto: off, they are for one process"])
     assert settled(sizes=33) == ("off", ["cuda_graphs auto: off, 33 sizes of micro-batches are too many to record"])
-    choice, (said,) = settled(train_text_encoder=True)
-    assert choice == "off" and "train_text_encoder" in said
+    assert settled(train_text_encoder=True) == settled()
+    choice, (said,) = settled(train_text_encoder=True, gradient_checkpointing=True)
+    assert choice == "off" and "train_text_encoder and gradient_checkpointing" in said
     choice, (said,) = settled(gradient_checkpointing=True, rank_dropout=0.1)
     assert choice == "off" and "gradient_checkpointing and dropout" in said
     choice, (said,) = settled(adapter="loha", module_dropout=0.1)
@@ -178,10 +151,30 @@ def test_the_flag_alone_is_on_and_a_yaml_may_say_true(tmp_path):
 
 
 def test_where_graphs_cannot_be_had_one_is_told(train, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="cuda_graphs does not go with train_text_encoder"):
-        train(cuda_graphs="on", train_text_encoder=True)
+    with pytest.raises(ConfigError, match="cuda_graphs does not go with train_text_encoder and gradient_"):
+        train(cuda_graphs="on", train_text_encoder=True, gradient_checkpointing=True)
     with pytest.raises(ConfigError, match="cuda_graphs does not go with gradient_checkpointing and dropout"):
         train(cuda_graphs="on", gradient_checkpointing=True, rank_dropout=0.1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match="cuda_graphs is for one process with a CUDA GPU, here are 1 on cpu"):
+    with pytest.raises(ConfigError, match="cuda_graphs is for CUDA GPUs, this process is on cpu"):
         train(cuda_graphs="on", output_dir=str(tmp_path / "run"))
+
+
+def test_two_processes_that_record_learn_what_ddp_does(train_config, two_sizes, tmp_path):
+    """Bit for bit, as two numbers have one sum; with two micro-steps, dropout, an average and text encoders."""
+    common = {"train_data_dir": str(two_sizes), "gradient_accumulation_steps": 2, "lora_dropout": 0.1,
+              "train_text_encoder": True, "ema_decay": 0.9}  # fmt: skip
+
+    def run(name, steps, graphs):
+        config = train_config(**common, max_train_steps=steps, cuda_graphs=graphs, output_dir=str(tmp_path / name))
+        codes, printed = launch(config, tmp_path / "log", world_size=2, first=record_on_the_cpu)
+        assert codes == [0, 0], printed
+        return tmp_path / name
+
+    ddp = run("ddp", 3, "off")
+    run("recorded", 2, "on")
+    recorded = run("recorded", 3, "on")
+    assert column(recorded, "loss") == column(ddp, "loss")
+    assert_equal_weights(weights_of(recorded, 3), weights_of(ddp, 3))
+    said = [event["text"] for event in read_events(recorded / "events.jsonl", "message")]
+    assert any(text.startswith("recorded ") for text in said) and not any("going on without" in text for text in said)
