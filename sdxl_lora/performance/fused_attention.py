@@ -50,25 +50,20 @@ class SharedInput:
 
 
 class _SharedInput(torch.autograd.Function):
-    """x (..., in), downs (n * rank, in), ups (n, out, rank), and of each of n layers codes, scales, kind and bias."""
+    """x (..., in), downs (n * rank, in), ups (n, out, rank), and of each of n layers its PackedWeight and its bias."""
 
     @staticmethod
     def forward(ctx, x, downs, ups, scale, *frozen):
         count, width, rank = ups.shape
-        layers = [frozen[4 * i : 4 * i + 4] for i in range(count)]
+        layers = [(PackedWeight(*frozen[at : at + 4]), frozen[at + 4]) for at in range(0, 5 * count, 5)]
         rows = x.reshape(-1, x.shape[-1])
         inner = rows.mm(downs.t()).view(-1, count, rank).transpose(0, 1)
         out = rows.new_empty(count, len(rows), width)
-        for into, (codes, scales, kind, bias) in zip(out, layers, strict=True):
-            dense = PackedWeight(codes, scales, kind).dense((width, rows.shape[1]), x.dtype).t()
-            if bias is None:
-                torch.mm(rows, dense, out=into)
-            else:
-                torch.addmm(bias.to(x.dtype), rows, dense, out=into)
+        for into, (weight, bias) in zip(out, layers, strict=True):
+            weight.product(rows, bias, width, into)
         out.baddbmm_(inner, ups.transpose(1, 2), alpha=scale)
-        packed = [tensor for codes, scales, _, _ in layers for tensor in (codes, scales)]
-        ctx.save_for_backward(rows, inner, downs, ups, *packed)
-        ctx.kinds, ctx.scale = [kind for _, _, kind, _ in layers], scale
+        ctx.save_for_backward(rows, inner, downs, ups, *(tensor for weight, _ in layers for tensor in weight[:2]))
+        ctx.how, ctx.scale = [weight[2:] for weight, _ in layers], scale
         return tuple(each.view(*x.shape[:-1], width) for each in out)
 
     @staticmethod
@@ -86,11 +81,10 @@ class _SharedInput(torch.autograd.Function):
         x_gradient = None
         if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
             x_gradient = inner_gradient.mm(downs)
-            for gradient, codes, scales, kind in zip(out_gradients, packed[::2], packed[1::2], ctx.kinds, strict=True):
-                dense = PackedWeight(codes, scales, kind).dense((width, rows.shape[1]), rows.dtype)
-                x_gradient.addmm_(gradient, dense)
+            for gradient, codes, scales, how in zip(out_gradients, packed[::2], packed[1::2], ctx.how, strict=True):
+                PackedWeight(codes, scales, *how).add_input_gradient(gradient, x_gradient)
             x_gradient = x_gradient.view(*gradients[0].shape[:-1], -1)
-        return x_gradient, down_gradients, up_gradients, None, *[None] * (4 * count)
+        return x_gradient, down_gradients, up_gradients, None, *[None] * (5 * count)
 
 
 class FusedAttention(Attention):

@@ -24,20 +24,19 @@ def lora_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, down: Tens
         x: (..., in). weight: (out, in), frozen. bias: (out,) or None, frozen.
         down: (rank, in), up: (out, rank): float32 or the precision of x.
     """
-    return _LoraLinear.apply(x.to(product_dtype(x)), weight.codes, weight.scales, weight.kind, bias, down, up, scale)
+    return _LoraLinear.apply(x.to(product_dtype(x)), down, up, scale, bias, *weight)
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, codes, scales, kind, bias, down, up, scale):
-        dense = PackedWeight(codes, scales, kind).dense((up.shape[0], down.shape[1]), x.dtype)
+    def forward(ctx, x, down, up, scale, bias, codes, scales, *how):
         rows = x.reshape(-1, x.shape[-1])
         low_down, low_up = down.to(x.dtype), up.to(x.dtype)
         inner = linear(rows, low_down)
-        out = linear(rows, dense, bias if bias is None else bias.to(x.dtype))
+        out = PackedWeight(codes, scales, *how).product(rows, bias, len(up))
         out.addmm_(inner, low_up.t(), alpha=scale)  # in place: otherwise torch copies `out` first
         ctx.save_for_backward(rows, inner, codes, scales, low_down, low_up)
-        ctx.kind, ctx.scale, ctx.adapter_dtype = kind, scale, down.dtype
+        ctx.how, ctx.scale, ctx.adapter_dtype = how, scale, down.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -51,12 +50,11 @@ class _LoraLinear(torch.autograd.Function):
         down_gradient = inner_gradient.t().mm(rows)
         x_gradient = None
         if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
-            shape = (low_up.shape[0], low_down.shape[1])
-            dense = PackedWeight(codes, scales, ctx.kind).dense(shape, gradient.dtype)
-            x_gradient = out_gradient.mm(dense).addmm_(inner_gradient, low_down)
+            weight = PackedWeight(codes, scales, *ctx.how)
+            x_gradient = weight.input_gradient(out_gradient, rows.shape[1]).addmm_(inner_gradient, low_down)
             x_gradient = x_gradient.view(*gradient.shape[:-1], -1)
         down_gradient, up_gradient = down_gradient.to(ctx.adapter_dtype), up_gradient.to(ctx.adapter_dtype)
-        return x_gradient, None, None, None, None, down_gradient, up_gradient, None
+        return x_gradient, down_gradient, up_gradient, *[None] * 6
 
 
 class FusedLinear(Linear):

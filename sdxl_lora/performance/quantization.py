@@ -2,7 +2,8 @@
 
 int8 and fp8 (e4m3) hold a byte per value and a float32 scale per row; nf4 (arXiv:2305.14314, by bitsandbytes) half a
 byte and a bfloat16 scale per block. Products are computed in the input's precision from a dense copy of the weight,
-which is made anew in the backward pass: autograd would keep it. Knows no LoRA.
+which is made anew in the backward pass: autograd would keep it. Or those of int8 in 8 bits, each row of the input
+rounded to 255 steps, in the backward pass each row of the output's gradient (arXiv:2208.07339). Knows no LoRA.
 """
 
 from typing import NamedTuple
@@ -17,11 +18,52 @@ CODE_DTYPE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class PackedWeight(NamedTuple):
-    """A frozen (out, in) weight: as it is (kind "dense", no scales), or as codes and scales."""
+    """A frozen (out, in) weight: as it is (kind "dense", no scales), or as codes and scales.
+
+    Attributes:
+        in_8_bits: int8's products too are of whole numbers.
+    """
 
     codes: Tensor
     scales: Tensor | None
     kind: str
+    in_8_bits: bool = False
+
+    def product(self, rows: Tensor, bias: Tensor | None, width: int, into: Tensor | None = None) -> Tensor:
+        """rows (N, in) W^T + bias: (N, out), in the precision of the rows.
+
+        Args:
+            width: out.
+            into: what takes the result.
+        """
+        bias = bias if bias is None else bias.to(rows.dtype)
+        if self.in_8_bits and can_multiply(rows, self.codes):
+            assert self.scales is not None
+            out = multiply_whole(rows, self.codes.t()).mul_(self.scales.t())
+            out = (out if bias is None else out.add_(bias)).to(rows.dtype)
+            return out if into is None else into.copy_(out)
+        dense = self.dense((width, rows.shape[1]), rows.dtype)
+        if into is None:
+            return nn.functional.linear(rows, dense, bias)
+        return torch.mm(rows, dense.t(), out=into) if bias is None else torch.addmm(bias, rows, dense.t(), out=into)
+
+    def input_gradient(self, gradient: Tensor, width: int) -> Tensor:
+        """gradient (N, out) W: (N, in), in its precision. width: in."""
+        if self.in_8_bits and can_multiply(gradient, self.codes):
+            return self._input_gradient_in_8_bits(gradient)
+        return gradient.mm(self.dense((gradient.shape[1], width), gradient.dtype))
+
+    def add_input_gradient(self, gradient: Tensor, to: Tensor) -> None:
+        """Add `input_gradient` to a tensor (N, in)."""
+        if self.in_8_bits and can_multiply(gradient, self.codes):
+            to += self._input_gradient_in_8_bits(gradient)
+        else:
+            to.addmm_(gradient, self.dense((gradient.shape[1], to.shape[1]), gradient.dtype))
+
+    def _input_gradient_in_8_bits(self, gradient: Tensor) -> Tensor:
+        assert self.scales is not None  # which go to the gradient before it is rounded: they differ along the sum
+        columns = self.codes.t().contiguous().t()  # as GPUs multiply whole numbers
+        return multiply_whole(gradient * self.scales.t(), columns).to(gradient.dtype)
 
     def dense(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """(out, in), in `dtype`."""
@@ -49,14 +91,33 @@ def pack(weight: Tensor, kind: str) -> PackedWeight:
     return PackedWeight(codes, scales, kind)
 
 
+def can_multiply(rows: Tensor, codes: Tensor) -> bool:
+    """Return whether GPUs multiply whole numbers of such shapes; others keep to the same rule."""
+    return len(rows) > 16 and not any(size % 8 for size in codes.shape)
+
+
+def multiply_whole(rows: Tensor, codes: Tensor) -> Tensor:
+    """rows (N, K) times int8 codes (K, M): (N, M) in float32, each row rounded to 255 steps of its own."""
+    steps = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / LARGEST["int8"]
+    return torch._int_mm((rows / steps).round_().to(torch.int8), codes).float().mul_(steps)
+
+
+def has_whole_products(device: torch.device) -> bool:
+    """Return whether a device multiplies matrices of whole numbers of 8 bits."""
+    if device.type == "cuda":
+        return not torch.version.hip and torch.cuda.get_device_capability(device) >= (7, 5)
+    return device.type == "cpu"
+
+
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer whose weight is packed. `weight` is a dense copy in `dtype`, made when it is asked for."""
 
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, linear: nn.Linear, kind: str, device: torch.device | None = None):
+    def __init__(self, linear: nn.Linear, kind: str, device: torch.device | None = None, in_8_bits: bool = False):
         nn.Module.__init__(self)
+        self.in_8_bits = in_8_bits
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
         self.dtype = linear.weight.dtype
         packed = pack(linear.weight.detach().to(device), kind)
@@ -70,12 +131,10 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def packed(self) -> PackedWeight:
-        return PackedWeight(self.codes, self.scales, self.kind)
+        return PackedWeight(self.codes, self.scales, self.kind, self.in_8_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FrozenProduct.apply(
-            x.to(product_dtype(x)), self.codes, self.scales, self.kind, self.out_features, self.bias
-        )
+        return _FrozenProduct.apply(x.to(product_dtype(x)), self.bias, self.out_features, *self.packed)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -87,17 +146,17 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 class _FrozenProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, codes, scales, kind, out_features, bias):
+    def forward(ctx, x, bias, width, codes, scales, kind, in_8_bits):
         ctx.save_for_backward(codes, scales)
-        ctx.kind, ctx.shape = kind, (out_features, x.shape[-1])
-        dense = PackedWeight(codes, scales, kind).dense(ctx.shape, x.dtype)
-        return nn.functional.linear(x, dense, bias if bias is None else bias.to(x.dtype))
+        ctx.how, ctx.shape = (kind, in_8_bits), x.shape
+        out = PackedWeight(codes, scales, kind, in_8_bits).product(x.reshape(-1, x.shape[-1]), bias, width)
+        return out.view(*x.shape[:-1], width)
 
     @staticmethod
     def backward(ctx, gradient):
-        codes, scales = ctx.saved_tensors
-        dense = PackedWeight(codes, scales, ctx.kind).dense(ctx.shape, gradient.dtype)
-        return gradient @ dense, None, None, None, None, None
+        weight = PackedWeight(*ctx.saved_tensors, *ctx.how)
+        x_gradient = weight.input_gradient(gradient.reshape(-1, gradient.shape[-1]), ctx.shape[-1])
+        return x_gradient.view(ctx.shape), None, None, None, None, None, None
 
 
 def packed_weight(layer: nn.Module) -> PackedWeight | None:
@@ -122,15 +181,16 @@ def packable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     ]
 
 
-def quantize_linears(model: nn.Module, kind: str, device: torch.device | None = None) -> int:
+def quantize_linears(model: nn.Module, kind: str, device: torch.device | None = None, in_8_bits: bool = False) -> int:
     """Pack all layers that are `packable`. Returns their number.
 
     Args:
         device: where each is brought and packed.
+        in_8_bits: let int8's products be of whole numbers.
     """
     found = packable(model)
     for parent, child_name, child in found:
-        setattr(parent, child_name, QuantizedLinear(child, kind, device))
+        setattr(parent, child_name, QuantizedLinear(child, kind, device, in_8_bits))
     return len(found)
 
 

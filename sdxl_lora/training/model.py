@@ -26,7 +26,7 @@ from sdxl_lora.models.text_encoders import LiveTextEncoder, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
-from sdxl_lora.performance.quantization import KINDS, quantize_linears
+from sdxl_lora.performance.quantization import KINDS, has_whole_products, quantize_linears
 
 
 @dataclass
@@ -205,8 +205,11 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
     torch.backends.cudnn.benchmark = not compute.deterministic
     unet = load_unet(base, base_dtype(compute))
     if compute.base_precision in KINDS:
-        count = quantize_linears(unet, compute.base_precision, device)
-        info(f"base in {compute.base_precision}: {count} linear layers are packed")
+        in_8_bits = compute.base_products == "8bit" and has_whole_products(device)
+        count = quantize_linears(unet, compute.base_precision, device, in_8_bits)
+        info(f"base in {compute.base_precision}: {count} linear layers are packed{', products too' * in_8_bits}")
+        if compute.base_products and not in_8_bits:
+            info(f"base_products {compute.base_products}: not on this device, which multiplies as without it")
     return unet
 
 

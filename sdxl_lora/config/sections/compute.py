@@ -54,6 +54,9 @@ class ComputeConfig:
     base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
     """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
     Default: mixed_precision."""
+    base_products: Annotated[Literal["8bit"] | None, SAME] = None
+    """With base_precision int8: multiply in 8 bits too, where the device can, and round activations and gradients for
+    it. Default: in mixed_precision."""
     memory_budget: Annotated[str | None, FREE] = None
     """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer and the base's precision by
     counting what this model needs, and says what to expect."""
@@ -87,6 +90,10 @@ class ComputeConfig:
                 f"base_precision {self.base_precision} needs mixed_precision {self.base_precision}, "
                 f"not {self.mixed_precision}"
             )
+        if self.base_products and self.base_precision != "int8":
+            problems.append(f"base_products {self.base_products} needs base_precision int8, not {self.base_precision}")
+        if self.base_products and self.memory_budget is not None:
+            problems.append("base_products does not go with memory_budget, which may pack the base otherwise")
         budget = self.memory_budget
         if budget is not None and not re.fullmatch(r"\s*\d*\.?\d+\s*(G|GB|GiB)?\s*", budget, re.IGNORECASE):
             problems.append(f"memory_budget is {budget!r}, it must be gibibytes such as 8GB")

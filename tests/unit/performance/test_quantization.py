@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.lora.formats.adapter import delta
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.models.loading import Base, load_unet
 from sdxl_lora.performance.quantization import KINDS, PackedWeight, QuantizedLinear, pack, quantize_linears
+from sdxl_lora.run.events import read_events
 from sdxl_lora.tools.__main__ import main
 from tests.helpers.adapters import model_adapters
 from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
@@ -123,3 +125,58 @@ def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp
         if name in rounded:
             layer.weight.data = rounded[name] + (delta(written[name]) if name in written else 0)
     assert distance(output(exact), trained) < 1e-5, "but for the rounding of the base it is the same"
+
+
+def test_products_in_8_bits_err_by_half_a_step_of_a_row_at_most():
+    """Forward, and for the input's gradient; rows of all sizes, one of zeros, one with an outlier."""
+    torch.manual_seed(0)
+    packed = pack(torch.randn(48, 64) * torch.linspace(0.01, 3, 48)[:, None], "int8")._replace(in_8_bits=True)
+    dense, bias = packed.dense((48, 64), torch.float32), torch.randn(48)
+
+    def rows(width):
+        found = torch.randn(40, width) * torch.logspace(-3, 3, 40)[:, None]
+        found[3], found[5, 0] = 0, 100 * found[5].abs().max()
+        return found
+
+    x, gradient = rows(64), rows(48)
+    cases = [
+        (packed.product(x, bias, 48), x @ dense.t() + bias, x, dense.t()),
+        (packed.input_gradient(gradient, 64), gradient @ dense, gradient * packed.scales.t(), packed.codes.float()),
+    ]
+    for ours, exact, rounded, other in cases:
+        step = rounded.abs().amax(1, keepdim=True) / 127
+        assert ((ours - exact).abs() <= 0.5001 * step * other.abs().sum(0) + 1e-5 * exact.abs()).all()
+        typical = [row for row in range(40) if row not in (3, 5)]
+        error = (ours - exact)[typical].norm(dim=1) / exact[typical].norm(dim=1)
+        assert 1e-3 < error.mean() < 0.01 and error.max() < 0.02 and not (ours - exact)[3].any()
+    added = torch.ones(40, 64)
+    packed.add_input_gradient(gradient, added)
+    torch.testing.assert_close(added, packed.input_gradient(gradient, 64) + 1)
+    into = torch.empty(40, 48)
+    assert packed.product(x, None, 48, into) is into
+    torch.testing.assert_close(into + bias, packed.product(x, bias, 48))
+
+
+@pytest.mark.parametrize(("count", "shape"), [(16, (48, 64)), (40, (44, 64)), (40, (48, 60))])
+def test_shapes_that_gpus_do_not_multiply_in_8_bits_stay_dense(count, shape):
+    packed = pack(torch.randn(shape), "int8")
+    x, gradient = torch.randn(count, shape[1]), torch.randn(count, shape[0])
+    in_8_bits = packed._replace(in_8_bits=True)
+    assert torch.equal(in_8_bits.product(x, None, shape[0]), packed.product(x, None, shape[0]))
+    assert torch.equal(in_8_bits.input_gradient(gradient, shape[1]), packed.input_gradient(gradient, shape[1]))
+
+
+def test_a_run_in_8_bits_says_so_learns_alike_and_is_not_mixed_with_others(train, tmp_path):
+    settings = {"resolution": 128, "base_precision": "int8", "adam_epsilon": 1e-4}
+    dense = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "dense"))
+    whole = train(**settings, max_train_steps=2, base_products="8bit", output_dir=str(tmp_path / "whole"))
+    said = [event["text"] for event in read_events(whole / "events.jsonl", "message")]
+    assert any(text.startswith("base in int8") and text.endswith("are packed, products too") for text in said)
+    assert column(whole, "loss") == pytest.approx(column(dense, "loss"), rel=0.01)
+    assert column(whole, "loss") != column(dense, "loss")
+    with pytest.raises(CheckpointError, match=r"base_products +None +8bit"):
+        train(**settings, max_train_steps=3, base_products="8bit", output_dir=str(tmp_path / "dense"))
+    with pytest.raises(ConfigError, match="base_products 8bit needs base_precision int8, not fp8"):
+        train(base_precision="fp8", base_products="8bit")
+    with pytest.raises(ConfigError, match="base_products does not go with memory_budget"):
+        train(base_precision="int8", base_products="8bit", memory_budget="8GB")
