@@ -163,18 +163,21 @@ def fit(
             step += 1
             shown.update(step)
             due = cadence.after(step)
-            if not (due or (run.is_alone and run.stop_requested())):
+            if not (due or (run.is_alone and (run.stop_requested() or any(run.asked())))):
                 continue  # nothing is read back from the device
 
-            numbers = train_step.metrics.flush()  # the requests to stop of all processes ride along with the loss
+            numbers = train_step.metrics.flush()  # what is asked of all processes rides along with the loss
             check_finite(numbers, run)
+            asked = run.take_asked(numbers.asked)
+            due = due.with_asked(asked)
             epoch = data.sampler.passes(step)
             rate = own_learning_rate(train_step.optimizer) if learning_rate is None else learning_rate
             logger.step(step, numbers.images, epoch, numbers.loss, rate, numbers.grad_norm, **numbers.parts)
             stopping = numbers.stop_requested or (run.is_alone and bool(run.stop_requested()))
             is_best = False
-            if due.evaluate:
+            if due.sample:
                 train_step.make_room()
+            if due.evaluate:
                 is_best = not stopping and (evaluator.evaluate(step) or evaluator.judge(step, samples.write))
                 # Perhaps asked to stop while validating: the next start does that again.
                 stopping = run.stop_agreed(accelerator) or stopping
@@ -183,8 +186,8 @@ def fit(
             if due.checkpoint or is_best or evaluator.should_stop:
                 with logger.pace.aside("saving"):
                     checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
-            if due.evaluate and not evaluator.by_similarity:
-                samples.write(step)
+            if due.sample and not (due.evaluate and evaluator.by_similarity):
+                samples.write(step, asked.sample)
                 if run.stop_agreed(accelerator):  # perhaps while drawing: the next start draws what is missing
                     save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
     return step

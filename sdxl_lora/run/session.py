@@ -1,6 +1,6 @@
 """A run's directory: whoever wants to know of a run reads it there, whoever wants it to stop puts a file there.
 
-    config.yaml  events.jsonl  status.json  stop  checkpoint-<step>/  samples/  the LoRA files
+    config.yaml  events.jsonl  status.json  stop  save_now  sample_now  checkpoint-<step>/  samples/  the LoRA files
 
 The web page, a shell and a cluster job all speak to a run through this directory alone. status.json holds state
 (starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint,
@@ -29,6 +29,7 @@ from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.former_state import FormerState
 from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.lost_processes import explain_lost_ranks
+from sdxl_lora.run.requests import EVERYTHING, NOTHING, Asked, asked_of, forget
 from sdxl_lora.run.status import read_status, replace_text, status_path
 from sdxl_lora.run.stop import StopRequest
 
@@ -83,6 +84,7 @@ class Run:
             raise ConfigError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         for old in (self.folder / "stop", *self.folder.glob("status-rank-*.json")):  # of the run before
             remove(old)
+        forget(self.folder, EVERYTHING)
 
     def event(self, event: str, **facts) -> None:
         if event == "started":
@@ -117,6 +119,21 @@ class Run:
         if self.stop_requested():
             accelerator.set_trigger()
         return accelerator.check_trigger()
+
+    def asked(self) -> Asked:
+        """Return what is asked of the run beside an end; the main process alone looks for it."""
+        return asked_of(self.folder) if self.rank == 0 else NOTHING
+
+    def take_asked(self, agreed: Asked) -> Asked:
+        """Return what is now to be done of it, the same on every process; it counts as done.
+
+        Args:
+            agreed: what the processes have told one another.
+        """
+        asked = self.asked() if self.is_alone else agreed
+        if self.rank == 0:
+            forget(self.folder, asked)
+        return asked
 
     def end_if_asked(self, accelerator, where: str) -> None:
         """Raises Stopped where any process should stop. All call this."""

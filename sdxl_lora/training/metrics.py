@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sdxl_lora.errors import NonFiniteError
+from sdxl_lora.run.requests import NOTHING, Asked
 from sdxl_lora.run.session import Run
 
 
@@ -30,6 +31,7 @@ class StepNumbers:
     parts: dict[str, float]
     finite_steps: int
     stop_requested: bool
+    asked: Asked
     images: int
     names: list[Collection[str]]
 
@@ -57,8 +59,9 @@ class StepMetrics:
         self._start_from(first_step)
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the processes: losses, requests to stop, preserving losses, losses by timestep; numbers of both."""
-        return torch.zeros(4 + 2 * self.bins, device=self.device)
+        """Sums over the processes: losses, requests to stop, preserving losses and their number, requests to save and to
+        draw, losses by timestep and their numbers."""
+        return torch.zeros(6 + 2 * self.bins, device=self.device)
 
     def _start_from(self, step: int) -> None:
         self.first_step, self.steps, self.sums = step, 0, self._zeros()
@@ -79,12 +82,14 @@ class StepMetrics:
             self.step_sums[3] += len(losses)
             return
         by_timestep = sums_by_timestep(losses, timesteps, self.num_train_timesteps, self.bins)
-        self.step_sums[4:] += by_timestep.flatten()
+        self.step_sums[6:] += by_timestep.flatten()
 
-    def close(self, accelerator, stop_requested: bool, is_spoilt: bool = False) -> None:
+    def close(self, accelerator, stop_requested: bool, is_spoilt: bool = False, asked: Asked = NOTHING) -> None:
         """All micro-steps of the step are added: sum over the processes."""
         self.step_sums[0] = torch.nan if is_spoilt else self.step_sums[0] / self.images[-1]
-        self.step_sums[1] += stop_requested
+        for place, is_asked in zip((1, 4, 5), (stop_requested, *asked), strict=True):
+            if is_asked:  # else nothing is launched
+                self.step_sums[place] += 1
         self.step_sums = accelerator.reduce(self.step_sums, "sum")
 
     def guard(self, grad_norm: torch.Tensor, has_scaler: bool) -> None:
@@ -103,7 +108,7 @@ class StepMetrics:
         """The numbers so far. Waits for the device."""
         on_device = torch.cat([self.sums, torch.stack([self.grad_norm, self.finite_steps])])
         with self.waiting("device"):
-            loss, stops, preserving, preserved, *by_timestep, norm, finite_steps = on_device.tolist()
+            loss, stops, preserving, preserved, saves, drawings, *by_timestep, norm, finite_steps = on_device.tolist()
         sums = torch.tensor(by_timestep).reshape(2, self.bins)
         return StepNumbers(
             self.first_step,
@@ -114,6 +119,7 @@ class StepMetrics:
             | ({"preservation_loss": preserving / preserved} if preserved else {}),
             round(finite_steps),
             stops > 0,
+            Asked(saves > 0, drawings > 0),
             sum(self.images),
             self.names,
         )

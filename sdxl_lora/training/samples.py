@@ -54,12 +54,17 @@ class SampleWriter:
         """Return whether all samples of a step are there; the same on every process."""
         return on_main_and_broadcast(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
 
-    def write(self, step: int) -> float | None:
+    def write(self, step: int, is_asked: bool = False) -> float | None:
         """Draw the prompts with the LoRA as it is after `step` steps.
+
+        Args:
+            is_asked: a person waits for them, who is told where there is nothing to draw.
 
         Returns:
             the similarity of all with the trigger word, the same on every process; None where it was not measured.
         """
+        if is_asked and not self.prompts:
+            self.logger.info("asked to draw, but the run has no sample prompts: give --validation_prompt")
         if not self.prompts:
             return None
         with self.logger.pace.aside("samples"):

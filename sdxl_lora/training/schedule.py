@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sdxl_lora.config.sections.evaluation import EvaluationConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.pace import ToCome
+from sdxl_lora.run.requests import Asked
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.data_plan import DataPlan
 
@@ -18,9 +19,14 @@ class Due(NamedTuple):
     log: bool = False
     evaluate: bool = False
     checkpoint: bool = False
+    sample: bool = False
 
     def __bool__(self) -> bool:
         return any(self)
+
+    def with_asked(self, asked: Asked) -> "Due":
+        """Return it with what a person asks for at this step."""
+        return self._replace(checkpoint=self.checkpoint or asked.save, sample=self.sample or asked.sample)
 
 
 class EvaluationCadence(NamedTuple):
@@ -62,7 +68,7 @@ class Cadence:
         checkpoint = self._is_due(
             step, epochs, config.checkpoint.checkpointing_epochs, config.checkpoint.checkpointing_steps
         )
-        return Due(self._is_due(step, epochs, None, config.logging.logging_steps), evaluate, checkpoint)
+        return Due(self._is_due(step, epochs, None, config.logging.logging_steps), evaluate, checkpoint, evaluate)
 
     def to_come(self, step: int) -> ToCome:
         """Return what is to be done once step `step` has trained, what is due after it too; 0 is before the first."""

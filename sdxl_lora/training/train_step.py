@@ -101,7 +101,7 @@ class TrainStep:
         metrics, is_spoilt = self.metrics, fault_point("step", step + 1)
         if self.sends_gradients:
             average_gradients(self.parameters)
-        metrics.close(self.accelerator, bool(self.run.stop_requested()), is_spoilt)
+        metrics.close(self.accelerator, bool(self.run.stop_requested()), is_spoilt, self.run.asked())
         limit = self.config.optimizer.max_grad_norm or math.inf
         metrics.guard(self.accelerator.clip_grad_norm_(self.parameters, limit), self.accelerator.scaler is not None)
         if self.sees_found_inf:

@@ -15,6 +15,7 @@ from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.run.requests import FILES
 from sdxl_lora.select.__main__ import parse
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT
@@ -85,6 +86,8 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         assert tools(words[3:]) in (2, 5), "the files are not there; a wrong flag would end the program"
     elif words[:3] == ["python", "-m", "sdxl_lora.select"]:
         parse(words[3:])
+    elif words[0] == "touch":
+        assert Path(words[1]).name in FILES.values()
     elif words[:2] == ["python", "-m"]:
         assert is_module(words[2])
     else:

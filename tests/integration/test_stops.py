@@ -5,10 +5,11 @@ import signal
 
 import pytest
 
-from sdxl_lora.run.checkpoints import checkpoints
+from sdxl_lora.run.checkpoints import checkpoints, problem_with
 from sdxl_lora.run.session import read_status
 from tests.helpers.fault_runs import assert_ends_as_uninterrupted, wait_for_step
 from tests.helpers.launch import Launched, launch
+from tests.helpers.waiting import until
 
 
 @pytest.mark.parametrize("fault, number", [("term", signal.SIGTERM), ("int", signal.SIGINT)])
@@ -89,9 +90,15 @@ def test_a_command_that_is_refused_in_two_processes_leaves_a_run_as_it_was_or_no
     assert not (tmp_path / "other").exists()
 
 
-def test_a_stop_file_stops_both_processes_at_the_same_step(config, tmp_path):
-    launched = Launched(config(max_train_steps=10_000, gradient_accumulation_steps=1), tmp_path / "log", world_size=2)
-    wait_for_step(tmp_path / "run", 2)
+def test_two_processes_save_as_they_are_asked_to_and_stop_at_the_same_step(config, tmp_path):
+    """By files; and between two reports, which they agree upon with the second one's numbers."""
+    settings = {"max_train_steps": 10_000, "gradient_accumulation_steps": 1, "checkpointing_steps": None}
+    launched = Launched(config(**settings, logging_steps=2), tmp_path / "log", world_size=2)
+    wait_for_step(tmp_path / "run", 1)
+    (tmp_path / "run" / "save_now").touch()
+    until(lambda: checkpoints(tmp_path / "run"))
+    assert problem_with(checkpoints(tmp_path / "run")[0]) is None and not (tmp_path / "run" / "save_now").exists()
+    assert int(checkpoints(tmp_path / "run")[0].name.rpartition("-")[2]) % 2 == 0
     (tmp_path / "run" / "stop").touch()
     assert launched.wait() == [0, 0], launched.printed()
     status = read_status(tmp_path / "run")
