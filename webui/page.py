@@ -16,8 +16,8 @@ from gradio.context import get_blocks_context
 
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError
-from webui.datasets.folders import roots
 from webui.locale.i18n import I18N, T, language_of, say
+from webui.pages.asked import SETTINGS, listen_to_scripts
 from webui.pages.live import Live
 from webui.pages.news import look_script, newest
 from webui.pages.tab_dataset import DatasetTab
@@ -32,11 +32,12 @@ from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, newest_of, state_of
 from webui.server.fence import fence
-from webui.server.served import publish_image
 from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 from webui.widgets.images import images_script
+from webui.widgets.plots import STYLE as PLOTS_STYLE
+from webui.widgets.plots import plots_script
 
 __all__ = ["I18N", "create_page", "create_tab"]
 
@@ -86,11 +87,11 @@ class Page:
     def __init__(self, context: Context):
         self.context = context
         others = set(get_blocks_context().blocks)
-        gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
+        gr.HTML(f"<style>{PLOTS_STYLE}{STYLE}</style>", padding=False, elem_classes="style")
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
-            scripts = f'{images_script()}\nwindow.sdxlLoraNews = () => trigger("news");'
+            scripts = f'{images_script()}\n{plots_script()}\nwindow.sdxlLoraNews = () => trigger("news");'
             self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
             gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):
@@ -109,6 +110,8 @@ class Page:
                 self.stop = gr.Button(
                     T("Stop"), variant="stop", interactive=False, elem_id="stop", scale=0, min_width=110
                 )
+            live = "element.setAttribute('aria-live', 'polite')"
+            self.spoken = gr.HTML(js_on_load=live, elem_id="spoken", padding=False)
             with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as self.tabs:
                 with gr.Tab(T("1 · Prepare"), id="prepare"):
                     self.prepare = PrepareTab(context, self.project)
@@ -123,7 +126,7 @@ class Page:
                     self.results = ResultsTab(context)
         self.session = gr.Textbox(visible=False)
         tabs = (self.prepare, self.dataset, self.runs, self.results)
-        self.live = Live(context, tabs, self.now, self.stop, self.train.form.widgets["train_data_dir"])
+        self.live = Live(context, tabs, self.now, self.stop, self.spoken, self.train.form.widgets["train_data_dir"])
         self._listen()
         fence(set(get_blocks_context().blocks) - others)
 
@@ -152,14 +155,12 @@ class Page:
             show_errors(self.to_training), [self.dataset.chosen, fields[1]], [self.tabs, *fields], **QUIET
         )
         self.runs.go_on.click(self.to_results, [self.runs.chosen], [self.tabs, self.results.chosen], **QUIET)
-        # Nothing in the page triggers these: our scripts ask for them by their names.
-        asked_for = {**QUIET, "api_visibility": "undocumented", "queue": False}
         asked = [gr.Textbox(visible=False) for _ in ("seen", "view", "run", "dataset", "result")]
         lists = [self.live.outputs[place] for place in self.live.lists]
         asked[0].change(
-            self.live.look, asked, [gr.Textbox(visible=False), *lists], api_name="sdxl_lora_look", **asked_for
+            self.live.look, asked, [gr.Textbox(visible=False), *lists], api_name="sdxl_lora_look", **SETTINGS
         )
-        asked[1].change(show_errors(self.whole_image), asked[:1], asked[:1], api_name="sdxl_lora_image", **asked_for)
+        listen_to_scripts(self.context)
         # Two events, since one that has many outputs costs the browser much, also where it changes none.
         gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
             None,
@@ -237,11 +238,6 @@ class Page:
         project, _, run = (name or "").partition("/")
         config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest", dry_run=False)
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
-
-    def whole_image(self, request: gr.Request, path: str) -> str:
-        """Let an image of the projects or of IMAGES_DIR be fetched; return where it is then. Asked for by images.js."""
-        below = (root for root in roots(self.context.places) if Path(path).resolve().is_relative_to(root.resolve()))
-        return publish_image(Path(path), next(below, self.context.places.projects))
 
     def to_captions(self) -> list:
         """The dataset that was prepared last."""

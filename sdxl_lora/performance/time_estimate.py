@@ -35,6 +35,10 @@ class Work:
         parts = {name: (amount, rate_in_full if name == "encoding" else rate) for name, amount in vars(self).items()}
         return {name: amount / rate_of_it for name, (amount, rate_of_it) in parts.items() if amount}
 
+    def seconds_on_known_cards(self) -> dict[str, float]:
+        """Return the least seconds of it all on each of KNOWN_CARDS, by its name."""
+        return {card: sum(vars(self).values()) / (rate * TERA) for card, rate in KNOWN_CARDS.items()}
+
 
 def products_per_second(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter

@@ -30,7 +30,7 @@ from sdxl_lora.performance.activation_memory import StepCost, encoding_cost
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_level_of
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, latent_record, text_record
-from sdxl_lora.performance.time_estimate import KNOWN_CARDS, TERA, Work, products_per_second
+from sdxl_lora.performance.time_estimate import TERA, Work, products_per_second
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.defaults import settle_defaults, settle_variant
 from sdxl_lora.run.pace import duration
@@ -264,17 +264,22 @@ class TrainingPlan:
             encoding=0.0 if is_cached else sum(encoded) / self.world_size,
         )
 
+    def rates(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[float]:
+        """Operations a second of this device in the training's precision and in float32, measured now."""
+        assert self.device is not None, "there is a device to measure"
+        set_arithmetic(self.config.compute.allow_tf32, self.config.compute.deterministic)
+        return [measure(self.device, dtype) for dtype in (DTYPES[self.config.compute.mixed_precision], torch.float32)]
+
     def of_time(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[str]:
         """The least time of it all, as its products alone would take."""
-        work, compute = self.work(), self.config.compute
+        work = self.work()
         total = sum(vars(work).values()) / TERA
         counted = f"{total:,.3g} TFLOP of products, {work.training / self.data.total_steps / TERA:.3g} in a step"
         said = "the run says within its first minute how long it will take"
         if self.device is None:
-            of_cards = (f"{duration(total / rate)} on {card}" for card, rate in KNOWN_CARDS.items())
+            of_cards = (f"{duration(seconds)} on {card}" for card, seconds in work.seconds_on_known_cards().items())
             return [f"at least {', '.join(of_cards)}, by {counted}", f"no GPU is here to measure; {said}"]
-        set_arithmetic(compute.allow_tf32, compute.deterministic)
-        rates = [measure(self.device, dtype) for dtype in (DTYPES[compute.mixed_precision], torch.float32)]
+        rates = self.rates(measure)
         parts = work.seconds(*rates)
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
         return [

@@ -59,8 +59,8 @@ class StepMetrics:
         self._start_from(first_step)
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the processes: losses, requests to stop, preserving losses and their number, requests to save and to
-        draw, losses by timestep and their numbers."""
+        """Sums over the processes: losses, requests to stop, preserving losses and their number, requests to save and
+        to draw, losses by timestep and their numbers."""
         return torch.zeros(6 + 2 * self.bins, device=self.device)
 
     def _start_from(self, step: int) -> None:

@@ -25,7 +25,7 @@ PAGE_FLOORS = [
     ("server", "settings"),
     ("locale",),
     ("runs",),
-    ("datasets",),
+    ("datasets", "figures"),
     ("widgets",),
     ("pages",),
 ]  # of webui, likewise

@@ -102,7 +102,7 @@ def test_a_training_is_started_and_its_plot_moves(story):
     page.locator("#run-progress .pill.starting").wait_for(timeout=LONG)
     assert page.locator("#tabs").get_by_role("tab", name="4 ·").get_attribute("aria-selected") == "true"
     shoot(page, "starting")
-    page.locator("#run-plots polyline").first.wait_for(timeout=LONG, state="attached")
+    page.locator("#run-plots canvas").first.wait_for(timeout=LONG)
     first = drawn(page)
     until(lambda: drawn(page) != first)
     assert len([job for job in Jobs(story.server.projects).all() if job.kind == "train"]) == 1

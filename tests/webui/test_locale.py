@@ -19,6 +19,7 @@ from webui.settings.labels import label_of
 from webui.settings.workspace import Workspace
 from webui.widgets import html as show
 from webui.widgets.images import WORDS
+from webui.widgets.plots import WORDS as PLOT_WORDS
 
 CONFIGS = (PreprocessConfig, TrainConfig)
 UI = ROOT / "webui"
@@ -47,7 +48,7 @@ def used_texts() -> dict[str, str]:
 
 def used() -> set[str]:
     sections = {field.section for config_class in CONFIGS for field in fields_of(config_class).values()}
-    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *WORDS, *sections}
+    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *WORDS, *PLOT_WORDS, *sections}
 
 
 @pytest.mark.parametrize("language", LOCALES)

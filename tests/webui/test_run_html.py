@@ -18,7 +18,6 @@ from webui.runs.listing import RunState, samples_of, without_launchers
 from webui.runs.run_history import History, smoothed
 from webui.server.served import publish_image
 from webui.widgets import html as show
-from webui.widgets.charts import Line, chart, nice_ticks, thinned
 from webui.widgets.forms import css_text
 from webui.widgets.images import image_html
 
@@ -54,17 +53,6 @@ def test_the_speed_is_that_of_the_last_steps_whatever_came_between(tmp_path):
 def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():
     assert smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
     assert smoothed([0.0] * 50 + [1.0] * 200)[-1] == pytest.approx(1, abs=1e-3)
-
-
-def test_a_plot_thins_its_points_keeps_the_last_and_survives_odd_numbers():
-    points = [(float(n), float(n)) for n in range(5000)]
-    assert len(thinned(points)) <= 400 and thinned(points)[-1] == points[-1]
-    html = chart("Loss <b>", [Line("a&b", [(1, 1.0), (2, float("nan")), (3, float("inf")), (4, 2.0), (5, None)])], "-")
-    assert "nan" not in html and "inf" not in html and "&lt;b&gt;" in html and "a&amp;b" in html
-    assert "empty" in chart("Loss", [Line("a", [])], "none yet")
-    for value in (0.0, 1.0, -3.0, 1e-8, 1e8):
-        assert "polyline" in chart("x", [Line("a", [(1, value), (2, value)])], "-")
-    assert nice_ticks(0, 10) == [0, 5, 10] or nice_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
 
 
 def test_what_a_run_and_a_caption_say_is_escaped():

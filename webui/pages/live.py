@@ -24,7 +24,7 @@ LISTS = (gr.Dropdown, gr.CheckboxGroup)  # whose choices Gradio must know of, as
 class Live:
     """
     Args:
-        now, stop: the strip above the tabs, and its button.
+        now, stop: the strip above the tabs, and its button; spoken: the same for those who hear the page.
         dataset_field: the training's, to which new datasets are added as choices.
     """
 
@@ -34,13 +34,15 @@ class Live:
         tabs: tuple[PrepareTab, DatasetTab, RunsTab, ResultsTab],
         now: gr.HTML,
         stop: gr.Button,
+        spoken: gr.HTML,
         dataset_field: gr.Dropdown,
     ):
         self.context = context
         self.prepare, self.dataset, self.runs, self.results = tabs
         self.choosers = [self.runs.chosen, self.dataset.chosen, self.results.chosen]
         self.outputs = [
-            now, stop, *self.prepare.live, *self.runs.outputs, *self.results.live, *self.choosers, dataset_field,
+            now, stop, spoken, *self.prepare.live, *self.runs.outputs, *self.results.live, *self.choosers,
+            dataset_field,
         ]  # fmt: skip
         self.lists = [place for place, output in enumerate(self.outputs) if isinstance(output, LISTS)]
 
@@ -59,7 +61,7 @@ class Live:
         folders = self.context.places.datasets()
         chosen = {"value": newest(folders)} if folders and seen else {}
         updates = [
-            *part(2, lambda: self.now_running(language)),
+            *part(3, lambda: self.now_running(language)),
             *part(len(self.prepare.live), lambda: self.prepare.look(language)),
             *part(len(self.runs.outputs), lambda: self.runs.look(language, run)),
             *part(len(self.results.live), lambda: self.results.look(language, result)),
@@ -88,14 +90,17 @@ class Live:
         others = runs_of_others(jobs) if job is None else []
         if job is None and not others:
             words = escape(say(language, "Nothing runs at the moment."))
-            return [f'<div class="now idle">{words}</div>', gr.update(value=say(language, "Stop"), interactive=False)]
+            stop = gr.update(value=say(language, "Stop"), interactive=False)
+            return [f'<div class="now idle">{words}</div>', stop, words]
         run = Path(job.target) if job and job.kind == "train" else others[0] if others else None
         words = show.words_for(language, job) if job else say(language, "Training {name}", name=others[0].name)
         state, bar = state_of_job(jobs, job) if job else "", ""
+        spoken = show.spoken(language, words, state, 0, 0)
         if run is not None:
             run_state, history = state_of(run, jobs), history_of(run)
             state = run_state.state
             bar = show.bar(words, run_state.step, history.total_steps)
+            spoken = show.spoken(language, words, state, run_state.step, history.total_steps)
         waiting = len(jobs.waiting())
         more = say(language, "{count} waiting", count=waiting) if waiting else ""
         more = more if job else say(language, "not started here")
@@ -105,7 +110,7 @@ class Live:
         )
         is_stopping = job is not None and jobs.is_stopping(job)
         stop = say(language, "End it now") if is_stopping else say(language, "Stop")
-        return [html, gr.update(value=stop, interactive=job is not None)]
+        return [html, gr.update(value=stop, interactive=job is not None), spoken]
 
 
 def marks_of(seen: str, count: int) -> list:

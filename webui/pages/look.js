@@ -4,6 +4,8 @@
 async (session, view, ...chosen) => {
   const looks = (window.sdxlLoraLooks ??= { underway: false, seen: "", later: {}, unsaved: [], news: [] });
   if (!session || looks.underway || !window.sdxlLoraNews) return;
+  // What came last was not taken, as where Gradio had lost the server: it would never be told again.
+  if (looks.news.length) return window.sdxlLoraNews();
   looks.underway = true;
 
   // A caption's box is left alone while someone types in it, and as long as it holds what is not saved.
@@ -84,6 +86,7 @@ async (session, view, ...chosen) => {
     const { root, api_prefix } = window.gradio_config;
     const answer = await fetch(`${root}${api_prefix}/run/sdxl_lora_look`, {
       method: "POST",
+      signal: AbortSignal.timeout(30_000), // a machine that has gone, or slept, sends no end
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ data: [looks.seen, view, ...chosen], session_hash: session }),
     });

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -30,6 +31,7 @@ def look_script(dataset_at: int, dataset_outputs: int, lists: list[int]) -> str:
 
 
 _told: set[str] = set()
+_PROCESS = secrets.token_hex(8)
 
 
 def part(count: int, make: Callable[[], list]) -> list:
@@ -69,5 +71,6 @@ def newest(folders: list[str]) -> str:
 
 
 def fingerprint(value: object) -> int:
-    """Short, as every look brings it along; another process, after a restart of the page, has others."""
-    return hash(repr(value)) % 2**32
+    """Short, as every look brings it along. Another process, after a restart of the page, has others: Gradio has then
+    forgotten which choices it has given, and must be told them again."""
+    return hash((_PROCESS, repr(value))) % 2**32

@@ -8,6 +8,7 @@ import gradio as gr
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import T, language_of, say
+from webui.pages.recommend_box import RecommendBox
 from webui.runs.context import Context
 from webui.runs.drawings import drawing_request, image_path, read_request
 from webui.runs.jobs import Job
@@ -49,7 +50,8 @@ class ResultsTab:
             self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
-        self.live = [self.drawn, self.stages, self.stage, self.about]
+        self.recommend = RecommendBox(context, self.chosen)
+        self.live = [self.drawn, self.stages, self.stage, self.about, self.recommend.told]
         self.chosen.change(
             show_errors(self.choose),
             [self.chosen],
@@ -93,7 +95,8 @@ class ResultsTab:
         run = self.context.run_of(name)
         choices = stage_choices(language, run)
         about = files_html(language, run) if run is not None else ""
-        return [self.drawn_html(language, run), gr.update(choices=choices), gr.update(choices=choices), about]
+        lists = [gr.update(choices=choices), gr.update(choices=choices)]
+        return [self.drawn_html(language, run), *lists, about, self.recommend.look(language, run)]
 
     def drawn_html(self, language: str, run: Path | None) -> str:
         """The newest drawing of a run."""

@@ -1,6 +1,5 @@
 """The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
 
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -9,7 +8,10 @@ import gradio as gr
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.requests import FILES
+from webui.figures.comparison import prompts_of
 from webui.locale.i18n import T, language_of, say
+from webui.pages.run_table import RunTable
 from webui.runs.context import Context, run_name
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import read_config, train_job
@@ -17,7 +19,8 @@ from webui.runs.listing import RunState, console_lines, find_runs, samples_of, s
 from webui.runs.run_history import History, history_of
 from webui.settings.fields import fields_of, number
 from webui.widgets import html as show
-from webui.widgets.events import QUIET, show_errors
+from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.plots import plots
 
 
 class RunsTab:
@@ -37,6 +40,8 @@ class RunsTab:
             self.go_on = gr.Button(T("Go on: try the LoRA and fetch it"), variant="primary", elem_id="run-go-on")
         with gr.Row(visible=False, elem_classes="actions") as self.stop_row:
             self.stop = gr.Button(T("Stop"), variant="stop", elem_id="run-stop", scale=0, min_width=160)
+            self.save_now = gr.Button(T("Save now"), elem_id="run-save-now", scale=0, min_width=160)
+            self.draw_now = gr.Button(T("Draw samples now"), elem_id="run-draw-now", scale=0, min_width=240)
         with gr.Row(visible=False, elem_classes="actions") as self.resume_row:
             self.checkpoint = gr.Dropdown([], label=T("Go on from"), interactive=True, elem_id="run-checkpoint")
             self.until = gr.Textbox(
@@ -46,6 +51,7 @@ class RunsTab:
             self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=280)
         self.plots = gr.HTML(elem_id="run-plots", padding=False)
         self.samples = gr.HTML(elem_id="run-samples", padding=False)
+        self.table = RunTable(context, self.chosen)
         with gr.Accordion(T("What happened"), open=False):
             self.happened = gr.HTML(elem_id="run-log", **show.CONSOLE)
         with gr.Accordion(T("What it prints"), open=False):
@@ -55,6 +61,8 @@ class RunsTab:
             self.plots, self.samples, self.happened, self.console, self.waiting, self.queue_row, self.waiting_job,
         ]  # fmt: skip
         self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
+        for button, what in ((self.save_now, "save"), (self.draw_now, "sample")):
+            button.click(show_errors(self.asker(what)), [self.chosen], None, **QUIET)
         self.resumed = self.resume.click(
             show_errors(self.continue_run), [self.chosen, self.checkpoint, self.until], None, **QUIET
         )
@@ -94,7 +102,7 @@ class RunsTab:
             gr.update(visible=can_resume(state) and self.config_path(run) is not None),
             gr.update(visible=(run / "config.yaml").exists()),
             gr.update(choices=saved, value=saved[0] if saved else None),
-            show.plots(language, history),
+            plots([name]),
             self.samples_html(language, run, history),
             show.happened(language, history),
             show.console(language, console_lines(jobs, job) if job else []),
@@ -113,6 +121,17 @@ class RunsTab:
             self.context.jobs.stop(job)
         elif run is not None and state_of(run, self.context.jobs).is_active:
             (run / "stop").touch()  # started from a shell: its folder is all that we share
+
+    def asker(self, what: str):
+        def ask(request: gr.Request, name: str | None) -> None:
+            """Leave the file in the run's folder that asks for it."""
+            run, language = self.context.run_of(name), language_of(request)
+            if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
+                raise ConfigError(say(language, "It does not train at the moment."))
+            (run / FILES[what]).touch()
+            tell(say(language, "Asked: it is done after the next step."))
+
+        return ask
 
     def continue_run(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
         config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
@@ -162,28 +181,6 @@ def processes_of(run: Path) -> int:
     """Return the number of processes that it last ran in."""
     started = [event for event in history_of(run).messages if event["event"] == "started"]
     return started[-1].get("processes", 1) if started else 1
-
-
-def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
-    """The prompts that it draws, and the seed of the first picture."""
-    path = run / "config.yaml"
-    config = config_at(path, path.stat().st_mtime_ns) if path.exists() else None
-    told = [event["prompts"] for event in history.messages if event["event"] == "samples" and is_list(event, "prompts")]
-    prompts = tuple(map(str, told[-1])) if told else config.evaluation.validation_prompt if config else ()
-    return prompts, config.seed if config else 0
-
-
-def is_list(event: dict, name: str) -> bool:
-    return isinstance(event.get(name), list) and bool(event[name])
-
-
-@lru_cache(maxsize=64)
-def config_at(path: Path, changed: int) -> TrainConfig | None:
-    """None where another version of the trainer wrote it."""
-    try:
-        return read_config(TrainConfig, path)
-    except ConfigError:
-        return None
 
 
 def queue_html(language: str, waiting: list[Job]) -> str:

@@ -1,28 +1,45 @@
-"""The tab that starts trainings: alone, or behind the preparation of their dataset."""
+"""The tab that starts trainings: alone, or behind the preparation of their dataset; and says before what one takes."""
 
+from collections.abc import Iterator
 from functools import partial
+from html import escape
+from pathlib import Path
 
 import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
-from webui.locale.i18n import T
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.run.pace import duration
+from webui.figures.plan import Plan, plan_of
+from webui.locale.i18n import T, in_page_words, language_of, say
 from webui.pages.tab_prepare import PrepareTab
 from webui.runs.context import Context
+from webui.runs.dataset_view import read_dataset
 from webui.runs.jobs import Job
-from webui.runs.launch import gpu_count, train_job
+from webui.runs.launch import gpu_gib, train_job
+from webui.runs.others import runs_of_others
+from webui.settings.fields import entered_value, fields_of
+from webui.settings.presets import CARDS, card_for, preset, prompts_of
+from webui.widgets.events import QUIET
 from webui.widgets.forms import Form, train_config
 from webui.widgets.settings_box import SettingsBox
 from webui.widgets.widgets import form
+
+# What a plan says holds until something in the form is another.
+NO_LONGER = """for (const kind of ["input", "mousedown"])
+  element.closest(".sdxl-lora").addEventListener(kind, (event) => {
+    const isChoice = event.target.closest("[role=option]") || kind === "input";
+    if (isChoice && event.target.closest("[id^=train-]")) element.querySelector(".card")?.remove();
+  });"""
 
 
 class TrainTab:
     """Its form and buttons; page.py listens to these, since what follows is seen under Runs."""
 
     def __init__(self, context: Context, project: gr.Dropdown, prepare: PrepareTab):
-        self.context, self.prepare = context, prepare
-        gr.Markdown(
-            T("A dataset in, a LoRA out. What is not in view keeps its default, which is what most people use.")
-        )
+        self.context, self.prepare, self.gpus = context, prepare, gpu_gib()
+        gr.Markdown(T("A dataset in, a LoRA out. Choose what it is of and your card: that fills in the settings."))
+        self._make_presets()
         suggestions = {
             "train_data_dir": context.places.datasets(),
             "pretrained_model_name_or_path": context.places.bases(),
@@ -32,13 +49,12 @@ class TrainTab:
             values["loras_dir"] = str(context.places.loras)
         widgets = form(TrainConfig, suggestions, values, "train")
         self.form = Form(TrainConfig, project, widgets, partial(train_config, context.places))
-        gpus = gpu_count()
         self.processes = gr.Dropdown(
-            [(str(number), number) for number in range(1, max(gpus, 1) + 1)],
+            [(str(number), number) for number in range(1, max(len(self.gpus), 1) + 1)],
             value=1,
             label=T("GPUs to use"),
             info=T("Each takes a part of every step's pictures."),
-            visible=gpus > 1,
+            visible=len(self.gpus) > 1,
             elem_id="train-processes",
         )
         self.problems = gr.HTML(elem_id="train-problems", padding=False, render=False)
@@ -47,9 +63,73 @@ class TrainTab:
         with gr.Row(elem_classes="actions"):
             self.button = gr.Button(T("Train"), variant="primary", elem_id="train")
             self.both = gr.Button(T("Prepare and train"), elem_id="prepare-and-train")
+            self.ask = gr.Button(T("What will it take?"), elem_id="train-ask")
+        self.plan = gr.HTML(elem_id="train-plan", padding=False, js_on_load=NO_LONGER)
         self.inputs = [self.processes, *self.form.inputs]
         self.dataset_at = 1 + list(self.form.widgets).index("train_data_dir")  # among the form's inputs
         self.both_inputs = [*prepare.form.inputs, *self.inputs]
+        self._listen()
+
+    def _make_presets(self) -> None:
+        with gr.Row():
+            self.subject = gr.Dropdown(
+                [
+                    ("—", ""),
+                    (T("A person, animal or object, 10 to 40 images"), "character"),
+                    (T("A style, 30 to 200 images"), "style"),
+                    (T("In tags, on Illustrious, NoobAI or Pony"), "anime"),
+                    (T("On a base that predicts a rectified flow"), "flow"),
+                ],
+                value="", label=T("What the LoRA is of"), filterable=False, elem_id="train-subject",
+            )  # fmt: skip
+            sizes = [(f"{size} GB", name) for name, size in CARDS.items() if name != "t4"]
+            self.card = gr.Dropdown(
+                [("—", ""), *sizes, (T("T4 of Colab or Kaggle"), "t4")],
+                value=(card_for(self.gpus[0]) if self.gpus else None) or "",
+                label=T("Graphics card"), filterable=False, elem_id="train-card",
+            )  # fmt: skip
+
+    def _listen(self) -> None:
+        """What a preset sets is shown at once; then, where there is a dataset, what such a training takes."""
+        choice = [self.subject, self.card]
+        fields = [self.form.widgets[name] for name in preset("", "")]
+        prompts, dataset = (self.form.widgets[name] for name in ("validation_prompt", "train_data_dir"))
+        asked = [self.card, *self.inputs]
+        for chooser in choice:
+            chooser.input(preset_values, choice, fields, **QUIET).then(
+                self.suggested, [self.subject, dataset, prompts], prompts, **QUIET
+            ).then(self.told_if_complete, asked, [self.plan, self.problems], **QUIET)
+        self.ask.click(self.told, asked, [self.plan, self.problems], **QUIET)
+
+    def suggested(self, subject: str | None, dataset: str | None, prompts: str | None):
+        """The preset's prompts with the dataset's trigger word, where nothing is drawn yet."""
+        folders = self.context.places.datasets()
+        if not subject or prompts or dataset not in folders:
+            return gr.skip()
+        word = read_dataset(Path(dataset)).trigger_word
+        return "\n".join(prompts_of(subject, word)) if word else gr.skip()
+
+    def told_if_complete(self, request: gr.Request, card: str, *asked) -> Iterator[list]:
+        """What it takes; nothing yet for a form in which something is missing."""
+        yield from self.told(request, card, *asked, is_asked=False)
+
+    def told(self, request: gr.Request, card: str, processes: float, *entered, is_asked: bool = True) -> Iterator[list]:
+        """Say in a sentence what the training takes, after some seconds of counting; or what has to be mended first."""
+        language = language_of(request)
+        complaint = self.form.complaint(language, *entered)
+        if complaint:
+            yield ["", complaint if is_asked else gr.skip()]
+            return
+        counting = escape(say(language, "Counting: this takes some seconds ..."))
+        yield [f'<p class="hint" role="status">{counting}</p>', ""]
+        is_busy = self.context.jobs.running() is not None or bool(runs_of_others(self.context.jobs))
+        try:
+            plan = plan_of(self.form.config(*entered), int(processes or 1), is_busy)
+        except ConfigError as error:
+            words = in_page_words(language, TrainConfig, str(error))
+            yield [f'<p class="problems" role="alert">{escape(words)}</p>', ""]
+            return
+        yield [plan_html(language, plan, CARDS.get(card) or next(iter(self.gpus), None)), ""]
 
     def start(self, language: str, processes: float, *entered) -> str:
         """Queues the training; or returns what has to be mended first."""
@@ -81,6 +161,48 @@ class TrainTab:
         name = prepared[1 + list(self.prepare.form.widgets).index("output_dir")]
         trained[self.dataset_at] = str(self.context.places.projects / str(prepared[0]) / str(name))
         return prepared, processes, tuple(trained)
+
+
+def preset_values(subject: str | None, card: str | None) -> list:
+    """What the fields that presets set then show."""
+    fields = fields_of(TrainConfig)
+    return [entered_value(fields[name], value) for name, value in preset(subject, card).items()]
+
+
+def too_much(language: str, card_gib: float) -> str:
+    return say(
+        language,
+        "That is more than the card's {memory} GB: choose a smaller card above, which saves memory.",
+        memory=f"{card_gib:.0f}",
+    )
+
+
+def plan_html(language: str, plan: Plan, card_gib: float | None) -> str:
+    """A plan in a sentence, and what is to be heeded.
+
+    Args:
+        card_gib: memory of the card that is to train; None where nobody knows.
+    """
+    here = len(plan.seconds) == 1
+    times = ", ".join(duration(s) if here else f"{duration(s)} ({name})" for name, s in plan.seconds.items())
+    words = say(
+        language,
+        "{steps} steps of {pictures} images, each of the {count} images {uses} times. At least {time}, and about "
+        "{memory} GiB of the graphics card's memory.",
+        steps=f"{plan.steps:,}",
+        pictures=plan.images_per_step,
+        count=plan.images,
+        uses=f"{plan.uses:,.0f}" if plan.uses >= 10 else f"{plan.uses:.1f}",
+        time=times,
+        memory=f"{plan.gib:.1f}",
+    )
+    said = [in_page_words(language, TrainConfig, warning) for warning in plan.warnings]
+    if card_gib and plan.gib > card_gib:
+        said.insert(0, too_much(language, card_gib))
+    if not plan.drawings:
+        said.append(say(language, "Nothing is drawn while it trains: there are no sample prompts."))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
+    return f'<div class="card" role="status"><strong>{escape(words)}</strong><ul class="hint">{lines}</ul></div>'
 
 
 def free_name(context: Context, project: str | None) -> str:

@@ -31,7 +31,7 @@ SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the 
 class Job:
     """
     Attributes:
-        kind: prepare, caption, train or draw.
+        kind: prepare, caption, train, draw or select.
         target: the folder that it works on, a dataset's or a run's.
         command: argument list; never goes through a shell.
         after: id of a job that must end well first.
@@ -145,6 +145,7 @@ class Jobs:
         folder = self.folder_of(job.id)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "job.json", json.dumps(dataclasses.asdict(job), indent=1))
+        self._read.pop(job.id, None)
 
     def all(self) -> list[Job]:
         """Oldest first."""

@@ -30,12 +30,13 @@ from webui.settings.fields import fields_of
 _parsing = threading.Lock()  # the parser, and what it prints to, are of the whole process
 
 
-def gpu_count() -> int:
-    """Count this machine's NVIDIA cards; 0 where there is none or no driver."""
+def gpu_gib() -> list[float]:
+    """The memory of each of this machine's NVIDIA cards, in GiB; none where there is none or no driver."""
     if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", timeout=20).stdout
+    return [float(line) / 1024 for line in map(str.strip, listed.splitlines()) if line.isdecimal()]
 
 
 def launcher(processes: int) -> list[str]:
@@ -73,6 +74,14 @@ def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
     replace_text(folder / "config.yaml", yaml.safe_dump(request, sort_keys=False, allow_unicode=True))
     command = [sys.executable, "-m", "webui.runs.compare", str(folder / "config.yaml"), str(folder)]
     return dataclasses.replace(job, command=command)
+
+
+def select_job(jobs: Jobs, run: Path, similarity_model: str, clip_model: str) -> Job:
+    """Checkpoints and strengths of a run compared by measurement; empty names are the run's own model and none."""
+    job = new_job(jobs, "select", str(run))
+    command = [sys.executable, "-m", "sdxl_lora.select", str(run)]
+    models = {"--similarity_model": similarity_model, "--clip_model": clip_model}
+    return dataclasses.replace(job, command=[*command, *(f"{flag}={name}" for flag, name in models.items() if name)])
 
 
 def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:

@@ -164,9 +164,10 @@ def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
 
 
 def lora_files(folder: Path) -> list[Path]:
-    """The two files of a finished run or of a checkpoint: for ComfyUI and A1111, then for diffusers."""
+    """The files of a finished run or of a checkpoint: for ComfyUI and A1111, the run's own before its -best and
+    -recommended, then for diffusers."""
     found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "lora_state.safetensors"]
-    return sorted(found, key=lambda path: path.name == DIFFUSERS_NAME)
+    return sorted(found, key=lambda path: (path.name == DIFFUSERS_NAME, len(path.name)))
 
 
 def stages(run: Path) -> dict[str, Path]:

@@ -25,6 +25,7 @@ class History:
     messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
     total_steps: int = 0
     version: int = 0  # grows with each event
+    taken_back: int = 0  # how often steps were done again
     _place: int = 0
     _inode: int = 0
 
@@ -49,15 +50,20 @@ class History:
         kind = event["event"]
         self.version += 1
         if kind == "step":
-            drop_from(self.steps, event["step"])
+            self.taken_back += drop_from(self.steps, event["step"])
             self.steps.append(event)
         elif kind == "validation":
-            drop_from(self.validations, event["step"])
+            self.taken_back += drop_from(self.validations, event["step"])
             self.validations.append(event)
         else:
             if kind == "started":
                 self.total_steps = event.get("total_steps", 0)
             self.messages.append(event)
+
+    @property
+    def token(self) -> str:
+        """Another one where steps that were told of are no longer so, also for a page that was started anew."""
+        return f"{self._inode}-{self.taken_back}"
 
     def seconds_per_step(self) -> float | None:
         """Return the seconds of the last steps; None before two are told of."""
@@ -100,10 +106,12 @@ def is_sound(event: dict) -> bool:
     return are_there and abs(event.get("time") or 0) < MOST_SECONDS
 
 
-def drop_from(events: list[dict], step: int) -> None:
-    """A resumed run does some steps again: what it told of them before no longer counts."""
+def drop_from(events: list[dict], step: int) -> bool:
+    """A resumed run does some steps again: what it told of them before no longer counts. Returns whether it did so."""
+    count = len(events)
     while events and events[-1]["step"] >= step:
         events.pop()
+    return len(events) < count
 
 
 def smoothed(values: list[float], keep: float = SMOOTHING) -> list[float]:

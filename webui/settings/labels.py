@@ -9,9 +9,9 @@ BASIC = {
         "input_dir", "output_dir", "trigger_word", "fallback_caption", "caption_task", "resolution",
     ),
     TrainConfig: (
-        "output_dir", "pretrained_model_name_or_path", "train_data_dir", "num_train_epochs", "learning_rate",
-        "train_batch_size", "resolution", "rank", "lora_alpha", "train_text_encoder", "optimizer", "lr_scheduler",
-        "mixed_precision", "gradient_checkpointing", "checkpointing_epochs", "validation_prompt",
+        "output_dir", "pretrained_model_name_or_path", "train_data_dir", "num_train_epochs", "max_train_steps",
+        "learning_rate", "train_batch_size", "resolution", "rank", "lora_alpha", "train_text_encoder", "optimizer",
+        "lr_scheduler", "mixed_precision", "gradient_checkpointing", "checkpointing_epochs", "validation_prompt",
     ),
 }  # fmt: skip
 
@@ -102,6 +102,7 @@ HELP = {  # of the fields in view, in words for who knows no flags; the others h
         "pretrained_model_name_or_path": "The SDXL model that the LoRA is for: a file, a folder, or a name on the Hub.",
         "train_data_dir": "One that was prepared here, or a folder of images with .txt captions beside them.",
         "num_train_epochs": "How often each image is looked at. Leave it empty for what suffices: about 100 times.",
+        "max_train_steps": "Where it is given, it counts in place of the epochs.",
         "learning_rate": "How much each step changes. Too high burns in, too low learns nothing.",
         "train_batch_size": "Images looked at in one step. More need more memory; auto takes what fits.",
         "resolution": "As it was prepared. Less is quicker and needs less memory.",

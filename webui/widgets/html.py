@@ -14,7 +14,6 @@ from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job, without_launchers
 from webui.runs.run_history import History, smoothed
-from webui.widgets.charts import Line, chart, short
 from webui.widgets.images import image_html
 
 SHOWN_SAMPLE_STEPS = 6
@@ -45,6 +44,7 @@ KINDS = {
     "caption": "A new caption in {name}",
     "train": "Training {name}",
     "draw": "Drawing with {name}",
+    "select": "Comparing checkpoints of {name}",
 }
 
 
@@ -73,16 +73,45 @@ def progress(language: str, name: str, state: RunState, history: History) -> str
     pace = history.seconds_per_step()
     if pace is not None:
         facts.append((say(language, "speed"), f"{short(1 / pace)}/s" if 0 < pace < 1 else f"{short(pace)} s"))
-    left = history.seconds_left()
-    if state.is_active and state.state != "stopping" and left is not None:
-        facts.append((say(language, "left"), duration(left)))
     if last.get("memory_gib"):
         facts.append((say(language, "memory"), f"{last['memory_gib']:.1f} GiB"))
+    words = sentence(language, state, history)
+    said = f'<p class="ending">{escape(words)}</p>' if words else ""
     numbers = "".join(f"<div><b>{escape(value)}</b>{escape(label)}</div>" for label, value in facts)
     return (
-        f'<div class="card run"><div class="head"><strong>{escape(name)}</strong>{pill(language, state.state)}</div>'
-        f'{ending(language, state)}{bar(name, state.step, total)}<div class="facts">{numbers}</div></div>'
+        f'<div class="card run" data-version="{history.version}">'
+        f'<div class="head"><strong>{escape(name)}</strong>{pill(language, state.state)}</div>'
+        f'{ending(language, state)}{said}{bar(name, state.step, total)}<div class="facts">{numbers}</div></div>'
     )
+
+
+def sentence(language: str, state: RunState, history: History) -> str:
+    """What it does at the moment, for who reads no numbers; "" for a run that is over or waits."""
+    if state.state == "starting":
+        return say(language, "It reads the base model: the first step is to come.")
+    if state.state == "caching":
+        return say(language, "It looks at all images once, before the first step.")
+    if state.state == "sampling":
+        return say(language, "It draws samples after step {step}, and then goes on.", step=f"{state.step:,}")
+    left = history.seconds_left()
+    if state.state != "training" or left is None:
+        return ""
+    facts = {"step": f"{state.step:,}", "total": f"{history.total_steps:,}", "left": duration(left)}
+    return say(language, "Step {step} of {total}: about {left} to go, samples and saving included.", **facts)
+
+
+def spoken(language: str, words: str, state: str, step: int, total: int) -> str:
+    """How far a job is, for those who hear the page: another text only at every tenth, and as its state changes."""
+    tenths = f", {10 * (10 * step // total)} %" if total else ""
+    return escape(f"{words}: {say(language, STATES[state]) if state in STATES else state}{tenths}")
+
+
+def short(number: float) -> str:
+    """Three digits that count; small ones as 1e-4."""
+    if number and abs(number) < 1e-3:
+        mantissa, exponent = f"{number:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def bar(name: str, step: int, total: int) -> str:
@@ -117,36 +146,6 @@ def ending(language: str, state: RunState) -> str:
     else:
         return ""
     return f'<p class="ending {escape(state.state)}">{escape(words)}</p>'
-
-
-_plots: dict[Path, tuple[int, str, str]] = {}  # by a run's file: of which version, in which language, and the plots
-
-
-def plots(language: str, history: History) -> str:
-    """Loss, learning rate, and the validation loss where there is one. Drawn anew only where something is new."""
-    if _plots.get(history.path, ())[:2] != (history.version, language):
-        _plots[history.path] = (history.version, language, drawn_plots(language, history))
-    return _plots[history.path][2]
-
-
-def drawn_plots(language: str, history: History) -> str:
-    steps = [event["step"] for event in history.steps]
-    losses = [event.get("loss", float("nan")) for event in history.steps]
-    empty = say(language, "Nothing to plot yet: the first step is to come.")
-    loss = [
-        Line(say(language, "each step"), list(zip(steps, losses, strict=True)), "raw"),
-        Line(say(language, "smoothed"), list(zip(steps, smoothed(losses), strict=True))),
-    ]
-    rate = [(event["step"], event.get("learning_rate", float("nan"))) for event in history.steps]
-    charts = [
-        chart(say(language, "Loss"), loss, empty),
-        chart(say(language, "Learning rate"), [Line("", rate)], empty),
-    ]
-    if history.validations:
-        points = [(event["step"], event.get("validation_loss", float("nan"))) for event in history.validations]
-        title = say(language, "Loss on pictures held out")
-        charts.append(chart(title, [Line("", points, "dots")], empty))
-    return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def gallery(

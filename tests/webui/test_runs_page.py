@@ -1,0 +1,128 @@
+"""Runs that are over, on a page in a real browser: plots, table, comparison, upkeep; presets; a server that is gone."""
+
+import json
+import math
+
+from PIL import Image
+
+from sdxl_lora.config.cli import to_yaml
+from sdxl_lora.run.events import EventLog
+from tests.helpers.browser import box, choose, drawn, fill, looked, shoot, tab
+from tests.helpers.configs import flat_train_config
+from tests.helpers.waiting import until
+
+STEPS = 300
+
+
+def make_run(projects, name: str, **settings):
+    run = projects / "cat" / "runs" / name
+    (run / "samples").mkdir(parents=True)
+    config = flat_train_config(str(run), train_data_dir="data", validation_prompt=("sks, a cat",), **settings)
+    (run / "config.yaml").write_text(to_yaml(config))
+    log = EventLog(run / "events.jsonl")
+    log.write("started", total_steps=STEPS)
+    for step in range(1, STEPS + 1):
+        loss = 0.1 + math.exp(-step / 90) * (0.6 + 0.3 * math.sin(step * 7.7)) * settings.get("rank", 16) / 16
+        rates = {"learning_rate": 1e-4 * (1 - step / STEPS), "grad_norm": loss * 2, "loss_timesteps_0_499": loss / 2}
+        log.write("step", step=step, loss=loss, loss_timesteps_500_999=loss * 1.5, epoch=step / 20, **rates)
+        if step % 50 == 0:
+            log.write("validation", step=step, validation_loss=loss * 1.1)
+    Image.new("RGB", (64, 64), (0, 99, 200)).save(run / "samples" / f"step-{STEPS:06}-prompt-0-image-0.png")
+    (run / "status.json").write_text(json.dumps({"state": "done", "step": STEPS}))
+    return run
+
+
+def test_the_plots_of_a_run_show_all_steps_and_zoom(story):
+    projects = story.server.projects
+    for name, rank in (("small", 8), ("large", 32)):
+        make_run(projects, name, rank=rank)
+    page = story.page
+    tab(page, 4)
+    until(lambda: drawn(page) == str(STEPS))
+    titles = page.locator("#run-plots figcaption:visible").all_inner_texts()
+    assert titles == ["Loss", "Loss by timesteps", "Gradient norm", "Learning rate"]
+    over, chart = page.locator("#run-plots .u-over").first, page.locator("#run-plots figure").first
+    over.scroll_into_view_if_needed()
+    where = over.bounding_box()
+    page.mouse.move(where["x"] + where["width"] / 2, where["y"] + 50)
+    assert abs(int(page.locator("#run-plots .u-legend .u-value").first.inner_text()) - STEPS / 2) < 5
+    page.mouse.down()
+    page.mouse.move(where["x"] + where["width"] * 0.75, where["y"] + 60, steps=4)
+    page.mouse.up()
+    seen = until(lambda: chart.evaluate("f => f.chart.isZoomed && [f.chart.scales.x.min, f.chart.scales.x.max]"))
+    assert abs(seen[0] - STEPS / 2) < 10 and abs(seen[1] - STEPS * 0.75) < 10
+    page.get_by_label("Logarithmic").check()
+    until(lambda: chart.evaluate("f => f.chart.scales.y.distr === 3"))
+    shoot(page, "plots")
+    page.get_by_label("Logarithmic").uncheck()
+
+
+def test_two_runs_are_compared_and_one_is_noted_renamed_and_deleted(story):
+    page, runs = story.page, story.server.projects / "cat" / "runs"
+    page.get_by_role("button", name="All runs: table and comparison").click()
+    page.locator("#run-table td").first.wait_for()
+    for name in ("cat/small", "cat/large"):
+        box(page, "run-compared").click()
+        page.get_by_role("option", name=name, exact=True).click()
+    page.locator("#run-comparison canvas").first.wait_for()
+    assert "Rank" in page.locator("#run-comparison table.plain").inner_text()
+    until(lambda: page.locator("#run-comparison img").count() == 2)
+    page.keyboard.press("Escape")
+    shoot(page, "comparison")
+    chosen = box(page, "run-chosen").input_value()
+    run = runs / chosen.removeprefix("cat/")
+    page.get_by_role("button", name="Note, name, deletion").click()
+    until(lambda: box(page, "run-name").input_value() == run.name)
+    fill(page, "run-note", "the good one")
+    until(lambda: (run / "note.txt").exists() and (run / "note.txt").read_text() == "the good one")
+    fill(page, "run-name", "better")
+    page.locator("#run-rename").click()
+    until(lambda: (runs / "better" / "events.jsonl").exists())
+    until(lambda: box(page, "run-chosen").input_value() == "cat/better")
+    page.locator("#run-delete").click()
+    page.locator("#run-sure").click()
+    until(lambda: not (runs / "better").exists())
+    [moved] = (story.server.projects / ".page" / "deleted").iterdir()
+    assert (moved / "better" / "note.txt").read_text() == "the good one"
+    until(lambda: box(page, "run-chosen").input_value().startswith("cat/") and "better" not in drawn_name(page))
+
+
+def drawn_name(page) -> str:
+    return page.locator("#run-progress strong").first.inner_text()
+
+
+def test_a_preset_fills_in_the_form_and_keeps_what_is_the_persons(story):
+    page = story.page
+    tab(page, 3)
+    fill(page, "train-validation_prompt", "mine")
+    choose(page, "train-card", "6 GB")
+    choose(page, "train-subject", "A style, 30 to 200 images")
+    until(lambda: box(page, "train-rank").input_value() == "32")
+    assert page.locator("#train-gradient_checkpointing input").is_checked()
+    assert box(page, "train-train_batch_size").input_value() == "1"
+    assert box(page, "train-validation_prompt").input_value() == "mine"
+    choose(page, "train-subject", "A person, animal or object, 10 to 40 images")
+    until(lambda: box(page, "train-max_train_steps").input_value() == "1000")
+    assert box(page, "train-rank").input_value() == "16"
+    page.locator("#train-ask").click()
+    page.locator("#train-problems li").first.wait_for()
+    shoot(page, "presets")
+
+
+def test_a_page_whose_server_sends_no_end_asks_again(story):
+    """As a machine that is switched off, or a container that goes: nothing ever answers, and nothing says so."""
+    context = story.browser.new_context(locale="en-US")
+    context.add_init_script("const old = AbortSignal.timeout; AbortSignal.timeout = () => old.call(AbortSignal, 2000);")
+    page = context.new_page()
+    page.goto(story.server.url)
+    tab(page, 4)
+    page.locator("#run-progress .pill.done").wait_for()
+    looked(page)
+    page.route("**/sdxl_lora_look", lambda route: None)  # neither answered nor broken off
+    page.get_by_text("The page's server does not answer.").wait_for()
+    [run] = (story.server.projects / "cat" / "runs").iterdir()
+    (run / "status.json").write_text(json.dumps({"state": "stopped", "step": STEPS}))
+    page.unroute("**/sdxl_lora_look")
+    page.locator("#run-progress .pill.stopped").wait_for()
+    assert page.locator("#now .idle").inner_text() == "Nothing runs at the moment."
+    context.close()

@@ -1,0 +1,51 @@
+"""What the page's own scripts ask for beside what look.js brings: images at full size, numbers to plot."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from webui.datasets.folders import roots
+from webui.figures.curves import answer
+from webui.runs.context import Context
+from webui.runs.run_history import history_of
+from webui.server.served import publish_image
+from webui.widgets.events import show_errors
+
+MOST_RUNS = 20  # that are plotted in one
+# Nothing in the page triggers these: our scripts ask for them by their names.
+SETTINGS: dict[str, Any] = {
+    "show_progress": "hidden", "show_progress_on": (), "api_visibility": "undocumented", "queue": False,
+}  # fmt: skip
+
+
+def listen_to_scripts(context: Context) -> None:
+    """Answer images.js and plots.js. Call it inside the page."""
+    asked, answered = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    for name, handler in (("image", show_errors(image_of(context))), ("curves", curves_of(context))):
+        asked.change(handler, asked, answered, api_name=f"sdxl_lora_{name}", **SETTINGS)
+
+
+def image_of(context: Context) -> Callable:
+    def whole_image(request: gr.Request, path: str) -> str:
+        """Let an image of the projects or of IMAGES_DIR be fetched; return where it is then."""
+        below = (root for root in roots(context.places) if Path(path).resolve().is_relative_to(root.resolve()))
+        return publish_image(Path(path), next(below, context.places.projects))
+
+    return whole_image
+
+
+def curves_of(context: Context) -> Callable:
+    def curves(asked: str) -> str:
+        """Numbers of runs over their steps; `asked` is JSON of what is known of each run, by its name."""
+        try:
+            known = json.loads(asked)
+        except ValueError:
+            known = None
+        known = known if isinstance(known, dict) else {}
+        runs = {name: context.run_of(name) for name in list(known)[:MOST_RUNS]}
+        return answer({name: history_of(run) for name, run in runs.items() if run is not None}, known)
+
+    return curves

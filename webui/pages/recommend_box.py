@@ -1,0 +1,110 @@
+"""The part of the results that has checkpoints and strengths compared by measurement. See sdxl_lora/select."""
+
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.errors import ConfigError
+from webui.figures.recommendation import FOLDER, GRID_NAME, SHARES, Cell, Recommendation, recommendation_of
+from webui.locale.i18n import T, language_of, say
+from webui.runs.context import Context
+from webui.runs.launch import select_job
+from webui.runs.listing import console_lines, last_error, state_of_job
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.images import image_html
+
+
+class RecommendBox:
+    """
+    Args:
+        chosen: the run that it is about.
+    """
+
+    def __init__(self, context: Context, chosen: gr.Dropdown):
+        self.context = context
+        with gr.Accordion(T("Which checkpoint, at which strength?"), open=False, elem_id="result-recommend-box"):
+            gr.Markdown(T("Draws every checkpoint at four strengths, measures the images and recommends one."))
+            with gr.Row(elem_classes="actions"):
+                self.similarity = gr.Dropdown(
+                    ["facebook/dinov2-base", "facebook/dinov2-large", "openai/clip-vit-large-patch14", "none"],
+                    allow_custom_value=True, label=T("Says how alike images are"),
+                    info=T("A vision model: a folder, or a name on the Hub"), elem_id="result-similarity",
+                )  # fmt: skip
+                self.clip = gr.Dropdown(
+                    ["", "openai/clip-vit-large-patch14"], value="", allow_custom_value=True,
+                    label=T("Says whether they show what was asked"), info=T("A CLIP; empty for none"),
+                    elem_id="result-clip",
+                )  # fmt: skip
+                self.button = gr.Button(T("Compare and recommend"), variant="primary", elem_id="result-recommend")
+            self.told = gr.HTML(elem_id="result-recommended", padding=False)
+        self.button.click(show_errors(self.start), [chosen, self.similarity, self.clip], None, **QUIET)
+
+    def start(self, request: gr.Request, name: str | None, similarity: str | None, clip: str | None) -> None:
+        """Queue it."""
+        language, run = language_of(request), self.context.run_of(name)
+        if run is None or not list(run.glob("checkpoint-*")):
+            raise ConfigError(say(language, "This run has no checkpoints to compare."))
+        self.context.jobs.add(select_job(self.context.jobs, run, (similarity or "").strip(), (clip or "").strip()))
+        tell(say(language, "Queued: it starts as soon as nothing else runs."))
+
+    def look(self, language: str, run: Path | None) -> str:
+        """How the newest comparison stands, and what the last one has found."""
+        if run is None:
+            return ""
+        jobs = self.context.jobs
+        job = next((job for job in reversed(jobs.of(run)) if job.kind == "select"), None)
+        found, standing = recommendation_of(run), ""
+        if job is not None and (state := state_of_job(jobs, job)) != "done":
+            newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
+            newest = last_error(jobs, job).removeprefix("error: ") if state == "failed" else newest
+            standing = f'<div class="head">{show.pill(language, state)}<small>{escape(newest)}</small></div>'
+        return standing + (found_html(language, found, run) if found else "")
+
+
+def found_html(language: str, found: Recommendation, run: Path) -> str:
+    """The recommendation with its reason, all numbers, and the sheet of images."""
+    titles = [say(language, "step"), say(language, "strength"), say(language, "score"), say(language, "learned")]
+    titles += [say(language, "leaked"), say(language, "lost of the prompt"), say(language, "copies")]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    rows = ""
+    for cell in found.cells:
+        numbers = [f"{cell.strength:g}", *(percent(share) for share in (cell.score, *shares_of(cell)))]
+        cells = "".join(f"<td>{escape(words)}</td>" for words in [*numbers, str(cell.copies)])
+        mark = ' class="chosen"' if cell == found.chosen else ""
+        rows += f'<tr{mark}><th scope="row">{cell.step:,}</th>{cells}</tr>'
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    sheet = image_html(run / FOLDER / GRID_NAME, say(language, "Checkpoints by strengths, the recommended one framed"))
+    return (
+        f'<p class="ending"><strong>{escape(reason(language, found))}</strong></p><ul class="hint">{notes}</ul>'
+        f'<div class="wide">{table}</div><div class="sheet">{sheet}</div>'
+    )
+
+
+def reason(language: str, found: Recommendation) -> str:
+    """What is recommended, and why; or why nothing is."""
+    best, chosen = found.best, found.chosen
+    if best is None:
+        return say(language, "Nothing is recommended: it could not be measured what was learned.")
+    if chosen is None:
+        return say(language, "Nothing is recommended: even the best loses as much as it learns.")
+    facts = {"step": chosen.step, "strength": f"{chosen.strength:g}", "score": percent(chosen.score)}
+    words = say(language, "Recommended: step {step} at strength {strength}, whose score is {score}.", **facts)
+    if chosen != best:
+        facts = {"step": best.step, "strength": f"{best.strength:g}", "score": percent(best.score)}
+        words += " " + say(
+            language,
+            "Step {step} at strength {strength} has {score}; the recommended one is the mildest within a point of it.",
+            **facts,
+        )
+    return words
+
+
+def shares_of(cell: Cell) -> list[float | None]:
+    return [getattr(cell, name) for name in SHARES]
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,153 @@
+"""All runs: a table, several compared, and what is done with one that is over. Part of the tab of runs."""
+
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
+from webui.figures.comparison import differing, newest_samples
+from webui.figures.run_table import RunRow, run_rows
+from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
+from webui.locale.i18n import T, language_of, say, say_label
+from webui.runs.context import Context, run_name
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.images import image_html
+from webui.widgets.plots import plots
+
+MOST_COMPARED = 8  # as many colours as the plots have
+
+
+class RunTable:
+    """
+    Args:
+        chosen: the run that the tab shows, which note, name and the way out of sight are of.
+    """
+
+    def __init__(self, context: Context, chosen: gr.Dropdown):
+        self.context, self.chosen = context, chosen
+        with gr.Accordion(T("All runs: table and comparison"), open=False, elem_id="all-runs") as self.all:
+            self.table = gr.HTML(elem_id="run-table", padding=False)
+            self.compared = gr.Dropdown(
+                [], multiselect=True, allow_custom_value=True, max_choices=MOST_COMPARED, label=T("Runs to compare"),
+                info=T("Two or more"), elem_id="run-compared",
+            )  # fmt: skip
+            self.comparison = gr.HTML(elem_id="run-comparison", padding=False)
+        with gr.Accordion(T("Note, name, deletion"), open=False, elem_id="run-upkeep") as self.upkeep:
+            self.note = gr.Textbox(label=T("Note"), lines=2, elem_id="run-note")
+            with gr.Row(elem_classes="actions"):
+                self.name = gr.Textbox(label=T("New name"), max_lines=1, elem_id="run-name")
+                self.rename = gr.Button(T("Rename"), elem_id="run-rename", scale=0, min_width=140)
+                self.delete = gr.Button(T("Delete ..."), elem_id="run-delete", scale=0, min_width=140)
+                self.sure = gr.Button(
+                    T("Delete it now"), variant="stop", visible=False, elem_id="run-sure", scale=0, min_width=180
+                )
+        self._listen()
+
+    def _listen(self) -> None:
+        listed = [self.table, self.compared]
+        self.all.expand(self.listed, None, listed, **QUIET)
+        self.compared.change(self.compare, [self.compared], [self.comparison], **QUIET)
+        about = [self.note, self.name, self.sure]
+        for event in (self.upkeep.expand, self.chosen.change):
+            event(self.about, [self.chosen], about, **QUIET)
+        self.note.blur(show_errors(self.noted), [self.chosen, self.note], None, **QUIET)
+        self.rename.click(show_errors(self.renamed), [self.chosen, self.name], [self.chosen, *listed, *about], **QUIET)
+        self.delete.click(lambda: gr.update(visible=True), None, [self.sure], **QUIET)
+        self.sure.click(show_errors(self.deleted), [self.chosen], [self.chosen, *listed, *about], **QUIET)
+
+    def listed(self, request: gr.Request) -> list:
+        """The table and the names to compare, as they are now."""
+        rows = run_rows(self.context)
+        return [table_html(language_of(request), rows), gr.update(choices=[row.name for row in rows])]
+
+    def about(self, name: str | None) -> list:
+        run = self.context.run_of(name)
+        return [note_of(run) if run else "", run.name if run else "", gr.update(visible=False)]
+
+    def noted(self, request: gr.Request, name: str | None, words: str) -> None:
+        run = self.run(language_of(request), name)
+        if words.strip() != note_of(run):
+            keep_note(run, words)
+
+    def renamed(self, request: gr.Request, name: str | None, new: str) -> list:
+        run = self.run(language_of(request), name)
+        if (new or "").strip() == run.name:
+            return [gr.skip()] * 6
+        to = rename_run(self.context, run, new or "")
+        return [self.chooser(run_name(to)), *self.listed(request), *self.about(run_name(to))]
+
+    def deleted(self, request: gr.Request, name: str | None) -> list:
+        language = language_of(request)
+        where = set_aside(self.context, self.run(language, name))
+        tell(say(language, "Moved to {path}: delete it there to free its space.", path=where))
+        rows = run_rows(self.context)
+        left = rows[0].name if rows else None
+        return [self.chooser(left), *self.listed(request), *self.about(left)]
+
+    def chooser(self, name: str | None) -> Any:
+        return gr.Dropdown([row.name for row in run_rows(self.context)], value=name)
+
+    def run(self, language: str, name: str | None) -> Path:
+        run = self.context.run_of(name)
+        if run is None:
+            raise ConfigError(say(language, "Choose a run first."))
+        return run
+
+    def compare(self, request: gr.Request, names: list[str] | None) -> str:
+        """Settings that differ, curves in one plot, and pictures side by side."""
+        language = language_of(request)
+        runs = [run for name in names or () if (run := self.context.run_of(name)) is not None and run.is_dir()]
+        return comparison_html(language, runs) if len(runs) > 1 else ""
+
+
+def table_html(language: str, rows: list[RunRow]) -> str:
+    if not rows:
+        return f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
+    titles = [say(language, "Run"), say(language, "Date"), say(language, "State"), say(language, "step")]
+    titles += [say(language, "Loss"), say(language, "The base model"), say(language, "Note")]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    lines = ""
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed)) if row.changed else ""
+        cells = [when, None, f"{row.step:,}", "" if row.loss is None else show.short(row.loss), row.base, row.note]
+        shown = "".join(
+            f"<td>{show.pill(language, row.state) if cell is None else escape(cell)}</td>" for cell in cells
+        )
+        lines += f'<tr><th scope="row">{escape(row.name)}</th>{shown}</tr>'
+    return f'<div class="wide"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def comparison_html(language: str, runs: list[Path]) -> str:
+    names = [run_name(run) for run in runs]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = ""
+    for setting, values in differing(runs).items():
+        label = say_label(language, TrainConfig, setting)
+        of_runs = "".join(f"<td>{escape(words(value))}</td>" for value in values)
+        rows += f'<tr><th scope="row">{escape(label)}</th>{of_runs}</tr>'
+    same = f'<p class="empty">{escape(say(language, "Their settings are the same."))}</p>'
+    settings = f'<table class="plain"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    pictures = ""
+    for prompt, cells in newest_samples(runs).items():
+        shown = ""
+        for cell in cells:
+            step = say(language, "step {step}", step=cell[0]) if cell else ""
+            image = image_html(cell[1] if cell else None, f"{prompt}, {step}")
+            shown += f"<td>{image}<small>{escape(step)}</small></td>"
+        pictures += f"<tr><th>{escape(prompt)}</th>{shown}</tr>"
+    samples = f'<table class="grid"><tr><td></td>{head}</tr>{pictures}</table>' if pictures else ""
+    parts = ((say(language, "Settings that differ"), settings if rows else same), (say(language, "Samples"), samples))
+    told = [f'<h2>{escape(title)}</h2><div class="wide">{part}</div>' for title, part in parts if part]
+    return told[0] + plots(names) + "".join(told[1:])
+
+
+def words(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "—"
+    return "—" if value is None else str(value)
