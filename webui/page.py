@@ -45,6 +45,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SUGGESTED_PROMPTS = 2
 CURTAIN = "@keyframes rise{to{visibility:visible}}.sdxl-lora{visibility:hidden;animation:rise 0s 10s forwards}"
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+MARKS = (Path(__file__).parent / "widgets" / "marks.js").read_text(encoding="utf-8")
 
 
 def nothing() -> None:
@@ -91,7 +92,7 @@ class Page:
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
-            scripts = f'{images_script()}\n{plots_script()}\nwindow.sdxlLoraNews = () => trigger("news");'
+            scripts = f'{images_script()}\n{plots_script()}\n{MARKS}\nwindow.sdxlLoraNews = () => trigger("news");'
             self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
             gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):

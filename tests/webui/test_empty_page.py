@@ -53,6 +53,7 @@ def test_a_bad_name_and_a_bad_number_are_told_beside_their_fields(story):
         page, "train-learning_rate"
     )
     assert "give one of" in mark_at(page, "train-train_data_dir")
+    assert box(page, "train-rank").get_attribute("aria-invalid") == "true", "also for those who see no marks"
     looked(page)  # the marks stay while the page looks about
     assert "must be above 0" in mark_at(page, "train-rank")
     shoot(page, "mistakes")

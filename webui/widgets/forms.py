@@ -56,7 +56,12 @@ class Form:
         lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
         title = escape(say(language, "This has to be mended first:"))
         marks = self.marks(language, problems)
-        return f'<style>{marks}</style><div class="problems" role="alert"><b>{title}</b><ul>{lines}</ul></div>'
+        by_field, _ = problems_by_field(self.config_class, problems)
+        refused = " ".join(str(self.widgets[name].elem_id) for name in by_field if name in self.widgets)
+        return (
+            f'<style>{marks}</style><div class="problems" role="alert" data-refused="{escape(refused)}">'
+            f"<b>{title}</b><ul>{lines}</ul></div>"
+        )
 
     def marks(self, language: str, problems: Sequence[str]) -> str:
         """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators

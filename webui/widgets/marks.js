@@ -1,0 +1,14 @@
+// Tells those who do not see the frames which fields are refused.
+{
+  const root = element.closest(".sdxl-lora");
+  let before = "";
+  const mark = () => {
+    const ids = [...root.querySelectorAll("[data-refused]")].flatMap((one) => one.dataset.refused.split(" ").filter(Boolean));
+    if (ids.join() === before) return;
+    before = ids.join();
+    const refused = new Set(ids.map((id) => root.querySelector(`#${CSS.escape(id)} :is(input, textarea)`)));
+    root.querySelectorAll("[aria-invalid=true]").forEach((one) => refused.has(one) || one.removeAttribute("aria-invalid"));
+    refused.forEach((one) => one?.setAttribute("aria-invalid", "true"));
+  };
+  new MutationObserver(mark).observe(root, { subtree: true, childList: true });
+}
