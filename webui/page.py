@@ -19,7 +19,7 @@ from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import I18N, T, language_of, say
 from webui.pages.asked import SETTINGS, listen_to_scripts
 from webui.pages.live import Live
-from webui.pages.news import look_script, newest
+from webui.pages.news import look_script, newest, watch_script
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
@@ -92,7 +92,8 @@ class Page:
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
-            scripts = f'{images_script()}\n{plots_script()}\n{MARKS}\nwindow.sdxlLoraNews = () => trigger("news");'
+            news = 'window.sdxlLoraNews = () => trigger("news");'
+            scripts = "\n".join([images_script(), plots_script(), MARKS, watch_script(), news])
             self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
             gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):

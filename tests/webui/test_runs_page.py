@@ -74,6 +74,7 @@ def test_two_runs_are_compared_and_one_is_noted_renamed_and_deleted(story):
     page.get_by_role("button", name="Note, name, deletion").click()
     until(lambda: box(page, "run-name").input_value() == run.name)
     fill(page, "run-note", "the good one")
+    page.locator("#run-keep").click()
     until(lambda: (run / "note.txt").exists() and (run / "note.txt").read_text() == "the good one")
     fill(page, "run-name", "better")
     page.locator("#run-rename").click()
@@ -126,3 +127,22 @@ def test_a_page_whose_server_sends_no_end_asks_again(story):
     page.locator("#run-progress .pill.stopped").wait_for()
     assert page.locator("#now .idle").inner_text() == "Nothing runs at the moment."
     context.close()
+
+
+def test_a_page_that_hears_nothing_more_says_so_and_is_loaded_anew_as_soon_as_it_can_be(story):
+    """A press while the server is away is what Gradio never comes back from by itself."""
+    page, server = story.page, story.server
+    tab(page, 4)
+    looked(page)
+    page.route("**/app_id", lambda route: route.abort())  # by which it sees that the server is there again
+    server.kill()
+    page.locator("#run-again").click()
+    page.get_by_text("This page no longer hears from its server").wait_for()
+    [run] = (server.projects / "cat" / "runs").iterdir()
+    (run / "status.json").write_text(json.dumps({"state": "failed", "step": 7, "reason": "odd"}))
+    server.start()
+    page.unroute("**/app_id")
+    page.get_by_text("This page no longer hears from its server").wait_for(state="hidden")
+    tab(page, 4)
+    page.locator("#run-progress .pill.failed").wait_for()
+    story.errors.clear()  # of the requests that were refused

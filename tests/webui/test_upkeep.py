@@ -12,8 +12,12 @@ from PIL import Image
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora.export import write_lora_files
+from sdxl_lora.lora.formats.metadata import lora_metadata
 from sdxl_lora.run.events import EventLog
 from sdxl_lora.select.__main__ import parse
+from sdxl_lora.tools.__main__ import main as tools
+from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.configs import flat_train_config
 from webui.figures.comparison import differing, newest_samples
 from webui.figures.recommendation import recommendation_of
@@ -21,6 +25,7 @@ from webui.figures.run_table import run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
 from webui.pages.recommend_box import found_html, reason
 from webui.pages.run_table import comparison_html, table_html
+from webui.pages.tools_box import tool_words
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.runs.launch import new_job, read_config, select_job
@@ -116,6 +121,29 @@ def test_a_deleted_run_is_gone_from_the_page_and_whole_where_it_was_moved(contex
     moved = where / "one"
     assert {path.relative_to(moved): path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
     assert len(list((where / "jobs").iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def dog(tmp_path_factory) -> Path:
+    _, models = tiny_with_lora(rank=3, targets="attention")
+    return write_lora_files(tmp_path_factory.mktemp("dog"), "dog", models, "fp32", lora_metadata("dog"))[0]
+
+
+@pytest.mark.parametrize("tool", ["show", "check", "resize", "convert", "merge"])
+def test_a_tool_is_asked_for_as_its_command_line_has_it(tool, dog, tiny_base, tmp_path):
+    assert tools(tool_words(tool, dog, tmp_path, str(tiny_base), 2, 0.5)) == 0
+    written = [path.name for path in tmp_path.iterdir()]
+    expected = {"resize": ["dog-rank2.safetensors"], "convert": ["dog-diffusers.safetensors"], "merge": ["dog-merged"]}
+    assert written == expected.get(tool, [])
+
+
+def test_a_tool_is_not_queued_with_numbers_that_are_none_or_a_base_that_is_elsewhere(tmp_path):
+    for tool, base, rank, weight in (
+        ("resize", "b", None, 1), ("resize", "b", 0, 1), ("merge", str(tmp_path), 8, None),
+        ("merge", str(tmp_path), 8, 9), ("merge", "stabilityai/none", 8, 1),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"must be|is not on this machine"):
+            tool_words(tool, tmp_path / "cat.safetensors", tmp_path, base, rank, weight)
 
 
 def selected(run: Path, recommended, *cells) -> None:

@@ -3,6 +3,7 @@
 // times over, whatever it answers.
 async (session, view, ...chosen) => {
   const looks = (window.sdxlLoraLooks ??= { underway: false, seen: "", later: {}, unsaved: [], news: [] });
+  looks.at = Date.now(); // see watch.js
   if (!session || looks.underway || !window.sdxlLoraNews) return;
   // What came last was not taken, as where Gradio had lost the server: it would never be told again.
   if (looks.news.length) return window.sdxlLoraNews();

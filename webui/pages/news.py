@@ -30,6 +30,16 @@ def look_script(dataset_at: int, dataset_outputs: int, lists: list[int]) -> str:
     return script.replace("NO_ANSWER", json.dumps(words, ensure_ascii=False))
 
 
+def watch_script() -> str:
+    """JavaScript that says where the page hears nothing more, in words by language."""
+    words = {
+        language: say(language, "This page no longer hears from its server: load it anew to see what happens.")
+        for language in LANGUAGES
+    }
+    script = (Path(__file__).parent / "watch.js").read_text(encoding="utf-8")
+    return script.replace("LOST", json.dumps(words, ensure_ascii=False))
+
+
 _told: set[str] = set()
 _PROCESS = secrets.token_hex(8)
 

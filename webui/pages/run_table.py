@@ -37,8 +37,10 @@ class RunTable:
                 info=T("Two or more"), elem_id="run-compared",
             )  # fmt: skip
             self.comparison = gr.HTML(elem_id="run-comparison", padding=False)
-        with gr.Accordion(T("Note, name, deletion"), open=False, elem_id="run-upkeep") as self.upkeep:
-            self.note = gr.Textbox(label=T("Note"), lines=2, elem_id="run-note")
+        with gr.Accordion(T("Note, name, deletion"), open=False, elem_id="run-upkeep"):
+            with gr.Row(elem_classes="actions"):
+                self.note = gr.Textbox(label=T("Note"), lines=2, elem_id="run-note", scale=3)
+                self.keep = gr.Button(T("Save the note"), elem_id="run-keep", scale=0, min_width=180)
             with gr.Row(elem_classes="actions"):
                 self.name = gr.Textbox(label=T("New name"), max_lines=1, elem_id="run-name")
                 self.rename = gr.Button(T("Rename"), elem_id="run-rename", scale=0, min_width=140)
@@ -53,9 +55,8 @@ class RunTable:
         self.all.expand(self.listed, None, listed, **QUIET)
         self.compared.change(self.compare, [self.compared], [self.comparison], **QUIET)
         about = [self.note, self.name, self.sure]
-        for event in (self.upkeep.expand, self.chosen.change):
-            event(self.about, [self.chosen], about, **QUIET)
-        self.note.blur(show_errors(self.noted), [self.chosen, self.note], None, **QUIET)
+        self.chosen.change(self.about, [self.chosen], about, **QUIET)  # not as it opens: someone may be typing by then
+        self.keep.click(show_errors(self.noted), [self.chosen, self.note], None, **QUIET)
         self.rename.click(show_errors(self.renamed), [self.chosen, self.name], [self.chosen, *listed, *about], **QUIET)
         self.delete.click(lambda: gr.update(visible=True), None, [self.sure], **QUIET)
         self.sure.click(show_errors(self.deleted), [self.chosen], [self.chosen, *listed, *about], **QUIET)
@@ -70,9 +71,9 @@ class RunTable:
         return [note_of(run) if run else "", run.name if run else "", gr.update(visible=False)]
 
     def noted(self, request: gr.Request, name: str | None, words: str) -> None:
-        run = self.run(language_of(request), name)
-        if words.strip() != note_of(run):
-            keep_note(run, words)
+        language = language_of(request)
+        keep_note(self.run(language, name), words or "")
+        tell(say(language, "Saved."))
 
     def renamed(self, request: gr.Request, name: str | None, new: str) -> list:
         run = self.run(language_of(request), name)

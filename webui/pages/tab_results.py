@@ -9,6 +9,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import T, language_of, say
 from webui.pages.recommend_box import RecommendBox
+from webui.pages.tools_box import ToolsBox
 from webui.runs.context import Context
 from webui.runs.drawings import drawing_request, image_path, read_request
 from webui.runs.jobs import Job
@@ -51,7 +52,8 @@ class ResultsTab:
             self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
         self.recommend = RecommendBox(context, self.chosen)
-        self.live = [self.drawn, self.stages, self.stage, self.about, self.recommend.told]
+        self.tools = ToolsBox(context, self.chosen, self.stage)
+        self.live = [self.drawn, self.stages, self.stage, self.about, self.recommend.told, self.tools.told]
         self.chosen.change(
             show_errors(self.choose),
             [self.chosen],
@@ -96,7 +98,8 @@ class ResultsTab:
         choices = stage_choices(language, run)
         about = files_html(language, run) if run is not None else ""
         lists = [gr.update(choices=choices), gr.update(choices=choices)]
-        return [self.drawn_html(language, run), *lists, about, self.recommend.look(language, run)]
+        told = [self.recommend.look(language, run), self.tools.look(language, run)]
+        return [self.drawn_html(language, run), *lists, about, *told]
 
     def drawn_html(self, language: str, run: Path | None) -> str:
         """The newest drawing of a run."""

@@ -31,7 +31,7 @@ SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the 
 class Job:
     """
     Attributes:
-        kind: prepare, caption, train, draw or select.
+        kind: prepare, caption, train, draw, select or tool.
         target: the folder that it works on, a dataset's or a run's.
         command: argument list; never goes through a shell.
         after: id of a job that must end well first.

@@ -84,6 +84,13 @@ def select_job(jobs: Jobs, run: Path, similarity_model: str, clip_model: str) ->
     return dataclasses.replace(job, command=[*command, *(f"{flag}={name}" for flag, name in models.items() if name)])
 
 
+def tool_job(jobs: Jobs, run: Path, words: list[str]) -> Job:
+    """A tool at work on a LoRA of a run; `words` are its arguments."""
+    return dataclasses.replace(
+        new_job(jobs, "tool", str(run)), command=[sys.executable, "-m", "sdxl_lora.tools", *words]
+    )
+
+
 def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:
     return Job(new_id(), kind, target, [], time.time(), after.id if after else None)
 

@@ -45,6 +45,7 @@ KINDS = {
     "train": "Training {name}",
     "draw": "Drawing with {name}",
     "select": "Comparing checkpoints of {name}",
+    "tool": "A tool at work on {name}",
 }
 
 

@@ -1,0 +1,98 @@
+"""The part of the results that has tools work on a run's LoRA file. See sdxl_lora/tools."""
+
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from sdxl_lora.errors import ConfigError
+from webui.figures.run_table import settings_of
+from webui.locale.i18n import T, language_of, say
+from webui.runs.context import Context
+from webui.runs.launch import tool_job
+from webui.runs.listing import console_lines, lora_files, stages, state_of_job
+from webui.runs.loras import stage_of
+from webui.widgets import html as show
+from webui.widgets.events import QUIET, show_errors, tell
+
+FOLDER = "tools"  # in the run's: what is written
+
+
+class ToolsBox:
+    """
+    Args:
+        chosen, stage: the run, and which of its LoRAs is meant.
+    """
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, stage: gr.Dropdown):
+        self.context = context
+        with gr.Accordion(T("Tools for the file"), open=False, elem_id="result-tools"):
+            with gr.Row(elem_classes="actions"):
+                self.tool = gr.Dropdown(
+                    [
+                        (T("Say what it is: ranks, sizes, who loads it"), "show"),
+                        (T("Check its numbers"), "check"),
+                        (T("Make it smaller, by a lower rank"), "resize"),
+                        (T("Write it in the layout of diffusers"), "convert"),
+                        (T("Merge it into the base model"), "merge"),
+                    ],
+                    value="show", label=T("Tool"), filterable=False, elem_id="tool", scale=2,
+                )  # fmt: skip
+                self.rank = gr.Number(8, label=T("Lower rank"), precision=0, elem_id="tool-rank", min_width=120)
+                self.weight = gr.Number(1, label=T("Weight of the merge"), elem_id="tool-weight", min_width=120)
+                self.button = gr.Button(T("Do it"), elem_id="tool-do", min_width=120)
+            self.told = gr.HTML(elem_id="tool-told", padding=False)
+        asked = [chosen, stage, self.tool, self.rank, self.weight]
+        self.button.click(show_errors(self.start), asked, None, **QUIET)
+
+    def start(
+        self, request: gr.Request, name: str | None, stage: str | None, tool: str, rank: float, weight: float
+    ) -> None:
+        """Queue it."""
+        language, run = language_of(request), self.context.run_of(name)
+        if run is None or not stages(run):
+            raise ConfigError(say(language, "Choose a run that has saved something first."))
+        loras = lora_files(stages(run)[stage_of(run, stage)])
+        if not loras:
+            raise ConfigError(f"{stage} of {run.name} holds no LoRA file: choose another")
+        base = str(settings_of(run).get("pretrained_model_name_or_path") or "")
+        words = tool_words(tool, loras[0], run / FOLDER, base, rank, weight)
+        (run / FOLDER).mkdir(exist_ok=True)
+        self.context.jobs.add(tool_job(self.context.jobs, run, words))
+        tell(say(language, "Queued: it starts as soon as nothing else runs."))
+
+    def look(self, language: str, run: Path | None) -> str:
+        """How the newest one stands, and what it said."""
+        jobs = self.context.jobs
+        job = next((job for job in reversed(jobs.of(run)) if job.kind == "tool"), None) if run is not None else None
+        if job is None:
+            return ""
+        words = escape(" ".join(Path(word).name for word in job.command[3:]))
+        head = f'<div class="head">{show.pill(language, state_of_job(jobs, job))}<small>{words}</small></div>'
+        return head + show.console(language, console_lines(jobs, job))
+
+
+def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | None, weight: float | None) -> list[str]:
+    """Return what a person would type behind `python -m sdxl_lora.tools`.
+
+    Args:
+        folder: where the result goes; one of the same name is replaced.
+        base: of the run.
+    Raises:
+        ConfigError: a number that is none, or a base that is not on this machine.
+    """
+    if tool in ("show", "check"):
+        return [tool, str(lora)]
+    if tool == "convert":
+        return [tool, str(lora), str(folder / f"{lora.stem}-diffusers.safetensors"), "--to", "diffusers", "--overwrite"]
+    if tool == "resize":
+        if rank is None or not 1 <= rank <= 1024:
+            raise ConfigError(f"rank is {rank}, it must be a whole number from 1 to 1024")
+        to = folder / f"{lora.stem}-rank{int(rank)}.safetensors"
+        return [tool, str(lora), str(to), "--rank", str(int(rank)), "--overwrite"]
+    if weight is None or not -4 <= weight <= 4:
+        raise ConfigError(f"weight is {weight}, it must be a number from -4 to 4")
+    if not Path(base).exists():
+        raise ConfigError(f"the base {base} is not on this machine, and only such a one can be merged with")
+    to = folder / f"{lora.stem}-merged{Path(base).suffix if Path(base).is_file() else ''}"
+    return ["merge", str(lora), base, str(to), f"--weight={weight:g}", "--overwrite"]
