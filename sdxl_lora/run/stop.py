@@ -1,8 +1,17 @@
-"""Requests to stop a run: signals, a file, a launcher that is gone."""
+"""What is asked of a run: to stop, by signals, a file, or as its launcher is gone; and of one that goes on, by a file
+in its folder, which goes as it is done.
+
+    touch runs/cat/save_now      save a checkpoint after this step
+    touch runs/cat/sample_now    draw the sample prompts after this step
+
+The main process looks for these two; the others hear of them with the numbers of the steps.
+"""
 
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
+from sdxl_lora.io.file_system import remove
 from sdxl_lora.operating_system import launcher, stop_signals
 
 
@@ -35,3 +44,26 @@ class StopRequest:
         if self.signal_name is None and self.launcher is not None and not self.launcher.is_running():
             self.signal_name = "the launcher is gone"
         return self.signal_name or ("stop file" if self.file.exists() else None)
+
+
+class Asked(NamedTuple):
+    """What is asked of a run at a step, beside what is due."""
+
+    save: bool = False
+    sample: bool = False
+
+
+NOTHING, EVERYTHING = Asked(), Asked(True, True)
+FILES = {"save": "save_now", "sample": "sample_now"}  # by what they ask for
+
+
+def asked_of(folder: Path) -> Asked:
+    """Return what the files in a run's folder ask for."""
+    return Asked(*((folder / FILES[what]).exists() for what in Asked._fields))
+
+
+def forget(folder: Path, asked: Asked) -> None:
+    """Remove the files of what is being done."""
+    for what, is_asked in asked._asdict().items():
+        if is_asked:
+            remove(folder / FILES[what])
