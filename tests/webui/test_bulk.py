@@ -12,8 +12,8 @@ from sdxl_lora.errors import ConfigError
 from webui.datasets import bulk, history
 from webui.datasets.search import Search, View, reading_of
 from webui.datasets.tags import Edit, Reading, tag_counts
-from webui.pages.tags_html import plan_html, tags_html
 from webui.runs import dataset_view as datasets
+from webui.widgets.tags_html import plan_html, tags_html
 
 TEXTS = ["sks, 1girl, smile", "sks, 1girl, solo", "sks, a photo of a <dog>", "sks, Smile, grin"]
 PLAIN, ADD = Reading(), Edit("add", "outdoors")

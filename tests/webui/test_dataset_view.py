@@ -13,13 +13,13 @@ from preprocess.__main__ import main as preprocess
 from preprocess.captions.caption_text import NO_CAPTION
 from sdxl_lora.errors import ConfigError, DataError
 from webui.pages.captions import Captions
-from webui.pages.dataset_html import card_html
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.drawings import MOST_IMAGES, drawing_request
 from webui.runs.jobs import Jobs
 from webui.runs.recaption import recaption
 from webui.settings.workspace import Workspace
+from webui.widgets.dataset_html import card_html
 
 
 def prepare(raw, output, *flags: str) -> int:

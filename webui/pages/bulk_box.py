@@ -10,9 +10,9 @@ from webui.datasets.search import View
 from webui.datasets.tags import Edit, tag_counts
 from webui.locale.i18n import T, language_of, say
 from webui.pages.captions import loaded
-from webui.pages.tags_html import plan_html, tags_html
 from webui.runs.dataset_view import Dataset, read_dataset
 from webui.widgets.events import QUIET, show_errors, tell
+from webui.widgets.tags_html import plan_html, tags_html
 
 
 class BulkBox:

@@ -8,10 +8,10 @@ import gradio as gr
 
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import language_of, say, say_problem
-from webui.pages.dataset_html import card_html
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.launch import caption_job, prepare_job
+from webui.widgets.dataset_html import card_html
 from webui.widgets.events import tell
 
 

@@ -16,9 +16,9 @@ from webui.datasets.search import Search, View, reading_of
 from webui.locale.i18n import LANGUAGES, T, language_of, say
 from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
-from webui.pages.dataset_html import about_html, card_html
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context, dataset_name
+from webui.widgets.dataset_html import about_html, card_html
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 
