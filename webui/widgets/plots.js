@@ -33,7 +33,7 @@
   const short = (value) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    return value && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : Number(value.toPrecision(4)).toLocaleString();
+    return value && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : value.toLocaleString(undefined, { maximumSignificantDigits: 4 });
   };
 
   const linesOf = (plot, names) => {
