@@ -97,7 +97,7 @@ def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
     jobs.write(job)
     report = data / "preprocess_report.json"
     for number, (counts, said) in enumerate([
-        ({"left_out": 18, "found": 20}, "18 of 20 pictures left out"), ({"left_out": 0, "found": 20}, ""), ("?", ""),
+        ({"left_out": 18, "found": 20}, "18 of 20 images left out"), ({"left_out": 0, "found": 20}, ""), ("?", ""),
     ]):  # fmt: skip
         report.write_text(json.dumps({"counts": counts}))
         os.utime(report, (number + 1, number + 1))

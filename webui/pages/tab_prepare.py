@@ -26,14 +26,14 @@ class PrepareTab:
 
     def __init__(self, context: Context, project: gr.Dropdown):
         self.context = context
-        gr.Markdown(T("Pictures in, a dataset out: cropped to sizes that SDXL knows, each with a caption."))
+        gr.Markdown(T("Images in, a dataset out: cropped to sizes that SDXL knows, each with a caption."))
         self.upload = UploadBox(context, project)
         folders = {"input_dir": image_folders(context.places)}
         widgets = form(PreprocessConfig, folders, {"output_dir": "dataset"}, "prepare")
         widgets["auto_caption"] = gr.Checkbox(
             value=True,
             label=T("Auto-caption"),
-            info=T("Describe pictures that have no caption file. Without it they get the concept as their caption."),
+            info=T("Describe images that have no caption file. Without it they get the concept as their caption."),
             elem_id="prepare-auto_caption",
         )
         self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))

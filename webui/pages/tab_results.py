@@ -90,7 +90,7 @@ class ResultsTab:
         run = self.run(language, name)
         chosen = list(dict.fromkeys(stage_of(run, stage) for stage in chosen or ()))
         self.context.jobs.add(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
-        tell(say(language, "The pictures appear here as they are drawn."))
+        tell(say(language, "The images appear here as they are drawn."))
 
     def look(self, language: str, name: str | None) -> list:
         """Return for each of `live` what it shows."""

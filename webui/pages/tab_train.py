@@ -53,7 +53,7 @@ class TrainTab:
             [(str(number), number) for number in range(1, max(len(self.gpus), 1) + 1)],
             value=1,
             label=T("GPUs to use"),
-            info=T("Each takes a part of every step's pictures."),
+            info=T("Each takes a part of every step's images."),
             visible=len(self.gpus) > 1,
             elem_id="train-processes",
         )

@@ -46,7 +46,7 @@ def drawing_request(
     if not is_whole(side, 8, 4096) or side % 8:
         problems.append(f"side is {side}, it must be a multiple of 8 up to 4096")
     if len(lines) * (1 + len(chosen or ()) * len(numbers)) > MOST_IMAGES:
-        problems.append(f"these are more than {MOST_IMAGES} pictures: ask for fewer")
+        problems.append(f"these are more than {MOST_IMAGES} images: ask for fewer")
     if problems:
         raise ConfigError("; ".join(problems), problems)
     return {

@@ -20,7 +20,7 @@ def about_html(
     """
     troubled = sum(bool(image.problems) for image in dataset.images)
     facts = [
-        (len(dataset.images), say(language, "pictures")),
+        (len(dataset.images), say(language, "images")),
         (troubled, say(language, "to look at")),
         (len(dataset.left_out), say(language, "left out")),
         (dataset.trigger_word or "—", say(language, "trigger word")),

@@ -26,7 +26,7 @@ STATES = {
     "waiting": "waiting",
     "running": "running",
     "starting": "starting",
-    "caching": "encoding pictures",
+    "caching": "encoding images",
     "training": "training",
     "sampling": "drawing samples",
     "stopping": "stopping",
@@ -238,7 +238,7 @@ def job_card(language: str, jobs: Jobs, job: Job | None) -> str:
     if state == "done" and job.kind == "prepare":
         left_out, found = left_out_of(Path(job.target), job.started or 0)
     if left_out:
-        warning = say(language, "{count} of {found} pictures left out: see 2 · Dataset", count=left_out, found=found)
+        warning = say(language, "{count} of {found} images left out: see 2 · Dataset", count=left_out, found=found)
         mark, said = pill(language, state, "partly"), f'<p class="ending partly">{escape(warning)}</p>'
     elif state == "running":
         said = f'<p class="ending">{escape("".join(console_lines(jobs, job)[-1:]))}</p>'
