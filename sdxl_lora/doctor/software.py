@@ -27,7 +27,7 @@ OPTIONAL = {  # what a training does without, and what is lost then
     "prodigyopt": "optimizer prodigy",
     "prodigy-plus-schedule-free": "optimizer prodigy_plus_schedule_free",
     "schedulefree": "schedule-free optimizers",
-    "pytorch_optimizer": "optimizers came and adopt",
+    "pytorch-optimizer": "optimizers came and adopt",
     "wandb": "report_to wandb",
     "trackio": "report_to trackio",
     "imagehash": "finding near duplicates in preprocess",

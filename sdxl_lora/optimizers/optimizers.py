@@ -27,8 +27,8 @@ CLASSES = {
     "prodigy_plus_schedule_free": ("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
     "adafactor": ("transformers.optimization", "Adafactor", "transformers"),
     "schedule_free_adamw": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
-    "came": ("pytorch_optimizer", "CAME", "pytorch_optimizer"),
-    "adopt": ("pytorch_optimizer", "ADOPT", "pytorch_optimizer"),
+    "came": ("pytorch_optimizer", "CAME", "pytorch-optimizer"),
+    "adopt": ("pytorch_optimizer", "ADOPT", "pytorch-optimizer"),
     "muon": ("torch.optim", "Muon", "torch>=2.9"),
 }
 CAME_BETA3 = 0.9999  # of its third average, which Adam has not

@@ -22,6 +22,8 @@ from sdxl_lora.models.text_encoders import CHUNK, TextEncoders
 from sdxl_lora.performance import cast_adapters, fused_lora
 from sdxl_lora.performance import quantization as quantize
 
+# Products into a tensor that is there, which torch's registry does not know.
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
 IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by autocast, of what an SDXL UNet calls
 
 
@@ -113,7 +115,8 @@ class AliveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if (count := flop_registry.get(function.overloadpacket)) is not None:
+        packet = function.overloadpacket
+        if (count := flop_registry.get(IN_PLACE.get(packet, packet))) is not None:
             self.flops.of_pixels += count(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):

@@ -256,7 +256,7 @@ class TrainingPlan:
             forwards = prompt.steps * (2 if prompt.guidance_scale > 1 else 1)
             drawn += forwards * step.forward.at(prompt.width * prompt.height / largest) / self.shape.micro_batch
         encoded = [self._encoding.both.at(area) for area in areas.values()] * (1 + config.data.random_flip)
-        is_cached = not config.cache.cache_latents or config.cache_folder.is_dir()
+        is_cached = not config.cache.cache_latents or (config.cache_folder / "latents").is_dir()
         return Work(
             training=data.total_steps * data.images_per_step * of_image / self.world_size,
             samples=evaluations * config.evaluation.num_validation_images * drawn / self.world_size,

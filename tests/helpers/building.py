@@ -40,6 +40,7 @@ def build(train_config):
             model = build_model(config, base, data.text, accelerator, logger.info)
             optimizer = build_optimizer(config.optimizer, model, data.total_steps, accelerator)
             shown = published_weights(config.optimizer.ema_decay, model.adapter_parameters(), optimizer.optimizer)
+            run.event("started")  # events before it wait
             return SimpleNamespace(
                 config=config, accelerator=accelerator, run=run, logger=logger, base=base, data=data, model=model,
                 optimizer=optimizer, shown=shown, shape=BatchShape.of(config.batch),

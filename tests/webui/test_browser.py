@@ -51,7 +51,7 @@ def test_the_dataset_shows_crop_size_tokens_and_what_was_left_out(story):
     page = story.page
     page.locator("#dataset-about b").first.wait_for()
     page.locator(".picture .frame img").nth(3).wait_for()
-    text = page.locator(".cards").inner_text()
+    text = page.locator(".row.cards").inner_text()
     assert "astronaut.png" in text and "512x512 → 64x64" in text and "tokens" in text
     page.get_by_text("Left out, and why").click()
     assert "empty file (0 bytes)" in page.locator("#dataset-about").inner_text()

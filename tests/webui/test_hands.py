@@ -12,6 +12,8 @@ from tests.helpers.browser import CHROMIUM, LONG, Story, box, choose, fill, look
 from tests.helpers.ui_server import Server
 from tests.helpers.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):

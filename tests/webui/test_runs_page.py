@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 from PIL import Image
 
 from sdxl_lora.config.cli import to_yaml
@@ -12,6 +13,8 @@ from tests.helpers.configs import flat_train_config
 from tests.helpers.waiting import until
 
 STEPS = 300
+
+pytestmark = pytest.mark.slow
 
 
 def make_run(projects, name: str, **settings):

@@ -127,7 +127,7 @@ class DatasetTab:
             button.click(show_errors(self.turner(by)), seen, all_shown, **QUIET)
         self.page.submit(show_errors(self.jump), [self.page, *seen], all_shown, **QUIET)
         searched = [self.words.submit, self.words.blur, self.which.change, *(one.change for one in reading)]
-        gr.on(searched, show_errors(self.search), seen, all_shown, **QUIET)
+        gr.on(searched, show_errors(self.search), seen, all_shown, trigger_mode="always_last", **QUIET)
         self.bulk.listen(seen, self.outputs, self.seen, self.shown)
         self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
         ask_all = {

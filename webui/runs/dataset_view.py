@@ -64,7 +64,7 @@ class Dataset:
 
     @property
     def trigger_word(self) -> str:
-        return self.settings.get("trigger_word") or ""
+        return str(self.settings.get("trigger_word") or "")
 
     def config(self, **changes) -> PreprocessConfig:
         """Return what it was prepared with.

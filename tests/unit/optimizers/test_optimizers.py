@@ -179,7 +179,7 @@ def test_own_arguments_win():
 
 def test_a_missing_library_names_the_pip_command(monkeypatch):
     weight = torch.nn.Parameter(torch.zeros(1))
-    modules = {"prodigyopt": "prodigyopt", "schedulefree": "schedulefree", "pytorch_optimizer": "pytorch_optimizer"}
+    modules = {"prodigyopt": "prodigyopt", "schedulefree": "schedulefree", "pytorch_optimizer": "pytorch-optimizer"}
     modules |= {"prodigyplus": "prodigy-plus-schedule-free"}
     for name, (module, _, package) in CLASSES.items():
         if module not in modules:

@@ -32,7 +32,7 @@ def test_a_finished_run_is_left_as_it_is_by_its_own_command_and_by_refused_ones(
     assert "nothing to do: this run is finished, all 2 steps are done" in capsys.readouterr().err
     for error, refused in (
         (CheckpointError, {"rank": 8}),
-        (ConfigError, {"optimizer_args": ("momentun=0.9",)}),
+        (CheckpointError, {"optimizer_args": ("momentun=0.9",)}),
         (ConfigError, {"pretrained_model_name_or_path": "nowhere"}),
     ):
         with pytest.raises(error):
