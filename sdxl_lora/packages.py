@@ -63,7 +63,7 @@ def explain_failed_imports() -> None:
 
 def why_not_imported(error: BaseException) -> str | None:
     """Return which installed package made an import fail, and the command that mends it; None for any other error."""
-    errors = list(causes_of(error))
+    errors = list(causes_of(error)) if isinstance(error, Exception) else []  # Ctrl-C may come during an import
     if not any(is_of_import(each) for each in errors):
         return None
     blamed = list(dict.fromkeys(name for each in errors for name in packages_in(each)))

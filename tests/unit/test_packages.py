@@ -60,6 +60,13 @@ def test_a_bug_of_ours_is_shown_as_python_shows_it(tmp_path, code):
     assert code == 1 and printed.startswith("Traceback")
 
 
+def test_ctrl_c_during_an_import_blames_no_package(tmp_path):
+    plant_package(tmp_path, "slow", "1.0", "raise KeyboardInterrupt")
+    hook = "from sdxl_lora.packages import explain_failed_imports; explain_failed_imports()"
+    code, printed = run_beside(tmp_path, "-c", f"{hook}\nimport slow")
+    assert code != 2 and printed.startswith("Traceback") and printed.rstrip().endswith("KeyboardInterrupt")
+
+
 @pytest.mark.parametrize(
     "program, package",
     [
