@@ -17,9 +17,11 @@ def checkpoint_before(config: TrainConfig) -> Path | None:
     wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
     if wanted is None:
         return None
-    if wanted == "latest":
-        return newest_checkpoint(folder)
-    return folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+    with contextlib.suppress(OSError):  # a folder that cannot be looked into, which is told where it is opened
+        if wanted == "latest":
+            return newest_checkpoint(folder)
+        return folder / wanted if (folder / wanted).is_dir() else Path(wanted)
+    return None
 
 
 def facts_before(config: TrainConfig) -> dict:

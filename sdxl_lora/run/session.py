@@ -61,7 +61,6 @@ class Run:
         self._waiting: list[tuple[str, dict]] = []
         with contextlib.ExitStack() as undo, disk_errors(folder):
             if rank == 0:
-                self._former = FormerState(folder)
                 self._hold()
                 undo.callback(self._let_go, leaves_no_trace=True)
                 self.events = EventLog(folder / "events.jsonl")
@@ -75,8 +74,10 @@ class Run:
 
     def _hold(self) -> None:
         try:
+            self._former = FormerState(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._held = RunLock(self.folder)
+            self._former.remember()
         except OSError as error:
             if is_disk_error(error):
                 raise

@@ -66,6 +66,11 @@ def test_the_length_of_the_run_before_is_kept_as_it_was_meant(tmp_path, recorded
     assert config.adapter.target_modules == "attention+ff" and len(said) == 1 + (expected[0] is not None)
 
 
+def test_a_folder_that_cannot_be_looked_into_has_no_run(tmp_path):
+    _, said = settle_defaults(flat_train_config(str(tmp_path / ("a" * 300)), train_data_dir="data"))
+    assert said == ["target_modules auto: attention+ff, the default"]
+
+
 def test_a_lora_to_go_on_with_brings_its_own_modules(tmp_path):
     config, said = settle_defaults(config_of(tmp_path, init_lora="cat.safetensors"))
     assert config.adapter.target_modules == "attention+ff" and said == []

@@ -13,6 +13,7 @@ import pytest
 
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
 from sdxl_lora.run.events import EventLog, follow_events, read_events
+from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.session import Run, read_status
 from sdxl_lora.run.stop import StopRequest
 from tests.helpers.paths import ROOT
@@ -43,6 +44,8 @@ def test_a_directory_that_cannot_be_made_is_a_config_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to"):
         Run(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        Run(tmp_path / ("a" * 300))
 
 
 def test_stop_comes_from_a_file_or_a_signal_and_an_old_file_is_forgotten(tmp_path):
@@ -109,7 +112,8 @@ def test_a_refused_command_leaves_a_run_as_it_was_and_any_other_end_is_recorded(
         run.update(state="training", step=3)
         if end:
             raise end
-    (tmp_path / "stop").touch()  # asked for too late
+    for name in ("stop", "save_now", "sample_now"):
+        (tmp_path / name).touch()  # asked for too late
     names = {path.name for path in tmp_path.iterdir()}
     before = {name: (tmp_path / name).read_bytes() for name in names}
     since = (tmp_path / "status.json").stat().st_mtime_ns
@@ -134,6 +138,22 @@ def test_a_refused_command_leaves_a_run_as_it_was_and_any_other_end_is_recorded(
     assert read_status(tmp_path)["state"] == "failed"
     events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
     assert events[-3:] == ["cached", "started", "failed"] and events.count("cached") == 1
+
+
+def test_a_refused_command_puts_back_what_was_there_once_it_held_the_folder(tmp_path, monkeypatch):
+    """It may have waited for a run on another machine, which ended meanwhile."""
+    first = Run(tmp_path)
+
+    def wait_for_the_first(folder):
+        with first as run:
+            run.event("started", step=0)
+        return RunLock(folder)
+
+    monkeypatch.setattr("sdxl_lora.run.session.RunLock", wait_for_the_first)
+    with pytest.raises(ConfigError), Run(tmp_path):
+        raise ConfigError("no")
+    assert read_status(tmp_path)["state"] == "done"
+    assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["started"]
 
 
 def test_a_refused_command_leaves_no_folder_where_there_was_none(tmp_path):
