@@ -28,7 +28,8 @@ def settle_targets(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         return config, []
     if config.adapter.init_lora is not None:  # brings its own modules
         return replace_flat(config, target_modules=DEFAULT_TARGETS), []
-    before = facts_before(config).get("target_modules")
+    facts = facts_before(config)
+    before = None if facts.get("init_lora") else facts.get("target_modules")  # whose modules came with a file
     targets, why = (before, "as in the run that goes on") if before else (DEFAULT_TARGETS, "the default")
     return replace_flat(config, target_modules=targets), [f"target_modules auto: {targets}, {why}"]
 

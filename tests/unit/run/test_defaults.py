@@ -74,6 +74,9 @@ def test_a_folder_that_cannot_be_looked_into_has_no_run(tmp_path):
 def test_a_lora_to_go_on_with_brings_its_own_modules(tmp_path):
     config, said = settle_defaults(config_of(tmp_path, init_lora="cat.safetensors"))
     assert config.adapter.target_modules == "attention+ff" and said == []
+    run_before(tmp_path, {"target_modules": "as in cat.safetensors", "init_lora": "0ab1"}, "")
+    config, _ = settle_defaults(config_of(tmp_path))
+    assert config.adapter.target_modules == "attention+ff", "what such a run records is no name of modules"
 
 
 @pytest.mark.parametrize(
