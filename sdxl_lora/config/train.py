@@ -94,7 +94,8 @@ class TrainConfig:
 
     def fingerprint(self) -> dict:
         """Return what a checkpoint holds of the settings, to be compared on a resume."""
-        return {**self.same_on_resume(), "optimizer_arguments": repr(self.optimizer.arguments)}
+        decides = "similarity" if self.evaluation.by_similarity else None  # loss is the default, said or not
+        return {**self.same_on_resume(), "best_by": decides, "optimizer_arguments": repr(self.optimizer.arguments)}
 
     def __post_init__(self) -> None:
         tidy_paths(self)

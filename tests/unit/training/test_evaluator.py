@@ -283,6 +283,11 @@ def test_what_the_best_is_decided_by_must_be_measured(train_config):
         train_config(best_by="loss")
 
 
+def test_a_run_may_say_later_that_the_loss_decides(train_config):
+    settings = {"validation_split": 0.5, "output_dir": "run"}
+    assert train_config(**settings, best_by="loss").fingerprint() == train_config(**settings).fingerprint()
+
+
 def test_patience_needs_held_out_pictures(train_config, tmp_path, capsys):
     with pytest.raises(ConfigError, match="early_stopping_patience needs a validation_split"):
         train_config(early_stopping_patience=3)
