@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from sdxl_lora.performance.device_memory import free_memory
+from sdxl_lora.performance.device_memory import free_memory, is_out_of_memory
 
 WARM_UPS = 2  # before recording: libraries choose their kernels then, and lazy buffers are filled
 MOST_GRAPHS = 32  # kept at once; each has thousands of nodes, which take memory of their own
@@ -113,6 +113,22 @@ class RecordedMicroStep:
             tensor.copy_(batch[name])
         record.replay()
         return record.losses
+
+    def beside(self, batch: dict[str, Tensor]) -> Tensor:
+        """`compute(batch)` as it is. Recordings that leave too little memory for it go for good."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        kept, random_state = [gradient.clone() for gradient in gradients], self.recorder.random_state()
+        try:
+            return self.compute(batch)
+        except RuntimeError as error:
+            if not (self.records and is_out_of_memory(error)):
+                raise
+        self.has_failed = True
+        self.report("going on without CUDA graphs: they leave too little memory for a step that is not recorded")
+        self.release()
+        torch._foreach_copy_(gradients, kept)
+        self.recorder.set_random_state(random_state)
+        return self.compute(batch)
 
     def release(self) -> None:
         """Give the recordings' memory back. What comes next is recorded anew."""

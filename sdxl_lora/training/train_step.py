@@ -82,7 +82,9 @@ class TrainStep:
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
                 preserves = PRESERVES in tensors
                 # Not recorded: while the adapter does little their gradients are rounding, which no replay repeats.
-                compute = self.recorded if self.recorded and not preserves else self.compute
+                compute = self.compute
+                if self.recorded:
+                    compute = self.recorded.beside if preserves else self.recorded
                 losses = compute({**tensors, "share": torch.full((), share, device=accelerator.device)})
                 if counts:
                     metrics.add(losses, tensors["timesteps"], preserves)

@@ -114,6 +114,32 @@ def test_what_cannot_be_recorded_is_computed_as_it_is_and_says_why_once(fault, s
     assert recorder.released == 1 and not step.records
 
 
+def test_recordings_go_where_they_leave_no_room_for_what_is_not_recorded():
+    """Gradients that were there before, and those of half a backward, are not counted twice."""
+    parameter, said = torch.nn.Parameter(torch.tensor(3.0)), []
+    plain, (given,), is_full = micro_step(parameter), batches([4]), False
+
+    def compute(batch):
+        losses = plain(batch)
+        if is_full and step.records and batch is given:  # not what is recorded
+            raise torch.OutOfMemoryError("2 GiB are missing")
+        return losses
+
+    def after_two(first, second):
+        parameter.grad = torch.zeros_like(parameter)
+        torch.manual_seed(0)
+        return [first(given).detach().clone(), second(given).detach().clone(), parameter.grad.clone()]
+
+    step = RecordedMicroStep(compute, [parameter], said.append, OnTheCpu([parameter]))
+    expected = after_two(plain, plain)
+    torch.testing.assert_close(after_two(step, step.beside), expected, rtol=0, atol=0)
+    assert step.records and not said
+    is_full = True
+    torch.testing.assert_close(after_two(step, step.beside), expected, rtol=0, atol=0)
+    assert not step.records and len(said) == 1 and "leave too little memory" in said[0]
+    torch.testing.assert_close(after_two(step, step.beside), expected, rtol=0, atol=0)
+
+
 def test_auto_takes_graphs_where_they_can_be_had_and_says_why_not(monkeypatch):
     def settled(device="cuda", sizes=3, **settings):
         said = []
