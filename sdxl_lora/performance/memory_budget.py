@@ -67,7 +67,10 @@ def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list
     """Return what to try when memory does not suffice, the gentlest first."""
     if compute.memory_budget is not None:
         return [f"a --memory_budget below {compute.memory_budget}"]
-    return [level.flags() for level in memory_levels(memory_level_of(compute, optimizer))[1:]]
+    levels = memory_levels(memory_level_of(compute, optimizer))[1:]
+    if compute.base_products:  # which goes with no other base
+        levels = [level for level in levels if level.base_precision == compute.base_precision]
+    return [level.flags() for level in levels]
 
 
 @dataclass

@@ -70,6 +70,12 @@ def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
     assert str(raised.value).endswith(f"Try one after the other: {'; '.join([*advice, 'a smaller --resolution'])}.")
 
 
+def test_products_in_8_bits_are_not_advised_to_have_another_base(train_config):
+    config = train_config(base_precision="int8", base_products="8bit")
+    advice = smaller_settings(config.compute, config.optimizer)
+    assert advice and not [flags for flags in advice if "nf4" in flags]
+
+
 @pytest.mark.parametrize("kind", [None, "int8", "nf4", "fp8"])
 def test_counted_weights_are_those_of_the_loaded_base(kind):
     unet = tiny_sdxl().unet.to(torch.bfloat16).requires_grad_(False)
