@@ -1,6 +1,7 @@
 """Images brought in by pieces: whole or not there, gone on with after a break, nothing replaced, nothing elsewhere."""
 
 import base64
+import errno
 import json
 import random
 import sys
@@ -121,6 +122,21 @@ def test_a_disk_that_is_full_is_named_and_what_was_sent_stays(tmp_path, monkeypa
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DiskError, match="need 9 MB, 5 MB are free there: make room first"):
         begin(tmp_path / "not" / "yet", [Incoming("a.png", 9_000_000)])
+
+
+def test_a_file_that_is_whole_but_did_not_get_its_name_gets_it_when_it_is_sent_again(tmp_path, monkeypatch):
+    data = bytes(PIECE_BYTES) + b"the rest"
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(uploads, "flush_to_disk", full)
+        with pytest.raises(DiskError, match="the disk is full"):
+            sent(tmp_path, "a.png", data)
+    assert list(find_images(tmp_path).other_files) == [".uploading/"]
+    assert sent(tmp_path, "a.png", data).state == "done"
+    assert (tmp_path / "a.png").read_bytes() == data and not (tmp_path / ".uploading").exists()
 
 
 @pytest.fixture

@@ -160,7 +160,8 @@ def standing(folder: Path, file: Incoming) -> Answer:
         is_same = target.is_file() and target.stat().st_size == file.size
         return Answer("there", name=str(name)) if is_same else Answer("refused", why=TAKEN, name=str(name))
     part = folder / UPLOADING / f"{file.key}.part"
-    return Answer("new", min(part.stat().st_size, file.size) if part.is_file() else 0, name=str(name))
+    # One that is whole but did not get its name is sent its last byte once more, and then tried again.
+    return Answer("new", min(part.stat().st_size, file.size - 1) if part.is_file() else 0, name=str(name))
 
 
 TAKEN = "another file of this name is there already, and stays: choose another folder, or rename one of them"
@@ -208,10 +209,11 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
 
 
 def write_piece(part: Path, at: int, data: bytes) -> None:
-    """Behind what is there; none of it where it cannot be written whole."""
+    """From byte `at` on, where the part then ends; none of it where it cannot be written whole."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab", buffering=0) as file:
         try:
+            file.truncate(at)
             written = file.write(data)
             if written != len(data):  # the disk took some of it
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
