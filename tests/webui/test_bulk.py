@@ -79,6 +79,16 @@ def test_undo_leaves_alone_what_a_hand_has_changed_since(folder):
     assert texts(folder) == {"p0.png": TEXTS[0], "p1.png": "sks, by hand", "p2.png": TEXTS[2], "p3.png": TEXTS[3]}
 
 
+def test_undo_goes_back_over_captions_with_signs_that_also_end_lines(folder):
+    rows = [{**row, "text": row["text"].replace("sks,", "sks,\u2028\x85")} for row in datasets.rows_of(folder)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    before = (folder / "metadata.jsonl").read_bytes()
+    for tag in ("outdoors", "indoors"):
+        change(folder, Edit("add", tag))
+    assert [history.undo(folder), history.undo(folder)] == [(4, 0), (4, 0)]
+    assert (folder / "metadata.jsonl").read_bytes() == before
+
+
 def test_what_would_do_something_else_by_now_is_not_done(folder, monkeypatch):
     monkeypatch.setattr(datasets, "SECONDS_TO_WAIT", 0.1)
     plan = bulk.planned(folder, ADD, Search("[smile]"), PLAIN)

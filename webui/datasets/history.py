@@ -61,8 +61,8 @@ def put_back(folder: Path, name: str) -> None:
 def kept_changes(folder: Path) -> list[dict]:
     """What can be undone, the last one last; lines that cannot be read are none."""
     try:
-        lines = (folder / ".preprocess" / "page_undo.jsonl").read_text(encoding="utf-8").splitlines()
-        changes = [json.loads(line) for line in lines]
+        lines = (folder / ".preprocess" / "page_undo.jsonl").read_text(encoding="utf-8").split("\n")
+        changes = [json.loads(line) for line in lines if line]  # a caption may hold other line ends
     except (OSError, ValueError):
         return []
     return [change for change in changes if isinstance(change, dict)]
