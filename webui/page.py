@@ -137,7 +137,9 @@ class Page:
         root = getattr(root, "root_block", root)
         choosers = self.live.choosers
         forms = [*self.prepare.form.widgets.values(), *self.train.form.widgets.values()]
-        root.load(self.open, None, [self.curtain, self.session, self.tabs, self.project, *choosers, *forms], **QUIET)
+        of_run = [self.runs.table.note, self.runs.table.name]
+        shown = [self.curtain, self.session, self.tabs, self.project, *choosers, *of_run, *forms]
+        root.load(self.open, None, shown, **QUIET)
         self.named = [self.project, self.train.form.widgets["output_dir"]]
         self.project.change(self.name_run, self.named, self.named[1], **QUIET)
         seen_after = [self.train.problems, self.tabs, self.runs.chosen, self.train.form.widgets["output_dir"]]
@@ -194,6 +196,7 @@ class Page:
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
             gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),
+            *self.runs.table.about(run)[:2],  # no change of a chosen run is told where it is the one from before
             *self.last_asked(self.prepare.form, "prepare", {}),
             *self.last_asked(self.train.form, "train", self.for_next_run(project)),
         ]

@@ -143,9 +143,14 @@ def test_a_page_that_hears_nothing_more_says_so_and_is_loaded_anew_as_soon_as_it
     page.get_by_text("This page no longer hears from its server").wait_for()
     [run] = (server.projects / "cat" / "runs").iterdir()
     (run / "status.json").write_text(json.dumps({"state": "failed", "step": 7, "reason": "odd"}))
+    (run / "note.txt").write_text("from before")
     server.start()
     page.unroute("**/app_id")
     page.get_by_text("This page no longer hears from its server").wait_for(state="hidden")
     tab(page, 4)
     page.locator("#run-progress .pill.failed").wait_for()
+    page.get_by_role("button", name="Note, name, deletion").click()
+    until(
+        lambda: box(page, "run-note").input_value() == "from before" and box(page, "run-name").input_value() == run.name
+    )
     story.errors.clear()  # of the requests that were refused

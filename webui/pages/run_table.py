@@ -55,7 +55,7 @@ class RunTable:
         self.all.expand(self.listed, None, listed, **QUIET)
         self.compared.change(self.compare, [self.compared], [self.comparison], **QUIET)
         about = [self.note, self.name, self.sure]
-        self.chosen.change(self.about, [self.chosen], about, **QUIET)  # not as it opens: someone may be typing by then
+        self.chosen.change(self.about, [self.chosen], about, **QUIET)  # as it opens, page.py fills them
         self.keep.click(show_errors(self.noted), [self.chosen, self.note], None, **QUIET)
         self.rename.click(show_errors(self.renamed), [self.chosen, self.name], [self.chosen, *listed, *about], **QUIET)
         self.delete.click(lambda: gr.update(visible=True), None, [self.sure], **QUIET)
