@@ -113,6 +113,18 @@ def test_a_preset_fills_in_the_form_and_keeps_what_is_the_persons(story):
     shoot(page, "presets")
 
 
+def test_plots_whose_numbers_do_not_come_are_asked_for_now_and_then(story):
+    page, asked = story.page, []
+    tab(page, 4)
+    [run] = (story.server.projects / "cat" / "runs").iterdir()
+    page.route("**/sdxl_lora_curves", lambda route: (asked.append(1), route.abort()))
+    EventLog(run / "events.jsonl").write("step", step=STEPS + 1, loss=0.2, epoch=15.1)
+    page.wait_for_timeout(5000)
+    assert 1 <= len(asked) <= 3
+    page.unroute("**/sdxl_lora_curves")
+    until(lambda: drawn(page) == str(STEPS + 1))
+
+
 def test_a_page_whose_server_sends_no_end_asks_again(story):
     """As a machine that is switched off, or a container that goes: nothing ever answers, and nothing says so."""
     context = story.browser.new_context(locale="en-US")

@@ -10,5 +10,5 @@
     root.querySelectorAll("[aria-invalid=true]").forEach((one) => refused.has(one) || one.removeAttribute("aria-invalid"));
     refused.forEach((one) => one?.setAttribute("aria-invalid", "true"));
   };
-  new MutationObserver(mark).observe(root, { subtree: true, childList: true });
+  new MutationObserver(mark).observe(root, { subtree: true, childList: true, attributeFilter: ["data-refused"] });
 }

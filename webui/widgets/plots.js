@@ -8,7 +8,7 @@
   const BY_TIMESTEP = /^loss_timesteps_(\d+)_(\d+)$/;
   const known = new Map(); // by run: what the server has told of it
   const state = { smoothing: 0.9, log: false };
-  let underway = false;
+  let [underway, again] = [false, null];
 
   // What each plot shows of a run: names of numbers, and whether they are smoothed. Several runs show fewer.
   const named = (run, pattern) =>
@@ -169,7 +169,7 @@
     const all = [...root.querySelectorAll(".charts[data-runs]")];
     for (const charts of all) if (!charts.firstChild) make(charts);
     const version = JSON.stringify([all.map((one) => one.dataset.runs), root.querySelector("[data-version]")?.dataset.version]);
-    if (underway || version === look.version) return;
+    if (underway || again || version === look.version) return;
     underway = true;
     try {
       const names = [...new Set(all.flatMap((one) => JSON.parse(one.dataset.runs)))];
@@ -188,13 +188,15 @@
       all.filter((charts) => charts.isConnected).forEach(draw);
       look.version = version;
     } catch {
-      setTimeout(look, 2000); // the server does not answer: asked again
+      again = setTimeout(() => ((again = null), look()), 2000); // the server does not answer: asked again, once
+      return;
     } finally {
       underway = false;
     }
     look(); // what has changed meanwhile
   };
 
-  new MutationObserver(look).observe(root, { subtree: true, childList: true });
+  // Gradio writes another version into the element that is there.
+  new MutationObserver(look).observe(root, { subtree: true, childList: true, attributeFilter: ["data-runs", "data-version"] });
   look();
 }
