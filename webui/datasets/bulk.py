@@ -89,7 +89,7 @@ def change_all(folder: Path, edit: Edit, search: Search | None, reading: Reading
     with held(folder):
         plan = planned(folder, edit, search, reading)
         if plan.digest != digest:
-            raise ConfigError("captions have changed since this was looked at: look at it once more")
+            raise ConfigError("captions have changed since you looked: show the change again")
         trigger_word = read_dataset(folder).trigger_word
         chosen = {change.at for change in plan.changes}
         rows, kept = all_rows(folder), []

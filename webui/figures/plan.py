@@ -66,7 +66,9 @@ def plan_of(config: TrainConfig, processes: int = 1, is_busy: bool = False) -> P
                 command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS
             )
         except subprocess.TimeoutExpired:
-            raise ConfigError(f"planning takes longer than {SECONDS} seconds: try again, or train without") from None
+            raise ConfigError(
+                f"planning takes longer than {SECONDS} seconds: try again, or train without a plan"
+            ) from None
     if done.returncode:
         raise ConfigError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return Plan(**json.loads(done.stdout.splitlines()[-1]))

@@ -33,7 +33,7 @@ def keep_note(run: Path, words: str) -> None:
         DiskError: it cannot be written.
     """
     if not run.is_dir():
-        raise ConfigError(f"{run.name} has no folder yet, in which a note could lie")
+        raise ConfigError(f"{run.name} has no folder yet to keep a note in")
     try:
         replace_text(run / NOTE, words.strip()[:MOST_CHARACTERS])
     except OSError as error:

@@ -78,7 +78,7 @@ class BulkBox:
             done, left = history.undo(folder)
             words = say(language, "Undone: {count} images are as they were before.", count=done)
             if left:
-                words += " " + say(language, "{count} were changed since, and stay so.", count=left)
+                words += " " + say(language, "{count} have been changed since and stay as they are.", count=left)
             tell(words)
             return ["", "", gr.update(interactive=False), *shown(language, read_dataset(folder), view)]
 

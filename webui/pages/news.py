@@ -33,7 +33,7 @@ def look_script(dataset_at: int, dataset_outputs: int, lists: list[int]) -> str:
 def watch_script() -> str:
     """JavaScript that says where the page hears nothing more, in words by language."""
     words = {
-        language: say(language, "This page no longer hears from its server: load it anew to see what happens.")
+        language: say(language, "This page has lost its server: reload it to see what happens.")
         for language in LANGUAGES
     }
     script = (Path(__file__).parent / "watch.js").read_text(encoding="utf-8")

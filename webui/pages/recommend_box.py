@@ -29,12 +29,12 @@ class RecommendBox:
             with gr.Row(elem_classes="actions"):
                 self.similarity = gr.Dropdown(
                     ["facebook/dinov2-base", "facebook/dinov2-large", "openai/clip-vit-large-patch14", "none"],
-                    allow_custom_value=True, label=T("Says how alike images are"),
+                    allow_custom_value=True, label=T("Similarity model"),
                     info=T("A vision model: a folder, or a name on the Hub"), elem_id="result-similarity",
                 )  # fmt: skip
                 self.clip = gr.Dropdown(
                     ["", "openai/clip-vit-large-patch14"], value="", allow_custom_value=True,
-                    label=T("Says whether they show what was asked"), info=T("A CLIP; empty for none"),
+                    label=T("CLIP model"), info=T("Checks whether images match their prompts; empty for none"),
                     elem_id="result-clip",
                 )  # fmt: skip
                 self.button = gr.Button(T("Compare and recommend"), variant="primary", elem_id="result-recommend")
@@ -66,7 +66,7 @@ class RecommendBox:
 def found_html(language: str, found: Recommendation, run: Path) -> str:
     """The recommendation with its reason, all numbers, and the sheet of images."""
     titles = [say(language, "step"), say(language, "strength"), say(language, "score"), say(language, "learned")]
-    titles += [say(language, "leaked"), say(language, "lost of the prompt"), say(language, "copies")]
+    titles += [say(language, "leak"), say(language, "prompt lost"), say(language, "copies")]
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     rows = ""
     for cell in found.cells:

@@ -127,9 +127,9 @@ class RunsTab:
             """Leave the file in the run's folder that asks for it."""
             run, language = self.context.run_of(name), language_of(request)
             if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
-                raise ConfigError(say(language, "It does not train at the moment."))
+                raise ConfigError(say(language, "It is not training at the moment."))
             (run / FILES[what]).touch()
-            tell(say(language, "Asked: it is done after the next step."))
+            tell(say(language, "Requested: it follows the next step."))
 
         return ask
 

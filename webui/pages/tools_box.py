@@ -30,7 +30,7 @@ class ToolsBox:
             with gr.Row(elem_classes="actions"):
                 self.tool = gr.Dropdown(
                     [
-                        (T("Say what it is: ranks, sizes, who loads it"), "show"),
+                        (T("Show what it is: ranks, sizes, which programs load it"), "show"),
                         (T("Check its numbers"), "check"),
                         (T("Make it smaller, by a lower rank"), "resize"),
                         (T("Write it in the layout of diffusers"), "convert"),
@@ -93,6 +93,6 @@ def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | Non
     if weight is None or not -4 <= weight <= 4:
         raise ConfigError(f"weight is {weight}, it must be a number from -4 to 4")
     if not Path(base).exists():
-        raise ConfigError(f"the base {base} is not on this machine, and only such a one can be merged with")
+        raise ConfigError(f"the base {base} is not on this machine, and a merge needs a local one")
     to = folder / f"{lora.stem}-merged{Path(base).suffix if Path(base).is_file() else ''}"
     return ["merge", str(lora), base, str(to), f"--weight={weight:g}", "--overwrite"]

@@ -30,15 +30,15 @@ def words(language: str) -> dict[str, str]:
         "drop": say(language, "Drop images or a folder here, with their captions (.txt) if there are any."),
         "files": say(language, "Choose images"),
         "folder": say(language, "Choose a folder"),
-        "stop": say(language, "Stop sending"),
-        "on": say(language, "Go on with sending"),
-        "progress": say(language, "How much is sent"),
+        "stop": say(language, "Stop the upload"),
+        "on": say(language, "Continue the upload"),
+        "progress": say(language, "Upload progress"),
         "sent": say(language, "{done} of {count} files, {sent} of {size} MB", **facts),
         "here": say(language, "{done} files are here.", **facts),
         "hereBefore": say(language, "{done} files are here, {there} of them were here before.", **facts),
         "stopped": say(language, "Stopped."),
         "lost": say(language, "The page's server does not answer."),
-        "refused": say(language, "Files that were not taken: {count}", **facts),
+        "refused": say(language, "Files not accepted: {count}", **facts),
         "unreadable": say(language, "it cannot be read"),
     }
 
@@ -69,8 +69,8 @@ class UploadBox:
                 min_width=320,
             )
             self.folder = gr.Textbox(
-                value="images", label=T("Folder for them in the project"), max_lines=1, elem_id="upload-folder",
-                scale=1, min_width=220, info=T("Where images that you bring in are kept."),
+                value="images", label=T("Folder in the project"), max_lines=1, elem_id="upload-folder",
+                scale=1, min_width=220, info=T("Your images are kept here."),
             )  # fmt: skip
         self.shown = gr.HTML(elem_id="upload-shown", padding=False)
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))

@@ -45,7 +45,7 @@ KINDS = {
     "train": "Training {name}",
     "draw": "Drawing with {name}",
     "select": "Comparing checkpoints of {name}",
-    "tool": "A tool at work on {name}",
+    "tool": "Running a tool on {name}",
 }
 
 
