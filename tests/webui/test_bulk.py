@@ -89,6 +89,15 @@ def test_undo_goes_back_over_captions_with_signs_that_also_end_lines(folder):
     assert (folder / "metadata.jsonl").read_bytes() == before
 
 
+def test_a_row_without_a_caption_is_not_changed_by_what_changes_nothing_in_it(folder):
+    rows = datasets.rows_of(folder)
+    del rows[0]["text"]
+    rows[1]["text"] = None
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    plan = bulk.planned(folder, Edit("remove", "no such tag"), None, PLAIN)
+    assert (plan.chosen, plan.changes) == (4, [])
+
+
 def test_what_would_do_something_else_by_now_is_not_done(folder, monkeypatch):
     monkeypatch.setattr(datasets, "SECONDS_TO_WAIT", 0.1)
     plan = bulk.planned(folder, ADD, Search("[smile]"), PLAIN)

@@ -22,7 +22,7 @@ def with_text(row: dict, text: str, others: Sequence[str] = ()) -> dict:
         return {**row, "text": text, "captions": [text, *others]}
     if isinstance(captions, list) and captions:
         return {**row, "text": text, "captions": [text if one == row.get("text") else one for one in captions]}
-    return row if row.get("text") == text else {**row, "text": text}
+    return row if text_of(row) == text else {**row, "text": text}
 
 
 def with_word(row: dict, trigger_word: str) -> dict:
