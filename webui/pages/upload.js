@@ -31,8 +31,12 @@ const asked = async (facts, piece = "") => {
   const { root: home, api_prefix } = window.gradio_config;
   const body = JSON.stringify({ data: [JSON.stringify(facts), piece] });
   const headers = { "Content-Type": "application/json" };
-  const answer = await fetch(`${home}${api_prefix}/run/sdxl_lora_upload`, { method: "POST", headers, body }).catch(() => null);
-  return answer?.ok ? JSON.parse((await answer.json()).data[0]) : null;
+  try {
+    const answer = await fetch(`${home}${api_prefix}/run/sdxl_lora_upload`, { method: "POST", headers, body });
+    return answer.ok ? JSON.parse((await answer.json()).data[0]) : null;
+  } catch {
+    return null; // not reached, broken off within the answer, or a proxy's own page
+  }
 };
 
 const insisted = async (now, facts, piece) => {
@@ -68,6 +72,7 @@ const send = async (now, { file, path }, { state, at }) => {
     const piece = await base64(file.slice(next, next + PIECE));
     if (piece === null) return refused(now, path, words.unreadable);
     const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], at: next }, piece);
+    if (!answer && now.stopped) return;
     if (!answer) now.broken ??= words.lost;
     else if (answer.error) now.broken ??= answer.error;
     else if (answer.state === "refused") return refused(now, answer.name, answer.why);
