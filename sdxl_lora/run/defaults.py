@@ -1,6 +1,7 @@
-"""What a training is where nobody says: on a resume what it was before, else what suffices.
+"""What trains, for how long, and from which of the base's files, where the settings leave it open.
 
-For settings whose default has changed, or may: a run goes on as it began, whatever the default is by now.
+A run that goes on keeps what it began with, whatever the default is by now, or the disk holds. A new one gets the
+default, and for --variant auto the half-precision files where they suffice.
 """
 
 from sdxl_lora.config.fields import replace_flat

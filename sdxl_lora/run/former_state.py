@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from sdxl_lora.io.file_system import remove, write_whole
+from sdxl_lora.run.requests import FILES
 from sdxl_lora.run.status import status_path
-from sdxl_lora.run.stop import FILES
 
 
 class FormerState:

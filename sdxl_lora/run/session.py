@@ -29,8 +29,8 @@ from sdxl_lora.run.events import EventLog
 from sdxl_lora.run.former_state import FormerState
 from sdxl_lora.run.lock import RunLock
 from sdxl_lora.run.lost_processes import explain_lost_ranks
+from sdxl_lora.run.requests import EVERYTHING, NOTHING, Asked, StopRequest, asked_of, forget
 from sdxl_lora.run.status import read_status, replace_text, status_path
-from sdxl_lora.run.stop import EVERYTHING, NOTHING, Asked, StopRequest, asked_of, forget
 
 STATUS_SECONDS = 2  # status.json's heartbeat is never older than this and one step
 REFUSALS = (ConfigError, DataError, CheckpointError)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from sdxl_lora.errors import NonFiniteError
+from sdxl_lora.run.requests import NOTHING, Asked
 from sdxl_lora.run.session import Run
-from sdxl_lora.run.stop import NOTHING, Asked
 
 
 @dataclass(frozen=True)

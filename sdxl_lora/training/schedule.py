@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sdxl_lora.config.sections.evaluation import EvaluationConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.pace import ToCome
-from sdxl_lora.run.stop import Asked
+from sdxl_lora.run.requests import Asked
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.data_plan import DataPlan
 

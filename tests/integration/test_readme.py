@@ -15,7 +15,7 @@ from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.run.stop import FILES
+from sdxl_lora.run.requests import FILES
 from sdxl_lora.select.__main__ import parse
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.paths import ROOT

@@ -26,8 +26,8 @@ from sdxl_lora.operating_system import (
     start_apart,
 )
 from sdxl_lora.run.events import read_events
+from sdxl_lora.run.requests import StopRequest
 from sdxl_lora.run.status import read_status
-from sdxl_lora.run.stop import StopRequest
 from sdxl_lora.sampling.generate import sample_path
 from tests.helpers.paths import ROOT
 

@@ -8,7 +8,7 @@ import gradio as gr
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from sdxl_lora.run.stop import FILES
+from sdxl_lora.run.requests import FILES
 from webui.figures.comparison import prompts_of
 from webui.locale.i18n import T, language_of, say
 from webui.pages.run_table import RunTable

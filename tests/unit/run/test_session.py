@@ -14,8 +14,8 @@ import pytest
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
 from sdxl_lora.run.events import EventLog, follow_events, read_events
 from sdxl_lora.run.lock import RunLock
+from sdxl_lora.run.requests import StopRequest
 from sdxl_lora.run.session import Run, read_status
-from sdxl_lora.run.stop import StopRequest
 from tests.helpers.paths import ROOT
 
 
