@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sdxl_lora.models.base_weights import base_sha256
+from sdxl_lora.models.prediction import facts_of_trial
 from tests.helpers.building import build, forget_accelerators  # noqa: F401
 from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_blip, tiny_florence2, two_sizes  # noqa: F401
 
@@ -94,7 +95,7 @@ def full_configs(tmp_path_factory):
 def tried_base(tiny_base):
     """What a run on the tiny base keeps in memo.json of what it predicts: nothing shows. To try costs a fifth of a
     short run."""
-    return {f"prediction|{base_sha256(str(tiny_base))}": {"readings": {}, "schedules": {}}}
+    return {"|".join(facts_of_trial(base_sha256(str(tiny_base)))): {"readings": {}, "schedules": {}}}
 
 
 @pytest.fixture

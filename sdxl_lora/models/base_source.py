@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.initialization import no_init_weights
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.hub_files import STEMS
@@ -180,7 +181,8 @@ def hub_weights(source: str, subfolder: str, variant: str, revision: str | None,
 
 def empty_model(base: Base, part: str) -> Model:
     """A part as its config describes it, its parameters on the meta device: names and shapes, no memory."""
-    with config_errors(base, f"the config of {part}"), init_empty_weights(include_buffers=False):
+    without_values = (init_empty_weights(include_buffers=False), no_init_weights())
+    with config_errors(base, f"the config of {part}"), without_values[0], without_values[1]:
         model, arguments = MODELS[part], base.hub_arguments(part)
         if part.startswith("text"):
             return model(model.config_class.from_pretrained(base.configs, **arguments))

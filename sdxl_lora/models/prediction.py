@@ -28,6 +28,11 @@ Batch = Mapping[str, torch.Tensor]
 Errors = dict[str, float]
 
 
+def facts_of_trial(weights_sha256: str) -> tuple[str, str, str]:
+    """Return the facts under which a FileMemo keeps the errors of `try_readings`."""
+    return "prediction", "by images", weights_sha256
+
+
 @torch.no_grad()
 def try_readings(unet, batches: Sequence[Batch]) -> dict[str, Errors]:
     """The errors of all readings: near 0 for the right one, geometric means over images and noises.

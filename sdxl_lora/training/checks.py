@@ -31,7 +31,16 @@ from sdxl_lora.models.base_report import BaseReport
 from sdxl_lora.models.base_source import Base, models_without_weights, weight_files
 from sdxl_lora.models.downloads import downloads_of
 from sdxl_lora.models.loading import base_of, check_base, load_schedulers, what_it_says
-from sdxl_lora.models.prediction import IMAGES, IMAGES_FOR_V, MARGIN_FOR_V, ZERO_SNR, V, try_readings, winner
+from sdxl_lora.models.prediction import (
+    IMAGES,
+    IMAGES_FOR_V,
+    MARGIN_FOR_V,
+    ZERO_SNR,
+    V,
+    facts_of_trial,
+    try_readings,
+    winner,
+)
 from sdxl_lora.optimizers.optimizers import optimizer_of
 from sdxl_lora.optimizers.trial import CONVOLUTION, LINEAR, MAGNITUDE, try_optimizer
 from sdxl_lora.performance.device_memory import free_memory
@@ -167,9 +176,7 @@ def confirm_prediction(
     def decide() -> None:
         memo = NO_MEMO if config.adapter.init_lora else FileMemo(config.cache_folder / "memo.json")
         weights = base_hash or weights_sha256(*weight_files(base, "unet"))
-        errors = memo.get_or_compute(
-            ("prediction", "by images", weights), lambda: try_base(config, model, data, accelerator)
-        )
+        errors = memo.get_or_compute(facts_of_trial(weights), lambda: try_base(config, model, data, accelerator))
         memo.save()
         if errors is None:
             info("out of memory while trying what the base predicts, going on")

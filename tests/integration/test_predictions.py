@@ -54,6 +54,12 @@ def test_a_base_that_clearly_predicts_something_else_is_not_trained_in_silence(
     assert any("the base predicts epsilon" in text for text in texts_of(right))
 
 
+def test_what_the_tests_know_of_the_tiny_base_saves_every_other_run_the_try(train, tried_base, tmp_path):
+    train(max_train_steps=1)
+    kept = json.loads((tmp_path / "cache" / "memo.json").read_text())
+    assert {key: value for key, value in kept.items() if key.startswith("prediction")} == tried_base
+
+
 @pytest.fixture
 def untried(tmp_path):
     """The runs' cache, which knows nothing of the tiny base."""
