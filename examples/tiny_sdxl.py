@@ -39,8 +39,12 @@ def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConf
     )
 
 
-def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
-    """The whole pipeline in float32, weights random from `seed` (the caller's random state is left alone)."""
+def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon", depth: int = 1) -> StableDiffusionXLPipeline:
+    """The whole pipeline in float32, weights random from `seed` (the caller's random state is left alone).
+
+    Args:
+        depth: transformer blocks in each transformer of the UNet's lowest level, where SDXL has ten.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
@@ -50,7 +54,7 @@ def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusio
             layers_per_block=2,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 1, 2),
+            transformer_layers_per_block=(1, 1, depth),
             attention_head_dim=(2, 4, 4),
             cross_attention_dim=sum(HIDDEN),
             use_linear_projection=True,

@@ -1,5 +1,7 @@
 """What a run's folder says of its steps, and the weights in its checkpoints."""
 
+import shutil
+
 import torch
 from safetensors.torch import load_file
 
@@ -20,6 +22,17 @@ def weights_of(run, step):
 
 def assert_equal_weights(one, two):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def assert_resumes_exactly(train, folder, **settings):
+    """Three steps at once, and the third alone from the checkpoint of the second. Returns the run of three at once."""
+    settings |= {"max_train_steps": 3, "checkpointing_steps": 2}
+    whole = train(**settings, output_dir=str(folder / "whole"))
+    shutil.copytree(whole / "checkpoint-2", folder / "parts" / "checkpoint-2")
+    parts = train(**settings, output_dir=str(folder / "parts"))
+    assert [step["step"] for step in steps_of(parts)] == [3]
+    assert_equal_weights(weights_of(parts, 3), weights_of(whole, 3))
+    return whole
 
 
 def largest_difference(one, two):

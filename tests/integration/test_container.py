@@ -146,6 +146,7 @@ def test_the_page_does_not_start_without_a_password(image):
     assert done.returncode == 2 and "set a password in SDXL_LORA_UI_PASSWORD" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_of_compose_run(image):
     words = COMPOSE["services"]["trainer"]["command"].replace("/runs", str(image / "runs")).split()
     done = subprocess.run(

@@ -89,12 +89,13 @@ def kill_at(step, rank, process, run, printed):
     worker(process, rank).kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nodes, asks",
     [
         (1, signal.SIGUSR1),
-        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),
+        (1, signal.SIGTERM),
+        (2, signal.SIGTERM),
     ],
 )
 def test_a_job_that_must_leave_saves_and_goes_on_from_the_queue(train_config, tmp_path, slurm, start, nodes, asks):
@@ -145,7 +146,10 @@ def test_killed_processes_of_one_machine_start_again_by_themselves(train_config,
     assert checkpoints(run)[-1].name == "checkpoint-60"
 
 
-@pytest.mark.parametrize("launcher", [[], ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]])
+LAUNCHER = ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
+
+
+@pytest.mark.parametrize("launcher", [[], pytest.param(LAUNCHER, marks=pytest.mark.slow)], ids=["alone", "launched"])
 def test_our_line_is_the_last_and_nothing_is_left_of_a_refused_command(tmp_path, captioned_photographs, launcher):
     run = tmp_path / "run"
     command = [sys.executable, *launcher, "train_sdxl_lora.py", "--train_data_dir", captioned_photographs]

@@ -162,6 +162,7 @@ def test_so_does_one_that_multiplies_in_8_bits(learn, base):
     assert has_learned(shares, base["known"], least=0.6, forgotten=0.1), (shares, base)
 
 
+@pytest.mark.slow
 def test_products_in_8_bits_have_the_losses_of_bf16(train_as_demo):
     """On the shapes base, step by step within 3 %, and 1 % on average."""
     in_8_bits = {"base_precision": "int8", "base_products": "8bit"}

@@ -62,6 +62,7 @@ def run_notebook(folder, **parameters):
     return "".join(output.get("text", "") for output in outputs)
 
 
+@pytest.mark.slow
 def test_all_cells_run_in_order(service, captioned_photographs):
     folder = service("550.54.15")
     said = run_notebook(

@@ -16,16 +16,7 @@ from safetensors.torch import load_file
 
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
-from tests.helpers.runs import assert_equal_weights, weights_of
-
-
-def assert_resumes_exactly(train, tmp_path, **settings):
-    """Three steps at once equal two steps and then the third. Returns the run of three at once."""
-    whole = train(**settings, max_train_steps=3, checkpointing_steps=2, output_dir=str(tmp_path / "whole"))
-    train(**settings, max_train_steps=2, checkpointing_steps=2, output_dir=str(tmp_path / "parts"))
-    parts = train(**settings, max_train_steps=3, checkpointing_steps=2, output_dir=str(tmp_path / "parts"))
-    assert_equal_weights(weights_of(parts, 3), weights_of(whole, 3))
-    return whole
+from tests.helpers.runs import assert_equal_weights, assert_resumes_exactly, weights_of
 
 
 @pytest.fixture

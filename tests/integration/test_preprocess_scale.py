@@ -7,6 +7,7 @@ import sys
 
 import huggingface_hub
 import numpy as np
+import pytest
 from datasets import load_dataset
 from PIL import Image
 
@@ -32,6 +33,7 @@ def test_a_killed_worker_ends_the_run_by_name_and_loses_nothing(nine_images, tmp
     assert preprocess(nine_images, tmp_path / "out") == 0 and len(rows_of(tmp_path / "out")) == 8
 
 
+@pytest.mark.slow
 def test_two_processes_of_accelerate_give_the_same_dataset(nine_images, tmp_path, tiny_florence2):
     flags = ["--input_dir", nine_images, "--resolution", "64", "--bucket_step", "16", "--trigger_word", "sks"]
     flags += ["--caption_model", tiny_florence2, "--caption_max_new_tokens", "8", "--num_workers", "0"]

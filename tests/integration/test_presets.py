@@ -26,7 +26,12 @@ def preset(path):
     return load_config(TrainConfig, ["--config", str(path)])
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+OTHERS = [pytest.param(path, marks=pytest.mark.slow) for path in PRESETS if path.stem not in ("anime", "vram_6gb")]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PRESETS if path.stem in ("anime", "vram_6gb")] + OTHERS, ids=lambda path: path.stem
+)
 def test_a_preset_trains(train, train_config, path):
     config, here = preset(path), train_config(max_train_steps=2)
     settings = flat_values(config)

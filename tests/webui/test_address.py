@@ -68,7 +68,7 @@ def test_a_taken_port_is_an_error_of_its_own_before_anything_is_printed(tmp_path
     assert done.stderr.startswith(f"error: port {port} is taken") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_page_with_a_tab_open_and_nothing_is_left(tmp_path, number):
     server = Server(tmp_path, of_its_own=True)
     assert server.log.read_text() == f"{server.url}\n"

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +21,10 @@ from tests.helpers.ui_server import Server
 from webui.server.security import LEAST_PASSWORD_LENGTH, PASSWORD_VARIABLE, Guard, is_loopback, password_for
 from webui.server.served import publish
 
+WAYS = ("get", "post", "request", "stream")
+http = SimpleNamespace(
+    **{way: partial(getattr(httpx, way), verify=False) for way in WAYS}
+)  # a stranger, without cookies
 PASSWORD = "correct horse, é"
 EVERY_WAY_IN = (
     "/", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/heartbeat/x",
@@ -81,17 +87,17 @@ def test_no_way_leads_past_the_password(locked):
     """Without one, for such as know none do not guess; wrong ones are counted, and stand in test_brake.py."""
     for path in EVERY_WAY_IN:
         for method in ("GET", "POST"):
-            answer = httpx.request(method, locked.url + path)
+            answer = http.request(method, locked.url + path)
             assert answer.status_code == 401, (method, path)
             assert "Basic" in answer.headers["www-authenticate"]
-    assert httpx.get(locked.url, headers=basic("lora", "wrong")).status_code == 401
-    assert httpx.get(locked.url, headers=basic("lora", PASSWORD)).status_code == 200
+    assert http.get(locked.url, headers=basic("lora", "wrong")).status_code == 401
+    assert http.get(locked.url, headers=basic("lora", PASSWORD)).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "X-Forwarded-Host"])
 @pytest.mark.parametrize("value", ["http://[", "[", "a b", "127.0.0.1:x", "::1]", "user@127.0.0.1", "127.0.0.1:99999"])
 def test_a_header_that_is_no_address_is_a_bad_request(server, name, value):
-    answer = httpx.get(server.url + "/config", headers={name: value})
+    answer = http.get(server.url + "/config", headers={name: value})
     assert answer.status_code == 400 and "Traceback" not in server.log.read_text()
 
 
@@ -104,14 +110,14 @@ def test_a_header_that_is_no_address_is_a_bad_request(server, name, value):
     ],
 )  # fmt: skip
 def test_other_odd_headers_do_no_harm(server, headers):
-    answer = httpx.get(server.url + "/config", headers={k: v.encode("latin-1") for k, v in headers.items()})
+    answer = http.get(server.url + "/config", headers={k: v.encode("latin-1") for k, v in headers.items()})
     assert answer.status_code == 200 and "Traceback" not in server.log.read_text()
 
 
 def test_what_the_page_prints_does_not_hold_the_password(locked):
-    httpx.get(locked.url + "/?" + quote(PASSWORD), headers=basic("lora", "wrong"))
+    http.get(locked.url + "/?" + quote(PASSWORD), headers=basic("lora", "wrong"))
     assert PASSWORD not in locked.log.read_text()
-    assert PASSWORD not in httpx.get(locked.url, headers=basic("lora", PASSWORD)).text
+    assert PASSWORD not in http.get(locked.url, headers=basic("lora", PASSWORD)).text
 
 
 @pytest.mark.parametrize(
@@ -122,7 +128,7 @@ def test_another_sites_script_is_refused(server, locked, origin):
         for method, path in (
             ("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/upload"), ("GET", "/config"), ("OPTIONS", "/"),
         ):  # fmt: skip
-            answer = httpx.request(method, of.url + path, headers={**headers, "Origin": origin}, json={})
+            answer = http.request(method, of.url + path, headers={**headers, "Origin": origin}, json={})
             assert answer.status_code == 403, (method, path)
             assert "access-control-allow-origin" not in answer.headers
 
@@ -130,7 +136,7 @@ def test_another_sites_script_is_refused(server, locked, origin):
 def test_what_carries_no_origin_is_judged_by_where_the_browser_says_it_comes_from(server):
     def status(method="GET", **headers):
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx.request(method, server.url + "/config", headers=headers).status_code
+        return http.request(method, server.url + "/config", headers=headers).status_code
 
     assert status(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors") == 403
     assert status(Sec_Fetch_Site="same-site", Sec_Fetch_Mode="cors") == 403
@@ -143,18 +149,18 @@ def test_what_carries_no_origin_is_judged_by_where_the_browser_says_it_comes_fro
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil", ""])
 def test_another_name_for_this_machine_is_refused(server, host):
     """DNS rebinding: a site that resolves its own name to 127.0.0.1."""
-    answer = httpx.get(server.url, headers={"Host": host})
+    answer = http.get(server.url, headers={"Host": host})
     assert answer.status_code in (400, 403)
-    assert httpx.get(server.url, headers={"Host": f"localhost:{server.port}"}).status_code == 200
+    assert http.get(server.url, headers={"Host": f"localhost:{server.port}"}).status_code == 200
 
 
 def test_the_page_may_not_be_framed_and_may_load_and_send_nothing_elsewhere(server):
-    headers = httpx.get(server.url).headers
+    headers = http.get(server.url).headers
     policy = headers["content-security-policy"]
     for part in ("default-src 'self'", "connect-src 'self'", "frame-ancestors 'none'", "object-src 'none'"):
         assert part in policy
     assert headers["x-frame-options"] == "DENY" and headers["x-content-type-options"] == "nosniff"
-    assert not re.search(r'(?:src|href)="https?://', httpx.get(server.url).text)
+    assert not re.search(r'(?:src|href)="https?://', http.get(server.url).text)
 
 
 # --- what it hands out ---
@@ -178,7 +184,7 @@ def test_no_file_of_the_machine_is_served(server):
             "/gradio_api/download=",
             "/custom_component/",
         ):
-            answer = httpx.get(server.url + way + path, follow_redirects=True)
+            answer = http.get(server.url + way + path, follow_redirects=True)
             assert answer.status_code in (400, 403, 404, 405, 422) or "gradio" in answer.text[:5000].lower(), (
                 way,
                 path,
@@ -192,7 +198,7 @@ def test_the_page_fetches_nothing_for_others(server):
         "/gradio_api/file=https://example.com/x",
         "/gradio_api/proxy=x",
     ):
-        assert httpx.get(server.url + way).status_code == 404
+        assert http.get(server.url + way).status_code == 404
 
 
 def test_only_a_file_of_the_run_is_published_and_never_what_a_link_there_means(tmp_path, monkeypatch):
@@ -213,15 +219,15 @@ def test_only_a_file_of_the_run_is_published_and_never_what_a_link_there_means(t
 
 def call(server, elem_id: str, *data) -> str:
     """What the page answers when someone speaks to a button's function without a browser."""
-    config = httpx.get(server.url + "/config").json()
+    config = http.get(server.url + "/config").json()
     (button,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
     (index,) = [d["id"] for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]]]
     body = {"data": list(data), "fn_index": index, "session_hash": "test", "trigger_id": button}
-    joined = httpx.post(server.url + "/gradio_api/queue/join", json=body)
+    joined = http.post(server.url + "/gradio_api/queue/join", json=body)
     if joined.status_code != 200:
         return joined.text
     said = ""
-    with httpx.stream("GET", server.url + "/gradio_api/queue/data?session_hash=test", timeout=30) as stream:
+    with http.stream("GET", server.url + "/gradio_api/queue/data?session_hash=test", timeout=30) as stream:
         for line in stream.iter_lines():
             said += line + "\n"
             if "process_completed" in line:
@@ -238,26 +244,26 @@ def test_a_run_is_named_inside_the_projects_or_not_at_all(server, name):
 
 def test_an_upload_that_is_no_yaml_of_settings_is_small_or_refused(server):
     url = server.url + "/gradio_api/upload"
-    assert httpx.post(url, files={"files": ("a.yaml", b"x" * 2_000_000)}).status_code == 413
+    assert http.post(url, files={"files": ("a.yaml", b"x" * 2_000_000)}).status_code == 413
     for name in ("../../evil.yaml", "/etc/evil.yaml", "..\\evil.yaml"):
-        (path,) = httpx.post(url, files={"files": (name, b"rank: 4")}).json()
+        (path,) = http.post(url, files={"files": (name, b"rank: 4")}).json()
         assert Path(path).resolve().parents[1].name.startswith("sdxl-lora-ui-")
     written = server.projects.parent.rglob("evil.yaml")
     assert all(path.is_relative_to(server.temporary) for path in written)
 
 
 def test_functions_are_reached_through_the_page_alone(server):
-    assert httpx.get(server.url + "/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert http.get(server.url + "/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
     for path in ("/gradio_api/run/predict", "/gradio_api/api/predict", "/gradio_api/call/start"):
-        answer = httpx.post(server.url + path, json={"data": [], "fn_index": 0})
+        answer = http.post(server.url + path, json={"data": [], "fn_index": 0})
         assert answer.status_code == 404, path
-    functions = [f for f in httpx.get(server.url + "/config").json()["dependencies"] if f["backend_fn"]]
+    functions = [f for f in http.get(server.url + "/config").json()["dependencies"] if f["backend_fn"]]
     ours = {f"sdxl_lora_{name}" for name in ("look", "image", "upload", "curves")}
     assert ours < {function["api_name"] for function in functions}
     for function in functions:
         body = {"data": [], "fn_index": function["id"]}
         for path in ours:
-            answer = httpx.post(f"{server.url}/gradio_api/run/{path}", json=body)
+            answer = http.post(f"{server.url}/gradio_api/run/{path}", json=body)
             assert answer.status_code == (500 if function["api_name"] in ours else 404), function
 
 

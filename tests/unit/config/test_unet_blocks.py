@@ -101,7 +101,7 @@ def test_a_yaml_file_may_name_blocks_in_a_mapping(tmp_path):
 
 def test_blocks_learn_at_their_own_rate_and_rank_and_the_file_says_so(train):
     """Adam's first step moves every weight that has a gradient by the learning rate."""
-    settings = {"block_ranks": ("down=2", "mid=0"), "lora_alpha": 2.0, "lora_plus_ratio": 2.0}
+    settings = {"block_ranks": ("down=2", "mid=0"), "lora_alpha": 2.0, "lora_plus_ratio": 2.0, "adam_epsilon": 1e-12}
     factors = ("down=0", "up=2", "up.0=0.5")
     run = train(**settings, block_lr_factors=factors, max_train_steps=1, adam_weight_decay=0.0)
     moved = load_file(run / "checkpoint-1" / "lora_state.safetensors")

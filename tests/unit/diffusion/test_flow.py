@@ -78,7 +78,7 @@ def test_samples_are_drawn_through_the_pipeline_along_the_velocity(sample):
         generate_image(pipeline.unet, pipeline.vae, FlowSampler(1000, 3.0), prompt, prompt, (64, 64), 4, 1.0, seed)
         for seed in (0, 1)
     ]
-    assert images[0].tobytes() == images[1].tobytes()
+    assert np.abs(np.asarray(images[0], np.int16) - np.asarray(images[1], np.int16)).max() <= 1, "but for rounding"
     expected = [1000 * 3 * s / (1 + 2 * s) for s in (1.0, 0.75, 0.5, 0.25)]
     assert times[:4] == pytest.approx(expected)
 

@@ -13,7 +13,7 @@ from sdxl_lora.performance.quantization import KINDS, PackedWeight, QuantizedLin
 from sdxl_lora.run.events import read_events
 from sdxl_lora.tools.__main__ import main
 from tests.helpers.adapters import model_adapters
-from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
+from tests.helpers.runs import assert_resumes_exactly, column, first_batch, weights_of
 
 # Of normal weights: mean error relative to mean size. A uniform step d errs by d / 4 on average, hence int8's.
 ERROR = {"int8": 0.009, "fp8": 0.027, "nf4": 0.095}
@@ -69,14 +69,11 @@ def test_only_the_transformers_linear_layers_are_packed(tiny_base, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_trains_draws_saves_and_resumes_on_a_packed_base(train, tmp_path, kind):
     settings = {
-        "base_precision": kind, "checkpointing_steps": 2, "validation_prompt": ("a cat",), "num_validation_images": 1,
+        "base_precision": kind, "validation_prompt": ("a cat",), "num_validation_images": 1,
         "validation_inference_steps": 1, "learning_rate": 1e-3,
     }  # fmt: skip
     dense = train(max_train_steps=3, output_dir=str(tmp_path / "dense"))
-    whole = train(**settings, max_train_steps=3, output_dir=str(tmp_path / "whole"))
-    train(**settings, max_train_steps=2, output_dir=str(tmp_path / "parts"))
-    parts = train(**settings, max_train_steps=3, output_dir=str(tmp_path / "parts"))
-    assert_equal_weights(weights_of(parts, 3), weights_of(whole, 3))
+    whole = assert_resumes_exactly(train, tmp_path, **settings)
     assert weights_of(whole, 3).keys() == weights_of(dense, 3).keys()
     assert column(whole, "loss") == pytest.approx(column(dense, "loss"), rel=0.05)
     assert list((whole / "samples").glob("*.png"))

@@ -31,12 +31,12 @@ def assert_learned_the_same(run, plain):
 
 
 def test_the_most_pictures_that_fit_learn_what_others_do(train, train_config, tmp_path, monkeypatch):
-    """The budgets are what was counted for one, two and four; the plain run takes the four at once."""
+    """The budgets are what was counted for one and for two; the plain run takes the four at once."""
     monkeypatch.setattr(budget, "CUDA_CONTEXT", 0.0)  # it is a hundred times what the tiny model takes
     plan = plan_training(train_config(**FOUR))
     level = memory_level_of(plan.config.compute, plan.config.optimizer)
-    needed = {batch: plan.count(level, batch) for batch in (1, 2, 4)}
-    assert needed[1] < needed[2] < needed[4]
+    needed = {batch: plan.count(level, batch) for batch in (1, 2)}
+    assert needed[1] < needed[2]
     settings = {"max_train_steps": 2, "adam_epsilon": 1e-4}
     plain = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "plain"))
     for fitting, counted in needed.items():

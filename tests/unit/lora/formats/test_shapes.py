@@ -19,7 +19,7 @@ TO_K = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 def tiny_models():
-    pipeline = tiny_sdxl()
+    pipeline = tiny_sdxl(depth=2)
     return {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
 
 
