@@ -40,6 +40,20 @@ def test_what_is_told_bit_by_bit_is_the_whole_also_through_a_resume(tmp_path):
     assert not other["is_new"] and other["rows"] == {"step": []}
 
 
+def test_a_run_that_was_deleted_is_told_of_no_more_and_another_of_its_name_from_its_start(tmp_path):
+    path = tmp_path / "events.jsonl"
+    history = History(path)
+    assert not curves(history.read(), {"token": history.token})["is_new"], "it has not begun yet"
+    EventLog(path).write("step", step=7, loss=0.5)
+    known = curves(history.read(), {})
+    version = history.version
+    path.unlink()
+    told = curves(history.read(), known)
+    assert told["is_new"] and told["rows"] == {"step": []} and history.version > version
+    EventLog(path).write("step", step=1, loss=0.25)
+    assert curves(history.read(), told)["rows"] == {"step": [1], "loss": [0.25]}
+
+
 def test_a_long_run_is_thinned_and_keeps_its_last_step():
     history = History(None)
     history.steps = [{"event": "step", "step": n, "loss": 1.0} for n in range(1, 20_001)]

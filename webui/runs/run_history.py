@@ -32,6 +32,10 @@ class History:
     def read(self) -> "History":
         try:
             status, file = self.path.stat(), open(self.path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            if self._inode:  # deleted: a new run of this name has told nothing yet
+                vars(self).update(vars(History(self.path)), version=self.version + 1)
+            return self
         except OSError:
             return self
         if status.st_ino != self._inode or status.st_size < self._place:  # another file under the old name
