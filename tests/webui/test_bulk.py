@@ -142,6 +142,20 @@ def test_an_image_that_is_taken_out_is_laid_aside_comes_back_whole_and_stays_out
     assert texts(folder)[image.source] == image.text and files(folder) == before[1]
 
 
+def test_of_several_rows_of_a_file_the_one_that_was_seen_is_taken_out(folder):
+    row = datasets.rows_of(folder)[0]
+    rows = [{**row, "text": text} for text in ("one", "two", "two", "three")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    bulk.take_out(folder, (row["file_name"], 0), "one")  # by another tab: all others move up
+    bulk.take_out(folder, (row["file_name"], 3), "three")
+    assert [one["text"] for one in datasets.rows_of(folder)] == ["two", "two"]
+    with pytest.raises(ConfigError, match="no longer in the dataset as it was"):
+        bulk.take_out(folder, (row["file_name"], 0), "one")
+    bulk.take_out(folder, (row["file_name"], 1), "two")
+    assert history.undo(folder) == history.undo(folder) == history.undo(folder) == (1, 0)
+    assert [one["text"] for one in datasets.rows_of(folder)] == ["one", "two", "two", "three"]
+
+
 def test_a_row_that_names_a_file_elsewhere_takes_nothing_from_there(folder, tmp_path):
     (tmp_path / "mine.png").write_bytes(b"mine")
     rows = [*datasets.rows_of(folder), {"file_name": "../mine.png", "text": "x"}]

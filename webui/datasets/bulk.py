@@ -108,16 +108,19 @@ def take_out(folder: Path, at: Place, seen: str) -> None:
     """Take one row out of the dataset, and lay its image aside where no other row has it. It can be put back.
 
     Args:
-        seen: the caption that the person saw with it.
+        seen: the caption that the person saw with it. Of several rows of one file the one that has it is meant: others
+            may have gone before it.
     Raises:
-        ConfigError: the row is gone or has another caption; the dataset is being prepared.
+        ConfigError: no row has it, or several and not the one that was named; the dataset is being prepared.
         DiskError: its image cannot be moved.
     """
     with held(folder):
         rows = all_rows(folder)
-        index = next((index for index, (place, _) in enumerate(placed(rows)) if place == at), None)
-        if index is None or text_of(rows[index]) != seen:
+        alike = {place: index for index, (place, row) in enumerate(placed(rows)) if place and place[0] == at[0]}
+        alike = {place: index for place, index in alike.items() if text_of(rows[index]).split() == seen.split()}
+        if at not in alike and len(alike) != 1:
             raise ConfigError(f"{at[0]} is no longer in the dataset as it was: load it again")
+        index = alike[at] if at in alike else next(iter(alike.values()))
         row, rest = rows[index], [*rows[:index], *rows[index + 1 :]]
         named = {str(other.get(key)) for other in rest for key in ("file_name", "mask_file_name")}
         files = [str(row[key]) for key in ("file_name", "mask_file_name") if row.get(key) and row[key] not in named]

@@ -213,9 +213,9 @@ class DatasetTab:
         folder, view = self.seen(request, *entered)
         if row.get("dataset") != view.name:
             return [gr.skip()] * (len(self.outputs) + 1)
-        texts = {(one.file_name, one.place): one.text for one in datasets.read_dataset(folder).images}
-        at = (row["file"], row["place"])
-        take_out(folder, at, texts.get(at, row["text"]))
+        held = entered[-2 * CARDS :]
+        now = dict(zip(held[::2], held[1::2], strict=True)).get(key, row["text"])  # what was typed is saved by now
+        take_out(folder, (row["file"], row["place"]), now)
         tell(say(language, "{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
         return self.shown_at(language, datasets.read_dataset(folder), view)
 
