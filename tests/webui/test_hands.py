@@ -66,7 +66,7 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     assert sorted(cards(page)) == ["astronaut.png", "chelsea.jpg", "coffee.png", "rocket.jpg"]
 
 
-def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_and_is_there_whole(story, tmp_path):
+def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_or_at_a_press_and_is_there_whole(story, tmp_path):
     page, folder, raw = story.page, story.server.projects / "cat" / "images", tmp_path / "10_dog"
     raw.mkdir()
     for number in range(3):
@@ -76,6 +76,13 @@ def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_and_is_there_whole(
     until(lambda: [part for part in folder.rglob("*.part") if part.stat().st_size])
     story.server.kill()
     assert not (folder / "10_dog" / "2.png").exists()
+    page.locator("#upload .said", has_text="it is asked again").wait_for()
+    page.locator("#upload [data-stop]").click()
+    page.locator("#upload .said", has_text="Stopped.").wait_for()
+    story.server.start()
+    page.locator("#upload [data-on]").click()
+    until(lambda: (folder / "10_dog").exists() or sum(path.stat().st_size for path in folder.rglob("*.part")) > 2**23)
+    story.server.kill()
     story.server.start()
     page.locator("#upload .said", has_text="3 files are here.").wait_for()
     assert {path.name: path.read_bytes() for path in (folder / "10_dog").iterdir()} == {

@@ -2,7 +2,9 @@
 
 import base64
 import errno
+import hashlib
 import json
+import os
 import random
 import sys
 import types
@@ -14,7 +16,7 @@ from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.finder import find_images
 from webui.datasets import uploads
 from webui.datasets.folders import image_folders
-from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, put
+from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, compared, put
 from webui.pages.upload_box import UploadBox, images_html
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
@@ -27,11 +29,16 @@ def sent(folder, name: str, data: bytes, changed: int = 1, most_pieces: int = 10
     """As upload.js does it; the last answer."""
     file = Incoming(name, len(data), changed)
     (answer,) = begin(folder, [file])
-    at = (len(data) - 1) // PIECE_BYTES * PIECE_BYTES if answer.state == "there" else answer.at
+    at = answer.at
     while answer.state in ("new", "there") and most_pieces:
         answer, most_pieces = put(folder, file, at, data[at : at + PIECE_BYTES]), most_pieces - 1
         at = answer.at
     return answer
+
+
+def hashed(folder, name: str, data: bytes):
+    """As upload.js asks about a file that is there, where its browser can hash."""
+    return compared(folder, Incoming(name, len(data), 1), hashlib.sha256(data).hexdigest())
 
 
 def photograph(captioned_photographs) -> bytes:
@@ -54,13 +61,31 @@ def test_an_upload_that_breaks_off_goes_on_and_is_never_seen_half(captioned_phot
     assert (source.name, source.caption) == ("dog/a.png", "ein Hündchen")
 
 
+def test_what_broke_off_is_kept_a_week_for_whoever_goes_on_and_then_removed_by_name(tmp_path, caplog):
+    data, day, now = bytes(2 * PIECE_BYTES), 86400, 10**9
+    ages = {"old.png": 8, "mine.png": 8, "new.png": 6}
+    for name in ages:
+        sent(tmp_path, name, data, most_pieces=1)
+    for name, days in ages.items():
+        part = tmp_path / ".uploading" / f"{Incoming(name, len(data), 1).key}.part"
+        os.utime(part, (now - days * day, now - days * day))
+    answers = begin(tmp_path, [Incoming("mine.png", len(data), 1)], now)
+    assert [answer.at for answer in answers] == [PIECE_BYTES]
+    left = {path.stem for path in (tmp_path / ".uploading").iterdir()}
+    assert left == {Incoming(name, len(data), 1).key for name in ("mine.png", "new.png")}
+    (said,) = caplog.messages
+    assert Incoming("old.png", len(data), 1).key in said and "1.0 MB of an upload that broke off on 2001-09-0" in said
+
+
 def test_what_is_there_is_done_where_it_is_the_same_and_is_never_replaced(captioned_photographs, tmp_path):
     data = photograph(captioned_photographs)
     assert sent(tmp_path, "a.png", data).state == "done"
     assert sent(tmp_path, "a.png", data, changed=7).state == "done", "sent once more"
-    for other in (data[:-1] + b"x", data[1:], data + b"x"):
-        answer = sent(tmp_path, "a.png", other)
-        assert answer.state == "refused" and "there already, and stays" in answer.why
+    middle = len(data) // 2
+    for other in (data[:-1] + b"x", data[:middle] + b"xxxx" + data[middle + 4 :], data[1:], data + b"x"):
+        for answer in (sent(tmp_path, "a.png", other), hashed(tmp_path, "a.png", other)):
+            assert answer.state == "refused" and "there already, and stays" in answer.why
+    assert hashed(tmp_path, "a.png", data).state == "done" and hashed(tmp_path, "b.png", data).state == "new"
     assert sent(tmp_path, "a.txt", b"cat").state == "done" and sent(tmp_path, "a.txt", b"dog").state == "refused"
     assert (tmp_path / "a.png").read_bytes() == data and (tmp_path / "a.txt").read_bytes() == b"cat"
     twice = begin(tmp_path, [Incoming("b.png", 5), Incoming("B.png", 5), Incoming("b.txt", 5)])

@@ -5,12 +5,15 @@ half of an image is ever seen as one, and an upload that broke off goes on where
 replaced. No gradio.
 """
 
+import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
 import threading
+import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.caption_files import CAPTION_SUFFIXES, alike
 from sdxl_lora.images.decode import HAS_HEIF, HEIF_SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name
-from sdxl_lora.io.file_system import flush_to_disk, remedy_for, remove
+from sdxl_lora.io.file_system import file_sha256, flush_to_disk, remedy_for, remove
 from sdxl_lora.io.regular_files import MOST_BYTES
 from sdxl_lora.operating_system import is_reserved_name
 from webui.settings.workspace import Workspace
@@ -32,6 +35,8 @@ ELSEWHERE = re.compile(
     r'[<>:"|?*\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 )  # not in every system's names
 UPLOADING = ".uploading"
+DAYS_KEPT = 7  # of what broke off
+LOG = logging.getLogger(__name__)
 _writing = threading.Lock()  # of two tabs that send the same file, one at a time
 
 
@@ -60,7 +65,7 @@ class Answer:
     """How a file stands.
 
     Attributes:
-        state: new, or "there" with this size, which `put` then compares; done; refused, with `why`.
+        state: new, or "there" with this size, which `compared` or `put` then compares; done; refused, with `why`.
         at: so many of its bytes are here.
         name: under which it is kept.
     """
@@ -119,15 +124,18 @@ def refusal(name: PurePosixPath) -> str:
     return ""
 
 
-def begin(folder: Path, files: Sequence[Incoming]) -> list[Answer]:
-    """How each of the files stands, before any is sent.
+def begin(folder: Path, files: Sequence[Incoming], now: float | None = None) -> list[Answer]:
+    """How each of the files stands, before any is sent. What of others broke off long ago is removed.
 
+    Args:
+        now: seconds since 1970; default: this moment.
     Raises:
         ConfigError: too many files.
         DiskError: they do not fit on the disk.
     """
     if len(files) > MOST_FILES:
         raise ConfigError(f"{len(files)} files are more than {MOST_FILES}: send them in several folders")
+    remove_abandoned(folder, {file.key for file in files}, time.time() if now is None else now)
     answers, taken = [], set()
     for file in files:
         answer = standing(folder, file)
@@ -142,6 +150,17 @@ def begin(folder: Path, files: Sequence[Incoming]) -> list[Answer]:
     if wanted > free:
         raise DiskError(f"the images need {wanted / 1e6:.0f} MB, {free / 1e6:.0f} MB are free there: make room first")
     return answers
+
+
+def remove_abandoned(folder: Path, wanted: set[str], now: float) -> None:
+    """Remove pieces of files that nobody has gone on with for DAYS_KEPT, and that are not among the wanted ones."""
+    for part in (folder / UPLOADING).glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another tab has removed it, or given it its name
+            status = part.stat()
+            if part.stem not in wanted and now - status.st_mtime > DAYS_KEPT * 86400:
+                remove(part)
+                when, size = time.strftime("%Y-%m-%d", time.localtime(status.st_mtime)), status.st_size / 1e6
+                LOG.warning("removed %s: %.1f MB of an upload that broke off on %s", part, size, when)
 
 
 def standing(folder: Path, file: Incoming) -> Answer:
@@ -167,10 +186,19 @@ def standing(folder: Path, file: Incoming) -> Answer:
 TAKEN = "another file of this name is there already, and stays: choose another folder, or rename one of them"
 
 
+def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
+    """How a file stands whose bytes have this hash: done where the one that is there has the same."""
+    now = standing(folder, file)
+    if now.state != "there":
+        return now
+    is_same = file_sha256(folder / now.name) == sha256
+    return Answer("done", file.size, name=now.name) if is_same else Answer("refused", why=TAKEN, name=now.name)
+
+
 def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
     """Take one piece of a file.
 
-    Of one that is there already, of the same size, its last piece is compared: another file is not taken.
+    Of one that is there already, of the same size, each piece is compared: another file is not taken.
 
     Args:
         at: the piece's first byte; one that does not follow what is here is not taken, and the answer says what is.
@@ -189,7 +217,9 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
             with open(target, "rb") as there:
                 there.seek(at)
                 is_same = there.read(len(data)) == data
-            return Answer("done" if is_same else "refused", file.size, "" if is_same else TAKEN, now.name)
+            if not is_same:
+                return Answer("refused", why=TAKEN, name=now.name)
+            return Answer("done" if at + len(data) == file.size else "there", at + len(data), name=now.name)
         if at != now.at:
             return now
         part = folder / UPLOADING / f"{file.key}.part"

@@ -2,6 +2,7 @@
 const texts = WORDS; // by language
 const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
 const PIECE = PIECE_BYTES;
+const MOST_HASHED = 2 ** 28; // bytes, since a browser hashes a file as a whole
 const AT_ONCE = 3; // files, since small ones wait more than they are sent
 const PAUSES = [1, 2, 4, 8, 15]; // seconds before a piece is sent again
 const root = element.closest(".sdxl-lora");
@@ -43,7 +44,21 @@ const insisted = async (now, facts, piece) => {
   for (const pause of [...PAUSES, null]) {
     const answer = await asked(facts, piece);
     if (answer || pause === null || now.stopped) return answer;
-    await new Promise((done) => setTimeout(done, 1000 * pause));
+    part(".said").textContent = words.again;
+    for (const end = Date.now() + 1000 * pause; Date.now() < end && !now.stopped; )
+      await new Promise((done) => setTimeout(done, 100));
+    if (now.stopped) return null;
+  }
+};
+
+// The hash of a file, in hex; null where the browser has none: beyond this machine it wants https for it.
+const sha256 = async (file) => {
+  if (!window.crypto?.subtle || file.size > MOST_HASHED) return null;
+  try {
+    const bytes = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+    return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  } catch {
+    return null;
   }
 };
 
@@ -66,19 +81,21 @@ const refused = (now, name, why) => {
 
 // One file, piece after piece. What stops all of them stands in `now.broken`.
 const send = async (now, { file, path }, { state, at }) => {
-  let next = state === "there" ? Math.floor((file.size - 1) / PIECE) * PIECE : at;
+  let next = at;
   now.sent += next;
+  let hash = state === "there" ? await sha256(file) : null; // spares sending what is there
   while (!now.stopped && !now.broken) {
-    const piece = await base64(file.slice(next, next + PIECE));
+    const piece = hash ? "" : await base64(file.slice(next, next + PIECE));
     if (piece === null) return refused(now, path, words.unreadable);
-    const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], at: next }, piece);
+    const which = hash ? { sha256: hash } : { at: next };
+    const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], ...which }, piece);
     if (!answer && now.stopped) return;
     if (!answer) now.broken ??= words.lost;
     else if (answer.error) now.broken ??= answer.error;
     else if (answer.state === "refused") return refused(now, answer.name, answer.why);
     else {
       now.sent += answer.at - next;
-      next = answer.at;
+      [next, hash] = [answer.at, null]; // what was there may have gone: then it is sent
       if (answer.state === "done") {
         now.done += 1;
         now.there += state === "there";
@@ -99,7 +116,7 @@ const bring = async (files) => {
   part("[data-on]").hidden = part("details").hidden = true;
   show(now);
   const begun = await insisted(now, { ...into, begin: files.map(({ file, path }) => [path, file.size, file.lastModified]) });
-  if (!begun) now.broken = words.lost;
+  if (!begun) now.broken = now.stopped ? null : words.lost;
   else if (begun.error) now.broken = begun.error;
   else {
     const wanted = [];

@@ -37,6 +37,7 @@ def words(language: str) -> dict[str, str]:
         "here": say(language, "{done} files are here.", **facts),
         "hereBefore": say(language, "{done} files are here, {there} of them were here before.", **facts),
         "stopped": say(language, "Stopped."),
+        "again": say(language, "The page's server does not answer: it is asked again."),
         "lost": say(language, "The page's server does not answer."),
         "refused": say(language, "Files not accepted: {count}", **facts),
         "unreadable": say(language, "it cannot be read"),
@@ -94,6 +95,10 @@ class UploadBox:
             if "begin" in asked:
                 files = [incoming(one) for one in asked["begin"]]
                 return json.dumps({"files": [told(language, one) for one in uploads.begin(folder, files)]})
+            if "sha256" in asked:
+                return json.dumps(
+                    told(language, uploads.compared(folder, incoming(asked["file"]), str(asked["sha256"])))
+                )
             data = base64.b64decode(piece or "", validate=True)
             return json.dumps(told(language, uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data)))
         except (ConfigError, DiskError) as error:
