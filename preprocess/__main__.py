@@ -84,7 +84,7 @@ def run(config: PreprocessConfig) -> None:
     check_folders([folder for folder in (input_dir, class_images) if folder], output)
     if (note := note_on_square(config.sizes)) and int(os.environ.get("RANK", 0)) == 0:
         print(f"warning: {note}", file=sys.stderr)
-    found = find_all(input_dir, class_images, masks=config.images.masks == "folder")
+    found = find_all(input_dir, class_images, masks=config.images.masks == "folder", leave_out=config.job.leave_out)
     if config.images.masks == "remover":
         check_remover()
     if config.job.dry_run:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,25 +37,45 @@ def check_folders(sources: list[Path], output: Path) -> None:
         raise ConfigError(f"{output / 'images'} was not written by preprocess: choose an empty output_dir")
 
 
-def find_all(input_dir: Path, class_images: Path | None = None, masks: bool = False) -> Found:
+def find_all(
+    input_dir: Path, class_images: Path | None = None, masks: bool = False, leave_out: Collection[str] = ()
+) -> Found:
     """The pictures of a run; those for prior preservation under names of their own, class_images/...
 
+    Args:
+        leave_out: names of pictures that a person does not want.
     Raises:
         ConfigError: a folder that is not there.
         DataError: captions that cannot be read, or no picture at all.
     """
     found = find_captioned(input_dir, masks)
-    if class_images is None:
-        return found
-    others = find_captioned(class_images, masks)
-    for source in others.sources:
-        source.is_class_image, source.name = True, f"class_images/{source.name}"
-    found.sources += others.sources
-    found.left_out |= in_class_images(others.left_out)
-    found.other_files |= in_class_images(others.other_files)
-    found.warnings |= in_class_images(others.warnings)
-    found.notes |= in_class_images(others.notes)
+    if class_images is not None:
+        others = find_captioned(class_images, masks)
+        for source in others.sources:
+            source.is_class_image, source.name = True, f"class_images/{source.name}"
+        found.sources += others.sources
+        found.left_out |= in_class_images(others.left_out)
+        found.other_files |= in_class_images(others.other_files)
+        found.warnings |= in_class_images(others.warnings)
+        found.notes |= in_class_images(others.notes)
+    leave_out_named(found, leave_out)
     return found
+
+
+def leave_out_named(found: Found, names: Collection[str]) -> None:
+    """Take pictures out that a person does not want; no failure of theirs, so --strict is content with it.
+
+    Raises:
+        DataError: no picture is left.
+    """
+    wanted = [source for source in found.sources if source.name not in names]
+    out = {source.name: "not wanted: --leave_out names it" for source in found.sources if source.name in names}
+    if out and not wanted:
+        raise DataError(no_usable(found.folder, {**found.left_out, **out}))
+    for name in sorted({*names} - {*out} - {*found.left_out} - {*found.other_files}):
+        found.warn(name, "--leave_out names it, but there is no such picture")
+    found.sources, found.other_files = wanted, {**found.other_files, **out}
+    found.warnings = {name: said for name, said in found.warnings.items() if name not in out}
 
 
 def in_class_images(by_name: dict[str, Value]) -> dict[str, Value]:

@@ -38,6 +38,25 @@ def test_kohyas_folders_repeat_and_name_their_pictures(raw, tmp_path):
     assert report_of(tmp_path / "out")["left_out"] == [left_out]
 
 
+def test_images_that_a_person_does_not_want_are_named_everywhere_and_come_back(raw, tmp_path, capsys):
+    for seed, name in enumerate("abc"):
+        noise(seed=seed).save(raw / f"{name}.png")
+    (raw / "b.txt").write_text("a bird")
+    out, flags = tmp_path / "out", ["--strict", "--leave_out", "b.png", "gone.png"]
+    assert preprocess(raw, out, *flags, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert plan.startswith("2 pictures, 0 would be left out") and "b.png: not wanted: --leave_out names it" in plan
+    assert "gone.png: --leave_out names it, but there is no such picture" in plan
+    assert preprocess(raw, out, *flags) == 0
+    assert "b.png: not wanted: --leave_out names it" in capsys.readouterr().out
+    assert [row["source"] for row in rows_of(out)] == ["a.png", "c.png"] and (raw / "b.png").exists()
+    assert report_of(out)["other_files"] == [{"source": "b.png", "reason": "not wanted: --leave_out names it"}]
+    assert preprocess(raw, out) == 0
+    assert [row["text"] for row in rows_of(out) if row["source"] == "b.png"] == ["a bird"]
+    assert preprocess(raw, tmp_path / "none", "--leave_out", "a.png", "b.png", "c.png") == 3
+    assert not (tmp_path / "none").exists()
+
+
 def test_one_repeat_may_be_edited_alone(raw, tmp_path):
     (raw / "2_cat").mkdir()
     noise().save(raw / "2_cat" / "a.png")

@@ -64,6 +64,13 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     page.locator("#prepare-go-on").click()
     page.locator(".picture .frame img").nth(3).wait_for()
     assert sorted(cards(page)) == ["astronaut.png", "chelsea.jpg", "coffee.png", "rocket.jpg"]
+    tab(page, 1)
+    page.locator("#upload-shown [data-leave-out='rocket.jpg']").click()
+    page.locator("#upload-shown figure.out", has_text="taken out by you").wait_for()
+    page.get_by_text("How the work is done").locator("visible=true").click()
+    assert box(page, "prepare-leave_out").input_value() == "rocket.jpg"
+    page.get_by_role("button", name="Use it after all: rocket.jpg").click()
+    until(lambda: box(page, "prepare-leave_out").input_value() == "")
 
 
 def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_or_at_a_press_and_is_there_whole(story, tmp_path):

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import random
+import re
 import sys
 import types
 from collections import namedtuple
 
 import pytest
+from PIL import Image
 
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.finder import find_images
+from tests.helpers.configs import flat_preprocess_config
 from webui.datasets import uploads
 from webui.datasets.folders import image_folders
 from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, compared, put
@@ -219,10 +222,25 @@ def test_folders_with_images_are_offered_and_what_is_in_one_is_shown(places, cap
     assert "gradio_api/file=" not in images_html("en", found, False)
 
 
+def test_a_folder_shows_what_is_cut_off_what_is_too_small_and_what_a_person_took_out(tmp_path):
+    for name, size in (("wide.png", (400, 200)), ("small.png", (30, 30)), ("out.png", (99, 99)), ("b.png", (128, 128))):
+        Image.new("RGB", size).save(tmp_path / name)
+    config = flat_preprocess_config(str(tmp_path), str(tmp_path / "out"), resolution=64, buckets="off")
+    html = images_html("en", find_images(tmp_path), True, 3, config, {"out.png"})
+    figures = {name: text for text in html.split("<figure")[1:] for name in re.findall(r"<strong>(.*?)</strong>", text)}
+    assert list(figures) == ["b.png", "out.png", "small.png"] and "Show 1 more" in html
+    assert "128x128 → 64x64, 0% cut off" in figures["b.png"] and "Not this one: b.png" in figures["b.png"]
+    assert "taken out by you" in figures["out.png"] and "Use it after all: out.png" in figures["out.png"]
+    assert "smaller than its 64x64 target: pass “Enlarge small”" in figures["small.png"]
+    assert "<b>2</b>images" in html and "<b>2</b>files not used" in html
+    html = images_html("en", find_images(tmp_path), True, 9, config)
+    assert "400x200 → 64x64, 50% cut off" in html and "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in html
+
+
 def test_a_folder_of_very_many_files_is_not_walked_while_a_person_waits(box, tmp_path, monkeypatch):
     monkeypatch.setattr("webui.datasets.folders.MOST_FILES", 3)
     monkeypatch.setattr("webui.pages.upload_box.find_images", lambda folder: pytest.fail("walked"))
     for number in range(4):
         (tmp_path / "photos" / str(number)).mkdir(parents=True)
-    assert "are looked at when you prepare them" in box.show(ENGLISH, f'"{tmp_path}"')
-    assert box.show(ENGLISH, str(tmp_path / "none")) == "" and box.show(ENGLISH, None) == ""
+    assert "are looked at when you prepare them" in box.described("en", f'"{tmp_path}"')
+    assert box.described("en", str(tmp_path / "none")) == box.described("en", None) == ""

@@ -118,8 +118,8 @@ def in_page_words(language: str, config_class: type, words: str) -> str:
         words = f"{say_label(language, config_class, first.removesuffix(':'))}: {rest}"
 
     def label(flag: re.Match) -> str:
-        name = flag[1].removeprefix("no_")
-        return f"“{say_label(language, config_class, name)}”" if name in fields_of(config_class) else flag[0]
+        known = (name for name in (flag[1], flag[1].removeprefix("no_")) if name in fields_of(config_class))
+        return next((f"“{say_label(language, config_class, name)}”" for name in known), flag[0])
 
     return re.sub(r"(?<!\w)--(\w+)", label, words)
 

@@ -37,7 +37,7 @@ class PrepareTab:
             elem_id="prepare-auto_caption",
         )
         self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))
-        self.upload.listen(widgets["input_dir"])
+        self.upload.listen(self.form)
         self.problems = gr.HTML(elem_id="prepare-problems", padding=False, render=False)
         self.settings = SettingsBox(self.form, "prepare", self.problems)
         self.problems.render()

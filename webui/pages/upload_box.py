@@ -1,26 +1,49 @@
 """Images from a person's machine into a folder of the project, and what is in the folder that is to be prepared."""
 
 import base64
+import contextlib
 import json
 from functools import cache
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.finder import find_images
-from sdxl_lora.folders.found import Found
 from webui.datasets import uploads
 from webui.datasets.folders import MOST_FILES, has_few_files, image_folders, is_below_roots
 from webui.locale.i18n import LANGUAGES, T, language_of, say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.widgets.events import QUIET, show_errors
-from webui.widgets.images import image_html
+from webui.widgets.folder_html import images_html
+from webui.widgets.forms import Form
 
-MOST_SHOWN, MOST_NAMED = 24, 100
+SHOWN_AT_ONCE = 24
+# By these the plan of a folder changes.
+PLANNED_BY = (
+    "input_dir", "leave_out", "resolution", "buckets", "bucket_step", "max_aspect", "no_upscale", "enlarge_small",
+    "min_bucket_side", "crop",
+)  # fmt: skip
+# Says which press it was, and gives the focus back to the button, which the answer makes anew.
+PRESSES = """element.addEventListener("click", ({ target }) => {
+  const button = target.closest("[data-leave-out], [data-more]");
+  if (!button) return;
+  window.sdxlLoraLeaveOut = button.dataset.leaveOut;
+  trigger(button.dataset.more === undefined ? "toggled" : "more");
+});
+new MutationObserver(() => {
+  const name = window.sdxlLoraLeaveOut;
+  const button = name === undefined ? null : element.querySelector(`[data-leave-out="${CSS.escape(name)}"]`);
+  if (button && document.activeElement === document.body) button.focus({ preventScroll: true });
+}).observe(element, { childList: true, subtree: true });"""
+TOGGLED = """(text) => {
+  const [name, names] = [window.sdxlLoraLeaveOut, (text ?? "").split("\\n").filter(Boolean)];
+  return [(names.includes(name) ? names.filter((one) => one !== name) : [...names, name]).join("\\n")];
+}"""
 
 
 def words(language: str) -> dict[str, str]:
@@ -73,17 +96,26 @@ class UploadBox:
                 value="images", label=T("Folder in the project"), max_lines=1, elem_id="upload-folder",
                 scale=1, min_width=220, info=T("Your images are kept here."),
             )  # fmt: skip
-        self.shown = gr.HTML(elem_id="upload-shown", padding=False)
+        self.shown = gr.HTML(js_on_load=PRESSES, elem_id="upload-shown", padding=False)
+        self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
         facts.change(
             self.take, [facts, piece], [answer], api_name="sdxl_lora_upload", queue=False,
             **{**QUIET, "api_visibility": "undocumented"},
         )  # fmt: skip
 
-    def listen(self, input_dir: gr.Dropdown) -> None:
-        """Args: input_dir: the form's field, which then says what was brought in; what is in it is shown below."""
-        self.drop.brought(show_errors(self.brought), [self.project, self.folder], [input_dir, self.shown], **QUIET)
-        input_dir.change(show_errors(self.show), [input_dir], [self.shown], **QUIET)
+    def listen(self, form: Form) -> None:
+        """Args: form: its folder then says what was brought in; what is in it, and becomes of it, is shown below."""
+        self.form = form
+        input_dir, leave_out = form.widgets["input_dir"], form.widgets["leave_out"]
+        seen = [self.count, *form.inputs]
+        self.drop.brought(
+            show_errors(self.brought), [self.project, self.folder, *seen], [input_dir, self.shown], **QUIET
+        )
+        changed = [*(form.widgets[name].change for name in PLANNED_BY), self.count.change]
+        gr.on(changed, show_errors(self.show), seen, [self.shown], trigger_mode="always_last", **QUIET)
+        self.shown.toggled(None, [leave_out], [leave_out], js=TOGGLED, **QUIET)
+        self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
 
     def take(self, request: gr.Request, facts: str, piece: str) -> str:
@@ -106,26 +138,35 @@ class UploadBox:
         except (KeyError, TypeError, ValueError) as error:
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
-    def brought(self, request: gr.Request, project: str, name: str) -> list:
+    def brought(self, request: gr.Request, project: str, name: str, count: int, *entered) -> list:
         folder = uploads.upload_folder(self.context.places, project, name)
         choices = image_folders(self.context.places)
-        return [gr.Dropdown(choices, value=str(folder)), self.show(request, str(folder))]
+        values = {**self.form.values(*entered), "input_dir": str(folder)}
+        return [gr.Dropdown(choices, value=str(folder)), self.show(request, count, project, *values.values())]
 
     def choices(self) -> dict:
         return gr.update(choices=image_folders(self.context.places))
 
-    def show(self, request: gr.Request, typed: str | None) -> str:
-        """The images of the folder that is typed or chosen; "" where it is none."""
+    def show(self, request: gr.Request, count: int, project: str, *entered) -> str:
+        """The images of the folder that the form names, and what becomes of each."""
+        values = self.form.values(project, *entered)
+        config: Any = None
+        with contextlib.suppress(ConfigError):  # the button says what has to be mended; here it cannot be planned
+            config = self.form.config(project, *entered)
+        out = set((values["leave_out"] or "").splitlines())
+        return self.described(language_of(request), values["input_dir"], count, config, out)
+
+    def described(self, language: str, typed: str | None, *planned) -> str:
+        """What is in a folder; "" where none is typed or chosen. Args: planned: see `images_html`."""
         folder = Path(pasted_path(typed or ""))
         if not typed or not folder.is_dir():
             return ""
-        language = language_of(request)
         if not has_few_files(folder):
             words = say(
                 language, "More than {count} files: they are looked at when you prepare them.", count=MOST_FILES
             )
             return f'<p class="hint">{escape(words)}</p>'
-        return images_html(language, find_images(folder), is_below_roots(self.context.places, folder))
+        return images_html(language, find_images(folder), is_below_roots(self.context.places, folder), *planned)
 
 
 def incoming(facts: list) -> uploads.Incoming:
@@ -135,34 +176,3 @@ def incoming(facts: list) -> uploads.Incoming:
 
 def told(language: str, answer: uploads.Answer) -> dict:
     return {"state": answer.state, "at": answer.at, "why": say_problem(language, answer.why), "name": answer.name}
-
-
-def images_html(language: str, found: Found, with_images: bool) -> str:
-    """Counts, what is not used and why, and the first images."""
-    captions = sum(source.caption is not None for source in found.sources)
-    unused = {**found.left_out, **found.other_files}
-    facts = [
-        (len(found.sources), say(language, "images")),
-        (captions, say(language, "with a caption")),
-        (len(unused), say(language, "files not used")),
-    ]
-    numbers = "".join(f"<div><b>{count}</b>{escape(label)}</div>" for count, label in facts)
-    shown = found.sources[:MOST_SHOWN] if with_images else []
-    images = "".join(
-        f"<figure>{image_html(source.path, source.name)}<figcaption>{escape(source.name)}</figcaption></figure>"
-        for source in shown
-    )
-    more = len(found.sources) - len(shown)
-    words = say(language, "and {count} more", count=more) if shown and more else ""
-    return (
-        f'<div class="card"><div class="facts">{numbers}</div>{unused_html(language, unused)}'
-        f'<div class="thumbnails cards">{images}</div><p class="hint">{escape(words)}</p></div>'
-    )
-
-
-def unused_html(language: str, unused: dict[str, str]) -> str:
-    if not unused:
-        return ""
-    named = list(unused.items())[:MOST_NAMED]
-    lines = "".join(f"<li><b>{escape(name)}</b> {escape(say_problem(language, why))}</li>" for name, why in named)
-    return f"<details><summary>{escape(say(language, 'Not used, and why'))}</summary><ul>{lines}</ul></details>"

@@ -20,6 +20,7 @@ LABELS = {
         "input_dir": "Source folder",
         "output_dir": "Name of the dataset",
         "fallback_caption": "Concept",
+        "leave_out": "Images not to use",
         "ocr": "Look for writing",
         "buckets": "Several sizes",
         "max_aspect": "Longest shape",

@@ -39,7 +39,11 @@ class Form:
         Raises:
             ConfigError: with all its problems at once.
         """
-        return self.build(project, dict(zip(self.widgets, entered, strict=True)))
+        return self.build(project, self.values(project, *entered))
+
+    def values(self, project: str, *entered) -> dict[str, Any]:
+        """What the widgets hold, by their names."""
+        return dict(zip(self.widgets, entered, strict=True))
 
     def complaint(self, language: str, project: str, *entered, expected: Collection[str] = ()) -> str:
         """Return what has to be mended: a list for the button, and a mark beside each field; "" where all is well.

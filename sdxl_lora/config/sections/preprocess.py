@@ -214,6 +214,8 @@ class JobConfig:
     """Processes that decode and crop; 0 for the command's own alone. Default: the cores, 8 at most."""
     strict: bool = False
     """Stop with exit code 3, and publish nothing, where a picture would be left out."""
+    leave_out: tuple[str, ...] = ()
+    """Images not to use, by their names in the plan, such as holiday/IMG_1.jpg. Their files stay where they are."""
     restore_deleted: bool = False
     """Bring back pictures whose lines were deleted from metadata.jsonl by hand."""
     train_batch_size: Annotated[int, Gt(0)] = 1
