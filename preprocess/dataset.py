@@ -18,7 +18,7 @@ from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
 from preprocess.jobs.state import Shelf, is_list_of_texts, jsonl, words_of_row, write_whole
 from preprocess.output.card import dataset_card
-from preprocess.output.publish import publish
+from preprocess.output.publish import aside, publish
 from preprocess.output.rows import EDITED, Built, Row
 from preprocess.sources.folders import no_usable
 from preprocess.sources.previous_run import Memory
@@ -148,21 +148,41 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
                 "source": source.name,
                 "sha256": crop.sha256,
             }
-            if crop.mask_file_name:
-                columns["mask_file_name"] = crop.mask_file_name
+            if mask := mask_of(entry, number, memory):
+                columns["mask_file_name"] = mask
             if any_class:
                 columns["is_class_image"] = source.is_class_image
             old = memory.row_of(source.name, crop.sha256, number) or {}
             columns |= {key: old.get(key) for key in extra}
             columns |= {CAPTIONS: captions if len(captions) > 1 else None} if is_several(columns, captions) else {}
             rows.append(Row(entry, columns, entry.caption_from if edited is None else EDITED))
-    has_several = any(row.columns.get(CAPTIONS) for row in rows)
-    for row in rows:  # a column of all rows or of none
-        if has_several:
-            row.columns.setdefault(CAPTIONS, None)
-        elif row.columns.get(CAPTIONS, "") is None:
-            del row.columns[CAPTIONS]
+    for column in (CAPTIONS, "mask_file_name"):
+        of_all(column, rows)
     return rows
+
+
+def of_all(column: str, rows: list[Row]) -> None:
+    """Make it a column of all rows or of none."""
+    has_some = any(row.columns.get(column) for row in rows)
+    for row in rows:
+        if has_some:
+            row.columns.setdefault(column, None)
+        elif row.columns.get(column, "") is None:
+            del row.columns[column]
+
+
+def mask_of(entry: Entry, number: int, memory: Memory) -> str | None:
+    """The file of a crop's mask: the one that a person has painted over this very crop, else preprocess' own."""
+    crop = entry.prepared
+    mask, over = memory.painted_mask(entry.source.name, crop.sha256, number) or ("", "")
+    is_there = any(path.is_file() for path in (memory.output / mask, aside(memory.output, mask)))
+    if over == crop.file_name and is_there:
+        return mask
+    if mask:
+        why = "is of another crop and is kept, but not used: paint it anew" if is_there else "is not there any more"
+        note = f"its mask painted by hand, {mask}, {why}"
+        entry.warnings += [note] if note not in entry.warnings else []
+    return crop.mask_file_name
 
 
 def is_several(columns: dict, captions: list[str]) -> bool:
@@ -175,7 +195,7 @@ def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memor
     output = Path(config.output_dir)
     folder = output / ".preprocess"
     rows = [row.columns for row in built.rows]
-    gone = [row for row in memory.rows if row["source"] in built.gone and not memory.is_ours(row)]
+    gone = [memory.kept(row) for row in memory.rows if row["source"] in built.gone and memory.has_handwork(row)]
     back = {row["source"] for row in rows}
     removed = [row for row in memory.removed if row["source"] not in back]
     write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))

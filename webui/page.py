@@ -15,8 +15,9 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from sdxl_lora.config.fields import replace_flat
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import I18N, T, language_of, say
+from webui.locale.i18n import I18N, T, language_of, say, say_label
 from webui.pages.asked import SETTINGS, listen_to_scripts
 from webui.pages.live import Live
 from webui.pages.news import look_script, newest, watch_script
@@ -36,6 +37,7 @@ from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 from webui.widgets.images import images_script
+from webui.widgets.paint import paint_script
 from webui.widgets.plots import STYLE as PLOTS_STYLE
 from webui.widgets.plots import plots_script
 
@@ -93,7 +95,7 @@ class Page:
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
             news = 'window.sdxlLoraNews = () => trigger("news");'
-            scripts = "\n".join([images_script(), plots_script(), MARKS, watch_script(), news])
+            scripts = "\n".join([images_script(), plots_script(), paint_script(), MARKS, watch_script(), news])
             self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
             gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):
@@ -154,7 +156,8 @@ class Page:
         )  # fmt: skip
         self.stop.click(self.stop_what_runs, None, None, **QUIET)
         self.prepare.go_on.click(self.to_captions, None, [self.tabs, self.dataset.chosen], **QUIET)
-        fields = [self.train.form.widgets[name] for name in ("train_data_dir", "validation_prompt")]
+        named = ("train_data_dir", "validation_prompt", "masked_loss")
+        fields = [self.train.form.widgets[name] for name in named]
         self.dataset.go_on.click(
             show_errors(self.to_training), [self.dataset.chosen, fields[1]], [self.tabs, *fields], **QUIET
         )
@@ -251,13 +254,20 @@ class Page:
         return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 
     def to_training(self, request: gr.Request, name: str | None, prompts: str) -> list:
-        """The dataset; and where there are no sample prompts yet, captions of it: without any, nothing is drawn."""
+        """The dataset; where there are no sample prompts yet, captions of it: without any, nothing is drawn; and that
+        its masks count, where it has some."""
         folder, folders = self.context.dataset_of(name), self.context.places.datasets()
         if folder is None or str(folder) not in folders:
-            return [gr.Tabs(selected="train"), gr.skip(), gr.skip()]
-        captions = dict.fromkeys(image.text for image in read_dataset(folder).images if image.text)
+            return [gr.Tabs(selected="train"), gr.skip(), gr.skip(), gr.skip()]
+        images = read_dataset(folder).images
+        captions = dict.fromkeys(image.text for image in images if image.text)
         suggested = gr.skip() if prompts else "\n".join(list(captions)[:SUGGESTED_PROMPTS])
-        return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested]
+        masked = gr.skip()
+        if any(image.mask for image in images):
+            masked, language = True, language_of(request)
+            label = say_label(language, TrainConfig, "masked_loss")
+            tell(say(language, "Some of these images have masks: “{label}” is on.", label=label))
+        return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested, masked]
 
     def to_results(self, name: str | None) -> list:
         names = self.live.with_files()

@@ -19,6 +19,7 @@ from preprocess.images.recipe import Recipe
 from preprocess.images.saliency import attention_position
 from preprocess.jobs.state import Shelf
 from sdxl_lora.config.sections.preprocess import ImageConfig
+from sdxl_lora.folders.mask_files import own_mask
 from sdxl_lora.images.colour import ImageWarning, is_read_anew
 from sdxl_lora.images.decode import ImageError, decode_image, frame_count, image_header, read_image, upright_rgb
 
@@ -212,6 +213,6 @@ def write_crop(job: Job, crop: Crop, name: str, facts: dict) -> Prepared:
         original_size=list(crop.original_size),
         crop_top_left=list(crop.crop_top_left),
         cut_off=round(crop.cut_off, 4),
-        mask_file_name=None if crop.mask is None else f"images/{name}-mask.png",
+        mask_file_name=None if crop.mask is None else own_mask(f"images/{name}.png"),
         **facts,
     )

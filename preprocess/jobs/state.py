@@ -4,7 +4,8 @@
     pictures/       what is known of each picture's crops, by the identity of its bytes and the recipe
     captions/       the captioner's words, by crop and captioner
     captioner_files.json    digests of the captioner's files, by path, size and time of change
-    removed.jsonl   rows whose pictures left the source folder, kept for the captions in them
+    removed.jsonl   rows whose pictures left the source folder, kept for the captions and masks in them
+    taken_out/      files of images taken out on the page, and painted masks that fit no crop any more
     written.json    what earlier runs wrote into metadata.jsonl: any other text there is a person's
     lock, pid       of the run at work
 

@@ -60,8 +60,9 @@ def with_images(row: dict, output: Path) -> dict:
     example = {}
     for key, value in row.items():
         if key in ("file_name", "mask_file_name"):
-            path = output / value
-            example["image" if key == "file_name" else "mask"] = {"bytes": path.read_bytes(), "path": path.name}
+            path = output / value if value else None
+            image = {"bytes": path.read_bytes(), "path": path.name} if path else None  # without a mask all of it counts
+            example["image" if key == "file_name" else "mask"] = image
         else:
             example[key] = value
     return example

@@ -9,7 +9,13 @@ stand where datasets would take them for a dataset.
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
+from sdxl_lora.folders.mask_files import is_painted
 from sdxl_lora.io.file_system import flush_to_disk, replace
+
+
+def aside(output: Path, name: str) -> Path:
+    """Return where a file of the dataset lies that no row names, and that a person's work is in."""
+    return output / ".preprocess" / "taken_out" / name.replace("/", "~")
 
 
 def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -> None:
@@ -17,7 +23,7 @@ def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -
     Args:
         staged: folder of new image files, by the names that rows give them.
         rows: the lines of metadata.jsonl.
-        old_files: what earlier rows named; of it goes what no new row names.
+        old_files: what earlier rows named; of it goes what no new row names, painted masks to `aside`.
     """
     images, metadata = output / "images", output / "metadata.jsonl"
     named = {name for row in rows for name in (row["file_name"], row.get("mask_file_name")) if name}
@@ -26,6 +32,8 @@ def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -
             new = staged / Path(name).name
             if new.exists():
                 replace(new, output / name)
+            elif not (output / name).exists() and aside(output, name).exists():
+                replace(aside(output, name), output / name)
         flush_to_disk(images)
         write_whole(metadata, jsonl(rows))
     else:
@@ -36,7 +44,10 @@ def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -
         replace(staged, images)
     flush_to_disk(output)
     for name in sorted(old_files - named):
-        if Path(name).parent.as_posix() == "images":
+        if is_painted(name) and (output / name).exists():
+            aside(output, name).parent.mkdir(exist_ok=True)
+            replace(output / name, aside(output, name))
+        elif Path(name).parent.as_posix() == "images":
             (output / name).unlink(missing_ok=True)
     for leftover in staged.glob("*"):
         leftover.unlink()

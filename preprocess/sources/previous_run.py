@@ -5,11 +5,13 @@ from pathlib import Path
 
 from preprocess.jobs.state import Written, is_list_of_texts, words_of_row
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.folders.mask_files import is_painted
 from sdxl_lora.io.text_files import read_jsonl
 
 OUR_COLUMNS = {
     "file_name", "mask_file_name", "text", "original_size", "crop_top_left", "source", "sha256", "is_class_image",
 }  # fmt: skip
+OUR_CAPTION = "caption_is_ours"  # of a row in removed.jsonl that is kept for its painted mask alone
 
 
 class Memory:
@@ -20,7 +22,7 @@ class Memory:
     """
 
     def __init__(self, output: Path):
-        self.written = Written(output / ".preprocess")
+        self.output, self.written = output, Written(output / ".preprocess")
         removed, path = output / ".preprocess" / "removed.jsonl", output / "metadata.jsonl"
         self.damaged: dict[str, str] = {}  # files of ours that could not be read whole, and what that means
         if self.written.is_damaged:
@@ -89,8 +91,22 @@ class Memory:
             return [row["text"]]
         return captions if row["text"] in captions else [row["text"], *captions[1:]]
 
+    def painted_mask(self, source: str, sha256: str, number: int) -> tuple[str, str] | None:
+        """Of an earlier row the mask that a person painted, and the crop that it was painted over."""
+        row = self.row_of(source, sha256, number) or {}
+        mask = row.get("mask_file_name")
+        return (mask, row["file_name"]) if isinstance(mask, str) and is_painted(mask) else None
+
+    def has_handwork(self, row: dict) -> bool:
+        """Return whether a person has given the row its caption or its mask."""
+        return not self.is_ours(row) or is_painted(str(row.get("mask_file_name")))
+
+    def kept(self, row: dict) -> dict:
+        """Return what is kept of a row whose picture goes."""
+        return {**row, OUR_CAPTION: True} if self.is_ours(row) else row
+
     def is_ours(self, row: dict) -> bool:
-        return self.written.is_ours(row["source"], words_of_row(row))
+        return bool(row.get(OUR_CAPTION)) or self.written.is_ours(row["source"], words_of_row(row))
 
     def extra_columns(self) -> list[str]:
         """Columns that a person added, in their order."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sdxl_lora.folders.caption_files import ByName, alike
 
@@ -10,6 +10,8 @@ MASK_FOLDERS = ("masks", "mask")
 CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for models that take a picture to go by
 OF_ONE_TRAINER = re.compile(r"(.+)-masklabel", re.IGNORECASE)
 BESIDE = re.compile(r"(.+?)[-_.]+mask", re.IGNORECASE)
+
+PAINTED = "-painted-"  # in the names of masks that a person painted over a crop, behind the crop's own name
 
 
 def is_mask_folder(directory: Path) -> bool:
@@ -39,3 +41,13 @@ def masked_image(file: str, names: ByName) -> str | None:
 
 def is_condition(file: str) -> bool:
     return CONDITION.fullmatch(os.path.splitext(file)[0]) is not None
+
+
+def is_painted(name: str) -> bool:
+    """Return whether a mask's name is that of one painted by hand, which is made by no recipe."""
+    return PAINTED in name
+
+
+def own_mask(file_name: str) -> str:
+    """Return the name of the mask that preprocess makes for a crop."""
+    return str(PurePosixPath(file_name).with_suffix("")) + "-mask.png"

@@ -1,4 +1,4 @@
-"""Images and their captions by hand in a browser: brought in, searched, changed many at once, taken out, undone."""
+"""Images, captions and masks by hand in a browser: brought in, searched, changed at once, taken out, painted."""
 
 import json
 import random
@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.browser import CHROMIUM, LONG, Story, box, choose, fill, looked, playwright_api, shoot, tab
 from tests.helpers.ui_server import Server
@@ -147,6 +149,42 @@ def test_the_keys_go_from_caption_to_caption_and_an_image_is_taken_out_and_back(
     page.locator("#dataset-undo").click()
     until(lambda: texts(story.dataset) == before)
     until(lambda: len(cards(page)) == 4)
+
+
+def test_a_mask_is_painted_kept_changed_and_undone(story):
+    page, folder = story.page, story.dataset
+
+    def masks() -> list[np.ndarray]:
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+        names = [row["mask_file_name"] for row in rows if row.get("mask_file_name")]
+        return [np.asarray(Image.open(folder / name)) for name in names]
+
+    page.locator("button.paint").first.click()
+    page.locator(".painter .sheet img[src]").wait_for()
+    place = page.locator(".painter canvas").bounding_box()
+    left, middle = place["x"] + 5, place["y"] + place["height"] / 2
+    page.mouse.move(left, middle)
+    page.mouse.down()
+    page.mouse.move(left + place["width"] / 2, middle, steps=5)
+    page.mouse.up()
+    shoot(page, "painter")
+    page.locator(".painter [data-save]").click()
+    page.locator(".painter").wait_for(state="hidden")
+    (mask,) = masks()
+    assert mask[32, 1] == 0 and mask[32, 30] == 0 and mask[32, 62] == 255 and mask[1, 1] == 255, "where it was painted"
+    page.locator("button.paint", has_text="Change the mask").click()
+    page.locator(".painter [role=status]", has_text="is not learned").wait_for()
+    page.locator(".painter [data-swap]").click()
+    page.locator(".painter canvas").focus()
+    page.keyboard.press("Space")  # at the middle, which is learned by now
+    page.keyboard.press("Control+z")
+    page.locator(".painter [data-save]").click()
+    until(lambda: np.abs(255.0 - masks()[0] - mask).max() <= 2)  # a canvas rounds
+    page.locator("#dataset-undo").click()
+    until(lambda: [one.tolist() for one in masks()] == [mask.tolist()])
+    looked(page)
+    page.locator("#dataset-undo").click()
+    until(lambda: masks() == [])
 
 
 def test_all_of_it_is_there_in_french_and_in_the_dark(story):

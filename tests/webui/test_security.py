@@ -258,7 +258,7 @@ def test_functions_are_reached_through_the_page_alone(server):
         answer = http.post(server.url + path, json={"data": [], "fn_index": 0})
         assert answer.status_code == 404, path
     functions = [f for f in http.get(server.url + "/config").json()["dependencies"] if f["backend_fn"]]
-    ours = {f"sdxl_lora_{name}" for name in ("look", "image", "upload", "curves")}
+    ours = {f"sdxl_lora_{name}" for name in ("look", "image", "upload", "curves", "mask")}
     assert ours < {function["api_name"] for function in functions}
     for function in functions:
         body = {"data": [], "fn_index": function["id"]}

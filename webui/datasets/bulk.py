@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
+from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
-from webui.datasets.history import Place, aside, keep, move, placed
+from webui.datasets.history import Place, keep, move, placed
 from webui.datasets.search import Search
 from webui.datasets.tags import Edit, Reading, edited
 from webui.runs.dataset_view import all_rows, held, own_file, read_dataset

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
+from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.io.file_system import replace
 from webui.runs.dataset_view import all_rows, held, own_file
@@ -29,10 +30,6 @@ def placed(rows: list[dict]) -> Iterator[tuple[Place | None, dict]]:
             seen[name] += 1
         else:
             yield None, row
-
-
-def aside(folder: Path, name: str) -> Path:
-    return folder / ".preprocess" / "taken_out" / name.replace("/", "~")
 
 
 def move(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
-"""What the page's own scripts ask for beside what look.js brings: images at full size, numbers to plot."""
+"""What the page's own scripts ask for beside what look.js brings: images at full size, numbers to plot, masks kept."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,12 @@ from typing import Any
 
 import gradio as gr
 
+from sdxl_lora.errors import ConfigError, DataError, DiskError
 from webui.datasets.folders import roots
+from webui.datasets.masks import MOST_BYTES, NO_MASK, save_mask
 from webui.figures.curves import answer
+from webui.locale.i18n import language_of, say, say_problem
+from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.runs.run_history import history_of
 from webui.server.served import publish_image
@@ -22,10 +27,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def listen_to_scripts(context: Context) -> None:
-    """Answer images.js and plots.js. Call it inside the page."""
+    """Answer images.js, plots.js and paint.js. Call it inside the page."""
     asked, answered = gr.Textbox(visible=False), gr.Textbox(visible=False)
     for name, handler in (("image", show_errors(image_of(context))), ("curves", curves_of(context))):
         asked.change(handler, asked, answered, api_name=f"sdxl_lora_{name}", **SETTINGS)
+    painted = [asked, gr.Textbox(visible=False)]
+    gr.on([asked.change], mask_of(context), painted, answered, api_name="sdxl_lora_mask", **SETTINGS)
 
 
 def image_of(context: Context) -> Callable:
@@ -49,3 +56,23 @@ def curves_of(context: Context) -> Callable:
         return answer({name: history_of(run) for name, run in runs.items() if run is not None}, known)
 
     return curves
+
+
+def mask_of(context: Context) -> Callable:
+    def keep_mask(request: gr.Request, facts: str, data: str) -> str:
+        """What was painted over an image becomes its mask: see datasets/masks.py. `data` is a PNG in base 64."""
+        language, row = language_of(request), loaded(facts)
+        try:
+            folder = context.dataset_of(str(row.get("dataset")))
+            if folder is None or not (folder / "metadata.jsonl").exists():
+                raise ConfigError(say(language, "Choose a dataset first."))
+            if len(data or "") > 2 * MOST_BYTES:
+                raise ConfigError(NO_MASK)
+            painted = base64.b64decode(data or "", validate=True)
+            return json.dumps({"has": save_mask(folder, str(row.get("file")), str(row.get("seen") or ""), painted)})
+        except (ConfigError, DataError, DiskError) as error:
+            return json.dumps({"error": say_problem(language, str(error))})
+        except ValueError as error:
+            return json.dumps({"error": str(error)})
+
+    return keep_mask

@@ -36,7 +36,7 @@ class ChangedElsewhere(ConfigError):
 @dataclasses.dataclass(frozen=True)
 class DatasetImage:
     """One row. `at_least` says that `tokens` is a lower bound; `facts` is the report's row, {} without one; `place`
-    counts the rows of this file, of which there may be several, each with a caption of its own."""
+    counts the rows of this file, of which there may be several, each with a caption of its own; `mask` is a file."""
 
     file_name: str
     text: str
@@ -46,6 +46,7 @@ class DatasetImage:
     problems: list[str]
     facts: dict
     place: int = 0
+    mask: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +138,13 @@ def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_wor
     text, source = text_of(row), str(row.get("source", row["file_name"]))
     trigger_word = "" if row.get("is_class_image") else trigger_word
     tokens, said = caption_problems(text, trigger_word, least_tokens)
+    name, mask = row["file_name"], str(row.get("mask_file_name") or "")
     if facts and facts["text"] == text:
-        return DatasetImage(
-            row["file_name"], text, source, facts["tokens"], False, warnings.get(source, []), facts, place
-        )
+        return DatasetImage(name, text, source, facts["tokens"], False, warnings.get(source, []), facts, place, mask)
     _, of_old = caption_problems(facts.get("text", text), trigger_word, least_tokens)
     old = {*of_old, NO_CAPTION} if text else of_old
     others = [problem for problem in warnings.get(source, []) if problem not in old and "tokens" not in problem]
-    return DatasetImage(row["file_name"], text, source, tokens, True, [*others, *said], facts, place)
+    return DatasetImage(name, text, source, tokens, True, [*others, *said], facts, place, mask)
 
 
 def own_file(folder: Path, name: str) -> Path | None:

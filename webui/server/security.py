@@ -28,7 +28,7 @@ REFUSED_PATHS = (
     "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
 )  # fmt: skip
 # What our scripts ask; Gradio lets only functions that do not queue through.
-OWN_PATHS = tuple(f"/gradio_api/run/sdxl_lora_{name}" for name in ("look", "image", "upload", "curves"))
+OWN_PATHS = tuple(f"/gradio_api/run/sdxl_lora_{name}" for name in ("look", "image", "upload", "curves", "mask"))
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'self'; "

@@ -7,7 +7,9 @@ from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.config.preprocess import PreprocessConfig
 from webui.locale.i18n import in_page_words, say
 from webui.runs import dataset_view as datasets
+from webui.runs.context import dataset_name
 from webui.widgets.images import image_html
+from webui.widgets.paint import paint_html
 
 
 def about_html(
@@ -60,9 +62,14 @@ def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: 
         cut = say(language, "{percent} cut off", percent=f"{facts['cut_off']:.0%}")
         sizes = f"{width}x{height} → {bucket[0]}x{bucket[1]}, {cut} · "
     tokens = say(language, "{tokens} tokens", tokens=f"≥ {shown.tokens}" if shown.at_least else shown.tokens)
+    paint = ""
+    if own is not None:
+        mask = datasets.own_file(folder, shown.mask) if shown.mask else None
+        of_row = {"dataset": dataset_name(folder), "file": shown.file_name, "seen": shown.mask, "words": shown.source}
+        paint = paint_html(language, own, mask, **of_row)
     mark = f' <b class="saved">{escape(say(language, "saved"))}</b>' if saved else ""
     return (
         f'{image}<div class="about" data-text="{escape(shown.text)}"><strong>{escape(shown.source)}</strong>{mark}<br>'
-        f"{escape(sizes + tokens)}</div>"
+        f"{escape(sizes + tokens)}</div>{paint}"
         f"{f'<ul class=problems>{problems}</ul>' if problems else ''}"
     )

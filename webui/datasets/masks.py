@@ -1,0 +1,98 @@
+"""Masks that a person paints over the images of a dataset: what is white is learned, what is black is not. No gradio.
+
+A mask is kept as preprocess keeps its own: a grey PNG of the image's size, named by the column mask_file_name. Its name
+follows from what is in it, so a new one never touches what rows speak of until they are exchanged.
+"""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from preprocess.images.image_files import write_image
+from preprocess.jobs.state import jsonl, write_whole
+from preprocess.output.publish import aside
+from sdxl_lora.errors import ConfigError
+from sdxl_lora.folders.mask_files import PAINTED, own_mask
+from sdxl_lora.images.decode import ImageError, decode_image, open_image
+from webui.datasets.history import keep, placed, put_back, swap_masks
+from webui.runs.dataset_view import all_rows, held, own_file
+
+MOST_BYTES = 4 * 2**20  # of a PNG; one of 2048x2048 pixels with many strokes has a tenth of it
+MOST_MEGAPIXELS = 32
+NO_MASK = f"a mask must be a PNG of at most {MOST_BYTES // 2**20} MB"
+
+
+def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """Mode L, as a browser has sent it.
+
+    Args:
+        size: width and height of the image that it was painted over.
+    Raises:
+        ConfigError: it is no such mask, or nothing of the image would be learned.
+    """
+    if not data.startswith(b"\x89PNG") or len(data) > MOST_BYTES:
+        raise ConfigError(NO_MASK)
+    try:
+        mask = decode_image(data, "mask.png", MOST_MEGAPIXELS).convert("RGB").convert("L")
+    except ImageError as error:
+        raise ConfigError(f"the mask cannot be read: {error.reason}") from None
+    if mask.size != size:
+        raise ConfigError(f"the mask has {mask.size} px, it must have {size} like the image")
+    if mask.getextrema()[1] == 0:
+        raise ConfigError("all of the image is painted over, and nothing of it would be learned: leave some of it free")
+    return mask
+
+
+def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
+    """Keep a painted mask for an image, in all of its rows; one that is white everywhere takes the image's mask away.
+
+    Args:
+        seen: name of the mask that the person began with; "" for none.
+        data: a PNG.
+    Returns:
+        whether the image has a mask now.
+    Raises:
+        ConfigError: the image is gone or has another mask by now; no mask that can be; the dataset is being prepared.
+        DiskError: it cannot be written.
+    """
+    with held(folder):
+        rows = all_rows(folder)
+        path = own_file(folder, file_name)
+        before = [str(row.get("mask_file_name") or "") for row in rows if row.get("file_name") == file_name]
+        if not before or path is None:
+            raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
+        if seen not in before:
+            raise ConfigError(f"the mask of {file_name} was changed elsewhere: load the page again")
+        try:
+            mask = read_mask(data, open_image(path).size)
+        except ImageError as error:
+            raise ConfigError(f"{file_name} cannot be read: {error.reason}") from None
+        # Where preprocess has made one, its next run would put that in place of none.
+        own = own_mask(file_name)
+        has_own = any(place.is_file() for place in (folder / own, aside(folder, own)))
+        is_none = mask.getextrema()[0] == 255 and not has_own
+        name = None if is_none else written(folder, file_name, mask)
+        new: list[dict] = []
+        changed: list[dict] = []
+        for place, row in placed(rows):
+            is_its = place is not None and place[0] == file_name
+            is_other = is_its and (row.get("mask_file_name") or None) != name
+            new.append({**row, "mask_file_name": name} if is_other else row)
+            if is_other:
+                changed.append({"at": place, "before": row, "after": new[-1]})
+        if changed:
+            keep(folder, {"changed": changed})
+            write_whole(folder / "metadata.jsonl", jsonl(new))
+            swap_masks(folder, rows, new)
+    return name is not None
+
+
+def written(folder: Path, file_name: str, mask: Image.Image) -> str:
+    """Write the mask under the name of its content; return that name."""
+    digest = hashlib.blake2b(mask.tobytes(), digest_size=6).hexdigest()
+    name = str(PurePosixPath(file_name).with_suffix("")) + f"{PAINTED}{digest}.png"
+    put_back(folder, name)  # painted before, and undone
+    if not (folder / name).is_file():
+        write_image(folder / name, mask, "PNG", {"compress_level": 6})
+    return name
