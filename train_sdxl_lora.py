@@ -112,7 +112,7 @@ def train(config: TrainConfig) -> Trained | None:
         end_if_finished(config, accelerator, run, data, evaluator.best, samples, repository, logger, step)
         run.update(best_checkpoint=evaluator.best.checkpoint)
         cadence = Cadence(config, data)
-        logger.open(config, step, data.total_steps, plan_in_numbers(accelerator, data, model, cadence, step))
+        logger.open(config, step, data.total_steps, plan_in_numbers(config, accelerator, data, model, cadence, step))
         timesteps, device = model.num_train_timesteps, accelerator.device
         metrics = StepMetrics(device, config.logging.loss_bins, timesteps, step, logger.pace.waiting)
         train_step = TrainStep(config, accelerator, model, optimizer, shape, metrics, run, logger)
@@ -205,7 +205,9 @@ def name_of(base: Base, base_hash: str) -> dict[str, str]:
     return {"base": base_hash or public_name(base.path)}
 
 
-def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int) -> dict:
+def plan_in_numbers(
+    config: TrainConfig, accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int
+) -> dict:
     """Return what will be trained, for the log's first line and the event `started`."""
     return {
         "processes": accelerator.num_processes,
@@ -217,6 +219,7 @@ def plan_in_numbers(accelerator, data: TrainingData, model: LoraModel, cadence: 
         "sizes": len(data.sampler.members),
         "images_per_step": data.images_per_step,
         "evaluates": str(cadence.evaluation) if cadence.has_evaluation else "never",
+        "draws": len(data.prompts) * config.evaluation.num_validation_images,
         "parameters": sum(parameter.numel() for parameter in model.adapter_parameters().values()),
     }
 

@@ -50,6 +50,17 @@ def test_the_speed_is_that_of_the_last_steps_whatever_came_between(tmp_path):
         assert history.seconds_per_step() == 2 and history.seconds_left() == 20
 
 
+def test_a_sentence_says_how_long_it_takes_and_what_is_drawn_at_the_end(tmp_path):
+    log, history = EventLog(tmp_path / "events.jsonl"), History(tmp_path / "events.jsonl")
+    log.write("started", total_steps=1200, draws=8)
+    log.write("step", step=201, loss=0.1, seconds_left=135.0)
+    words = show.sentence("en", RunState("training", 201, ""), history.read())
+    assert re.match(r"Step 201 of 1,200: about 2 min 1\d s to go, samples and saving included\. The last 8 ", words)
+    assert "Les 8 dernières images" in show.sentence("fr", RunState("training", 201, ""), history)
+    log.write("started", total_steps=1200, draws=0)
+    assert show.sentence("en", RunState("training", 201, ""), history.read()).endswith("saving included.")
+
+
 def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():
     assert smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
     assert smoothed([0.0] * 50 + [1.0] * 200)[-1] == pytest.approx(1, abs=1e-3)

@@ -24,6 +24,7 @@ class History:
     validations: list[dict] = field(default_factory=list)
     messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
     total_steps: int = 0
+    draws: int = 0  # images each time, the last time at the end
     version: int = 0  # grows with each event
     taken_back: int = 0  # how often steps were done again
     _place: int = 0
@@ -61,7 +62,7 @@ class History:
             self.validations.append(event)
         else:
             if kind == "started":
-                self.total_steps = event.get("total_steps", 0)
+                self.total_steps, self.draws = event.get("total_steps", 0), event.get("draws", 0)
             self.messages.append(event)
 
     @property
@@ -92,6 +93,7 @@ NUMBERS = (
     "time",
     "step",
     "total_steps",
+    "draws",
     "loss",
     "epoch",
     "learning_rate",

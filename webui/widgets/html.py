@@ -98,7 +98,10 @@ def sentence(language: str, state: RunState, history: History) -> str:
     if state.state != "training" or left is None:
         return ""
     facts = {"step": f"{state.step:,}", "total": f"{history.total_steps:,}", "left": duration(left)}
-    return say(language, "Step {step} of {total}: about {left} to go, samples and saving included.", **facts)
+    words = say(language, "Step {step} of {total}: about {left} to go, samples and saving included.", **facts)
+    if history.draws:
+        words += " " + say(language, "The last {count} images are drawn at the end.", count=history.draws)
+    return words
 
 
 def spoken(language: str, words: str, state: str, step: int, total: int) -> str:
