@@ -3,7 +3,7 @@
 with gr.Blocks() as app:
     with gr.Tabs():
         create_tab(before_training=unload_my_model, after_training=load_it_again)
-app.launch(i18n=I18N)
+app.launch()
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from gradio.context import get_blocks_context
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from webui.locale.host_texts import bring_texts
 from webui.locale.i18n import I18N, T, language_of, say, say_label
 from webui.pages.asked import SETTINGS, listen_to_scripts
 from webui.pages.live import Live
@@ -68,7 +69,7 @@ def create_tab(
     title: str = "SDXL LoRA",
     after_training: Callable[[], None] = nothing,
 ) -> gr.Tab:
-    """The page as a tab; call it inside `gr.Tabs()`, and give `I18N` to the host's `launch(i18n=...)`.
+    """The page as a tab; call it inside `gr.Tabs()`. It brings its texts along, in all its languages.
 
     Args:
         before_training: called when a job of ours that may want the GPU is about to start, so that the host can free
@@ -132,7 +133,9 @@ class Page:
         tabs = (self.prepare, self.dataset, self.runs, self.results)
         self.live = Live(context, tabs, self.now, self.stop, self.spoken, self.train.form.widgets["train_data_dir"])
         self._listen()
-        fence(set(get_blocks_context().blocks) - others)
+        ours = set(get_blocks_context().blocks) - others
+        fence(ours)
+        bring_texts(ours)
 
     def _listen(self) -> None:
         root: Any = get_blocks_context()

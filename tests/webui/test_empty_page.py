@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from tests.helpers.browser import DESKTOP, LONG, box, fill, looked, mark_at, shoot, tab, upload
 from tests.helpers.paths import ROOT
@@ -79,22 +78,22 @@ def test_settings_are_loaded_from_a_file_and_a_bad_one_is_told(story, tmp_path, 
 
 HOST = """
 import sys, pathlib, gradio as gr
-from webui.page import I18N, create_tab
-from webui.settings.workspace import load_workspace
+from webui.module import SdxlLoraTrainer
 folder = pathlib.Path(sys.argv[1])
+class Models:
+    unload_model = staticmethod((folder / "freed").touch)
+config = {"LORA_PROJECTS_DIR": folder / "projects", "DEFAULT_SDXL_MODEL_FOR_LORA": "no/such-base", "theme": "dark"}
+trainer = SdxlLoraTrainer({"title": "Mine"}, Models(), None, config)
 with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     with gr.Tab("Mine"):
         gr.Textbox(label="own")
-    places = load_workspace(folder / "ui.yaml")
-    create_tab((folder / "freed").touch, places, title="LoRA", after_training=(folder / "again").touch)
-app.launch(server_port=int(sys.argv[2]), i18n=I18N, quiet=True)
+    trainer.create_tab(title="LoRA")
+app.launch(server_port=int(sys.argv[2]), quiet=True)
 """
 
 
 @pytest.mark.slow
 def test_the_page_is_a_tab_of_another_app_which_is_told_before_training(story, captioned_photographs, tmp_path):
-    settings = {"LORA_PROJECTS_DIR": str(tmp_path / "projects"), "DEFAULT_SDXL_MODEL_FOR_LORA": "no/such-base"}
-    (tmp_path / "ui.yaml").write_text(yaml.safe_dump(settings))
     port = free_port()
     host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path), str(port)], cwd=ROOT)
     try:
@@ -103,6 +102,7 @@ def test_the_page_is_a_tab_of_another_app_which_is_told_before_training(story, c
         page.goto(f"http://127.0.0.1:{port}")
         page.get_by_role("tab", name="LoRA", exact=True).click()
         tab(page, 3)
+        page.get_by_text("Taux d'apprentissage").locator("visible=true").first.wait_for()
         shoot(page, "tab-of-another-app")
         fill(page, "train-train_data_dir", str(captioned_photographs))
         assert not (tmp_path / "freed").exists()
@@ -111,7 +111,6 @@ def test_the_page_is_a_tab_of_another_app_which_is_told_before_training(story, c
         page.locator("#run-progress .pill.failed").wait_for(timeout=LONG)
         assert "no/such-base" in page.locator("#run-progress .ending").inner_text()
         shoot(page, "failed")
-        until((tmp_path / "again").exists)
     finally:
         host.kill()
         host.wait()

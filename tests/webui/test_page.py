@@ -9,7 +9,9 @@ import pytest
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.errors import ConfigError
 from tests.helpers.paths import ROOT
+from webui.module import SdxlLoraTrainer
 from webui.page import create_page, create_tab
 from webui.settings.workspace import Workspace
 
@@ -49,6 +51,31 @@ def test_every_field_has_a_widget(page):
 def test_whatever_the_page_listens_with_can_be_called(page):
     handlers = [inspect.unwrap(function.fn) for function in page.fns.values() if function.fn is not None]
     assert len(handlers) > 20 and [handler for handler in handlers if not callable(handler)] == []
+
+
+def test_the_page_is_a_module_of_another_app_which_knows_nothing_of_its_texts(tmp_path):
+    """Its model is unloaded by the method that it has for that; its own texts stay."""
+    import gradio as gr
+
+    class Models:
+        def unload(self) -> None:
+            """What an app does."""
+
+    models, config = Models(), {"LORA_PROJECTS_DIR": str(tmp_path / "p"), "LORAS_DIR": tmp_path, "theme": "dark"}
+    trainer = SdxlLoraTrainer({"any": "text"}, models, None, config)
+    assert (trainer.unload, trainer.places.projects) == (models.unload, tmp_path / "p")
+    with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
+        tab = trainer.create_tab({"any": "text"})
+    with gr.Blocks(analytics_enabled=False) as other:
+        gr.Textbox()
+    assert isinstance(tab, gr.Tab) and app.get_config_file()["i18n_translations"]["fr"]["Save"] == "Enregistrer"
+    app.i18n_instance = gr.I18n(en={"hello": "Hello"}, fr={"Save": "Garder"}, de={"hello": "Hallo"})
+    texts = app.get_config_file()["i18n_translations"]
+    assert (texts["fr"]["Save"], texts["fr"]["Stop"], texts["de"]) == ("Garder", "Arrêter", {"hello": "Hallo"})
+    assert other.get_config_file()["i18n_translations"] is None, "apps without the page are left alone"
+    with pytest.raises(ConfigError, match="unload_model and unload"):
+        SdxlLoraTrainer({}, object(), None, config)
+    assert SdxlLoraTrainer({}, None, None, None).unload() is None
 
 
 def test_the_page_is_a_tab_of_another_app(tmp_path):

@@ -1,0 +1,48 @@
+"""The page for an app that is made of modules: a class with the signature that such apps call, around `create_tab`.
+
+trainer = SdxlLoraTrainer(translations, model_manager, gestionnaire, global_config)
+with gr.Blocks() as app, gr.Tabs():
+    trainer.create_tab()
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from sdxl_lora.errors import ConfigError
+from webui.page import create_tab, nothing
+from webui.settings.workspace import load_workspace
+
+UNLOADING = ("unload_model", "unload")  # what apps call the method of their model manager that frees the GPU
+
+
+class SdxlLoraTrainer:
+    """
+    Args:
+        translations: the app's texts. The page has its own, in the languages of webui/locale.
+        model_manager: holds the app's model; its `unload_model()` or `unload()` is called whenever a job of the page is
+            about to start. None where the app has no model.
+        gestionnaire: of the app's modules; not used.
+        global_config: may have LORA_PROJECTS_DIR, LORAS_DIR, MODELS_DIR, IMAGES_DIR and DEFAULT_SDXL_MODEL_FOR_LORA,
+            which win over ui.yaml; whatever else it has is left alone.
+    Raises:
+        ConfigError: the model manager has neither method, or ui.yaml cannot be read.
+    """
+
+    def __init__(
+        self,
+        translations: Mapping[str, Any] | None,
+        model_manager: Any,
+        gestionnaire: Any,
+        global_config: Mapping[str, Any] | None,
+    ):
+        methods = [getattr(model_manager, name) for name in UNLOADING if callable(getattr(model_manager, name, None))]
+        if model_manager is not None and not methods:
+            raise ConfigError(f"the model manager has none of the methods {' and '.join(UNLOADING)}: give it one")
+        self.unload = methods[0] if methods else nothing
+        self.places = load_workspace(environment=global_config or {})
+
+    def create_tab(self, translations: Mapping[str, Any] | None = None, title: str = "SDXL LoRA") -> gr.Tab:
+        """The page as a tab; call it inside `gr.Tabs()`."""
+        return create_tab(before_training=self.unload, places=self.places, title=title)
