@@ -51,7 +51,8 @@ def grouped_settings(config_class: type) -> list[tuple[str, list[Setting]]]:
     """The settings of a command by section, as (title, settings), in the order of their declaration."""
     groups: dict[str, list[Setting]] = {}
     for name, field in flat_fields(config_class).items():
-        setting = Setting(name, values_of(field.type), default_of(field.default), field.help)
+        when = f" Only with {field.applies_when}." if field.applies_when else ""
+        setting = Setting(name, values_of(field.type), default_of(field.default), field.help + when)
         groups.setdefault(field.title, []).append(setting)
     return list(groups.items())
 

@@ -11,7 +11,7 @@ import inspect
 import math
 import operator
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -33,7 +33,36 @@ class ResumeRule(enum.Enum):
 
 SAME, BY_CONTENT, FREE = ResumeRule
 LARGEST = 2**63  # whole numbers from here on do not fit into a machine's
+SET: tuple = ()  # in applies_when: any value but None, off, 0 and nothing
 PATH = "path"  # a path, or a Hub id in its place: `~`, quotes and blanks at its ends are read as they are meant
+
+
+@dataclasses.dataclass(frozen=True)
+class AppliesWhen:
+    """The rule that a setting means something only where one of some others has one of these values.
+
+    others: the values by the other setting's name; SET for any that is not nothing.
+    """
+
+    others: tuple[tuple[str, tuple], ...]
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Return whether it does, by the values of all settings."""
+        return any(values[name] in wanted if wanted else bool(values[name]) for name, wanted in self.others)
+
+    def __str__(self) -> str:
+        return " or ".join(f"{name} {one_of(wanted)}".strip() for name, wanted in self.others)
+
+
+def one_of(values: Sequence) -> str:
+    """Values in words: "cosine, linear or wsd"."""
+    *first, last = map(str, values) if values else [""]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def applies_when(**others: tuple) -> AppliesWhen:
+    """The annotation of a setting that means something only then, e.g. applies_when(loss_type=("huber",))."""
+    return AppliesWhen(tuple(others.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +84,11 @@ class Field:
     @property
     def resume_rule(self) -> ResumeRule | None:
         return next((rule for rule in self.rules if isinstance(rule, ResumeRule)), None)
+
+    @property
+    def applies_when(self) -> AppliesWhen | None:
+        """Return when it means something; None for always."""
+        return next((rule for rule in self.rules if isinstance(rule, AppliesWhen)), None)
 
     @property
     def is_path(self) -> bool:
@@ -135,6 +169,16 @@ def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
 def replace_flat(config: Config, **changes: Any) -> Config:
     """`dataclasses.replace` by the settings' names alone."""
     return from_flat(type(config), {**flat_values(config), **changes})
+
+
+def idle_settings(config: Any) -> list[str]:
+    """A sentence for each setting that is not at its default and means nothing beside the others."""
+    values = flat_values(config)
+    return [
+        f"{name} has no effect: it is for {rule}"
+        for name, field in flat_fields(type(config)).items()
+        if (rule := field.applies_when) and values[name] != field.default and not rule.holds(values)
+    ]
 
 
 def tidy_paths(config: Any) -> None:

@@ -184,13 +184,18 @@ def build_optimizer(config: OptimizerConfig, model, total_steps: int, accelerato
     """
     rates, groups = rates_of_components(config, total_steps), []
     for name, component in model.components.items():
-        parameters = adapter_parameters(component)
-        factors = block_factors(config, parameters) if name == "unet" else None
-        for group in parameter_groups(parameters, config.lora_plus_ratio, factors):
+        for group in groups_of(config, name, component):
             groups.append({**group, **rates[name], "lr_factor": group["lr_factor"] * rates[name]["lr_factor"]})
     optimizer = accelerator.prepare(optimizer_of(config, groups))
     optimizer.train()
     return optimizer
+
+
+def groups_of(config: OptimizerConfig, name: str, component: nn.Module) -> list[dict]:
+    """The groups of one component's adapter; ConfigError for a block of the UNet without parameters."""
+    parameters = adapter_parameters(component)
+    factors = block_factors(config, parameters) if name == "unet" else None
+    return parameter_groups(parameters, config.lora_plus_ratio, factors)
 
 
 def optimizer_of(config: OptimizerConfig, groups: list[dict]) -> torch.optim.Optimizer:

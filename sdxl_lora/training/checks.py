@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sdxl_lora.config.checks import raise_all
+from sdxl_lora.config.fields import idle_settings
 from sdxl_lora.config.names import check_name
 from sdxl_lora.config.sample_prompt import SamplePrompt, parse_prompt, read_prompts_file, with_defaults, with_partners
 from sdxl_lora.config.sections.adapter import AdapterConfig
@@ -71,7 +72,7 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
     config, of_variant = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
     config, of_defaults = on_main_and_broadcast(accelerator, lambda: settle_defaults(config))
     base = base_of(config.model)
-    for line in (*of_variant, *of_defaults, *config.notes_on_name()):
+    for line in (*of_variant, *of_defaults, *config.notes_on_name(), *idle_settings(config)):
         info(line)
 
     def check() -> None:

@@ -16,6 +16,7 @@ import torch
 from transformers import CLIPTextModel
 
 from sdxl_lora.cache.text_embeddings import warn_of_long_prompts
+from sdxl_lora.config.fields import idle_settings
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.unet_blocks import block_of
 from sdxl_lora.distributed.accelerator import device_here, set_arithmetic
@@ -25,7 +26,7 @@ from sdxl_lora.lora.state import adapter_layers, adapter_parameters
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.downloads import downloads_of
 from sdxl_lora.models.loading import DTYPES, ENCODERS, base_of, load_schedulers, load_tokenizers
-from sdxl_lora.optimizers.optimizers import block_factors, optimizer_of, parameter_groups
+from sdxl_lora.optimizers.optimizers import groups_of, optimizer_of
 from sdxl_lora.performance.activation_memory import StepCost, encoding_cost
 from sdxl_lora.performance.device_memory import usable_bytes
 from sdxl_lora.performance.memory_budget import MemoryCount, bytes_of, memory_level_of
@@ -84,7 +85,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
     config, notes = planned_precision(config, is_for_a_gpu=bool(no_gpu))
     config, of_variant = settle_variant(config)
     config, of_defaults = settle_defaults(config)
-    notes += [*of_variant, *of_defaults, *config.notes_on_name()]
+    notes += [*of_variant, *of_defaults, *config.notes_on_name(), *idle_settings(config)]
     data = plan_data(config, open_images(config), world_size, notes.append)
     meta = meta_models(config, base, notes.append)
     count = memory_count(config, meta, data.examples, bool(data.prompts), data.captions is None)
@@ -116,8 +117,7 @@ def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
     """Check what the training asks of its settings on the way, beside what is planned here."""
     schedule, _ = load_schedulers(base, config.objective)
     augmentation_of(config, schedule.config.num_train_timesteps)
-    parameters = adapter_parameters(meta.trained["unet"])
-    groups = parameter_groups(parameters, config.optimizer.lora_plus_ratio, block_factors(config.optimizer, parameters))
+    groups = groups_of(config.optimizer, *next(iter(meta.trained.items())))
     optimizer_of(config.optimizer, [{**group, "params": [torch.nn.Parameter(torch.zeros(1))]} for group in groups])
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.checks import blocks_problems
-from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME
+from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME, applies_when
 
 AUTO, DEFAULT_TARGETS = "auto", "attention+ff"
+
+FOR_LORA = applies_when(adapter=("lora",))
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,13 @@ class AdapterConfig:
     """Rank of the LoRA matrices."""
     lora_alpha: Annotated[float | None, Gt(0), SAME] = None
     """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
-    lora_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
+    lora_dropout: Annotated[float, Ge(0), Lt(1), SAME, FOR_LORA] = 0.0
     """Share of a LoRA layer's inputs that is zeroed in training."""
     rank_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
     """Share of a LoRA layer's ranks that is zeroed in training, others for each picture; of LoHa's and LoKr's rows."""
     module_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
     """Share of the layers whose adapter does nothing, others in every forward pass."""
-    init_lora_weights: Annotated[str, SAME] = "kaiming"
+    init_lora_weights: Annotated[str, SAME, FOR_LORA] = "kaiming"
     """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
     the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
     twice the rank then, exactly where the base is in float32, else to its rounding."""
@@ -36,12 +38,12 @@ class AdapterConfig:
     adapter: Annotated[Literal["lora", "loha", "lokr"], SAME] = "lora"
     """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
     LoRA."""
-    lokr_factor: Annotated[int | None, Gt(0), SAME] = None
+    lokr_factor: Annotated[int | None, Gt(0), SAME, applies_when(adapter=("lokr",))] = None
     """About how large LoKr's first factors are, e.g. 8; small ones leave more to the second, which train more weights.
     Default: as near to the root of a layer's size as can be, the smallest files."""
-    use_dora: Annotated[bool, SAME] = False
+    use_dora: Annotated[bool, SAME, FOR_LORA] = False
     """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
-    use_rslora: Annotated[bool, SAME] = False
+    use_rslora: Annotated[bool, SAME, FOR_LORA] = False
     """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
     target_modules: Annotated[str, SAME] = AUTO
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
-from sdxl_lora.config.fields import BY_CONTENT, SAME
+from sdxl_lora.config.fields import BY_CONTENT, SAME, SET, applies_when
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class CaptionConfig:
     """Share of samples with the empty prompt in place of the caption, for classifier-free guidance; 0.1 is usual."""
     shuffle_caption: Annotated[bool, SAME] = False
     """Put the tags of a caption, what stands between commas, in another order each time its image is used."""
-    keep_tokens: Annotated[int, Ge(0), SAME] = 0
+    keep_tokens: Annotated[int, Ge(0), SAME, applies_when(shuffle_caption=SET, caption_tag_dropout_rate=SET)] = 0
     """So many tags at the beginning are neither moved nor left out: 1 for a trigger word in front."""
     keep_tokens_separator: Annotated[str | None, SAME] = None
     """If this text stands in a caption, all tags before it are kept instead, and it is taken out; e.g. "|||"."""

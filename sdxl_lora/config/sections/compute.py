@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME, SET, applies_when
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ComputeConfig:
     base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
     """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
     Default: mixed_precision."""
-    base_products: Annotated[Literal["8bit"] | None, SAME] = None
+    base_products: Annotated[Literal["8bit"] | None, SAME, applies_when(base_precision=("int8",))] = None
     """With base_precision int8: multiply in 8 bits too, where the device can, and round activations and gradients for
     it. Default: in mixed_precision."""
     memory_budget: Annotated[str | None, FREE] = None
@@ -62,7 +62,7 @@ class ComputeConfig:
     counting what this model needs, and says what to expect."""
     gradient_checkpointing: Annotated[bool, FREE] = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
-    gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE] = ()
+    gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE, applies_when(gradient_checkpointing=SET)] = ()
     """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
     compile: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
     """Compile the UNet's repeated blocks: up to a minute at the start for faster steps. auto: on an NVIDIA GPU with a

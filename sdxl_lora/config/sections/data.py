@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
 from sdxl_lora.config.dataset_spec import DatasetEntry, parse_entries
-from sdxl_lora.config.fields import BY_CONTENT, FREE, PATH, SAME
+from sdxl_lora.config.fields import BY_CONTENT, FREE, PATH, SAME, SET, applies_when
 from sdxl_lora.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ class DataConfig:
     """Folder of pictures: what `python -m preprocess` wrote, or pictures with .txt captions beside them."""
     dataset_name: Annotated[str | None, PATH, BY_CONTENT] = None
     """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
-    dataset_config_name: Annotated[str | None, BY_CONTENT] = None
+    dataset_config_name: Annotated[str | None, BY_CONTENT, applies_when(dataset_name=SET)] = None
     """Configuration of the dataset on the Hub."""
     datasets: Annotated[tuple[str, ...], BY_CONTENT] = ()
     """Instead of both: several datasets, each a folder such as data/cat, with repeats per epoch data/cat:3, or
@@ -34,7 +34,7 @@ class DataConfig:
     dataset_streaming: Annotated[bool, SAME] = False
     """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
     from the Hub, and encode them each time. Needs max_train_steps."""
-    shuffle_buffer_size: Annotated[int, Gt(0), FREE] = 256
+    shuffle_buffer_size: Annotated[int, Gt(0), FREE, applies_when(dataset_streaming=SET)] = 256
     """A stream's pictures are shuffled so many at a time in each process; 1 leaves them as they are stored. Up to twice
     as many wait in memory, as the files have them."""
     resolution: Annotated[int, Gt(0), BY_CONTENT] = 1024
@@ -75,14 +75,14 @@ class CacheConfig:
     cache_text_embeddings: Annotated[bool, FREE] = True
     """Encode each caption once and keep its embeddings. Without it, or where captions vary too much, the text encoders
     stay; where they train, captions are encoded each time in any case."""
-    max_cached_captions: Annotated[int, Ge(0), FREE] = 4000
+    max_cached_captions: Annotated[int, Ge(0), FREE, applies_when(cache_text_embeddings=SET)] = 4000
     """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
     with more, keep the text encoders (1.5 GiB of GPU memory) and encode each time."""
     dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
     """Processes that decode pictures while the caches are filled."""
     cache_dir: Annotated[str | None, PATH, FREE] = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
-    cache_part: Annotated[str | None, FREE] = None
+    cache_part: Annotated[str | None, FREE, applies_when(cache_latents=SET)] = None
     """Fill only this part of the caches, e.g. 3/16, and end: for as many jobs at once as you like, before a training
     that finds all of it there."""
 

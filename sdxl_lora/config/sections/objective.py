@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from sdxl_lora.config.fields import SAME
+from sdxl_lora.config.fields import SAME, SET, applies_when
+
+FOR_HUBER = applies_when(loss_type=("huber", "smooth_l1"))
+FOR_LOGIT_NORMAL = applies_when(timestep_sampling=("logit_normal",))
+FOR_BETA = applies_when(timestep_sampling=("beta",))
+FOR_BIAS = applies_when(timestep_bias_strategy=("earlier", "later", "range"))
+FOR_HALVES = applies_when(timestep_bias_strategy=("earlier", "later"))
+FOR_RANGE = applies_when(timestep_bias_strategy=("range",))
 
 
 @dataclass(frozen=True)
@@ -15,14 +22,14 @@ class ObjectiveConfig:
 
     prediction_type: Annotated[Literal["epsilon", "v_prediction", "flow"] | None, SAME] = None
     """What the UNet predicts; flow is rectified flow. Default: as the base says."""
-    flow_shift: Annotated[float | None, Gt(0), SAME] = None
+    flow_shift: Annotated[float | None, Gt(0), SAME, applies_when(prediction_type=(None, "flow"))] = None
     """For bases that predict a flow: above 1 moves timesteps, in training and in samples, towards the noise.
     Default: as the base's scheduler says, 3 for a single file."""
     loss_type: Annotated[Literal["l2", "huber", "smooth_l1"], SAME] = "l2"
     """Squared error, or one that grows linearly from huber_c on, so that odd pictures pull less."""
-    huber_c: Annotated[float, Gt(0), SAME] = 0.1
+    huber_c: Annotated[float, Gt(0), SAME, FOR_HUBER] = 0.1
     """Error from which huber and smooth_l1 grow linearly."""
-    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], SAME] = "constant"
+    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], SAME, FOR_HUBER] = "constant"
     """huber_c at every timestep, or larger where there is less noise."""
     snr_gamma: Annotated[float | None, Gt(0), SAME] = None
     """min-SNR weights of timesteps: less noisy ones count less; 5 is usual. Right for epsilon and v-prediction."""
@@ -39,7 +46,7 @@ class ObjectiveConfig:
     """Share of the steps, e.g. 0.3, that keep the base as it is: the LoRA learns to predict for captions without the
     trigger word what the base predicts for them. Needs a trigger word and no class pictures; such a step takes a third
     longer."""
-    preservation_class: Annotated[str | None, SAME] = None
+    preservation_class: Annotated[str | None, SAME, applies_when(output_preservation=SET)] = None
     """What stands in place of the trigger word in these steps, e.g. cat. Default: the word is left out."""
 
     def problems(self) -> list[str]:
@@ -64,7 +71,7 @@ class NoiseConfig:
     """Strength of more noise in what the UNet sees, which it is not to predict; 0.1 is usual."""
     multires_noise_iterations: Annotated[int, Ge(0), SAME] = 0
     """Add this many coarser noises (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
-    multires_noise_discount: Annotated[float, Ge(0), SAME] = 0.3
+    multires_noise_discount: Annotated[float, Ge(0), SAME, applies_when(multires_noise_iterations=SET)] = 0.3
     """Strength of each coarser noise relative to the one before."""
 
 
@@ -96,23 +103,23 @@ class TimestepConfig:
     """Train on timesteps below this. Default: the base's number of timesteps, 1000, nearly noise."""
     timestep_sampling: Annotated[Literal["uniform", "logit_normal", "beta"], SAME] = "uniform"
     """How often which timestep is drawn; docs/timestep_densities.png shows it."""
-    logit_mean: Annotated[float, SAME] = 0.0
+    logit_mean: Annotated[float, SAME, FOR_LOGIT_NORMAL] = 0.0
     """Mean of logit_normal; above 0 draws noisier timesteps more often."""
-    logit_std: Annotated[float, Gt(0), SAME] = 1.0
+    logit_std: Annotated[float, Gt(0), SAME, FOR_LOGIT_NORMAL] = 1.0
     """Standard deviation of logit_normal; above 0."""
-    timestep_beta_alpha: Annotated[float, Gt(0), SAME] = 1.0
+    timestep_beta_alpha: Annotated[float, Gt(0), SAME, FOR_BETA] = 1.0
     """First parameter of beta; larger draws noisier timesteps more often."""
-    timestep_beta_beta: Annotated[float, Gt(0), SAME] = 1.0
+    timestep_beta_beta: Annotated[float, Gt(0), SAME, FOR_BETA] = 1.0
     """Second parameter of beta; larger draws less noisy timesteps more often."""
     timestep_bias_strategy: Annotated[Literal["none", "earlier", "later", "range"], SAME] = "none"
     """Draw the least noisy timesteps, the noisiest ones, or a range of them more often."""
-    timestep_bias_multiplier: Annotated[float, Gt(0), SAME] = 1.0
+    timestep_bias_multiplier: Annotated[float, Gt(0), SAME, FOR_BIAS] = 1.0
     """How many times as often."""
-    timestep_bias_portion: Annotated[float, Gt(0), SAME] = 0.25
+    timestep_bias_portion: Annotated[float, Gt(0), SAME, FOR_HALVES] = 0.25
     """Share of the timesteps that earlier and later mean."""
-    timestep_bias_begin: Annotated[int, Ge(0), SAME] = 0
+    timestep_bias_begin: Annotated[int, Ge(0), SAME, FOR_RANGE] = 0
     """First timestep of the range."""
-    timestep_bias_end: Annotated[int, SAME] = 1000
+    timestep_bias_end: Annotated[int, SAME, FOR_RANGE] = 1000
     """End of the range, not included."""
 
     def problems(self) -> list[str]:

@@ -3,13 +3,19 @@
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from sdxl_lora.config.checks import OPTIMIZERS, PRODIGIES, SCHEDULE_FREE, blocks_problems, keyword_argument
-from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME
+from sdxl_lora.config.fields import BY_CONTENT, FREE, SAME, SET, applies_when
 from sdxl_lora.errors import ConfigError
+
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "wsd"
+]
+FOR_TEXT = applies_when(train_text_encoder=SET)
+FOR_PRODIGY = applies_when(optimizer=("prodigy",))
 
 
 @dataclass(frozen=True)
@@ -18,30 +24,25 @@ class OptimizerConfig:
 
     learning_rate: Annotated[float | None, Ge(0), FREE] = 1e-4
     """Peak learning rate. None where the optimizer finds one of its own: adafactor with relative_step=True."""
-    text_encoder_lr: Annotated[float | None, Ge(0), FREE] = None
+    text_encoder_lr: Annotated[float | None, Ge(0), FREE, FOR_TEXT] = None
     """Peak learning rate of the text encoders. Default: learning_rate."""
-    text_encoder_2_lr: Annotated[float | None, Ge(0), FREE] = None
+    text_encoder_2_lr: Annotated[float | None, Ge(0), FREE, FOR_TEXT] = None
     """Peak learning rate of the second text encoder. Default: text_encoder_lr."""
-    stop_text_encoder_training: Annotated[float | None, Ge(0), Lt(1), SAME] = None
+    stop_text_encoder_training: Annotated[float | None, Ge(0), Lt(1), SAME, FOR_TEXT] = None
     """After this share of the steps, 0 to 1, the text encoders stay as they are."""
     block_lr_factors: Annotated[tuple[str, ...], SAME] = ()
     """Factors of the learning rate for blocks of the UNet, named likewise, e.g. down=0.5 mid=1 up.1=2."""
     scale_lr: Annotated[bool, FREE] = False
     """Multiply the learning rate by batch size, micro-steps and processes."""
-    lr_scheduler: Annotated[
-        Literal[
-            "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "wsd"
-        ],
-        FREE,
-    ] = "constant"
+    lr_scheduler: Annotated[Schedule, FREE] = "constant"
     """Course of the learning rate over the steps; wsd is constant and falls at the end, rex falls late."""
-    lr_warmup_steps: Annotated[int, Ge(0), FREE] = 0
+    lr_warmup_steps: Annotated[int, Ge(0), FREE, applies_when(lr_scheduler=get_args(Schedule)[1:])] = 0
     """Steps in which the learning rate rises from 0 (every schedule but "constant")."""
-    lr_num_cycles: Annotated[int, Gt(0), FREE] = 1
+    lr_num_cycles: Annotated[int, Gt(0), FREE, applies_when(lr_scheduler=("cosine_with_restarts",))] = 1
     """Restarts of cosine_with_restarts."""
-    lr_power: Annotated[float, Gt(0), FREE] = 1.0
+    lr_power: Annotated[float, Gt(0), FREE, applies_when(lr_scheduler=("polynomial",))] = 1.0
     """Exponent of polynomial."""
-    lr_decay_share: Annotated[float, Gt(0), Le(1), FREE] = 0.2
+    lr_decay_share: Annotated[float, Gt(0), Le(1), FREE, applies_when(lr_scheduler=("wsd",))] = 0.2
     """Share of the steps in which wsd falls to 0."""
     optimizer: Annotated[str, BY_CONTENT] = "adamw"
     """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, prodigy_plus_schedule_free, adafactor,
@@ -50,7 +51,7 @@ class OptimizerConfig:
     """The same as --optimizer adamw8bit."""
     optimizer_args: Annotated[tuple[str, ...], BY_CONTENT] = ()
     """More of the optimizer's own arguments, as name=value with Python's values, e.g. d_coef=2.0 betas=(0.9,0.99)."""
-    lora_plus_ratio: Annotated[float | None, Gt(0), SAME] = None
+    lora_plus_ratio: Annotated[float | None, Gt(0), SAME, applies_when(adapter=("lora",))] = None
     """LoRA+: the second matrix of each LoRA learns this many times faster; 16 is usual."""
     adam_beta1: Annotated[float, Ge(0), Lt(1), SAME] = 0.9
     """Decay of the optimizer's first moment."""
@@ -62,13 +63,13 @@ class OptimizerConfig:
     """Term that keeps Adam's division finite."""
     ema_decay: Annotated[float | None, Ge(0), Lt(1), SAME] = None
     """Draw and publish a moving average of the weights that keeps this share in each step, e.g. 0.999."""
-    prodigy_beta3: Annotated[float | None, Ge(0), Lt(1), BY_CONTENT] = None
+    prodigy_beta3: Annotated[float | None, Ge(0), Lt(1), BY_CONTENT, FOR_PRODIGY] = None
     """Decay of Prodigy's estimate of the learning rate. Default: the square root of adam_beta2."""
-    prodigy_decouple: Annotated[bool, BY_CONTENT] = True
+    prodigy_decouple: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
     """Weight decay as in AdamW."""
-    prodigy_use_bias_correction: Annotated[bool, BY_CONTENT] = True
+    prodigy_use_bias_correction: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
     """Adam's correction of the first steps, in Prodigy."""
-    prodigy_safeguard_warmup: Annotated[bool, BY_CONTENT] = True
+    prodigy_safeguard_warmup: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
     """Keep Prodigy's estimate from growing too far while the learning rate warms up."""
     max_grad_norm: Annotated[float, Ge(0), FREE] = 1.0
     """Gradients are scaled down to this norm; 0 for no clipping."""

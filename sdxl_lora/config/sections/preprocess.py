@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.checks import multiple_of_8_problem, part_problems
-from sdxl_lora.config.fields import PATH
+from sdxl_lora.config.fields import PATH, SET, applies_when
+
+FOR_UPLOAD = applies_when(push_to_hub=SET)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class SizeConfig:
     """Put pictures that are too small for their bucket into a smaller one instead of leaving them out."""
     enlarge_small: bool = False
     """Enlarge pictures that are too small for their bucket instead of leaving them out."""
-    min_bucket_side: Annotated[int | None, Gt(0)] = None
+    min_bucket_side: Annotated[int | None, Gt(0), applies_when(no_upscale=SET)] = None
     """With no_upscale: shortest side of a bucket, in pixels. Default: half the resolution."""
 
     @property
@@ -57,7 +59,7 @@ class ImageConfig:
 
     crop: Literal["center", "attention", "random"] = "center"
     """Where to cut what the bucket has no room for: at the centre, around what draws the eye, or at random."""
-    crops_per_picture: Annotated[int, Gt(0)] = 1
+    crops_per_picture: Annotated[int, Gt(0), applies_when(crop=("random",))] = 1
     """With --crop random: crops of each picture, each an example of its own."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Fixes the places of random crops."""
@@ -191,13 +193,13 @@ class DatasetConfig:
 
     format: Literal["folder", "parquet"] = "folder"
     """parquet: also write parquet/, shards with the pictures inside, for the Hub and for clusters."""
-    max_shard_mb: Annotated[int, Gt(0)] = 500
+    max_shard_mb: Annotated[int, Gt(0), applies_when(format=("parquet",))] = 500
     """Size of a parquet shard, at most (or one picture)."""
     push_to_hub: bool = False
     """Upload the dataset to the Hub, with its card: the shards with --format parquet, else the folder."""
-    hub_dataset_id: str | None = None
+    hub_dataset_id: Annotated[str | None, FOR_UPLOAD] = None
     """Repository to upload to, user/name. Default: the output folder's name, under the account that is logged in."""
-    hub_private: bool = True
+    hub_private: Annotated[bool, FOR_UPLOAD] = True
     """Create that repository as private."""
 
 

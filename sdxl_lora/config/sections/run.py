@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from sdxl_lora.config.fields import FREE, PATH
+from sdxl_lora.config.fields import FREE, PATH, SET, applies_when
+
+FOR_UPLOAD = applies_when(push_to_hub=SET)
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,13 @@ class LoggingConfig:
     """Report every N steps, the mean of the loss over them; between reports a GPU never waits for the host."""
     report_to: Annotated[Literal["tensorboard", "wandb", "trackio", "all", "none"], FREE] = "tensorboard"
     """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
-    logging_dir: Annotated[str, PATH, FREE] = "logs"
+    logging_dir: Annotated[str, PATH, FREE, applies_when(report_to=("tensorboard", "all"))] = "logs"
     """Folder of TensorBoard's files, inside output_dir."""
-    tracker_project_name: Annotated[str, FREE] = "sdxl-lora"
+    tracker_project_name: Annotated[str, FREE, applies_when(report_to=("tensorboard", "wandb", "trackio", "all"))] = (
+        "sdxl-lora"
+    )
     """Project in the tracker."""
-    tracker_run_name: Annotated[str | None, FREE] = None
+    tracker_run_name: Annotated[str | None, FREE, applies_when(report_to=("wandb", "trackio", "all"))] = None
     """Name of the run in the tracker. Default: output_dir's name."""
 
     def problems(self) -> list[str]:
@@ -73,9 +77,9 @@ class PublishConfig:
 
     push_to_hub: Annotated[bool, FREE] = False
     """Upload the LoRA files, the model card and its pictures to the Hub at the end."""
-    hub_model_id: Annotated[str | None, FREE] = None
+    hub_model_id: Annotated[str | None, FREE, FOR_UPLOAD] = None
     """Repository to upload to, user/name. Default: output_name, under the account that is logged in."""
-    hub_private: Annotated[bool, FREE] = True
+    hub_private: Annotated[bool, FREE, FOR_UPLOAD] = True
     """Create that repository as private."""
 
     def problems(self) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from sdxl_lora.config.dataset_spec import parse_entries
-from sdxl_lora.config.fields import flat_fields, flat_values, from_flat, replace_flat
+from sdxl_lora.config.fields import SET, applies_when, flat_fields, flat_values, from_flat, idle_settings, replace_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -18,6 +18,37 @@ def test_every_field_has_help(config_class):
 
 def test_every_setting_of_a_training_says_what_a_resumed_run_may_change():
     assert [name for name, field in flat_fields(TrainConfig).items() if field.resume_rule is None] == []
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, PreprocessConfig])
+def test_a_condition_names_settings_of_the_same_command_and_values_that_they_can_have(config_class):
+    fields, required = flat_fields(config_class), {"output_dir": "x", "input_dir": "y", "train_data_dir": "d"}
+    given = {name: value for name, value in required.items() if name in fields}
+    with_conditions = [field for field in fields.values() if field.applies_when]
+    assert len(with_conditions) >= 5
+    for field in with_conditions:
+        for name, wanted in field.applies_when.others:
+            for value in wanted:
+                others = {"best_by": {"similarity_model": "m", "validation_prompt": ("a cat",)}}.get(name, {})
+                bias = {"timestep_bias_multiplier": 2.0} if name == "timestep_bias_strategy" else {}
+                from_flat(config_class, {**given, **others, **bias, name: value})  # raises where it cannot be
+
+
+def test_a_setting_that_means_nothing_beside_the_others_is_told_and_nothing_else_is():
+    plain = {"train_data_dir": "d"}
+    assert idle_settings(flat_train_config(**plain)) == []
+    given = {**plain, "huber_c": 0.2, "prodigy_beta3": 0.9, "lr_power": 2.0, "early_stopping_min_delta": 0.1}
+    assert idle_settings(flat_train_config(**given)) == [
+        "lr_power has no effect: it is for lr_scheduler polynomial",
+        "prodigy_beta3 has no effect: it is for optimizer prodigy",
+        "huber_c has no effect: it is for loss_type huber or smooth_l1",
+        "early_stopping_min_delta has no effect: it is for validation_split or best_by similarity",
+    ]
+    used = {"loss_type": "huber", "optimizer": "prodigy", "lr_scheduler": "polynomial", "validation_split": 0.5}
+    assert idle_settings(flat_train_config(**given, **used)) == []
+    rule = applies_when(rank=SET, adapter=("lora", None))
+    for rank, adapter, holds in ((0, "loha", False), (4, "loha", True), (0, "lora", True), (0, None, True)):
+        assert rule.holds({"rank": rank, "adapter": adapter}) == holds
 
 
 def test_flat_values_make_an_equal_config():
