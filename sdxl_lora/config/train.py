@@ -95,7 +95,9 @@ class TrainConfig:
     def fingerprint(self) -> dict:
         """Return what a checkpoint holds of the settings, to be compared on a resume."""
         decides = "similarity" if self.evaluation.by_similarity else None  # loss is the default, said or not
-        return {**self.same_on_resume(), "best_by": decides, "optimizer_arguments": repr(self.optimizer.arguments)}
+        only_text = None if self.adapter.train_unet else False  # older checkpoints know of no such choice
+        choices = {"best_by": decides, "train_unet": only_text}
+        return {**self.same_on_resume(), **choices, "optimizer_arguments": repr(self.optimizer.arguments)}
 
     def __post_init__(self) -> None:
         tidy_paths(self)
@@ -112,6 +114,8 @@ class TrainConfig:
         of_text = ("text_encoder_lr", "text_encoder_2_lr", "stop_text_encoder_training")
         if not self.adapter.train_text_encoder and any(getattr(self.optimizer, name) is not None for name in of_text):
             problems.append(f"{', '.join(of_text)} need train_text_encoder")
+        if not self.adapter.train_unet:
+            problems += self._text_alone_problems()
         if self.objective.prediction_type == "flow":
             problems += flow_problems(self.objective, self.noise)
         elif self.objective.prediction_type and self.objective.flow_shift:
@@ -125,6 +129,25 @@ class TrainConfig:
             )
         if self.data.dataset_streaming:
             problems += self._streaming_problems()
+        return problems
+
+    def _text_alone_problems(self) -> list[str]:
+        """Return what cannot be where the UNet does not train."""
+        adapter, optimizer = self.adapter, self.optimizer
+        if not adapter.train_text_encoder:
+            return ["train_unet is off, and so is train_text_encoder: nothing would train, turn one of them on"]
+        problems = [
+            f"{name} is for the UNet: leave it out where train_unet is off"
+            for name, value in {
+                "block_ranks": adapter.block_ranks,
+                "block_lr_factors": optimizer.block_lr_factors,
+            }.items()
+            if value
+        ]
+        if optimizer.stop_text_encoder_training is not None:
+            problems.append("stop_text_encoder_training leaves nothing to train where train_unet is off: leave it out")
+        if optimizer.text_encoder_lr == 0 and optimizer.text_encoder_2_lr in (None, 0):
+            problems.append("text_encoder_lr 0 leaves nothing to train where train_unet is off: give a rate above 0")
         return problems
 
     def _memory_problems(self) -> list[str]:

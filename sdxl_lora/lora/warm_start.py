@@ -59,14 +59,15 @@ def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> W
             notes.append(f"{component}: {len(start[component])} modules of init_lora, rank {spell(ranks)}")
         else:
             notes.append(f"{component}: nothing in init_lora, it begins anew by the settings")
+    flag = "--train_text_encoder" if "unet" in components else "--train_unet"
     if left_out := sorted(set(start) - set(components)):
         notes.append(
             f"WARNING: init_lora also holds {' and '.join(left_out)}, which do not train and will be missing in the "
-            "new LoRA: --train_text_encoder takes them along"
+            f"new LoRA: {flag} takes them along"
         )
     start = {component: start[component] for component in components if component in start}
     if not start:
-        raise ValueError(f"{path} has nothing for {' or '.join(components)}: add --train_text_encoder.")
+        raise ValueError(f"{path} has nothing for {' or '.join(components)}: add {flag}.")
     return WarmStart(start, tuple(notes), file_sha256(file.path))
 
 

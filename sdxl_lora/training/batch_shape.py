@@ -217,6 +217,8 @@ def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) ->
     models = models_without_weights(base)
     values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
     trained = trained_components(models, config.adapter)
+    for model in models.values():
+        nn.Module.requires_grad_(model, False)
     for name, model in trained.items():
         dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
         nn.Module.to(model, dtype)  # diffusers' own warns

@@ -34,24 +34,21 @@ class LoraModel:
     """The model that trains, and what it trains with.
 
     Attributes:
-        components: the models with adapters, by name; `unet` is always there.
+        unet: without what Accelerate wraps around it; frozen where only text encoders train.
+        components: the models with adapters, by name.
         wrapped: what the loss calls, as Accelerate prepared it: the UNet, and both text encoders as one.
         text: embeddings of prompts, cached or by text encoders that train.
         scheduler: the noise schedule of the objective; sampling_scheduler: that of samples.
         start: the LoRA that the training began from.
     """
 
+    unet: nn.Module
     components: dict[str, Model]
     wrapped: list[nn.Module]
     text: TextEmbeddings
     scheduler: Schedule
     sampling_scheduler: Drawing
     start: WarmStart
-
-    @property
-    def unet(self) -> nn.Module:
-        """Without what Accelerate wraps around it."""
-        return self.components["unet"]
 
     @property
     def num_train_timesteps(self) -> int:
@@ -81,25 +78,27 @@ def build_model(
     compute = config.compute
     scheduler, sampling_scheduler = load_schedulers(base, config.objective)
     fault_point("loading")
-    components: dict[str, Model] = {"unet": load_base_unet(compute, base, accelerator.device, info)}
+    unet = load_base_unet(compute, base, accelerator.device, info)
+    models: dict[str, Model] = {"unet": unet}
     live = None
     if config.adapter.train_text_encoder:  # from here on prompts are read through the encoders as they are by then
         assert text.live_parts is not None, "prepare_data leaves encoders that train in memory"
         tokenizers, encoders = text.live_parts
         chunks = config.captions.max_caption_chunks
         live = LiveTextEncoder(tokenizers, TextEncoders(*encoders), text.encoders_key, chunks)
-        components |= dict(zip(ENCODERS, encoders, strict=True))
+        models |= dict(zip(ENCODERS, encoders, strict=True))
+    components = trained_components(models, config.adapter)
     start = warm_start_of(config.adapter, components)
     for note in start.notes:
         info(note)
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
-    for name, model in components.items():
+    for name, model in models.items():
         if name == "unet":
             set_computation(model, compute, config.adapter.has_dropout, info)
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-    bare = [components["unet"], *([live.encoders] if live else [])]
+    bare = [unet, *([live.encoders] if live else [])]
     for model in bare:
         send_only_what_trains(accelerator, model)
     if is_recorded_by_several(compute, accelerator.num_processes):  # as it is, without DDP
@@ -108,8 +107,15 @@ def build_model(
             [parameter for model in components.values() for parameter in adapter_parameters(model).values()]
         )
     else:
-        wrapped = [accelerator.prepare(model) for model in bare]
-    return LoraModel(components, wrapped, live or text, scheduler, sampling_scheduler, start)
+        wrapped = [prepared(accelerator, model) for model in bare]
+    return LoraModel(unet, components, wrapped, live or text, scheduler, sampling_scheduler, start)
+
+
+def prepared(accelerator, model: nn.Module) -> nn.Module:
+    """As Accelerate wraps it; without DDP, which refuses it, where nothing of it trains."""
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return accelerator.prepare(model)
+    return accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def is_recorded_by_several(compute: ComputeConfig, processes: int) -> bool:
@@ -123,7 +129,7 @@ def trained_components(models: Mapping[str, Model], adapter: AdapterConfig) -> d
 
 def trained_names(adapter: AdapterConfig) -> list[str]:
     """The names of the models that get adapters."""
-    return ["unet", *(ENCODERS if adapter.train_text_encoder else ())]
+    return [*(["unet"] if adapter.train_unet else []), *(ENCODERS if adapter.train_text_encoder else ())]
 
 
 def warm_start_of(adapter: AdapterConfig, components: Iterable[str]) -> WarmStart:

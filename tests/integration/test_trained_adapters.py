@@ -4,8 +4,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
+from sdxl_lora.errors import CheckpointError, ConfigError
+from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.state import lora_state
-from tests.helpers.runs import column, first_batch, weights_of
+from tests.helpers.adapters import kohya_file, tiny_with_lora
+from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
 
 
 def test_only_adapter_weights_move(train, tiny_base):
@@ -61,6 +64,47 @@ def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, 
         embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
         torch.testing.assert_close(embeds[0], trained["prompt_embeds"], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(pooled[0], trained["pooled_embeds"], atol=1e-4, rtol=1e-4)
+
+
+def test_text_encoders_train_alone_resume_exactly_and_their_file_holds_nothing_else(train, tiny_base, tmp_path):
+    alone = {"train_text_encoder": True, "train_unet": False, "learning_rate": 1e-2, "ema_decay": 0.9}
+    whole = train(**alone, output_dir=str(tmp_path / "whole"))
+    trained = train.trained.model
+    with train.trained.evaluator.shown.shown():
+        read = trained.text.read("a tabby cat")
+    base = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").state_dict()
+    state = trained.unet.state_dict()
+    assert state.keys() == base.keys() and all(torch.equal(state[name], base[name]) for name in base)
+    assert not any(parameter.requires_grad for parameter in trained.unet.parameters())
+    moved = {name for name, tensor in weights_of(whole, 4).items() if ".lora_B." in name and tensor.any()}
+    assert {name.split(".")[0] for name in moved} == {"text_encoder", "text_encoder_2"}
+    train(**alone, max_train_steps=2)
+    assert_equal_weights(weights_of(train(**alone), 4), weights_of(whole, 4))
+    for name in ("pytorch_lora_weights.safetensors", "whole.safetensors"):
+        assert {component for component, _ in read_lora(whole / name).adapters} == {"text_encoder", "text_encoder_2"}
+        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+        fresh.load_lora_weights(whole, weight_name=name)
+        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
+        torch.testing.assert_close(embeds[0], read["prompt_embeds"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled[0], read["pooled_embeds"], atol=1e-4, rtol=1e-4)
+
+
+def test_what_would_leave_nothing_to_train_is_refused(train, train_config, tmp_path):
+    for settings, words in (
+        ({}, "nothing would train"),
+        ({"train_text_encoder": True, "block_ranks": ("up=2",)}, "block_ranks is for the UNet"),
+        ({"train_text_encoder": True, "block_lr_factors": ("up=2",)}, "block_lr_factors is for the UNet"),
+        ({"train_text_encoder": True, "stop_text_encoder_training": 0.5}, "leaves nothing to train"),
+        ({"train_text_encoder": True, "text_encoder_lr": 0.0}, "leaves nothing to train"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train_config(train_unet=False, **settings)
+    file = kohya_file(tmp_path, tiny_with_lora(4, 3, components=("unet",))[1])
+    with pytest.raises(ConfigError, match="has nothing for text_encoder or text_encoder_2: add --train_unet"):
+        train(train_text_encoder=True, train_unet=False, init_lora=str(file))
+    train(train_text_encoder=True, max_train_steps=1)
+    with pytest.raises(CheckpointError, match="train_unet"):
+        train(train_text_encoder=True, train_unet=False, max_train_steps=2)
 
 
 def test_text_encoders_have_rates_of_their_own_and_an_end(train):

@@ -10,8 +10,9 @@ BASIC = {
     ),
     TrainConfig: (
         "output_dir", "pretrained_model_name_or_path", "train_data_dir", "num_train_epochs", "max_train_steps",
-        "learning_rate", "train_batch_size", "resolution", "rank", "lora_alpha", "train_text_encoder", "optimizer",
-        "lr_scheduler", "mixed_precision", "gradient_checkpointing", "checkpointing_epochs", "validation_prompt",
+        "learning_rate", "train_batch_size", "resolution", "rank", "lora_alpha", "train_text_encoder", "train_unet",
+        "optimizer", "lr_scheduler", "mixed_precision", "gradient_checkpointing", "checkpointing_epochs",
+        "validation_prompt",
     ),
 }  # fmt: skip
 
@@ -49,6 +50,7 @@ LABELS = {
         "num_train_epochs": "Epochs",
         "train_batch_size": "Batch size",
         "train_text_encoder": "Train the text encoders too",
+        "train_unet": "Train the UNet",
         "lr_scheduler": "Schedule",
         "lr_warmup_steps": "Warm-up steps",
         "mixed_precision": "Precision",
@@ -110,6 +112,7 @@ HELP = {  # of the fields in view, in words for who knows no flags; the others h
         "rank": "Room for what is learned, and the size of the file: 8 to 32 suit most subjects.",
         "lora_alpha": "How strongly it is applied, beside the rank. Leave it empty for the rank's own number.",
         "train_text_encoder": "Helps with odd trigger words; costs time and memory.",
+        "train_unet": "Untick it to train the text encoders alone.",
         "optimizer": "adamw is the usual one; the 8-bit ones save memory; prodigy finds its own rate.",
         "lr_scheduler": "How the learning rate goes on: as it is, or down towards the end.",
         "mixed_precision": "auto takes what your graphics card is best at.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sdxl_lora.config.checks import blocks_problems
-from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME, applies_when
+from sdxl_lora.config.fields import BY_CONTENT, PATH, SAME, SET, applies_when
 
 AUTO, DEFAULT_TARGETS = "auto", "attention+ff"
 
@@ -48,11 +48,13 @@ class AdapterConfig:
     target_modules: Annotated[str, SAME] = AUTO
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression.
     auto: those of the run before on a resume; else attention+ff, the attention and feed-forward layers."""
-    block_ranks: Annotated[tuple[str, ...], SAME] = ()
+    block_ranks: Annotated[tuple[str, ...], SAME, applies_when(train_unet=SET)] = ()
     """Other ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0; 0 leaves a block out, alpha / rank stays.
     Blocks are down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest name counts."""
     train_text_encoder: Annotated[bool, SAME] = False
     """Also train a LoRA on both text encoders; captions are then encoded anew in every step."""
+    train_unet: Annotated[bool, BY_CONTENT, applies_when(train_text_encoder=SET)] = True
+    """Train a LoRA on the UNet; without it, on the text encoders alone."""
 
     @property
     def targets(self) -> str:

@@ -30,7 +30,7 @@ class OptimizerConfig:
     """Peak learning rate of the second text encoder. Default: text_encoder_lr."""
     stop_text_encoder_training: Annotated[float | None, Ge(0), Lt(1), SAME, FOR_TEXT] = None
     """After this share of the steps, 0 to 1, the text encoders stay as they are."""
-    block_lr_factors: Annotated[tuple[str, ...], SAME] = ()
+    block_lr_factors: Annotated[tuple[str, ...], SAME, applies_when(train_unet=SET)] = ()
     """Factors of the learning rate for blocks of the UNet, named likewise, e.g. down=0.5 mid=1 up.1=2."""
     scale_lr: Annotated[bool, FREE] = False
     """Multiply the learning rate by batch size, micro-steps and processes."""

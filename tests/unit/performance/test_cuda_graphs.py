@@ -24,6 +24,7 @@ CASES = {
     "dropout, two micro-steps": {"lora_dropout": 0.2, "gradient_accumulation_steps": 2},
     "fp16": {"mixed_precision": "fp16"},
     "text encoders": {"train_text_encoder": True},
+    "text encoders alone": {"train_text_encoder": True, "train_unet": False},
     "averaged": {"ema_decay": 0.9, "optimizer": "adamw8bit"},
 }
 

@@ -27,6 +27,7 @@ CASES = {
         "target_modules": "all-linear+conv", "block_ranks": ("mid=1", "down.0=0"),
     },
     "text encoders": {"train_text_encoder": True, "use_dora": True, "gradient_accumulation_steps": 2},
+    "text encoders alone": {"train_text_encoder": True, "train_unet": False, "gradient_checkpointing": True},
     "lokr": {"adapter": "lokr", "max_cached_captions": 1, "proportion_empty_prompts": 0.5},
 }  # fmt: skip
 

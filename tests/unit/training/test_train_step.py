@@ -79,15 +79,15 @@ def preserving(built, train_step):
     return train_step.on_device(built.data.collator(train_step.shape)(samples, preserves=True))
 
 
-@pytest.mark.parametrize("trains_text", [False, True])
-def test_a_preserving_step_learns_what_the_base_predicts_for_the_class(
-    build, tmp_path, captioned_photographs, trains_text
-):
+@pytest.mark.parametrize(
+    "trained", [{}, {"train_text_encoder": True}, {"train_text_encoder": True, "train_unet": False}]
+)
+def test_a_preserving_step_learns_what_the_base_predicts_for_the_class(build, tmp_path, captioned_photographs, trained):
     """Nothing with an adapter that is zero; else the target is that of a base that never had one."""
     entry = f"{{train_data_dir: '{captioned_photographs}', trigger_word: sks}}"
     settings = {
         "train_data_dir": None, "datasets": (entry,), "output_preservation": 0.5, "preservation_class": "thing",
-        "train_text_encoder": trains_text, "train_batch_size": 2, "snr_gamma": 5.0, "prior_loss_weight": 2.0,
+        **trained, "train_batch_size": 2, "snr_gamma": 5.0, "prior_loss_weight": 2.0,
     }  # fmt: skip
     built = build(**settings)
     train_step = step_of(built)
@@ -100,7 +100,7 @@ def test_a_preserving_step_learns_what_the_base_predicts_for_the_class(
             parameter.add_(0.05)
     batch = preserving(built, train_step)  # read anew by text encoders that have changed
     losses = train_step.compute({**batch, "share": torch.ones(())})
-    assert losses.min() > 1e-4
+    assert losses.min() > (1e-4 if trained.get("train_unet", True) else 1e-6)  # captions alone change less
     assert all(parameter.grad is not None for parameter in built.model.adapter_parameters().values())
     target = train_step.base_prediction(batch)
     torch.testing.assert_close(target, prediction_of_the_base_alone(built, batch, "thing"), rtol=1e-4, atol=1e-5)
