@@ -25,8 +25,9 @@ from webui.settings.fields import (
     problems_by_field,
     typed_value,
 )
-from webui.settings.labels import BASIC, LABELS
+from webui.settings.labels import BASIC, LABELS, groups_of
 from webui.settings.workspace import Workspace, inside, load_workspace
+from webui.widgets.finder import facts
 from webui.widgets.forms import Form, preprocess_config, train_config
 from webui.widgets.widgets import form
 
@@ -168,6 +169,22 @@ def test_without_settings_the_page_has_its_own_folders_and_an_older_one_stays_in
     named = load_workspace(None, {"LORAS_DIR": str(tmp_path / "disk")})
     named.make_folders()
     assert not named.loras.exists(), "a disk that is not there today is not made up"
+
+
+# --- what is found and shown of it, see finder.js ---
+
+
+def test_the_script_knows_of_each_field_what_it_begins_with_its_section_and_its_condition():
+    with gr.Blocks():
+        widgets = form(TrainConfig, {}, {"output_dir": "", "loras_dir": "l"}, "train")
+    known = facts(TrainConfig, widgets)
+    assert list(known) == list(fields_of(TrainConfig)) == list(widgets)
+    assert known["rank"] == {"default": 16, "section": 0, "when": []}
+    assert known["loras_dir"]["default"] == "l"
+    assert known["huber_c"]["when"] == [["loss_type", ["huber", "smooth_l1"]]]
+    assert known["flow_shift"]["when"] == [["prediction_type", ["", "flow"]]]
+    assert known["text_encoder_lr"]["when"] == [["train_text_encoder", []]]
+    assert list(groups_of(TrainConfig))[known["huber_c"]["section"]] == fields_of(TrainConfig)["huber_c"].section
 
 
 # --- the same as a file and as a command ---

@@ -21,6 +21,7 @@ from webui.runs.others import runs_of_others
 from webui.settings.fields import entered_value, fields_of
 from webui.settings.presets import CARDS, card_for, preset, prompts_of
 from webui.widgets.events import QUIET
+from webui.widgets.finder import begin_script
 from webui.widgets.forms import Form, train_config
 from webui.widgets.settings_box import SettingsBox
 from webui.widgets.widgets import form
@@ -92,11 +93,13 @@ class TrainTab:
     def _listen(self) -> None:
         """What a preset sets is shown at once; then, where there is a dataset, what such a training takes."""
         choice = [self.subject, self.card]
-        fields = [self.form.widgets[name] for name in preset("", "")]
+        names = list(preset("", ""))
+        fields = [self.form.widgets[name] for name in names]
         prompts, dataset = (self.form.widgets[name] for name in ("validation_prompt", "train_data_dir"))
         asked = [self.card, *self.inputs]
         for chooser in choice:
-            chooser.input(preset_values, choice, fields, **QUIET).then(
+            shown = chooser.input(preset_values, choice, fields, **QUIET)
+            shown.then(None, fields, None, js=begin_script("train", names), **QUIET).then(
                 self.suggested, [self.subject, dataset, prompts], prompts, **QUIET
             ).then(self.told_if_complete, asked, [self.plan, self.problems], **QUIET)
         self.ask.click(self.told, asked, [self.plan, self.problems], **QUIET)

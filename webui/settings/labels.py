@@ -126,6 +126,15 @@ ACRONYMS = {"lr": "learning rate", "snr": "SNR", "vae": "VAE", "dora": "DoRA", "
             "tf32": "TF32", "8bit": "8-bit", "dir": "folder", "num": "number of", "hub": "Hub"}  # fmt: skip
 
 
+def groups_of(config_class: type) -> dict[str, list[str]]:
+    """The names of the fields by title: first, under "", those that are always in view, then each section's others."""
+    groups = {"": list(BASIC[config_class])}
+    for name, field in fields_of(config_class).items():
+        if name not in groups[""]:
+            groups.setdefault(field.section, []).append(name)
+    return groups
+
+
 def label_of(config_class: type, name: str) -> str:
     if name in LABELS[config_class]:
         return LABELS[config_class][name]

@@ -9,6 +9,7 @@
     const refused = new Set(ids.map((id) => root.querySelector(`#${CSS.escape(id)} :is(input, textarea)`)));
     root.querySelectorAll("[aria-invalid=true]").forEach((one) => refused.has(one) || one.removeAttribute("aria-invalid"));
     refused.forEach((one) => one?.setAttribute("aria-invalid", "true"));
+    root.dispatchEvent(new Event("refused"));
   };
   new MutationObserver(mark).observe(root, { subtree: true, childList: true, attributeFilter: ["data-refused"] });
 }

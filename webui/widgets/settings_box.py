@@ -45,6 +45,7 @@ class SettingsBox:
             [*more, problems, *form.inputs],
             [self.command, self.yaml, problems],
             trigger_mode="always_last",
+            js=f'(...entered) => (window.sdxlLoraFinders?.["{prefix}"]?.ask(), entered)',
             **QUIET,
         )
         self.upload.upload(

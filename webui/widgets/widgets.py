@@ -10,7 +10,8 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from webui.locale.i18n import T
 from webui.settings.fields import Field, entered_value, fields_of
-from webui.settings.labels import BASIC, help_of, label_of
+from webui.settings.labels import groups_of, help_of, label_of
+from webui.widgets.finder import Finder
 
 Choices = Sequence[str | tuple]
 
@@ -50,7 +51,7 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
 def form(
     config_class: type, suggestions: Mapping[str, Choices], values: Mapping[str, object], prefix: str
 ) -> dict[str, gr.components.Component]:
-    """Widgets by field, in the fields' order.
+    """Widgets by field, in the fields' order, below what finds them.
 
     Args:
         suggestions: more choices for fields, by name; what is typed may be something else.
@@ -64,17 +65,22 @@ def form(
         value = values[name] if name in values else entered_value(fields[name], fields[name].default)
         made[name] = widget(config_class, fields[name], suggestions.get(name), value, f"{prefix}-{name}")
 
-    with gr.Group(elem_classes="fields"):
-        for name in BASIC[config_class]:
+    above = gr.Column()
+    (_, basic), *others = groups_of(config_class).items()
+    with gr.Group(elem_classes="fields", elem_id=f"{prefix}-section-0"):
+        for name in basic:
             make(name)
-    rest = [name for name in fields if name not in made]
-    for section in dict.fromkeys(field.section for field in fields.values()):
-        names = [name for name in rest if fields[name].section == section]
-        if names:
-            with gr.Accordion(T(section), open=False), gr.Group(elem_classes="fields"):
-                for name in names:
-                    make(name)
-    return {name: made[name] for name in fields}
+    for number, (section, names) in enumerate(others, start=1):
+        with (
+            gr.Accordion(T(section), open=False, elem_id=f"{prefix}-section-{number}"),
+            gr.Group(elem_classes="fields"),
+        ):
+            for name in names:
+                make(name)
+    in_order = {name: made[name] for name in fields}
+    with above:
+        Finder(config_class, in_order, prefix)
+    return in_order
 
 
 def widget(

@@ -1,0 +1,75 @@
+"""Finds a form's settings, shows those that were changed, and each only where it means something. finder.js does it, in
+the browser alone.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdxl_lora.config.fields import flat_fields
+from webui.locale.i18n import LANGUAGES, say
+from webui.settings.fields import entered_value, fields_of
+from webui.settings.labels import groups_of
+from webui.widgets.events import QUIET
+
+
+def words(language: str) -> dict[str, str]:
+    return {
+        "find": say(language, "Find a setting"),
+        "changed": say(language, "Only what I changed"),
+        "count": say(language, "{count} of {all} settings", count="{count}", all="{all}"),
+        "none": say(language, "No setting is found."),
+        "only": say(language, "Only with {rule}", rule="{rule}"),
+    }
+
+
+@cache
+def finder_script() -> str:
+    by_language = {language: words(language) for language in LANGUAGES}
+    script = (Path(__file__).parent / "finder.js").read_text(encoding="utf-8")
+    return script.replace("FINDER_WORDS", json.dumps(by_language, ensure_ascii=False))
+
+
+class Finder:
+    """The search and the tick above a form.
+
+    Args:
+        widgets: by the setting's name, in the order of the form's inputs.
+        prefix: of the widgets' ids.
+    """
+
+    def __init__(self, config_class: type, widgets: Mapping[str, gr.components.Component], prefix: str):
+        data = json.dumps({"prefix": prefix, "settings": facts(config_class, widgets)}, ensure_ascii=False)
+        bar = gr.HTML(
+            f'<div class="finder" data-form="{escape(data)}"><input type="search">'
+            '<label><input type="checkbox"></label><span role="status"></span><style></style></div>',
+            js_on_load=finder_script(),
+            padding=False,
+        )
+        take = f'(...values) => window.sdxlLoraFinders["{prefix}"].take(values)'
+        bar.values(None, [*widgets.values()], None, js=take, **QUIET)
+
+
+def begin_script(prefix: str, names: list[str]) -> str:
+    """JavaScript by which what these fields hold, the event's inputs, counts as what they began with."""
+    return f'(...values) => window.sdxlLoraFinders["{prefix}"].begin({json.dumps(names)}, values)'
+
+
+def facts(config_class: type, widgets: Mapping[str, gr.components.Component]) -> dict[str, dict[str, Any]]:
+    """What the script knows of each setting: what its field begins with, its section, and where it means something."""
+    sections = {name: place for place, names in enumerate(groups_of(config_class).values()) for name in names}
+    settings, fields = flat_fields(config_class), fields_of(config_class)
+    found = {}
+    for name, widget in widgets.items():
+        rule = settings[name].applies_when
+        others = [
+            [other, [entered_value(fields[other], value) for value in wanted]]
+            for other, wanted in (rule.others if rule else ())
+        ]
+        found[name] = {"default": getattr(widget, "value", None), "section": sections[name], "when": others}
+    return found
