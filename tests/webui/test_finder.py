@@ -74,5 +74,7 @@ def test_a_refused_field_in_a_closed_fold_is_opened_and_the_page_is_french_where
     until(lambda: "huber_c" not in seen(page))
     page.locator("#train").click()
     until(lambda: "huber_c" in seen(page))
+    page.locator("#train-problems button", has_text="Seuil de Huber").click()
+    assert page.evaluate("document.activeElement.closest('#train-huber_c') !== null"), "a problem leads to its field"
     shoot(page, "refused-in-french")
     page.context.close()

@@ -230,6 +230,7 @@ def test_a_folder_that_is_not_there_is_told_at_the_press_and_not_when_its_turn_c
     assert complaint(PreprocessConfig, prepare, output_dir="d", input_dir=there) == ""
     said = complaint(PreprocessConfig, prepare, output_dir="d", input_dir=gone)
     assert "is not a folder on this machine" in said and "#input_dir::after" in said
+    assert '<li><button type="button" data-field="input_dir">' in said, "it leads to its field"
     assert complaint(TrainConfig, train, output_dir="r", train_data_dir=there) == ""
     assert "is not a folder" in complaint(TrainConfig, train, output_dir="r", train_data_dir=gone)
     assert complaint(TrainConfig, train, gone, output_dir="r", train_data_dir=gone) == "", "a job will have made it"

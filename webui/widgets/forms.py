@@ -57,7 +57,7 @@ class Form:
             problems = list(error.problems)
         if not problems:
             return ""
-        lines = "".join(f"<li>{escape(self.named(language, problem))}</li>" for problem in problems)
+        lines = "".join(f"<li>{self.leading(language, problem)}</li>" for problem in problems)
         title = escape(say(language, "This has to be mended first:"))
         marks = self.marks(language, problems)
         by_field, _ = problems_by_field(self.config_class, problems)
@@ -81,6 +81,14 @@ class Form:
                 )
                 rules.append(f'{field}::after{{content:"{words}";display:block;color:var(--bad);padding:.4rem .2rem}}')
         return "".join(rules)
+
+    def leading(self, language: str, problem: str) -> str:
+        """The problem as a button that leads to its field, see marks.js; as text where it has none."""
+        by_field, _ = problems_by_field(self.config_class, (problem,))
+        words, field = escape(self.named(language, problem)), next((n for n in by_field if n in self.widgets), None)
+        if field is None:
+            return words
+        return f'<button type="button" data-field="{escape(str(self.widgets[field].elem_id))}">{words}</button>'
 
     def named(self, language: str, problem: str) -> str:
         """The problem, behind the name that its first field has on the page."""

@@ -1,4 +1,4 @@
-// Tells those who do not see the frames which fields are refused.
+// Tells those who do not see the frames which fields are refused, and leads to each.
 {
   const root = element.closest(".sdxl-lora");
   let before = "";
@@ -11,5 +11,11 @@
     refused.forEach((one) => one?.setAttribute("aria-invalid", "true"));
     root.dispatchEvent(new Event("refused"));
   };
+  root.addEventListener("click", (event) => {
+    const id = event.target.closest("[data-field]")?.dataset.field;
+    const field = id && root.querySelector(`#${CSS.escape(id)} :is(input, textarea)`);
+    field?.scrollIntoView({ block: "center" });
+    field?.focus({ preventScroll: true });
+  });
   new MutationObserver(mark).observe(root, { subtree: true, childList: true, attributeFilter: ["data-refused"] });
 }
