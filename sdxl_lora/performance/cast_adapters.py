@@ -26,6 +26,9 @@ class Adapted(Protocol):
     def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return each layer's (rank, in), and each layer's (out, rank)."""
 
+    def forget(self) -> None:
+        """Let go of `cast`, and of what was made of it."""
+
 
 def cast_at_once(model: nn.Module, adapted: Sequence[Adapted]) -> None:
     """Let the model's forward give each of `adapted` its `cast`, where the products are not in the adapters' precision.
@@ -57,11 +60,6 @@ def cast_at_once(model: nn.Module, adapted: Sequence[Adapted]) -> None:
     model.forward = cast_first
 
 
-def _forget(adapted: Sequence[Adapted]) -> None:
-    for one in adapted:
-        one.cast = None
-
-
 class _CastAll(torch.autograd.Function):
     """Parameters in another precision: to autograd, to DDP and to recomputing it is no more than that."""
 
@@ -73,7 +71,8 @@ class _CastAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        _forget(ctx.adapted)  # what is recomputed has been by now
+        for one in ctx.adapted:  # what is recomputed has been by now
+            one.forget()
         return None, None, None, *cast_into_one(gradients, ctx.dtype, ctx.shapes)
 
 

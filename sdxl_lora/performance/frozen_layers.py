@@ -2,24 +2,29 @@
 
 A frozen convolution's input gradient needs its weight alone, but torch keeps its input as well. GEGLU's needs the
 projection alone, but torch keeps the gate's GELU too, which is made again here. Diffusers' blocks divide their output
-by a number that is 1 in SDXL, which is left out. Knows no LoRA, no config.
+by a number that is 1 in SDXL, which is left out, and each of them takes the SiLU of the one embedding of the timestep,
+which is taken once. Knows no LoRA, no config.
 """
 
+from typing import Any
+
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def use_memory_saving_layers(model: nn.Module, compiles: bool = False) -> None:
-    """Let the model's frozen convolutions and its GEGLUs keep less, and leave out its divisions by 1.
+def use_memory_saving_layers(model: nn.Module, compiles: bool = False, trains_text: bool = False) -> None:
+    """Let the model's frozen convolutions and its GEGLUs keep less, and leave out what does nothing or is done before.
 
     Names, parameters and results stay as they are.
 
     Args:
         compiles: all but convolutions is left to the compiler, which chooses by itself what to make again.
+        trains_text: gradients go to the text, and by the timestep's embedding, which it is added to.
     """
     for layer in model.modules():
         if type(layer) is nn.Conv2d and not layer.weight.requires_grad and pads_with_zeros(layer):
@@ -28,6 +33,29 @@ def use_memory_saving_layers(model: nn.Module, compiles: bool = False) -> None:
             layer.__class__ = LeanGEGLU
         elif type(layer) in DIVISORS and not compiles and getattr(layer, DIVISORS[type(layer)]) == 1:
             setattr(layer, DIVISORS[type(layer)], NoDivisor())
+    if isinstance(model, UNet2DConditionModel) and not (compiles or trains_text):
+        activate_time_once(model)
+
+
+def activate_time_once(unet: Any) -> None:
+    """Let a UNet activate its timestep's embedding, and its blocks take it so: diffusers has a switch for either.
+
+    Not where a gradient goes through it: its sum would be rounded otherwise.
+    """
+    made_by = [module for module in (unet.time_embedding, unet.add_embedding) if module is not None]
+    if any(parameter.requires_grad for module in made_by for parameter in module.parameters()):
+        return
+    resnets: list[Any] = [layer for layer in unet.modules() if isinstance(layer, READ_TIME)]
+    if unet.time_embed_act is None and all(takes_silu_of_time(layer) for layer in resnets):
+        unet.time_embed_act = nn.SiLU()
+        for layer in resnets:
+            layer.skip_time_act = True
+
+
+def takes_silu_of_time(layer: Any) -> bool:
+    """Return whether it takes the SiLU of the timestep's embedding by itself."""
+    is_silu = type(layer) is ResnetBlock2D and isinstance(layer.nonlinearity, nn.SiLU)
+    return is_silu and not layer.skip_time_act and layer.time_emb_proj is not None
 
 
 class NoDivisor:
@@ -37,6 +65,7 @@ class NoDivisor:
         return dividend
 
 
+READ_TIME = (ResnetBlock2D, ResnetBlockCondNorm2D)
 DIVISORS = {ResnetBlock2D: "output_scale_factor", Attention: "rescale_output_factor"}  # of their outputs
 
 

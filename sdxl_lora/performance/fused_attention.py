@@ -1,10 +1,12 @@
 """Attention whose projections of one input, each with its LoRA, are one function: query, key and value in
-self-attention, key and value of the text in cross-attention.
+self-attention, keys and values of the text in all cross-attention of a model.
 
-Their first factors are one product, their second factors one batch of products, and their input's gradient is added up
-where it arises. Half precision rounds fewer times so; in float32, where nothing is cast, layers compute one by one.
+Their frozen weights lie one below the other and are one product, as are their first factors; their second factors are
+one batch of products. Half precision rounds fewer times so; in float32, where nothing is cast, layers compute one by
+one.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +24,16 @@ class SharedInput:
     def __init__(self, layers: Sequence[Any]):
         self.layers = list(layers)
         self.cast: tuple[Tensor, Tensor] | None = None
+        self.ahead: Sequence[Tensor] | None = None  # the outputs, where they were computed at the forward's beginning
 
     def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return all first factors and all second ones."""
         downs, ups = zip(*(layer.factors() for layer in self.layers), strict=True)
         return [down for (down,) in downs], [up for (up,) in ups]
+
+    def forget(self) -> None:
+        """Let go of what was made for a forward and its backward."""
+        self.cast = self.ahead = None
 
     def computes(self) -> bool:
         """Return whether the adapters are cast, none is switched off or merged, and their scale is one still."""
@@ -36,41 +43,54 @@ class SharedInput:
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """Each layer's output (..., out) of x (..., in)."""
+        if self.ahead is not None:
+            return self.ahead
         assert self.cast is not None
         downs, ups = self.cast
-        frozen: list[Any] = []
-        for layer in self.layers:
-            weight = packed_weight(layer.base_layer)
-            assert weight is not None
-            frozen += [*weight, layer.base_layer.bias]
         (scale,) = self.layers[0].scaling.values()
         return _SharedInput.apply(
-            x.to(downs.dtype), downs, ups.view(len(self.layers), -1, ups.shape[1]), scale, *frozen
+            x.to(downs.dtype), downs, ups.view(len(self.layers), -1, ups.shape[1]), scale, *self._frozen(downs.dtype)
         )
+
+    def _frozen(self, dtype: torch.dtype) -> list[Any]:
+        """Each layer's PackedWeight and its bias, one after the other; of joined weights in that precision, of all."""
+        bases = [layer.base_layer for layer in self.layers]
+        if (joined := joined_weight(bases)) is not None and joined.dtype == dtype:  # else their copy would be large
+            return [joined, None, "dense", False, None]
+        frozen: list[Any] = []
+        for base in bases:
+            weight = packed_weight(base)
+            assert weight is not None
+            frozen += [*weight, base.bias]
+        return frozen
 
 
 class _SharedInput(torch.autograd.Function):
-    """x (..., in), downs (n * rank, in), ups (n, out, rank), and of each of n layers its PackedWeight and its bias."""
+    """x (..., in), downs (n * rank, in), ups (n, out, rank), and of n layers, or of all as one, `frozen`."""
 
     @staticmethod
     def forward(ctx, x, downs, ups, scale, *frozen):
         count, width, rank = ups.shape
-        layers = [(PackedWeight(*frozen[at : at + 4]), frozen[at + 4]) for at in range(0, 5 * count, 5)]
+        layers = [(PackedWeight(*frozen[at : at + 4]), frozen[at + 4]) for at in range(0, len(frozen), 5)]
         rows = x.reshape(-1, x.shape[-1])
         inner = rows.mm(downs.t()).view(-1, count, rank).transpose(0, 1)
-        out = rows.new_empty(count, len(rows), width)
-        for into, (weight, bias) in zip(out, layers, strict=True):
-            weight.product(rows, bias, width, into)
+        if len(layers) == 1:
+            out = layers[0][0].product(rows, None, count * width).view(-1, count, width).transpose(0, 1)
+        else:
+            out = rows.new_empty(count, len(rows), width)
+            for into, (weight, bias) in zip(out, layers, strict=True):
+                weight.product(rows, bias, width, into)
         out.baddbmm_(inner, ups.transpose(1, 2), alpha=scale)
         ctx.save_for_backward(rows, inner, downs, ups, *(tensor for weight, _ in layers for tensor in weight[:2]))
-        ctx.how, ctx.scale = [weight[2:] for weight, _ in layers], scale
+        ctx.how, ctx.scale, ctx.frozen = [weight[2:] for weight, _ in layers], scale, len(frozen)
         return tuple(each.view(*x.shape[:-1], width) for each in out)
 
     @staticmethod
     def backward(ctx, *gradients):
         rows, inner, downs, ups, *packed = ctx.saved_tensors
         count, width, rank = ups.shape
-        out_gradients = torch.stack([gradient.reshape(-1, width) for gradient in gradients])
+        joined = torch.cat([gradient.reshape(-1, width) for gradient in gradients], dim=1)
+        out_gradients = joined.view(-1, count, width).transpose(0, 1)
         up_gradients = out_gradients.transpose(1, 2).bmm(inner)
         inner_gradient = rows.new_empty(len(rows), count * rank)
         torch.bmm(out_gradients, ups, out=inner_gradient.view(-1, count, rank).transpose(0, 1))
@@ -81,24 +101,57 @@ class _SharedInput(torch.autograd.Function):
         x_gradient = None
         if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
             x_gradient = inner_gradient.mm(downs)
-            for gradient, codes, scales, how in zip(out_gradients, packed[::2], packed[1::2], ctx.how, strict=True):
+            of_layers = [joined] if len(ctx.how) == 1 else out_gradients
+            for gradient, codes, scales, how in zip(of_layers, packed[::2], packed[1::2], ctx.how, strict=True):
                 PackedWeight(codes, scales, *how).add_input_gradient(gradient, x_gradient)
             x_gradient = x_gradient.view(*gradients[0].shape[:-1], -1)
-        return x_gradient, down_gradients, up_gradients, None, *[None] * (5 * count)
+        return x_gradient, down_gradients, up_gradients, None, *[None] * ctx.frozen
+
+
+def join_weights(layers: Sequence[Any], device: torch.device | None = None) -> None:
+    """Let the weights of frozen linear layers lie one below the other in memory, where all are dense and have no bias.
+
+    They stay the layers' own: names and values are as before.
+
+    Args:
+        device: where they go, as moving them there later would part them; None to stay.
+    """
+    if all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
+        joined = torch.cat([layer.weight.detach() for layer in layers]).to(device)
+        for layer, part in zip(layers, joined.chunk(len(layers)), strict=True):
+            layer.weight.data = part
+
+
+def joined_weight(layers: Sequence[Any]) -> Tensor | None:
+    """(n * out, in): the weights of n layers that `join_weights` joined; None where they do not lie so."""
+    if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
+        return None
+    weights = [layer.weight.detach() for layer in layers]
+    first = weights[0]
+    places = [(weight.untyped_storage()._cdata, weight.storage_offset()) for weight in weights]
+    storage, offset = places[0]
+    if places != [(storage, offset + number * first.numel()) for number in range(len(weights))]:
+        return None
+    return first.as_strided((len(weights) * first.shape[0], first.shape[1]), (first.shape[1], 1))
 
 
 class FusedAttention(Attention):
-    """Diffusers' attention, as `fuse_attention` makes it: (B, S, in) -> (B, S, out)."""
+    """Diffusers' attention, as `fuse_attention` makes it: (B, S, in) -> (B, S, out).
 
-    shared: SharedInput
+    Attributes:
+        shared: the layers whose input is that of this attention's key and value, and the number of its key there.
+    """
+
+    shared: tuple[SharedInput, int]
 
     def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **kwargs) -> Tensor:
-        if attention_mask is not None or kwargs or not self.shared.computes():
+        shared, place = self.shared
+        if attention_mask is not None or kwargs or not shared.computes():
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         if encoder_hidden_states is None:
-            query, key, value = self.shared(hidden_states)
+            query, key, value = shared(hidden_states)
         else:
-            query, (key, value) = self.to_q(hidden_states), self.shared(encoder_hidden_states)
+            query, (key, value) = self.to_q(hidden_states), shared(encoder_hidden_states)[place : place + 2]
         heads = [projected.unflatten(-1, (self.heads, -1)).transpose(1, 2) for projected in (query, key, value)]
         attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         for layer in self.to_out:
@@ -106,24 +159,67 @@ class FusedAttention(Attention):
         return attended / self.rescale_output_factor
 
 
-def fuse_attention(model: nn.Module, kind: type) -> list[SharedInput]:
+def fuse_attention(
+    model: nn.Module, kind: type, of_one_text: bool = False, device: torch.device | None = None
+) -> list[SharedInput]:
     """Let the model's attention project what layers share by one function, where all of these are of that kind.
 
+    Args:
+        of_one_text: all attention to text is to the one that the model's forward is given: keys and values of all
+            are made at once, before all else.
+        device: where weights that are joined go, see `join_weights`.
     Returns:
-        The layers of each attention that share their input.
+        The layers that share their input.
     """
     found: list[SharedInput] = []
+    of_text: dict[tuple, list[tuple[Attention, list]]] = {}
     for attention in model.modules():
         if not (isinstance(attention, Attention) and is_plain(attention)):
             continue
         sharing = [attention.to_k, attention.to_v]
         if not attention.is_cross_attention:
             sharing.insert(0, attention.to_q)
-        if all(type(layer) is kind for layer in sharing) and len({description(layer) for layer in sharing}) == 1:
-            found.append(SharedInput(sharing))
-            attention.__class__ = FusedAttention
-            attention.shared = found[-1]  # type: ignore[assignment] # it is no module
-    return found
+        if not all(type(layer) is kind for layer in sharing) or len({description(layer) for layer in sharing}) != 1:
+            continue
+        place = (description(sharing[0]),) if of_one_text else (len(found), len(of_text))
+        if attention.is_cross_attention:
+            of_text.setdefault(place, []).append((attention, sharing))
+        else:
+            found.append(_share([(attention, sharing)], device))
+    texts = [_share(group, device) for group in of_text.values()]
+    if of_one_text and texts:
+        project_ahead(model, texts)
+    return [*found, *texts]
+
+
+def _share(group: Sequence[tuple[Attention, list]], device: torch.device | None) -> SharedInput:
+    shared = SharedInput([layer for _, layers in group for layer in layers])
+    join_weights([layer.base_layer for layer in shared.layers], device)
+    place = 0
+    for attention, layers in group:
+        attention.__class__ = FusedAttention
+        attention.shared = shared, place  # type: ignore[assignment] # it is no module
+        place += len(layers)
+    return shared
+
+
+def project_ahead(model: nn.Module, texts: Sequence[SharedInput]) -> None:
+    """Let the model's forward first compute what is a function of its text alone."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def project_first(sample, timestep, encoder_hidden_states, *args, **kwargs):
+        before = [text.ahead for text in texts]
+        for text in texts:
+            text.ahead = None
+            text.ahead = text(encoder_hidden_states) if text.computes() else None
+        out = forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            for text, ahead_before in zip(texts, before, strict=True):
+                text.ahead = ahead_before
+        return out
+
+    model.forward = project_first
 
 
 def is_plain(attention: Attention) -> bool:

@@ -7,6 +7,7 @@ it is made dense for the product, forward and backward, and never kept.
 """
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -67,6 +68,10 @@ class FusedLinear(Linear):
         (name,) = self.active_adapters
         return [self.lora_A[name].weight], [self.lora_B[name].weight]
 
+    def forget(self) -> None:
+        """Let go of `cast`."""
+        self.cast = None
+
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
@@ -81,11 +86,12 @@ class FusedLinear(Linear):
         return lora_linear(x, weight, base.bias, down, up, self.scaling[name])
 
 
-def fuse_lora(model: nn.Module, compiles: bool = False) -> dict[str, str]:
+def fuse_lora(model: nn.Module, compiles: bool = False, device: torch.device | None = None) -> dict[str, str]:
     """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
 
     Args:
         compiles: each layer casts and multiplies by itself, for the compiler to fuse.
+        device: where the model will compute; None for where it is.
     Returns:
         The names of the layers that stay as they are, each with the reason.
     """
@@ -99,10 +105,15 @@ def fuse_lora(model: nn.Module, compiles: bool = False) -> dict[str, str]:
             layer.__class__ = FusedLinear
             fused.append(layer)
     if fused and not compiles:
-        sharing = fuse_attention(model, FusedLinear)
+        sharing = fuse_attention(model, FusedLinear, attends_to_one_text(model), device)
         shared = {layer for of_input in sharing for layer in of_input.layers}
         cast_at_once(model, [*sharing, *(layer for layer in fused if layer not in shared)])
     return left
+
+
+def attends_to_one_text(model: nn.Module) -> bool:
+    """Return whether it is a UNet whose attention reads its encoder_hidden_states as they are."""
+    return isinstance(model, UNet2DConditionModel) and model.encoder_hid_proj is None
 
 
 def why_not(layer: BaseTunerLayer) -> str:

@@ -70,7 +70,7 @@ class Painter:
             if own := adapters.get(component):
                 give_adapter(model, component, own, kind)
         compute = replace(config.compute, compile="off", gradient_checkpointing=False)
-        set_computation(self.models["unet"], compute, False, info)
+        set_computation(self.models["unet"], compute, False, info, device)
         self.models = {name: model.to(device).eval() for name, model in self.models.items()}
         self.strength = Strength(self.models.values())
         self.vae = load_vae(base)

@@ -94,7 +94,8 @@ def build_model(
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
     for name, model in models.items():
         if name == "unet":
-            set_computation(model, compute, config.adapter.has_dropout, info)
+            adapter = config.adapter
+            set_computation(model, compute, adapter.has_dropout, info, accelerator.device, adapter.train_text_encoder)
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
@@ -219,11 +220,23 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
     return unet
 
 
-def set_computation(unet: nn.Module, compute: ComputeConfig, has_dropout: bool, info: Callable[[str], None]) -> None:
-    """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled."""
+def set_computation(
+    unet: nn.Module,
+    compute: ComputeConfig,
+    has_dropout: bool,
+    info: Callable[[str], None],
+    device: torch.device,
+    trains_text: bool = False,
+) -> None:
+    """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled.
+
+    Args:
+        device: where it will.
+    """
     compiles = compute.compile == "on"
-    use_memory_saving_layers(unet, compiles)
-    if computes_in_half(compute, unet, fuse_lora(unet, compiles)):
+    use_memory_saving_layers(unet, compiles, trains_text)
+    not_fused = fuse_lora(unet, compiles, device)
+    if computes_in_half(compute, unet, not_fused):
         without_autocast(unet, DTYPES[compute.mixed_precision])
     try:
         if compute.gradient_checkpointing:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from examples.tiny_sdxl import tiny_sdxl
@@ -92,3 +93,24 @@ def test_a_step_of_the_unet_holds_less():
     before = step_bytes(unet, torch.float32, 1, (512, 512))
     use_memory_saving_layers(unet)
     assert step_bytes(unet, torch.float32, 1, (512, 512)) < 0.95 * before
+
+
+def test_the_timestep_is_activated_once_with_the_same_bits():
+    """But where a block does something else with it, or a gradient goes through it."""
+    torch.manual_seed(0)
+    plain = tiny_sdxl().unet.requires_grad_(False)
+    lean, other = copy.deepcopy(plain), copy.deepcopy(plain)
+    use_memory_saving_layers(lean)
+    other.mid_block.resnets[0].nonlinearity = nn.GELU()
+    use_memory_saving_layers(other)
+    assert isinstance(lean.time_embed_act, nn.SiLU) and other.time_embed_act is None
+    use_memory_saving_layers(trains := copy.deepcopy(plain).requires_grad_(True))
+    use_memory_saving_layers(of_text := copy.deepcopy(plain), trains_text=True)
+    assert trains.time_embed_act is None and of_text.time_embed_act is None
+    assert all(layer.skip_time_act for layer in lean.modules() if isinstance(layer, ResnetBlock2D))
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 56)
+    conditions = {"text_embeds": torch.randn(2, 32), "time_ids": torch.ones(2, 6)}
+    predictions = [
+        unet(x, torch.tensor([500, 20]), text, added_cond_kwargs=conditions).sample for unet in (plain, lean)
+    ]
+    assert torch.equal(*predictions) and not predictions[0].isnan().any()

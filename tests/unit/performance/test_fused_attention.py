@@ -10,8 +10,15 @@ from torch import nn
 
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import ADAPTER, adapter_parameters
+from sdxl_lora.lora.switch import adapters_off
 from sdxl_lora.models.loading import Base, load_unet
-from sdxl_lora.performance.fused_attention import FusedAttention, SharedInput, fuse_attention
+from sdxl_lora.performance.fused_attention import (
+    FusedAttention,
+    SharedInput,
+    fuse_attention,
+    join_weights,
+    joined_weight,
+)
 from sdxl_lora.performance.fused_lora import FusedLinear, fuse_lora
 from sdxl_lora.performance.quantization import quantize_linears
 
@@ -83,12 +90,18 @@ class Layers(nn.Module):
         assert not fuse_lora(self, compiles=True)
 
 
-@pytest.mark.parametrize(("count", "bias", "kind"), [(3, False, None), (2, True, None), (3, True, "int8")])
+@pytest.mark.parametrize(
+    ("count", "bias", "kind", "joins"),
+    [(3, False, None, False), (3, False, None, True), (2, True, None, False), (3, True, "int8", False)],
+)
 @pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24)])
-def test_the_algebra_is_that_of_the_layers(count, bias, kind, shape):
+def test_the_algebra_is_that_of_the_layers(count, bias, kind, joins, shape):
     """In float32, where both ways round alike little."""
     layers = Layers(count, bias, kind)
     shared = SharedInput(list(layers.attentions))
+    if joins:
+        join_weights([layer.base_layer for layer in layers.attentions])
+    assert (joined_weight([layer.base_layer for layer in layers.attentions]) is not None) == joins
     x = torch.randn(shape, requires_grad=True)
     weights = [torch.randn(*shape[:-1], 40) for _ in range(count)]
     apart = [layer(x) for layer in layers.attentions]
@@ -136,3 +149,50 @@ def test_what_has_more_than_projections_or_unlike_layers_stays_diffusers_own(tin
         mask = torch.zeros(1, 1, context.shape[1], dtype=torch.bfloat16)
         given = {"encoder_hidden_states": context} if other.is_cross_attention else {}
         torch.testing.assert_close(other(x, **given), other(x, attention_mask=mask, **given), atol=1e-2, rtol=1e-2)
+
+
+def test_joined_weights_are_the_layers_own_until_they_are_moved_apart():
+    layers = [nn.Linear(3, 2, bias=False) for _ in range(3)]
+    before = torch.cat([layer.weight.detach() for layer in layers])
+    join_weights(layers)
+    joined = joined_weight(layers)
+    assert torch.equal(joined, before) and torch.equal(layers[1].weight, before[2:4])
+    with torch.no_grad():
+        layers[2].weight.add_(1)
+    assert torch.equal(joined[4:], layers[2].weight), "it is the same memory"
+    assert joined_weight(layers[::-1]) is None and joined_weight([*layers, nn.Linear(3, 2, bias=False)]) is None
+    layers[1].double().float()
+    assert joined_weight(layers) is None and torch.equal(layers[1].weight, before[2:4])
+    biased = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    join_weights(biased)
+    assert joined_weight(biased) is None
+
+
+def test_the_text_is_projected_once_ahead_of_all_attention(tiny_base):
+    """And let go of after the backward pass, or after a forward that has none; not at all without the adapters."""
+    unet = unet_of(tiny_base, torch.bfloat16)
+    fuse_lora(unet)
+    attentions = [
+        module for module in unet.modules() if isinstance(module, FusedAttention) and module.is_cross_attention
+    ]
+    texts = {id(shared): shared for shared, _ in (attention.shared for attention in attentions)}
+    assert sum(len(text.layers) for text in texts.values()) == 2 * len(attentions) and len(texts) < len(attentions)
+    inputs = torch.randn(1, 4, 8, 8).bfloat16(), torch.tensor([500]), torch.randn(1, 77, 56).bfloat16()
+    conditions = {"text_embeds": torch.randn(1, 32).bfloat16(), "time_ids": torch.ones(1, 6)}
+
+    def predict():
+        return unet(*inputs, added_cond_kwargs=conditions).sample
+
+    out = predict()
+    ahead = [text.ahead for text in texts.values()]
+    assert all(len(outputs) == len(text.layers) for outputs, text in zip(ahead, texts.values(), strict=True))
+    with torch.no_grad(), adapters_off([unet]):
+        assert not torch.equal(predict(), out)
+    with torch.no_grad():
+        assert torch.equal(predict(), out)
+    assert [text.ahead for text in texts.values()] == ahead, "a forward in between leaves it to the backward"
+    out.float().sum().backward()
+    assert all(text.ahead is None and text.cast is None for text in texts.values())
+    with torch.no_grad():
+        predict()
+    assert all(text.ahead is None for text in texts.values())
