@@ -154,6 +154,8 @@ class TrainConfig:
         adapter, compute, problems = self.adapter, self.compute, []
         if adapter.changes_the_base and compute.base_precision in ("int8", "nf4", "fp8"):
             problems.append(f"init_lora_weights {adapter.init_lora_weights} changes the base: leave out base_precision")
+        if adapter.changes_the_base and compute.stream_base:
+            problems.append(f"init_lora_weights {adapter.init_lora_weights} changes the base: leave out stream_base")
         if adapter.changes_the_base and compute.memory_budget is not None:
             problems.append(f"memory_budget does not go with init_lora_weights {adapter.init_lora_weights}")
         return problems + (self.graph_problems() if compute.cuda_graphs == "on" else [])
@@ -172,6 +174,8 @@ class TrainConfig:
     def graph_problems(self) -> list[str]:
         """A sentence for each setting that does not go with CUDA graphs."""
         adapter, problems = self.adapter, []
+        if self.compute.stream_base:
+            problems.append("cuda_graphs does not go with stream_base, whose weights come anew in each step")
         if adapter.train_text_encoder and self.compute.gradient_checkpointing:
             problems.append(
                 "cuda_graphs does not go with train_text_encoder and gradient_checkpointing: transformers keeps the "

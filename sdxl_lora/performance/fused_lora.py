@@ -86,11 +86,14 @@ class FusedLinear(Linear):
         return lora_linear(x, weight, base.bias, down, up, self.scaling[name])
 
 
-def fuse_lora(model: nn.Module, compiles: bool = False, device: torch.device | None = None) -> dict[str, str]:
+def fuse_lora(
+    model: nn.Module, compiles: bool = False, streams: bool = False, device: torch.device | None = None
+) -> dict[str, str]:
     """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
 
     Args:
         compiles: each layer casts and multiplies by itself, for the compiler to fuse.
+        streams: blocks' weights come one after the other, so that no product is of several blocks.
         device: where the model will compute; None for where it is.
     Returns:
         The names of the layers that stay as they are, each with the reason.
@@ -105,7 +108,7 @@ def fuse_lora(model: nn.Module, compiles: bool = False, device: torch.device | N
             layer.__class__ = FusedLinear
             fused.append(layer)
     if fused and not compiles:
-        sharing = fuse_attention(model, FusedLinear, attends_to_one_text(model), device)
+        sharing = fuse_attention(model, FusedLinear, not streams and attends_to_one_text(model), device)
         shared = {layer for of_input in sharing for layer in of_input.layers}
         cast_at_once(model, [*sharing, *(layer for layer in fused if layer not in shared)])
     return left

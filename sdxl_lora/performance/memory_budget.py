@@ -1,7 +1,8 @@
 """Memory of a training at each level, from fast to small, counted on the model without weights.
 
 Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
-state in 8 bits, then the frozen base in 8 and in 4. Images at once come last: they fill what a level leaves.
+state in 8 bits, then the frozen base in 8 and in 4, then its place on the device. Images at once come last: they fill
+what a level leaves.
 """
 
 import re
@@ -21,6 +22,7 @@ from sdxl_lora.performance.activation_memory import StepCost, step_cost
 from sdxl_lora.performance.compute import checkpoint_blocks
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, training_bytes
 from sdxl_lora.performance.quantization import KINDS, packable, packed_bytes
+from sdxl_lora.performance.weight_streaming import streamed_bytes
 
 OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large pictures, few weights
 OUTER = " ".join(OUTER_BLOCKS)
@@ -30,17 +32,20 @@ OUTER = " ".join(OUTER_BLOCKS)
 class MemoryLevel:
     """What is given up for memory.
 
-    recomputed: "none", "all", or names of blocks; base_precision: None for that of the computation.
+    recomputed: "none", "all", or names of blocks; base_precision: None for that of the computation; streams: whether
+    the base stays in the host's memory.
     """
 
     recomputed: str
     optimizer: str
     base_precision: str | None
+    streams: bool = False
 
     def flags(self) -> str:
         words = [] if self.recomputed == "none" else ["--gradient_checkpointing"]
         words += [] if self.recomputed in ("none", "all") else [f"--gradient_checkpointing_blocks {self.recomputed}"]
         words += [f"--base_precision {self.base_precision}"] if self.base_precision else []
+        words += ["--stream_base"] if self.streams else []
         return " ".join([*words, f"--optimizer {self.optimizer}"])
 
 
@@ -48,19 +53,21 @@ def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
     """Return the levels from the one asked for downwards."""
     steps = ["none", OUTER, "all"]
     recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
-    levels = [MemoryLevel(blocks, now.optimizer, now.base_precision) for blocks in recomputed]
+    levels = [MemoryLevel(blocks, now.optimizer, now.base_precision, now.streams) for blocks in recomputed]
     small = f"{now.optimizer}8bit" if now.optimizer in ("adamw", "lion") else now.optimizer
-    levels += [MemoryLevel("all", small, now.base_precision)] if small != now.optimizer else []
+    levels += [MemoryLevel("all", small, now.base_precision, now.streams)] if small != now.optimizer else []
     kinds = ["int8", "nf4"]
     first = kinds.index(now.base_precision) + 1 if now.base_precision in kinds else now.base_precision == "fp8"
-    return levels + [MemoryLevel("all", small, kind) for kind in kinds[first:]]
+    levels += [MemoryLevel("all", small, kind, now.streams) for kind in kinds[first:]]
+    return levels if now.streams else [*levels, MemoryLevel("all", small, levels[-1].base_precision, True)]
 
 
 def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> MemoryLevel:
     """Return the level of the settings, from fast to small."""
     recomputed = " ".join(compute.gradient_checkpointing_blocks) or "all"
     base_precision = compute.base_precision if compute.base_precision in ("fp32", *KINDS) else None
-    return MemoryLevel(recomputed if compute.gradient_checkpointing else "none", optimizer.name, base_precision)
+    recomputed = recomputed if compute.gradient_checkpointing else "none"
+    return MemoryLevel(recomputed, optimizer.name, base_precision, compute.stream_base)
 
 
 def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list[str]:
@@ -105,7 +112,7 @@ class MemoryCount:
 
     def parts(self, level: MemoryLevel, batch: int) -> dict[str, int]:
         """Return the bytes by name; the device's own CUDA_CONTEXT is one."""
-        weights, dense = base_bytes(self.unet, level.base_precision, self.dtype)
+        weights, dense = base_bytes(self.unet, level.base_precision, self.dtype, level.streams)
         return {
             "UNet": weights,
             **self.others,
@@ -138,16 +145,24 @@ class MemoryCount:
                 encoder.gradient_checkpointing_enable()
 
 
-def base_bytes(unet: nn.Module, base_precision: str | None, dtype: torch.dtype) -> tuple[int, int]:
-    """Count the bytes of the frozen weights, and of the largest dense copy that a packed layer makes."""
+def base_bytes(
+    unet: nn.Module, base_precision: str | None, dtype: torch.dtype, streams: bool = False
+) -> tuple[int, int]:
+    """Count the device's bytes of the frozen weights, and of the largest dense copy that a packed layer makes."""
     size = 4 if base_precision == "fp32" else dtype.itemsize
-    frozen = sum(parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
-    if base_precision in (None, "bf16", "fp16", "fp32"):
-        return frozen * size, 0
-    packed = [layer.weight for _, _, layer in packable(unet)]
-    dense = sum(weight.numel() for weight in packed)
-    small = sum(packed_bytes((weight.shape[0], weight.shape[1]), base_precision) for weight in packed)
-    return (frozen - dense) * size + small, max(weight.numel() for weight in packed) * size
+    packed: dict[int, int] = {}
+    dense = 0
+    if base_precision in KINDS:
+        weights = [layer.weight for _, _, layer in packable(unet)]
+        packed = {id(weight): packed_bytes((weight.shape[0], weight.shape[1]), base_precision) for weight in weights}
+        dense = max(weight.numel() for weight in weights) * size
+
+    def bytes_of(tensor: torch.Tensor) -> int:
+        return packed.get(id(tensor), tensor.numel() * size)
+
+    total = sum(bytes_of(parameter) for parameter in unet.parameters() if not parameter.requires_grad)
+    away, at_once = streamed_bytes(unet, bytes_of) if streams else (0, 0)
+    return total - away + at_once, dense
 
 
 def choose(

@@ -115,14 +115,22 @@ class QuantizedLinear(nn.Linear):
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, linear: nn.Linear, kind: str, device: torch.device | None = None, in_8_bits: bool = False):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        kind: str,
+        device: torch.device | None = None,
+        in_8_bits: bool = False,
+        home: torch.device | None = None,
+    ):
         nn.Module.__init__(self)
         self.in_8_bits = in_8_bits
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
         self.dtype = linear.weight.dtype
         packed = pack(linear.weight.detach().to(device), kind)
-        self.register_buffer("codes", packed.codes)
-        self.register_buffer("scales", packed.scales)
+        assert packed.scales is not None
+        self.register_buffer("codes", packed.codes.to(home))
+        self.register_buffer("scales", packed.scales.to(home))
         self.bias = linear.bias
 
     @property
@@ -181,16 +189,23 @@ def packable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     ]
 
 
-def quantize_linears(model: nn.Module, kind: str, device: torch.device | None = None, in_8_bits: bool = False) -> int:
+def quantize_linears(
+    model: nn.Module,
+    kind: str,
+    device: torch.device | None = None,
+    in_8_bits: bool = False,
+    home: torch.device | None = None,
+) -> int:
     """Pack all layers that are `packable`. Returns their number.
 
     Args:
         device: where each is brought and packed.
+        home: where it goes then; None for that device.
         in_8_bits: let int8's products be of whole numbers.
     """
     found = packable(model)
     for parent, child_name, child in found:
-        setattr(parent, child_name, QuantizedLinear(child, kind, device, in_8_bits))
+        setattr(parent, child_name, QuantizedLinear(child, kind, device, in_8_bits, home))
     return len(found)
 
 

@@ -174,6 +174,8 @@ def settle_compiling(
         choice, why = "off", f"not tried on {'ROCm' if torch.version.hip else device_type}"
     elif not has_compiler:
         choice, why = "off", "Triton, which compiles, is not installed"
+    elif config.compute.stream_base:
+        choice, why = "off", "stream_base brings weights that a compiler needs where they are"
     elif config.compute.deterministic:
         choice, why = "off", "a compiler may choose other kernels at each start, and deterministic is on"
     elif pixels < PIXELS_TO_COMPILE:
@@ -194,6 +196,8 @@ def at_memory_level(config: TrainConfig, level: MemoryLevel) -> TrainConfig:
         optimizer=level.optimizer,
         use_8bit_adam=False,
         base_precision=level.base_precision,
+        stream_base=level.streams,
+        compile="off" if level.streams else config.compute.compile,
     )
 
 
@@ -232,7 +236,7 @@ def memory_count(
 ) -> MemoryCount:
     """The memory that this training takes."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
-    left = fuse_lora(unet, config.compute.compile == "on")
+    left = fuse_lora(unet, config.compute.compile == "on", config.compute.stream_base)
     use_memory_saving_layers(unet, config.compute.compile == "on")
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder

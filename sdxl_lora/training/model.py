@@ -27,6 +27,7 @@ from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, wit
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.quantization import KINDS, has_whole_products, quantize_linears
+from sdxl_lora.performance.weight_streaming import stream_weights
 
 
 @dataclass
@@ -213,7 +214,8 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
     unet = load_unet(base, base_dtype(compute))
     if compute.base_precision in KINDS:
         in_8_bits = compute.base_products == "8bit" and has_whole_products(device)
-        count = quantize_linears(unet, compute.base_precision, device, in_8_bits)
+        home = torch.device("cpu") if compute.stream_base else None
+        count = quantize_linears(unet, compute.base_precision, device, in_8_bits, home)
         info(f"base in {compute.base_precision}: {count} linear layers are packed{', products too' * in_8_bits}")
         if compute.base_products and not in_8_bits:
             info(f"base_products {compute.base_products}: not on this device, which multiplies as without it")
@@ -228,14 +230,14 @@ def set_computation(
     device: torch.device,
     trains_text: bool = False,
 ) -> None:
-    """Set how the UNet with its adapter computes: precision, what is recomputed, what is compiled.
+    """Set how the UNet with its adapter computes: precision, what is recomputed or compiled, where its weights are.
 
     Args:
         device: where it will.
     """
     compiles = compute.compile == "on"
     use_memory_saving_layers(unet, compiles, trains_text)
-    not_fused = fuse_lora(unet, compiles, device)
+    not_fused = fuse_lora(unet, compiles, compute.stream_base, None if compute.stream_base else device)
     if computes_in_half(compute, unet, not_fused):
         without_autocast(unet, DTYPES[compute.mixed_precision])
     try:
@@ -243,6 +245,9 @@ def set_computation(
             checkpoint_blocks(unet, compute.gradient_checkpointing_blocks, has_dropout)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if compute.stream_base:
+        blocks = len(stream_weights(unet, device).blocks)
+        info(f"stream_base: the weights of {blocks} blocks stay in RAM, each is brought for its use")
     if compiles:
         compile_blocks(unet, info)
 

@@ -57,9 +57,12 @@ class ComputeConfig:
     base_products: Annotated[Literal["8bit"] | None, SAME, applies_when(base_precision=("int8",))] = None
     """With base_precision int8: multiply in 8 bits too, where the device can, and round activations and gradients for
     it. Default: in mixed_precision."""
+    stream_base: Annotated[bool, FREE] = False
+    """Keep the frozen UNet in RAM and bring each of its blocks to the GPU when it computes, forward and backward: the
+    least memory, for slower steps. Best with gradient_checkpointing."""
     memory_budget: Annotated[str | None, FREE] = None
-    """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer and the base's precision by
-    counting what this model needs, and says what to expect."""
+    """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer, the base's precision and
+    whether it stays in RAM by counting what this model needs, and says what to expect."""
     gradient_checkpointing: Annotated[bool, FREE] = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
     gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE, applies_when(gradient_checkpointing=SET)] = ()
@@ -94,6 +97,8 @@ class ComputeConfig:
             problems.append(f"base_products {self.base_products} needs base_precision int8, not {self.base_precision}")
         if self.base_products and self.memory_budget is not None:
             problems.append("base_products does not go with memory_budget, which may pack the base otherwise")
+        if self.stream_base and self.compile == "on":
+            problems.append("stream_base does not go with compile, which needs the weights where they are")
         budget = self.memory_budget
         if budget is not None and not re.fullmatch(r"\s*\d*\.?\d+\s*(G|GB|GiB)?\s*", budget, re.IGNORECASE):
             problems.append(f"memory_budget is {budget!r}, it must be gibibytes such as 8GB")

@@ -29,16 +29,20 @@ FAST = MemoryLevel("none", "adamw", None)
 
 def test_the_ladder_gives_up_what_changes_no_number_first():
     levels = memory_levels(FAST)
-    assert [(level.recomputed, level.optimizer, level.base_precision) for level in levels] == [
-        ("none", "adamw", None), (OUTER, "adamw", None), ("all", "adamw", None), ("all", "adamw8bit", None),
-        ("all", "adamw8bit", "int8"), ("all", "adamw8bit", "nf4"),
+    assert [(level.recomputed, level.optimizer, level.base_precision, level.streams) for level in levels] == [
+        ("none", "adamw", None, False), (OUTER, "adamw", None, False), ("all", "adamw", None, False),
+        ("all", "adamw8bit", None, False), ("all", "adamw8bit", "int8", False), ("all", "adamw8bit", "nf4", False),
+        ("all", "adamw8bit", "nf4", True),
     ]  # fmt: skip
     assert all(memory_levels(level) == levels[number:] for number, level in enumerate(levels))
     some = MemoryLevel("mid_block", "prodigy", "fp8")
-    assert memory_levels(some) == [some, MemoryLevel("all", "prodigy", "fp8"), MemoryLevel("all", "prodigy", "nf4")]
-    needs = dict(zip(levels, (9, 8, 6, 5, 4, 3), strict=True))
+    below = [MemoryLevel("all", "prodigy", *base) for base in (("fp8",), ("nf4",), ("nf4", True))]
+    assert memory_levels(some) == [some, *below]
+    streamed = MemoryLevel("all", "adamw", None, True)
+    assert [level.streams for level in memory_levels(streamed)] == 4 * [True]
+    needs = dict(zip(levels, (9, 8, 6, 5, 4, 3, 2.5), strict=True))
     assert choose(levels, needs.get, 7) == (levels[2], 6)
-    with pytest.raises(ConfigError, match=r"too small.*--base_precision nf4 --optimizer adamw8bit"):
+    with pytest.raises(ConfigError, match=r"too small.*--base_precision nf4 --stream_base --optimizer adamw8bit"):
         choose(levels, needs.get, 2)
 
 
@@ -48,13 +52,16 @@ def test_the_ladder_gives_up_what_changes_no_number_first():
         ({"gradient_checkpointing": True, "base_precision": "int8"}, [
             "--gradient_checkpointing --base_precision int8 --optimizer adamw8bit",
             "--gradient_checkpointing --base_precision nf4 --optimizer adamw8bit",
+            "--gradient_checkpointing --base_precision nf4 --stream_base --optimizer adamw8bit",
         ]),
         ({"memory_budget": "8GB"}, ["a --memory_budget below 8GB"]),
         ({"base_precision": "nf4", "optimizer": "prodigy", "gradient_checkpointing": True, "train_batch_size": 2}, [
+            "--gradient_checkpointing --base_precision nf4 --stream_base --optimizer prodigy",
             "a smaller --train_batch_size with more --gradient_accumulation_steps",
         ]),
         ({"base_precision": "nf4", "use_8bit_adam": True, "gradient_checkpointing": True, "train_batch_size": "auto",
           "gradient_accumulation_steps": 2}, [
+            "--gradient_checkpointing --base_precision nf4 --stream_base --optimizer adamw8bit",
             "a number in place of --train_batch_size auto, smaller than what it chose",
         ]),
     ],
@@ -89,6 +96,8 @@ def test_the_full_base_packed_is_a_good_deal_smaller():
     unet = full_sdxl()["unet"].requires_grad_(False)
     for kind, gib in ((None, 4.78), ("int8", 2.73), ("fp8", 2.73), ("nf4", 1.77)):
         assert base_bytes(unet, kind, torch.bfloat16)[0] / GIB == pytest.approx(gib, abs=0.03), kind
+    for kind, gib in ((None, 0.24), ("nf4", 0.21)):
+        assert base_bytes(unet, kind, torch.bfloat16, True)[0] / GIB == pytest.approx(gib, abs=0.03), kind
 
 
 @pytest.mark.slow
@@ -108,6 +117,8 @@ def test_the_full_model_takes_what_was_measured():
     assert count(MemoryLevel("all", "adamw", None), 1) / GIB == pytest.approx(expected["all"], rel=0.02)
     for kind in ("int8", "nf4"):
         assert count(MemoryLevel("all", "adamw8bit", kind), 1) / GIB == pytest.approx(expected[kind], rel=0.02)
+    packed, streamed = (count(MemoryLevel("all", "adamw8bit", "nf4", streams), 1) for streams in (False, True))
+    assert (packed - streamed) / GIB == pytest.approx(1.55, abs=0.02)
 
 
 def test_a_run_takes_the_highest_rung_that_fits_and_says_so(train, tmp_path, monkeypatch):

@@ -1,0 +1,255 @@
+"""A frozen model that stays in the host's memory: each block's weights come to the device when it computes.
+
+They come in one copy, which a second stream makes while the block before computes, and are dropped after their use:
+nothing is ever written back. In the backward pass they come once more, whether blocks are recomputed there or not. What
+trains, and layers outside these blocks, stay on the device. A weight that is not there is NaN.
+
+diffusers' group offloading does not serve: when a block's forward ends it points the block's parameters at their
+copies in the host's memory, where the backward pass finds them, and those that train at what they were at the start.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from sdxl_lora.performance.device_memory import COUNTING
+
+Table = dict[str, Any]  # a module's parameters or buffers by name
+
+BLOCKS = (BasicTransformerBlock, ResnetBlock2D, Downsample2D, Upsample2D)  # nearly all of an SDXL UNet, one by one
+AT_ONCE = 2  # blocks whose weights are on the device: one computes, the next one comes
+ALIGNMENT = 256  # bytes, as CUDA's allocator has it
+SLAB = 2**28  # bytes: the pinned allocator rounds up to a power of two, so blocks share pieces of that size
+
+
+def stream_weights(model: nn.Module, device: torch.device) -> "WeightStream":
+    """Let the frozen weights of the model's blocks wait in the host's memory, and the rest move to the device.
+
+    Args:
+        model: in the host's memory, with its adapters and as it will compute.
+    """
+    host = HostMemory(pinned=device.type in COUNTING)
+    stream = WeightStream([Block(module, host, device) for module in blocks_of(model)], device)
+    for block in stream.blocks:
+        block.module.register_forward_pre_hook(functools.partial(stream.enter, block))
+        block.module.register_forward_hook(functools.partial(stream.leave, block), always_call=True)
+    model.to(device)
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def forward_that_saves_no_weight(*args, **kwargs):
+        with torch.autograd.graph.saved_tensors_hooks(stream.pack, stream.unpack):
+            return forward(*args, **kwargs)
+
+    model.forward = forward_that_saves_no_weight
+    return stream
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Modules whose weights come and go together; none is part of another."""
+    if isinstance(model, BLOCKS):
+        return [model]
+    return [block for child in model.children() for block in blocks_of(child)]
+
+
+def frozen_tensors(module: nn.Module) -> Iterator[tuple[Table, str, Tensor]]:
+    """Parameters that do not train, and buffers, such as packed weights; each with its name and what has it there."""
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and not tensor.requires_grad:
+                    yield table, name, tensor
+
+
+def streamed_bytes(model: nn.Module, bytes_of: Callable[[Tensor], int]) -> tuple[int, int]:
+    """Return the bytes of all weights that `stream_weights` keeps away, and the most that are on the device at once."""
+    sizes = [sum(bytes_of(tensor) for *_, tensor in frozen_tensors(block)) for block in blocks_of(model)]
+    return sum(sizes), AT_ONCE * max(sizes, default=0)
+
+
+class HostMemory:
+    """Bytes in the host's memory, pinned where a device is to copy them by itself."""
+
+    def __init__(self, pinned: bool):
+        self.pinned = pinned
+        self.left = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int) -> Tensor:
+        """(size,) bytes that nobody else has."""
+        whole = aligned(size)
+        if whole > len(self.left):
+            self.left = torch.empty(max(whole, SLAB), dtype=torch.uint8, pin_memory=self.pinned)
+        taken, self.left = self.left[:size], self.left[whole:]
+        return taken
+
+
+def aligned(size: int) -> int:
+    """Return the next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Place(NamedTuple):
+    """Where a tensor's values lie in a block's bytes, and what stands for it while they are away."""
+
+    table: Table
+    name: str
+    begin: int
+    end: int
+    stride: tuple[int, ...]
+    absent: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """The tensor in those bytes; another one each time, as recomputing keeps tensors as they are."""
+        flat = values[self.begin : self.end].view(self.absent.dtype)
+        return like(self.absent, flat.as_strided(self.absent.shape, self.stride))
+
+
+def like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Return these values as a parameter that does not train, where the tensor is one."""
+    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
+
+class Block:
+    """A module's frozen weights, in the host's memory."""
+
+    def __init__(self, module: nn.Module, host: HostMemory, device: torch.device):
+        self.module, self.places = module, []
+        end, before = 0, None
+        found = [(_place_in_memory(tensor), table, name) for table, name, tensor in frozen_tensors(module)]
+        for here, table, name in sorted(found, key=lambda each: each[0]):
+            tensor = table[name]
+            begin = end if here == before else aligned(end)  # what is joined stays joined
+            end, before = begin + tensor.nbytes, (here[0], here[1] + tensor.nbytes)
+            unknown = torch.zeros((), dtype=torch.float32, device=device)
+            absent = (unknown.fill_(torch.nan) if tensor.is_floating_point() else unknown).to(tensor.dtype)
+            absent = like(tensor, absent.expand(tensor.shape))
+            self.places.append(Place(table, name, begin, end, tensor.stride(), absent))
+        self.values = host.take(end)
+        for place in self.places:
+            place.of(self.values).copy_(place.table[place.name].detach())
+        self.drop()
+
+    def show(self, values: Tensor) -> None:
+        """Let the module have its weights, in these bytes."""
+        for place in self.places:
+            place.table[place.name] = place.of(values)
+
+    def drop(self) -> None:
+        """Let it have none."""
+        for place in self.places:
+            place.table[place.name] = place.absent
+
+
+def _place_in_memory(tensor: Tensor) -> tuple[int, int]:
+    """A tensor's storage, and its first byte there."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()) * tensor.element_size()
+
+
+class Coming(NamedTuple):
+    """A block's weights on their way to the device; `arrived` is None where copying waits."""
+
+    block: Block
+    values: Tensor
+    arrived: Any
+
+
+class Kept(NamedTuple):
+    """A weight in place of which autograd keeps whose it is."""
+
+    block: Block
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class WeightStream:
+    """Brings blocks' weights to the device, each one while the block before it computes.
+
+    Attributes:
+        copies: how many there have been.
+    """
+
+    def __init__(self, blocks: list[Block], device: torch.device):
+        self.blocks, self.device, self.copies = blocks, device, 0
+        self.size = max((len(block.values) for block in blocks), default=0)
+        self.module = torch.get_device_module(device) if device.type in COUNTING else None
+        self.side = self.module.Stream(device) if self.module else None
+        self.order: list[Block] = []  # in which they were first called
+        self.coming: Coming | None = None
+        self.shown: dict[int, Block] = {}  # by the storage of their weights on the device
+        self.unpacked: tuple[Block, Tensor] | None = None  # the one that the backward pass reads
+
+    def enter(self, block: Block, *_) -> None:
+        """Before a block's forward: its weights are there, and the next one's come."""
+        if block not in self.order:
+            self.order.append(block)
+        self.unpacked = None
+        values = self.bring(block)
+        block.show(values)
+        self.shown[values.untyped_storage()._cdata] = block
+
+    def leave(self, block: Block, *_) -> None:
+        """After it: they are gone, but for what a block that is recomputed keeps up to the end of its backward."""
+        self.shown = {storage: shown for storage, shown in self.shown.items() if shown is not block}
+        block.drop()
+
+    def pack(self, tensor: Tensor) -> Tensor | Kept:
+        """What autograd keeps of a tensor."""
+        block = self.shown.get(tensor.untyped_storage()._cdata)
+        if block is None:
+            return tensor
+        return Kept(block, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+    def unpack(self, kept: Tensor | Kept) -> Tensor:
+        """What it finds in the backward pass."""
+        if isinstance(kept, Tensor):
+            return kept
+        if self.unpacked is None or self.unpacked[0] is not kept.block:
+            self.unpacked = None
+            self.unpacked = kept.block, self.bring(kept.block)
+        values = self.unpacked[1]
+        flat = values[: len(values) // kept.dtype.itemsize * kept.dtype.itemsize].view(kept.dtype)
+        return flat.as_strided(kept.shape, kept.stride, kept.offset)
+
+    def bring(self, block: Block) -> Tensor:
+        """Return a block's weights, as bytes on the device, and let the next one's come."""
+        coming, self.coming = self.coming, None
+        if coming is not None and coming.arrived is not None:
+            coming.arrived.wait()  # also of one that is not wanted: its memory is about to be used again
+        if coming is None or coming.block is not block:
+            coming = None
+            coming = self._send(block)
+            if coming.arrived is not None:
+                coming.arrived.wait()
+        if (following := self._following(block)) is not None:
+            self.coming = self._send(following)
+        return coming.values
+
+    def _following(self, block: Block) -> Block | None:
+        """The one that computes next: backwards in the backward pass."""
+        is_backward = torch._C._current_graph_task_id() != -1
+        place = self.order.index(block) + (-1 if is_backward else 1)
+        return self.order[place] if 0 <= place < len(self.order) else None
+
+    def _send(self, block: Block) -> Coming:
+        """Begin to copy a block's weights.
+
+        The memory is the computing stream's, all pieces of one size: it is used anew once what was enqueued before is
+        done, for which the copying stream waits, and never more of it than blocks are at once.
+        """
+        self.copies += 1
+        values = torch.empty(self.size, dtype=torch.uint8, device=self.device)[: len(block.values)]
+        if self.module is None or self.side is None:
+            return Coming(block, values.copy_(block.values), None)
+        self.side.wait_stream(self.module.current_stream(self.device))
+        with self.module.stream(self.side):
+            values.copy_(block.values, non_blocking=True)
+            return Coming(block, values, self.side.record_event())
