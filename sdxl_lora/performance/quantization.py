@@ -2,8 +2,9 @@
 
 int8 and fp8 (e4m3) hold a byte per value and a float32 scale per row; nf4 (arXiv:2305.14314, by bitsandbytes) half a
 byte and a bfloat16 scale per block. Products are computed in the input's precision from a dense copy of the weight,
-which is made anew in the backward pass: autograd would keep it. Or those of int8 in 8 bits, each row of the input
-rounded to 255 steps, in the backward pass each row of the output's gradient (arXiv:2208.07339). Knows no LoRA.
+which is made anew in the backward pass: autograd would keep it. Or those of int8 and fp8 in 8 bits, each row of the
+input rounded likewise with a scale of its own, in the backward pass each row of the output's gradient
+(arXiv:2208.07339). Knows no LoRA.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class PackedWeight(NamedTuple):
     """A frozen (out, in) weight: as it is (kind "dense", no scales), or as codes and scales.
 
     Attributes:
-        in_8_bits: int8's products too are of whole numbers.
+        in_8_bits: products of int8 and fp8 too are of such numbers.
     """
 
     codes: Tensor
@@ -39,7 +40,7 @@ class PackedWeight(NamedTuple):
         bias = bias if bias is None else bias.to(rows.dtype)
         if self.in_8_bits and can_multiply(rows, self.codes):
             assert self.scales is not None
-            out = multiply_whole(rows, self.codes.t()).mul_(self.scales.t())
+            out = MULTIPLY[self.kind](rows, self.codes.t(), self.scales.t())
             out = (out if bias is None else out.add_(bias)).to(rows.dtype)
             return out if into is None else into.copy_(out)
         dense = self.dense((width, rows.shape[1]), rows.dtype)
@@ -62,8 +63,8 @@ class PackedWeight(NamedTuple):
 
     def _input_gradient_in_8_bits(self, gradient: Tensor) -> Tensor:
         assert self.scales is not None  # which go to the gradient before it is rounded: they differ along the sum
-        columns = self.codes.t().contiguous().t()  # as GPUs multiply whole numbers
-        return multiply_whole(gradient * self.scales.t(), columns).to(gradient.dtype)
+        columns = self.codes.t().contiguous().t()  # as GPUs multiply numbers of 8 bits
+        return MULTIPLY[self.kind](gradient * self.scales.t(), columns, None).to(gradient.dtype)
 
     def dense(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """(out, in), in `dtype`."""
@@ -92,20 +93,42 @@ def pack(weight: Tensor, kind: str) -> PackedWeight:
 
 
 def can_multiply(rows: Tensor, codes: Tensor) -> bool:
-    """Return whether GPUs multiply whole numbers of such shapes; others keep to the same rule."""
-    return len(rows) > 16 and not any(size % 8 for size in codes.shape)
+    """Return whether GPUs multiply numbers of 8 bits in such shapes; others keep to the same rule."""
+    if codes.dtype == torch.int8:
+        return len(rows) > 16 and not any(size % 8 for size in codes.shape)
+    return not any(size % 16 for size in codes.shape)
 
 
-def multiply_whole(rows: Tensor, codes: Tensor) -> Tensor:
-    """rows (N, K) times int8 codes (K, M): (N, M) in float32, each row rounded to 255 steps of its own."""
-    steps = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / LARGEST["int8"]
-    return torch._int_mm((rows / steps).round_().to(torch.int8), codes).float().mul_(steps)
+def multiply_int8(rows: Tensor, codes: Tensor, scales: Tensor | None) -> Tensor:
+    """rows (N, K) times codes (K, M) times scales (1, M): (N, M) in float32, each row rounded to 255 steps."""
+    steps = _steps(rows, "int8")
+    out = torch._int_mm((rows / steps).round_().to(torch.int8), codes).float().mul_(steps)
+    return out if scales is None else out.mul_(scales)
 
 
-def has_whole_products(device: torch.device) -> bool:
-    """Return whether a device multiplies matrices of whole numbers of 8 bits."""
+def multiply_fp8(rows: Tensor, codes: Tensor, scales: Tensor | None) -> Tensor:
+    """The same, each row rounded to 8 bits with three behind the point: in bfloat16, of float32 on a CPU in that."""
+    steps = _steps(rows, "fp8")
+    if scales is None:
+        scales = steps.new_ones(1, codes.shape[1])
+    is_exact = rows.device.type == "cpu" and rows.dtype == torch.float32  # GPUs scale rows in bfloat16 alone
+    dtype = torch.float32 if is_exact else torch.bfloat16
+    return torch._scaled_mm((rows / steps).to(CODE_DTYPE["fp8"]), codes, scale_a=steps, scale_b=scales, out_dtype=dtype)
+
+
+def _steps(rows: Tensor, kind: str) -> Tensor:
+    """(N, 1) float32: what the codes of each row are to be multiplied by."""
+    return rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / LARGEST[kind]
+
+
+MULTIPLY = {"int8": multiply_int8, "fp8": multiply_fp8}
+
+
+def has_8_bit_products(device: torch.device, kind: str) -> bool:
+    """Return whether a device multiplies matrices of int8, or of fp8 with a scale for each row."""
     if device.type == "cuda":
-        return not torch.version.hip and torch.cuda.get_device_capability(device) >= (7, 5)
+        least = (7, 5) if kind == "int8" else (8, 9)
+        return not torch.version.hip and torch.cuda.get_device_capability(device) >= least
     return device.type == "cpu"
 
 
@@ -201,7 +224,7 @@ def quantize_linears(
     Args:
         device: where each is brought and packed.
         home: where it goes then; None for that device.
-        in_8_bits: let int8's products be of whole numbers.
+        in_8_bits: let products of int8 and fp8 be of such numbers.
     """
     found = packable(model)
     for parent, child_name, child in found:

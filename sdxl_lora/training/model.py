@@ -26,7 +26,7 @@ from sdxl_lora.models.text_encoders import LiveTextEncoder, TextEncoders
 from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, without_autocast
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
-from sdxl_lora.performance.quantization import KINDS, has_whole_products, quantize_linears
+from sdxl_lora.performance.quantization import KINDS, has_8_bit_products, quantize_linears
 from sdxl_lora.performance.weight_streaming import stream_weights
 
 
@@ -213,7 +213,7 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
     torch.backends.cudnn.benchmark = not compute.deterministic
     unet = load_unet(base, base_dtype(compute))
     if compute.base_precision in KINDS:
-        in_8_bits = compute.base_products == "8bit" and has_whole_products(device)
+        in_8_bits = compute.base_products == "8bit" and has_8_bit_products(device, compute.base_precision)
         home = torch.device("cpu") if compute.stream_base else None
         count = quantize_linears(unet, compute.base_precision, device, in_8_bits, home)
         info(f"base in {compute.base_precision}: {count} linear layers are packed{', products too' * in_8_bits}")

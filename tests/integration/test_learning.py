@@ -165,14 +165,15 @@ def test_so_does_one_that_multiplies_in_8_bits(learn, base):
 @pytest.mark.slow
 def test_products_in_8_bits_have_the_losses_of_bf16(train_as_demo):
     """On the shapes base, step by step within 3 %, and 1 % on average."""
-    in_8_bits = {"base_precision": "int8", "base_products": "8bit"}
-    losses = [
+    ways = [{}, *({"base_precision": kind, "base_products": "8bit"} for kind in ("int8", "fp8"))]
+    bf16, *in_8_bits = [
         column(train_as_demo(mixed_precision="bf16", max_train_steps=8, logging_steps=1, **settings), "loss")
-        for settings in ({}, in_8_bits)
+        for settings in ways
     ]
-    assert len(losses[0]) == 8
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
-    assert sum(losses[1]) == pytest.approx(sum(losses[0]), rel=0.01)
+    assert len(bf16) == 8
+    for losses in in_8_bits:
+        assert losses == pytest.approx(bf16, rel=0.03)
+        assert sum(losses) == pytest.approx(sum(bf16), rel=0.01)
 
 
 def test_learning_rate_zero_fails_the_criterion(learn):

@@ -54,9 +54,9 @@ class ComputeConfig:
     base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
     """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
     Default: mixed_precision."""
-    base_products: Annotated[Literal["8bit"] | None, SAME, applies_when(base_precision=("int8",))] = None
-    """With base_precision int8: multiply in 8 bits too, where the device can, and round activations and gradients for
-    it. Default: in mixed_precision."""
+    base_products: Annotated[Literal["8bit"] | None, SAME, applies_when(base_precision=("int8", "fp8"))] = None
+    """With base_precision int8 or fp8: multiply in 8 bits too, where the device can, and round activations and
+    gradients for it. Default: in mixed_precision."""
     stream_base: Annotated[bool, FREE] = False
     """Keep the frozen UNet in RAM and bring each of its blocks to the GPU when it computes, forward and backward: the
     least memory, for slower steps. Best with gradient_checkpointing."""
@@ -93,8 +93,10 @@ class ComputeConfig:
                 f"base_precision {self.base_precision} needs mixed_precision {self.base_precision}, "
                 f"not {self.mixed_precision}"
             )
-        if self.base_products and self.base_precision != "int8":
-            problems.append(f"base_products {self.base_products} needs base_precision int8, not {self.base_precision}")
+        if self.base_products and self.base_precision not in ("int8", "fp8"):
+            problems.append(
+                f"base_products {self.base_products} needs base_precision int8 or fp8, not {self.base_precision}"
+            )
         if self.base_products and self.memory_budget is not None:
             problems.append("base_products does not go with memory_budget, which may pack the base otherwise")
         if self.stream_base and self.compile == "on":
