@@ -39,7 +39,7 @@ LOSS_TAGS = ("loss", "train_loss")  # ours, diffusers'
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="path of diffusers' train_text_to_image_lora_sdxl.py")
-    parser.add_argument("--peer_flags", default="", help="more flags for the peer, e.g. its best ones")
+    parser.add_argument("--peer_variant", action="append", default=[], help="NAME=FLAGS: the peer once more")
     parser.add_argument("--size", choices=sorted(RESOLUTION), default="toy")
     parser.add_argument("--variant", action="append", default=[], help='NAME=FLAGS: ours once more, "fast=--compile"')
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
@@ -66,10 +66,12 @@ def main(argv=None):
     base = save_base(args.size, args.work_dir)
     data = write_images(args.work_dir, args.pictures, args.resolution)
     trainers: dict[str, tuple] = {"ours": (OURS, [])}
-    trainers |= {"diffusers": (args.peer, shlex.split(args.peer_flags))} if args.peer else {}
-    for variant in args.variant:
+    trainers |= {"diffusers": (args.peer, [])} if args.peer else {}
+    variants = [(OURS, variant) for variant in args.variant]
+    variants += [(args.peer, variant) for variant in args.peer_variant if args.peer]
+    for script, variant in variants:
         name, _, flags = variant.partition("=")
-        trainers[name] = (OURS, shlex.split(flags))
+        trainers[name] = (script, shlex.split(flags))
     records, peaks = [], []
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for number in range(args.rounds):
