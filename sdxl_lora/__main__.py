@@ -19,6 +19,7 @@ COMMANDS = {  # name: module that runs as a program, what it does
     "doctor": ("sdxl_lora.doctor", "is this machine fit to train"),
     "tools": ("sdxl_lora.tools", "show, check, convert, merge LoRA files"),
     "select": ("sdxl_lora.select", "which checkpoint to keep, and at which strength"),
+    "came_along": ("preprocess.came_along", "what a LoRA draws that no prompt asked for"),
     "checkpoints": ("sdxl_lora.run.checkpoints", "list a run's checkpoints, take a LoRA file out of one"),
     "demo": ("examples.demo", "train a small LoRA here, without a GPU or a download"),
 }

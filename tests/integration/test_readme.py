@@ -11,6 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from docs.generate_settings import grouped_settings, settings_page
+from preprocess.came_along import parse as parse_came_along
 from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.fields import flat_fields
 from sdxl_lora.config.preprocess import PreprocessConfig
@@ -88,6 +89,8 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         parse(words[3:])
     elif words[0] == "touch":
         assert Path(words[1]).name in FILES.values()
+    elif words[:3] == ["python", "-m", "preprocess.came_along"]:
+        parse_came_along(words[3:])
     elif words[:2] == ["python", "-m"]:
         assert is_module(words[2])
     else:
@@ -280,6 +283,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_page = {"host", "port", "settings", "root_path"}
     of_tools = {"base", "to", "weight", "weights", "loras", "energy", "export", "step", "best"}
     of_select = {name for name in vars(parse(["run"])) if name != "run_dir"} | {"multi_gpu"}
+    of_select |= {name for name in vars(parse_came_along(["run"])) if name != "run_dir"}
     of_benchmarks = {"kohya", "judge", "runs"}
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach"}

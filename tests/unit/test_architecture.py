@@ -35,7 +35,7 @@ PREPROCESS_FLOORS = [
     ("captions",),
     ("output",),
     ("dataset", "dry_run"),
-    ("__main__",),
+    ("__main__", "came_along"),
 ]
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 MOST_MODULES, MOST_METHODS = 15, 15

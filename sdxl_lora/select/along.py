@@ -1,0 +1,134 @@
+"""What came along with a run's LoRA: the images that a choice has drawn, described in words. Draws nothing."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from sdxl_lora.config.sample_prompt import SamplePrompt
+from sdxl_lora.config.train import TrainConfig
+from sdxl_lora.config.trigger_word import has_trigger_word, without_trigger_words
+from sdxl_lora.errors import ConfigError, DataError
+from sdxl_lora.run.status import replace_text
+from sdxl_lora.sampling.generate import read_image
+from sdxl_lora.select.choice import BASE, Cell, Drawing
+from sdxl_lora.select.report import JSON_NAME
+from sdxl_lora.select.selection import FOLDER, Request, look_at_dataset
+from sdxl_lora.select.words import FEWEST, Shown, asked_by, came_along, table
+
+TEXT_NAME, WORDS_NAME = "came_along.txt", "came_along.json"
+Describe = Callable[[Sequence[Image.Image]], list[frozenset[str]]]  # images to the words that are said of each
+
+
+class Drawn:
+    """The images that `python -m sdxl_lora.select` has drawn of a run, of one checkpoint at one strength and the base.
+
+    Args:
+        step, strength: None for those that were recommended.
+    Raises:
+        ConfigError: nothing was drawn, nothing recommended, or not at this step and strength.
+    """
+
+    def __init__(self, run_dir: Path, step: int | None = None, strength: float | None = None):
+        self.folder = run_dir / FOLDER
+        path = self.folder / JSON_NAME
+        if not path.is_file():
+            raise ConfigError(f"there is no {path}: run `python -m sdxl_lora.select {run_dir}` first")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.prompts = [SamplePrompt(**prompt) for prompt in content["prompts"]]
+            self.images = int(content["images_per_prompt"])
+            cells = [Cell(float(cell["strength"]), int(cell["step"])) for cell in content["cells"]]
+            recommended = content["recommended"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}): run `python -m sdxl_lora.select` again") from error
+        step = step if step is not None else recommended and recommended["step"]
+        strength = strength if strength is not None else recommended and recommended["strength"]
+        there = ", ".join(map(str, (cell for cell in cells if cell != BASE)))
+        if step is None or strength is None:
+            raise ConfigError(f"{path} recommends nothing: give --step and --strength; drawn are {there}")
+        self.cell = Cell(strength, step)
+        if self.cell not in cells or self.cell == BASE:
+            raise ConfigError(f"{self.cell} was not drawn; drawn are {there}")
+
+    def described(self, cell: Cell, prompts: Sequence[int], describe: Describe) -> dict[str, Shown]:
+        """What is said of a cell's images of some prompts, by file name.
+
+        Raises:
+            DataError: an image is gone or damaged.
+        """
+        asked, images = {}, []
+        for prompt in prompts:
+            for repeat in range(self.images):
+                path = Drawing(cell, prompt, repeat).path(self.folder / "images")
+                image = read_image(path)
+                if image is None:
+                    raise DataError(f"{path} is gone or damaged: run `python -m sdxl_lora.select` again")
+                images.append(image.convert("RGB"))
+                asked[path.name] = asked_by(self.prompts[prompt].text)
+        said = describe(images) if images else []
+        return {name: Shown(words, asked[name]) for name, words in zip(asked, said, strict=True)}
+
+
+def split_prompts(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The numbers of the prompts with a trigger word, and of those that are the same without it.
+
+    Where there is no trigger word, all are the first.
+    """
+    with_trigger = [
+        number
+        for number, prompt in enumerate(prompts)
+        if not trigger_words or any(has_trigger_word(prompt.text, word) for word in trigger_words)
+    ]
+    partners = {without_trigger_words(prompts[number].text, trigger_words) for number in with_trigger}
+    return with_trigger, [
+        number for number, prompt in enumerate(prompts) if number not in with_trigger and prompt.text in partners
+    ]
+
+
+def report_on(
+    config: TrainConfig, describe: Describe, step: int | None = None, strength: float | None = None
+) -> tuple[str, list[Path]]:
+    """Describe the images of a run's choice and its training images, and write down what came along.
+
+    Args:
+        step, strength: what to describe; None for what was recommended.
+    Returns:
+        the table, and the paths of what was written: it, and all words as JSON.
+    Raises:
+        ConfigError, DataError: what was not drawn, too few images, or images that are gone.
+    """
+    drawn = Drawn(config.run_dir, step, strength)
+    references, _, trigger_words = look_at_dataset(config, Request(strengths=()))
+    with_trigger, without = split_prompts(drawn.prompts, trigger_words)
+    images, called = len(with_trigger) * drawn.images, "with the trigger word" if trigger_words else "with the LoRA"
+    if images < FEWEST:
+        raise ConfigError(
+            f"there are {images} images {called}, too few to tell anything from chance: draw at least {FEWEST} with "
+            "`python -m sdxl_lora.select`, by more prompts or a larger --images"
+        )
+    groups = {
+        "with_trigger": drawn.described(drawn.cell, with_trigger, describe),
+        "base": drawn.described(BASE, with_trigger, describe),
+        "without_trigger": drawn.described(drawn.cell, without, describe),
+        "base_without": drawn.described(BASE, without, describe),
+    }
+    training = describe(references.images)
+    of_lora, of_base, unnamed, unnamed_base = (list(group.values()) for group in groups.values())
+    found = came_along(of_lora, of_base, unnamed, unnamed_base, training)
+    text = f"{drawn.cell}, {images} images {called}\n\n{table(found, images)}"
+    content = {
+        "step": drawn.cell.step,
+        "strength": drawn.cell.strength,
+        "came_along": [asdict(one) for one in found],
+        "words": {name: sorted(one.words) for group in groups.values() for name, one in group.items()},
+        "training_words": {
+            Path(name).name: sorted(said) for name, said in zip(references.names, training, strict=True)
+        },
+    }
+    paths = [drawn.folder / name for name in (TEXT_NAME, WORDS_NAME)]
+    replace_text(paths[0], text)
+    replace_text(paths[1], json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return text, paths
