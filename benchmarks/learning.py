@@ -1,16 +1,18 @@
 """What a LoRA has learned, and what the base has kept, after equal steps, images and seconds: our trainer and a peer.
 
-    python -m benchmarks.learning --peer train_text_to_image_lora_sdxl.py --seeds 0 1 2
+    python -m benchmarks.learning --peer train_text_to_image_lora_sdxl.py --clock cpu
 
-Both train the object concept of examples/shapes on the same base, dataset, rank, learning rate, schedule, loss weights,
-batch and seeds, both text encoders too, one after the other on the same cores: as far as the peer can, so on attention
-alone. A third column is ours on all linear layers and convolutions, all else equal, which the peer has no flag for.
+All train the object concept of examples/shapes on the same base, dataset, rank, learning rate, schedule, loss weights,
+batch and seeds, both text encoders too, one after the other on the same cores. "ours" is as the peer trains: attention
+alone, begun as it begins. "ours, defaults" is with our own default layers and start, "ours, all layers" with all linear
+layers and convolutions, which the peer has no flag for.
 
-Each trainer is scored half-way, at its end, and at the newest of its checkpoints (one every --every steps) that lay
-ready when the first trainer of that seed had ended. Batches are equal, so equal steps are equal images. Seconds run
-from the launch to the checkpoint's last file and so include imports and caching, which every run does anew; with
---clock cpu they are scaled to the run's CPU time, for machines that other work shares. Writes learning.json,
-learning.md and learning.png into --output_dir, anew after every seed.
+Each trainer is scored at its end, and at the newest of its checkpoints (one every --every steps) that lay ready when
+the first trainer of that seed had ended, which is the peer where one is given: its schedule has ended then, ours
+perhaps not. Batches are equal, so equal steps are equal images. Seconds run from the launch to the checkpoint's last
+file and so include imports and caching, which every run does anew; with --clock cpu they are scaled to the run's CPU
+time, for machines that other work shares. Writes learning.json, learning.md and learning.png into --output_dir, anew
+after every training. Those that learning.json has are kept: the same command goes on where it was stopped.
 
 The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only our trainer runs.
 """
@@ -34,63 +36,82 @@ SCORES = {
     "without_trigger": "the concept, without it",
     "known": "known shapes drawn right",
 }
-COLOURS = {"ours": "tab:blue", "diffusers": "tab:orange", "ours, all layers": "tab:green"}
+PEER = "diffusers"
+OWN: dict[str, dict] = {  # our trainers: how each differs from the peer
+    "ours": {"target_modules": "attention", "init_lora_weights": "gaussian"},
+    "ours, defaults": {"target_modules": "auto"},
+    "ours, all layers": {"target_modules": "all-linear+conv", "init_lora_weights": "gaussian"},
+}
+COLOURS = {PEER: "tab:orange", "ours": "tab:blue", "ours, defaults": "tab:purple", "ours, all layers": "tab:green"}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="path of diffusers' train_text_to_image_lora_sdxl.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument(
-        "--every", type=int, default=50, help="steps between checkpoints; half of --steps is one of them"
-    )
+    parser.add_argument("--trainers", nargs="+", choices=[PEER, *OWN], default=[PEER, *OWN], help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=25, help="steps between checkpoints")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="at the start; it falls as a cosine")
     parser.add_argument("--snr_gamma", type=float, default=1.0)
     parser.add_argument("--class_pictures", type=int, default=100, help=f"beside {IMAGES} x {REPEATS} of the concept")
     parser.add_argument("--asked", type=int, default=28, help="prompts with and without the trigger word")
     parser.add_argument("--known", type=int, default=70, help="prompts for known shapes, of 140")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: other work does not count")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/learning"), help="emptied at the start")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/learning"))
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
-    if args.steps % (2 * args.every):
-        parser.error(f"--steps {args.steps} must be an even multiple of --every {args.every}")
+    if args.steps % args.every:
+        parser.error(f"--steps {args.steps} must be a multiple of --every {args.every}")
     return args
 
 
 def main(argv=None):
     args = parse(argv)
-    shutil.rmtree(args.work_dir, ignore_errors=True)
-    data = make_dataset(args.work_dir, REPEATS, args.class_pictures)
-    base = lora_quality(None, args.asked, known=args.known)
-    records = []
+    results = former_results(args)
+    data = args.work_dir / "data"
+    if not (data / "metadata.jsonl").exists():
+        make_dataset(args.work_dir, REPEATS, args.class_pictures)
+    results.setdefault("base", lora_quality(None, args.asked, known=args.known))
     for seed in args.seeds:
-        records += one_seed(args, data, seed)
-        write_results(args, records, base)
+        one_seed(args, data, seed, results)
 
 
-def one_seed(args, data, seed):
-    """Every trainer once, then the scores of the checkpoints that are compared: [record, ...]."""
-    commands = {"ours": our_command(args, data, seed)}
-    if args.peer:
-        commands["diffusers"] = peer_command(args, data, seed)
-    commands["ours, all layers"] = our_command(args, data, seed, target_modules="all-linear+conv")
-    seconds = {}
+def former_results(args):
+    """What learning.json has already; else nothing but the settings."""
+    path = args.output_dir / "learning.json"
+    results = json.loads(path.read_text()) if path.exists() else {"settings": settings(args), "records": []}
+    if results["settings"] != settings(args):
+        sys.exit(f"{path} was measured with other settings: move it away, or give those")
+    return results
+
+
+def settings(args):
+    places = ("peer", "trainers", "seeds", "work_dir", "output_dir")
+    return {name: value for name, value in vars(args).items() if name not in places}
+
+
+def one_seed(args, data, seed, results):
+    """Every trainer once, and the scores of the checkpoints that are compared, where they are not there yet."""
+    commands = {PEER: peer_command(args, data, seed)} if args.peer else {}
+    commands |= {name: our_command(args, data, seed, name) for name in OWN}
+    commands = {name: command for name, command in commands.items() if name in args.trainers}
+    budget = None
     for name, command in commands.items():
-        seconds[name] = run(command, run_dir(args, name, seed), args)
-    budget = min(spent[args.steps] for spent in seconds.values())
-    records = []
-    for name, spent in seconds.items():
-        in_time = max((step for step in spent if spent[step] <= budget), default=None)
-        for step in sorted({args.steps // 2, args.steps, in_time} - {None}):
-            scores = lora_quality(run_dir(args, name, seed) / f"checkpoint-{step}", args.asked, known=args.known)
-            record = {"trainer": name, "seed": seed, "step": step, "seconds": round(spent[step], 1)}
-            records.append(record | {"at_equal_seconds": step == in_time} | scores)
-            print(json.dumps(records[-1]), flush=True)
-    return records
+        there = [one for one in results["records"] if (one["trainer"], one["seed"]) == (name, seed)]
+        if not there:
+            spent = run(command, run_dir(args, name, seed), args)
+            in_time = max((step for step in spent if spent[step] <= (budget or spent[args.steps])), default=None)
+            for step in sorted({args.steps, in_time} - {None}):
+                scores = lora_quality(run_dir(args, name, seed) / f"checkpoint-{step}", args.asked, known=args.known)
+                record = {"trainer": name, "seed": seed, "step": step, "seconds": round(spent[step], 1)}
+                there.append(record | {"at_equal_seconds": step == in_time} | scores)
+                print(json.dumps(there[-1]), flush=True)
+            results["records"] += there
+            write_results(args, results)
+        budget = budget or there[-1]["seconds"]
 
 
 def make_dataset(work_dir, repeats=1, class_images=IMAGES):
@@ -130,14 +151,14 @@ def common_flags(args, data, seed):
     }
 
 
-def our_command(args, data, seed, **more):
-    folder = run_dir(args, "ours, all layers" if more else "ours", seed)
-    own = {"output_dir": folder, "cache_dir": folder / "cache", "init_lora_weights": "gaussian"}
-    return launch(OURS, our_flags(**common_flags(args, data, seed) | own | more))
+def our_command(args, data, seed, name):
+    folder = run_dir(args, name, seed)
+    own = {"output_dir": folder, "cache_dir": folder / "cache"} | OWN[name]
+    return launch(OURS, our_flags(**common_flags(args, data, seed) | own))
 
 
 def peer_command(args, data, seed):
-    flags = common_flags(args, data, seed) | {"output_dir": run_dir(args, "diffusers", seed)}
+    flags = common_flags(args, data, seed) | {"output_dir": run_dir(args, PEER, seed)}
     return launch(args.peer, peer_flags(**flags))
 
 
@@ -147,11 +168,13 @@ def run(command, run_dir, args):
     Raises:
         RuntimeError: it failed, or left out a checkpoint.
     """
+    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was stopped
     run_dir.mkdir(parents=True)
     began, cpu_began = time.time(), cpu_of_children()
     with open(run_dir / "output.log", "w", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)).returncode
-    scale = (cpu_of_children() - cpu_began) / (time.time() - began) if args.clock == "cpu" else 1.0
+    ended = (run_dir / "output.log").stat().st_mtime  # this process may have been halted since
+    scale = (cpu_of_children() - cpu_began) / (ended - began) if args.clock == "cpu" else 1.0
     seconds = {}
     for step in range(args.every, args.steps + 1, args.every):
         files = [path for path in (run_dir / f"checkpoint-{step}").rglob("*") if path.is_file()]
@@ -161,48 +184,46 @@ def run(command, run_dir, args):
     return seconds
 
 
-def write_results(args, records, base):
+def write_results(args, results):
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(args).items() if name not in ("peer", "work_dir", "output_dir")}
-    results = {"settings": settings, "base": base, "records": records}
     (args.output_dir / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.output_dir / "learning.md").write_text(table(args, records, base))
-    plot(args, records, base, args.output_dir / "learning.png")
+    (args.output_dir / "learning.md").write_text(table(args, results["records"], results["base"]))
+    plot(args, results["records"], results["base"], args.output_dir / "learning.png")
 
 
 def table(args, records, base):
     """Means over the seeds, with the lowest and the highest in brackets, as Markdown."""
-    seeds = {record["seed"] for record in records}
     lines = [
-        f"Means over {len(seeds)} seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
+        f"Means over the seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
         f"{args.rank}, learning rate {args.learning_rate:g} falling as a cosine, min-SNR {args.snr_gamma:g}, both text "
         f"encoders trained, {IMAGES} x {REPEATS} pictures of the concept and {args.class_pictures} class pictures; "
         f"{args.asked} prompts with the trigger word, {args.asked} without, {args.known} for known shapes."
         + (" Seconds are of CPU." if args.clock == "cpu" else ""),
-        '"ours" and "diffusers" train attention, all that the peer can; "ours, all layers" all linear layers and '
-        "convolutions.",
+        f'"ours" and "{PEER}" train attention, all that the peer can; "ours, defaults" attention and feed-forward '
+        'layers, "ours, all layers" all linear layers and convolutions.',
         "",
-        f"| | step | images | seconds | {' | '.join(SCORES.values())} |",
-        "|---|---|---|---|---|---|---|",
-        f"| base alone | | | | {' | '.join(percent([base[name]]) for name in SCORES)} |",
+        f"| | seeds | step | images | seconds | {' | '.join(SCORES.values())} |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| base alone | | | | | {' | '.join(percent([base[name]]) for name in SCORES)} |",
     ]
-    trainers = [name for name in COLOURS if any(record["trainer"] == name for record in records)]
-
-    def row(heading, chosen):
-        steps, seconds = ([record[name] for record in chosen] for name in ("step", "seconds"))
-        step, spent = (f"{sum(values) / len(values):.0f}" for values in (steps, seconds))
-        images = f"{args.batch * sum(steps) / len(steps):.0f}"
-        scores = " | ".join(percent([record[name] for record in chosen]) for name in SCORES)
-        lines.append(f"| {heading} | {step} | {images} | {spent} | {scores} |")
-
-    for step in (args.steps // 2, args.steps):
-        for name in trainers:
-            row(name, [record for record in records if (record["trainer"], record["step"]) == (name, step)])
-    for name in trainers:
-        chosen = [record for record in records if record["trainer"] == name and record["at_equal_seconds"]]
-        if chosen:
-            row(f"{name}, at equal seconds", chosen)
+    for at_equal_seconds in (False, True):
+        for name in COLOURS:
+            mine = [record for record in records if record["trainer"] == name]
+            if at_equal_seconds:
+                chosen, heading = [one for one in mine if one["at_equal_seconds"]], f"{name}, at equal seconds"
+            else:
+                chosen, heading = [one for one in mine if one["step"] == args.steps], name
+            if chosen:
+                lines.append(row(heading, chosen, args.batch))
+    notes = [f"{one['trainer']}, seed {one['seed']}: {one['note']}" for one in records if "note" in one]
+    lines += ["", *notes] if notes else []
     return "\n".join(lines) + "\n"
+
+
+def row(heading, chosen, batch):
+    step, seconds = (sum(record[name] for record in chosen) / len(chosen) for name in ("step", "seconds"))
+    scores = " | ".join(percent([record[name] for record in chosen]) for name in SCORES)
+    return f"| {heading} | {len(chosen)} | {step:.0f} | {batch * step:.0f} | {seconds:.0f} | {scores} |"
 
 
 def percent(shares):
@@ -214,7 +235,7 @@ def percent(shares):
 
 
 def plot(args, records, base, path):
-    """Each seed a thin line, the means of the seeds thick: over steps above, over seconds below."""
+    """Each training a dot, the means of the seeds at the end a line from the base: over steps above, seconds below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,14 +248,12 @@ def plot(args, records, base, path):
             axis.axhline(100 * base[score], color="grey", linestyle=":", label="base alone")
             for trainer, colour in COLOURS.items():
                 mine = [record for record in records if record["trainer"] == trainer]
-                for seed in sorted({record["seed"] for record in mine}):
-                    points = [(record[across], 100 * record[score]) for record in mine if record["seed"] == seed]
-                    axis.plot(*zip(*points, strict=True), ".-", color=colour, alpha=0.35, linewidth=1)
-                if mine:
-                    halves = [[r for r in mine if r["step"] == step] for step in (args.steps // 2, args.steps)]
-                    xs, ys = ([sum(r[key] for r in half) / len(half) for half in halves] for key in (across, score))
-                    ys = [100 * share for share in (base[score], *ys)]
-                    axis.plot([0, *xs], ys, "o-", color=colour, linewidth=2.5, label=trainer)
+                points = [(record[across], 100 * record[score]) for record in mine]
+                if points:
+                    axis.plot(*zip(*points, strict=True), ".", color=colour, alpha=0.4)
+                    ends = [record for record in mine if record["step"] == args.steps]
+                    x, y = (sum(record[key] for record in ends) / len(ends) for key in (across, score))
+                    axis.plot([0, x], [100 * base[score], 100 * y], "o-", color=colour, linewidth=2.5, label=trainer)
             axis.set(title=title if row == 0 else None, xlabel=xlabel, ylim=(-3, 103))
             axis.set_xlim(left=0)
         axes[row][0].set_ylabel("% of the pictures")
