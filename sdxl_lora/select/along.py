@@ -10,12 +10,13 @@ from PIL import Image
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import has_trigger_word, without_trigger_words
+from sdxl_lora.data.dataset import trigger_words_of
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.status import replace_text
 from sdxl_lora.sampling.generate import read_image
 from sdxl_lora.select.choice import BASE, Cell, Drawing
 from sdxl_lora.select.report import JSON_NAME
-from sdxl_lora.select.selection import FOLDER, Request, look_at_dataset
+from sdxl_lora.select.selection import FOLDER, references_of, trained_images
 from sdxl_lora.select.words import FEWEST, Shown, asked_by, came_along, table
 
 TEXT_NAME, WORDS_NAME = "came_along.txt", "came_along.json"
@@ -101,7 +102,7 @@ def report_on(
         ConfigError, DataError: what was not drawn, too few images, or images that are gone.
     """
     drawn = Drawn(config.run_dir, step, strength)
-    references, _, trigger_words = look_at_dataset(config, Request(strengths=()))
+    references, trigger_words = references_of(*trained_images(config)), trigger_words_of(config.data)
     with_trigger, without = split_prompts(drawn.prompts, trigger_words)
     images, called = len(with_trigger) * drawn.images, "with the trigger word" if trigger_words else "with the LoRA"
     if images < FEWEST:

@@ -12,6 +12,7 @@ from sdxl_lora.config.sample_prompt import SamplePrompt, read_prompts_file
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import without_trigger_words
 from sdxl_lora.data.dataset import trigger_words_of
+from sdxl_lora.data.image_dataset import Images
 from sdxl_lora.data.split import held_out
 from sdxl_lora.distributed.collectives import on_main_and_broadcast, raise_on_all_ranks
 from sdxl_lora.errors import ConfigError, DataError
@@ -139,20 +140,34 @@ def load_judges(config: TrainConfig, request: Request) -> Judges:
     )
 
 
-def look_at_dataset(
-    config: TrainConfig, request: Request
-) -> tuple[References, tuple[SamplePrompt, ...], tuple[str, ...]]:
-    """The images that trained, the prompts to draw, and the trigger words."""
+def trained_images(config: TrainConfig) -> tuple[Images, list[int]]:
+    """The run's images, and which of them trained and are no class images.
+
+    Raises:
+        ConfigError: they were a stream.
+    """
     if config.data.dataset_streaming:
         raise ConfigError("the run was trained on a stream, whose images cannot be read again to compare with")
     images = open_images(config, FileMemo(config.cache_folder / "memo.json"))
     split = config.evaluation.validation_split
     out = set(held_out(images.examples, split, config.seed)) if split else set()
-    trained = [i for i, one in enumerate(images.examples) if not one.is_class_image and i not in out]
-    chosen = spread(trained, SIMILARITY_REFERENCES)
-    references = References(
+    return images, [i for i, one in enumerate(images.examples) if not one.is_class_image and i not in out]
+
+
+def references_of(images: Images, trained: Sequence[int]) -> References:
+    """Some of the images that trained, to compare with."""
+    chosen = spread(list(trained), SIMILARITY_REFERENCES)
+    return References(
         [images.examples[index].name for index in chosen], [to_image(images.load(index)["pixels"]) for index in chosen]
     )
+
+
+def look_at_dataset(
+    config: TrainConfig, request: Request
+) -> tuple[References, tuple[SamplePrompt, ...], tuple[str, ...]]:
+    """The images that trained, the prompts to draw, and the trigger words."""
+    images, trained = trained_images(config)
+    references = references_of(images, trained)
     lines = list(request.prompts or config.evaluation.validation_prompt)
     if not request.prompts and config.evaluation.validation_prompts_file:
         lines += read_prompts_file(config.evaluation.validation_prompts_file)
