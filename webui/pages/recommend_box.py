@@ -79,7 +79,7 @@ def found_html(language: str, found: Recommendation, run: Path) -> str:
     sheet = image_html(run / FOLDER / GRID_NAME, say(language, "Checkpoints by strengths, the recommended one framed"))
     return (
         f'<p class="ending"><strong>{escape(reason(language, found))}</strong></p><ul class="hint">{notes}</ul>'
-        f'<div class="wide">{table}</div><div class="sheet">{sheet}</div>'
+        f'<div class="wide" tabindex="0">{table}</div><div class="sheet">{sheet}</div>'
     )
 
 

@@ -120,7 +120,8 @@ def table_html(language: str, rows: list[RunRow]) -> str:
             f"<td>{show.pill(language, row.state) if cell is None else escape(cell)}</td>" for cell in cells
         )
         lines += f'<tr><th scope="row">{escape(row.name)}</th>{shown}</tr>'
-    return f'<div class="wide"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def comparison_html(language: str, runs: list[Path]) -> str:
@@ -143,7 +144,7 @@ def comparison_html(language: str, runs: list[Path]) -> str:
         pictures += f"<tr><th>{escape(prompt)}</th>{shown}</tr>"
     samples = f'<table class="grid"><tr><td></td>{head}</tr>{pictures}</table>' if pictures else ""
     parts = ((say(language, "Settings that differ"), settings if rows else same), (say(language, "Samples"), samples))
-    told = [f'<h2>{escape(title)}</h2><div class="wide">{part}</div>' for title, part in parts if part]
+    told = [f'<h2>{escape(title)}</h2><div class="wide" tabindex="0">{part}</div>' for title, part in parts if part]
     return told[0] + plots(names) + "".join(told[1:])
 
 

@@ -186,5 +186,5 @@ def drawing_html(language: str, context: Context, job: Job, request: dict) -> st
     newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
     return (
         f'<div class="head">{show.pill(language, state)}<small>{escape("".join(newest))}</small></div>{failure}'
-        f'<div class="wide"><table class="grid"><tr><td></td>{head}</tr>{rows}</table></div>'
+        f'<div class="wide" tabindex="0"><table class="grid"><tr><td></td>{head}</tr>{rows}</table></div>'
     )

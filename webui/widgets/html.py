@@ -185,7 +185,7 @@ def gallery(
         words = say(language, "{count} steps in all: open an image, and go on with the arrow keys.", count=len(steps))
         older = f'<p class="hint">{escape(words)}</p>'
     table = f'<table class="grid" data-steps="{all_steps}"><tr><td></td>{head}</tr>{"".join(rows)}</table>'
-    return f'{older}<div class="wide">{table}</div>'
+    return f'{older}<div class="wide" tabindex="0">{table}</div>'
 
 
 LEVELS = {"failed": "error", "stopped": "warning", "checkpoint": "good", "finished": "good", "samples": "good"}

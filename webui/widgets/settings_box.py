@@ -30,9 +30,9 @@ class SettingsBox:
                 label=T("The same as a command"), lines=3, max_lines=12, interactive=False, buttons=["copy"],
                 elem_id=f"{prefix}-command", elem_classes="code",
             )  # fmt: skip
-            self.yaml = gr.Code(
-                label=T("The same as a YAML file, for --config"), language="yaml", interactive=False, max_lines=18,
-                elem_id=f"{prefix}-yaml",
+            self.yaml = gr.Textbox(
+                label=T("The same as a YAML file, for --config"), lines=8, max_lines=18, interactive=False,
+                buttons=["copy"], elem_id=f"{prefix}-yaml", elem_classes="code",
             )  # fmt: skip
             self.upload = gr.UploadButton(
                 T("Load a YAML file"), file_types=[".yaml", ".yml"], size="sm", elem_id=f"{prefix}-load"
