@@ -117,13 +117,13 @@ def test_a_reloaded_page_shows_the_run_as_it_goes_on(story):
     page.reload()  # and stands where the run is seen
     page.locator("#run-progress .pill.training, #run-progress .pill.sampling").wait_for()
     until(lambda: steps(story.run)[-1] > step)
-    assert page.locator("#now .pill.training, #now .pill.sampling").is_visible()
+    page.locator("#now .pill.training, #now .pill.sampling").wait_for()
 
 
 def test_samples_open_at_full_size_go_on_by_keys_and_are_saved(story, tmp_path):
     page = story.page
     page.locator("#run-samples button.image").first.click()
-    image, about = page.locator("dialog.viewer img"), page.locator("dialog.viewer p")
+    image, about = page.locator("dialog.viewer:not(.painter) img"), page.locator("dialog.viewer:not(.painter) p")
     until(lambda: image.evaluate("image => image.complete && image.naturalWidth") == 64)
     shown = about.inner_text()
     page.keyboard.press("ArrowDown")
