@@ -22,7 +22,7 @@ from sdxl_lora.lora.formats.adapter import Adapter, as_lora
 from sdxl_lora.lora.formats.keys import kernel_size
 from sdxl_lora.lora.formats.reader import Key
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya
-from sdxl_lora.lora.state import adapter_layers, module_adapter
+from sdxl_lora.lora.state import adapter_layers, adapter_tensors, module_adapter
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: i
     loras, least = {}, 1.0
     for key, adapter in adapters.items():
         weight = dequantize_module_weight(layers[key].get_base_layer()).detach()
-        weight = weight if weight.device.type == "cuda" else weight.cpu()  # other GPUs lack decompositions
+        device = next(iter(adapter_tensors(layers[key]).values())).device  # a streamed base is elsewhere
+        weight = weight.to(device if device.type == "cuda" else "cpu")  # other GPUs lack decompositions
         here = Adapter({name: tensor.to(weight.device) for name, tensor in adapter.tensors.items()}, adapter.alpha)
         lora, kept = as_lora(here, kernel_size(key[1]), rank, weight)  # on the GPU where the model is: SVDs
         loras[key] = Adapter({name: tensor.cpu() for name, tensor in lora.tensors.items()}, lora.alpha)

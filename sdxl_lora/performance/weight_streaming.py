@@ -8,6 +8,7 @@ diffusers' group offloading does not serve: when a block's forward ends it point
 copies in the host's memory, where the backward pass finds them, and those that train at what they were at the start.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -186,6 +187,17 @@ class WeightStream:
         self.coming: Coming | None = None
         self.shown: dict[int, Block] = {}  # by the storage of their weights on the device
         self.unpacked: tuple[Block, Tensor] | None = None  # the one that the backward pass reads
+
+    @contextlib.contextmanager
+    def at_home(self) -> Iterator[None]:
+        """All blocks have their weights in the host's memory, for what reads them between steps."""
+        for block in self.blocks:
+            block.show(block.values)
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                block.drop()
 
     def enter(self, block: Block, *_) -> None:
         """Before a block's forward: its weights are there, and the next one's come."""

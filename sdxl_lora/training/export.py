@@ -52,7 +52,7 @@ class LoraExporter:
             prediction_type=self.model.scheduler.config.prediction_type,
             flow_shift=getattr(self.model.scheduler.config, "shift", None),
         )
-        with self.shown.shown():
+        with self.shown.shown(), self.model.base_at_hand():  # a DoRA's nearest LoRA is found by it
             return write_lora_files(
                 folder, config.lora_name, self.model.components, config.output.save_precision, metadata
             )

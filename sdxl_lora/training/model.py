@@ -1,6 +1,7 @@
 """The models of a run: the frozen base, its adapters, and how they compute."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from sdxl_lora.performance.compute import checkpoint_blocks, compile_blocks, wit
 from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.quantization import KINDS, has_8_bit_products, quantize_linears
-from sdxl_lora.performance.weight_streaming import stream_weights
+from sdxl_lora.performance.weight_streaming import WeightStream, stream_weights
 
 
 @dataclass
@@ -41,6 +42,7 @@ class LoraModel:
         text: embeddings of prompts, cached or by text encoders that train.
         scheduler: the noise schedule of the objective; sampling_scheduler: that of samples.
         start: the LoRA that the training began from.
+        stream: what brings the frozen base; None where it stays on the device.
     """
 
     unet: nn.Module
@@ -50,6 +52,11 @@ class LoraModel:
     scheduler: Schedule
     sampling_scheduler: Drawing
     start: WarmStart
+    stream: WeightStream | None
+
+    def base_at_hand(self) -> AbstractContextManager[None]:
+        """Return a context in which the base's weights can be read, as else only while it computes."""
+        return nullcontext() if self.stream is None else self.stream.at_home()
 
     @property
     def num_train_timesteps(self) -> int:
@@ -93,10 +100,11 @@ def build_model(
     for note in start.notes:
         info(note)
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
+    adapter, stream = config.adapter, None
     for name, model in models.items():
         if name == "unet":
-            adapter = config.adapter
-            set_computation(model, compute, adapter.has_dropout, info, accelerator.device, adapter.train_text_encoder)
+            with_text = adapter.train_text_encoder
+            stream = set_computation(model, compute, adapter.has_dropout, info, accelerator.device, with_text)
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
@@ -110,7 +118,7 @@ def build_model(
         )
     else:
         wrapped = [prepared(accelerator, model) for model in bare]
-    return LoraModel(unet, components, wrapped, live or text, scheduler, sampling_scheduler, start)
+    return LoraModel(unet, components, wrapped, live or text, scheduler, sampling_scheduler, start, stream)
 
 
 def prepared(accelerator, model: nn.Module) -> nn.Module:
@@ -229,11 +237,13 @@ def set_computation(
     info: Callable[[str], None],
     device: torch.device,
     trains_text: bool = False,
-) -> None:
+) -> WeightStream | None:
     """Set how the UNet with its adapter computes: precision, what is recomputed or compiled, where its weights are.
 
     Args:
         device: where it will.
+    Returns:
+        What brings its weights, with stream_base.
     """
     compiles = compute.compile == "on"
     use_memory_saving_layers(unet, compiles, trains_text)
@@ -245,11 +255,12 @@ def set_computation(
             checkpoint_blocks(unet, compute.gradient_checkpointing_blocks, has_dropout)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if compute.stream_base:
-        blocks = len(stream_weights(unet, device).blocks)
-        info(f"stream_base: the weights of {blocks} blocks stay in RAM, each is brought for its use")
+    stream = stream_weights(unet, device) if compute.stream_base else None
+    if stream is not None:
+        info(f"stream_base: the weights of {len(stream.blocks)} blocks stay in RAM, each is brought for its use")
     if compiles:
         compile_blocks(unet, info)
+    return stream
 
 
 def computes_in_half(compute: ComputeConfig, unet: nn.Module, not_fused: dict) -> bool:

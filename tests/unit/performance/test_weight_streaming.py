@@ -4,9 +4,11 @@ import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.lora.export import write_lora_files
 from sdxl_lora.lora.inject import add_lora
 from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.loading import Base, load_unet
@@ -22,15 +24,15 @@ from tests.helpers.runs import assert_equal_weights, weights_of
 CPU = torch.device("cpu")
 
 
-def unet_of(base, dtype=torch.float32, kind=None, recomputes=False):
+def unet_of(base, dtype=torch.float32, kind=None, recomputes=False, **adapter):
     """The tiny UNet as it trains, in this machine's memory."""
     unet = load_unet(Base(str(base)), dtype)
     if kind:
         quantize_linears(unet, kind)
-    add_lora(unet, 4, 6, targets="attention+ff")
+    add_lora(unet, 4, 6, targets="attention+ff", **adapter)
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter_parameters(unet).values():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 20
+        parameter.data += torch.randn(parameter.shape, generator=generator) / 20
     use_memory_saving_layers(unet)
     fuse_lora(unet, streams=True)
     if recomputes:
@@ -67,6 +69,34 @@ def test_the_bits_are_those_of_weights_that_stay(tiny_base, dtype, kind, recompu
         results = step(streamed)
         assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
     assert all(torch.equal(block.values, before) for block, before in zip(stream.blocks, waiting, strict=True))
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_dora_has_the_same_bits_and_the_same_nearest_lora(tiny_base, tmp_path, kind):
+    """The nearest LoRA is found by the base's weights, which are read at home."""
+    models = {name: unet_of(tiny_base, kind=kind, use_dora=True) for name in ("resident", "streamed")}
+    stream = stream_weights(models["streamed"], CPU)
+    results = [step(model) for model in models.values()]
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    with stream.at_home():
+        for name, model in models.items():
+            write_lora_files(tmp_path / name, "lora", {"unet": model}, "fp32")
+    assert all(tensor.isnan().all() for *_, tensor in frozen_tensors(stream.blocks[0].module) if tensor.ndim > 1)
+    for file in (tmp_path / "resident").iterdir():
+        assert (tmp_path / "streamed" / file.name).read_bytes() == file.read_bytes()
+    assert torch.equal(step(models["streamed"])[0], results[0][0])
+
+
+def test_a_streamed_run_of_dora_saves_what_another_does(train, tmp_path):
+    settings = {"max_train_steps": 1, "learning_rate": 1e-2, "use_dora": True}
+    runs = [
+        train(output_dir=str(tmp_path / str(streams) / "lora"), stream_base=streams, **settings)
+        for streams in (False, True)
+    ]
+    resident, streamed = ({path.name: load_file(path) for path in run.glob("*.safetensors")} for run in runs)
+    assert resident and resident.keys() == streamed.keys()
+    for name, tensors in resident.items():
+        assert all(torch.equal(tensor, streamed[name][key]) for key, tensor in tensors.items())
 
 
 def alive_at_once(monkeypatch):
