@@ -100,6 +100,9 @@ def build_model(
     for note in start.notes:
         info(note)
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
+    bare = [unet, *([live.encoders] if live else [])]
+    for model in bare:  # before weights go where no sum of them can be taken
+        send_only_what_trains(accelerator, model)
     adapter, stream = config.adapter, None
     for name, model in models.items():
         if name == "unet":
@@ -108,9 +111,6 @@ def build_model(
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-    bare = [unet, *([live.encoders] if live else [])]
-    for model in bare:
-        send_only_what_trains(accelerator, model)
     if is_recorded_by_several(compute, accelerator.num_processes):  # as it is, without DDP
         wrapped = [accelerator.prepare_model(model, evaluation_mode=True) for model in bare]
         share_parameters(

@@ -85,14 +85,15 @@ def change_the_base_on_rank_1():
         unet = load_unet(*args)
         if os.environ["RANK"] == "1":
             with torch.no_grad():
-                unet.conv_in.weight[0, 0, 0, 0] += 1e-3
+                unet.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] += 1e-3
         return unet
 
     model.load_unet = changed
 
 
 def test_processes_with_different_bases_are_refused(train_config, tmp_path):
-    codes, printed = launch(train_config(), tmp_path / "log", world_size=2, first=change_the_base_on_rank_1)
+    config = train_config(stream_base=True)  # else its weights are there all the while
+    codes, printed = launch(config, tmp_path / "log", world_size=2, first=change_the_base_on_rank_1)
     assert codes == [2, 2]
     assert printed.count("error: ranks [1] have read another base than rank 0") == 2
 
