@@ -168,14 +168,14 @@ def settle_compiling(
         before: whether the run that goes on was compiled; None for a new one.
     """
     millions = f"{pixels / 1e6:,.0f} of {PIXELS_TO_COMPILE / 1e6:,.0f} million pixels"
-    if before is not None:
+    if config.compute.stream_base:
+        choice, why = "off", "stream_base brings weights that a compiler needs where they are"
+    elif before is not None:
         choice, why = "on" if before else "off", "as in the run that goes on"
     elif device_type != "cuda" or torch.version.hip:
         choice, why = "off", f"not tried on {'ROCm' if torch.version.hip else device_type}"
     elif not has_compiler:
         choice, why = "off", "Triton, which compiles, is not installed"
-    elif config.compute.stream_base:
-        choice, why = "off", "stream_base brings weights that a compiler needs where they are"
     elif config.compute.deterministic:
         choice, why = "off", "a compiler may choose other kernels at each start, and deterministic is on"
     elif pixels < PIXELS_TO_COMPILE:

@@ -159,6 +159,8 @@ def test_auto_compiles_where_it_pays_and_says_why(train_config, monkeypatch):
     ])  # fmt: skip
     assert settled(images=1500, before=True) == ("on", ["compile auto: on, as in the run that goes on"])
     assert settled(before=False) == ("off", ["compile auto: off, as in the run that goes on"])
+    choice, (said,) = settled(before=True, stream_base=True)
+    assert choice == "off" and "stream_base brings weights" in said
     assert settled(has_compiler=False) == ("off", ["compile auto: off, Triton, which compiles, is not installed"])
     assert settled("xpu") == ("off", ["compile auto: off, not tried on xpu"])
     assert settled("cpu") == ("off", [])
