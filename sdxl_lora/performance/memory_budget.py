@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.sections.compute import ComputeConfig
 from sdxl_lora.config.sections.optimizer import OptimizerConfig
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.text_encoders import TextEncoders
 from sdxl_lora.performance.activation_memory import StepCost, step_cost
@@ -70,14 +72,44 @@ def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> Memor
     return MemoryLevel(recomputed, optimizer.name, base_precision, compute.stream_base)
 
 
-def smaller_settings(compute: ComputeConfig, optimizer: OptimizerConfig) -> list[str]:
+def at_memory_level(config: TrainConfig, level: MemoryLevel, compiling: str) -> TrainConfig:
+    """The config with a memory level's settings.
+
+    Args:
+        compiling: its --compile.
+    Raises:
+        ConfigError: a setting that does not go with the level.
+    """
+    return replace_flat(
+        config,
+        gradient_checkpointing=level.recomputed != "none",
+        gradient_checkpointing_blocks=() if level.recomputed in ("none", "all") else tuple(level.recomputed.split()),
+        optimizer=level.optimizer,
+        use_8bit_adam=False,
+        base_precision=level.base_precision,
+        stream_base=level.streams,
+        compile=compiling,
+    )
+
+
+def possible_levels(config: TrainConfig) -> list[MemoryLevel]:
+    """Return the levels from the config's own downwards that go with all that it asks for."""
+
+    def is_possible(level: MemoryLevel) -> bool:
+        try:
+            at_memory_level(config, level, config.compute.compile)
+        except ConfigError:
+            return False
+        return True
+
+    return [level for level in memory_levels(memory_level_of(config.compute, config.optimizer)) if is_possible(level)]
+
+
+def smaller_settings(config: TrainConfig) -> list[str]:
     """Return what to try when memory does not suffice, the gentlest first."""
-    if compute.memory_budget is not None:
-        return [f"a --memory_budget below {compute.memory_budget}"]
-    levels = memory_levels(memory_level_of(compute, optimizer))[1:]
-    if compute.base_products:  # which goes with no other base
-        levels = [level for level in levels if level.base_precision == compute.base_precision]
-    return [level.flags() for level in levels]
+    if (budget := config.compute.memory_budget) is not None:
+        return [f"a --memory_budget below {budget}"]
+    return [level.flags() for level in possible_levels(config)[1:]]
 
 
 @dataclass

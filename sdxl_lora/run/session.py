@@ -195,8 +195,7 @@ def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
     Raises:
         DiskError, LostProcessError, OutOfMemory: in place of what the system and the libraries raise.
     """
-    folder, device, compute = config.run_dir, accelerator.device, config.compute
-    smaller = smaller_settings(compute, config.optimizer)
+    folder, device, smaller = config.run_dir, accelerator.device, smaller_settings(config)
     with (
         opened_on_all(accelerator, folder) as run,
         StopRequest(folder) as run.stop,

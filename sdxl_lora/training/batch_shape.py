@@ -25,13 +25,13 @@ from sdxl_lora.performance.frozen_layers import use_memory_saving_layers
 from sdxl_lora.performance.fused_lora import fuse_lora
 from sdxl_lora.performance.memory_budget import (
     MemoryCount,
-    MemoryLevel,
+    at_memory_level,
     bytes_of,
     choose,
     largest_batch,
     memory_level_of,
-    memory_levels,
     next_smaller,
+    possible_levels,
 )
 from sdxl_lora.performance.memory_estimate import GIB
 from sdxl_lora.run.resume import settings_before
@@ -78,18 +78,19 @@ def choose_batch_shape(
     Raises:
         ConfigError: not even the smallest setting fits.
     """
+    asked = config
     if config.compute.compile == "auto":
         found = gather_object([(has_triton(), compiled_before(config))])  # the main process sees the run's folder
         pixels = data.total_steps * config.batch.images_per_process * pixels_of_image(config, data)
         has_compiler, before = all(has for has, _ in found), found[0][1]
         config = settle_compiling(config, accelerator.device.type, has_compiler, pixels, before, info)
-    config, shape = choose_by_memory(config, base, data, accelerator, info)
+    config, shape = choose_by_memory(config, base, data, accelerator, info, asked)
     sizes = len(data.sampler.members) * (1 if shape.micro_batch == 1 else 2)  # a last micro-batch has fewer images
     return settle_graphs(config, accelerator.device.type, sizes, info), shape
 
 
 def choose_by_memory(
-    config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
+    config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None], asked: TrainConfig
 ) -> tuple[TrainConfig, BatchShape]:
     if config.compute.memory_budget is None and config.batch.train_batch_size != "auto":
         return config, BatchShape.of(config.batch)
@@ -98,18 +99,27 @@ def choose_by_memory(
     else:
         budget = min(gather_object([usable_bytes(accelerator.device)]))
     count = memory_count(config, meta_models(config, base, info), data.examples, bool(data.prompts), data.text_is_live)
-    return settle(config, count, budget, info)
+    return settle(config, count, budget, info, asked)
 
 
 def settle(
-    config: TrainConfig, count: MemoryCount, budget: int, info: Callable[[str], None]
+    config: TrainConfig,
+    count: MemoryCount,
+    budget: int,
+    info: Callable[[str], None],
+    asked: TrainConfig | None = None,
 ) -> tuple[TrainConfig, BatchShape]:
-    """First the fastest level that fits with the fewest images at once, then as many as that level has room for."""
+    """First the fastest level that fits with the fewest images at once, then as many as that level has room for.
+
+    Args:
+        asked: the config before --compile auto was settled, which yields where the level needs it; None for the same.
+    """
     level, shape, said = memory_level_of(config.compute, config.optimizer), BatchShape.of(config.batch), []
     if config.compute.memory_budget is not None:
-        level, _ = choose(memory_levels(level), lambda level: count(level, shape.micro_batch), budget)
-        config = at_memory_level(config, level)
-        said.append(f"memory_budget {config.compute.memory_budget}: {level.flags()}")
+        level, _ = choose(possible_levels(asked or config), lambda level: count(level, shape.micro_batch), budget)
+        without_compiling = ", compile off" if level.streams and config.compute.compile == "on" else ""
+        config = at_memory_level(config, level, "off" if level.streams else config.compute.compile)
+        said.append(f"memory_budget {config.compute.memory_budget}: {level.flags()}{without_compiling}")
     if config.batch.train_batch_size == "auto":
         most = largest_batch(config.batch.images_per_process, functools.partial(count, level), budget)
         shape = BatchShape.of(config.batch, most)
@@ -185,20 +195,6 @@ def settle_compiling(
     if device_type != "cpu":
         info(f"compile auto: {choice}, {why}")
     return replace_flat(config, compile=choice)
-
-
-def at_memory_level(config: TrainConfig, level: MemoryLevel) -> TrainConfig:
-    """The config with a memory level's settings."""
-    return replace_flat(
-        config,
-        gradient_checkpointing=level.recomputed != "none",
-        gradient_checkpointing_blocks=() if level.recomputed in ("none", "all") else tuple(level.recomputed.split()),
-        optimizer=level.optimizer,
-        use_8bit_adam=False,
-        base_precision=level.base_precision,
-        stream_base=level.streams,
-        compile="off" if level.streams else config.compute.compile,
-    )
 
 
 @dataclass(frozen=True)

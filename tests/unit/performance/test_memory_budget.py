@@ -23,6 +23,7 @@ from sdxl_lora.performance.memory_budget import (
 )
 from sdxl_lora.performance.quantization import quantize_linears
 from sdxl_lora.run.events import read_events
+from sdxl_lora.training.batch_shape import settle, settle_compiling
 
 FAST = MemoryLevel("none", "adamw", None)
 
@@ -68,7 +69,7 @@ def test_the_ladder_gives_up_what_changes_no_number_first():
 )  # fmt: skip
 def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
     config = train_config(**settings)
-    smaller = smaller_settings(config.compute, config.optimizer)
+    smaller = smaller_settings(config)
     with (
         pytest.raises(OutOfMemory, match="out of memory at 64 px") as raised,
         out_of_memory_advice(torch.device("cpu"), 64, config.batch.train_batch_size, smaller),
@@ -79,8 +80,36 @@ def test_out_of_memory_advises_the_rungs_below(train_config, settings, advice):
 
 def test_products_in_8_bits_are_not_advised_to_have_another_base(train_config):
     config = train_config(base_precision="int8", base_products="8bit")
-    advice = smaller_settings(config.compute, config.optimizer)
+    advice = smaller_settings(config)
     assert advice and not [flags for flags in advice if "nf4" in flags]
+
+
+@pytest.mark.parametrize(
+    "asked, without",
+    [
+        ({"compile": "on"}, ("--stream_base",)),
+        ({"cuda_graphs": "on"}, ("--stream_base",)),
+        ({"cuda_graphs": "on", "lora_dropout": 0.1}, ("--stream_base", "--gradient_checkpointing")),
+        ({"init_lora_weights": "pissa"}, ("--stream_base", "--base_precision")),
+    ],
+)
+def test_no_level_is_advised_or_taken_that_the_settings_refuse(train_config, asked, without):
+    for flags in smaller_settings(train_config(**asked)):
+        assert not [flag for flag in without if flag in flags]
+    if "init_lora_weights" in asked:  # which has no budget at all
+        return
+    config = train_config(**asked, memory_budget="8GB")
+    with pytest.raises(ConfigError, match=r"memory_budget .* is too small") as raised:
+        settle(config, lambda level, batch: 0 if level.streams else 2, 1, print)
+    assert not [flag for flag in without if flag in str(raised.value)]
+
+
+def test_where_streaming_turns_off_what_auto_had_compiled_it_is_said(train_config):
+    said, asked = [], train_config(memory_budget="8GB", mixed_precision="bf16")
+    compiled = settle_compiling(asked, "cuda", True, 1e12, None, said.append)
+    config, _ = settle(compiled, lambda level, batch: 0 if level.streams else 2, 1, said.append, asked)
+    assert (compiled.compute.compile, config.compute.compile, config.compute.stream_base) == ("on", "off", True)
+    assert "--stream_base --optimizer adamw8bit, compile off; expects" in said[-1]
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "nf4", "fp8"])
