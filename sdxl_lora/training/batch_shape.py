@@ -219,7 +219,7 @@ def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) ->
     trained = trained_components(models, config.adapter)
     for model in models.values():
         nn.Module.requires_grad_(model, False)
-    for name, model in trained.items():
+    for name, model in ({"unet": models["unet"]} | trained).items():  # the UNet computes where it does not train, too
         dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
         nn.Module.to(model, dtype)  # diffusers' own warns
     with torch.device("meta"):  # how a LoRA begins changes no size
@@ -233,9 +233,9 @@ def memory_count(
     """The memory that this training takes."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
     left = fuse_lora(unet, config.compute.compile == "on", config.compute.stream_base)
-    use_memory_saving_layers(unet, config.compute.compile == "on")
-    size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     trains_text = config.adapter.train_text_encoder
+    use_memory_saving_layers(unet, config.compute.compile == "on", trains_text)
+    size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
     vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_cost(meta.models["vae"], size).bytes
     return MemoryCount(
         unet=unet,

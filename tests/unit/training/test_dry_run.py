@@ -68,6 +68,15 @@ def test_the_full_model_is_planned_without_its_weights(train_config, full_config
     assert "no GPU is here to measure" in said
 
 
+def test_a_unet_that_does_not_train_is_counted_as_it_computes(train_config):
+    """In the base's precision without autocast; it has fewer values to keep than one that trains."""
+    settings = {"mixed_precision": "bf16", "train_text_encoder": True}
+    plans = [plan_training(train_config(train_unet=trains, **settings)) for trains in (True, False)]
+    with_unet, alone = (plan.count for plan in plans)
+    assert with_unet.unet.dtype == alone.unet.dtype == torch.bfloat16 and not alone.autocast
+    assert alone.cost("none", 1).bytes < with_unet.cost("none", 1).bytes
+
+
 def test_the_least_time_is_counted_from_products_and_the_devices_rate(train_config):
     """Twice the steps, prompts, pictures or processes change each part as they should."""
     settings = {"max_train_steps": 30, "random_flip": True, "validation_split": 0.25, "num_validation_images": 3}
