@@ -125,6 +125,7 @@ def settings_to_show(config: TrainConfig) -> Mapping:
     """Return what a person wants to know of a LoRA: the main settings, and of the others what is not as usual."""
     fields, values = flat_fields(TrainConfig), flat_values(config) | {"optimizer_name": config.optimizer.name}
     shown = {name: values[name] for name in MAIN_SETTINGS} | config.same_on_resume()
+    shown["train_unet"] = values["train_unet"]
     shown["lora_alpha"] = shown["lora_alpha"] or shown["rank"]
     return {
         name: value

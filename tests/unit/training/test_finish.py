@@ -7,7 +7,7 @@ import pytest
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.run.events import EventLog, read_events
-from sdxl_lora.training.finish import finished_files
+from sdxl_lora.training.finish import finished_files, settings_to_show
 from tests.helpers.configs import flat_train_config
 
 
@@ -71,3 +71,8 @@ def test_a_run_whose_upload_failed_is_not_finished(tmp_path, monkeypatch, events
     run = SimpleNamespace(folder=tmp_path)
     assert bool(finished_files(config, run, 2, repository)) is is_finished
     assert finished_files(config, run, 3, repository) == []
+
+
+def test_a_card_tells_that_text_encoders_train_alone(train_config):
+    assert "train_unet" not in settings_to_show(train_config(train_text_encoder=True))
+    assert settings_to_show(train_config(train_text_encoder=True, train_unet=False))["train_unet"] is False
