@@ -74,10 +74,13 @@ class OptimizerConfig:
     max_grad_norm: Annotated[float, Ge(0), FREE] = 1.0
     """Gradients are scaled down to this norm; 0 for no clipping."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", self.optimizer.strip())
+
     @property
     def name(self) -> str:
         """The optimizer that is meant, whichever setting says so."""
-        return "adamw8bit" if self.use_8bit_adam else self.optimizer.strip()
+        return "adamw8bit" if self.use_8bit_adam else self.optimizer
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -91,12 +94,12 @@ class OptimizerConfig:
         problems = blocks_problems("block_lr_factors", self.block_lr_factors, float)
         if self.ema_decay is not None and self.name in SCHEDULE_FREE:
             problems.append(f"ema_decay does not go with {self.name}, which keeps an average of its own")
-        if self.optimizer.strip() not in OPTIMIZERS and "." not in self.optimizer.strip(" ."):
-            near = difflib.get_close_matches(self.optimizer.strip().lower(), OPTIMIZERS, n=1)
+        if self.optimizer not in OPTIMIZERS and "." not in self.optimizer.strip(" ."):
+            near = difflib.get_close_matches(self.optimizer.lower(), OPTIMIZERS, n=1)
             question = f", did you mean {near[0]}?" if near else ""
             known = ", ".join(OPTIMIZERS)
             problems.append(f"optimizer is {self.optimizer!r}, it must be one of {known}, or module.Class{question}")
-        if self.use_8bit_adam and self.optimizer.strip() not in ("adamw", "adamw8bit"):
+        if self.use_8bit_adam and self.optimizer not in ("adamw", "adamw8bit"):
             problems.append(f"use_8bit_adam means adamw8bit, but optimizer is {self.optimizer}: leave one of them out")
         if self.name in PRODIGIES:
             problems += self._prodigy_problems()

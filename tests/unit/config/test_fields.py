@@ -46,6 +46,7 @@ def test_a_setting_that_means_nothing_beside_the_others_is_told_and_nothing_else
     ]
     used = {"loss_type": "huber", "optimizer": "prodigy", "lr_scheduler": "polynomial", "validation_split": 0.5}
     assert idle_settings(flat_train_config(**given, **used)) == []
+    assert idle_settings(flat_train_config(**plain, optimizer=" prodigy ", prodigy_decouple=False)) == []
     rule = applies_when(rank=SET, adapter=("lora", None))
     for rank, adapter, holds in ((0, "loha", False), (4, "loha", True), (0, "lora", True), (0, None, True)):
         assert rule.holds({"rank": rank, "adapter": adapter}) == holds
