@@ -92,6 +92,18 @@ def test_a_painted_mask_is_what_the_trainer_reads_and_undo_gives_every_byte_back
     assert history.undo(folder) == (1, 0) and files(folder) == before
 
 
+def test_undo_of_a_mask_leaves_alone_what_else_has_changed_in_its_row_since(prepared, folder):
+    paint(folder, "p0.png", LEFT)
+    paint(folder, "p1.png", LEFT)
+    image = images(folder)["p1.png"]
+    datasets.save_text(folder, image.file_name, image.text, "by hand")
+    prepare(prepared / "raw", folder)  # gives every row the column of masks
+    assert history.undo(folder) == (1, 0)
+    rows = {row["source"]: row for row in datasets.rows_of(folder)}
+    assert rows["p1.png"]["text"] == "by hand" and "mask_file_name" not in rows["p1.png"]
+    assert rows["p0.png"]["mask_file_name"] and not (folder / image.mask).exists()
+
+
 def test_white_everywhere_takes_the_mask_away(folder):
     assert paint(folder, "p0.png", ALL) is False and images(folder)["p0.png"].mask == ""
     assert paint(folder, "p0.png", LEFT) is True

@@ -70,9 +70,19 @@ def keep(folder: Path, change: dict) -> None:
     write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(changes))
 
 
+def put_back_columns(row: dict, before: dict, after: dict) -> dict | None:
+    """The row with what a change has changed in it as it was before; None where that is no longer as it was after."""
+    keys = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+    if any(row.get(key) != after.get(key) for key in keys):
+        return None
+    values = {key: value for key, value in row.items() if key not in keys}
+    values |= {key: before[key] for key in keys if key in before}
+    return {key: values[key] for key in [*before, *row] if key in values}  # in the order that they had, to the byte
+
+
 def undo(folder: Path) -> tuple[int, int]:
-    """Undo the last change that is kept; return how many rows are as they were before it, and how many stay as they
-    have become since, by a hand or a program.
+    """Undo the last change that is kept, in the columns that it changed; return in how many rows, and how many stay as
+    they have become since, by a hand or a program.
 
     Raises:
         ConfigError: nothing is kept; the dataset is being prepared.
@@ -92,9 +102,9 @@ def undo(folder: Path) -> tuple[int, int]:
             new, done = [], 0
             for place, row in placed(rows):
                 was = before.get(place) if place else None
-                fits = was is not None and row == was["after"]
-                new.append(was["before"] if was and fits else row)
-                done += fits
+                old = put_back_columns(row, was["before"], was["after"]) if was else None
+                new.append(row if old is None else old)
+                done += old is not None
         write_whole(folder / "metadata.jsonl", jsonl(new))
         swap_masks(folder, rows, new)
         write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(itertools.islice(changes, len(changes) - 1)))
