@@ -104,6 +104,22 @@ def test_undo_of_a_mask_leaves_alone_what_else_has_changed_in_its_row_since(prep
     assert rows["p0.png"]["mask_file_name"] and not (folder / image.mask).exists()
 
 
+def test_an_image_that_exif_turns_takes_a_mask_of_the_size_that_the_trainer_reads(tmp_path):
+    from sdxl_lora.data.image_dataset import ImageDataset
+    from sdxl_lora.data.open_folder import open_folder
+
+    image = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "turned.jpg", "text": "a"}\n')
+    with pytest.raises(ConfigError, match=r"it must have \(64, 96\)"):
+        masks.save_mask(tmp_path, "turned.jpg", "", png((0, 0, 9, 9), size=(96, 64)))
+    assert masks.save_mask(tmp_path, "turned.jpg", "", png((0, 0, 64, 48), size=(64, 96)))
+    mask = ImageDataset(open_folder(tmp_path), resolution=64, masked=True).load(0)["mask"]
+    assert float(mask.mean()) == pytest.approx(0.5, abs=0.05)
+
+
 def test_white_everywhere_takes_the_mask_away(folder):
     assert paint(folder, "p0.png", ALL) is False and images(folder)["p0.png"].mask == ""
     assert paint(folder, "p0.png", LEFT) is True

@@ -14,7 +14,7 @@ from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.mask_files import PAINTED, own_mask
-from sdxl_lora.images.decode import ImageError, decode_image, open_image
+from sdxl_lora.images.decode import ImageError, decode_image, open_image, upright_size
 from webui.datasets.history import keep, placed, put_back, swap_masks
 from webui.runs.dataset_view import all_rows, held, own_file
 
@@ -27,7 +27,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
     """Mode L, as a browser has sent it.
 
     Args:
-        size: width and height of the image that it was painted over.
+        size: width and height of the image that it was painted over, as a browser shows it.
     Raises:
         ConfigError: it is no such mask, or nothing of the image would be learned.
     """
@@ -65,7 +65,7 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
         if seen not in before:
             raise ConfigError(f"the mask of {file_name} was changed elsewhere: load the page again")
         try:
-            mask = read_mask(data, open_image(path).size)
+            mask = read_mask(data, upright_size(open_image(path)))
         except ImageError as error:
             raise ConfigError(f"{file_name} cannot be read: {error.reason}") from None
         # Where preprocess has made one, its next run would put that in place of none.
