@@ -11,7 +11,8 @@ CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for mo
 OF_ONE_TRAINER = re.compile(r"(.+)-masklabel", re.IGNORECASE)
 BESIDE = re.compile(r"(.+?)[-_.]+mask", re.IGNORECASE)
 
-PAINTED = "-painted-"  # in the names of masks that a person painted over a crop, behind the crop's own name
+PAINTED = "-painted-"  # in names of masks that a person painted over a crop: the crop's own name, this, and 12 digits
+OF_HAND = re.compile(PAINTED + r"[0-9a-f]{12}\.png\Z")  # a crop's name ends in 16 digits, also that of a-painted.jpg
 
 
 def is_mask_folder(directory: Path) -> bool:
@@ -45,7 +46,7 @@ def is_condition(file: str) -> bool:
 
 def is_painted(name: str) -> bool:
     """Return whether a mask's name is that of one painted by hand, which is made by no recipe."""
-    return PAINTED in name
+    return OF_HAND.search(name) is not None
 
 
 def own_mask(file_name: str) -> str:

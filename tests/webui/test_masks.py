@@ -162,6 +162,18 @@ def test_a_mask_of_a_dataset_made_with_masks_is_replaced_and_its_whiteness_stays
     assert images(output)["p2.png"].mask not in ("", own) and pixels(output, "p2.png").min() == 255
 
 
+@pytest.mark.parametrize("name", ["my painted wall.png", "a-painted-0123456789ab.png"])
+def test_a_photo_whose_name_says_painted_has_no_mask_by_hand(prepared, tmp_path, name):
+    output = tmp_path / "data"
+    (tmp_path / "raw").mkdir()
+    shutil.copy(prepared / "raw" / "p0.png", tmp_path / "raw" / name)
+    prepare(tmp_path / "raw", output, "--resolution", "64", "--masks", "alpha")
+    assert images(output)[name].mask
+    prepare(tmp_path / "raw", output)
+    assert images(output)[name].mask == "" and not any("by hand" in one for one in images(output)[name].problems)
+    assert len(list((output / "images").iterdir())) == 1 and not (output / ".preprocess" / "taken_out").exists()
+
+
 def test_going_on_to_train_with_masks_lets_them_count_and_says_so(folder, monkeypatch):
     said, projects = [], folder.parent.parent
     monkeypatch.setattr("webui.page.tell", said.append)
