@@ -162,7 +162,7 @@ class Page:
         named = ("train_data_dir", "validation_prompt", "masked_loss")
         fields = [self.train.form.widgets[name] for name in named]
         self.dataset.go_on.click(
-            show_errors(self.to_training), [self.dataset.chosen, fields[1]], [self.tabs, *fields], **QUIET
+            show_errors(self.to_training), [self.dataset.chosen, *fields[1:]], [self.tabs, *fields], **QUIET
         )
         self.runs.go_on.click(self.to_results, [self.runs.chosen], [self.tabs, self.results.chosen], **QUIET)
         asked = [gr.Textbox(visible=False) for _ in ("seen", "view", "run", "dataset", "result")]
@@ -256,21 +256,22 @@ class Page:
         name = dataset_name(Path(job.target)) if job is not None else None
         return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 
-    def to_training(self, request: gr.Request, name: str | None, prompts: str) -> list:
+    def to_training(self, request: gr.Request, name: str | None, prompts: str, masked: bool) -> list:
         """The dataset; where there are no sample prompts yet, captions of it: without any, nothing is drawn; and that
-        its masks count, where it has some."""
+        masks count where it has some, and do not where it has none, with which a training would not start."""
         folder, folders = self.context.dataset_of(name), self.context.places.datasets()
         if folder is None or str(folder) not in folders:
             return [gr.Tabs(selected="train"), gr.skip(), gr.skip(), gr.skip()]
         images = read_dataset(folder).images
         captions = dict.fromkeys(image.text for image in images if image.text)
         suggested = gr.skip() if prompts else "\n".join(list(captions)[:SUGGESTED_PROMPTS])
-        masked = gr.skip()
-        if any(image.mask for image in images):
-            masked, language = True, language_of(request)
-            label = say_label(language, TrainConfig, "masked_loss")
+        has_masks, language = any(image.mask for image in images), language_of(request)
+        label = say_label(language, TrainConfig, "masked_loss")
+        if has_masks:
             tell(say(language, "Some of these images have masks: “{label}” is on.", label=label))
-        return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested, masked]
+        elif masked:
+            tell(say(language, "None of these images has a mask: “{label}” is off.", label=label))
+        return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested, has_masks]
 
     def to_results(self, name: str | None) -> list:
         names = self.live.with_files()

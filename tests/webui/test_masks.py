@@ -127,6 +127,17 @@ def test_white_everywhere_takes_the_mask_away(folder):
     assert history.undo(folder) == (1, 0) and pixels(folder, "p0.png").mean() == 127.5
 
 
+@pytest.mark.parametrize("by_undo", [False, True])
+def test_with_its_last_mask_a_dataset_loses_the_column_of_masks(prepared, folder, by_undo):
+    paint(folder, "p1.png", LEFT)
+    prepare(prepared / "raw", folder)
+    assert all("mask_file_name" in row for row in datasets.rows_of(folder))
+    assert history.undo(folder) == (1, 0) if by_undo else paint(folder, "p1.png", ALL) is False
+    assert not any("mask_file_name" in row for row in datasets.rows_of(folder))
+    if not by_undo:
+        assert history.undo(folder) == (1, 0) and pixels(folder, "p1.png").mean() == 127.5
+
+
 def test_preparing_again_keeps_a_painted_mask_on_its_crop_and_says_where_it_fits_no_more(prepared, folder, capsys):
     paint(folder, "p1.png", LEFT)
     before = images(folder)["p1.png"].mask
@@ -180,10 +191,13 @@ def test_going_on_to_train_with_masks_lets_them_count_and_says_so(folder, monkey
     with gr.Blocks(analytics_enabled=False):
         page = Page(Context(Workspace(projects), Jobs(projects)))
     request = types.SimpleNamespace(headers={})
-    assert page.to_training(request, "cat/data", "")[3] == gr.skip() and said == []
+    assert page.to_training(request, "cat/data", "", False)[3] is False and said == []
     paint(folder, "p0.png", LEFT)
-    assert page.to_training(request, "cat/data", "")[3] is True
+    assert page.to_training(request, "cat/data", "", False)[3] is True
     assert said == ["Some of these images have masks: “Masked loss” is on."]
+    paint(folder, "p0.png", ALL)
+    assert page.to_training(request, "cat/data", "", True)[3] is False
+    assert said[1:] == ["None of these images has a mask: “Masked loss” is off."]
 
 
 @pytest.mark.parametrize(

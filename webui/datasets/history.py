@@ -70,6 +70,13 @@ def keep(folder: Path, change: dict) -> None:
     write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(changes))
 
 
+def without_empty_masks(rows: list[dict]) -> list[dict]:
+    """The rows without the column of masks where none has one: of nothing but nulls, datasets makes no masks."""
+    if any(row.get("mask_file_name") for row in rows):
+        return rows
+    return [{key: value for key, value in row.items() if key != "mask_file_name"} for row in rows]
+
+
 def put_back_columns(row: dict, before: dict, after: dict) -> dict | None:
     """The row with what a change has changed in it as it was before; None where that is no longer as it was after."""
     keys = {key for key in {*before, *after} if before.get(key) != after.get(key)}
@@ -105,6 +112,7 @@ def undo(folder: Path) -> tuple[int, int]:
                 old = put_back_columns(row, was["before"], was["after"]) if was else None
                 new.append(row if old is None else old)
                 done += old is not None
+            new = without_empty_masks(new)
         write_whole(folder / "metadata.jsonl", jsonl(new))
         swap_masks(folder, rows, new)
         write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(itertools.islice(changes, len(changes) - 1)))

@@ -15,7 +15,7 @@ from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.mask_files import PAINTED, own_mask
 from sdxl_lora.images.decode import ImageError, decode_image, open_image, upright_size
-from webui.datasets.history import keep, placed, put_back, swap_masks
+from webui.datasets.history import keep, placed, put_back, swap_masks, without_empty_masks
 from webui.runs.dataset_view import all_rows, held, own_file
 
 MOST_BYTES = 4 * 2**20  # of a PNG; one of 2048x2048 pixels with many strokes has a tenth of it
@@ -83,6 +83,7 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
                 changed.append({"at": place, "before": row, "after": new[-1]})
         if changed:
             keep(folder, {"changed": changed})
+            new = without_empty_masks(new)
             write_whole(folder / "metadata.jsonl", jsonl(new))
             swap_masks(folder, rows, new)
     return name is not None
