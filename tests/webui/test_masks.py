@@ -21,6 +21,7 @@ from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
+from webui.widgets.dataset_html import card_html
 
 FLAGS = ["--num_workers", "0", "--caption_model", "none", "--fallback_caption", "a photo"]
 
@@ -219,6 +220,16 @@ def test_what_can_be_no_mask_is_refused_and_nothing_is_touched(folder, file, see
     with pytest.raises(ConfigError) as error:
         masks.save_mask(folder, file or images(folder)["p0.png"].file_name, seen, data)
     assert words in str(error.value) and files(folder) == before
+
+
+def test_only_over_an_image_that_a_browser_shows_can_a_mask_be_painted(folder):
+    row = {**datasets.rows_of(folder)[0], "file_name": "images/a.bmp", "source": "a.bmp"}
+    Image.new("RGB", (64, 64)).save(folder / "images" / "a.bmp")
+    with open(folder / "metadata.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    cards = {source: card_html("en", folder, image) for source, image in images(folder).items()}
+    offered = {source: "Paint a mask" in card for source, card in cards.items()}
+    assert offered == {"p0.png": True, "p1.png": True, "p2.png": True, "a.bmp": False}
 
 
 def test_a_row_that_names_a_file_elsewhere_gets_no_mask_there(folder):

@@ -8,6 +8,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from webui.locale.i18n import in_page_words, say
 from webui.runs import dataset_view as datasets
 from webui.runs.context import dataset_name
+from webui.server.served import IMAGES
 from webui.widgets.images import image_html
 from webui.widgets.paint import paint_html
 
@@ -63,7 +64,7 @@ def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: 
         sizes = f"{width}x{height} → {bucket[0]}x{bucket[1]}, {cut} · "
     tokens = say(language, "{tokens} tokens", tokens=f"≥ {shown.tokens}" if shown.at_least else shown.tokens)
     paint = ""
-    if own is not None:
+    if own is not None and own.suffix.lower() in IMAGES:  # a browser shows no other, and nothing can be painted over it
         mask = datasets.own_file(folder, shown.mask) if shown.mask else None
         of_row = {"dataset": dataset_name(folder), "file": shown.file_name, "seen": shown.mask, "words": shown.source}
         paint = paint_html(language, own, mask, **of_row)
