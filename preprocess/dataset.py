@@ -10,7 +10,8 @@ from pathlib import Path
 from preprocess.captions.caption_all import Entry, caption_all, warn_of_text
 from preprocess.captions.caption_plan import CaptionPlan, plan_of, reader_of
 from preprocess.captions.caption_text import Wording, wording_of
-from preprocess.images.prepare import Job, Refused
+from preprocess.images.mask_files import size_of
+from preprocess.images.prepare import Job, Prepared, Refused
 from preprocess.images.quality import duplicates, image_problems
 from preprocess.images.recipe import recipe_of
 from preprocess.images.workers import Result, prepare_all, workers_of
@@ -174,15 +175,22 @@ def of_all(column: str, rows: list[Row]) -> None:
 def mask_of(entry: Entry, number: int, memory: Memory) -> str | None:
     """The file of a crop's mask: the one that a person has painted over this very crop, else preprocess' own."""
     crop = entry.prepared
-    mask, over = memory.painted_mask(entry.source.name, crop.sha256, number) or ("", "")
-    is_there = any(path.is_file() for path in (memory.output / mask, aside(memory.output, mask)))
-    if over == crop.file_name and is_there:
+    mask, old = memory.painted_mask(entry.source.name, crop.sha256, number) or ("", {})
+    file = next((path for path in (memory.output / mask, aside(memory.output, mask)) if path.is_file()), None)
+    if file is not None and (old["file_name"] == crop.file_name or is_of_same_part(file, old, crop)):
         return mask
     if mask:
-        why = "is of another crop and is kept, but not used: paint it anew" if is_there else "is not there any more"
+        why = "is of another crop and is kept, but not used: paint it anew" if file else "is not there any more"
         note = f"its mask painted by hand, {mask}, {why}"
         entry.warnings += [note] if note not in entry.warnings else []
     return crop.mask_file_name
+
+
+def is_of_same_part(mask: Path, old: dict, crop: Prepared) -> bool:
+    """Return whether a mask over an earlier row's crop covers the same part of the same bytes as this one, whatever
+    the names of their files: an image may have been renamed."""
+    facts = ("sha256", "original_size", "crop_top_left")
+    return all(old.get(name) == getattr(crop, name) for name in facts) and size_of(mask) == tuple(crop.bucket)
 
 
 def is_several(columns: dict, captions: list[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from preprocess.images.masks import foreground_mask
-from sdxl_lora.images.decode import ImageError, decode_image, turned_by_exif, upright_rgb
+from sdxl_lora.images.decode import ImageError, decode_image, image_header, turned_by_exif, upright_rgb
 
 VERSION = 2  # to be raised when the same file gives another mask: crops with masks from files are made anew then
 BLACK = (0, 0, 0)
@@ -64,6 +64,14 @@ def mask_in(file: Path, data: bytes, max_megapixels: float) -> Image.Image:
         return upright_rgb(decode_image(data, file, max_megapixels), BLACK).convert("L")
     except ImageError as error:
         raise ValueError(f"its mask {file.name}: {error.reason}") from None
+
+
+def size_of(file: Path) -> tuple[int, int] | None:
+    """Width and height of the mask in a file, of which no pixel is read; None where it cannot be read."""
+    try:
+        return image_header(file, file).size
+    except ImageError:
+        return None
 
 
 def check_masks_of_crops(masks: Iterable[Image.Image | None]) -> None:

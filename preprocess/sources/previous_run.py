@@ -91,11 +91,11 @@ class Memory:
             return [row["text"]]
         return captions if row["text"] in captions else [row["text"], *captions[1:]]
 
-    def painted_mask(self, source: str, sha256: str, number: int) -> tuple[str, str] | None:
-        """Of an earlier row the mask that a person painted, and the crop that it was painted over."""
+    def painted_mask(self, source: str, sha256: str, number: int) -> tuple[str, dict] | None:
+        """Of an earlier row the mask that a person painted, and the row."""
         row = self.row_of(source, sha256, number) or {}
         mask = row.get("mask_file_name")
-        return (mask, row["file_name"]) if isinstance(mask, str) and is_painted(mask) else None
+        return (mask, row) if isinstance(mask, str) and is_painted(mask) else None
 
     def has_handwork(self, row: dict) -> bool:
         """Return whether a person has given the row its caption or its mask."""

@@ -153,6 +153,19 @@ def test_preparing_again_keeps_a_painted_mask_on_its_crop_and_says_where_it_fits
     assert np.asarray(Image.open(kept)).mean() == 127.5
 
 
+def test_a_renamed_photo_keeps_its_painted_mask_and_other_pixels_under_its_name_do_not(prepared, folder, tmp_path):
+    shutil.copytree(prepared / "raw", tmp_path / "raw")
+    paint(folder, "p1.png", LEFT)
+    before = images(folder)["p1.png"].mask
+    (tmp_path / "raw" / "p1.png").rename(tmp_path / "raw" / "p9.png")
+    prepare(tmp_path / "raw", folder)
+    assert images(folder)["p9.png"].mask == before and pixels(folder, "p9.png").mean() == 127.5
+    assert not any("by hand" in problem for problem in images(folder)["p9.png"].problems)
+    shutil.copy(prepared / "raw" / "p2.png", tmp_path / "raw" / "p9.png")
+    prepare(tmp_path / "raw", folder)
+    assert images(folder)["p9.png"].mask == "" and any("by hand" in one for one in images(folder)["p9.png"].problems)
+
+
 def test_an_image_that_was_left_out_comes_back_with_its_mask_and_a_caption_of_then(prepared, folder):
     paint(folder, "p1.png", LEFT)
     prepare(prepared / "raw", folder, "--resolution", "64", "--leave_out", "p1.png")
