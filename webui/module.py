@@ -5,6 +5,7 @@ with gr.Blocks() as app, gr.Tabs():
     trainer.create_tab()
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 
 from sdxl_lora.errors import ConfigError
 from webui.page import create_tab, nothing
-from webui.settings.workspace import load_workspace
+from webui.settings.workspace import NAMES, load_workspace
 
 UNLOADING = ("unload_model", "unload")  # what apps call the method of their model manager that frees the GPU
 
@@ -25,7 +26,8 @@ class SdxlLoraTrainer:
             about to start. None where the app has no model.
         gestionnaire: of the app's modules; not used.
         global_config: may have LORA_PROJECTS_DIR, LORAS_DIR, MODELS_DIR, IMAGES_DIR and DEFAULT_SDXL_MODEL_FOR_LORA,
-            which win over ui.yaml; whatever else it has is left alone.
+            which win over the environment variables of these names, as these over ui.yaml; whatever else it has is
+            left alone.
     Raises:
         ConfigError: the model manager has neither method, or ui.yaml cannot be read.
     """
@@ -41,7 +43,8 @@ class SdxlLoraTrainer:
         if model_manager is not None and not methods:
             raise ConfigError(f"the model manager has none of the methods {' and '.join(UNLOADING)}: give it one")
         self.unload = methods[0] if methods else nothing
-        self.places = load_workspace(environment=global_config or {})
+        given = {name: value for name in NAMES if (value := (global_config or {}).get(name))}
+        self.places = load_workspace(environment={**os.environ, **given})
 
     def create_tab(self, translations: Mapping[str, Any] | None = None, title: str = "SDXL LoRA") -> gr.Tab:
         """The page as a tab; call it inside `gr.Tabs()`."""

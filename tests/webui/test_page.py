@@ -78,6 +78,16 @@ def test_the_page_is_a_module_of_another_app_which_knows_nothing_of_its_texts(tm
     assert SdxlLoraTrainer({}, None, None, None).unload() is None
 
 
+def test_places_of_the_environment_hold_for_a_module_unless_the_app_names_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ui.yaml").write_text("LORAS_DIR: file\nMODELS_DIR: file\n")
+    for name in ("LORA_PROJECTS_DIR", "LORAS_DIR"):
+        monkeypatch.setenv(name, "environment")
+    monkeypatch.delenv("MODELS_DIR", raising=False)
+    places = SdxlLoraTrainer({}, None, None, {"LORA_PROJECTS_DIR": "app", "LORAS_DIR": None}).places
+    assert (places.projects.name, places.loras.name, places.models.name) == ("app", "environment", "file")
+
+
 def test_the_page_is_a_tab_of_another_app(tmp_path):
     import gradio as gr
 
