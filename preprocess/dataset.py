@@ -95,6 +95,13 @@ def sources_to_do(found: Found, memory: Memory, built: Built, restore_deleted: b
     return sources
 
 
+def deleted_unseen(config: PreprocessConfig, memory: Memory) -> list[str]:
+    """The pictures that `leave_out` names and whose lines a person had deleted before: they stay deleted."""
+    if config.job.restore_deleted:
+        return []
+    return [name for name in config.job.leave_out if memory.deleted_by_hand(name)]
+
+
 def prepared_entries(sources: list[Source], config: PreprocessConfig, team: Team, built: Built) -> list[Entry]:
     """The crops of all sources, in their order, whichever process made them."""
     recipe, output, num_workers = recipe_of(config), Path(config.output_dir), workers_of(config.job, team.local_world)
@@ -210,7 +217,7 @@ def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memor
     if plan.recaption and memory.rows:
         write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))
     ours = [(row.columns["source"], None if row.is_edited else words_of_row(row.columns)) for row in built.rows]
-    ours += [(source, None) for source in built.deleted]
+    ours += [(source, None) for source in [*built.deleted, *deleted_unseen(config, memory)]]
     memory.written.announce(ours, memory.files())
     card = dataset_card(rows, config.trigger_word, output.resolve().name, config.captioner.models)
     write_whole(output / "README.md", card)

@@ -123,6 +123,19 @@ def test_a_deleted_line_stays_deleted_until_asked_for(raw, tmp_path):
     assert preprocess(raw, out, "--restore_deleted") == 0 and texts_of(out)["b.png"] == "a second thing"
 
 
+def test_a_deleted_line_stays_deleted_when_its_picture_was_left_out_meanwhile(raw, tmp_path):
+    """One whose line was there comes back; its name in leave_out is all that kept it away."""
+    out = tmp_path / "out"
+    assert preprocess(raw, out) == 0
+    write_rows(out, [row for row in rows_of(out) if row["source"] != "b.png"])
+    for _ in range(2):
+        assert preprocess(raw, out, "--leave_out", "b.png", "c.png") == 0
+        assert list(texts_of(out)) == ["a.png", "d.png"]
+    assert preprocess(raw, out) == 0 and list(texts_of(out)) == ["a.png", "c.png", "d.png"]
+    assert preprocess(raw, out, "--restore_deleted", "--leave_out", "b.png") == 0
+    assert preprocess(raw, out) == 0 and texts_of(out)["b.png"] == "a second thing"
+
+
 def test_columns_that_a_person_added_stay(raw, tmp_path):
     out = tmp_path / "out"
     assert preprocess(raw, out) == 0
