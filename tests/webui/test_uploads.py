@@ -8,6 +8,7 @@ import os
 import random
 import re
 import sys
+import time
 import types
 from collections import namedtuple
 
@@ -20,6 +21,7 @@ from tests.helpers.configs import flat_preprocess_config
 from webui.datasets import uploads
 from webui.datasets.folders import image_folders
 from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, compared, put
+from webui.locale.i18n import say_problem
 from webui.pages.upload_box import UploadBox, images_html
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
@@ -93,6 +95,24 @@ def test_what_is_there_is_done_where_it_is_the_same_and_is_never_replaced(captio
     assert (tmp_path / "a.png").read_bytes() == data and (tmp_path / "a.txt").read_bytes() == b"cat"
     twice = begin(tmp_path, [Incoming("b.png", 5), Incoming("B.png", 5), Incoming("b.txt", 5)])
     assert [answer.state for answer in twice] == ["new", "refused", "new"]
+
+
+def test_what_the_disk_does_not_let_be_read_or_removed_is_told_and_stops_no_other_file(tmp_path, monkeypatch, caplog):
+    def forbidden(path, *rest):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    assert sent(tmp_path, "a.png", b"abc").state == "done"
+    sent(tmp_path, "old.png", bytes(2 * PIECE_BYTES), most_pieces=1)
+    monkeypatch.setattr(uploads, "file_sha256", forbidden)
+    monkeypatch.setattr(uploads, "open", forbidden, raising=False)
+    monkeypatch.setattr(uploads, "remove", forbidden)
+    for answer in (hashed(tmp_path, "a.png", b"abc"), put(tmp_path, Incoming("a.png", 3, 1), 0, b"abc")):
+        assert answer.state == "refused" and answer.why.endswith("cannot be read: Permission denied")
+        assert say_problem("fr", answer.why).endswith("est illisible : Permission denied")
+    next_year = 2 * time.time()
+    assert [answer.state for answer in begin(tmp_path, [Incoming("b.png", 3)], next_year)] == ["new"]
+    (said,) = caplog.messages
+    assert Incoming("old.png", 2 * PIECE_BYTES, 1).key in said and "cannot be removed: Permission denied" in said
 
 
 def test_no_name_leads_out_of_the_folder_or_cannot_be_a_file_s(tmp_path):
@@ -185,7 +205,7 @@ def asked(box: UploadBox, data: bytes = b"", **facts) -> dict:
     return json.loads(box.take(ENGLISH, json.dumps({**into, **facts}), base64.b64encode(data).decode()))
 
 
-def test_a_browser_is_answered_in_words_whatever_it_asks(box, places):
+def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatch):
     (answer,) = asked(box, begin=[["a.png", 3, 0]])["files"]
     assert answer == {"state": "new", "at": 0, "why": "", "name": "a.png"}
     assert asked(box, b"abc", file=["a.png", 3, 0], at=0)["state"] == "done"
@@ -203,6 +223,8 @@ def test_a_browser_is_answered_in_words_whatever_it_asks(box, places):
     (places.projects / "dog" / "dataset" / "metadata.jsonl").touch()
     assert "a dataset that was prepared" in asked(box, folder="dataset", begin=[])["error"]
     assert [path.name for path in folder.iterdir()] == ["a.png"]
+    monkeypatch.setattr(uploads, "remove_abandoned", lambda *asked: os.stat(places.projects / "none"))
+    assert "No such file" in asked(box, begin=[["b.png", 3, 0]])["error"]
 
 
 def test_folders_with_images_are_offered_and_what_is_in_one_is_shown(places, captioned_photographs):

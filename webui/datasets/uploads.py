@@ -5,7 +5,6 @@ half of an image is ever seen as one, and an upload that broke off goes on where
 replaced. No gradio.
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -155,12 +154,16 @@ def begin(folder: Path, files: Sequence[Incoming], now: float | None = None) -> 
 def remove_abandoned(folder: Path, wanted: set[str], now: float) -> None:
     """Remove pieces of files that nobody has gone on with for DAYS_KEPT, and that are not among the wanted ones."""
     for part in (folder / UPLOADING).glob("*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another tab has removed it, or given it its name
+        try:
             status = part.stat()
             if part.stem not in wanted and now - status.st_mtime > DAYS_KEPT * 86400:
                 remove(part)
                 when, size = time.strftime("%Y-%m-%d", time.localtime(status.st_mtime)), status.st_size / 1e6
                 LOG.warning("removed %s: %.1f MB of an upload that broke off on %s", part, size, when)
+        except FileNotFoundError:
+            continue  # another tab has removed it, or given it its name
+        except OSError as error:
+            LOG.warning("%s of an upload that broke off stays, as it cannot be removed: %s", part, error.strerror)
 
 
 def standing(folder: Path, file: Incoming) -> Answer:
@@ -191,8 +194,16 @@ def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
     now = standing(folder, file)
     if now.state != "there":
         return now
-    is_same = file_sha256(folder / now.name) == sha256
+    try:
+        is_same = file_sha256(folder / now.name) == sha256
+    except OSError as error:
+        return unreadable(now.name, error)
     return Answer("done", file.size, name=now.name) if is_same else Answer("refused", why=TAKEN, name=now.name)
+
+
+def unreadable(name: str, error: OSError) -> Answer:
+    why = f"another file of this name is there already, and cannot be read: {error.strerror}"
+    return Answer("refused", why=why, name=name)
 
 
 def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
@@ -214,9 +225,12 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
             return now
         target = folder / now.name
         if now.state == "there":
-            with open(target, "rb") as there:
-                there.seek(at)
-                is_same = there.read(len(data)) == data
+            try:
+                with open(target, "rb") as there:
+                    there.seek(at)
+                    is_same = there.read(len(data)) == data
+            except OSError as error:
+                return unreadable(now.name, error)
             if not is_same:
                 return Answer("refused", why=TAKEN, name=now.name)
             return Answer("done" if at + len(data) == file.size else "there", at + len(data), name=now.name)

@@ -135,7 +135,7 @@ class UploadBox:
             return json.dumps(told(language, uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data)))
         except (ConfigError, DiskError) as error:
             return json.dumps({"error": say_problem(language, str(error))})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
     def brought(self, request: gr.Request, project: str, name: str, count: int, *entered) -> list:
