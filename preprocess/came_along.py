@@ -41,16 +41,16 @@ def look(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: see sdxl_lora/select/along.py, or a captioner that cannot be used.
     """
+    quiet_libraries()
     from sdxl_lora.select.__main__ import config_of
     from sdxl_lora.select.along import Drawn, report_on
     from sdxl_lora.select.words import words_of_caption, words_of_tags
 
     config = config_of(arguments.run_dir)
-    Drawn(config.run_dir, arguments.step, arguments.strength)  # before a model is loaded
+    Drawn(config, arguments.step, arguments.strength)  # before a model is loaded
     if arguments.caption_model == "none":
         raise ConfigError("caption_model is none: without a captioner or a tagger there are no words")
     captioner = OneCaptioner(CaptionerConfig(caption_model=(pasted_path(arguments.caption_model),)), TaggerConfig())
-    quiet_libraries()
     captioner.check()
     words_of = words_of_tags if captioner.is_tagger else words_of_caption
     with captioner.load() as caption:

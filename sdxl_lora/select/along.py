@@ -29,14 +29,14 @@ class Drawn:
     Args:
         step, strength: None for those that were recommended.
     Raises:
-        ConfigError: nothing was drawn, nothing recommended, or not at this step and strength.
+        ConfigError: nothing was drawn, nothing recommended, not at this step and strength, or too few images.
     """
 
-    def __init__(self, run_dir: Path, step: int | None = None, strength: float | None = None):
-        self.folder = run_dir / FOLDER
+    def __init__(self, config: TrainConfig, step: int | None = None, strength: float | None = None):
+        self.folder = config.run_dir / FOLDER
         path = self.folder / JSON_NAME
         if not path.is_file():
-            raise ConfigError(f"there is no {path}: run `python -m sdxl_lora.select {run_dir}` first")
+            raise ConfigError(f"there is no {path}: run `python -m sdxl_lora.select {config.run_dir}` first")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.prompts = [SamplePrompt(**prompt) for prompt in content["prompts"]]
@@ -53,6 +53,15 @@ class Drawn:
         self.cell = Cell(strength, step)
         if self.cell not in cells or self.cell == BASE:
             raise ConfigError(f"{self.cell} was not drawn; drawn are {there}")
+        trigger_words = trigger_words_of(config.data)
+        self.with_trigger, self.without = split_prompts(self.prompts, trigger_words)
+        self.called = "with the trigger word" if trigger_words else "with the LoRA"
+        self.count = len(self.with_trigger) * self.images
+        if self.count < FEWEST:
+            raise ConfigError(
+                f"there are {self.count} images {self.called}, too few to tell anything from chance: draw at least "
+                f"{FEWEST} with `python -m sdxl_lora.select`, by more prompts or a larger --images"
+            )
 
     def described(self, cell: Cell, prompts: Sequence[int], describe: Describe) -> dict[str, Shown]:
         """What is said of a cell's images of some prompts, by file name.
@@ -101,25 +110,18 @@ def report_on(
     Raises:
         ConfigError, DataError: what was not drawn, too few images, or images that are gone.
     """
-    drawn = Drawn(config.run_dir, step, strength)
-    references, trigger_words = references_of(*trained_images(config)), trigger_words_of(config.data)
-    with_trigger, without = split_prompts(drawn.prompts, trigger_words)
-    images, called = len(with_trigger) * drawn.images, "with the trigger word" if trigger_words else "with the LoRA"
-    if images < FEWEST:
-        raise ConfigError(
-            f"there are {images} images {called}, too few to tell anything from chance: draw at least {FEWEST} with "
-            "`python -m sdxl_lora.select`, by more prompts or a larger --images"
-        )
+    drawn = Drawn(config, step, strength)
+    references = references_of(*trained_images(config))
     groups = {
-        "with_trigger": drawn.described(drawn.cell, with_trigger, describe),
-        "base": drawn.described(BASE, with_trigger, describe),
-        "without_trigger": drawn.described(drawn.cell, without, describe),
-        "base_without": drawn.described(BASE, without, describe),
+        "with_trigger": drawn.described(drawn.cell, drawn.with_trigger, describe),
+        "base": drawn.described(BASE, drawn.with_trigger, describe),
+        "without_trigger": drawn.described(drawn.cell, drawn.without, describe),
+        "base_without": drawn.described(BASE, drawn.without, describe),
     }
     training = describe(references.images)
     of_lora, of_base, unnamed, unnamed_base = (list(group.values()) for group in groups.values())
     found = came_along(of_lora, of_base, unnamed, unnamed_base, training)
-    text = f"{drawn.cell}, {images} images {called}\n\n{table(found, images)}"
+    text = f"{drawn.cell}, {drawn.count} images {drawn.called}\n\n{table(found, drawn.count)}"
     content = {
         "step": drawn.cell.step,
         "strength": drawn.cell.strength,

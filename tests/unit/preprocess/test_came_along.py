@@ -1,16 +1,19 @@
 """The command with a real tagger at tiny size; what it finds is what that tagger says of the images."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
+from preprocess import came_along
 from preprocess.came_along import main
 from preprocess.captions.tagger import Tagger
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.sections.preprocess import TaggerConfig
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.sampling.generate import png_of
 from sdxl_lora.select.choice import BASE, Cell, Drawing
 from tests.helpers.taggers import save_tiny_tagger
@@ -60,6 +63,21 @@ def test_what_cannot_be_described_is_one_line_and_an_exit_code(run, tmp_path, ca
     assert "without a captioner or a tagger there are no words" in capsys.readouterr().err
     assert main([str(run), "--strength", "0.5"]) == 2
     assert "checkpoint-8 at strength 0.5 was not drawn" in capsys.readouterr().err
+    drawn = run / "select" / "select.json"
+    enough = drawn.read_text()
+    drawn.write_text(json.dumps({**json.loads(enough), "images_per_prompt": 4}))
+    assert main([str(run), "--caption_model", str(tmp_path / "no captioner")]) == 2
+    assert "there are 4 images with the LoRA, too few" in capsys.readouterr().err, "before a model is looked for"
+    drawn.write_text(enough)
     (tmp_path / "empty").mkdir()
     assert main([str(run), "--caption_model", str(tmp_path / "empty")]) == 2
     assert "error: " in capsys.readouterr().err and not (run / "select" / "came_along.txt").exists()
+
+
+def test_libraries_are_quiet_before_one_is_imported(tmp_path, monkeypatch, capsys):
+    def quiet():
+        raise ConfigError("first")
+
+    monkeypatch.setattr(came_along, "quiet_libraries", quiet)
+    monkeypatch.setitem(sys.modules, "sdxl_lora.select.__main__", None)
+    assert came_along.main([str(tmp_path)]) == 2 and capsys.readouterr().err == "error: first\n"

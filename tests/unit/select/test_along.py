@@ -85,9 +85,9 @@ def test_prompts_are_compared_with_themselves_without_the_trigger_word():
     assert split_prompts(PROMPTS, []) == ([0, 1, 2], [])
 
 
-def test_what_cannot_be_looked_at_is_refused_with_what_to_do(run, tmp_path):
+def test_what_cannot_be_looked_at_is_refused_with_what_to_do(run, train_config):
     with pytest.raises(ConfigError, match=r"there is no .*select.json: run `python -m sdxl_lora.select"):
-        Drawn(tmp_path / "run")
+        Drawn(train_config())
     config = run(recommended=False)
     with pytest.raises(ConfigError, match="recommends nothing: give --step and --strength; drawn are checkpoint-8 at"):
         report_on(config, described)
@@ -106,4 +106,4 @@ def test_what_cannot_be_looked_at_is_refused_with_what_to_do(run, tmp_path):
 
 def test_too_few_images_to_tell_are_refused(run):
     with pytest.raises(ConfigError, match=r"there are 4 images with the trigger word.*draw at least 5"):
-        report_on(run(images=4), described)
+        Drawn(run(images=4))
