@@ -65,6 +65,12 @@ def test_several_captioners_are_chosen_from_one_list_and_shares_are_typed_with_b
         typed_value(shares, "x 1")
 
 
+def test_names_of_images_are_taken_as_they_are_and_one_in_a_line():
+    field, names = fields_of(PreprocessConfig)["leave_out"], (" a.jpg", "a\u2028b.jpg", "a\x85b.jpg", "b .jpg")
+    assert typed_value(field, entered_value(field, names) + "\n \n") == names
+    assert typed_value(field, None) == typed_value(field, "") == ()
+
+
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_every_field_has_a_help_and_a_section_with_a_heading(config_class):
     for field in fields_of(config_class).values():

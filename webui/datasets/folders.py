@@ -2,9 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+from preprocess.jobs.state import is_list_of_texts
+from sdxl_lora.config.paths import pasted_path
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.folder_names import why_passed_over
 from sdxl_lora.images.decode import is_image_name
+from webui.runs.dataset_view import read_report
 from webui.settings.workspace import Workspace
 
 MOST_FOLDERS, MOST_LOOKED_AT, DEEPEST = 200, 3000, 3
@@ -18,6 +23,24 @@ def roots(places: Workspace) -> list[Path]:
 
 def is_below_roots(places: Workspace, folder: Path) -> bool:
     return any(folder.resolve().is_relative_to(root.resolve()) for root in roots(places))
+
+
+def is_same(one: str | None, other: str | None) -> bool:
+    """Return whether two folders as they were typed are the same."""
+    first, second = (Path(pasted_path(typed)).absolute() if typed else None for typed in (one, other))
+    return first == second
+
+
+def last_left_out(places: Workspace, project: str, dataset: str, folder: str) -> str:
+    """The images, a name in a line, that the project's dataset was last prepared without; "" if of another folder."""
+    try:
+        settings = read_report(places.dataset_folder(project, dataset)).get("settings")
+    except ConfigError:  # not a name of a dataset: the form says so
+        return ""
+    if not isinstance(settings, dict) or not folder or not is_same(str(settings.get("input_dir")), folder):
+        return ""
+    names: Any = settings.get("leave_out")
+    return "\n".join(names) if is_list_of_texts(names) else ""
 
 
 def has_few_files(folder: Path) -> bool:

@@ -11,13 +11,22 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.config.paths import pasted_path
+from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.finder import find_images
 from webui.datasets import uploads
-from webui.datasets.folders import MOST_FILES, has_few_files, image_folders, is_below_roots
+from webui.datasets.folders import (
+    MOST_FILES,
+    has_few_files,
+    image_folders,
+    is_below_roots,
+    is_same,
+    last_left_out,
+)
 from webui.locale.i18n import LANGUAGES, T, language_of, say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
+from webui.settings.fields import fields_of, typed_value
 from webui.widgets.events import QUIET, show_errors
 from webui.widgets.folder_html import images_html
 from webui.widgets.forms import Form
@@ -98,6 +107,7 @@ class UploadBox:
             )  # fmt: skip
         self.shown = gr.HTML(js_on_load=PRESSES, elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
+        self.before = gr.Textbox(visible=False)  # the folder in the form when its field was gone into
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
         facts.change(
             self.take, [facts, piece], [answer], api_name="sdxl_lora_upload", queue=False,
@@ -110,13 +120,19 @@ class UploadBox:
         input_dir, leave_out = form.widgets["input_dir"], form.widgets["leave_out"]
         seen = [self.count, *form.inputs]
         self.drop.brought(
-            show_errors(self.brought), [self.project, self.folder, *seen], [input_dir, self.shown], **QUIET
+            show_errors(self.brought), [self.project, self.folder, *seen], [input_dir, leave_out, self.shown], **QUIET
         )
         changed = [*(form.widgets[name].change for name in PLANNED_BY), self.count.change]
         gr.on(changed, show_errors(self.show), seen, [self.shown], trigger_mode="always_last", **QUIET)
         self.shown.toggled(None, [leave_out], [leave_out], js=TOGGLED, **QUIET)
         self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
+        # Gradio calls it input, too, when the field is only left; and it is none where a file of settings is loaded.
+        input_dir.focus(None, [input_dir], [self.before], js="(folder) => [folder]", **QUIET)
+        input_dir.input(
+            self.other_folder, [self.before, *form.inputs], [leave_out, self.before],
+            trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
 
     def take(self, request: gr.Request, facts: str, piece: str) -> str:
         """One request of upload.js: how files stand before they are sent, or a piece of one. What cannot be is told as
@@ -141,8 +157,19 @@ class UploadBox:
     def brought(self, request: gr.Request, project: str, name: str, count: int, *entered) -> list:
         folder = uploads.upload_folder(self.context.places, project, name)
         choices = image_folders(self.context.places)
-        values = {**self.form.values(*entered), "input_dir": str(folder)}
-        return [gr.Dropdown(choices, value=str(folder)), self.show(request, count, project, *values.values())]
+        values = self.form.values(*entered)
+        leave_out, _ = self.other_folder(values["input_dir"], project, *{**values, "input_dir": str(folder)}.values())
+        values |= {"input_dir": str(folder)} | ({"leave_out": leave_out} if isinstance(leave_out, str) else {})
+        shown = self.show(request, count, project, *values.values())
+        return [gr.Dropdown(choices, value=str(folder)), leave_out, shown]
+
+    def other_folder(self, before: str | None, project: str, *entered) -> list:
+        """Names of the images not to use: where a person has chosen another folder, those of its last preparation."""
+        values = self.form.values(project, *entered)
+        folder = values["input_dir"] or ""
+        if is_same(before, folder):
+            return [gr.skip(), gr.skip()]
+        return [last_left_out(self.context.places, project, values["output_dir"], folder), folder]
 
     def choices(self) -> dict:
         return gr.update(choices=image_folders(self.context.places))
@@ -153,8 +180,8 @@ class UploadBox:
         config: Any = None
         with contextlib.suppress(ConfigError):  # the button says what has to be mended; here it cannot be planned
             config = self.form.config(project, *entered)
-        out = set((values["leave_out"] or "").splitlines())
-        return self.described(language_of(request), values["input_dir"], count, config, out)
+        out = typed_value(fields_of(PreprocessConfig)["leave_out"], values["leave_out"])
+        return self.described(language_of(request), values["input_dir"], count, config, set(out))
 
     def described(self, language: str, typed: str | None, *planned) -> str:
         """What is in a folder; "" where none is typed or chosen. Args: planned: see `images_html`."""

@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from sdxl_lora.config.fields import flat_fields, from_flat
 from sdxl_lora.errors import ConfigError
 
+FILE_NAMES = ("leave_out",)  # of files, which may begin with a blank or hold other ends of lines than ours
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -68,6 +70,8 @@ def typed_value(field: Field, entered: Any) -> Any:
         return bool(entered)
     if isinstance(entered, list | tuple):  # of a choice of several
         entered = "\n".join(map(str, entered))
+    if field.name in FILE_NAMES:
+        return tuple(line for line in str(entered or "").split("\n") if line.strip())
     text = "" if entered is None else str(entered).strip()
     if field.kind == "lines":
         return tuple(line.strip() for line in text.splitlines() if line.strip())
