@@ -59,6 +59,7 @@ def test_problems_come_first_and_what_was_left_out_has_its_reason(folder):
     assert dataset.left_out == [("empty.png", "empty file (0 bytes)")] and dataset.trigger_word == "sks"
     card = card_html("en", folder, dataset.images[-1])
     assert "gradio_api/file=" in card and "tokens" in card and "left:" in card
+    assert "<li>double de coffee" in card_html("fr", folder, dataset.images[0])
 
 
 def test_a_concept_that_was_typed_as_every_caption_is_no_problem_and_nor_is_a_caption_by_hand(folder):

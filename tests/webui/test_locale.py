@@ -7,11 +7,19 @@ import re
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
-from sdxl_lora.config.fields import flat_fields, from_flat, range_text
+from preprocess.captions.caption_text import NO_CAPTION
+from preprocess.captions.token_count import caption_problems
+from preprocess.images.quality import duplicates, image_problems
+from preprocess.sources.folders import leave_out_named
+from sdxl_lora.config.fields import flat_fields, from_flat, idle_settings, range_text
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.folders.found import Found, Source
+from sdxl_lora.images.decode import ImageError, decode_image
+from tests.helpers.configs import flat_train_config
 from tests.helpers.paths import ROOT
+from tests.helpers.png import png_header
 from webui.locale.i18n import LOCALES, dictionaries, in_page_words, key_of, language_of, say, say_problem
 from webui.page import create_page
 from webui.settings.fields import fields_of
@@ -21,6 +29,7 @@ from webui.widgets import html as show
 from webui.widgets.images import WORDS
 from webui.widgets.plots import WORDS as PLOT_WORDS
 
+PNG, KEPT = png_header(9, 9), "is of another crop and is kept, but not used: paint it anew"
 CONFIGS = (PreprocessConfig, TrainConfig)
 UI = ROOT / "webui"
 
@@ -197,3 +206,26 @@ def test_what_a_program_says_of_flags_is_told_with_the_names_of_the_page():
     assert in_page_words("en", TrainConfig, "rank is -1, it must be above 0") == "Rank: is -1, it must be above 0"
     assert in_page_words("fr", TrainConfig, "rank is -1, it must be above 0").startswith("Rang: vaut -1")
     assert in_page_words("en", TrainConfig, "rank") == "rank" and in_page_words("en", TrainConfig, "") == ""
+
+
+def test_what_is_said_of_images_and_masks_is_told_in_french_and_a_reason_in_it_too():
+    """Each from where it is said, so that a change of its words is seen here."""
+    config = flat_train_config(output_dir="x", train_data_dir="d", logit_mean=1.0, keep_tokens=2, validation_epochs=7)
+    found = Found(UI)
+    found.sources = [Source("a.png", UI / "a.png")]
+    leave_out_named(found, ["gone.png"])
+    said = [*idle_settings(config), *found.warnings["gone.png"]]
+    said += [
+        *image_problems({"sharpness": 0.1, "contrast": 3.0}, 0.9),
+        *caption_problems("x " * 200, "sks", str.split)[1],
+    ]
+    said += [*caption_problems(" ", "", str.split)[1], NO_CAPTION, *duplicates("abc", "112", ["0" * 16] * 3).values()]
+    said += [f"its mask painted by hand, images/a.png, {why}" for why in ("is not there any more", KEPT)]
+    for data in (b"", b"words", b"GIF89a", PNG[:-30], PNG[:20] + b"x" * 40, png_header(2000, 2000), b"BM" + bytes(40)):
+        with pytest.raises(ImageError) as caught:
+            decode_image(data, "mask.png", 1.0)
+        said.append(caught.value.reason)
+        mask = say_problem("fr", f"the mask cannot be read: {caught.value.reason}")
+        assert mask == f"le masque est illisible : {say_problem('fr', caught.value.reason)}"
+    assert [sentence for sentence in said if say_problem("fr", sentence) == sentence] == [] and len(said) > 18
+    assert all(" or " not in say_problem("fr", sentence) for sentence in said)

@@ -2,7 +2,8 @@
 
 texts: by the English text; what stands in {braces} is filled in
 fields: by config and setting, its label and help
-problems: sentences of ConfigErrors, where {name} stands for whatever is there; the first that fits counts
+problems: sentences of ConfigErrors, where {name} stands for whatever is there; the first that fits counts. A
+    {reason} is itself told as a problem, where it is one
 requirements: what {requirement} in a problem can be; a problem with another one stays in English
 
 `T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(language, text, ...)` is for
@@ -39,6 +40,8 @@ class Locale:
                 facts = match.groupdict()
                 if "requirement" in facts:
                     facts["requirement"] = self.requirement(facts["requirement"])
+                if "reason" in facts:
+                    facts["reason"] = self.problem(facts["reason"]) or facts["reason"]
                 if None not in facts.values():
                     return translation.format(**facts)
         return None

@@ -56,7 +56,8 @@ def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: 
         image = f'<div class="frame">{image_html(thumbnail, shown.source, own)}{frame}</div>'
     else:
         image = f'<div class="frame">{image_html(own, shown.source)}</div>'
-    problems = "".join(f"<li>{escape(problem)}</li>" for problem in shown.problems)
+    told = (in_page_words(language, PreprocessConfig, problem) for problem in shown.problems)
+    problems = "".join(f"<li>{escape(words)}</li>" for words in told)
     sizes = ""
     if facts:
         (height, width), bucket = facts["original_size"], facts["bucket"]
