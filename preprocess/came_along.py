@@ -14,7 +14,7 @@ from PIL import Image
 from preprocess.captions.caption_plan import Caption, OneCaptioner
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.sections.preprocess import CaptionerConfig, TaggerConfig
-from sdxl_lora.errors import RUN_ERRORS, ConfigError
+from sdxl_lora.errors import ConfigError, exit_code_of
 from sdxl_lora.packages import explain_failed_imports
 from sdxl_lora.startup import quiet_libraries
 
@@ -75,12 +75,7 @@ def in_batches(caption: Caption, images: Sequence[Image.Image]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0, or the exit code of what went wrong, told in one line."""
     explain_failed_imports()
-    try:
-        look(parse(argv))
-        return 0
-    except RUN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    return exit_code_of(lambda: look(parse(argv)))
 
 
 if __name__ == "__main__":

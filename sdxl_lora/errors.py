@@ -3,7 +3,8 @@
 0 is done or stopped on request, 1 a bug, 130 and 143 signals that came before the run could take them.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 
 class ConfigError(ValueError):
@@ -53,6 +54,16 @@ class LostProcessError(RuntimeError):
 
 
 RUN_ERRORS = (ConfigError, DataError, CheckpointError, DiskError, NonFiniteError, OutOfMemory, LostProcessError)
+
+
+def exit_code_of(do: Callable[[], None]) -> int:
+    """Do it; return 0, or the exit code of one of RUN_ERRORS, which is told in one line on stderr."""
+    try:
+        do()
+        return 0
+    except RUN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
 class Stopped(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdxl_lora.config.cli import load_config
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.errors import RUN_ERRORS, ConfigError
+from sdxl_lora.errors import ConfigError, exit_code_of
 from sdxl_lora.startup import quiet_libraries
 
 DEFAULT_STRENGTHS = (0.6, 0.8, 1.0, 1.2)
@@ -89,12 +89,7 @@ def choose(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0, or the exit code of what went wrong, told in one line."""
-    try:
-        choose(parse(argv))
-        return 0
-    except RUN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    return exit_code_of(lambda: choose(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ A word is a noun, a colour, a pose of a caption ("sofa"), two that follow one an
 and seeds, more than chance explains. Images whose prompt has the word do not count for it.
 """
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from scipy.stats import fisher_exact
 
 from sdxl_lora.config.tags import tags_of
 
@@ -91,11 +92,8 @@ def share(counted: tuple[int, int]) -> float | None:
 
 def chance(hits: int, images: int, base_hits: int, base_images: int) -> float:
     """The probability that `hits` or more of all hits fall to these images if it makes no difference whose they are."""
-    both = hits + base_hits
-    ways = sum(
-        math.comb(images, own) * math.comb(base_images, both - own) for own in range(hits, min(images, both) + 1)
-    )
-    return ways / math.comb(images + base_images, both)
+    table = [[hits, images - hits], [base_hits, base_images - base_hits]]
+    return float(fisher_exact(table, alternative="greater").pvalue)
 
 
 def without_parts(found: Sequence[CameAlong]) -> list[CameAlong]:

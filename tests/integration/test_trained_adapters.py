@@ -47,6 +47,15 @@ def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, alpha):
             torch.testing.assert_close(output(fresh.unet), trained, atol=1e-5, rtol=1e-5)
 
 
+def assert_gives_embeddings(base, run, name, expected):
+    """The run's file of that name gives the base the embeddings of "a tabby cat" that training ended with."""
+    fresh = StableDiffusionXLPipeline.from_pretrained(base)
+    fresh.load_lora_weights(run, weight_name=name)
+    embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
+    torch.testing.assert_close(embeds[0], expected["prompt_embeds"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled[0], expected["pooled_embeds"], atol=1e-4, rtol=1e-4)
+
+
 def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, tiny_base):
     run = train(
         train_text_encoder=True, max_train_steps=4, learning_rate=1e-2, lora_alpha=9.0, gradient_checkpointing=True,
@@ -59,11 +68,7 @@ def test_text_encoders_train_and_their_lora_gives_the_trained_embeddings(train, 
     base = StableDiffusionXLPipeline.from_pretrained(tiny_base)
     assert (trained["prompt_embeds"] - base.encode_prompt("a tabby cat", device="cpu")[0]).abs().max() > 1e-2
     for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
-        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-        fresh.load_lora_weights(run, weight_name=name)
-        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
-        torch.testing.assert_close(embeds[0], trained["prompt_embeds"], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(pooled[0], trained["pooled_embeds"], atol=1e-4, rtol=1e-4)
+        assert_gives_embeddings(tiny_base, run, name, trained)
 
 
 def test_text_encoders_train_alone_resume_exactly_and_their_file_holds_nothing_else(train, tiny_base, tmp_path):
@@ -82,11 +87,7 @@ def test_text_encoders_train_alone_resume_exactly_and_their_file_holds_nothing_e
     assert_equal_weights(weights_of(train(**alone), 4), weights_of(whole, 4))
     for name in ("pytorch_lora_weights.safetensors", "whole.safetensors"):
         assert {component for component, _ in read_lora(whole / name).adapters} == {"text_encoder", "text_encoder_2"}
-        fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
-        fresh.load_lora_weights(whole, weight_name=name)
-        embeds, _, pooled, _ = fresh.encode_prompt("a tabby cat", device="cpu")
-        torch.testing.assert_close(embeds[0], read["prompt_embeds"], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(pooled[0], read["pooled_embeds"], atol=1e-4, rtol=1e-4)
+        assert_gives_embeddings(tiny_base, whole, name, read)
 
 
 def test_what_would_leave_nothing_to_train_is_refused(train, train_config, tmp_path):

@@ -25,7 +25,7 @@ def is_below_roots(places: Workspace, folder: Path) -> bool:
     return any(folder.resolve().is_relative_to(root.resolve()) for root in roots(places))
 
 
-def is_same(one: str | None, other: str | None) -> bool:
+def is_same_folder(one: str | None, other: str | None) -> bool:
     """Return whether two folders as they were typed are the same."""
     first, second = (Path(pasted_path(typed)).absolute() if typed else None for typed in (one, other))
     return first == second
@@ -37,7 +37,7 @@ def last_left_out(places: Workspace, project: str, dataset: str, folder: str) ->
         settings = read_report(places.dataset_folder(project, dataset)).get("settings")
     except ConfigError:  # not a name of a dataset: the form says so
         return ""
-    if not isinstance(settings, dict) or not folder or not is_same(str(settings.get("input_dir")), folder):
+    if not isinstance(settings, dict) or not folder or not is_same_folder(str(settings.get("input_dir")), folder):
         return ""
     names: Any = settings.get("leave_out")
     return "\n".join(names) if is_list_of_texts(names) else ""

@@ -20,7 +20,7 @@ from webui.datasets.folders import (
     has_few_files,
     image_folders,
     is_below_roots,
-    is_same,
+    is_same_folder,
     last_left_out,
 )
 from webui.locale.i18n import LANGUAGES, T, language_of, say, say_problem
@@ -167,7 +167,7 @@ class UploadBox:
         """Names of the images not to use: where a person has chosen another folder, those of its last preparation."""
         values = self.form.values(project, *entered)
         folder = values["input_dir"] or ""
-        if is_same(before, folder):
+        if is_same_folder(before, folder):
             return [gr.skip(), gr.skip()]
         return [last_left_out(self.context.places, project, values["output_dir"], folder), folder]
 
