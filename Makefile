@@ -1,4 +1,5 @@
 # make demo: photographs to a LoRA on this machine, no GPU, no download of models.  make test: lint, every test, types.
+# make types: the types as Linux, Windows and macOS have them.
 # make ui: the web page.  All install what they need into .venv first; a second run starts at once.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
-	$(MAKE) types
+	$(BIN)/mypy
 
 types: .venv/installed-dev
 	printf '%s\n' linux win32 darwin | xargs -P 3 -I{} $(BIN)/mypy --platform {} --cache-dir .mypy_cache/{}

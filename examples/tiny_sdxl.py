@@ -39,11 +39,14 @@ def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConf
     )
 
 
-def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon", depth: int = 1) -> StableDiffusionXLPipeline:
+def tiny_sdxl(
+    seed: int = 0, prediction_type: str = "epsilon", depth: int = 1, layers: int = 2
+) -> StableDiffusionXLPipeline:
     """The whole pipeline in float32, weights random from `seed` (the caller's random state is left alone).
 
     Args:
         depth: transformer blocks in each transformer of the UNet's lowest level, where SDXL has ten.
+        layers: in each of the UNet's levels. SDXL has two, and so must one whose LoRA files have kohya's names.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,7 +54,7 @@ def tiny_sdxl(seed: int = 0, prediction_type: str = "epsilon", depth: int = 1) -
         unet = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(16, 32, 32),
-            layers_per_block=2,
+            layers_per_block=layers,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 1, depth),

@@ -19,7 +19,14 @@ import torch
 from sdxl_lora.models.base_weights import base_sha256
 from sdxl_lora.models.prediction import facts_of_trial
 from tests.helpers.building import build, forget_accelerators  # noqa: F401
-from tests.helpers.fixtures import five_of_two_sizes, nine_images, tiny_blip, tiny_florence2, two_sizes  # noqa: F401
+from tests.helpers.fixtures import (  # noqa: F401
+    five_of_two_sizes,
+    nine_images,
+    tiny_blip,
+    tiny_florence2,
+    two_layers,
+    two_sizes,
+)
 
 LONGEST = (  # files that begin first: else all wait for them at the end
     "test_browser", "test_learning", "test_faults", "test_ranks", "test_captions", "test_train", "test_processes",
@@ -35,11 +42,14 @@ CAPTIONS = {
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
-    """Path of a diffusers folder with the tiny random SDXL."""
+    """Path of a diffusers folder with the tiny random SDXL, of one layer a level: it trains in two thirds of the time.
+
+    Test files that need SDXL's two layers import `two_layers` under this name.
+    """
     from examples.tiny_sdxl import tiny_sdxl
 
     folder = tmp_path_factory.mktemp("models") / "tiny-sdxl"
-    tiny_sdxl().save_pretrained(folder)
+    tiny_sdxl(layers=1).save_pretrained(folder)
     return folder
 
 
@@ -91,7 +101,7 @@ def full_configs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tried_base(tiny_base):
     """What a run on the tiny base keeps in memo.json of what it predicts: nothing shows. To try costs a fifth of a
     short run."""
@@ -147,6 +157,10 @@ def train(train_config):
         return Path(config.output_dir)
 
     return run
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what the imports have made stays: no collection looks at it again
 
 
 def pytest_collection_modifyitems(items):

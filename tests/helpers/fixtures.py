@@ -7,6 +7,16 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
+def two_layers(tmp_path_factory):
+    """Path of a diffusers folder with the tiny random SDXL that has as many layers a level as SDXL."""
+    from examples.tiny_sdxl import tiny_sdxl
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-sdxl"
+    tiny_sdxl().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_florence2(tmp_path_factory):
     """Path of a folder with the tiny random Florence-2."""
     from examples.tiny_florence2 import save_tiny_florence2

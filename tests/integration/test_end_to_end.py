@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
@@ -12,6 +13,12 @@ from safetensors import safe_open
 from sdxl_lora.run.events import read_events
 from tests.conftest import CAPTIONS
 from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
 
 
 def run(*arguments):

@@ -150,7 +150,7 @@ def run_until_killed_no_more(config, folder, name, chance):
         kills += 1
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_random_kills_end_where_the_uninterrupted_run_does(config, tmp_path, kills):
     """With one process and two, between steps and inside saves; the last run is killed until it ends."""
     assert launch(config("whole", adam_epsilon=1e-4), tmp_path / "log")[0] == [0]

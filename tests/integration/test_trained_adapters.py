@@ -11,6 +11,12 @@ from tests.helpers.adapters import kohya_file, tiny_with_lora
 from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
+
+
 def test_only_adapter_weights_move(train, tiny_base):
     train(max_train_steps=2, target_modules="attention+ff")
     trained = train.trained.model.unet

@@ -29,6 +29,7 @@ from sdxl_lora.run.events import read_events
 from sdxl_lora.run.requests import StopRequest
 from sdxl_lora.run.status import read_status
 from sdxl_lora.sampling.generate import sample_path
+from tests.helpers import only_here
 from tests.helpers.paths import ROOT
 
 SOURCES = [*ROOT.glob("sdxl_lora/**/*.py"), *ROOT.glob("preprocess/**/*.py"), ROOT / "train_sdxl_lora.py"]
@@ -97,20 +98,13 @@ def test_texts_are_read_and_written_in_a_named_encoding():
 
 def test_worker_processes_are_started_anew_not_forked(monkeypatch):
     assert PROCESSES.get_start_method() == "spawn"
-    monkeypatch.setattr(sys.modules[__name__], "ONLY_HERE", True)
+    monkeypatch.setattr(only_here, "CHANGED", True)
     with PROCESSES.Pool(1) as pool:
-        assert pool.apply_async(has_what_is_only_here).get(120) is False
+        assert pool.apply_async(only_here.is_changed).get(120) is False
     for path in SOURCES:
         code = path.read_text(encoding="utf-8")
         assert not re.search(r"multiprocessing\.(Pool|Process|Queue|Manager)\(|mp\.Process", code), path
         assert "ProcessPoolExecutor(" not in code or "mp_context=PROCESSES" in code, path
-
-
-ONLY_HERE = False
-
-
-def has_what_is_only_here() -> bool:
-    return ONLY_HERE
 
 
 @pytest.fixture

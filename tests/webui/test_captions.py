@@ -132,6 +132,7 @@ def test_what_is_being_typed_stays_while_other_cards_are_brought_up_to_date(page
     assert texts(folder)[source_of(page, 7)] == "by another program"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_saved_now_stays_in_its_box_and_is_saved_later(page, folder):
     source, lock = source_of(page, 0), held(folder)
     box(page, 0).fill("typed during a preparation")
@@ -169,6 +170,7 @@ def test_of_two_tabs_the_later_one_is_told_and_keeps_what_was_typed(page, server
     other.close(run_before_unload=False)
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_chosen_for_training_is_not_replaced_by_a_newer_one(page, server, folder, prepared):
     dataset = page.locator("#train-train_data_dir input").first
     tab(page, 3)

@@ -52,8 +52,10 @@ def server_below(tmp_path_factory):
     [
         ("localhost", "", False, {}),  # nginx' defaults; as behind TLS, the browser says where a request comes from
         ("localhost", "/lora", True, {}),
-        ("localhost", "/lora", False, {}),
-        ("lora.example.com", "", False, {"x_forwarded_host": "lora.example.com:{port}"}),
+        pytest.param("localhost", "/lora", False, {}, marks=pytest.mark.slow),
+        pytest.param(
+            "lora.example.com", "", False, {"x_forwarded_host": "lora.example.com:{port}"}, marks=pytest.mark.slow
+        ),
         ("lora.example.com", "/lora", True, {"host": "lora.example.com:{port}"}),
     ],
 )

@@ -29,6 +29,12 @@ TARGET_ENDINGS = {
 }
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
+
+
 @pytest.mark.parametrize("targets", TARGET_ENDINGS)
 def test_targets_choose_exactly_the_layers_they_name(targets):
     pipeline = tiny_sdxl()

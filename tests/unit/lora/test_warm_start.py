@@ -21,6 +21,12 @@ STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no w
 PATTERNS = {"rank_pattern": {"to_q": 7}, "alpha_pattern": {"to_k": 9}}
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
+
+
 def adapters_of(models):
     return {
         (component, name): adapter

@@ -1,9 +1,6 @@
 """Where a base's weights lie: one file, shards, variants, the Hub's cache; and what is none."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from safetensors.torch import save_file
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.models.loading import Base, check_base, load_unet
 from tests.helpers.bases import notes_of, one_line
-from tests.helpers.paths import ROOT
 
 
 def test_what_is_no_safetensors_is_refused_unopened(folder, tmp_path):
@@ -64,20 +60,15 @@ def test_shards_and_variants_are_read_like_one_file(folder, tmp_path):
         load_unet(Base(str(folder), variant="fp16"), torch.float32)
 
 
-def test_a_hub_id_is_looked_at_and_loaded_from_the_hubs_cache(folder, tmp_path):
+def test_a_hub_id_is_looked_at_and_loaded_from_the_hubs_cache(folder, tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--someone--base"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("1" * 40)
     shutil.copytree(folder, cache / "snapshots" / ("1" * 40))
-    script = """
-import torch
-from sdxl_lora.models.loading import Base, check_base, load_unet
-base, whole = Base("someone/base"), Base({folder})
-print("\\n".join(check_base(base).lines()))
-theirs = load_unet(whole, torch.float32).state_dict()
-print(all(torch.equal(t, theirs[name]) for name, t in load_unet(base, torch.float32).state_dict().items()))
-""".replace("{folder}", repr(str(folder)))
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "an SDXL base, on the Hub" in done.stdout and "values; F32 in" in done.stdout, done.stderr
-    assert done.stdout.splitlines()[-1] == "True", done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base, whole = Base("someone/base"), Base(str(folder))
+    lines = "\n".join(check_base(base).lines())
+    assert "an SDXL base, on the Hub" in lines and "values; F32 in" in lines
+    theirs = load_unet(whole, torch.float32).state_dict()
+    ours = load_unet(base, torch.float32).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

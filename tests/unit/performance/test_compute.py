@@ -41,6 +41,7 @@ def test_recomputing_changes_no_weight(train, tmp_path):
         train(gradient_checkpointing=True, gradient_checkpointing_blocks=("nowhere",), output_dir=str(tmp_path / "no"))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_learn_the_same_and_compile_no_more_after_each_size_was_seen(
     train, tmp_path, two_sizes, monkeypatch
 ):

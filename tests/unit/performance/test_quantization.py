@@ -20,6 +20,12 @@ ERROR = {"int8": 0.009, "fp8": 0.027, "nf4": 0.095}
 BYTES = {"int8": 1 + 4 / 256, "fp8": 1 + 4 / 256, "nf4": 0.5 + 2 / 64}
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_packed_weight_is_near_and_small(kind):
     torch.manual_seed(0)

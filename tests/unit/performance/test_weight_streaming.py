@@ -24,6 +24,12 @@ from tests.helpers.runs import assert_equal_weights, weights_of
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """The numbers below are of a UNet with SDXL's two layers in each level."""
+    return two_layers
+
+
 def unet_of(base, dtype=torch.float32, kind=None, recomputes=False, **adapter):
     """The tiny UNet as it trains, in this machine's memory."""
     unet = load_unet(Base(str(base)), dtype)

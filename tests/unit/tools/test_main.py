@@ -3,11 +3,18 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from sdxl_lora.lora.formats.adapter import plain
 from sdxl_lora.lora.formats.writer import save_kohya
 from tests.helpers.tools import run
+
+
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
 
 
 def test_a_wrong_file_gets_a_clear_word_exit_code_2_and_no_output(loras, bases, tmp_path, capsys):

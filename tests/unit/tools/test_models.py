@@ -18,6 +18,12 @@ from tests.helpers.adapters import largest_difference, outputs
 from tests.helpers.tools import assert_close, changes, run
 
 
+@pytest.fixture(scope="session")
+def tiny_base(two_layers):
+    """LoRA files have kohya's names where each level has SDXL's two layers."""
+    return two_layers
+
+
 @pytest.mark.parametrize("base", ["folder", "single"])
 @pytest.mark.parametrize("name", ["cat", "dora", "loha", "lokr"])
 def test_merge_gives_the_model_that_was_trained(loras, bases, tmp_path, name, base):

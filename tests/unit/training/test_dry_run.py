@@ -30,9 +30,10 @@ CASES = {
     "text encoders alone": {"train_text_encoder": True, "train_unet": False, "gradient_checkpointing": True},
     "lokr": {"adapter": "lokr", "max_cached_captions": 1, "proportion_empty_prompts": 0.5},
 }  # fmt: skip
+MORE = {"flips, epochs, a split and samples", "varied captions in two chunks, all layers", "text encoders alone"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in MORE else ()) for case in CASES])
 def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     config = train_config(**CASES[case])
     plan = plan_training(config)

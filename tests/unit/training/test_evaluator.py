@@ -145,6 +145,7 @@ def test_training_ends_when_nothing_gets_better_and_the_best_is_kept_and_deliver
     assert steps_in(run) == [5, 7, 8] and read_status(run)["best_checkpoint"] == "checkpoint-5"
 
 
+@pytest.mark.slow
 def test_a_killed_run_decides_as_the_uninterrupted_one(train, validation_losses, monkeypatch, tmp_path):
     """Killed in steps and in validations, before and after the best one."""
     validation_losses([1.0, 5.0, 3.0, 4.0, 2.0, 2.5, 2.6, 0.0, 0.0])
