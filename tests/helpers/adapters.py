@@ -10,9 +10,9 @@ from sdxl_lora.lora.state import adapter_layers, module_adapter
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
-def tiny_with_lora(rank=4, alpha=4, targets="attention", components=COMPONENTS, **options):
+def tiny_with_lora(rank=4, alpha=4, targets="attention", components=COMPONENTS, layers=2, **options):
     """(pipeline, its models by component) with a random, thus trained-looking, adapter on each of `components`."""
-    pipeline = tiny_sdxl()
+    pipeline = tiny_sdxl(layers=layers)
     models = {component: getattr(pipeline, component).eval() for component in components}
     generator = torch.Generator().manual_seed(7)
     for model in models.values():

@@ -24,7 +24,7 @@ from tests.helpers.runs import column
 ASKED = 28  # every (colour, background) once
 KNOWN = 70  # every second combination of known shapes
 SHORT = {"known": 14, "max_train_steps": 300}  # every second (colour, background), in the shapes by turns
-FEW = {"asked": 4, "known": 8}  # where the question is not how much was learned
+FEW = {"asked": 2, "known": 4}  # where the question is not how much was learned
 STYLE = {"debiased_estimation": False, "snr_gamma": 1.0, "rank": 32, "max_train_steps": 1200}
 STYLE |= {"train_text_encoder": True, "text_encoder_lr": 2e-3}
 

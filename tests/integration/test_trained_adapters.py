@@ -11,12 +11,6 @@ from tests.helpers.adapters import kohya_file, tiny_with_lora
 from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
 
 
-@pytest.fixture(scope="session")
-def tiny_base(two_layers):
-    """LoRA files have kohya's names where each level has SDXL's two layers."""
-    return two_layers
-
-
 def test_only_adapter_weights_move(train, tiny_base):
     train(max_train_steps=2, target_modules="attention+ff")
     trained = train.trained.model.unet
@@ -29,8 +23,8 @@ def test_only_adapter_weights_move(train, tiny_base):
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, 9.0])
-def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, alpha):
-    run = train(max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
+def test_the_lora_file_gives_the_trained_unets_outputs(train, two_layers, alpha):
+    run = train(pretrained_model_name_or_path=str(two_layers), max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
     batch = first_batch(train.trained)
     inputs = {
         "sample": batch["latents"],
@@ -43,12 +37,12 @@ def test_the_lora_file_gives_the_trained_unets_outputs(train, tiny_base, alpha):
     def output(unet):
         return unet.eval()(**inputs).sample
 
-    base = output(UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet"))
+    base = output(UNet2DConditionModel.from_pretrained(two_layers, subfolder="unet"))
     trained = output(train.trained.model.unet)
     assert (trained - base).abs().max() > 1e-2, "it must have learned something for this to mean anything"
     for source in (run, run / "checkpoint-3"):
         for name in ("pytorch_lora_weights.safetensors", "run.safetensors"):
-            fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+            fresh = StableDiffusionXLPipeline.from_pretrained(two_layers)
             fresh.load_lora_weights(source, weight_name=name)
             torch.testing.assert_close(output(fresh.unet), trained, atol=1e-5, rtol=1e-5)
 
@@ -141,14 +135,15 @@ def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
         ({"adapter": "lokr"}, "pytorch_lora_weights.safetensors"),
     ],
 )
-def test_other_adapters_train_resume_and_load(train, tiny_base, settings, whole_file):
+def test_other_adapters_train_resume_and_load(train, two_layers, settings, whole_file):
+    settings = {**settings, "pretrained_model_name_or_path": str(two_layers)}
     train(**settings, max_train_steps=2, learning_rate=1e-2)
     run = train(**settings, max_train_steps=3, learning_rate=1e-2)
     assert column(run, "step") == [1, 2, 3]
     batch = first_batch(train.trained)
     inputs = (batch["latents"], batch["timesteps"], batch["prompt_embeds"])
     conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
-    fresh = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    fresh = StableDiffusionXLPipeline.from_pretrained(two_layers)
     fresh.load_lora_weights(run, weight_name=whole_file)
     with torch.no_grad():
         trained, loaded = (

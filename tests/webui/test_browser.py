@@ -197,14 +197,16 @@ def test_the_page_speaks_french_where_the_browser_does(story):
     for number, words in enumerate(seen, start=1):
         tab(page, number)
         page.get_by_text(words).locator("visible=true").first.wait_for()
-        for heading in page.locator("#tabs button.label-wrap").all():
-            if heading.is_visible():
-                heading.click()
+        if number == 3:  # where most words are, behind headings
+            for heading in page.locator("#tabs button.label-wrap").all():
+                if heading.is_visible():
+                    heading.click()
         looked(page, 1)
         lines = {line.strip() for line in page.locator("body").inner_text().splitlines()}
         left = [text for text in english if text in lines and text not in french]
         assert left == [], f"untranslated on tab {number}"
-        shoot(page, f"french-dark-{number}")
+        if number == 3:
+            shoot(page, "french-dark")
     assert page.locator("#stop").inner_text() == "Arrêter"
     tab(page, 3)
     fill(page, "train-rank", "-1")

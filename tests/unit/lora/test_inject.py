@@ -29,12 +29,6 @@ TARGET_ENDINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny_base(two_layers):
-    """LoRA files have kohya's names where each level has SDXL's two layers."""
-    return two_layers
-
-
 @pytest.mark.parametrize("targets", TARGET_ENDINGS)
 def test_targets_choose_exactly_the_layers_they_name(targets):
     pipeline = tiny_sdxl()
@@ -199,8 +193,12 @@ def test_another_machines_decomposition_gives_way_to_the_saved_one():
             torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, tmp_path):
-    settings = {"init_lora_weights": "pissa_niter_2", "learning_rate": 1e-2}
+def test_a_run_of_pissa_resumes_exactly_and_its_file_is_the_change(train, two_layers, tmp_path):
+    settings = {
+        "pretrained_model_name_or_path": str(two_layers),
+        "init_lora_weights": "pissa_niter_2",
+        "learning_rate": 1e-2,
+    }
     whole = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "whole"))
     train(**settings, max_train_steps=1)
     parts = train(**settings, max_train_steps=2)

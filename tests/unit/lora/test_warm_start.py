@@ -21,12 +21,6 @@ STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no w
 PATTERNS = {"rank_pattern": {"to_q": 7}, "alpha_pattern": {"to_k": 9}}
 
 
-@pytest.fixture(scope="session")
-def tiny_base(two_layers):
-    """LoRA files have kohya's names where each level has SDXL's two layers."""
-    return two_layers
-
-
 def adapters_of(models):
     return {
         (component, name): adapter
@@ -100,7 +94,7 @@ def test_other_kinds_begin_as_their_files_too(tmp_path, options):
 
 
 def test_a_training_begins_there_by_the_files_ranks(train, tmp_path):
-    _, models = tiny_with_lora(4, 3, "attention+ff", ("unet",), **PATTERNS)
+    _, models = tiny_with_lora(4, 3, "attention+ff", ("unet",), layers=1, **PATTERNS)
     file = kohya_file_of_diffusers_names_and_many_ranks(tmp_path, models)
     run = train(**STAND, init_lora=str(file), target_modules="attention", rank=2)
     for name in ("run.safetensors", "pytorch_lora_weights.safetensors"):
@@ -111,7 +105,7 @@ def test_a_training_begins_there_by_the_files_ranks(train, tmp_path):
 
 
 def test_text_encoders_go_on_where_they_train_and_are_missed_where_they_do_not(train, tmp_path, capsys):
-    _, models = tiny_with_lora(4, 3)
+    _, models = tiny_with_lora(4, 3, layers=1)
     file = kohya_file(tmp_path, models)
     run = train(**STAND, init_lora=str(file), train_text_encoder=True)
     read, expected = read_lora(run / "run.safetensors").adapters, adapters_of(models)
@@ -126,7 +120,7 @@ def test_text_encoders_go_on_where_they_train_and_are_missed_where_they_do_not(t
 
 
 def test_a_continued_training_resumes_and_refuses_another_file(train, tmp_path):
-    _, models = tiny_with_lora(4, 3, "attention", ("unet",), **PATTERNS)
+    _, models = tiny_with_lora(4, 3, "attention", ("unet",), layers=1, **PATTERNS)
     file = kohya_file(tmp_path, models)
     whole = train(init_lora=str(file), max_train_steps=2, output_dir=str(tmp_path / "whole"))
     train(init_lora=str(file), max_train_steps=1)

@@ -63,6 +63,8 @@ def test_the_tools_read_scaled_fp8_at_its_scale_and_merge_nothing_into_it(origin
     key = ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
     with BaseWeights(base.path) as weights:
         assert torch.equal(weights.weight(key), packed.float() * scale)
-    lora, _ = write_lora_files(tmp_path, "cat", tiny_with_lora(rank=2, alpha=2)[1], "fp32", lora_metadata("cat"))
+    lora, _ = write_lora_files(
+        tmp_path, "cat", tiny_with_lora(rank=2, alpha=2, layers=1)[1], "fp32", lora_metadata("cat")
+    )
     assert main(["merge", str(lora), base.path, str(tmp_path / "merged.safetensors")]) == 2
     assert "holds scaled fp8, 1 weights such as" in capsys.readouterr().err

@@ -20,12 +20,6 @@ ERROR = {"int8": 0.009, "fp8": 0.027, "nf4": 0.095}
 BYTES = {"int8": 1 + 4 / 256, "fp8": 1 + 4 / 256, "nf4": 0.5 + 2 / 64}
 
 
-@pytest.fixture(scope="session")
-def tiny_base(two_layers):
-    """LoRA files have kohya's names where each level has SDXL's two layers."""
-    return two_layers
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_packed_weight_is_near_and_small(kind):
     torch.manual_seed(0)
@@ -90,9 +84,10 @@ MERGE_ERROR = {"int8": 0.005, "fp8": 0.03, "nf4": 0.1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp_path, kind):
+def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, two_layers, tmp_path, kind):
     """The file holds the adapter bit for bit; merged, it differs from what trained by what packing the base changes."""
-    run = train(max_train_steps=4, learning_rate=3e-2, base_precision=kind, lora_alpha=8.0)
+    settings = {"max_train_steps": 4, "learning_rate": 3e-2, "base_precision": kind, "lora_alpha": 8.0}
+    run = train(pretrained_model_name_or_path=str(two_layers), **settings)
     written = {name: adapter for (_, name), adapter in read_lora(run / "run.safetensors").adapters.items()}
     adapters = model_adapters(train.trained.model.unet, "unet")
     assert written.keys() == adapters.keys()
@@ -110,13 +105,13 @@ def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, tiny_base, tmp
         ).sample
 
     def dense_base():
-        return load_unet(Base(str(tiny_base)), torch.float32)
+        return load_unet(Base(str(two_layers)), torch.float32)
 
     def distance(one, other):
         return ((one - other).norm() / other.norm()).item()
 
     trained = output(train.trained.model.unet)
-    assert main(["merge", str(run / "run.safetensors"), str(tiny_base), str(tmp_path / "merged")]) == 0
+    assert main(["merge", str(run / "run.safetensors"), str(two_layers), str(tmp_path / "merged")]) == 0
     assert distance(output(load_unet(Base(str(tmp_path / "merged")), torch.float32)), trained) < MERGE_ERROR[kind]
     assert distance(output(dense_base()), trained) > 4 * MERGE_ERROR[kind], "it must have learned something"
 

@@ -52,7 +52,7 @@ def test_what_a_setting_says_counts():
 
 
 def test_plan_and_run_say_how_often(train, train_config):
-    settings = {"validation_split": 0.25, "max_train_steps": 40, "train_batch_size": 3}
+    settings = {"validation_split": 0.25, "max_train_steps": 40}
     assert "at the start, every 2 epochs, and at the end" in dry_run(train_config(**settings))
     run = train(**settings)
     assert next(read_events(run / "events.jsonl", "started"))["evaluates"] == "every 2 epochs"
