@@ -19,6 +19,7 @@ from sdxl_lora.io.memo import NO_MEMO, FileMemo, file_stamp
 from sdxl_lora.models.base_source import Base, part_files
 from sdxl_lora.models.latents import normalisation_key
 from sdxl_lora.models.loading import load_text_encoders, load_tokenizers, load_vae
+from sdxl_lora.models.vae import VaeEncoder
 from sdxl_lora.performance.device_memory import free_memory
 
 
@@ -38,6 +39,8 @@ def fill_caches(
     encode_live: bool = False,
     read_live: Iterable[str] = (),
     memo: FileMemo = NO_MEMO,
+    vae_dtype: torch.dtype = torch.float32,
+    vae_batch_size: int = 1,
 ) -> tuple[LatentCache, TextCache]:
     """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
 
@@ -47,14 +50,17 @@ def fill_caches(
         encode_live: the text encoders stay, for captions that are not among these.
         read_live: some that will be read so; too long ones are warned of like the others.
         memo: knows the keys of unchanged weights, so that a start that misses no record loads no encoder.
+        vae_dtype: see VaeEncoder.
+        vae_batch_size: pictures of one size that the VAE encodes at once.
     """
     workers, flips = workers or Workers(), list(flips)
     vae = Once(lambda: load_vae(base).to(device))
     facts = [*map(file_stamp, part_files(base, "vae"))]
-    live_vae = vae()[0] if latents_live else None
-    latents = LatentCache(folder, images, known_key(memo, "vae", facts, vae), lambda: load_vae(base), live_vae)
+    vae_key = key_in(vae_dtype, known_key(memo, "vae", facts, vae))
+    live = VaeEncoder(vae()[0], vae_dtype) if latents_live else None
+    latents = LatentCache(folder, images, vae_key, lambda: load_vae(base), live, vae_batch_size)
     if not latents_live and latents.missing(flips, workers):
-        latents.fill(vae()[0], flips, num_workers, workers)
+        latents.fill(VaeEncoder(vae()[0], vae_dtype), flips, num_workers, workers)
     vae.forget()
 
     tokenizers = load_tokenizers(base)
@@ -100,6 +106,11 @@ def known_key(memo: FileMemo, kind: str, files: list, models: Once) -> str:
         return "".join(map(weights_key, models()))
 
     return memo.get_or_compute([kind, *files], make, lambda key: isinstance(key, str)) if files else make()
+
+
+def key_in(vae_dtype: torch.dtype, vae_key: str) -> str:
+    """The key of a VAE that encodes in a precision: in float32 its weights' own."""
+    return vae_key if vae_dtype == torch.float32 else f"{vae_key} in {vae_dtype}"
 
 
 def weights_key(model: torch.nn.Module) -> str:

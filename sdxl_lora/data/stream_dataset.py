@@ -21,7 +21,7 @@ from datasets.distributed import split_dataset_by_node
 
 from sdxl_lora.data.image_dataset import Example, ImageDataset
 from sdxl_lora.data.stream_reader import Place, shuffled_rows
-from sdxl_lora.models.vae import encoded
+from sdxl_lora.models.vae import VaeEncoder, encoded
 from sdxl_lora.rng import SampleKey
 
 STEPS_AHEAD = 2  # their pictures are decoded while others are trained on
@@ -56,15 +56,18 @@ class StreamDataset:
 
     Args:
         open_rows: ImageDataset of Rows.
-        vae: in float32, on the device that is to encode.
-        vae_key: see cache.weights_key.
+        vae_key: see cache.weights_key and key_in.
         is_flipped: whether a sample shows its image mirrored.
     """
 
     def __init__(
-        self, open_rows: Callable[[Rows], ImageDataset], vae, vae_key: str, is_flipped: Callable[[SampleKey], bool]
+        self,
+        open_rows: Callable[[Rows], ImageDataset],
+        encode: VaeEncoder,
+        vae_key: str,
+        is_flipped: Callable[[SampleKey], bool],
     ):
-        self.open_rows, self.vae, self.vae_key, self.is_flipped = open_rows, vae, vae_key, is_flipped
+        self.open_rows, self.encode, self.vae_key, self.is_flipped = open_rows, encode, vae_key, is_flipped
         self._decoders = ThreadPoolExecutor(DECODERS)
         self._images: dict[str, ImageDataset] = {}
         self._decoded: dict[tuple[str, bool], Future] = {}
@@ -103,7 +106,7 @@ class StreamDataset:
             DataError: the picture cannot be decoded.
             NonFiniteError: the VAE gives NaN or infinity.
         """
-        return encoded(self.vae, self._decoded[key, flip].result(), self[key].name)
+        return encoded(self.encode, self._decoded[key, flip].result(), self[key].name)
 
 
 class StreamSampler:

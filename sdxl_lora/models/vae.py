@@ -1,37 +1,88 @@
 """Images to VAE moments."""
 
+import copy
+import warnings
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sdxl_lora.errors import NonFiniteError
 from sdxl_lora.models.latents import latents_of_vae, spread_of_vae
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by vae_precision
 
-def encoded(vae, image: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+
+class VaeEncoder:
+    """Encodes pictures of one size at once, in half precision if asked to, and what overflows there in float32.
+
+    Args:
+        vae: in float32, on the device that is to encode.
+        dtype: of the computation. Another than float32 holds the weights once more.
+    """
+
+    def __init__(self, vae, dtype: torch.dtype = torch.float32):
+        self.vae, self.dtype = vae, dtype
+        # diffusers' own `to` warns.
+        self.quick = vae if dtype == torch.float32 else nn.Module.to(copy.deepcopy(vae), dtype)
+        self.has_overflowed = False
+
+    def __call__(self, pixels: torch.Tensor, names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+        """Return the pictures' moments, see `vae_moments`; they may still be NaN or infinity."""
+        moments = vae_moments(self.quick, pixels)
+        if self.quick is not self.vae:
+            for index in [index for index, found in enumerate(moments) if not are_finite(found)]:
+                self._tell(names[index])
+                moments[index] = vae_moments(self.vae, pixels[index : index + 1])[0]
+        return moments
+
+    def _tell(self, name: str) -> None:
+        if not self.has_overflowed:
+            warnings.warn(
+                f"the VAE overflows in {str(self.dtype).removeprefix('torch.')} for {name}: it is encoded in float32, "
+                "and so is every other for which it does. With many, --vae_precision fp32 is faster",
+                stacklevel=3,
+            )
+        self.has_overflowed = True
+
+
+def encoded(encode: VaeEncoder, image: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The record of a picture as ImageDataset.load gives it; see LatentCache.
 
     Raises:
         NonFiniteError: the VAE gives NaN or infinity.
     """
-    record = {key: tensor for key, tensor in image.items() if key != "pixels"}
-    record |= vae_moments(vae, image["pixels"][None])
+    return record_of(image, encode(image["pixels"][None], [name])[0], name)
+
+
+def record_of(image: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The record of a picture with these moments.
+
+    Raises:
+        NonFiniteError: they hold NaN or infinity.
+    """
+    if not are_finite(moments):
+        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+    record = {key: tensor for key, tensor in image.items() if key != "pixels"} | moments
     if "mask" in record:
         height, width = record["mean"].shape[-2:]
         record["mask"] = F.adaptive_avg_pool2d(record["mask"], (height, width))
-    if not (record["mean"].isfinite().all() and record["std"].isfinite().all()):
-        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
     return record
 
 
+def are_finite(tensors: dict[str, torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
 @torch.no_grad()
-def vae_moments(vae, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mean and standard deviation (C, h, w) float32 of one picture's latents, as the UNet sees them.
+def vae_moments(vae, pixels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Mean and standard deviation (C, h, w) float32 of each picture's latents, as the UNet sees them.
 
     Args:
-        pixels: (1, 3, H, W) in [-1, 1].
+        pixels: (B, 3, H, W) in [-1, 1].
     """
     posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    return {
-        "mean": latents_of_vae(vae.config, posterior.mean[0].float().cpu()),
-        "std": spread_of_vae(vae.config, posterior.std[0].float().cpu()),
-    }
+    means = latents_of_vae(vae.config, posterior.mean.float().cpu())
+    stds = spread_of_vae(vae.config, posterior.std.float().cpu())
+    return [{"mean": mean, "std": std} for mean, std in zip(means, stds, strict=True)]

@@ -95,10 +95,10 @@ def step_cost(
 
 
 @torch.no_grad()
-def encoding_cost(vae: Any, size: tuple[int, int]) -> StepCost:
-    """Count the encoding of one image, in the VAE's precision."""
+def encoding_cost(vae: Any, size: tuple[int, int], batch: int = 1) -> StepCost:
+    """Count the encoding of so many images at once, in the VAE's precision."""
     with AliveBytes(vae) as alive, as_on_a_gpu(alive.flops):
-        vae.encode(torch.empty(1, 3, *size, dtype=vae.dtype, device="meta"))
+        vae.encode(torch.empty(batch, 3, *size, dtype=vae.dtype, device="meta"))
         return StepCost(alive.peak, alive.flops, alive.flops)
 
 

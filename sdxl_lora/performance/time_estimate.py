@@ -19,7 +19,7 @@ class Work:
     """Floating-point operations of one process's products, by what they are for.
 
     Attributes:
-        encoding: in float32; all others in the computation's precision.
+        encoding: in the VAE's precision; all others in the computation's.
     """
 
     training: float
@@ -27,12 +27,12 @@ class Work:
     validation: float = 0.0
     encoding: float = 0.0
 
-    def seconds(self, rate: float, rate_in_full: float) -> dict[str, float]:
-        """Return the least seconds of each at so many operations a second, in the computation's precision and float32.
+    def seconds(self, rate: float, rate_of_vae: float) -> dict[str, float]:
+        """The least seconds of each at so many operations a second, in the computation's precision and in the VAE's.
 
         What there is nothing of is left out.
         """
-        parts = {name: (amount, rate_in_full if name == "encoding" else rate) for name, amount in vars(self).items()}
+        parts = {name: (amount, rate_of_vae if name == "encoding" else rate) for name, amount in vars(self).items()}
         return {name: amount / rate_of_it for name, (amount, rate_of_it) in parts.items() if amount}
 
     def seconds_on_known_cards(self) -> dict[str, float]:

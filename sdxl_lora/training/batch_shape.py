@@ -18,6 +18,7 @@ from sdxl_lora.lora.state import adapter_parameters
 from sdxl_lora.models.base_source import Base, Model, models_without_weights
 from sdxl_lora.models.loading import DTYPES, ENCODERS
 from sdxl_lora.models.text_encoders import TextEncoders
+from sdxl_lora.models.vae import PRECISIONS
 from sdxl_lora.performance.activation_memory import encoding_cost
 from sdxl_lora.performance.cuda_graphs import MOST_GRAPHS
 from sdxl_lora.performance.device_memory import usable_bytes
@@ -222,9 +223,21 @@ def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) ->
     for name, model in ({"unet": models["unet"]} | trained).items():  # the UNet computes where it does not train, too
         dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
         nn.Module.to(model, dtype)  # diffusers' own warns
+    nn.Module.to(models["vae"], PRECISIONS[config.cache.vae_precision])
     with torch.device("meta"):  # how a LoRA begins changes no size
         add_adapters(trained, config, warm_start_of(config.adapter, trained), info, init="kaiming")
     return MetaModels(models, trained, values)
+
+
+def encoding_bytes(config: TrainConfig, meta: MetaModels, size: tuple[int, int]) -> int:
+    """Count the bytes of a VAE that encodes as many images of a size at once as it will.
+
+    Its weights are there in float32, and once more in half precision if that is asked for.
+    """
+    vae = meta.models["vae"]
+    at_once = config.cache.vae_batch_size if config.cache.cache_latents else 1
+    of_weight = 4 if vae.dtype == torch.float32 else 4 + vae.dtype.itemsize
+    return meta.values["vae"] * of_weight + encoding_cost(vae, size, at_once).bytes
 
 
 def memory_count(
@@ -236,7 +249,7 @@ def memory_count(
     trains_text = config.adapter.train_text_encoder
     use_memory_saving_layers(unet, config.compute.compile == "on", trains_text)
     size = max((e.target_size for e in examples), default=(config.data.resolution,) * 2, key=math.prod)
-    vae = 0 if config.cache.cache_latents else values["vae"] * 4 + encoding_cost(meta.models["vae"], size).bytes
+    vae = 0 if config.cache.cache_latents else encoding_bytes(config, meta, size)
     return MemoryCount(
         unet=unet,
         encoders=TextEncoders(*(meta.models[name] for name in ENCODERS)) if trains_text else None,

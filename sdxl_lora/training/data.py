@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from sdxl_lora.cache.fill import fill_caches, weights_key
+from sdxl_lora.cache.fill import fill_caches, key_in, weights_key
 from sdxl_lora.cache.records import workers_of
 from sdxl_lora.cache.text_embeddings import TextCache
 from sdxl_lora.config.sample_prompt import SamplePrompt
@@ -27,6 +27,7 @@ from sdxl_lora.distributed.collectives import main_process_first, raise_on_all_r
 from sdxl_lora.io.memo import NO_MEMO, FileMemo
 from sdxl_lora.models.base_source import Base
 from sdxl_lora.models.loading import DTYPES, load_schedulers, load_text_parts, load_vae
+from sdxl_lora.models.vae import PRECISIONS, VaeEncoder
 from sdxl_lora.performance.device_memory import COUNTING
 from sdxl_lora.rng import SampleKey, keyed_seed
 from sdxl_lora.run.logger import RunLogger
@@ -181,6 +182,8 @@ def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger:
             encode_live=plan.captions is None,
             read_live=[] if plan.captions is not None else [*shown, *plan.written_captions()],
             memo=memo,
+            vae_dtype=PRECISIONS[config.cache.vae_precision],
+            vae_batch_size=config.cache.vae_batch_size,
         )
     if accelerator.is_main_process:
         memo.save()
@@ -198,9 +201,12 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
         accelerator,
         lambda: open_stream(data.train_data_dir, data.dataset_name, data.dataset_config_name, data.max_train_samples),
     )
-    vae = load_vae(base).to(accelerator.device)
+    vae, vae_dtype = load_vae(base).to(accelerator.device), PRECISIONS[config.cache.vae_precision]
     latents = StreamDataset(
-        rows_opener(config), vae, weights_key(vae), lambda sample: data.random_flip and draw_flip(config.seed, sample)
+        rows_opener(config),
+        VaeEncoder(vae, vae_dtype),
+        key_in(vae_dtype, weights_key(vae)),
+        lambda sample: data.random_flip and draw_flip(config.seed, sample),
     )
     shape = BatchShape.of(config.batch)
     sampler = StreamSampler(

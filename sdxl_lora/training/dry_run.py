@@ -36,7 +36,7 @@ from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.defaults import settle_defaults, settle_variant
 from sdxl_lora.run.pace import duration
 from sdxl_lora.run.precision import planned_precision
-from sdxl_lora.training.batch_shape import BatchShape, MetaModels, memory_count, meta_models, settle
+from sdxl_lora.training.batch_shape import BatchShape, MetaModels, encoding_bytes, memory_count, meta_models, settle
 from sdxl_lora.training.checks import check_device, check_names, lack_of_gpu
 from sdxl_lora.training.data import augmentation_of, open_images
 from sdxl_lora.training.data_plan import DataPlan, plan_data
@@ -224,7 +224,7 @@ class TrainingPlan:
     def of_memory(self) -> list[str]:
         """While training, by what takes it; and while the cache is filled, where that is more."""
         parts = self.count.parts(memory_level_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
-        caching = self.meta.values["vae"] * 4 + self._encoding.bytes + round(CUDA_CONTEXT * GIB)
+        caching = encoding_bytes(self.config, self.meta, self.count.size) + round(CUDA_CONTEXT * GIB)
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
         return [
             f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",
@@ -265,10 +265,11 @@ class TrainingPlan:
         )
 
     def rates(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[float]:
-        """Operations a second of this device in the training's precision and in float32, measured now."""
+        """Operations a second of this device in the training's precision and in the VAE's, measured now."""
         assert self.device is not None, "there is a device to measure"
         set_arithmetic(self.config.compute.allow_tf32, self.config.compute.deterministic)
-        return [measure(self.device, dtype) for dtype in (DTYPES[self.config.compute.mixed_precision], torch.float32)]
+        dtypes = DTYPES[self.config.compute.mixed_precision], self.meta.models["vae"].dtype
+        return [measure(self.device, dtype) for dtype in dtypes]
 
     def of_time(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[str]:
         """The least time of it all, as its products alone would take."""

@@ -75,6 +75,8 @@ LABELS = {
         "max_grad_norm": "Largest gradient norm",
         "process_timeout_seconds": "Seconds to wait for a process",
         "dataloader_num_workers": "Reading processes",
+        "vae_batch_size": "Images at once in the VAE",
+        "vae_precision": "VAE precision",
         "checkpoints_total_limit": "Checkpoints to keep",
         "loras_dir": "LoRA folder",
         "validation_epochs": "Draw every N epochs",

@@ -1,7 +1,7 @@
 """What is trained on, and what is cached of it."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
@@ -79,7 +79,13 @@ class CacheConfig:
     """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
     with more, keep the text encoders (1.5 GiB of GPU memory) and encode each time."""
     dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
-    """Processes that decode pictures while the caches are filled."""
+    """Processes that decode pictures while the caches are filled; 0: a thread decodes while the VAE encodes others."""
+    vae_batch_size: Annotated[int, Gt(0), FREE, applies_when(cache_latents=SET)] = 1
+    """Pictures of one size that the VAE encodes at once while the caches are filled; fewer where memory does not
+    suffice. With more than 1, the last bits of a picture's latents may depend on the pictures beside it."""
+    vae_precision: Annotated[Literal["fp32", "bf16", "fp16"], BY_CONTENT] = "fp32"
+    """Precision in which the VAE encodes pictures. bf16 and fp16 are faster on GPUs and round the latents, bf16 more; a
+    picture that overflows there is encoded in fp32. SDXL's own VAE overflows in fp16, others are made for it."""
     cache_dir: Annotated[str | None, PATH, FREE] = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
     cache_part: Annotated[str | None, FREE, applies_when(cache_latents=SET)] = None

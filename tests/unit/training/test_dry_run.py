@@ -10,6 +10,7 @@ import train_sdxl_lora
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.pace import duration
+from sdxl_lora.training.batch_shape import encoding_bytes
 from sdxl_lora.training.checks import check_device
 from sdxl_lora.training.dry_run import described, dry_run, plan_training
 from tests.helpers.adapters import kohya_file, tiny_with_lora
@@ -20,7 +21,7 @@ CASES = {
     "flips, epochs, a split and samples": {
         "random_flip": True, "max_train_steps": None, "num_train_epochs": 3, "train_batch_size": 2,
         "validation_split": 0.25, "validation_prompt": ("a cat", "a dog --n blurry"), "num_validation_images": 1,
-        "validation_inference_steps": 1, "init_lora_weights": "pissa",
+        "validation_inference_steps": 1, "init_lora_weights": "pissa", "vae_batch_size": 3, "vae_precision": "bf16",
     },
     "varied captions in two chunks, all layers": {
         "shuffle_caption": True, "caption_separator": " ", "max_caption_chunks": 2,
@@ -64,6 +65,7 @@ def test_the_full_model_is_planned_without_its_weights(train_config, full_config
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
     assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.54" in said
     assert re.search(r"about 6\.5 GiB while training", said), said
+    assert "about 3.6 GiB while pictures are encoded" in said
     assert plan.work().training == pytest.approx(1000 * 19.7e12, rel=0.02), "benchmarks count as much"
     assert re.search(r"at least 13 min \d\d s on an RTX 3060, 2 min 0\d s on an RTX 4090, by .* TFLOP of", said), said
     assert "no GPU is here to measure" in said
@@ -94,9 +96,17 @@ def test_the_least_time_is_counted_from_products_and_the_devices_rate(train_conf
     asked = []
     plan.of_time(lambda device, dtype: asked.append((device.type, dtype)) or 1e9)
     assert asked == [(plan.device.type, torch.float32)] * 2
+    one, caching = plan, {"vae_batch_size": 4, "vae_precision": "fp16"}
     plan = plan_training(train_config(**settings, mixed_precision="bf16"))
     said = plan.of_time(lambda device, dtype: 1e6 if dtype == torch.float32 else 1e9)
     assert said[0].startswith(f"at least {duration(seconds)} on this device (cpu): training ")
+    four = plan_training(train_config(**settings, **caching))
+    asked.clear()
+    four.rates(lambda device, dtype: asked.append(dtype))
+    assert asked == [torch.float32, torch.float16], "the VAE's own"
+    bytes_of_one, bytes_of_four = (encoding_bytes(each.config, each.meta, each.count.size) for each in (one, four))
+    weights = one.meta.values["vae"]
+    assert bytes_of_four - 6 * weights == pytest.approx(4 * (bytes_of_one - 4 * weights) / 2, rel=0.01)
 
 
 def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
