@@ -24,13 +24,14 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import torch
 
 from benchmarks.hardware import measured_peaks, step_bytes, step_flops
 from benchmarks.sizes import RESOLUTION, UNETS, save_base, write_images
-from benchmarks.train_speed_report import plot, summary, table
+from benchmarks.train_speed_report import plot, summaries, table
 from benchmarks.trainers import OURS, launch, our_flags, peer_flags
 
 LOSS_TAGS = ("loss", "train_loss")  # ours, diffusers'
@@ -58,50 +59,63 @@ def parse(argv=None):
     parser.add_argument("--name", default="train_speed")
     args = parser.parse_args(argv)
     args.resolution = args.resolution or RESOLUTION[args.size]
+    if args.peer and not args.peer.is_file():
+        parser.error(f"--peer: {args.peer} is no file")
     return args
 
 
-def main(argv=None):
+def main(argv=None) -> None:
+    """A training that fails is listed with its reason and stops no other; what is known is written as it comes."""
     args = parse(argv)
+    if args.peer is None:
+        print("left out: diffusers' script, whose path was not given by --peer", flush=True)
     base = save_base(args.size, args.work_dir)
     data = write_images(args.work_dir, args.pictures, args.resolution)
-    trainers: dict[str, tuple] = {"ours": (OURS, [])}
-    trainers |= {"diffusers": (args.peer, [])} if args.peer else {}
+    trainers = trainers_of(args)
+    command = "python -m benchmarks.train_speed " + shlex.join(sys.argv[1:] if argv is None else argv)
+    result: dict[str, Any] = {"command": command, "machine": machine(args), "peak": {}, "trainers": {}}
+    result |= {"failures": {}, "records": []}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for number in range(args.rounds):
+        measured = measured_peaks(args.precision, args.threads)
+        result["peak"] = {name: max(now, result["peak"].get(name, 0)) for name, now in measured.items()}
+        result["floors"] = floors(args, result["peak"])
+        for name, (script, flags) in trainers.items():
+            try:
+                record = run(args, script, flags, base, data)
+            except RuntimeError as error:
+                result["failures"][name] = str(error).strip().splitlines()[-1]
+                print(f"failed: {name}: {error}", flush=True)
+            else:
+                result["records"].append({"trainer": name, "round": number, **record})
+                print(json.dumps({k: v for k, v in result["records"][-1].items() if k != "seconds"}), flush=True)
+            result["trainers"] = summaries(trainers, result["records"])
+            write(args, result)
+    if args.growth:
+        result["growth"] = growth(args, base)
+        write(args, result)
+    print(table(args, result), flush=True)
+    if result["failures"]:
+        sys.exit(f"failed: {', '.join(result['failures'])}")
+
+
+def trainers_of(args) -> dict[str, tuple[Path, list[str]]]:
+    """Script and further flags of each training, by its name."""
+    trainers = {"ours": (OURS, [])} | ({"diffusers": (args.peer, [])} if args.peer else {})
     variants = [(OURS, variant) for variant in args.variant]
     variants += [(args.peer, variant) for variant in args.peer_variant if args.peer]
     for script, variant in variants:
         name, _, flags = variant.partition("=")
         trainers[name] = (script, shlex.split(flags))
-    records, peaks = [], []
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for number in range(args.rounds):
-        peaks.append(measured_peaks(args.precision, args.threads))
-        for name, (script, flags) in trainers.items():
-            record = run(args, script, flags, base, data)
-            records.append({"trainer": name, "round": number, **record})
-            print(json.dumps({k: v for k, v in records[-1].items() if k != "seconds"}), flush=True)
-            (args.output_dir / f"{args.name}.json").write_text(json.dumps({"records": records}, indent=1) + "\n")
-    peak = {name: max(one[name] for one in peaks) for name in peaks[0]}
-    result = {
-        "command": "python -m benchmarks.train_speed " + shlex.join(sys.argv[1:] if argv is None else argv),
-        "machine": machine(args),
-        "peak": peak,
-        "floors": floors(args, peak),
-        "trainers": {name: summary([r for r in records if r["trainer"] == name]) for name in trainers},
-        "records": records,
-    }
-    write(args, result)
-    if args.growth:
-        result["growth"] = growth(args, base)
-        write(args, result)
-    print(table(args, result), flush=True)
+    return trainers
 
 
 def write(args, result: dict) -> None:
     path = args.output_dir / args.name
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(args, result))
-    plot(result, path.with_suffix(".png"))
+    if result["trainers"]:
+        plot(result, path.with_suffix(".png"))
 
 
 def machine(args) -> str:

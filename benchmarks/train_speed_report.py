@@ -1,5 +1,6 @@
 """Summary, table and plot of what benchmarks/train_speed.py measured."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median, quantiles
 
@@ -19,9 +20,15 @@ def summary(records: list[dict]) -> dict:
     }
 
 
+def summaries(names: Iterable[str], records: list[dict]) -> dict[str, dict]:
+    """Of each trainer that has records."""
+    of_name = {name: [record for record in records if record["trainer"] == name] for name in names}
+    return {name: summary(of_trainer) for name, of_trainer in of_name.items() if of_trainer}
+
+
 def table(args, result: dict) -> str:
     trainers, floor = result["trainers"], result["floors"]
-    first = trainers["ours"]
+    reference = trainers.get("ours", {}).get("seconds_per_step", float("nan"))
     lines = [
         f"{args.size}, {args.resolution} px, batch {args.batch}, rank {args.rank}, precision {args.precision}, "
         f"{args.rounds} rounds of {args.warmup} + {args.steps} steps. {result['machine']}.",
@@ -40,10 +47,11 @@ def table(args, result: dict) -> str:
         spent = one["seconds_per_step"]
         lines.append(
             f"| {name} | {spent:.4f} | {one['quartiles'][0]:.4f}-{one['quartiles'][1]:.4f} "
-            f"| {spent / first['seconds_per_step']:.2f} | {floor['flop_floor_seconds'] / spent:.0%} "
+            f"| {spent / reference:.2f} | {floor['flop_floor_seconds'] / spent:.0%} "
             f"| {spent / at_least:.2f} | {one['cpu_seconds_per_step']:.4f} | {one['peak_gib']:.2f} "
             f"| {one['start_seconds']:.1f} | {one['cache_seconds']:.1f} | {one['wall_seconds']:.1f} |"
         )
+    lines += [f"| {name} | failed: {reason} |" for name, reason in result["failures"].items()]
     for name, rows in result.get("growth", {}).items():
         lines += ["", f"Ours, {name}:", "", "| " + " | ".join(name.split(", ")) + " |", "|---" * len(rows[0]) + "|"]
         lines += ["| " + " | ".join(f"{value:.4g}" for value in row) + " |" for row in rows]
@@ -70,3 +78,4 @@ def plot(result: dict, path: Path) -> None:
         axis.set(title=f"ours: {up} against {across}", xlabel=across, ylim=(0, None))
     figure.tight_layout()
     figure.savefig(path, dpi=80)
+    pyplot.close(figure)
