@@ -37,6 +37,7 @@ def main() -> None:
         if cuda is not None and cuda.is_available():
             took["cuda_reserved_gib"] = cuda.max_memory_reserved() / 2**30
             took["cuda_allocated_gib"] = cuda.max_memory_allocated() / 2**30
+            took |= {"cuda_limit_gib": float(limit)} if limit else {}
         output.write_text(json.dumps(took), encoding="utf-8")
 
 

@@ -1,0 +1,63 @@
+"""All tables that gpu.sh has measured on one page, with one of its trainings within a limit of memory.
+
+python -m benchmarks.gpu_report OUTPUT_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from sdxl_lora.run.events import read_events
+
+PAGE = "tables.md"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    page = report(folder)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    print(page)
+
+
+def report(folder: Path) -> str:
+    """The page, of all that is there by now."""
+    tables = [path for path in folder.glob("*.md") if path.name != PAGE]
+    parts = [f"## {path.stem}\n\n{path.read_text(encoding='utf-8')}" for path in sorted(tables, key=modified)]
+    runs = sorted((path.parent for path in folder.glob("*/events.jsonl")), key=modified)
+    lines = [
+        "## Trainings within a limit of memory",
+        "",
+        "| | limit GiB | reserved GiB | host's GiB | steps | pictures/s | exit code | |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row(run) for run in runs),
+    ]
+    return "\n".join([*parts, *lines]) + "\n"
+
+
+def modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def row(run: Path) -> str:
+    """One training's line: what observed.py wrote of its process, and its events."""
+    file = run.with_name(f"{run.name}.json")
+    took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    steps = list(read_events(run / "events.jsonl", "step"))
+    pace = median(step["images_per_second"] for step in steps[len(steps) // 2 :]) if steps else None
+    failed = [event["reason"] for event in read_events(run / "events.jsonl", "failed")]
+    numbers = [
+        took.get("cuda_limit_gib"),
+        took.get("cuda_reserved_gib"),
+        took.get("peak_rss_gib"),
+        len(steps),
+        pace,
+        took.get("code"),
+    ]
+    shown = ["-" if number is None else f"{number:.3g}" for number in numbers]
+    reason = " ".join(failed[-1].split())[:200] if failed else "" if took else "did not end"
+    return f"| {run.name} | {' | '.join(shown)} | {reason} |"
+
+
+if __name__ == "__main__":
+    main()
