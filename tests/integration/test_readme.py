@@ -97,7 +97,7 @@ def test_every_command_of_the_documentation_parses(command, monkeypatch):
         assert re.match(
             r"(git clone|cd) .*sdxl-lora-trainer$|git pull$|(python3|py -3\.1[0-4]) -m venv \.venv$|"
             r"(source \.venv/bin/|\.venv/Scripts/)[Aa]ctivate(\.ps1)?$|mkdir -p [\w ]+$|"
-            r"tensorboard --logdir runs/\w+/logs$|ruff (check|format) |mypy --platform (linux|win32|darwin)$",
+            r"tensorboard --logdir runs/\w+/logs$|ruff (check|format) |mypy$",
             command,
         ), f"no test knows how to check {command!r}"
 
