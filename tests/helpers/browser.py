@@ -1,7 +1,9 @@
 """The page in a real chromium: one server, one browser, and the hands and eyes of a person."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,16 @@ class Story:
     @property
     def dataset(self) -> Path:
         return self.server.projects / "cat" / "dataset"
+
+
+@contextlib.contextmanager
+def browsing(server: Server) -> Iterator[Story]:
+    """A browser at the page of a server; it ends with both."""
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield Story(server, browser)
+        browser.close()
+    server.kill()
 
 
 def tab(page, number: int) -> None:

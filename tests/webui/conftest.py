@@ -8,20 +8,16 @@ from webui.runs.jobs import Jobs
 
 @pytest.fixture(scope="module")
 def story(tiny_base, tmp_path_factory):
-    from tests.helpers.browser import CHROMIUM, Story, playwright_api  # skips where there is no browser
+    from tests.helpers.browser import browsing  # skips where there is no browser
 
     folder = tmp_path_factory.mktemp("page")
     (folder / "loras").mkdir()
     settings = {"DEFAULT_SDXL_MODEL_FOR_LORA": str(tiny_base), "LORAS_DIR": str(folder / "loras")}
     server = Server(folder, settings=settings, TRAINER_FAULT="wait@step=every")  # leaves the cores to the browser
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        told = Story(server, browser)
+    with browsing(server) as told:
         yield told
-        browser.close()
     jobs = Jobs(server.projects)
     for job in jobs.all():
         if process := job.process():
             process.kill()
-    server.kill()
     told.check_nothing_broke()

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from preprocess.__main__ import main as preprocess
-from tests.helpers.browser import CHROMIUM, DESKTOP, PHONE, SCREENSHOTS, Story, playwright_api, tab
+from tests.helpers.browser import DESKTOP, PHONE, SCREENSHOTS, browsing, tab
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 from tests.helpers.waiting import until
@@ -54,13 +54,8 @@ def story(tmp_path_factory):
     output = folder / "projects" / "cat" / "dataset"
     assert preprocess(["--input_dir", str(folder / "raw"), "--output_dir", str(output), *flags]) == 0
     make_run(folder / "projects", "one")
-    server = Server(folder)
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        told = Story(server, browser)
+    with browsing(Server(folder)) as told:
         yield told
-        browser.close()
-    server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.browser import CHROMIUM, LONG, Story, box, choose, fill, looked, playwright_api, shoot, tab
+from tests.helpers.browser import LONG, box, browsing, choose, fill, looked, shoot, tab
 from tests.helpers.ui_server import Server
 from tests.helpers.waiting import until
 
@@ -20,13 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """One page and browser, without a base: nothing is trained here."""
-    server = Server(tmp_path_factory.mktemp("page"))
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        told = Story(server, browser)
+    with browsing(Server(tmp_path_factory.mktemp("page"))) as told:
         yield told
-        browser.close()
-    server.kill()
     told.check_nothing_broke()
 
 
