@@ -15,6 +15,7 @@ from PIL import Image
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.errors import ConfigError
 from webui.datasets import history, masks
+from webui.datasets.bulk import take_out
 from webui.page import Page
 from webui.pages.asked import mask_of
 from webui.runs import dataset_view as datasets
@@ -128,14 +129,19 @@ def test_white_everywhere_takes_the_mask_away(folder):
     assert history.undo(folder) == (1, 0) and pixels(folder, "p0.png").mean() == 127.5
 
 
-@pytest.mark.parametrize("by_undo", [False, True])
-def test_with_its_last_mask_a_dataset_loses_the_column_of_masks(prepared, folder, by_undo):
+@pytest.mark.parametrize("way", ["undo", "white", "taken out"])
+def test_with_its_last_mask_a_dataset_loses_the_column_of_masks(prepared, folder, way):
     paint(folder, "p1.png", LEFT)
     prepare(prepared / "raw", folder)
     assert all("mask_file_name" in row for row in datasets.rows_of(folder))
-    assert history.undo(folder) == (1, 0) if by_undo else paint(folder, "p1.png", ALL) is False
+    if way == "undo":
+        assert history.undo(folder) == (1, 0)
+    elif way == "white":
+        assert paint(folder, "p1.png", ALL) is False
+    else:
+        take_out(folder, (images(folder)["p1.png"].file_name, 0), images(folder)["p1.png"].text)
     assert not any("mask_file_name" in row for row in datasets.rows_of(folder))
-    if not by_undo:
+    if way != "undo":
         assert history.undo(folder) == (1, 0) and pixels(folder, "p1.png").mean() == 127.5
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
-from webui.datasets.history import Place, keep, move, placed
+from webui.datasets.history import Place, keep, move, placed, without_empty_masks
 from webui.datasets.search import Search
 from webui.datasets.tags import Edit, Reading, edited
 from webui.runs.dataset_view import all_rows, held, own_file, read_dataset
@@ -126,7 +126,7 @@ def take_out(folder: Path, at: Place, seen: str) -> None:
         named = {str(other.get(key)) for other in rest for key in ("file_name", "mask_file_name")}
         files = [str(row[key]) for key in ("file_name", "mask_file_name") if row.get(key) and row[key] not in named]
         keep(folder, {"taken_out": row, "index": index, "files": files})
-        write_whole(folder / "metadata.jsonl", jsonl(rest))
+        write_whole(folder / "metadata.jsonl", jsonl(without_empty_masks(rest)))
         for name in files:
             if (path := own_file(folder, name)) is not None:
                 move(path, aside(folder, name))
