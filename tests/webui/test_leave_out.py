@@ -9,7 +9,7 @@ import pytest
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from tests.helpers.preparing import noise, preprocess
-from webui.pages.upload_box import UploadBox
+from webui.pages.upload_box import UploadBox, named
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
@@ -50,20 +50,26 @@ def test_the_view_takes_the_same_images_out_as_the_run(box, places):
 
 
 def test_a_folder_brings_the_images_that_its_dataset_was_prepared_without(box, places, tmp_path):
-    """And only a choice of another folder does: names that a person has just typed stay."""
+    """And only a choice of another folder or dataset does: names that a person has just typed stay."""
     raw, other, dataset = tmp_path / "raw", tmp_path / "other", places.projects / "dog" / "dataset"
     raw.mkdir()
     for seed, name in enumerate(("a.png", " b.png", "c.png")):
         noise(seed=seed).save(raw / name)
     assert preprocess(raw, dataset, "--leave_out", " b.png", "c.png") == 0
-    assert box.other_folder("", *typed(raw)) == [" b.png\nc.png", str(raw)]
-    assert box.other_folder(str(other), *typed(f'"{raw}"', "x.png"))[0] == " b.png\nc.png"
-    assert box.other_folder(str(raw), *typed(other, "c.png"))[0] == ""
-    assert box.other_folder("", *typed(raw, "a.png", "second"))[0] == ""
-    assert box.other_folder(str(raw), *typed("", "a.png", "no/name"))[0] == ""
-    assert box.other_folder(str(raw), *typed(f"{raw} ", "a.png")) == [gr.skip(), gr.skip()]
+
+    def listed(before, *entered):
+        return box.listed(named(str(before), "dataset"), *entered)[0]
+
+    assert box.listed("", *typed(raw)) == [" b.png\nc.png", named(str(raw), "dataset")]
+    assert listed(other, *typed(f'"{raw}"', "x.png")) == " b.png\nc.png"
+    assert listed(raw, *typed(other, "c.png")) == ""
+    assert listed(other, *typed(raw, "a.png", "second")) == ""
+    assert listed(raw, *typed("", "a.png", "no/name")) == ""
+    assert box.listed(named(str(raw), "dataset"), *typed(f"{raw} ", "a.png")) == [gr.skip(), gr.skip()]
+    assert box.listed(named(str(raw), "second"), *typed(raw, "a.png"))[0] == " b.png\nc.png"
+    assert listed(raw, *typed(raw, "a.png", "second")) == gr.skip(), "a new dataset of it, of which nothing is known"
     (dataset / "preprocess_report.json").write_text('{"settings": {"input_dir": 7, "leave_out": [7]}}')
-    assert box.other_folder("", *typed(raw))[0] == ""
+    assert listed(other, *typed(raw)) == ""
 
 
 def test_images_brought_into_another_folder_do_not_keep_the_names_of_the_one_before(box, places):

@@ -31,14 +31,15 @@ def is_same_folder(one: str | None, other: str | None) -> bool:
     return first == second
 
 
-def last_left_out(places: Workspace, project: str, dataset: str, folder: str) -> str:
-    """The images, a name in a line, that the project's dataset was last prepared without; "" if of another folder."""
+def last_left_out(places: Workspace, project: str, dataset: str, folder: str) -> str | None:
+    """The images, a name in a line, that the dataset was last prepared without; None where that was no such dataset, or
+    of another folder."""
     try:
         settings = read_report(places.dataset_folder(project, dataset)).get("settings")
     except ConfigError:  # not a name of a dataset: the form says so
-        return ""
+        return None
     if not isinstance(settings, dict) or not folder or not is_same_folder(str(settings.get("input_dir")), folder):
-        return ""
+        return None
     names: Any = settings.get("leave_out")
     return "\n".join(names) if is_list_of_texts(names) else ""
 

@@ -37,6 +37,7 @@ PLANNED_BY = (
     "input_dir", "leave_out", "resolution", "buckets", "bucket_step", "max_aspect", "no_upscale", "enlarge_small",
     "min_bucket_side", "crop",
 )  # fmt: skip
+NAMED = "(folder, dataset) => [JSON.stringify({ folder, dataset })]"
 # Says which press it was, and gives the focus back to the button, which the answer makes anew.
 PRESSES = """element.addEventListener("click", ({ target }) => {
   const button = target.closest("[data-leave-out], [data-more]");
@@ -107,7 +108,7 @@ class UploadBox:
             )  # fmt: skip
         self.shown = gr.HTML(js_on_load=PRESSES, elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
-        self.before = gr.Textbox(visible=False)  # the folder in the form when its field was gone into
+        self.before = gr.Textbox(visible=False)  # folder and dataset in the form, when a field of theirs was gone into
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
         facts.change(
             self.take, [facts, piece], [answer], api_name="sdxl_lora_upload", queue=False,
@@ -117,7 +118,7 @@ class UploadBox:
     def listen(self, form: Form) -> None:
         """Args: form: its folder then says what was brought in; what is in it, and becomes of it, is shown below."""
         self.form = form
-        input_dir, leave_out = form.widgets["input_dir"], form.widgets["leave_out"]
+        input_dir, output_dir, leave_out = (form.widgets[name] for name in ("input_dir", "output_dir", "leave_out"))
         seen = [self.count, *form.inputs]
         self.drop.brought(
             show_errors(self.brought), [self.project, self.folder, *seen], [input_dir, leave_out, self.shown], **QUIET
@@ -127,10 +128,11 @@ class UploadBox:
         self.shown.toggled(None, [leave_out], [leave_out], js=TOGGLED, **QUIET)
         self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
-        # Gradio calls it input, too, when the field is only left; and it is none where a file of settings is loaded.
-        input_dir.focus(None, [input_dir], [self.before], js="(folder) => [folder]", **QUIET)
-        input_dir.input(
-            self.other_folder, [self.before, *form.inputs], [leave_out, self.before],
+        of_list = [input_dir, output_dir]
+        gr.on([field.focus for field in of_list], None, of_list, [self.before], js=NAMED, **QUIET)
+        # Gradio calls it input, too, when the folder's field is only left.
+        gr.on(
+            [input_dir.input, output_dir.blur], self.listed, [self.before, *form.inputs], [leave_out, self.before],
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
@@ -158,18 +160,22 @@ class UploadBox:
         folder = uploads.upload_folder(self.context.places, project, name)
         choices = image_folders(self.context.places)
         values = self.form.values(*entered)
-        leave_out, _ = self.other_folder(values["input_dir"], project, *{**values, "input_dir": str(folder)}.values())
+        before = named(values["input_dir"], values["output_dir"])
+        leave_out, _ = self.listed(before, project, *{**values, "input_dir": str(folder)}.values())
         values |= {"input_dir": str(folder)} | ({"leave_out": leave_out} if isinstance(leave_out, str) else {})
         shown = self.show(request, count, project, *values.values())
         return [gr.Dropdown(choices, value=str(folder)), leave_out, shown]
 
-    def other_folder(self, before: str | None, project: str, *entered) -> list:
-        """Names of the images not to use: where a person has chosen another folder, those of its last preparation."""
-        values = self.form.values(project, *entered)
-        folder = values["input_dir"] or ""
-        if is_same_folder(before, folder):
+    def listed(self, before: str | None, project: str, *entered) -> list:
+        """Names of the images not to use: where a person has chosen another folder, or another name for its dataset,
+        those that it was last prepared without. Of a dataset that is to be made from the same folder, they stay."""
+        values, was = self.form.values(project, *entered), loaded(before)
+        folder, dataset = values["input_dir"] or "", values["output_dir"] or ""
+        is_same = is_same_folder(was.get("folder"), folder)
+        if is_same and was.get("dataset") == dataset:
             return [gr.skip(), gr.skip()]
-        return [last_left_out(self.context.places, project, values["output_dir"], folder), folder]
+        names = last_left_out(self.context.places, project, dataset, folder)
+        return [gr.skip() if names is None and is_same else names or "", named(folder, dataset)]
 
     def choices(self) -> dict:
         return gr.update(choices=image_folders(self.context.places))
@@ -194,6 +200,10 @@ class UploadBox:
             )
             return f'<p class="hint">{escape(words)}</p>'
         return images_html(language, find_images(folder), is_below_roots(self.context.places, folder), *planned)
+
+
+def named(folder: str | None, dataset: str | None) -> str:
+    return json.dumps({"folder": folder, "dataset": dataset})
 
 
 def incoming(facts: list) -> uploads.Incoming:
