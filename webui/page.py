@@ -20,9 +20,8 @@ from sdxl_lora.errors import ConfigError
 from webui.locale.host_texts import bring_texts
 from webui.locale.i18n import I18N, T, language_of, say, say_label
 from webui.pages.asked import SETTINGS, listen_to_scripts
-from webui.pages.live import Live
-from webui.pages.news import look_script, newest, watch_script
-from webui.pages.tab_dataset import DatasetTab
+from webui.pages.live import Live, newest
+from webui.pages.tab_dataset import CARDS, DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
 from webui.pages.tab_runs import RunsTab
@@ -37,18 +36,17 @@ from webui.server.fence import fence
 from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
-from webui.widgets.images import images_script
-from webui.widgets.paint import paint_script
-from webui.widgets.plots import STYLE as PLOTS_STYLE
-from webui.widgets.plots import plots_script
+from webui.widgets.scripts import script
 
 __all__ = ["I18N", "create_page", "create_tab"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SUGGESTED_PROMPTS = 2
 CURTAIN = "@keyframes rise{to{visibility:visible}}.sdxl-lora{visibility:hidden;animation:rise 0s 10s forwards}"
-STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-MARKS = (Path(__file__).parent / "widgets" / "marks.js").read_text(encoding="utf-8")
+HERE = Path(__file__).parent
+PLOTTING = HERE / "widgets" / "uplot"  # uPlot, MIT
+STYLE = "".join(path.read_text(encoding="utf-8") for path in (PLOTTING / "uPlot.min.css", HERE / "style.css"))
+SCRIPTS = ("uplot/uPlot.iife.min", "images", "plots", "paint", "marks")
 
 
 def nothing() -> None:
@@ -91,13 +89,14 @@ class Page:
     def __init__(self, context: Context):
         self.context = context
         others = set(get_blocks_context().blocks)
-        gr.HTML(f"<style>{PLOTS_STYLE}{STYLE}</style>", padding=False, elem_classes="style")
+        gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
         # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
             news = 'window.sdxlLoraNews = () => trigger("news");'
-            scripts = "\n".join([images_script(), plots_script(), paint_script(), MARKS, watch_script(), news])
-            self.scripts = gr.HTML(js_on_load=scripts, padding=False, elem_classes="style")
+            scripts = [*(HERE / "widgets" / f"{name}.js" for name in SCRIPTS), HERE / "pages" / "watch.js"]
+            js = "\n".join([news, *(f"{{{script(one)}}}" for one in scripts)])
+            self.scripts = gr.HTML(js_on_load=js, padding=False, elem_classes="style")
             gr.Markdown(T("# A LoRA of your images"))
             with gr.Row(elem_classes="top", equal_height=True):
                 names = context.places.project_names()
@@ -176,7 +175,13 @@ class Page:
             None,
             [self.session, self.dataset.view, *choosers],
             None,
-            js=look_script(len(self.live.outputs), len(self.dataset.outputs), self.live.lists),
+            js=script(
+                HERE / "pages" / "look.js",
+                DATASET_AT=len(self.live.outputs),
+                DATASET_OUTPUTS=len(self.dataset.outputs),
+                LISTS=self.live.lists,  # which Gradio itself answers with
+                CARDS=CARDS,
+            ),
             show_progress_on=(),
         )
         outputs = [*self.live.outputs, *self.dataset.outputs]

@@ -26,8 +26,7 @@ from webui.settings.fields import fields_of
 from webui.settings.labels import label_of
 from webui.settings.workspace import Workspace
 from webui.widgets import html as show
-from webui.widgets.images import WORDS
-from webui.widgets.plots import WORDS as PLOT_WORDS
+from webui.widgets.scripts import script, texts_in
 
 PNG, KEPT = png_header(9, 9), "is of another crop and is kept, but not used: paint it anew"
 CONFIGS = (PreprocessConfig, TrainConfig)
@@ -44,8 +43,8 @@ def components(page) -> list[dict]:
 
 
 def used_texts() -> dict[str, str]:
-    """The texts of every `T(...)` and `say(language, ...)` in the page's modules, with the module."""
-    found = {}
+    """The texts of every `T(...)` and `say(language, ...)` in the page's modules and scripts, with the file."""
+    found = {text: path.name for path in UI.rglob("*.js") for text in texts_in(path.read_text(encoding="utf-8"))}
     for path in UI.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("T", "say"):
@@ -57,7 +56,7 @@ def used_texts() -> dict[str, str]:
 
 def used() -> set[str]:
     sections = {field.section for config_class in CONFIGS for field in fields_of(config_class).values()}
-    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *WORDS, *PLOT_WORDS, *sections}
+    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *sections}
 
 
 @pytest.mark.parametrize("language", LOCALES)
@@ -229,3 +228,10 @@ def test_what_is_said_of_images_and_masks_is_told_in_french_and_a_reason_in_it_t
         assert mask == f"le masque est illisible : {say_problem('fr', caught.value.reason)}"
     assert [sentence for sentence in said if say_problem("fr", sentence) == sentence] == [] and len(said) > 18
     assert all(" or " not in say_problem("fr", sentence) for sentence in said)
+
+
+def test_a_script_says_its_texts_in_every_language_and_knows_what_the_page_knows(tmp_path):
+    (tmp_path / "a.js").write_text('const say = SAY; const CARD = 1; tell(say("Close"), MANY, CARDS);')
+    told = script(tmp_path / "a.js", CARDS=12, MANY=["a"])
+    assert told.endswith('const CARD = 1; tell(say("Close"), ["a"], 12);') and '{"fr": {"Close": "Fermer"}}' in told
+    assert texts_in('say("a {b}", { b }) + say(\n  "c") + says("d") + say(e)') == ["a {b}", "c"]

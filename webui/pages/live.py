@@ -1,13 +1,15 @@
 """What moves by itself on the page: asked for by look.js once a second, answered with what has changed since."""
 
 import json
+import logging
+import secrets
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from webui.locale.i18n import language_of, say
-from webui.pages.news import chooser, fingerprint, newest, part
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
@@ -18,6 +20,7 @@ from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.widgets import html as show
 
+LOG = logging.getLogger(__name__)
 LISTS = (gr.Dropdown, gr.CheckboxGroup)  # whose choices Gradio must know of, as it checks by them what is chosen
 
 
@@ -120,3 +123,49 @@ def marks_of(seen: str, count: int) -> list:
     except ValueError:
         marks = []
     return marks if isinstance(marks, list) and len(marks) == count else [None] * count
+
+
+_told: set[str] = set()
+_PROCESS = secrets.token_hex(8)
+
+
+def part(count: int, make: Callable[[], list]) -> list:
+    """Return what a part of the page shows; where that fails over what nobody thought of, its first output says so, and
+    all other parts go on. The whole of it stands in the server's log, once.
+
+    Args:
+        count: of its outputs; `make` may give none where nothing is new.
+    """
+    try:
+        return make() or [gr.skip()] * count
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        if words not in _told:
+            _told.add(words)
+            LOG.exception("a part of the page cannot be shown")
+        return [f'<p class="ending failed">{escape(words)}</p>', *[gr.skip()] * (count - 1)]
+
+
+def chooser(names: list[str], chosen: str | None) -> dict:
+    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
+    if chosen in names:
+        return gr.update(choices=names)
+    return gr.update(choices=names, value=names[0] if names else None)
+
+
+def newest(folders: list[str]) -> str:
+    """The dataset that was prepared last."""
+
+    def changed(folder: str) -> float:
+        try:
+            return (Path(folder) / "metadata.jsonl").stat().st_mtime
+        except OSError:  # it has gone meanwhile
+            return 0.0
+
+    return max(folders, key=changed)
+
+
+def fingerprint(value: object) -> int:
+    """Short, as every look brings it along. Another process, after a restart of the page, has others: Gradio has then
+    forgotten which choices it has given, and must be told them again."""
+    return hash((_PROCESS, repr(value))) % 2**32

@@ -106,8 +106,8 @@ async (session, view, ...chosen) => {
     const told = looks.isLost;
     looks.isLost = true;
     looks.seen = ""; // what was sent may be lost, and is asked for again
-    const words = NO_ANSWER; // by language
-    if (!told) tell([`<div class="now idle">${words[navigator.language.slice(0, 2)] ?? words.en}</div>`]);
+    const say = SAY;
+    if (!told) tell([`<div class="now idle">${say("The page's server does not answer. What runs goes on.")}</div>`]);
   } finally {
     looks.underway = false;
   }

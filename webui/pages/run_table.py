@@ -17,7 +17,6 @@ from webui.runs.context import Context, run_name
 from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.images import image_html
-from webui.widgets.plots import plots
 
 MOST_COMPARED = 8  # as many colours as the plots have
 
@@ -145,7 +144,7 @@ def comparison_html(language: str, runs: list[Path]) -> str:
     samples = f'<table class="grid"><tr><td></td>{head}</tr>{pictures}</table>' if pictures else ""
     parts = ((say(language, "Settings that differ"), settings if rows else same), (say(language, "Samples"), samples))
     told = [f'<h2>{escape(title)}</h2><div class="wide" tabindex="0">{part}</div>' for title, part in parts if part]
-    return told[0] + plots(names) + "".join(told[1:])
+    return told[0] + show.plots(names) + "".join(told[1:])
 
 
 def words(value: Any) -> str:

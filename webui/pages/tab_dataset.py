@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import gradio as gr
 from sdxl_lora.errors import ConfigError, DataError
 from webui.datasets.bulk import take_out
 from webui.datasets.search import Search, View, reading_of
-from webui.locale.i18n import LANGUAGES, T, language_of, say
+from webui.locale.i18n import T, language_of, say
 from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
 from webui.runs import dataset_view as datasets
@@ -21,7 +20,9 @@ from webui.runs.context import Context, dataset_name
 from webui.widgets.dataset_html import about_html, card_html
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
+from webui.widgets.scripts import script
 
+HERE = Path(__file__).parent
 CARDS = 12  # pictures in view at once
 # Shows that a caption is saved, unless the card has become another row's; what was typed since then stays.
 SHOW_SAVED = """(saved, key, text) => {
@@ -31,27 +32,7 @@ SHOW_SAVED = """(saved, key, text) => {
 }"""
 
 
-def asking(words: dict[str, str]) -> str:
-    """JavaScript that asks, in the browser's language, before a caption is replaced; of a card without one it does not.
-    What it hands on is empty where the answer is no.
-
-    Args:
-        words: the question by language.
-    """
-    return f"""(key) => {{
-  const words = {json.dumps(words, ensure_ascii=False)};
-  if (key?.startsWith("{{") && JSON.parse(key).text === "") return key;
-  return confirm(words[navigator.language.slice(0, 2)] ?? words.en) ? key : "";
-}}"""
-
-
 READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training's form
-
-
-@cache
-def dataset_script() -> str:
-    """JavaScript of keys and presses within the dataset."""
-    return (Path(__file__).parent / "dataset.js").read_text(encoding="utf-8").replace("CARDS", str(CARDS))
 
 
 class DatasetTab:
@@ -90,7 +71,7 @@ class DatasetTab:
             self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
         with gr.Row(elem_classes="actions"):
             self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
-        gr.HTML(js_on_load=dataset_script(), padding=False, elem_classes="style")
+        gr.HTML(js_on_load=script(HERE / "dataset.js", CARDS=CARDS), padding=False, elem_classes="style")
         cards = [part for card in self.cards for part in card]
         self.outputs = [self.about, self.view, *cards, self.pages, self.back, self.forth, *self.bulk.outputs]
 
@@ -130,22 +111,16 @@ class DatasetTab:
         gr.on(searched, show_errors(self.search), seen, all_shown, trigger_mode="always_last", **QUIET)
         self.bulk.listen(seen, self.outputs, self.seen, self.shown)
         self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
-        ask_all = {
-            language: say(language, "Make all captions anew, those written by hand too?") for language in LANGUAGES
-        }
         self.recaption_all.click(
-            show_errors(self.captions.caption_all_anew), [self.chosen], None, js=asking(ask_all), **QUIET
+            show_errors(self.captions.caption_all_anew), [self.chosen], None, js=script(HERE / "ask_all.js"), **QUIET
         )
-        ask_one = {
-            language: say(language, "Replace this caption? The old one is kept in before_recaption.jsonl.")
-            for language in LANGUAGES
-        }
+        ask_one = script(HERE / "ask_one.js")
         parts = zip(self.cards, self.saved, self.recaption, self.delete, strict=True)
         for (_, html, text, key), saved, button, delete in parts:
             text.blur(show_errors(self.captions.save), [key, text], [saved], **QUIET).success(
                 None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
             )
-            button.click(show_errors(self.captions.caption), [key], None, js=asking(ask_one), **QUIET)
+            button.click(show_errors(self.captions.caption), [key], None, js=ask_one, **QUIET)
             delete.click(show_errors(self.take_out), [key, *seen], all_shown, **QUIET)
 
     def choices(self) -> list[str]:

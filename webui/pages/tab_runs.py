@@ -20,7 +20,6 @@ from webui.runs.run_history import History, history_of
 from webui.settings.fields import fields_of, number
 from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
-from webui.widgets.plots import plots
 
 
 class RunsTab:
@@ -102,7 +101,7 @@ class RunsTab:
             gr.update(visible=can_resume(state) and self.config_path(run) is not None),
             gr.update(visible=(run / "config.yaml").exists()),
             gr.update(choices=saved, value=saved[0] if saved else None),
-            plots([name]),
+            show.plots([name]),
             self.samples_html(language, run, history),
             show.happened(language, history),
             show.console(language, console_lines(jobs, job) if job else []),

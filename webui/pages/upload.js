@@ -1,6 +1,5 @@
 // Images from this machine into a folder of the project, piece by piece: what broke off goes on where it was.
-const texts = WORDS; // by language
-const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
+const say = SAY;
 const PIECE = PIECE_BYTES;
 const MOST_HASHED = 2 ** 28; // bytes, since a browser hashes a file as a whole
 const AT_ONCE = 3; // files, since small ones wait more than they are sent
@@ -15,16 +14,15 @@ zone.innerHTML = `<p></p><div class="picks"><button type="button" data-pick="fil
   <p class="said" role="status" aria-live="polite"></p><button type="button" data-on hidden></button>
   <details hidden><summary></summary><ul></ul></details>`;
 const part = (selector) => zone.querySelector(selector);
-part("p").textContent = words.drop;
-part("[data-pick=files]").textContent = words.files;
-part("[data-pick=folder]").textContent = words.folder;
-part("[data-stop]").textContent = words.stop;
-part("[data-on]").textContent = words.on;
-part("progress").setAttribute("aria-label", words.progress);
+part("p").textContent = say("Drop images or a folder here, with their captions (.txt) if there are any.");
+part("[data-pick=files]").textContent = say("Choose images");
+part("[data-pick=folder]").textContent = say("Choose a folder");
+part("[data-stop]").textContent = say("Stop the upload");
+part("[data-on]").textContent = say("Continue the upload");
+part("progress").setAttribute("aria-label", say("Upload progress"));
 let sending = null; // what is being sent, or was when it broke off
 
 const field = (name) => root.querySelector(`#${name} input, #${name} textarea`).value;
-const filled = (text, facts) => text.replace(/\{(\w+)\}/g, (_, name) => facts[name]);
 const megabytes = (bytes) => (bytes / 1e6).toLocaleString(undefined, { maximumFractionDigits: 1 });
 
 // What the server answers to one request; null where it cannot be reached, or has no answer.
@@ -44,7 +42,7 @@ const insisted = async (now, facts, piece) => {
   for (const pause of [...PAUSES, null]) {
     const answer = await asked(facts, piece);
     if (answer || pause === null || now.stopped) return answer;
-    part(".said").textContent = words.again;
+    part(".said").textContent = say("The page's server does not answer: it is asked again.");
     for (const end = Date.now() + 1000 * pause; Date.now() < end && !now.stopped; )
       await new Promise((done) => setTimeout(done, 100));
     if (now.stopped) return null;
@@ -72,7 +70,7 @@ const base64 = (blob) => new Promise((done) => {
 const show = (now) => {
   const facts = { done: now.done, count: now.count, sent: megabytes(now.sent), size: megabytes(now.size) };
   part("progress").value = now.size ? now.sent / now.size : 0;
-  part(".said").textContent = filled(words.sent, facts);
+  part(".said").textContent = say("{done} of {count} files, {sent} of {size} MB", facts);
 };
 
 const refused = (now, name, why) => {
@@ -86,11 +84,11 @@ const send = async (now, { file, path }, { state, at }) => {
   let hash = state === "there" ? await sha256(file) : null; // spares sending what is there
   while (!now.stopped && !now.broken) {
     const piece = hash ? "" : await base64(file.slice(next, next + PIECE));
-    if (piece === null) return refused(now, path, words.unreadable);
+    if (piece === null) return refused(now, path, say("it cannot be read"));
     const which = hash ? { sha256: hash } : { at: next };
     const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], ...which }, piece);
     if (!answer && now.stopped) return;
-    if (!answer) now.broken ??= words.lost;
+    if (!answer) now.broken ??= say("The page's server does not answer.");
     else if (answer.error) now.broken ??= answer.error;
     else if (answer.state === "refused") return refused(now, answer.name, answer.why);
     else {
@@ -116,7 +114,7 @@ const bring = async (files) => {
   part("[data-on]").hidden = part("details").hidden = true;
   show(now);
   const begun = await insisted(now, { ...into, begin: files.map(({ file, path }) => [path, file.size, file.lastModified]) });
-  if (!begun) now.broken = now.stopped ? null : words.lost;
+  if (!begun) now.broken = now.stopped ? null : say("The page's server does not answer.");
   else if (begun.error) now.broken = begun.error;
   else {
     const wanted = [];
@@ -137,13 +135,15 @@ const finish = (now) => {
   zone.querySelectorAll("[data-pick]").forEach((button) => (button.disabled = false));
   part(".sending").hidden = true;
   const facts = { done: now.done, there: now.there, count: now.count };
-  const here = filled(now.there ? words.hereBefore : words.here, facts);
-  const why = now.broken ?? (now.stopped ? words.stopped : "");
+  const here = now.there
+    ? say("{done} files are here, {there} of them were here before.", facts)
+    : say("{done} files are here.", facts);
+  const why = now.broken ?? (now.stopped ? say("Stopped.") : "");
   part(".said").textContent = why ? `${why} ${here}` : here;
   part(".said").classList.toggle("bad", Boolean(why));
   part("[data-on]").hidden = !why;
   part("details").hidden = !now.refused.length;
-  part("summary").textContent = filled(words.refused, { count: now.refused.length });
+  part("summary").textContent = say("Files not accepted: {count}", { count: now.refused.length });
   part("ul").replaceChildren(...now.refused.slice(0, 200).map((line) => {
     const item = document.createElement("li");
     item.textContent = line;

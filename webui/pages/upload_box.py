@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,16 @@ from webui.datasets.folders import (
     is_same_folder,
     last_left_out,
 )
-from webui.locale.i18n import LANGUAGES, T, language_of, say, say_problem
+from webui.locale.i18n import T, language_of, say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.settings.fields import fields_of, typed_value
 from webui.widgets.events import QUIET, show_errors
 from webui.widgets.folder_html import images_html
 from webui.widgets.forms import Form
+from webui.widgets.scripts import script
 
+HERE = Path(__file__).parent
 SHOWN_AT_ONCE = 24
 # By these the plan of a folder changes.
 PLANNED_BY = (
@@ -56,35 +57,6 @@ TOGGLED = """(text) => {
 }"""
 
 
-def words(language: str) -> dict[str, str]:
-    """What upload.js says, and fills in itself."""
-    facts = {name: f"{{{name}}}" for name in ("done", "count", "sent", "size", "there")}
-    return {
-        "drop": say(language, "Drop images or a folder here, with their captions (.txt) if there are any."),
-        "files": say(language, "Choose images"),
-        "folder": say(language, "Choose a folder"),
-        "stop": say(language, "Stop the upload"),
-        "on": say(language, "Continue the upload"),
-        "progress": say(language, "Upload progress"),
-        "sent": say(language, "{done} of {count} files, {sent} of {size} MB", **facts),
-        "here": say(language, "{done} files are here.", **facts),
-        "hereBefore": say(language, "{done} files are here, {there} of them were here before.", **facts),
-        "stopped": say(language, "Stopped."),
-        "again": say(language, "The page's server does not answer: it is asked again."),
-        "lost": say(language, "The page's server does not answer."),
-        "refused": say(language, "Files not accepted: {count}", **facts),
-        "unreadable": say(language, "it cannot be read"),
-    }
-
-
-@cache
-def upload_script() -> str:
-    script = (Path(__file__).parent / "upload.js").read_text(encoding="utf-8")
-    by_language = {language: words(language) for language in LANGUAGES}
-    script = script.replace("WORDS", json.dumps(by_language, ensure_ascii=False))
-    return script.replace("PIECE_BYTES", str(uploads.PIECE_BYTES))
-
-
 class UploadBox:
     """
     Args:
@@ -96,7 +68,7 @@ class UploadBox:
         with gr.Row():
             self.drop = gr.HTML(
                 '<div class="drop"></div>',
-                js_on_load=upload_script(),
+                js_on_load=script(HERE / "upload.js", PIECE_BYTES=uploads.PIECE_BYTES),
                 padding=False,
                 elem_id="upload",
                 scale=3,

@@ -1,7 +1,7 @@
 // Says so where the looks have ended for good: once Gradio has lost the server it does nothing more, and leaves the page
 // as it was until it is loaded anew, which it does by itself unless the person wants to keep what is typed.
 {
-  const texts = LOST; // by language
+  const say = SAY;
   const lost = document.createElement("p");
   lost.className = "problems lost";
   lost.hidden = true;
@@ -12,6 +12,6 @@
     const isLost = at !== undefined && !document.hidden && Date.now() - at > 10_000;
     if (isLost === !lost.hidden) return;
     lost.hidden = !isLost;
-    lost.textContent = isLost ? (texts[navigator.language.slice(0, 2)] ?? texts.en) : "";
+    lost.textContent = isLost ? say("This page has lost its server: reload it to see what happens.") : "";
   }, 1000);
 }

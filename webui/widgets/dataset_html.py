@@ -5,12 +5,12 @@ from pathlib import Path
 
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.config.preprocess import PreprocessConfig
-from webui.locale.i18n import in_page_words, say
+from sdxl_lora.config.train import TrainConfig
+from webui.locale.i18n import in_page_words, say, say_label
 from webui.runs import dataset_view as datasets
 from webui.runs.context import dataset_name
 from webui.server.served import IMAGES
 from webui.widgets.images import image_html
-from webui.widgets.paint import paint_html
 
 
 def about_html(
@@ -75,3 +75,19 @@ def card_html(language: str, folder: Path, shown: datasets.DatasetImage, saved: 
         f"{escape(sizes + tokens)}</div>{paint}"
         f"{f'<ul class=problems>{problems}</ul>' if problems else ''}"
     )
+
+
+def paint_html(language: str, image: Path, mask: Path | None, **facts: str) -> str:
+    """A button that opens paint.js, and whether there is a mask.
+
+    Args:
+        image, mask: files.
+        facts: of the row, for paint.js: `dataset` and `words` for the image; `file` and `seen`, names of both files.
+    """
+    label = say(language, "Change the mask") if mask else say(language, "Paint a mask")
+    counts = say_label(language, TrainConfig, "masked_loss")
+    data = {"path": str(image), "mask": str(mask or ""), "label": counts, **facts}
+    attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items())
+    name, note = escape(f"{label}: {facts['words']}"), say(language, "part of it is not learned") if mask else ""
+    button = f'<button type="button" class="tag paint" aria-label="{name}" {attributes}>{escape(label)}</button>'
+    return f'<div class="tags about">{button}{escape(note)}</div>'

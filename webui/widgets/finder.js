@@ -1,17 +1,16 @@
 // Which settings of a form are in sight: those that mean something beside the others, that a search finds, or that a
 // person has changed. All of it happens here: no field is written, and the server is not asked.
 {
-  const texts = FINDER_WORDS; // by language
+  const say = SAY;
   const language = navigator.language.slice(0, 2);
-  const words = texts[language] ?? texts.en;
   const root = element.closest(".sdxl-lora");
   const bar = element.querySelector(".finder");
   const { prefix, settings } = JSON.parse(bar.dataset.form);
   const names = Object.keys(settings);
   const sections = [...new Set(names.map((name) => settings[name].section))];
   const [search, tick, said, sheet] = ["[type=search]", "[type=checkbox]", "[role=status]", "style"].map((part) => bar.querySelector(part));
-  search.placeholder = search.ariaLabel = words.find;
-  tick.after(` ${words.changed}`);
+  search.placeholder = search.ariaLabel = say("Find a setting");
+  tick.after(` ${say("Only what I changed")}`);
   let values = Object.fromEntries(names.map((name) => [name, settings[name].default]));
   const begun = { ...values }; // before a person changes them: the defaults, or a preset's
   const opened = new Set(); // folds that were opened here, and are closed again
@@ -66,13 +65,13 @@
     const full = new Set(inSight.map((name) => settings[name].section));
     hidden.push(...sections.filter((section) => !full.has(section)).map((section) => `${prefix}-section-${section}`));
     const notes = inSight.filter((name) => !applies(name)).map((name) => {
-      const note = words.only.replace("{rule}", rule(name));
+      const note = say("Only with {rule}", { rule: rule(name) });
       return `.sdxl-lora #${prefix}-${name}::before{content:${JSON.stringify(note)};display:block;color:var(--warm);padding-bottom:.2rem;font-size:.85rem}`;
     });
     const css = `${hidden.map((id) => `.sdxl-lora #${id}`).join(",") || "none"}{display:none!important}${notes.join("")}`;
     if (sheet.textContent !== css) sheet.textContent = css;
-    const count = words.count.replace("{count}", inSight.length).replace("{all}", names.length);
-    const told = isFiltered ? (inSight.length ? count : words.none) : "";
+    const count = say("{count} of {all} settings", { count: inSight.length, all: names.length });
+    const told = isFiltered ? (inSight.length ? count : say("No setting is found.")) : "";
     if (said.textContent !== told) said.textContent = told;
     if (event?.type === "refused") for (const name of names) if (refused.has(`${prefix}-${name}`)) open(settings[name].section);
     if (event?.target !== search && event?.target !== tick) return;

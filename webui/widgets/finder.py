@@ -4,7 +4,6 @@ the browser alone.
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,10 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.config.fields import flat_fields
-from webui.locale.i18n import LANGUAGES, say
 from webui.settings.fields import entered_value, fields_of
 from webui.settings.labels import groups_of
 from webui.widgets.events import QUIET
-
-
-def words(language: str) -> dict[str, str]:
-    return {
-        "find": say(language, "Find a setting"),
-        "changed": say(language, "Only what I changed"),
-        "count": say(language, "{count} of {all} settings", count="{count}", all="{all}"),
-        "none": say(language, "No setting is found."),
-        "only": say(language, "Only with {rule}", rule="{rule}"),
-    }
-
-
-@cache
-def finder_script() -> str:
-    by_language = {language: words(language) for language in LANGUAGES}
-    script = (Path(__file__).parent / "finder.js").read_text(encoding="utf-8")
-    return script.replace("FINDER_WORDS", json.dumps(by_language, ensure_ascii=False))
+from webui.widgets.scripts import script
 
 
 class Finder:
@@ -48,7 +30,7 @@ class Finder:
         bar = gr.HTML(
             f'<div class="finder" data-form="{escape(data)}"><input type="search">'
             '<label><input type="checkbox"></label><span role="status"></span><style></style></div>',
-            js_on_load=finder_script(),
+            js_on_load=script(Path(__file__).with_name("finder.js")),
             padding=False,
         )
         take = f'(...values) => window.sdxlLoraFinders["{prefix}"].take(values)'

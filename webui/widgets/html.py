@@ -127,6 +127,11 @@ def bar(name: str, step: int, total: int) -> str:
     )
 
 
+def plots(runs: list[str]) -> str:
+    """Where plots.js draws the numbers of these runs, in one; more than one are told apart by their colours."""
+    return f'<div class="charts" data-runs="{escape(json.dumps(runs))}"></div>'
+
+
 def ending(language: str, state: RunState) -> str:
     """One sentence on how it ended, and where it would go on."""
     saved = state.last_checkpoint

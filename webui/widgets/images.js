@@ -1,6 +1,5 @@
 // Opens an image at full size over the page. The arrow keys and buttons go to its neighbours, Escape closes it.
-const texts = WORDS; // by language
-const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
+const say = SAY;
 const root = element.closest(".sdxl-lora");
 const dialog = document.createElement("dialog");
 dialog.className = "viewer";
@@ -12,11 +11,11 @@ root.append(dialog);
 const image = dialog.querySelector("img");
 const about = dialog.querySelector("p");
 const save = dialog.querySelector("a");
-save.textContent = words.Save;
-dialog.querySelector("[data-close]").textContent = words.Close;
-dialog.querySelector("[data-size]").textContent = words["Full size"];
-["Left", "Right", "Up", "Down"].forEach((name, at) =>
-  dialog.querySelectorAll("[data-go]")[at].setAttribute("aria-label", words[name]));
+save.textContent = say("Save");
+dialog.querySelector("[data-close]").textContent = say("Close");
+dialog.querySelector("[data-size]").textContent = say("Full size");
+[say("Left"), say("Right"), say("Up"), say("Down")].forEach((name, at) =>
+  dialog.querySelectorAll("[data-go]")[at].setAttribute("aria-label", name));
 let [rows, row, column] = [[], 0, 0];
 
 // All images around one, by row: those in sight, and in a table of a run's samples also those of all other steps.
@@ -44,7 +43,7 @@ const show = async () => {
   if (wanted !== rows[row][column]) return; // turned meanwhile
   image.hidden = save.hidden = !file;
   if (!file) {
-    about.textContent = `${wanted.words}: ${words[Object.keys(words).at(-1)]}`;
+    about.textContent = `${wanted.words}: ${say("This image cannot be shown: it may have been deleted.")}`;
     return;
   }
   image.src = save.href = `${root}${api_prefix}/file=${encodeURI(file)}`;

@@ -1,28 +1,15 @@
 """Images as files that a browser fetches: a small one in the page, which images.js opens at full size."""
 
-import json
 import os
-from functools import cache
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from sdxl_lora.images.decode import ImageError, open_image
-from webui.locale.i18n import LANGUAGES, say
 from webui.server.served import served_image
 
 THUMBNAIL_PIXELS = 384
 _broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
-GONE = "This image cannot be shown: it may have been deleted."
-WORDS = ("Save", "Close", "Left", "Right", "Up", "Down", "Full size", GONE)
-
-
-@cache
-def images_script() -> str:
-    """JavaScript that opens images, with its words by language."""
-    words = {language: {text: say(language, text) for text in WORDS} for language in LANGUAGES}
-    script = (Path(__file__).parent / "images.js").read_text(encoding="utf-8")
-    return script.replace("WORDS", json.dumps(words, ensure_ascii=False))
 
 
 def image_html(path: Path | None, words: str = "", whole: Path | None = None) -> str:

@@ -1,8 +1,7 @@
 // Paints a mask over an image of a dataset: what is painted over is not learned. The mask is a canvas of the image's own
 // size, red where it hides; as a file it is black there and white elsewhere. All strokes are kept, so that each can be
 // taken back.
-const texts = WORDS; // by language
-const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
+const say = SAY;
 const root = element.closest(".sdxl-lora");
 const dialog = document.createElement("dialog");
 dialog.className = "viewer painter";
@@ -20,11 +19,13 @@ const part = (selector) => dialog.querySelector(selector);
 const [image, canvas, circle, size, sheet] = ["img", "canvas", "i", "input", ".sheet"].map(part);
 const said = part("[role=status]");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
-for (const [selector, word] of Object.entries({
-  ".how": "how", "[data-brush=over]": "over", "[data-brush=off]": "off", "label span": "size", "[data-back]": "back",
-  "[data-swap]": "swap", "[data-clear]": "clear", "[data-save]": "save", "[data-close]": "close",
-})) part(selector).textContent = words[word];
-canvas.setAttribute("aria-label", words.canvas);
+for (const [selector, text] of Object.entries({
+  "[data-brush=over]": say("Paint over"), "[data-brush=off]": say("Rub out"), "label span": say("Brush size"),
+  "[data-back]": say("Take back"), "[data-swap]": say("Swap"), "[data-clear]": say("Learn all of it"),
+  "[data-save]": say("Save the mask"), "[data-close]": say("Close"),
+})) part(selector).textContent = text;
+const name = say("The mask: the arrow keys move the brush, with Shift by one pixel, and the space bar paints");
+canvas.setAttribute("aria-label", name);
 const COLOUR = "#f0006e";
 let [asked, base, strokes, stroke, at, saving] = [null, null, [], null, [0, 0], false];
 
@@ -79,10 +80,10 @@ const hidden = () => { // share of the image that is not learned
   return sum / 255 / (canvas.width * canvas.height);
 };
 
-const tell = (words_) => {
-  const share = hidden().toLocaleString(undefined, { style: "percent", maximumFractionDigits: 1 });
-  said.textContent = words_ ?? words.share.replace("{percent}", share);
-  said.classList.toggle("bad", Boolean(words_));
+const tell = (words) => {
+  const percent = hidden().toLocaleString(undefined, { style: "percent", maximumFractionDigits: 1 });
+  said.textContent = words ?? say("{percent} of the image is not learned.", { percent });
+  said.classList.toggle("bad", Boolean(words));
   part("[data-back]").disabled = !strokes.length;
 };
 
@@ -178,14 +179,14 @@ const save = async () => {
   const facts = { dataset: asked.dataset, file: asked.file, seen: asked.seen };
   const text = await asks("mask", [JSON.stringify(facts), png()]);
   saving = part("[data-save]").disabled = false;
-  const answer = text ? JSON.parse(text) : { error: words.lost };
+  const answer = text ? JSON.parse(text) : { error: say("The page's server does not answer.") };
   if (answer.error) return tell(answer.error);
   strokes = [];
   dialog.close();
 };
 
 const close = () => {
-  if (!saving && (!strokes.length || confirm(words.leave))) dialog.close();
+  if (!saving && (!strokes.length || confirm(say("Leave without saving the mask?")))) dialog.close();
 };
 
 root.addEventListener("click", async ({ target }) => {
@@ -197,12 +198,13 @@ root.addEventListener("click", async ({ target }) => {
   image.removeAttribute("src");
   said.textContent = "";
   part("[data-save]").disabled = true;
-  dialog.setAttribute("aria-label", `${words.canvas}: ${asked.words}`);
+  part(".how").textContent = say("What you paint over is not learned; the rest of the image is. It counts where “{label}” is on.", { label: asked.label });
+  dialog.setAttribute("aria-label", `${name}: ${asked.words}`);
   dialog.showModal();
   const wanted = asked;
   const [shown, mask] = await Promise.all([loaded(asked.path), asked.mask ? loaded(asked.mask) : null]);
   if (wanted !== asked || !dialog.open) return;
-  if (!shown || (asked.mask && !mask)) return tell(words.gone);
+  if (!shown || (asked.mask && !mask)) return tell(say("This image cannot be shown: it may have been deleted."));
   [canvas.width, canvas.height] = [shown.naturalWidth, shown.naturalHeight];
   image.src = shown.src;
   image.alt = asked.words;

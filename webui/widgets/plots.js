@@ -1,8 +1,7 @@
 // Draws the numbers of runs over their steps with uPlot, wherever the page holds a `.charts[data-runs]`; asks for what is
 // new whenever the page has changed, and keeps the zoom.
 {
-  const texts = PLOT_WORDS; // by language
-  const words = texts[navigator.language.slice(0, 2)] ?? texts.en;
+  const say = SAY;
   const root = element.closest(".sdxl-lora");
   const COLORS = ["#0f8f80", "#c2571a", "#6d5bd0", "#b8860b", "#2f6fd0", "#b03a7a", "#5a7d1f", "#7a5a45"];
   const BY_TIMESTEP = /^loss_timesteps_(\d+)_(\d+)$/;
@@ -14,10 +13,10 @@
   const named = (run, pattern) =>
     Object.keys(run.rows).filter((name) => pattern.test(name)).sort((a, b) => a.match(pattern)[1] - b.match(pattern)[1]);
   const PLOTS = [
-    { title: "Loss", of: () => ["loss"], isSmooth: true, hasRaw: true, dots: "validation_loss" },
-    { title: "Loss by timesteps", of: (run) => named(run, BY_TIMESTEP), isSmooth: true, isOfOne: true },
-    { title: "Gradient norm", of: () => ["grad_norm"], isSmooth: true, hasRaw: true },
-    { title: "Learning rate", of: () => ["learning_rate"] },
+    { title: say("Loss"), of: () => ["loss"], isSmooth: true, hasRaw: true, dots: "validation_loss" },
+    { title: say("Loss by timesteps"), of: (run) => named(run, BY_TIMESTEP), isSmooth: true, isOfOne: true },
+    { title: say("Gradient norm"), of: () => ["grad_norm"], isSmooth: true, hasRaw: true },
+    { title: say("Learning rate"), of: () => ["learning_rate"] },
   ];
 
   // An average over the last steps, whose beginning is unbiased, as TensorBoard draws it.
@@ -48,14 +47,14 @@
         if (!values?.some((value) => value !== null)) return;
         const range = column.match(BY_TIMESTEP);
         const color = COLORS[(isOne ? place : at) % COLORS.length];
-        const label = range ? `${range[1]}–${range[2]}` : isOne ? words[plot.isSmooth ? "smoothed" : plot.title] : name;
+        const label = range ? `${range[1]}–${range[2]}` : isOne ? plot.isSmooth ? say("smoothed") : plot.title : name;
         const line = { label, color, steps: run.rows.step };
-        if (isOne && plot.hasRaw) lines.push({ ...line, label: words["each step"], color: `${color}55`, values, width: 1 });
+        if (isOne && plot.hasRaw) lines.push({ ...line, label: say("each step"), color: `${color}55`, values, width: 1 });
         lines.push({ ...line, values: plot.isSmooth ? smoothed(values) : values, width: 2 });
       });
       const held = plot.dots && run.validations[plot.dots];
       if (held?.length) {
-        const label = isOne ? words["held out"] : `${name}, ${words["held out"]}`;
+        const label = isOne ? say("held out") : `${name}, ${say("held out")}`;
         lines.push({ label, color: COLORS[(isOne ? 1 : at) % COLORS.length], steps: run.validations.step, values: held, dots: true });
       }
     });
@@ -100,7 +99,7 @@
       axes: [{ ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick.toLocaleString() : "")) },
         { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) }],
       cursor: { drag: { x: true, y: false, dist: 5 }, sync: { key: "sdxl-lora" }, points: { size: 6 } },
-      series: [{ label: words.step, value: (chart, step, _, row) => short(row === null ? chart.data[0].at(-1) : step) },
+      series: [{ label: say("step"), value: (chart, step, _, row) => short(row === null ? chart.data[0].at(-1) : step) },
         ...lines.map((line) => ({ label: line.label, stroke: line.color, width: line.dots ? 0 : line.width, spanGaps: true, value: live,
           points: line.dots ? { show: true, size: 7, fill: line.color } : { show: lines.every((one) => one.steps.length === 1) } }))],
       hooks: { setSelect: [(chart) => (chart.isZoomed = chart.select.width > 0)] },
@@ -133,9 +132,9 @@
   };
 
   const make = (charts) => {
-    charts.innerHTML = `<div class="choices"><label>${words.Smoothing} <input type="range" min="0" max="0.99" step="0.01"></label>
-      <label><input type="checkbox"> ${words["Logarithmic"]}</label><span class="hint">${words["Drag over a plot to zoom, double-click to go back."]}</span></div>
-      <p class="empty">${words["Nothing to plot yet: the first step is to come."]}</p><div class="plots"></div>`;
+    charts.innerHTML = `<div class="choices"><label>${say("Smoothing")} <input type="range" min="0" max="0.99" step="0.01"></label>
+      <label><input type="checkbox"> ${say("Logarithmic")}</label><span class="hint">${say("Drag over a plot to zoom, double-click to go back.")}</span></div>
+      <p class="empty">${say("Nothing to plot yet: the first step is to come.")}</p><div class="plots"></div>`;
     const redraw = () => root.querySelectorAll(".charts[data-runs]").forEach((one) => one.firstChild && draw(one));
     const [smoothing, log] = charts.querySelectorAll("input");
     [smoothing.value, log.checked] = [state.smoothing, state.log];
@@ -144,7 +143,7 @@
     PLOTS.forEach((plot) => {
       const figure = document.createElement("figure");
       figure.className = "chart";
-      figure.innerHTML = `<figcaption>${words[plot.title]}</figcaption>`;
+      figure.innerHTML = `<figcaption>${plot.title}</figcaption>`;
       charts.querySelector(".plots").append(figure);
     });
     new ResizeObserver(() => {

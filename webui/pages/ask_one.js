@@ -1,0 +1,6 @@
+// Asks before a caption is replaced, of a card that has one; hands on nothing where the answer is no.
+(key) => {
+  const say = SAY;
+  const isEmpty = key?.startsWith("{") && JSON.parse(key).text === "";
+  return isEmpty || confirm(say("Replace this caption? The old one is kept in before_recaption.jsonl.")) ? key : "";
+}
