@@ -14,18 +14,20 @@ from sdxl_lora.config.sections.preprocess import CaptionerConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from tests.helpers.configs import flat_preprocess_config, flat_train_config
+from webui.locale.i18n import ENGLISH
 from webui.page import following
 from webui.runs.launch import command_line, flags_of_config, read_config, write_config
 from webui.settings.fields import (
+    BASIC,
     config_of,
     entered_value,
     fields_of,
+    groups_of,
     number,
     numbers_in,
     problems_by_field,
     typed_value,
 )
-from webui.settings.labels import BASIC, LABELS, groups_of
 from webui.settings.workspace import Workspace, inside, load_workspace
 from webui.widgets.finder import facts
 from webui.widgets.forms import Form, preprocess_config, train_config
@@ -75,7 +77,7 @@ def test_names_of_images_are_taken_as_they_are_and_one_in_a_line():
 def test_every_field_has_a_help_and_a_section_with_a_heading(config_class):
     for field in fields_of(config_class).values():
         assert field.help and field.section, field.name
-    assert set(BASIC[config_class]) | set(LABELS[config_class]) <= set(fields_of(config_class))
+    assert set(BASIC[config_class]) | set(ENGLISH[config_class.__name__]) <= set(fields_of(config_class))
 
 
 def test_bad_values_are_refused_as_on_the_command_line_and_all_at_once():

@@ -20,10 +20,9 @@ from sdxl_lora.images.decode import ImageError, decode_image
 from tests.helpers.configs import flat_train_config
 from tests.helpers.paths import ROOT
 from tests.helpers.png import png_header
-from webui.locale.i18n import LOCALES, dictionaries, in_page_words, key_of, language_of, say, say_problem
+from webui.locale.i18n import LOCALES, dictionaries, in_page_words, key_of, label_of, language_of, say, say_problem
 from webui.page import create_page
 from webui.settings.fields import fields_of
-from webui.settings.labels import label_of
 from webui.settings.workspace import Workspace
 from webui.widgets import html as show
 from webui.widgets.scripts import script, texts_in

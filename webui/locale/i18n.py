@@ -6,6 +6,9 @@ problems: sentences of ConfigErrors, where {name} stands for whatever is there; 
     {reason} is itself told as a problem, where it is one
 requirements: what {requirement} in a problem can be; a problem with another one stays in English
 
+en.json has the labels that do not follow from a setting's name, and the help of those in view, in words for who knows
+no flags; the others have the command line's.
+
 `T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(language, text, ...)` is for
 what is told while things happen: it goes by the browser's Accept-Language.
 """
@@ -20,9 +23,10 @@ from gradio import I18n
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from webui.settings.fields import fields_of
-from webui.settings.labels import help_of, label_of
 
 Patterns = list[tuple[re.Pattern, str]]
+ACRONYMS = {"lr": "learning rate", "snr": "SNR", "vae": "VAE", "dora": "DoRA", "rslora": "rsLoRA", "lora": "LoRA",
+            "tf32": "TF32", "8bit": "8-bit", "dir": "folder", "num": "number of", "hub": "Hub"}  # fmt: skip
 
 
 class Locale:
@@ -65,8 +69,20 @@ def patterns(sentences: dict[str, str]) -> Patterns:
 
 
 FILES = sorted(Path(__file__).parent.glob("*.json"))
-LOCALES = {path.stem: Locale(json.loads(path.read_text(encoding="utf-8"))) for path in FILES}
+CONTENTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
+ENGLISH: dict[str, dict[str, dict[str, str]]] = CONTENTS.pop("en")["fields"]
+LOCALES = {language: Locale(content) for language, content in CONTENTS.items()}
 LANGUAGES = ("en", *LOCALES)
+
+
+def label_of(config_class: type, name: str) -> str:
+    """In English."""
+    words = " ".join(ACRONYMS.get(word, word) for word in name.split("_"))
+    return ENGLISH[config_class.__name__].get(name, {}).get("label", words[0].upper() + words[1:])
+
+
+def help_of(config_class: type, name: str) -> str:
+    return ENGLISH[config_class.__name__].get(name, {}).get("help", fields_of(config_class)[name].help)
 
 
 def key_of(text: str) -> str:

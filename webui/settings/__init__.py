@@ -1,1 +1,1 @@
-"""Settings as the page sees them: fields and labels of a form, and the page's own folders."""
+"""Settings as the page sees them: fields of a form, and the page's own folders."""

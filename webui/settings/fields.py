@@ -11,9 +11,22 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sdxl_lora.config.fields import flat_fields, from_flat
+from sdxl_lora.config.preprocess import PreprocessConfig
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 
 FILE_NAMES = ("leave_out",)  # of files, which may begin with a blank or hold other ends of lines than ours
+BASIC = {  # fields that are always in view
+    PreprocessConfig: (
+        "input_dir", "output_dir", "trigger_word", "fallback_caption", "caption_task", "resolution",
+    ),
+    TrainConfig: (
+        "output_dir", "pretrained_model_name_or_path", "train_data_dir", "num_train_epochs", "max_train_steps",
+        "learning_rate", "train_batch_size", "resolution", "rank", "lora_alpha", "train_text_encoder", "train_unet",
+        "optimizer", "lr_scheduler", "mixed_precision", "gradient_checkpointing", "checkpointing_epochs",
+        "validation_prompt",
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +58,15 @@ def fields_of(config_class: type) -> dict[str, Field]:
         default = None if setting.is_required else setting.default
         fields[name] = Field(name, kind, optional, default, setting.help, setting.title, choices)
     return fields
+
+
+def groups_of(config_class: type) -> dict[str, list[str]]:
+    """The names of the fields by title: first, under "", those that are always in view, then each section's others."""
+    groups = {"": list(BASIC[config_class])}
+    for name, field in fields_of(config_class).items():
+        if name not in groups[""]:
+            groups.setdefault(field.section, []).append(name)
+    return groups
 
 
 def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:

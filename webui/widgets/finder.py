@@ -11,8 +11,7 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.config.fields import flat_fields
-from webui.settings.fields import entered_value, fields_of
-from webui.settings.labels import groups_of
+from webui.settings.fields import entered_value, fields_of, groups_of
 from webui.widgets.events import QUIET
 from webui.widgets.scripts import script
 

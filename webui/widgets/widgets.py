@@ -8,9 +8,8 @@ import gradio as gr
 from sdxl_lora.config.checks import OPTIMIZERS
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
-from webui.locale.i18n import T
-from webui.settings.fields import Field, entered_value, fields_of
-from webui.settings.labels import groups_of, help_of, label_of
+from webui.locale.i18n import T, help_of, label_of
+from webui.settings.fields import Field, entered_value, fields_of, groups_of
 from webui.widgets.finder import Finder
 
 Choices = Sequence[str | tuple]
