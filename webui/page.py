@@ -18,7 +18,7 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.host_texts import bring_texts
-from webui.locale.i18n import I18N, T, language_of, say, say_label
+from webui.locale.i18n import I18N, T, say, say_label
 from webui.pages.asked import SETTINGS, listen_to_scripts
 from webui.pages.live import Live, newest
 from webui.pages.tab_dataset import CARDS, DatasetTab
@@ -236,21 +236,21 @@ class Page:
         return free_name(self.context, project) if not name or name.startswith("run-") else gr.skip()
 
     def starter(self, start: Callable[..., str]) -> Callable:
-        def press(request: gr.Request, *entered) -> list:
+        def press(*entered) -> list:
             """Starts, and shows the run; or shows what has to be mended."""
-            language, (*inputs, project, name) = language_of(request), entered
-            complaint = start(language, *inputs)
+            *inputs, project, name = entered
+            complaint = start(*inputs)
             if complaint:
                 return [complaint, gr.skip(), gr.skip(), gr.skip()]
-            tell(say(language, "Queued: it starts as soon as nothing else runs."))
+            tell(say("Queued: it starts as soon as nothing else runs."))
             runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
             return ["", gr.Tabs(selected="runs"), runs, following(name)]
 
         return press
 
-    def use_settings(self, request: gr.Request, name: str | None) -> list:
+    def use_settings(self, name: str | None) -> list:
         """The settings of a run in the form of the next one, under another name."""
-        config = self.runs.settings_of(language_of(request), name)
+        config = self.runs.settings_of(name)
         project, _, run = (name or "").partition("/")
         config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest", dry_run=False)
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
@@ -261,7 +261,7 @@ class Page:
         name = dataset_name(Path(job.target)) if job is not None else None
         return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 
-    def to_training(self, request: gr.Request, name: str | None, prompts: str, masked: bool) -> list:
+    def to_training(self, name: str | None, prompts: str, masked: bool) -> list:
         """The dataset; where there are no sample prompts yet, captions of it: without any, nothing is drawn; and that
         masks count where it has some, and do not where it has none, with which a training would not start."""
         folder, folders = self.context.dataset_of(name), self.context.places.datasets()
@@ -270,12 +270,12 @@ class Page:
         images = read_dataset(folder).images
         captions = dict.fromkeys(image.text for image in images if image.text)
         suggested = gr.skip() if prompts else "\n".join(list(captions)[:SUGGESTED_PROMPTS])
-        has_masks, language = any(image.mask for image in images), language_of(request)
-        label = say_label(language, TrainConfig, "masked_loss")
+        has_masks = any(image.mask for image in images)
+        label = say_label(TrainConfig, "masked_loss")
         if has_masks:
-            tell(say(language, "Some of these images have masks: “{label}” is on.", label=label))
+            tell(say("Some of these images have masks: “{label}” is on.", label=label))
         elif masked:
-            tell(say(language, "None of these images has a mask: “{label}” is off.", label=label))
+            tell(say("None of these images has a mask: “{label}” is off.", label=label))
         return [gr.Tabs(selected="train"), gr.Dropdown(folders, value=str(folder)), suggested, has_masks]
 
     def to_results(self, name: str | None) -> list:

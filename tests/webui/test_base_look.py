@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.models.base_kinds import FILE_KINDS, kind_of_unet
 from tests.helpers.bases import set_config
+from tests.helpers.french import french
 from tests.helpers.original_layout import write_original_layout
 from webui.locale.i18n import LOCALES
 from webui.runs import base_look
@@ -42,11 +43,11 @@ def base_folder(tiny_base, tmp_path):
     return shutil.copytree(tiny_base, tmp_path / "base")
 
 
-def complaint(tmp_path, base, language="en", **more):
+def complaint(tmp_path, base, **more):
     entered = {"output_dir": "r", "train_data_dir": str(tmp_path), BASE: str(base), **more}
     widgets = {name: SimpleNamespace(elem_id=f"train-{name}") for name in entered}
     form = Form(TrainConfig, None, widgets, partial(train_config, Workspace(tmp_path / "projects")))
-    return form.complaint(language, "cat", *entered.values())
+    return form.complaint("cat", *entered.values())
 
 
 def single_file(path, **tensors):
@@ -77,7 +78,7 @@ def test_a_hub_id_is_not_fetched_at_the_press(tmp_path, tiny_base, looked_at_her
 
 
 @pytest.mark.parametrize(
-    "names, english, french",
+    "names, english, translated",
     [
         (["cond_stage_model.transformer.x"], "is a Stable Diffusion 1.x checkpoint", "un modèle Stable Diffusion 1.x"),
         (["lora_unet_x.lora_up.weight"], "is a LoRA, it must be a whole SDXL base", "est un LoRA ; il faut une base"),
@@ -85,11 +86,11 @@ def test_a_hub_id_is_not_fetched_at_the_press(tmp_path, tiny_base, looked_at_her
         (["decoder.conv_in.x", "encoder.conv_in.x"], "is a VAE alone", "est un VAE seul"),
     ],
 )
-def test_a_file_that_is_no_base_is_told_beside_its_field(tmp_path, looked_at_here, names, english, french):
+def test_a_file_that_is_no_base_is_told_beside_its_field(tmp_path, looked_at_here, names, english, translated):
     path = single_file(tmp_path / "a.safetensors", **{name: torch.zeros(1) for name in names})
     said = complaint(tmp_path, path)
     assert english in said and f"#train-{BASE}::after" in said and f"{BASE}: " not in said
-    assert french in complaint(tmp_path, path, "fr")
+    assert translated in french(complaint, tmp_path, path)
 
 
 def inpainting(folder):
@@ -116,7 +117,7 @@ def without_model_index(folder):
 
 
 @pytest.mark.parametrize(
-    "change, english, french",
+    "change, english, translated",
     [
         (inpainting, "is an SDXL inpainting model", "est un modèle SDXL de retouche"),
         (other_objective, "was trained by EDM, which is not supported", "entraînée par EDM, ce qui n'est pas encore"),
@@ -131,12 +132,12 @@ def test_a_folder_that_cannot_be_trained_is_told_beside_its_field(
     looked_at_here,
     change,
     english,
-    french,
+    translated,
 ):
     change(base_folder)
     said = complaint(tmp_path, base_folder)
     assert english in said and f"#train-{BASE}::after" in said
-    assert french in complaint(tmp_path, base_folder, "fr").replace("&#x27;", "'")
+    assert translated in french(complaint, tmp_path, base_folder).replace("&#x27;", "'")
 
 
 def test_flags_in_a_sentence_are_fields_of_the_page(tmp_path, tiny_base, looked_at_here):
@@ -156,10 +157,10 @@ def test_nothing_is_queued_for_a_base_that_cannot_be_trained(tmp_path, looked_at
     started = []
     tab = SimpleNamespace(
         context=Context(Workspace(tmp_path / "projects"), jobs),
-        form=SimpleNamespace(complaint=lambda language, *entered, expected: complaint(tmp_path, path)),
+        form=SimpleNamespace(complaint=lambda *entered, expected: complaint(tmp_path, path)),
         queue=lambda *arguments: started.append(arguments),
     )
-    assert "is something else" in TrainTab.start(tab, "en", 1)
+    assert "is something else" in TrainTab.start(tab, 1)
     assert started == [] and jobs.all() == []
 
 

@@ -188,9 +188,9 @@ def test_a_view_is_read_back_as_it_was_told_and_nonsense_is_the_first_page():
 def test_what_is_shown_of_tags_and_changes_is_text_and_says_what_is_kept(folder):
     dataset = datasets.read_dataset(folder)
     plan = bulk.planned(folder, Edit("replace text", "<dog>", "<i>"), None, PLAIN)
-    html = plan_html("en", plan)
+    html = plan_html(plan)
     assert "1 of 4 captions" in html and "<i>" not in html and "<del>&lt;dog&gt;</del><ins>&lt;i&gt;</ins>" in html
-    assert "None of the 4" in plan_html("en", bulk.planned(folder, Edit("remove", "none"), None, PLAIN))
+    assert "None of the 4" in plan_html(bulk.planned(folder, Edit("remove", "none"), None, PLAIN))
     reading = Reading(",", 1)
-    html = tags_html("en", tag_counts(TEXTS, reading), reading, dataset.trigger_word)
+    html = tags_html(tag_counts(TEXTS, reading), reading, dataset.trigger_word)
     assert "front of each caption: 1." in html and "trigger word, kept" in html and "<dog>" not in html

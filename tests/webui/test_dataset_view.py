@@ -12,6 +12,7 @@ from filelock import FileLock
 from preprocess.__main__ import main as preprocess
 from preprocess.captions.caption_text import NO_CAPTION
 from sdxl_lora.errors import ConfigError, DataError
+from tests.helpers.french import french
 from webui.pages.captions import Captions
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
@@ -57,9 +58,9 @@ def test_problems_come_first_and_what_was_left_out_has_its_reason(folder):
     assert troubled == sorted(troubled, reverse=True) and any(troubled) and not all(troubled)
     assert any("duplicate" in problem for problem in dataset.images[0].problems)
     assert dataset.left_out == [("empty.png", "empty file (0 bytes)")] and dataset.trigger_word == "sks"
-    card = card_html("en", folder, dataset.images[-1])
+    card = card_html(folder, dataset.images[-1])
     assert "gradio_api/file=" in card and "tokens" in card and "left:" in card
-    assert "<li>double de coffee" in card_html("fr", folder, dataset.images[0])
+    assert "<li>double de coffee" in french(card_html, folder, dataset.images[0])
 
 
 def test_a_concept_that_was_typed_as_every_caption_is_no_problem_and_nor_is_a_caption_by_hand(folder):
@@ -129,7 +130,7 @@ def test_a_row_that_points_out_of_the_dataset_shows_nothing(folder, tmp_path):
     rows[0] |= {"file_name": "../secret.png", "text": "<script>x</script>"}
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     image = next(p for p in datasets.read_dataset(folder).images if p.file_name == "../secret.png")
-    card = card_html("en", folder, image)
+    card = card_html(folder, image)
     assert "data:image" not in card and "<script" not in card
     assert datasets.own_file(folder, "../secret.png") is None and datasets.own_file(folder, "/etc/passwd") is None
 
@@ -268,8 +269,8 @@ def test_caption_anew_starts_the_captioner_of_the_dataset_and_says_where_there_i
     context = Context(Workspace(tmp_path.parent), Jobs(tmp_path / "jobs"))
     captions = Captions(context)
     with pytest.raises(ConfigError, match="without auto-caption"):
-        captions.require_captioner("en", folder)
+        captions.require_captioner(folder)
     report = json.loads((folder / "preprocess_report.json").read_text())
     report["settings"]["caption_model"] = "some/captioner"
     (folder / "preprocess_report.json").write_text(json.dumps(report))
-    captions.require_captioner("en", folder)
+    captions.require_captioner(folder)

@@ -229,7 +229,7 @@ def test_a_file_that_is_no_config_is_refused_with_line_and_nearest_name(tmp_path
 
 def complaint(config_class: type, build, *expected: str, **entered: str) -> str:
     form = Form(config_class, None, {name: SimpleNamespace(elem_id=name) for name in entered}, build)
-    return form.complaint("en", "cat", *entered.values(), expected=expected)
+    return form.complaint("cat", *entered.values(), expected=expected)
 
 
 def test_a_folder_that_is_not_there_is_told_at_the_press_and_not_when_its_turn_comes(tmp_path):

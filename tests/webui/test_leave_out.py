@@ -1,7 +1,6 @@
 """The images that a person does not want: the same in the page's view and in the run, and those of one folder alone."""
 
 import re
-import types
 from functools import partial
 
 import gradio as gr
@@ -14,8 +13,6 @@ from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
 from webui.widgets.forms import Form, preprocess_config
-
-ENGLISH = types.SimpleNamespace(headers={})
 
 
 @pytest.fixture
@@ -43,7 +40,7 @@ def test_the_view_takes_the_same_images_out_as_the_run(box, places):
     for seed, name in enumerate((" a.png", "a.png")):
         noise(seed=seed).save(places.images / name)
     entered = typed(places.images, " a.png")
-    shown = box.show(ENGLISH, 9, *entered)
+    shown = box.show(9, *entered)
     out = [text for text in shown.split("<figure")[1:] if "taken out by you" in text]
     assert [re.findall(r"<strong>(.*?)</strong>", text) for text in out] == [[" a.png"]]
     assert box.form.config(*entered).job.leave_out == (" a.png",)
@@ -76,5 +73,5 @@ def test_images_brought_into_another_folder_do_not_keep_the_names_of_the_one_bef
     folder = places.projects / "dog" / "images"
     folder.mkdir(parents=True)
     noise().save(folder / "a.png")
-    assert box.brought(ENGLISH, "dog", "images", 9, *typed(places.images, "a.png"))[1] == ""
-    assert box.brought(ENGLISH, "dog", "images", 9, *typed(folder, "a.png"))[1] == gr.skip()
+    assert box.brought("dog", "images", 9, *typed(places.images, "a.png"))[1] == ""
+    assert box.brought("dog", "images", 9, *typed(folder, "a.png"))[1] == gr.skip()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import gradio as gr
 import pytest
@@ -12,8 +11,6 @@ from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.runs.launch import new_job
 from webui.settings.workspace import Workspace
-
-ENGLISH = types.SimpleNamespace(headers={})
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def page(tmp_path):
 
 def heard(page: Page, seen: str = "") -> tuple[dict, str, list]:
     """News, what the browser then brings along, and the lists that have changed."""
-    text, *lists = page.live.look(ENGLISH, seen, "", "cat/one", "", "")
+    text, *lists = page.live.look(seen, "", "cat/one", "", "")
     told = json.loads(text) if text else {"news": {}, "seen": json.loads(seen or "[]")}
     return told["news"], json.dumps(told["seen"]), [update for update in lists if update != gr.skip()]
 

@@ -18,6 +18,7 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.decode import ImageError, decode_image
 from tests.helpers.configs import flat_train_config
+from tests.helpers.french import french
 from tests.helpers.paths import ROOT
 from tests.helpers.png import png_header
 from webui.locale.i18n import LOCALES, dictionaries, in_page_words, key_of, label_of, language_of, say, say_problem
@@ -42,12 +43,12 @@ def components(page) -> list[dict]:
 
 
 def used_texts() -> dict[str, str]:
-    """The texts of every `T(...)` and `say(language, ...)` in the page's modules and scripts, with the file."""
+    """The texts of every `T(...)` and `say(...)` in the page's modules and scripts, with the file."""
     found = {text: path.name for path in UI.rglob("*.js") for text in texts_in(path.read_text(encoding="utf-8"))}
     for path in UI.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("T", "say"):
-                text = node.args[node.func.id == "say"]
+                text = node.args[0]
                 if isinstance(text, ast.Constant):
                     found[text.value] = path.name
     return found
@@ -106,8 +107,8 @@ def test_every_range_of_a_number_is_told_in_every_language(language):
 
 
 def test_a_problem_with_words_that_nobody_has_translated_stays_in_english():
-    assert say_problem("fr", "rank is 3, it must be prime") == "rank is 3, it must be prime"
-    assert say_problem("fr", "rank is 0, it must be above 0") == "rank vaut 0, il faut au-dessus de 0"
+    assert french(say_problem, "rank is 3, it must be prime") == "rank is 3, it must be prime"
+    assert french(say_problem, "rank is 0, it must be above 0") == "rank vaut 0, il faut au-dessus de 0"
 
 
 def test_nothing_that_stands_still_on_the_page_is_outside_the_dictionary(page):
@@ -180,30 +181,26 @@ def test_every_sentence_of_a_bad_setting_is_told_in_french():
         with pytest.raises(ConfigError) as caught:
             from_flat(config_class, {**required, **changes})
         for problem in caught.value.problems:
-            assert say_problem("fr", problem) != problem, problem
-            assert say_problem("en", problem) == problem
+            assert french(say_problem, problem) != problem, problem
+            assert say_problem(problem) == problem
 
 
 def test_the_language_is_the_first_of_ours_that_the_browser_asks_for():
-    class Request:
-        def __init__(self, accept):
-            self.headers = {"accept-language": accept}
-
     asked = {
         "fr-CH, fr;q=0.9, en;q=0.8, de;q=0.7, *;q=0.5": "fr", "en-US,en;q=0.5": "en", "de,en;q=0.3,fr;q=0.8": "fr",
         "": "en", "de": "en", "fr;q=x,en": "en",
     }  # fmt: skip
-    assert {accept: language_of(Request(accept)) for accept in asked} == asked
-    assert say("fr", "step {step}", step=3) == "pas 3" and key_of("a {b|c}") == "a (b|c)"
+    assert {accept: language_of(accept) for accept in asked} == asked
+    assert french(say, "step {step}", step=3) == "pas 3" and key_of("a {b|c}") == "a (b|c)"
 
 
 def test_what_a_program_says_of_flags_is_told_with_the_names_of_the_page():
     said = "error: 40x40 is too small: pass --enlarge_small, or --no_such_flag"
-    assert in_page_words("en", PreprocessConfig, "or --no_upscale") == "or “No upscale”"
-    assert in_page_words("en", PreprocessConfig, said) == "40x40 is too small: pass “Enlarge small”, or --no_such_flag"
-    assert in_page_words("en", TrainConfig, "rank is -1, it must be above 0") == "Rank: is -1, it must be above 0"
-    assert in_page_words("fr", TrainConfig, "rank is -1, it must be above 0").startswith("Rang: vaut -1")
-    assert in_page_words("en", TrainConfig, "rank") == "rank" and in_page_words("en", TrainConfig, "") == ""
+    assert in_page_words(PreprocessConfig, "or --no_upscale") == "or “No upscale”"
+    assert in_page_words(PreprocessConfig, said) == "40x40 is too small: pass “Enlarge small”, or --no_such_flag"
+    assert in_page_words(TrainConfig, "rank is -1, it must be above 0") == "Rank: is -1, it must be above 0"
+    assert french(in_page_words, TrainConfig, "rank is -1, it must be above 0").startswith("Rang: vaut -1")
+    assert in_page_words(TrainConfig, "rank") == "rank" and in_page_words(TrainConfig, "") == ""
 
 
 def test_what_is_said_of_images_and_masks_is_told_in_french_and_a_reason_in_it_too():
@@ -223,10 +220,10 @@ def test_what_is_said_of_images_and_masks_is_told_in_french_and_a_reason_in_it_t
         with pytest.raises(ImageError) as caught:
             decode_image(data, "mask.png", 1.0)
         said.append(caught.value.reason)
-        mask = say_problem("fr", f"the mask cannot be read: {caught.value.reason}")
-        assert mask == f"le masque est illisible : {say_problem('fr', caught.value.reason)}"
-    assert [sentence for sentence in said if say_problem("fr", sentence) == sentence] == [] and len(said) > 18
-    assert all(" or " not in say_problem("fr", sentence) for sentence in said)
+        mask = french(say_problem, f"the mask cannot be read: {caught.value.reason}")
+        assert mask == f"le masque est illisible : {french(say_problem, caught.value.reason)}"
+    assert [sentence for sentence in said if french(say_problem, sentence) == sentence] == [] and len(said) > 18
+    assert all(" or " not in french(say_problem, sentence) for sentence in said)
 
 
 def test_a_script_says_its_texts_in_every_language_and_knows_what_the_page_knows(tmp_path):

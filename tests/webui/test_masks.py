@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import types
 
 import gradio as gr
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from preprocess.__main__ import main as preprocess
 from sdxl_lora.errors import ConfigError
+from tests.helpers.french import french
 from webui.datasets import history, masks
 from webui.datasets.bulk import take_out
 from webui.page import Page
@@ -210,13 +210,12 @@ def test_going_on_to_train_with_masks_lets_them_count_and_says_so(folder, monkey
     monkeypatch.setattr("webui.page.tell", said.append)
     with gr.Blocks(analytics_enabled=False):
         page = Page(Context(Workspace(projects), Jobs(projects)))
-    request = types.SimpleNamespace(headers={})
-    assert page.to_training(request, "cat/data", "", False)[3] is False and said == []
+    assert page.to_training("cat/data", "", False)[3] is False and said == []
     paint(folder, "p0.png", LEFT)
-    assert page.to_training(request, "cat/data", "", False)[3] is True
+    assert page.to_training("cat/data", "", False)[3] is True
     assert said == ["Some of these images have masks: “Masked loss” is on."]
     paint(folder, "p0.png", ALL)
-    assert page.to_training(request, "cat/data", "", True)[3] is False
+    assert page.to_training("cat/data", "", True)[3] is False
     assert said[1:] == ["None of these images has a mask: “Masked loss” is off."]
 
 
@@ -246,7 +245,7 @@ def test_only_over_an_image_that_a_browser_shows_can_a_mask_be_painted(folder):
     Image.new("RGB", (64, 64)).save(folder / "images" / "a.bmp")
     with open(folder / "metadata.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    cards = {source: card_html("en", folder, image) for source, image in images(folder).items()}
+    cards = {source: card_html(folder, image) for source, image in images(folder).items()}
     offered = {source: "Paint a mask" in card for source, card in cards.items()}
     assert offered == {"p0.png": True, "p1.png": True, "p2.png": True, "a.bmp": False}
 
@@ -263,12 +262,11 @@ def test_a_row_that_names_a_file_elsewhere_gets_no_mask_there(folder):
 def test_the_page_answers_with_what_it_kept_or_why_it_did_not(folder):
     projects = folder.parent.parent
     keep = mask_of(Context(Workspace(projects), Jobs(projects)))
-    french = types.SimpleNamespace(headers={"accept-language": "fr"})
     row = {"dataset": "cat/data", "file": images(folder)["p0.png"].file_name, "seen": ""}
 
     def told(facts: dict | str, data: bytes | str) -> dict:
         text = data if isinstance(data, str) else base64.b64encode(data).decode()
-        return json.loads(keep(french, json.dumps(facts), text))
+        return json.loads(french(keep, json.dumps(facts), text))
 
     assert told(row, LEFT) == {"has": True}
     assert "a été modifié ailleurs" in told(row, LEFT)["error"]

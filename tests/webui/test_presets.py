@@ -7,6 +7,7 @@ from sdxl_lora.config.fields import flat_values, replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError, DataError
 from tests.helpers.configs import flat_train_config
+from tests.helpers.french import french
 from webui.figures.plan import plan_of, planned
 from webui.pages.tab_train import plan_html, preset_values
 from webui.settings.fields import config_of
@@ -55,10 +56,10 @@ def test_a_plan_counts_what_the_training_would_do(train_config):
     plan = plan_of(train_config(max_train_steps=6, gradient_accumulation_steps=2, validation_prompt=("a cat",)))
     assert (plan.steps, plan.images_per_step, plan.images, plan.uses) == (6, 2, 4, 3.0)
     assert 0 < plan.gib < 2 and plan.drawings > 0 and all(seconds > 0 for seconds in plan.seconds.values())
-    assert "6 steps of 2 images, each of the 4 images 3.0 times." in plan_html("en", plan, None)
-    assert "Nothing is drawn" not in plan_html("en", plan, 8.0)
-    assert "more than the card" in plan_html("en", plan, plan.gib / 2)
-    assert "6 pas de 2 images" in plan_html("fr", plan, None)
+    assert "6 steps of 2 images, each of the 4 images 3.0 times." in plan_html(plan, None)
+    assert "Nothing is drawn" not in plan_html(plan, 8.0)
+    assert "more than the card" in plan_html(plan, plan.gib / 2)
+    assert "6 pas de 2 images" in french(plan_html, plan, None)
 
 
 def test_a_plan_of_what_cannot_be_trained_says_why(train_config, tmp_path):

@@ -32,16 +32,16 @@ def saved(projects: Path, name: str, *stages: str) -> Path:
 
 def test_what_is_chosen_as_the_newest_stays_the_newest_while_the_run_goes_on(tmp_path):
     run = saved(tmp_path, "cat/one", "checkpoint-100")
-    assert stage_choices("en", run) == [("the newest: step 100", NEWEST)]
+    assert stage_choices(run) == [("the newest: step 100", NEWEST)]
     saved(tmp_path, "cat/one", "checkpoint-200")
-    assert stage_choices("en", run) == [("the newest: step 200", NEWEST), ("step 100", "checkpoint-100")]
+    assert stage_choices(run) == [("the newest: step 200", NEWEST), ("step 100", "checkpoint-100")]
     assert stage_of(run, NEWEST) == stage_of(run, None) == "checkpoint-200"
     assert stage_of(run, "checkpoint-100") == "checkpoint-100"
     saved(tmp_path, "cat/one", "")
-    assert stage_choices("en", run)[0] == ("the end", NEWEST) and stage_of(run, NEWEST) == "final"
+    assert stage_choices(run)[0] == ("the end", NEWEST) and stage_of(run, NEWEST) == "final"
     with pytest.raises(ConfigError, match="checkpoint-50 of one is no longer there"):
         stage_of(run, "checkpoint-50")
-    assert stage_choices("en", None) == [] and stage_choices("en", tmp_path / "none") == []
+    assert stage_choices(None) == [] and stage_choices(tmp_path / "none") == []
 
 
 def test_a_checkpoint_never_takes_the_place_of_the_finished_lora(tmp_path, loras):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.events import EventLog
+from tests.helpers.french import french
 from webui.runs.jobs import Jobs
 from webui.runs.launch import new_job
 from webui.runs.listing import RunState, samples_of, without_launchers
@@ -54,11 +55,11 @@ def test_a_sentence_says_how_long_it_takes_and_what_is_drawn_at_the_end(tmp_path
     log, history = EventLog(tmp_path / "events.jsonl"), History(tmp_path / "events.jsonl")
     log.write("started", total_steps=1200, draws=8)
     log.write("step", step=201, loss=0.1, seconds_left=135.0)
-    words = show.sentence("en", RunState("training", 201, ""), history.read())
+    words = show.sentence(RunState("training", 201, ""), history.read())
     assert re.match(r"Step 201 of 1,200: about 2 min 1\d s to go, samples and saving included\. The last 8 ", words)
-    assert "Les 8 dernières images" in show.sentence("fr", RunState("training", 201, ""), history)
+    assert "Les 8 dernières images" in french(show.sentence, RunState("training", 201, ""), history)
     log.write("started", total_steps=1200, draws=0)
-    assert show.sentence("en", RunState("training", 201, ""), history.read()).endswith("saving included.")
+    assert show.sentence(RunState("training", 201, ""), history.read()).endswith("saving included.")
 
 
 def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():
@@ -72,10 +73,10 @@ def test_what_a_run_and_a_caption_say_is_escaped():
     history.messages.append({"time": 0, "event": "message", "text": evil})
     state = RunState("failed", 3, evil)
     pages = [
-        show.happened("en", history),
-        show.console("en", [evil, f"error: {evil}"]),
-        show.progress("en", evil, state, history),
-        show.gallery("en", Path("x"), {(0, 0): {1: Path("none.png")}}, (evil,), 0),
+        show.happened(history),
+        show.console([evil, f"error: {evil}"]),
+        show.progress(evil, state, history),
+        show.gallery(Path("x"), {(0, 0): {1: Path("none.png")}}, (evil,), 0),
     ]
     for page in pages:
         assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
@@ -88,7 +89,7 @@ def test_the_logs_are_in_the_order_of_reading_and_coloured_by_level():
         {"time": 0, "event": "message", "text": "first"}, {"time": 1, "event": "checkpoint", "step": 5},
         {"time": 2, "event": "failed", "reason": "disk"},
     ])  # fmt: skip
-    html = show.happened("en", history) + show.console("en", ["fine", "UserWarning: hm", "error: no"])
+    html = show.happened(history) + show.console(["fine", "UserWarning: hm", "error: no"])
     said = [html.index(words) for words in ("first", "step 5", "disk", "fine", "hm", "error: no")]
     assert said == sorted(said)
     assert 'class="error"' in html and 'class="warning"' in html and 'class="good"' in html
@@ -96,9 +97,9 @@ def test_the_logs_are_in_the_order_of_reading_and_coloured_by_level():
 
 def test_a_stopped_run_says_where_and_what_was_saved():
     history = History(Path("none"))
-    stopped = show.progress("en", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
+    stopped = show.progress("cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
     assert "Stopped at step 7, saved checkpoint-7." in stopped
-    assert "Arrêté au pas 7" in show.progress("fr", "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
+    assert "Arrêté au pas 7" in french(show.progress, "cat", RunState("stopped", 7, "x", "checkpoint-7"), history)
 
 
 def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
@@ -112,12 +113,12 @@ def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
     ]):  # fmt: skip
         report.write_text(json.dumps({"counts": counts}))
         os.utime(report, (number + 1, number + 1))
-        card = show.job_card("en", jobs, job)
+        card = show.job_card(jobs, job)
         assert said in card and ("partly" in card) == bool(said)
     job = dataclasses.replace(job, started=100.0)
     report.write_text(json.dumps({"counts": {"left_out": 18, "found": 20}}))
     os.utime(report, (50, 50))
-    assert "left out" not in show.job_card("en", jobs, job), "the report is of an earlier preparation"
+    assert "left out" not in show.job_card(jobs, job), "the report is of an earlier preparation"
 
 
 LAUNCHER = [
@@ -138,7 +139,7 @@ def test_samples_are_files_that_open_at_full_size_with_all_steps(tmp_path, monke
     samples.mkdir(parents=True)
     for step in range(10):
         Image.new("RGB", (800, 600), (step, 0, 0)).save(samples / f"step-{step:06}-prompt-0-image-0.png")
-    html = show.gallery("en", samples, samples_of(samples.parent), ("a cat",), 7)
+    html = show.gallery(samples, samples_of(samples.parent), ("a cat",), 7)
     assert "base64" not in html and len(html) < 8_000
     urls = re.findall(r'src="gradio_api/file=([^"]+)"', html)
     assert len(urls) == show.SHOWN_SAMPLE_STEPS

@@ -19,6 +19,7 @@ from sdxl_lora.select.__main__ import parse
 from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.configs import flat_train_config
+from tests.helpers.french import french
 from webui.figures.comparison import differing, newest_samples
 from webui.figures.recommendation import recommendation_of
 from webui.figures.run_table import run_rows
@@ -63,8 +64,8 @@ def test_the_table_says_when_how_far_how_well_and_on_which_base(context):
         "cat/one", "done", 2, "juggernaut.safetensors", "a <i>good one",
     )  # fmt: skip
     assert row.loss == pytest.approx(0.4) and abs(row.changed - time.time()) < 3600
-    html = table_html("en", [row])
-    assert "a &lt;i&gt;good one" in html and "0.4" in html and "terminé" in table_html("fr", [row])
+    html = table_html([row])
+    assert "a &lt;i&gt;good one" in html and "0.4" in html and "terminé" in french(table_html, [row])
     (run / "config.yaml").write_bytes(b"\xff: [")
     (run / "events.jsonl").write_text('{"event": "step", "loss": "x"}\nrubbish')
     [row] = run_rows(context)
@@ -80,9 +81,9 @@ def test_two_runs_are_compared_by_what_differs_their_curves_and_their_newest_pic
     assert differing([one, one]) == {}
     [(prompt, cells)] = newest_samples([one, two]).items()
     assert prompt == "a <b>cat" and [cell[0] for cell in cells] == [2, 3]
-    html = comparison_html("en", [one, two])
+    html = comparison_html([one, two])
     assert "cat/one" in html and "0.0003" in html and html.count("<img") == 2 and "<b>cat" not in html
-    assert "data-runs" in html and "mêmes" in comparison_html("fr", [one, one])
+    assert "data-runs" in html and "mêmes" in french(comparison_html, [one, one])
 
 
 def test_a_renamed_run_keeps_its_files_its_jobs_and_the_name_of_its_lora(context):
@@ -171,14 +172,14 @@ def test_a_recommendation_is_shown_with_its_reason(context):
     selected(run, {"step": 100, "strength": 0.8}, *cells)
     found = recommendation_of(run)
     assert len(found.cells) == 2 and found.chosen.step == 100 and found.best.step == 200
-    words = reason("en", found)
+    words = reason(found)
     assert "step 100 at strength 0.8" in words and "Step 200 at strength 1 has 50.5 %" in words and "mildest" in words
-    html = found_html("en", found, run)
-    assert html.count('class="chosen"') == 1 and "leak: &lt;b&gt;" in html and "Recommandé" in reason("fr", found)
+    html = found_html(found, run)
+    assert html.count('class="chosen"') == 1 and "leak: &lt;b&gt;" in html and "Recommandé" in french(reason, found)
     selected(run, None, *cells)
-    assert "loses as much as it learns" in reason("en", recommendation_of(run))
+    assert "loses as much as it learns" in reason(recommendation_of(run))
     selected(run, None, (100, 0.8, None, None))
-    assert "could not be measured" in reason("en", recommendation_of(run))
+    assert "could not be measured" in reason(recommendation_of(run))
     for damaged in ("{", "[]", '{"cells": 3}'):
         (run / "select" / "select.json").write_text(damaged)
         os.utime(run / "select" / "select.json", ns=(0, time.time_ns()))

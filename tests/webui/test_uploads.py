@@ -9,7 +9,6 @@ import random
 import re
 import sys
 import time
-import types
 from collections import namedtuple
 
 import pytest
@@ -18,6 +17,7 @@ from PIL import Image
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.folders.finder import find_images
 from tests.helpers.configs import flat_preprocess_config
+from tests.helpers.french import french
 from webui.datasets import uploads
 from webui.datasets.folders import image_folders
 from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, compared, put
@@ -26,8 +26,6 @@ from webui.pages.upload_box import UploadBox, images_html
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
-
-ENGLISH = types.SimpleNamespace(headers={})
 
 
 def sent(folder, name: str, data: bytes, changed: int = 1, most_pieces: int = 10**6):
@@ -108,7 +106,7 @@ def test_what_the_disk_does_not_let_be_read_or_removed_is_told_and_stops_no_othe
     monkeypatch.setattr(uploads, "remove", forbidden)
     for answer in (hashed(tmp_path, "a.png", b"abc"), put(tmp_path, Incoming("a.png", 3, 1), 0, b"abc")):
         assert answer.state == "refused" and answer.why.endswith("cannot be read: Permission denied")
-        assert say_problem("fr", answer.why).endswith("est illisible : Permission denied")
+        assert french(say_problem, answer.why).endswith("est illisible : Permission denied")
     next_year = 2 * time.time()
     assert [answer.state for answer in begin(tmp_path, [Incoming("b.png", 3)], next_year)] == ["new"]
     (said,) = caplog.messages
@@ -202,7 +200,7 @@ def box(places) -> UploadBox:
 
 def asked(box: UploadBox, data: bytes = b"", **facts) -> dict:
     into = {"project": "dog", "folder": "images"}
-    return json.loads(box.take(ENGLISH, json.dumps({**into, **facts}), base64.b64encode(data).decode()))
+    return json.loads(box.take(json.dumps({**into, **facts}), base64.b64encode(data).decode()))
 
 
 def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatch):
@@ -216,9 +214,7 @@ def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatc
         {"project": "..", "begin": []}, {},
     ):  # fmt: skip
         assert "error" in asked(box, **facts), facts
-    assert "error" in json.loads(box.take(ENGLISH, "no json", "%")) and "error" in json.loads(
-        box.take(ENGLISH, "[]", "")
-    )
+    assert "error" in json.loads(box.take("no json", "%")) and "error" in json.loads(box.take("[]", ""))
     (places.projects / "dog" / "dataset").mkdir()
     (places.projects / "dog" / "dataset" / "metadata.jsonl").touch()
     assert "a dataset that was prepared" in asked(box, folder="dataset", begin=[])["error"]
@@ -239,23 +235,23 @@ def test_folders_with_images_are_offered_and_what_is_in_one_is_shown(places, cap
     assert image_folders(Workspace(places.projects / "none")) == []
     (places.projects / "dog" / "images" / "<b>.mov").touch()
     found = find_images(places.projects / "dog" / "images")
-    html = images_html("en", found, True)
+    html = images_html(found, True)
     assert "gradio_api/file=" in html and "<b>.mov" not in html and "&lt;b&gt;.mov" in html
-    assert "gradio_api/file=" not in images_html("en", found, False)
+    assert "gradio_api/file=" not in images_html(found, False)
 
 
 def test_a_folder_shows_what_is_cut_off_what_is_too_small_and_what_a_person_took_out(tmp_path):
     for name, size in (("wide.png", (400, 200)), ("small.png", (30, 30)), ("out.png", (99, 99)), ("b.png", (128, 128))):
         Image.new("RGB", size).save(tmp_path / name)
     config = flat_preprocess_config(str(tmp_path), str(tmp_path / "out"), resolution=64, buckets="off")
-    html = images_html("en", find_images(tmp_path), True, 3, config, {"out.png"})
+    html = images_html(find_images(tmp_path), True, 3, config, {"out.png"})
     figures = {name: text for text in html.split("<figure")[1:] for name in re.findall(r"<strong>(.*?)</strong>", text)}
     assert list(figures) == ["b.png", "out.png", "small.png"] and "Show 1 more" in html
     assert "128x128 → 64x64, 0% cut off" in figures["b.png"] and "Not this one: b.png" in figures["b.png"]
     assert "taken out by you" in figures["out.png"] and "Use it after all: out.png" in figures["out.png"]
     assert "smaller than its 64x64 target: pass “Enlarge small”" in figures["small.png"]
     assert "<b>2</b>images" in html and "<b>2</b>files not used" in html
-    html = images_html("en", find_images(tmp_path), True, 9, config)
+    html = images_html(find_images(tmp_path), True, 9, config)
     assert "400x200 → 64x64, 50% cut off" in html and "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in html
 
 
@@ -264,5 +260,5 @@ def test_a_folder_of_very_many_files_is_not_walked_while_a_person_waits(box, tmp
     monkeypatch.setattr("webui.pages.upload_box.find_images", lambda folder: pytest.fail("walked"))
     for number in range(4):
         (tmp_path / "photos" / str(number)).mkdir(parents=True)
-    assert "are looked at when you prepare them" in box.described("en", f'"{tmp_path}"')
-    assert box.described("en", str(tmp_path / "none")) == box.described("en", None) == ""
+    assert "are looked at when you prepare them" in box.described(f'"{tmp_path}"')
+    assert box.described(str(tmp_path / "none")) == box.described(None) == ""

@@ -9,16 +9,18 @@ requirements: what {requirement} in a problem can be; a problem with another one
 en.json has the labels that do not follow from a setting's name, and the help of those in view, in words for who knows
 no flags; the others have the command line's.
 
-`T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(language, text, ...)` is for
-what is told while things happen: it goes by the browser's Accept-Language.
+`T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(text, ...)` is for
+what is told while things happen: it goes by the Accept-Language of the request that is being answered.
 """
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gradio import I18n
+from gradio.context import LocalContext
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
@@ -114,43 +116,52 @@ def T(text: str):
     return I18N(key_of(text))
 
 
-def say(language: str, text: str, **facts) -> str:
-    """The text in this language, with the facts in its braces."""
-    return (LOCALES[language].texts[text] if language in LOCALES else text).format(**facts)
+def language() -> str:
+    """Return that of the browser whose request is being answered; English where none is."""
+    request = LocalContext.request.get(None)
+    return language_of(request.headers.get("accept-language", "")) if request is not None else "en"
 
 
-def say_label(language: str, config_class: type, name: str) -> str:
-    """Return what the page calls a field."""
-    return LOCALES[language].field(config_class, name)[0] if language in LOCALES else label_of(config_class, name)
-
-
-def say_problem(language: str, problem: str) -> str:
-    """A sentence of a ConfigError. Those that the language's file does not know stay as they are."""
-    return (LOCALES[language].problem(problem) if language in LOCALES else None) or problem
-
-
-def in_page_words(language: str, config_class: type, words: str) -> str:
-    """What a program said of its settings, with the names that the page has for them in place of flags."""
-    words = say_problem(language, words.removeprefix("error: "))
-    first, _, rest = words.partition(" ")
-    if first.removesuffix(":") in fields_of(config_class) and rest:
-        words = f"{say_label(language, config_class, first.removesuffix(':'))}: {rest}"
-
-    def label(flag: re.Match) -> str:
-        known = (name for name in (flag[1], flag[1].removeprefix("no_")) if name in fields_of(config_class))
-        return next((f"“{say_label(language, config_class, name)}”" for name in known), flag[0])
-
-    return re.sub(r"(?<!\w)--(\w+)", label, words)
-
-
-def language_of(request) -> str:
-    """The first of our languages that the browser asks for; English where it asks for none of them."""
-    header = request.headers.get("accept-language", "") if request is not None else ""
+@lru_cache(maxsize=64)  # others choose what stands there
+def language_of(accepted: str) -> str:
+    """The first of our languages in an Accept-Language header; English where it has none of them."""
     wanted = []
-    for place, part in enumerate(header.split(",")):
+    for place, part in enumerate(accepted.split(",")):
         tag, _, quality = part.strip().partition(";q=")
         try:
             wanted.append((-float(quality or 1), place, tag[:2].lower()))
         except ValueError:
             continue
     return next((tag for _, _, tag in sorted(wanted) if tag in LANGUAGES), "en")
+
+
+def say(text: str, **facts) -> str:
+    """The text with the facts in its braces."""
+    known = LOCALES.get(language())
+    return (known.texts[text] if known else text).format(**facts)
+
+
+def say_label(config_class: type, name: str) -> str:
+    """Return what the page calls a field."""
+    known = LOCALES.get(language())
+    return known.field(config_class, name)[0] if known else label_of(config_class, name)
+
+
+def say_problem(problem: str) -> str:
+    """A sentence of a ConfigError. Those that the language's file does not know stay as they are."""
+    known = LOCALES.get(language())
+    return (known.problem(problem) if known else None) or problem
+
+
+def in_page_words(config_class: type, words: str) -> str:
+    """What a program said of its settings, with the names that the page has for them in place of flags."""
+    words = say_problem(words.removeprefix("error: "))
+    first, _, rest = words.partition(" ")
+    if first.removesuffix(":") in fields_of(config_class) and rest:
+        words = f"{say_label(config_class, first.removesuffix(':'))}: {rest}"
+
+    def label(flag: re.Match) -> str:
+        known = (name for name in (flag[1], flag[1].removeprefix("no_")) if name in fields_of(config_class))
+        return next((f"“{say_label(config_class, name)}”" for name in known), flag[0])
+
+    return re.sub(r"(?<!\w)--(\w+)", label, words)

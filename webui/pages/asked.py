@@ -12,7 +12,7 @@ from sdxl_lora.errors import ConfigError, DataError, DiskError
 from webui.datasets.folders import roots
 from webui.datasets.masks import MOST_BYTES, NO_MASK, save_mask
 from webui.figures.curves import answer
-from webui.locale.i18n import language_of, say, say_problem
+from webui.locale.i18n import say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.runs.run_history import history_of
@@ -36,7 +36,7 @@ def listen_to_scripts(context: Context) -> None:
 
 
 def image_of(context: Context) -> Callable:
-    def whole_image(request: gr.Request, path: str) -> str:
+    def whole_image(path: str) -> str:
         """Let an image of the projects or of IMAGES_DIR be fetched; return where it is then."""
         below = (root for root in roots(context.places) if Path(path).resolve().is_relative_to(root.resolve()))
         return publish_image(Path(path), next(below, context.places.projects))
@@ -59,19 +59,19 @@ def curves_of(context: Context) -> Callable:
 
 
 def mask_of(context: Context) -> Callable:
-    def keep_mask(request: gr.Request, facts: str, data: str) -> str:
+    def keep_mask(facts: str, data: str) -> str:
         """What was painted over an image becomes its mask: see datasets/masks.py. `data` is a PNG in base 64."""
-        language, row = language_of(request), loaded(facts)
+        row = loaded(facts)
         try:
             folder = context.dataset_of(str(row.get("dataset")))
             if folder is None or not (folder / "metadata.jsonl").exists():
-                raise ConfigError(say(language, "Choose a dataset first."))
+                raise ConfigError(say("Choose a dataset first."))
             if len(data or "") > 2 * MOST_BYTES:
                 raise ConfigError(NO_MASK)
             painted = base64.b64decode(data or "", validate=True)
             return json.dumps({"has": save_mask(folder, str(row.get("file")), str(row.get("seen") or ""), painted)})
         except (ConfigError, DataError, DiskError) as error:
-            return json.dumps({"error": say_problem(language, str(error))})
+            return json.dumps({"error": say_problem(str(error))})
         except ValueError as error:
             return json.dumps({"error": str(error)})
 

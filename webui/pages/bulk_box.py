@@ -8,7 +8,7 @@ import gradio as gr
 from webui.datasets import bulk, history
 from webui.datasets.search import View
 from webui.datasets.tags import Edit, tag_counts
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.pages.captions import loaded
 from webui.runs.dataset_view import Dataset, read_dataset
 from webui.widgets.events import QUIET, show_errors, tell
@@ -50,37 +50,34 @@ class BulkBox:
             inputs: what says which dataset is in view, and what its boxes hold.
             outputs: all that shows the dataset.
             view_of: from the inputs to the folder and the view, with what boxes hold saved.
-            shown: from language, dataset and view to what the outputs show.
+            shown: from dataset and view to what the outputs show.
         """
         state = [self.preview, self.planned, self.apply]
 
-        def look(request: gr.Request, action: str, what: str, by: str, over: str, *seen) -> list:
-            language = language_of(request)
-            folder, view = view_of(request, *seen)
+        def look(action: str, what: str, by: str, over: str, *seen) -> list:
+            folder, view = view_of(*seen)
             edit = Edit(action, what or "", by or "")
             plan = bulk.planned(folder, edit, view.search if over == "search" else None, view.reading)
             asked = {"edit": [action, what or "", by or ""], "over": over, "view": view.facts(), "digest": plan.digest}
-            return [plan_html(language, plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
+            return [plan_html(plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
 
-        def apply(request: gr.Request, planned: str, *seen) -> list:
-            language = language_of(request)
-            folder, view = view_of(request, *seen)
+        def apply(planned: str, *seen) -> list:
+            folder, view = view_of(*seen)
             asked = loaded(planned)
             then = View.of(asked["view"])
             search = then.search if asked["over"] == "search" else None
             changed = bulk.change_all(folder, Edit(*asked["edit"]), search, then.reading, asked["digest"])
-            tell(say(language, "{changed} captions changed.", changed=changed))
-            return ["", "", gr.update(interactive=False), *shown(language, read_dataset(folder), view)]
+            tell(say("{changed} captions changed.", changed=changed))
+            return ["", "", gr.update(interactive=False), *shown(read_dataset(folder), view)]
 
-        def undo(request: gr.Request, *seen) -> list:
-            language = language_of(request)
-            folder, view = view_of(request, *seen)
+        def undo(*seen) -> list:
+            folder, view = view_of(*seen)
             done, left = history.undo(folder)
-            words = say(language, "Undone: {count} images are as they were before.", count=done)
+            words = say("Undone: {count} images are as they were before.", count=done)
             if left:
-                words += " " + say(language, "{count} have been changed since and stay as they are.", count=left)
+                words += " " + say("{count} have been changed since and stay as they are.", count=left)
             tell(words)
-            return ["", "", gr.update(interactive=False), *shown(language, read_dataset(folder), view)]
+            return ["", "", gr.update(interactive=False), *shown(read_dataset(folder), view)]
 
         self.look.click(show_errors(look), [*self.asked, *inputs], state, **QUIET)
         self.apply.click(show_errors(apply), [self.planned, *inputs], [*state, *outputs], **QUIET)
@@ -95,8 +92,8 @@ class BulkBox:
         """Another change: what was shown was not of it."""
         return ["", "", gr.update(interactive=False)]
 
-    def shown(self, language: str, dataset: Dataset, view: View) -> list:
+    def shown(self, dataset: Dataset, view: View) -> list:
         """Return for each of `outputs` what it shows of a dataset."""
         counts = tag_counts((image.text for image in dataset.images), view.reading)
-        tags = tags_html(language, counts, view.reading, dataset.trigger_word)
+        tags = tags_html(counts, view.reading, dataset.trigger_word)
         return [tags, gr.update(interactive=bool(history.kept_changes(dataset.folder)))]

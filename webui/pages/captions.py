@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import language_of, say, say_problem
+from webui.locale.i18n import say, say_problem
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.launch import caption_job, prepare_job
@@ -21,30 +21,30 @@ class Captions:
     def __init__(self, context: Context):
         self.context = context
 
-    def folder(self, language: str, name: str | None) -> Path:
+    def folder(self, name: str | None) -> Path:
         folder = self.context.dataset_of(name)
         if folder is None or not (folder / "metadata.jsonl").exists():
-            raise ConfigError(say(language, "Choose a dataset first."))
+            raise ConfigError(say("Choose a dataset first."))
         return folder
 
-    def save(self, request: gr.Request, key: str, text: str) -> str:
+    def save(self, key: str, text: str) -> str:
         """When a caption loses the focus: what its card then shows, where it is still the same row's."""
-        language, is_saved = language_of(request), True
+        is_saved = True
         try:
             if not self.save_row(key, text):
                 return gr.skip()
         except datasets.ChangedElsewhere as error:
             is_saved = False
-            words = say(language, "Leave its box once more to put yours in its place.")
-            gr.Warning(escape(f"{say_problem(language, str(error))} {words}"), title="SDXL LoRA")
+            words = say("Leave its box once more to put yours in its place.")
+            gr.Warning(escape(f"{say_problem(str(error))} {words}"), title="SDXL LoRA")
         row = loaded(key)
-        folder = self.folder(language, row["dataset"])
+        folder = self.folder(row["dataset"])
         image = next(
             image
             for image in datasets.read_dataset(folder).images
             if (image.file_name, image.place) == (row["file"], row["place"])
         )
-        card = card_html(language, folder, image, saved=is_saved)
+        card = card_html(folder, image, saved=is_saved)
         now = {"of": key, "key": key_of_row(row["dataset"], image), "html": card, "text": image.text}
         return json.dumps({**now, "sent": text if is_saved else None})
 
@@ -67,29 +67,26 @@ class Captions:
         for key, text in zip(held[::2], held[1::2], strict=True):
             self.save_row(key, text)
 
-    def caption(self, request: gr.Request, key: str) -> None:
-        language, row = language_of(request), loaded(key)
+    def caption(self, key: str) -> None:
+        row = loaded(key)
         folder = self.context.dataset_of(row.get("dataset"))
         if folder is not None:
-            self.require_captioner(language, folder)
+            self.require_captioner(folder)
             self.context.jobs.add(caption_job(self.context.jobs, folder, row["file"], row["place"]))
-            tell(say(language, "The captioner will look at it; the new caption appears here."))
+            tell(say("The captioner will look at it; the new caption appears here."))
 
-    def require_captioner(self, language: str, folder: Path) -> None:
+    def require_captioner(self, folder: Path) -> None:
         if not datasets.read_dataset(folder).config().captioner.models:
-            raise ConfigError(
-                say(language, "This dataset was prepared without auto-caption: prepare it with it first.")
-            )
+            raise ConfigError(say("This dataset was prepared without auto-caption: prepare it with it first."))
 
-    def caption_all_anew(self, request: gr.Request, name: str | None) -> None:
+    def caption_all_anew(self, name: str | None) -> None:
         if name == "":  # the person was asked, and said no
             return
-        language = language_of(request)
-        folder = self.folder(language, name)
-        self.require_captioner(language, folder)
+        folder = self.folder(name)
+        self.require_captioner(folder)
         config = datasets.read_dataset(folder).config(recaption=True)
         self.context.jobs.add(prepare_job(self.context.jobs, config))
-        tell(say(language, "All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
+        tell(say("All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
 
 
 def key_of_row(name: str, image: datasets.DatasetImage) -> str:

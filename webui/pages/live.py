@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from webui.locale.i18n import language_of, say
+from webui.locale.i18n import say
 from webui.pages.tab_dataset import DatasetTab
 from webui.pages.tab_prepare import PrepareTab
 from webui.pages.tab_results import ResultsTab
@@ -49,7 +49,7 @@ class Live:
         ]  # fmt: skip
         self.lists = [place for place, output in enumerate(self.outputs) if isinstance(output, LISTS)]
 
-    def look(self, request: gr.Request, seen: str, view: str, run: str, dataset: str, result: str) -> list:
+    def look(self, seen: str, view: str, run: str, dataset: str, result: str) -> list:
         """Return news as JSON, "" where there are none, then for each of the lists what has changed of it.
 
         News are `seen`, which the browser brings along next time, and `news`: what an output now shows by its place,
@@ -59,15 +59,15 @@ class Live:
             seen: fingerprints of what the browser shows, "" where it shows nothing yet.
             view: which images of a dataset it shows.
         """
-        language, jobs = language_of(request), self.context.jobs
+        jobs = self.context.jobs
         jobs.ensure_worker()
         folders = self.context.places.datasets()
         chosen = {"value": newest(folders)} if folders and seen else {}
         updates = [
-            *part(3, lambda: self.now_running(language)),
-            *part(len(self.prepare.live), lambda: self.prepare.look(language)),
-            *part(len(self.runs.outputs), lambda: self.runs.look(language, run)),
-            *part(len(self.results.live), lambda: self.results.look(language, result)),
+            *part(3, self.now_running),
+            *part(len(self.prepare.live), self.prepare.look),
+            *part(len(self.runs.outputs), lambda: self.runs.look(run)),
+            *part(len(self.results.live), lambda: self.results.look(result)),
             chooser(self.runs.choices(), run),
             chooser(self.dataset.choices(), dataset),
             chooser(self.with_files(), result),
@@ -77,7 +77,7 @@ class Live:
         before = marks_of(seen, len(now))
         news = {place: update for place, update in enumerate(updates) if now[place] != before[place]}
         lists = [news.pop(place, gr.skip()) for place in self.lists]
-        of_dataset = part(len(self.dataset.outputs), lambda: self.dataset.refresh(language, dataset, view) or [])
+        of_dataset = part(len(self.dataset.outputs), lambda: self.dataset.refresh(dataset, view) or [])
         news |= {len(updates) + place: update for place, update in enumerate(of_dataset) if update != gr.skip()}
         return [json.dumps({"seen": now, "news": news}) if now != before or news else "", *lists]
 
@@ -86,33 +86,33 @@ class Live:
         runs = find_runs(self.context.places.projects, self.context.jobs)
         return [run_name(run) for run in runs if stages(run)]
 
-    def now_running(self, language: str) -> list:
+    def now_running(self) -> list:
         """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
         jobs = self.context.jobs
         job = jobs.running()
         others = runs_of_others(jobs) if job is None else []
         if job is None and not others:
-            words = escape(say(language, "Nothing runs at the moment."))
-            stop = gr.update(value=say(language, "Stop"), interactive=False)
+            words = escape(say("Nothing runs at the moment."))
+            stop = gr.update(value=say("Stop"), interactive=False)
             return [f'<div class="now idle">{words}</div>', stop, words]
         run = Path(job.target) if job and job.kind == "train" else others[0] if others else None
-        words = show.words_for(language, job) if job else say(language, "Training {name}", name=others[0].name)
+        words = show.words_for(job) if job else say("Training {name}", name=others[0].name)
         state, bar = state_of_job(jobs, job) if job else "", ""
-        spoken = show.spoken(language, words, state, 0, 0)
+        spoken = show.spoken(words, state, 0, 0)
         if run is not None:
             run_state, history = state_of(run, jobs), history_of(run)
             state = run_state.state
             bar = show.bar(words, run_state.step, history.total_steps)
-            spoken = show.spoken(language, words, state, run_state.step, history.total_steps)
+            spoken = show.spoken(words, state, run_state.step, history.total_steps)
         waiting = len(jobs.waiting())
-        more = say(language, "{count} waiting", count=waiting) if waiting else ""
-        more = more if job else say(language, "not started here")
+        more = say("{count} waiting", count=waiting) if waiting else ""
+        more = more if job else say("not started here")
         html = (
-            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(language, state)}'
+            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(state)}'
             f"<small>{escape(more)}</small></div>{bar}</div>"
         )
         is_stopping = job is not None and jobs.is_stopping(job)
-        stop = say(language, "End it now") if is_stopping else say(language, "Stop")
+        stop = say("End it now") if is_stopping else say("Stop")
         return [html, gr.update(value=stop, interactive=job is not None), spoken]
 
 

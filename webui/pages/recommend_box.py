@@ -7,7 +7,7 @@ import gradio as gr
 
 from sdxl_lora.errors import ConfigError
 from webui.figures.recommendation import FOLDER, GRID_NAME, SHARES, Cell, Recommendation, recommendation_of
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.runs.context import Context
 from webui.runs.launch import select_job
 from webui.runs.listing import console_lines, last_error, state_of_job
@@ -41,15 +41,15 @@ class RecommendBox:
             self.told = gr.HTML(elem_id="result-recommended", padding=False)
         self.button.click(show_errors(self.start), [chosen, self.similarity, self.clip], None, **QUIET)
 
-    def start(self, request: gr.Request, name: str | None, similarity: str | None, clip: str | None) -> None:
+    def start(self, name: str | None, similarity: str | None, clip: str | None) -> None:
         """Queue it."""
-        language, run = language_of(request), self.context.run_of(name)
+        run = self.context.run_of(name)
         if run is None or not list(run.glob("checkpoint-*")):
-            raise ConfigError(say(language, "This run has no checkpoints to compare."))
+            raise ConfigError(say("This run has no checkpoints to compare."))
         self.context.jobs.add(select_job(self.context.jobs, run, (similarity or "").strip(), (clip or "").strip()))
-        tell(say(language, "Queued: it starts as soon as nothing else runs."))
+        tell(say("Queued: it starts as soon as nothing else runs."))
 
-    def look(self, language: str, run: Path | None) -> str:
+    def look(self, run: Path | None) -> str:
         """How the newest comparison stands, and what the last one has found."""
         if run is None:
             return ""
@@ -59,14 +59,14 @@ class RecommendBox:
         if job is not None and (state := state_of_job(jobs, job)) != "done":
             newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
             newest = last_error(jobs, job).removeprefix("error: ") if state == "failed" else newest
-            standing = f'<div class="head">{show.pill(language, state)}<small>{escape(newest)}</small></div>'
-        return standing + (found_html(language, found, run) if found else "")
+            standing = f'<div class="head">{show.pill(state)}<small>{escape(newest)}</small></div>'
+        return standing + (found_html(found, run) if found else "")
 
 
-def found_html(language: str, found: Recommendation, run: Path) -> str:
+def found_html(found: Recommendation, run: Path) -> str:
     """The recommendation with its reason, all numbers, and the sheet of images."""
-    titles = [say(language, "step"), say(language, "strength"), say(language, "score"), say(language, "learned")]
-    titles += [say(language, "leak"), say(language, "prompt lost"), say(language, "copies")]
+    titles = [say("step"), say("strength"), say("score"), say("learned")]
+    titles += [say("leak"), say("prompt lost"), say("copies")]
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     rows = ""
     for cell in found.cells:
@@ -76,26 +76,25 @@ def found_html(language: str, found: Recommendation, run: Path) -> str:
         rows += f'<tr{mark}><th scope="row">{cell.step:,}</th>{cells}</tr>'
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
     table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    sheet = image_html(run / FOLDER / GRID_NAME, say(language, "Checkpoints by strengths, the recommended one framed"))
+    sheet = image_html(run / FOLDER / GRID_NAME, say("Checkpoints by strengths, the recommended one framed"))
     return (
-        f'<p class="ending"><strong>{escape(reason(language, found))}</strong></p><ul class="hint">{notes}</ul>'
+        f'<p class="ending"><strong>{escape(reason(found))}</strong></p><ul class="hint">{notes}</ul>'
         f'<div class="wide" tabindex="0">{table}</div><div class="sheet">{sheet}</div>'
     )
 
 
-def reason(language: str, found: Recommendation) -> str:
+def reason(found: Recommendation) -> str:
     """What is recommended, and why; or why nothing is."""
     best, chosen = found.best, found.chosen
     if best is None:
-        return say(language, "Nothing is recommended: it could not be measured what was learned.")
+        return say("Nothing is recommended: it could not be measured what was learned.")
     if chosen is None:
-        return say(language, "Nothing is recommended: even the best loses as much as it learns.")
+        return say("Nothing is recommended: even the best loses as much as it learns.")
     facts = {"step": chosen.step, "strength": f"{chosen.strength:g}", "score": percent(chosen.score)}
-    words = say(language, "Recommended: step {step} at strength {strength}, whose score is {score}.", **facts)
+    words = say("Recommended: step {step} at strength {strength}, whose score is {score}.", **facts)
     if chosen != best:
         facts = {"step": best.step, "strength": f"{best.strength:g}", "score": percent(best.score)}
         words += " " + say(
-            language,
             "Step {step} at strength {strength} has {score}; the recommended one is the mildest within a point of it.",
             **facts,
         )

@@ -12,7 +12,7 @@ from sdxl_lora.errors import ConfigError
 from webui.figures.comparison import differing, newest_samples
 from webui.figures.run_table import RunRow, run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
-from webui.locale.i18n import T, language_of, say, say_label
+from webui.locale.i18n import T, say, say_label
 from webui.runs.context import Context, run_name
 from webui.widgets import html as show
 from webui.widgets.events import QUIET, show_errors, tell
@@ -60,89 +60,84 @@ class RunTable:
         self.delete.click(lambda: gr.update(visible=True), None, [self.sure], **QUIET)
         self.sure.click(show_errors(self.deleted), [self.chosen], [self.chosen, *listed, *about], **QUIET)
 
-    def listed(self, request: gr.Request) -> list:
+    def listed(self) -> list:
         """The table and the names to compare, as they are now."""
         rows = run_rows(self.context)
-        return [table_html(language_of(request), rows), gr.update(choices=[row.name for row in rows])]
+        return [table_html(rows), gr.update(choices=[row.name for row in rows])]
 
     def about(self, name: str | None) -> list:
         run = self.context.run_of(name)
         return [note_of(run) if run else "", run.name if run else "", gr.update(visible=False)]
 
-    def noted(self, request: gr.Request, name: str | None, words: str) -> None:
-        language = language_of(request)
-        keep_note(self.run(language, name), words or "")
-        tell(say(language, "Saved."))
+    def noted(self, name: str | None, words: str) -> None:
+        keep_note(self.run(name), words or "")
+        tell(say("Saved."))
 
-    def renamed(self, request: gr.Request, name: str | None, new: str) -> list:
-        run = self.run(language_of(request), name)
+    def renamed(self, name: str | None, new: str) -> list:
+        run = self.run(name)
         if (new or "").strip() == run.name:
             return [gr.skip()] * 6
         to = rename_run(self.context, run, new or "")
-        return [self.chooser(run_name(to)), *self.listed(request), *self.about(run_name(to))]
+        return [self.chooser(run_name(to)), *self.listed(), *self.about(run_name(to))]
 
-    def deleted(self, request: gr.Request, name: str | None) -> list:
-        language = language_of(request)
-        where = set_aside(self.context, self.run(language, name))
-        tell(say(language, "Moved to {path}: delete it there to free its space.", path=where))
+    def deleted(self, name: str | None) -> list:
+        where = set_aside(self.context, self.run(name))
+        tell(say("Moved to {path}: delete it there to free its space.", path=where))
         rows = run_rows(self.context)
         left = rows[0].name if rows else None
-        return [self.chooser(left), *self.listed(request), *self.about(left)]
+        return [self.chooser(left), *self.listed(), *self.about(left)]
 
     def chooser(self, name: str | None) -> Any:
         return gr.Dropdown([row.name for row in run_rows(self.context)], value=name)
 
-    def run(self, language: str, name: str | None) -> Path:
+    def run(self, name: str | None) -> Path:
         run = self.context.run_of(name)
         if run is None:
-            raise ConfigError(say(language, "Choose a run first."))
+            raise ConfigError(say("Choose a run first."))
         return run
 
-    def compare(self, request: gr.Request, names: list[str] | None) -> str:
+    def compare(self, names: list[str] | None) -> str:
         """Settings that differ, curves in one plot, and pictures side by side."""
-        language = language_of(request)
         runs = [run for name in names or () if (run := self.context.run_of(name)) is not None and run.is_dir()]
-        return comparison_html(language, runs) if len(runs) > 1 else ""
+        return comparison_html(runs) if len(runs) > 1 else ""
 
 
-def table_html(language: str, rows: list[RunRow]) -> str:
+def table_html(rows: list[RunRow]) -> str:
     if not rows:
-        return f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
-    titles = [say(language, "Run"), say(language, "Date"), say(language, "State"), say(language, "step")]
-    titles += [say(language, "Loss"), say(language, "The base model"), say(language, "Note")]
+        return f'<p class="empty">{escape(say("No run yet. Start one under Train."))}</p>'
+    titles = [say("Run"), say("Date"), say("State"), say("step")]
+    titles += [say("Loss"), say("The base model"), say("Note")]
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     lines = ""
     for row in rows:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed)) if row.changed else ""
         cells = [when, None, f"{row.step:,}", "" if row.loss is None else show.short(row.loss), row.base, row.note]
-        shown = "".join(
-            f"<td>{show.pill(language, row.state) if cell is None else escape(cell)}</td>" for cell in cells
-        )
+        shown = "".join(f"<td>{show.pill(row.state) if cell is None else escape(cell)}</td>" for cell in cells)
         lines += f'<tr><th scope="row">{escape(row.name)}</th>{shown}</tr>'
     table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
     return f'<div class="wide" tabindex="0">{table}</div>'
 
 
-def comparison_html(language: str, runs: list[Path]) -> str:
+def comparison_html(runs: list[Path]) -> str:
     names = [run_name(run) for run in runs]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = ""
     for setting, values in differing(runs).items():
-        label = say_label(language, TrainConfig, setting)
+        label = say_label(TrainConfig, setting)
         of_runs = "".join(f"<td>{escape(words(value))}</td>" for value in values)
         rows += f'<tr><th scope="row">{escape(label)}</th>{of_runs}</tr>'
-    same = f'<p class="empty">{escape(say(language, "Their settings are the same."))}</p>'
+    same = f'<p class="empty">{escape(say("Their settings are the same."))}</p>'
     settings = f'<table class="plain"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
     pictures = ""
     for prompt, cells in newest_samples(runs).items():
         shown = ""
         for cell in cells:
-            step = say(language, "step {step}", step=cell[0]) if cell else ""
+            step = say("step {step}", step=cell[0]) if cell else ""
             image = image_html(cell[1] if cell else None, f"{prompt}, {step}")
             shown += f"<td>{image}<small>{escape(step)}</small></td>"
         pictures += f"<tr><th>{escape(prompt)}</th>{shown}</tr>"
     samples = f'<table class="grid"><tr><td></td>{head}</tr>{pictures}</table>' if pictures else ""
-    parts = ((say(language, "Settings that differ"), settings if rows else same), (say(language, "Samples"), samples))
+    parts = ((say("Settings that differ"), settings if rows else same), (say("Samples"), samples))
     told = [f'<h2>{escape(title)}</h2><div class="wide" tabindex="0">{part}</div>' for title, part in parts if part]
     return told[0] + show.plots(names) + "".join(told[1:])
 

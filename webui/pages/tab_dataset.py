@@ -12,7 +12,7 @@ import gradio as gr
 from sdxl_lora.errors import ConfigError, DataError
 from webui.datasets.bulk import take_out
 from webui.datasets.search import Search, View, reading_of
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
 from webui.runs import dataset_view as datasets
@@ -126,26 +126,24 @@ class DatasetTab:
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]
 
-    def seen(
-        self, request: gr.Request, name: str | None, view: str, words: str, which: str, *rest
-    ) -> tuple[Path, View]:
+    def seen(self, name: str | None, view: str, words: str, which: str, *rest) -> tuple[Path, View]:
         """The folder and the view of what a browser has sent, once what its boxes hold is saved."""
         separator, keep, mark, *held = rest
         self.captions.save_all(tuple(held))
         page = View.of(loaded(view)).page
         wanted = View(name, page, Search(words or "", which or "all"), reading_of(separator, keep, mark))
-        return self.captions.folder(language_of(request), name), wanted
+        return self.captions.folder(name), wanted
 
-    def choose(self, request: gr.Request, name: str | None, *entered) -> list:
+    def choose(self, name: str | None, *entered) -> list:
         folder = self.context.dataset_of(name)
         if folder is None or not (folder / "metadata.jsonl").exists():
             self.captions.save_all(entered[6:])
-            return [*self.empty(language_of(request)), 1, gr.skip()]
-        folder, view = self.seen(request, name, *entered)
+            return [*self.empty(), 1, gr.skip()]
+        folder, view = self.seen(name, *entered)
         dataset = datasets.read_dataset(folder)
-        return [*self.shown_at(language_of(request), dataset, replace(view, page=0)), dataset.trigger_word]
+        return [*self.shown_at(dataset, replace(view, page=0)), dataset.trigger_word]
 
-    def refresh(self, language: str, name: str | None, view: str | None) -> list | None:
+    def refresh(self, name: str | None, view: str | None) -> list | None:
         """Return what to show where the files are others than those in view; None where nothing is new."""
         folder, seen = self.context.dataset_of(name), loaded(view)
         if folder is None or not (folder / "metadata.jsonl").exists():
@@ -154,59 +152,58 @@ class DatasetTab:
         if seen.get("name") == name and seen.get("stamp") == now:
             return None
         try:
-            return self.shown(language, datasets.read_dataset(folder), replace(View.of(seen), name=name))
+            return self.shown(datasets.read_dataset(folder), replace(View.of(seen), name=name))
         except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
             about = f'<p class="ending failed">{escape(str(error))}</p>'
             skipped = [gr.skip()] * (len(self.outputs) - 2)
             return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
     def turner(self, by: int) -> Callable:
-        def turn(request: gr.Request, *entered) -> list:
-            folder, view = self.seen(request, *entered)
+        def turn(*entered) -> list:
+            folder, view = self.seen(*entered)
             dataset = datasets.read_dataset(folder)
-            return self.shown_at(language_of(request), dataset, replace(view, page=view.page + by))
+            return self.shown_at(dataset, replace(view, page=view.page + by))
 
         return turn
 
-    def jump(self, request: gr.Request, page: float | None, *entered) -> list:
-        folder, view = self.seen(request, *entered)
+    def jump(self, page: float | None, *entered) -> list:
+        folder, view = self.seen(*entered)
         view = replace(view, page=int(page or 1) - 1)
-        return self.shown_at(language_of(request), datasets.read_dataset(folder), view)
+        return self.shown_at(datasets.read_dataset(folder), view)
 
-    def search(self, request: gr.Request, name: str | None, view: str, *entered) -> list:
+    def search(self, name: str | None, view: str, *entered) -> list:
         """The first page of what fits; nothing where that is in view already."""
         folder, before = self.context.dataset_of(name), View.of(loaded(view))
         if folder is None or not (folder / "metadata.jsonl").exists():
             return [gr.skip()] * (len(self.outputs) + 1)
-        folder, wanted = self.seen(request, name, view, *entered)
+        folder, wanted = self.seen(name, view, *entered)
         if (wanted.search, wanted.reading) == (before.search, before.reading):
             return [gr.skip()] * (len(self.outputs) + 1)
-        return self.shown_at(language_of(request), datasets.read_dataset(folder), replace(wanted, page=0))
+        return self.shown_at(datasets.read_dataset(folder), replace(wanted, page=0))
 
-    def take_out(self, request: gr.Request, key: str, *entered) -> list:
-        language, row = language_of(request), loaded(key)
-        folder, view = self.seen(request, *entered)
+    def take_out(self, key: str, *entered) -> list:
+        row = loaded(key)
+        folder, view = self.seen(*entered)
         if row.get("dataset") != view.name:
             return [gr.skip()] * (len(self.outputs) + 1)
         held = entered[-2 * CARDS :]
         now = dict(zip(held[::2], held[1::2], strict=True)).get(key, row["text"])  # what was typed is saved by now
         take_out(folder, (row["file"], row["place"]), now)
-        tell(say(language, "{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
-        return self.shown_at(language, datasets.read_dataset(folder), view)
+        tell(say("{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
+        return self.shown_at(datasets.read_dataset(folder), view)
 
-    def add_trigger_word(self, request: gr.Request, word: str, *entered) -> list:
-        language = language_of(request)
-        folder, view = self.seen(request, *entered)
+    def add_trigger_word(self, word: str, *entered) -> list:
+        folder, view = self.seen(*entered)
         changed = datasets.add_trigger_word(folder, word)
-        tell(say(language, "{changed} captions changed.", changed=changed))
-        return self.shown(language, datasets.read_dataset(folder), view)
+        tell(say("{changed} captions changed.", changed=changed))
+        return self.shown(datasets.read_dataset(folder), view)
 
-    def shown_at(self, language: str, dataset: datasets.Dataset, view: View) -> list:
+    def shown_at(self, dataset: datasets.Dataset, view: View) -> list:
         """Return `shown`, and the number of the page that it is."""
-        shown = self.shown(language, dataset, view)
+        shown = self.shown(dataset, view)
         return [*shown, loaded(shown[1])["page"] + 1]
 
-    def shown(self, language: str, dataset: datasets.Dataset, view: View) -> list:
+    def shown(self, dataset: datasets.Dataset, view: View) -> list:
         """Return for each of the outputs what it shows of one page of a dataset."""
         found = view.search.images(dataset, view.reading)
         last = max(0, (len(found) - 1) // CARDS)
@@ -215,7 +212,7 @@ class DatasetTab:
         parts: list = []
         for number in range(CARDS):
             if number < len(images):
-                html = card_html(language, dataset.folder, images[number])
+                html = card_html(dataset.folder, images[number])
                 key = key_of_row(view.name or "", images[number])
                 box = gr.update(value=images[number].text, label=images[number].source)
                 parts += [gr.update(visible=True), html, box, key]
@@ -225,12 +222,12 @@ class DatasetTab:
         which = f"{view.name} {page} {rows}"
         facts = replace(view, page=page).facts()
         now = json.dumps({**facts, "stamp": stamp(dataset.folder), "which": which}, ensure_ascii=False)
-        about = about_html(language, dataset, page, last, which, len(found))
+        about = about_html(dataset, page, last, which, len(found))
         turns = [gr.update(visible=last > 0), gr.update(interactive=page > 0), gr.update(interactive=page < last)]
-        return [about, now, *parts, *turns, *self.bulk.shown(language, dataset, view)]
+        return [about, now, *parts, *turns, *self.bulk.shown(dataset, view)]
 
-    def empty(self, language: str) -> list:
-        about = f'<p class="empty">{escape(say(language, "No dataset yet: prepare one first."))}</p>'
+    def empty(self) -> list:
+        about = f'<p class="empty">{escape(say("No dataset yet: prepare one first."))}</p>'
         parts = [part for _ in self.cards for part in (gr.update(visible=False), "", "", "")]
         return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip(), "", gr.update(interactive=False)]
 

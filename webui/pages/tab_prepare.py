@@ -6,7 +6,7 @@ import gradio as gr
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from webui.datasets.folders import image_folders
-from webui.locale.i18n import T, language_of
+from webui.locale.i18n import T
 from webui.pages.upload_box import UploadBox
 from webui.runs.context import Context
 from webui.runs.jobs import Job
@@ -50,20 +50,19 @@ class PrepareTab:
         self.live = [self.card, self.go_on, self.console]
         self.button.click(show_errors(self.start), self.form.inputs, [self.problems, self.card], **QUIET)
 
-    def start(self, request: gr.Request, *entered) -> tuple[str, str]:
-        language = language_of(request)
-        complaint = self.form.complaint(language, *entered)
+    def start(self, *entered) -> tuple[str, str]:
+        complaint = self.form.complaint(*entered)
         if not complaint:
             self.job(*entered)
-        return complaint, job_card(language, self.context.jobs, newest_of(self.context.jobs, *KINDS))
+        return complaint, job_card(self.context.jobs, newest_of(self.context.jobs, *KINDS))
 
-    def look(self, language: str) -> list:
+    def look(self) -> list:
         """Return for each of `live` what it shows of the newest job of preparing or captioning."""
         jobs = self.context.jobs
         job = newest_of(jobs, *KINDS)
         lines = console_lines(jobs, job) if job is not None else []
         is_done = job is not None and job.kind == "prepare" and state_of_job(jobs, job) == "done"
-        return [job_card(language, jobs, job), gr.update(visible=is_done), console(language, lines)]
+        return [job_card(jobs, job), gr.update(visible=is_done), console(lines)]
 
     def job(self, *entered) -> Job:
         """Queues the preparation that the form asks for."""

@@ -7,7 +7,7 @@ import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.pages.recommend_box import RecommendBox
 from webui.pages.tools_box import ToolsBox
 from webui.runs.context import Context
@@ -67,84 +67,80 @@ class ResultsTab:
         self.fetch.click(show_errors(self.offer), [self.chosen, self.stage], self.files, **QUIET)
         self.copy.click(show_errors(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
 
-    def run(self, language: str, name: str | None) -> Path:
+    def run(self, name: str | None) -> Path:
         run = self.context.run_of(name)
         if run is None or not stages(run):
-            raise ConfigError(say(language, "Choose a run that has saved something first."))
+            raise ConfigError(say("Choose a run that has saved something first."))
         return run
 
-    def choose(self, request: gr.Request, name: str | None) -> list:
+    def choose(self, name: str | None) -> list:
         run = self.context.run_of(name)
-        language = language_of(request)
-        choices = stage_choices(language, run)
+        choices = stage_choices(run)
         return [
             gr.CheckboxGroup(choices, value=[NEWEST] if choices else []),
             gr.Dropdown(choices, value=NEWEST if choices else None),
             gr.File(None, visible=False),
-            files_html(language, run) if run is not None else "",
+            files_html(run) if run is not None else "",
             resolution_of(run) if run is not None else gr.skip(),
         ]
 
-    def start(self, request: gr.Request, name: str | None, chosen: list[str], *asked) -> None:
-        language = language_of(request)
-        run = self.run(language, name)
+    def start(self, name: str | None, chosen: list[str], *asked) -> None:
+        run = self.run(name)
         chosen = list(dict.fromkeys(stage_of(run, stage) for stage in chosen or ()))
         self.context.jobs.add(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
-        tell(say(language, "The images appear here as they are drawn."))
+        tell(say("The images appear here as they are drawn."))
 
-    def look(self, language: str, name: str | None) -> list:
+    def look(self, name: str | None) -> list:
         """Return for each of `live` what it shows."""
         run = self.context.run_of(name)
-        choices = stage_choices(language, run)
-        about = files_html(language, run) if run is not None else ""
+        choices = stage_choices(run)
+        about = files_html(run) if run is not None else ""
         lists = [gr.update(choices=choices), gr.update(choices=choices)]
-        told = [self.recommend.look(language, run), self.tools.look(language, run)]
-        return [self.drawn_html(language, run), *lists, about, *told]
+        told = [self.recommend.look(run), self.tools.look(run)]
+        return [self.drawn_html(run), *lists, about, *told]
 
-    def drawn_html(self, language: str, run: Path | None) -> str:
+    def drawn_html(self, run: Path | None) -> str:
         """The newest drawing of a run."""
         if run is None:
-            return f'<p class="empty">{escape(say(language, "No run has saved anything yet."))}</p>'
+            return f'<p class="empty">{escape(say("No run has saved anything yet."))}</p>'
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
         request = read_request(jobs.folder_of(job.id)) if job is not None else None
         if job is None or request is None:
-            return f'<p class="empty">{escape(say(language, "Nothing drawn yet."))}</p>'
-        return drawing_html(language, self.context, job, request)
+            return f'<p class="empty">{escape(say("Nothing drawn yet."))}</p>'
+        return drawing_html(self.context, job, request)
 
-    def offer(self, request: gr.Request, name: str | None, stage: str | None):
+    def offer(self, name: str | None, stage: str | None):
         """The files of one stage, put where Gradio serves them: nothing else of the run is."""
-        language = language_of(request)
-        run = self.run(language, name)
+        run = self.run(name)
         stage = stage_of(run, stage)
         folder = stages(run)[stage]
-        about = say(language, "For ComfyUI, A1111, Forge and InvokeAI; and for diffusers")
-        label = f"{run.name}, {stage_words(language, stage)} · {about}"  # the files of all stages have the same names
+        about = say("For ComfyUI, A1111, Forge and InvokeAI; and for diffusers")
+        label = f"{run.name}, {stage_words(stage)} · {about}"  # the files of all stages have the same names
         return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True, label=label)
 
-    def copy_to_loras(self, request: gr.Request, name: str | None, stage: str | None) -> None:
-        language = language_of(request)
-        run = self.run(language, name)
+    def copy_to_loras(self, name: str | None, stage: str | None) -> None:
+        run = self.run(name)
         to = self.context.places.loras
         if to is None or not to.is_dir():
-            raise ConfigError(say(language, "The LoRA folder {path} is not there: make it first.", path=to))
+            raise ConfigError(say("The LoRA folder {path} is not there: make it first.", path=to))
         copied = copy_lora_to(to, run, stage_of(run, stage))
-        tell(say(language, "Copied to {path}.", path=copied))
+        tell(say("Copied to {path}.", path=copied))
 
 
-def stage_choices(language: str, run: Path | None) -> list[tuple[str, str]]:
+def stage_choices(run: Path | None) -> list[tuple[str, str]]:
     """The stages of a run in words; the newest under a name that stays when there is a newer one."""
     names = list(stages(run)) if run is not None else []
-    choices = [(stage_words(language, stage), stage) for stage in names]
+    choices = [(stage_words(stage), stage) for stage in names]
     if names and names[0] != "final":
-        choices[0] = (say(language, "the newest: {stage}", stage=choices[0][0]), names[0])
+        choices[0] = (say("the newest: {stage}", stage=choices[0][0]), names[0])
     return [(words, NEWEST if place == 0 else stage) for place, (words, stage) in enumerate(choices)]
 
 
-def stage_words(language: str, stage: str) -> str:
+def stage_words(stage: str) -> str:
     if stage == "final":
-        return say(language, "the end")
-    return say(language, "step {step}", step=stage.rpartition("-")[2])
+        return say("the end")
+    return say("step {step}", step=stage.rpartition("-")[2])
 
 
 def resolution_of(run: Path) -> int:
@@ -154,12 +150,12 @@ def resolution_of(run: Path) -> int:
         return 1024
 
 
-def files_html(language: str, run: Path) -> str:
+def files_html(run: Path) -> str:
     """Return where the files lie on the machine that the page runs on."""
     files = lora_files(run)
-    title = f"<h2>{escape(say(language, 'Files'))}</h2>"
+    title = f"<h2>{escape(say('Files'))}</h2>"
     if not files:
-        words = say(language, "It has not finished: its checkpoints hold the LoRA so far.")
+        words = say("It has not finished: its checkpoints hold the LoRA so far.")
         return f'{title}<p class="empty">{escape(words)}</p>'
     lines = "".join(
         f"<li><code>{escape(str(path))}</code> {path.stat().st_size / 2**20:.1f} MiB</li>" for path in files
@@ -167,11 +163,11 @@ def files_html(language: str, run: Path) -> str:
     return f"{title}<ul class='files'>{lines}</ul>"
 
 
-def drawing_html(language: str, context: Context, job: Job, request: dict) -> str:
+def drawing_html(context: Context, job: Job, request: dict) -> str:
     """A row for each prompt and stage: the base, then each weight."""
     folder = context.jobs.folder_of(job.id)
     weights = request["weights"]
-    columns = [say(language, "base"), *(say(language, "weight {weight}", weight=f"{w:g}") for w in weights)]
+    columns = [say("base"), *(say("weight {weight}", weight=f"{w:g}") for w in weights)]
     head = "".join(f"<th>{escape(words)}</th>" for words in columns)
     rows = ""
     for number, prompt in enumerate(request["prompts"]):
@@ -179,12 +175,12 @@ def drawing_html(language: str, context: Context, job: Job, request: dict) -> st
             cells = [image_path(folder, number, "", 0.0), *(image_path(folder, number, stage, w) for w in weights)]
             names = (f"{prompt}, {words}" for words in columns)
             drawn = "".join(f"<td>{image_html(*cell)}</td>" for cell in zip(cells, names, strict=True))
-            label = f"{escape(prompt)}<small>{escape(stage_words(language, stage))}</small>"
+            label = f"{escape(prompt)}<small>{escape(stage_words(stage))}</small>"
             rows += f"<tr><th>{label}</th>{drawn}</tr>"
     state = state_of_job(context.jobs, job)
     failure = f'<p class="ending failed">{escape(last_error(context.jobs, job))}</p>' if state == "failed" else ""
     newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
     return (
-        f'<div class="head">{show.pill(language, state)}<small>{escape("".join(newest))}</small></div>{failure}'
+        f'<div class="head">{show.pill(state)}<small>{escape("".join(newest))}</small></div>{failure}'
         f'<div class="wide" tabindex="0"><table class="grid"><tr><td></td>{head}</tr>{rows}</table></div>'
     )

@@ -10,7 +10,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.requests import FILES
 from webui.figures.comparison import prompts_of
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.pages.run_table import RunTable
 from webui.runs.context import Context, run_name
 from webui.runs.jobs import Job, Jobs
@@ -74,27 +74,27 @@ class RunsTab:
     def choices(self) -> list[str]:
         return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
 
-    def look(self, language: str, name: str | None) -> list:
+    def look(self, name: str | None) -> list:
         """Return for each of the outputs what it shows."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
-        jobs_waiting = [(show.words_for(language, job), job.id) for job in waiting]
+        jobs_waiting = [(show.words_for(job), job.id) for job in waiting]
         queue = [
-            queue_html(language, waiting),
+            queue_html(waiting),
             gr.update(visible=bool(waiting)),
             gr.update(choices=jobs_waiting, value=waiting[0].id if waiting else None),
         ]
         run = self.context.run_of(name)
         hidden = gr.update(visible=False)
         if run is None or name is None:
-            empty = f'<p class="empty">{escape(say(language, "No run yet. Start one under Train."))}</p>'
+            empty = f'<p class="empty">{escape(say("No run yet. Start one under Train."))}</p>'
             return [empty, hidden, hidden, gr.skip(), hidden, hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
-        stop_words = say(language, "End it now") if state.state == "stopping" else say(language, "Stop")
+        stop_words = say("End it now") if state.state == "stopping" else say("Stop")
         saved = [stage for stage in stages(run) if stage != "final"]
         return [
-            show.progress(language, name, state, history),
+            show.progress(name, state, history),
             gr.update(visible=state.state in ("done", "stopped") and bool(stages(run))),
             gr.update(visible=state.is_active or state.state == "waiting"),
             gr.update(value=stop_words),
@@ -102,18 +102,18 @@ class RunsTab:
             gr.update(visible=(run / "config.yaml").exists()),
             gr.update(choices=saved, value=saved[0] if saved else None),
             show.plots([name]),
-            self.samples_html(language, run, history),
-            show.happened(language, history),
-            show.console(language, console_lines(jobs, job) if job else []),
+            self.samples_html(run, history),
+            show.happened(history),
+            show.console(console_lines(jobs, job) if job else []),
             *queue,
         ]
 
-    def samples_html(self, language: str, run: Path, history: History) -> str:
+    def samples_html(self, run: Path, history: History) -> str:
         prompts, seed = prompts_of(run, history)
-        title = f"<h2>{escape(say(language, 'Samples'))}</h2>"
-        return title + show.gallery(language, run / "samples", samples_of(run), prompts, seed)
+        title = f"<h2>{escape(say('Samples'))}</h2>"
+        return title + show.gallery(run / "samples", samples_of(run), prompts, seed)
 
-    def ask_to_stop(self, request: gr.Request, name: str | None) -> None:
+    def ask_to_stop(self, name: str | None) -> None:
         run = self.context.run_of(name)
         job = newest_job(self.context.jobs, run) if run is not None else None
         if job is not None and not job.is_over:
@@ -122,18 +122,18 @@ class RunsTab:
             (run / "stop").touch()  # started from a shell: its folder is all that we share
 
     def asker(self, what: str):
-        def ask(request: gr.Request, name: str | None) -> None:
+        def ask(name: str | None) -> None:
             """Leave the file in the run's folder that asks for it."""
-            run, language = self.context.run_of(name), language_of(request)
+            run = self.context.run_of(name)
             if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
-                raise ConfigError(say(language, "It is not training at the moment."))
+                raise ConfigError(say("It is not training at the moment."))
             (run / FILES[what]).touch()
-            tell(say(language, "Requested: it follows the next step."))
+            tell(say("Requested: it follows the next step."))
 
         return ask
 
-    def continue_run(self, request: gr.Request, name: str | None, checkpoint: str | None, until: str | None) -> None:
-        config, run = self.settings_of(language_of(request), name), self.context.run_of(name)
+    def continue_run(self, name: str | None, checkpoint: str | None, until: str | None) -> None:
+        config, run = self.settings_of(name), self.context.run_of(name)
         if run is None or not can_resume(state_of(run, self.context.jobs)):
             return
         changes: dict = {"output_dir": str(run), "resume_from_checkpoint": checkpoint or "latest"}
@@ -142,7 +142,7 @@ class RunsTab:
             changes |= {"num_train_epochs": epochs, "max_train_steps": None}
         self.context.jobs.add(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 
-    def settings_of(self, language: str, name: str | None) -> TrainConfig:
+    def settings_of(self, name: str | None) -> TrainConfig:
         """Return what a run was started with.
 
         Raises:
@@ -151,7 +151,7 @@ class RunsTab:
         run = self.context.run_of(name)
         path = self.config_path(run) if run is not None else None
         if path is None:
-            raise ConfigError(say(language, "Choose a run first."))
+            raise ConfigError(say("Choose a run first."))
         return read_config(TrainConfig, path)
 
     def config_path(self, run: Path) -> Path | None:
@@ -182,9 +182,9 @@ def processes_of(run: Path) -> int:
     return started[-1].get("processes", 1) if started else 1
 
 
-def queue_html(language: str, waiting: list[Job]) -> str:
+def queue_html(waiting: list[Job]) -> str:
     if not waiting:
         return ""
-    lines = "".join(f"<li>{escape(show.words_for(language, job))}</li>" for job in waiting)
-    title = escape(say(language, "Waiting for their turn"))
+    lines = "".join(f"<li>{escape(show.words_for(job))}</li>" for job in waiting)
+    title = escape(say("Waiting for their turn"))
     return f'<div class="card queue"><div class="head"><strong>{title}</strong></div><ol>{lines}</ol></div>'

@@ -11,7 +11,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.pace import duration
 from webui.figures.plan import Plan, plan_of
-from webui.locale.i18n import T, in_page_words, language_of, say
+from webui.locale.i18n import T, in_page_words, say
 from webui.pages.tab_prepare import PrepareTab
 from webui.runs.context import Context
 from webui.runs.dataset_view import read_dataset
@@ -112,42 +112,41 @@ class TrainTab:
         word = read_dataset(Path(dataset)).trigger_word
         return "\n".join(prompts_of(subject, word)) if word else gr.skip()
 
-    def told_if_complete(self, request: gr.Request, card: str, *asked) -> Iterator[list]:
+    def told_if_complete(self, card: str, *asked) -> Iterator[list]:
         """What it takes; nothing yet for a form in which something is missing."""
-        yield from self.told(request, card, *asked, is_asked=False)
+        yield from self.told(card, *asked, is_asked=False)
 
-    def told(self, request: gr.Request, card: str, processes: float, *entered, is_asked: bool = True) -> Iterator[list]:
+    def told(self, card: str, processes: float, *entered, is_asked: bool = True) -> Iterator[list]:
         """Say in a sentence what the training takes, after some seconds of counting; or what has to be mended first."""
-        language = language_of(request)
-        complaint = self.form.complaint(language, *entered)
+        complaint = self.form.complaint(*entered)
         if complaint:
             yield ["", complaint if is_asked else gr.skip()]
             return
-        counting = escape(say(language, "Counting: this takes some seconds ..."))
+        counting = escape(say("Counting: this takes some seconds ..."))
         yield [f'<p class="hint" role="status">{counting}</p>', ""]
         is_busy = self.context.jobs.running() is not None or bool(runs_of_others(self.context.jobs))
         try:
             plan = plan_of(self.form.config(*entered), int(processes or 1), is_busy)
         except ConfigError as error:
-            words = in_page_words(language, TrainConfig, str(error))
+            words = in_page_words(TrainConfig, str(error))
             yield [f'<p class="problems" role="alert">{escape(words)}</p>', ""]
             return
-        yield [plan_html(language, plan, CARDS.get(card) or next(iter(self.gpus), None)), ""]
+        yield [plan_html(plan, CARDS.get(card) or next(iter(self.gpus), None)), ""]
 
-    def start(self, language: str, processes: float, *entered) -> str:
+    def start(self, processes: float, *entered) -> str:
         """Queues the training; or returns what has to be mended first."""
         prepared = {job.target for job in self.context.jobs.all() if job.kind == "prepare" and not job.is_over}
-        complaint = self.form.complaint(language, *entered, expected=prepared)
+        complaint = self.form.complaint(*entered, expected=prepared)
         if not complaint:
             self.queue(processes, None, *entered)
         return complaint
 
-    def start_both(self, language: str, *entered) -> str:
+    def start_both(self, *entered) -> str:
         """Queues the preparation of the dataset, and the training behind it."""
         prepared, processes, trained = self.split(entered)
         dataset = str(trained[self.dataset_at])
-        complaint = self.prepare.form.complaint(language, *prepared)
-        complaint += self.form.complaint(language, *trained, expected={dataset})
+        complaint = self.prepare.form.complaint(*prepared)
+        complaint += self.form.complaint(*trained, expected={dataset})
         if not complaint:
             self.queue(processes, self.prepare.job(*prepared), *trained)
         return complaint
@@ -172,15 +171,14 @@ def preset_values(subject: str | None, card: str | None) -> list:
     return [entered_value(fields[name], value) for name, value in preset(subject, card).items()]
 
 
-def too_much(language: str, card_gib: float) -> str:
+def too_much(card_gib: float) -> str:
     return say(
-        language,
         "That is more than the card's {memory} GB: choose a smaller card above, which saves memory.",
         memory=f"{card_gib:.0f}",
     )
 
 
-def plan_html(language: str, plan: Plan, card_gib: float | None) -> str:
+def plan_html(plan: Plan, card_gib: float | None) -> str:
     """A plan in a sentence, and what is to be heeded.
 
     Args:
@@ -189,7 +187,6 @@ def plan_html(language: str, plan: Plan, card_gib: float | None) -> str:
     here = len(plan.seconds) == 1
     times = ", ".join(duration(s) if here else f"{duration(s)} ({name})" for name, s in plan.seconds.items())
     words = say(
-        language,
         "{steps} steps of {pictures} images, each of the {count} images {uses} times. At least {time}, and about "
         "{memory} GiB of the graphics card's memory.",
         steps=f"{plan.steps:,}",
@@ -199,11 +196,11 @@ def plan_html(language: str, plan: Plan, card_gib: float | None) -> str:
         time=times,
         memory=f"{plan.gib:.1f}",
     )
-    said = [in_page_words(language, TrainConfig, warning) for warning in plan.warnings]
+    said = [in_page_words(TrainConfig, warning) for warning in plan.warnings]
     if card_gib and plan.gib > card_gib:
-        said.insert(0, too_much(language, card_gib))
+        said.insert(0, too_much(card_gib))
     if not plan.drawings:
-        said.append(say(language, "Nothing is drawn while it trains: there are no sample prompts."))
+        said.append(say("Nothing is drawn while it trains: there are no sample prompts."))
     lines = "".join(f"<li>{escape(line)}</li>" for line in said)
     return f'<div class="card" role="status"><strong>{escape(words)}</strong><ul class="hint">{lines}</ul></div>'
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from sdxl_lora.errors import ConfigError
 from webui.figures.run_table import settings_of
-from webui.locale.i18n import T, language_of, say
+from webui.locale.i18n import T, say
 from webui.runs.context import Context
 from webui.runs.launch import tool_job
 from webui.runs.listing import console_lines, lora_files, stages, state_of_job
@@ -45,13 +45,11 @@ class ToolsBox:
         asked = [chosen, stage, self.tool, self.rank, self.weight]
         self.button.click(show_errors(self.start), asked, None, **QUIET)
 
-    def start(
-        self, request: gr.Request, name: str | None, stage: str | None, tool: str, rank: float, weight: float
-    ) -> None:
+    def start(self, name: str | None, stage: str | None, tool: str, rank: float, weight: float) -> None:
         """Queue it."""
-        language, run = language_of(request), self.context.run_of(name)
+        run = self.context.run_of(name)
         if run is None or not stages(run):
-            raise ConfigError(say(language, "Choose a run that has saved something first."))
+            raise ConfigError(say("Choose a run that has saved something first."))
         loras = lora_files(stages(run)[stage_of(run, stage)])
         if not loras:
             raise ConfigError(f"{stage} of {run.name} holds no LoRA file: choose another")
@@ -59,17 +57,17 @@ class ToolsBox:
         words = tool_words(tool, loras[0], run / FOLDER, base, rank, weight)
         (run / FOLDER).mkdir(exist_ok=True)
         self.context.jobs.add(tool_job(self.context.jobs, run, words))
-        tell(say(language, "Queued: it starts as soon as nothing else runs."))
+        tell(say("Queued: it starts as soon as nothing else runs."))
 
-    def look(self, language: str, run: Path | None) -> str:
+    def look(self, run: Path | None) -> str:
         """How the newest one stands, and what it said."""
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "tool"), None) if run is not None else None
         if job is None:
             return ""
         words = escape(" ".join(Path(word).name for word in job.command[3:]))
-        head = f'<div class="head">{show.pill(language, state_of_job(jobs, job))}<small>{words}</small></div>'
-        return head + show.console(language, console_lines(jobs, job))
+        head = f'<div class="head">{show.pill(state_of_job(jobs, job))}<small>{words}</small></div>'
+        return head + show.console(console_lines(jobs, job))
 
 
 def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | None, weight: float | None) -> list[str]:

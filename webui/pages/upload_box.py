@@ -22,7 +22,7 @@ from webui.datasets.folders import (
     is_same_folder,
     last_left_out,
 )
-from webui.locale.i18n import T, language_of, say, say_problem
+from webui.locale.i18n import T, say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.settings.fields import fields_of, typed_value
@@ -108,34 +108,32 @@ class UploadBox:
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
-    def take(self, request: gr.Request, facts: str, piece: str) -> str:
+    def take(self, facts: str, piece: str) -> str:
         """One request of upload.js: how files stand before they are sent, or a piece of one. What cannot be is told as
         {"error": words}."""
-        language, asked = language_of(request), loaded(facts)
+        asked = loaded(facts)
         try:
             folder = uploads.upload_folder(self.context.places, str(asked.get("project")), str(asked.get("folder")))
             if "begin" in asked:
                 files = [incoming(one) for one in asked["begin"]]
-                return json.dumps({"files": [told(language, one) for one in uploads.begin(folder, files)]})
+                return json.dumps({"files": [told(one) for one in uploads.begin(folder, files)]})
             if "sha256" in asked:
-                return json.dumps(
-                    told(language, uploads.compared(folder, incoming(asked["file"]), str(asked["sha256"])))
-                )
+                return json.dumps(told(uploads.compared(folder, incoming(asked["file"]), str(asked["sha256"]))))
             data = base64.b64decode(piece or "", validate=True)
-            return json.dumps(told(language, uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data)))
+            return json.dumps(told(uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data)))
         except (ConfigError, DiskError) as error:
-            return json.dumps({"error": say_problem(language, str(error))})
+            return json.dumps({"error": say_problem(str(error))})
         except (KeyError, TypeError, ValueError, OSError) as error:
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
-    def brought(self, request: gr.Request, project: str, name: str, count: int, *entered) -> list:
+    def brought(self, project: str, name: str, count: int, *entered) -> list:
         folder = uploads.upload_folder(self.context.places, project, name)
         choices = image_folders(self.context.places)
         values = self.form.values(*entered)
         before = named(values["input_dir"], values["output_dir"])
         leave_out, _ = self.listed(before, project, *{**values, "input_dir": str(folder)}.values())
         values |= {"input_dir": str(folder)} | ({"leave_out": leave_out} if isinstance(leave_out, str) else {})
-        shown = self.show(request, count, project, *values.values())
+        shown = self.show(count, project, *values.values())
         return [gr.Dropdown(choices, value=str(folder)), leave_out, shown]
 
     def listed(self, before: str | None, project: str, *entered) -> list:
@@ -152,26 +150,24 @@ class UploadBox:
     def choices(self) -> dict:
         return gr.update(choices=image_folders(self.context.places))
 
-    def show(self, request: gr.Request, count: int, project: str, *entered) -> str:
+    def show(self, count: int, project: str, *entered) -> str:
         """The images of the folder that the form names, and what becomes of each."""
         values = self.form.values(project, *entered)
         config: Any = None
         with contextlib.suppress(ConfigError):  # the button says what has to be mended; here it cannot be planned
             config = self.form.config(project, *entered)
         out = typed_value(fields_of(PreprocessConfig)["leave_out"], values["leave_out"])
-        return self.described(language_of(request), values["input_dir"], count, config, set(out))
+        return self.described(values["input_dir"], count, config, set(out))
 
-    def described(self, language: str, typed: str | None, *planned) -> str:
+    def described(self, typed: str | None, *planned) -> str:
         """What is in a folder; "" where none is typed or chosen. Args: planned: see `images_html`."""
         folder = Path(pasted_path(typed or ""))
         if not typed or not folder.is_dir():
             return ""
         if not has_few_files(folder):
-            words = say(
-                language, "More than {count} files: they are looked at when you prepare them.", count=MOST_FILES
-            )
+            words = say("More than {count} files: they are looked at when you prepare them.", count=MOST_FILES)
             return f'<p class="hint">{escape(words)}</p>'
-        return images_html(language, find_images(folder), is_below_roots(self.context.places, folder), *planned)
+        return images_html(find_images(folder), is_below_roots(self.context.places, folder), *planned)
 
 
 def named(folder: str | None, dataset: str | None) -> str:
@@ -183,5 +179,5 @@ def incoming(facts: list) -> uploads.Incoming:
     return uploads.Incoming(str(path), int(size), int(changed))
 
 
-def told(language: str, answer: uploads.Answer) -> dict:
-    return {"state": answer.state, "at": answer.at, "why": say_problem(language, answer.why), "name": answer.name}
+def told(answer: uploads.Answer) -> dict:
+    return {"state": answer.state, "at": answer.at, "why": say_problem(answer.why), "name": answer.name}

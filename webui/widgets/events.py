@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.errors import ConfigError, DataError, DiskError
-from webui.locale.i18n import language_of, say, say_problem
+from webui.locale.i18n import say, say_problem
 
 # How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
 # browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
@@ -23,16 +23,15 @@ def tell(words: str) -> None:
 
 
 def show_errors(handler: Callable) -> Callable:
-    """A handler whose first argument is the request, and whose errors that a person can mend become a message."""
+    """A handler whose errors that a person can mend become a message."""
 
     @functools.wraps(handler)
-    def wrapped(request: gr.Request, *arguments):
+    def wrapped(*arguments):
         try:
-            return handler(request, *arguments)
+            return handler(*arguments)
         except (ConfigError, DataError, DiskError) as error:
-            language = language_of(request)
             problems = getattr(error, "problems", (str(error),))
-            words = "<br>".join(escape(say_problem(language, problem)) for problem in problems)
-            raise gr.Error(words, title=say(language, "That did not work"), print_exception=False) from None
+            words = "<br>".join(escape(say_problem(problem)) for problem in problems)
+            raise gr.Error(words, title=say("That did not work"), print_exception=False) from None
 
     return wrapped

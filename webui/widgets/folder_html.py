@@ -18,7 +18,6 @@ MOST_MEASURED = 1000  # images whose headers are read while a person waits
 
 
 def images_html(
-    language: str,
     found: Found,
     with_images: bool,
     count: int = 24,
@@ -41,31 +40,29 @@ def images_html(
             sizes[source.name] = (size, bucket_of(config.sizes, size))
         except ValueError as error:
             reasons[source.name] = error.reason if isinstance(error, ImageError) else str(error)
-    reasons |= {source.name: say(language, "taken out by you") for source in found.sources if source.name in taken_out}
+    reasons |= {source.name: say("taken out by you") for source in found.sources if source.name in taken_out}
     used = [source for source in found.sources if source.name not in reasons]
     facts = [
-        (len(used), say(language, "images")),
-        (sum(source.caption is not None for source in used), say(language, "with a caption")),
-        (len(reasons), say(language, "files not used")),
+        (len(used), say("images")),
+        (sum(source.caption is not None for source in used), say("with a caption")),
+        (len(reasons), say("files not used")),
     ]
     numbers = "".join(f"<div><b>{number}</b>{escape(label)}</div>" for number, label in facts)
     shown = found.sources[:count] if with_images else []
     is_framed = config is not None and config.images.crop == "center"
     images = "".join(
-        figure_html(language, source, sizes.get(source.name), is_framed, reasons.get(source.name), taken_out)
-        for source in shown
+        figure_html(source, sizes.get(source.name), is_framed, reasons.get(source.name), taken_out) for source in shown
     )
     more = len(found.sources) - len(shown)
-    words = escape(say(language, "Show {count} more", count=min(more, 24)))
+    words = escape(say("Show {count} more", count=min(more, 24)))
     button = f'<button type="button" class="tag" data-more>{words}</button>' if shown and more else ""
     return (
-        f'<div class="card"><div class="facts">{numbers}</div>{unused_html(language, reasons)}'
+        f'<div class="card"><div class="facts">{numbers}</div>{unused_html(reasons)}'
         f'<div class="thumbnails cards">{images}</div>{button}</div>'
     )
 
 
 def figure_html(
-    language: str,
     source: Source,
     sizes: tuple[Size, Size] | None,
     is_framed: bool,
@@ -82,7 +79,7 @@ def figure_html(
     image, facts = image_html(source.path, source.name), ""
     if sizes and reason is None:
         (width, height), bucket = sizes
-        cut = say(language, "{percent} cut off", percent=f"{1 - kept_share(*sizes):.0%}")
+        cut = say("{percent} cut off", percent=f"{1 - kept_share(*sizes):.0%}")
         facts = f"<br>{width}x{height} → {bucket[0]}x{bucket[1]}, {escape(cut)}"
         if is_framed:
             scale = max(bucket[0] / width, bucket[1] / height)
@@ -91,8 +88,8 @@ def figure_html(
             left, top, wide, high = box
             image += f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{wide:.2f}%;height:{high:.2f}%"></span>'
     elif reason is not None:
-        facts = f'<br><b class="problems">{escape(in_page_words(language, PreprocessConfig, reason))}</b>'
-    label = say(language, "Use it after all") if is_out else say(language, "Not this one")
+        facts = f'<br><b class="problems">{escape(in_page_words(PreprocessConfig, reason))}</b>'
+    label = say("Use it after all") if is_out else say("Not this one")
     button = (
         f'<button type="button" class="tag" data-leave-out="{escape(source.name)}" '
         f'aria-label="{escape(label)}: {escape(source.name)}">{escape(label)}</button>'
@@ -103,11 +100,11 @@ def figure_html(
     )
 
 
-def unused_html(language: str, unused: dict[str, str]) -> str:
+def unused_html(unused: dict[str, str]) -> str:
     if not unused:
         return ""
     lines = "".join(
-        f"<li><b>{escape(name)}</b> {escape(in_page_words(language, PreprocessConfig, why))}</li>"
+        f"<li><b>{escape(name)}</b> {escape(in_page_words(PreprocessConfig, why))}</li>"
         for name, why in list(unused.items())[:MOST_NAMED]
     )
-    return f"<details><summary>{escape(say(language, 'Not used, and why'))}</summary><ul>{lines}</ul></details>"
+    return f"<details><summary>{escape(say('Not used, and why'))}</summary><ul>{lines}</ul></details>"

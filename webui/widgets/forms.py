@@ -45,7 +45,7 @@ class Form:
         """What the widgets hold, by their names."""
         return dict(zip(self.widgets, entered, strict=True))
 
-    def complaint(self, language: str, project: str, *entered, expected: Collection[str] = ()) -> str:
+    def complaint(self, project: str, *entered, expected: Collection[str] = ()) -> str:
         """Return what has to be mended: a list for the button, and a mark beside each field; "" where all is well.
 
         Args:
@@ -57,9 +57,9 @@ class Form:
             problems = list(error.problems)
         if not problems:
             return ""
-        lines = "".join(f"<li>{self.leading(language, problem)}</li>" for problem in problems)
-        title = escape(say(language, "This has to be mended first:"))
-        marks = self.marks(language, problems)
+        lines = "".join(f"<li>{self.leading(problem)}</li>" for problem in problems)
+        title = escape(say("This has to be mended first:"))
+        marks = self.marks(problems)
         by_field, _ = problems_by_field(self.config_class, problems)
         refused = " ".join(str(self.widgets[name].elem_id) for name in by_field if name in self.widgets)
         return (
@@ -67,14 +67,14 @@ class Form:
             f"<b>{title}</b><ul>{lines}</ul></div>"
         )
 
-    def marks(self, language: str, problems: Sequence[str]) -> str:
+    def marks(self, problems: Sequence[str]) -> str:
         """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators
         do the same, but their marks go with the next event of any kind, and this page has one every second."""
         by_field, _ = problems_by_field(self.config_class, problems)
         rules = []
         for name, said in by_field.items():
             if name in self.widgets:
-                words = css_text(" ".join(self.named(language, problem) for problem in said))
+                words = css_text(" ".join(self.named(problem) for problem in said))
                 field = f".sdxl-lora #{self.widgets[name].elem_id}"
                 rules.append(
                     f"{field}>*{{height:auto}}{field} input,{field} textarea{{border-color:var(--bad)!important}}"
@@ -82,19 +82,19 @@ class Form:
                 rules.append(f'{field}::after{{content:"{words}";display:block;color:var(--bad);padding:.4rem .2rem}}')
         return "".join(rules)
 
-    def leading(self, language: str, problem: str) -> str:
+    def leading(self, problem: str) -> str:
         """The problem as a button that leads to its field, see marks.js; as text where it has none."""
         by_field, _ = problems_by_field(self.config_class, (problem,))
-        words, field = escape(self.named(language, problem)), next((n for n in by_field if n in self.widgets), None)
+        words, field = escape(self.named(problem)), next((n for n in by_field if n in self.widgets), None)
         if field is None:
             return words
         return f'<button type="button" data-field="{escape(str(self.widgets[field].elem_id))}">{words}</button>'
 
-    def named(self, language: str, problem: str) -> str:
+    def named(self, problem: str) -> str:
         """The problem, behind the name that its first field has on the page."""
-        words = in_page_words(language, self.config_class, problem)
+        words = in_page_words(self.config_class, problem)
         by_field, _ = problems_by_field(self.config_class, (problem,))
-        label = say_label(language, self.config_class, next(iter(by_field))) if by_field else ""
+        label = say_label(self.config_class, next(iter(by_field))) if by_field else ""
         return words if words.startswith(label) else f"{label}: {words}"
 
     def shown(self, config: Any) -> list[Any]:

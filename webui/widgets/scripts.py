@@ -17,7 +17,7 @@ def texts_in(source: str) -> list[str]:
 
 def script(path: Path, **constants: object) -> str:
     """A script; `SAY` in it becomes the function that says a text, with the facts in its braces, in the browser's
-    language, and each of the other constants its value."""
+    and each of the other constants its value."""
     source = path.read_text(encoding="utf-8")
     texts = {language: {text: known.texts[text] for text in texts_in(source)} for language, known in LOCALES.items()}
     values = {name: json.dumps(value) for name, value in constants.items()}

@@ -8,7 +8,7 @@ import yaml
 
 from sdxl_lora.config.cli import to_yaml
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import T, language_of, say, say_problem
+from webui.locale.i18n import T, say, say_problem
 from webui.runs.launch import command_line, read_config
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
@@ -55,26 +55,25 @@ class SettingsBox:
             **QUIET,
         )
 
-    def texts_for_processes(self, request: gr.Request, processes: float, complaint: str, *entered) -> tuple:
-        return self.texts(request, complaint, *entered, processes=int(processes or 1))
+    def texts_for_processes(self, processes: float, complaint: str, *entered) -> tuple:
+        return self.texts(complaint, *entered, processes=int(processes or 1))
 
-    def texts(self, request: gr.Request, complaint: str, *entered, processes: int = 1) -> tuple:
+    def texts(self, complaint: str, *entered, processes: int = 1) -> tuple:
         """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
-        language = language_of(request)
-        complained = self.form.complaint(language, *entered) if complaint else gr.skip()
+        complained = self.form.complaint(*entered) if complaint else gr.skip()
         try:
             config = self.form.config(*entered)
         except ConfigError as error:
-            lines = [say(language, "This has to be mended first:"), *(say_problem(language, p) for p in error.problems)]
+            lines = [say("This has to be mended first:"), *(say_problem(p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
             return words, words, complained
         return command_line(config, processes), to_yaml(config), complained
 
-    def load(self, request: gr.Request, file: str) -> list:
+    def load(self, file: str) -> list:
         """Return what the file says; a base that it leaves out stays, as the page may have its own default."""
         config = read_config(self.form.config_class, Path(file))
         values = dict(zip(self.form.widgets, self.form.shown(config), strict=True))
         if BASE in values and BASE not in yaml.safe_load(Path(file).read_text(encoding="utf-8")):
             values[BASE] = gr.skip()
-        tell(say(language_of(request), "Loaded."))
+        tell(say("Loaded."))
         return list(values.values())
