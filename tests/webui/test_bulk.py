@@ -13,7 +13,7 @@ from webui.datasets import bulk, history
 from webui.datasets.search import Search, View, reading_of
 from webui.datasets.tags import Edit, Reading, tag_counts
 from webui.runs import dataset_view as datasets
-from webui.widgets.tags_html import plan_html, tags_html
+from webui.widgets import templates
 
 TEXTS = ["sks, 1girl, smile", "sks, 1girl, solo", "sks, a photo of a <dog>", "sks, Smile, grin"]
 PLAIN, ADD = Reading(), Edit("add", "outdoors")
@@ -188,9 +188,9 @@ def test_a_view_is_read_back_as_it_was_told_and_nonsense_is_the_first_page():
 def test_what_is_shown_of_tags_and_changes_is_text_and_says_what_is_kept(folder):
     dataset = datasets.read_dataset(folder)
     plan = bulk.planned(folder, Edit("replace text", "<dog>", "<i>"), None, PLAIN)
-    html = plan_html(plan)
+    html = templates.datasets.change(plan)
     assert "1 of 4 captions" in html and "<i>" not in html and "<del>&lt;dog&gt;</del><ins>&lt;i&gt;</ins>" in html
-    assert "None of the 4" in plan_html(bulk.planned(folder, Edit("remove", "none"), None, PLAIN))
+    assert "None of the 4" in templates.datasets.change(bulk.planned(folder, Edit("remove", "none"), None, PLAIN))
     reading = Reading(",", 1)
-    html = tags_html(tag_counts(TEXTS, reading), reading, dataset.trigger_word)
+    html = templates.datasets.tags(tag_counts(TEXTS, reading), reading, dataset.trigger_word)
     assert "front of each caption: 1." in html and "trigger word, kept" in html and "<dog>" not in html

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from jinja2.ext import extract_from_ast
 
 from preprocess.captions.caption_text import NO_CAPTION
 from preprocess.captions.token_count import caption_problems
@@ -27,6 +28,7 @@ from webui.settings.fields import fields_of
 from webui.settings.workspace import Workspace
 from webui.widgets import html as show
 from webui.widgets.scripts import script, texts_in
+from webui.widgets.templates import ENVIRONMENT, STATES
 
 PNG, KEPT = png_header(9, 9), "is of another crop and is kept, but not used: paint it anew"
 CONFIGS = (PreprocessConfig, TrainConfig)
@@ -43,8 +45,13 @@ def components(page) -> list[dict]:
 
 
 def used_texts() -> dict[str, str]:
-    """The texts of every `T(...)` and `say(...)` in the page's modules and scripts, with the file."""
+    """The texts of every `T(...)` and `say(...)` in the page's modules, scripts and templates, with the file."""
     found = {text: path.name for path in UI.rglob("*.js") for text in texts_in(path.read_text(encoding="utf-8"))}
+    for name in ENVIRONMENT.list_templates():
+        source = (UI / "widgets" / "templates" / name).read_text(encoding="utf-8")
+        found |= {
+            texts[0]: name for _, _, texts in extract_from_ast(ENVIRONMENT.parse(source), ["say"], babel_style=False)
+        }
     for path in UI.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("T", "say"):
@@ -56,7 +63,7 @@ def used_texts() -> dict[str, str]:
 
 def used() -> set[str]:
     sections = {field.section for config_class in CONFIGS for field in fields_of(config_class).values()}
-    return {*used_texts(), *show.STATES.values(), *show.KINDS.values(), *sections}
+    return {*used_texts(), *STATES.values(), *show.KINDS.values(), *sections}
 
 
 @pytest.mark.parametrize("language", LOCALES)

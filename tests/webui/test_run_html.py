@@ -19,8 +19,7 @@ from webui.runs.listing import RunState, samples_of, without_launchers
 from webui.runs.run_history import History, smoothed
 from webui.server.served import publish_image
 from webui.widgets import html as show
-from webui.widgets.forms import css_text
-from webui.widgets.images import image_html
+from webui.widgets.templates import css_text, parts
 
 
 def test_a_history_reads_on_and_forgets_what_a_resumed_run_did_again(tmp_path):
@@ -166,4 +165,4 @@ def test_no_file_but_an_image_of_the_projects_is_handed_out(tmp_path, monkeypatc
             publish_image(projects / name, projects)
     assert not (tmp_path / "served").exists()
     (projects / "broken.png").write_bytes(b"not an image")
-    assert image_html(projects / "broken.png") == image_html(None) == '<span class="missing"></span>'
+    assert parts.image(projects / "broken.png") == parts.image(None) == '<span class="missing"></span>'

@@ -24,14 +24,15 @@ from webui.figures.comparison import differing, newest_samples
 from webui.figures.recommendation import recommendation_of
 from webui.figures.run_table import run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
-from webui.pages.recommend_box import found_html, reason
-from webui.pages.run_table import comparison_html, table_html
+from webui.pages.recommend_box import reason
+from webui.pages.run_table import comparison_html
 from webui.pages.tools_box import tool_words
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.runs.launch import new_job, read_config, select_job
 from webui.runs.listing import find_runs, lora_files
 from webui.settings.workspace import Workspace
+from webui.widgets import templates
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_the_table_says_when_how_far_how_well_and_on_which_base(context):
         "cat/one", "done", 2, "juggernaut.safetensors", "a <i>good one",
     )  # fmt: skip
     assert row.loss == pytest.approx(0.4) and abs(row.changed - time.time()) < 3600
-    html = table_html([row])
-    assert "a &lt;i&gt;good one" in html and "0.4" in html and "terminé" in french(table_html, [row])
+    html = templates.runs.listed([row])
+    assert "a &lt;i&gt;good one" in html and "0.4" in html and "terminé" in french(templates.runs.listed, [row])
     (run / "config.yaml").write_bytes(b"\xff: [")
     (run / "events.jsonl").write_text('{"event": "step", "loss": "x"}\nrubbish')
     [row] = run_rows(context)
@@ -174,7 +175,7 @@ def test_a_recommendation_is_shown_with_its_reason(context):
     assert len(found.cells) == 2 and found.chosen.step == 100 and found.best.step == 200
     words = reason(found)
     assert "step 100 at strength 0.8" in words and "Step 200 at strength 1 has 50.5 %" in words and "mildest" in words
-    html = found_html(found, run)
+    html = templates.runs.found(found, words, run)
     assert html.count('class="chosen"') == 1 and "leak: &lt;b&gt;" in html and "Recommandé" in french(reason, found)
     selected(run, None, *cells)
     assert "loses as much as it learns" in reason(recommendation_of(run))

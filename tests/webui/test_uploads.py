@@ -22,10 +22,11 @@ from webui.datasets import uploads
 from webui.datasets.folders import image_folders
 from webui.datasets.uploads import PIECE_BYTES, Incoming, begin, clean_name, compared, put
 from webui.locale.i18n import say_problem
-from webui.pages.upload_box import UploadBox, images_html
+from webui.pages.upload_box import UploadBox
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
+from webui.widgets.dataset_html import images_html
 
 
 def sent(folder, name: str, data: bytes, changed: int = 1, most_pieces: int = 10**6):

@@ -1,6 +1,7 @@
 """All runs in a table: when, how far, how well, on which base. Reads the ends of their files alone."""
 
 import dataclasses
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class RunRow:
     loss: float | None
     base: str
     note: str
+
+    @property
+    def date(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed)) if self.changed else ""
 
 
 def run_rows(context: Context) -> list[RunRow]:

@@ -11,8 +11,8 @@ from webui.datasets.tags import Edit, tag_counts
 from webui.locale.i18n import T, say
 from webui.pages.captions import loaded
 from webui.runs.dataset_view import Dataset, read_dataset
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
-from webui.widgets.tags_html import plan_html, tags_html
 
 
 class BulkBox:
@@ -59,7 +59,7 @@ class BulkBox:
             edit = Edit(action, what or "", by or "")
             plan = bulk.planned(folder, edit, view.search if over == "search" else None, view.reading)
             asked = {"edit": [action, what or "", by or ""], "over": over, "view": view.facts(), "digest": plan.digest}
-            return [plan_html(plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
+            return [templates.datasets.change(plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
 
         def apply(planned: str, *seen) -> list:
             folder, view = view_of(*seen)
@@ -95,5 +95,5 @@ class BulkBox:
     def shown(self, dataset: Dataset, view: View) -> list:
         """Return for each of `outputs` what it shows of a dataset."""
         counts = tag_counts((image.text for image in dataset.images), view.reading)
-        tags = tags_html(counts, view.reading, dataset.trigger_word)
+        tags = templates.datasets.tags(counts, view.reading, dataset.trigger_word)
         return [tags, gr.update(interactive=bool(history.kept_changes(dataset.folder)))]

@@ -4,7 +4,6 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -19,6 +18,7 @@ from webui.runs.listing import find_runs, stages, state_of, state_of_job
 from webui.runs.others import runs_of_others
 from webui.runs.run_history import history_of
 from webui.widgets import html as show
+from webui.widgets import templates
 
 LOG = logging.getLogger(__name__)
 LISTS = (gr.Dropdown, gr.CheckboxGroup)  # whose choices Gradio must know of, as it checks by them what is chosen
@@ -92,27 +92,21 @@ class Live:
         job = jobs.running()
         others = runs_of_others(jobs) if job is None else []
         if job is None and not others:
-            words = escape(say("Nothing runs at the moment."))
+            words = say("Nothing runs at the moment.")
             stop = gr.update(value=say("Stop"), interactive=False)
-            return [f'<div class="now idle">{words}</div>', stop, words]
+            return [templates.runs.now(words), stop, words]
         run = Path(job.target) if job and job.kind == "train" else others[0] if others else None
         words = show.words_for(job) if job else say("Training {name}", name=others[0].name)
-        state, bar = state_of_job(jobs, job) if job else "", ""
-        spoken = show.spoken(words, state, 0, 0)
+        state, steps = state_of_job(jobs, job) if job else "", None
         if run is not None:
-            run_state, history = state_of(run, jobs), history_of(run)
-            state = run_state.state
-            bar = show.bar(words, run_state.step, history.total_steps)
-            spoken = show.spoken(words, state, run_state.step, history.total_steps)
+            run_state = state_of(run, jobs)
+            state, steps = run_state.state, (run_state.step, history_of(run).total_steps)
         waiting = len(jobs.waiting())
         more = say("{count} waiting", count=waiting) if waiting else ""
         more = more if job else say("not started here")
-        html = (
-            f'<div class="now"><div class="head"><strong>{escape(words)}</strong>{show.pill(state)}'
-            f"<small>{escape(more)}</small></div>{bar}</div>"
-        )
         is_stopping = job is not None and jobs.is_stopping(job)
         stop = say("End it now") if is_stopping else say("Stop")
+        html, spoken = templates.runs.now(words, state, more, steps), show.spoken(words, state, *(steps or (0, 0)))
         return [html, gr.update(value=stop, interactive=job is not None), spoken]
 
 
@@ -143,7 +137,7 @@ def part(count: int, make: Callable[[], list]) -> list:
         if words not in _told:
             _told.add(words)
             LOG.exception("a part of the page cannot be shown")
-        return [f'<p class="ending failed">{escape(words)}</p>', *[gr.skip()] * (count - 1)]
+        return [templates.parts.failure(words), *[gr.skip()] * (count - 1)]
 
 
 def chooser(names: list[str], chosen: str | None) -> dict:

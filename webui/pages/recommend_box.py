@@ -1,19 +1,17 @@
 """The part of the results that has checkpoints and strengths compared by measurement. See sdxl_lora/select."""
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from sdxl_lora.errors import ConfigError
-from webui.figures.recommendation import FOLDER, GRID_NAME, SHARES, Cell, Recommendation, recommendation_of
+from webui.figures.recommendation import FOLDER, GRID_NAME, Recommendation, recommendation_of
 from webui.locale.i18n import T, say
 from webui.runs.context import Context
 from webui.runs.launch import select_job
 from webui.runs.listing import console_lines, last_error, state_of_job
-from webui.widgets import html as show
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
-from webui.widgets.images import image_html
 
 
 class RecommendBox:
@@ -59,28 +57,8 @@ class RecommendBox:
         if job is not None and (state := state_of_job(jobs, job)) != "done":
             newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
             newest = last_error(jobs, job).removeprefix("error: ") if state == "failed" else newest
-            standing = f'<div class="head">{show.pill(state)}<small>{escape(newest)}</small></div>'
-        return standing + (found_html(found, run) if found else "")
-
-
-def found_html(found: Recommendation, run: Path) -> str:
-    """The recommendation with its reason, all numbers, and the sheet of images."""
-    titles = [say("step"), say("strength"), say("score"), say("learned")]
-    titles += [say("leak"), say("prompt lost"), say("copies")]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    rows = ""
-    for cell in found.cells:
-        numbers = [f"{cell.strength:g}", *(percent(share) for share in (cell.score, *shares_of(cell)))]
-        cells = "".join(f"<td>{escape(words)}</td>" for words in [*numbers, str(cell.copies)])
-        mark = ' class="chosen"' if cell == found.chosen else ""
-        rows += f'<tr{mark}><th scope="row">{cell.step:,}</th>{cells}</tr>'
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
-    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    sheet = image_html(run / FOLDER / GRID_NAME, say("Checkpoints by strengths, the recommended one framed"))
-    return (
-        f'<p class="ending"><strong>{escape(reason(found))}</strong></p><ul class="hint">{notes}</ul>'
-        f'<div class="wide" tabindex="0">{table}</div><div class="sheet">{sheet}</div>'
-    )
+            standing = templates.runs.standing(state, newest)
+        return standing + (templates.runs.found(found, reason(found), run / FOLDER / GRID_NAME) if found else "")
 
 
 def reason(found: Recommendation) -> str:
@@ -90,20 +68,12 @@ def reason(found: Recommendation) -> str:
         return say("Nothing is recommended: it could not be measured what was learned.")
     if chosen is None:
         return say("Nothing is recommended: even the best loses as much as it learns.")
-    facts = {"step": chosen.step, "strength": f"{chosen.strength:g}", "score": percent(chosen.score)}
+    facts = {"step": chosen.step, "strength": f"{chosen.strength:g}", "score": templates.percent(chosen.score)}
     words = say("Recommended: step {step} at strength {strength}, whose score is {score}.", **facts)
     if chosen != best:
-        facts = {"step": best.step, "strength": f"{best.strength:g}", "score": percent(best.score)}
+        facts = {"step": best.step, "strength": f"{best.strength:g}", "score": templates.percent(best.score)}
         words += " " + say(
             "Step {step} at strength {strength} has {score}; the recommended one is the mildest within a point of it.",
             **facts,
         )
     return words
-
-
-def shares_of(cell: Cell) -> list[float | None]:
-    return [getattr(cell, name) for name in SHARES]
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,7 +1,5 @@
 """All runs: a table, several compared, and what is done with one that is over. Part of the tab of runs."""
 
-import time
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +8,12 @@ import gradio as gr
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.figures.comparison import differing, newest_samples
-from webui.figures.run_table import RunRow, run_rows
+from webui.figures.run_table import run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
 from webui.locale.i18n import T, say, say_label
 from webui.runs.context import Context, run_name
-from webui.widgets import html as show
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
-from webui.widgets.images import image_html
 
 MOST_COMPARED = 8  # as many colours as the plots have
 
@@ -63,7 +60,7 @@ class RunTable:
     def listed(self) -> list:
         """The table and the names to compare, as they are now."""
         rows = run_rows(self.context)
-        return [table_html(rows), gr.update(choices=[row.name for row in rows])]
+        return [templates.runs.listed(rows), gr.update(choices=[row.name for row in rows])]
 
     def about(self, name: str | None) -> list:
         run = self.context.run_of(name)
@@ -97,49 +94,14 @@ class RunTable:
         return run
 
     def compare(self, names: list[str] | None) -> str:
-        """Settings that differ, curves in one plot, and pictures side by side."""
         runs = [run for name in names or () if (run := self.context.run_of(name)) is not None and run.is_dir()]
         return comparison_html(runs) if len(runs) > 1 else ""
 
 
-def table_html(rows: list[RunRow]) -> str:
-    if not rows:
-        return f'<p class="empty">{escape(say("No run yet. Start one under Train."))}</p>'
-    titles = [say("Run"), say("Date"), say("State"), say("step")]
-    titles += [say("Loss"), say("The base model"), say("Note")]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    lines = ""
-    for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed)) if row.changed else ""
-        cells = [when, None, f"{row.step:,}", "" if row.loss is None else show.short(row.loss), row.base, row.note]
-        shown = "".join(f"<td>{show.pill(row.state) if cell is None else escape(cell)}</td>" for cell in cells)
-        lines += f'<tr><th scope="row">{escape(row.name)}</th>{shown}</tr>'
-    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-    return f'<div class="wide" tabindex="0">{table}</div>'
-
-
 def comparison_html(runs: list[Path]) -> str:
-    names = [run_name(run) for run in runs]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    rows = ""
-    for setting, values in differing(runs).items():
-        label = say_label(TrainConfig, setting)
-        of_runs = "".join(f"<td>{escape(words(value))}</td>" for value in values)
-        rows += f'<tr><th scope="row">{escape(label)}</th>{of_runs}</tr>'
-    same = f'<p class="empty">{escape(say("Their settings are the same."))}</p>'
-    settings = f'<table class="plain"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    pictures = ""
-    for prompt, cells in newest_samples(runs).items():
-        shown = ""
-        for cell in cells:
-            step = say("step {step}", step=cell[0]) if cell else ""
-            image = image_html(cell[1] if cell else None, f"{prompt}, {step}")
-            shown += f"<td>{image}<small>{escape(step)}</small></td>"
-        pictures += f"<tr><th>{escape(prompt)}</th>{shown}</tr>"
-    samples = f'<table class="grid"><tr><td></td>{head}</tr>{pictures}</table>' if pictures else ""
-    parts = ((say("Settings that differ"), settings if rows else same), (say("Samples"), samples))
-    told = [f'<h2>{escape(title)}</h2><div class="wide" tabindex="0">{part}</div>' for title, part in parts if part]
-    return told[0] + show.plots(names) + "".join(told[1:])
+    """Settings that differ, curves in one plot, and images side by side."""
+    settings = {say_label(TrainConfig, name): list(map(words, values)) for name, values in differing(runs).items()}
+    return templates.runs.comparison([run_name(run) for run in runs], settings, newest_samples(runs))
 
 
 def words(value: Any) -> str:

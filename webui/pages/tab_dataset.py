@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -17,7 +16,8 @@ from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context, dataset_name
-from webui.widgets.dataset_html import about_html, card_html
+from webui.widgets import templates
+from webui.widgets.dataset_html import card_html
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
 from webui.widgets.scripts import script
@@ -154,7 +154,7 @@ class DatasetTab:
         try:
             return self.shown(datasets.read_dataset(folder), replace(View.of(seen), name=name))
         except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
-            about = f'<p class="ending failed">{escape(str(error))}</p>'
+            about = templates.parts.failure(str(error))
             skipped = [gr.skip()] * (len(self.outputs) - 2)
             return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
@@ -222,12 +222,12 @@ class DatasetTab:
         which = f"{view.name} {page} {rows}"
         facts = replace(view, page=page).facts()
         now = json.dumps({**facts, "stamp": stamp(dataset.folder), "which": which}, ensure_ascii=False)
-        about = about_html(dataset, page, last, which, len(found))
+        about = templates.datasets.about(dataset, page, last, which, len(found))
         turns = [gr.update(visible=last > 0), gr.update(interactive=page > 0), gr.update(interactive=page < last)]
         return [about, now, *parts, *turns, *self.bulk.shown(dataset, view)]
 
     def empty(self) -> list:
-        about = f'<p class="empty">{escape(say("No dataset yet: prepare one first."))}</p>'
+        about = templates.parts.empty(say("No dataset yet: prepare one first."))
         parts = [part for _ in self.cards for part in (gr.update(visible=False), "", "", "")]
         return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip(), "", gr.update(interactive=False)]
 

@@ -1,6 +1,5 @@
 """The tab for after training: draw with the LoRA beside the base, fetch its files, put it where a client looks."""
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -17,9 +16,8 @@ from webui.runs.launch import draw_job, read_config
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.server.served import publish
-from webui.widgets import html as show
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
-from webui.widgets.images import image_html
 
 
 class ResultsTab:
@@ -80,7 +78,7 @@ class ResultsTab:
             gr.CheckboxGroup(choices, value=[NEWEST] if choices else []),
             gr.Dropdown(choices, value=NEWEST if choices else None),
             gr.File(None, visible=False),
-            files_html(run) if run is not None else "",
+            templates.runs.files(lora_files(run)) if run is not None else "",
             resolution_of(run) if run is not None else gr.skip(),
         ]
 
@@ -94,7 +92,7 @@ class ResultsTab:
         """Return for each of `live` what it shows."""
         run = self.context.run_of(name)
         choices = stage_choices(run)
-        about = files_html(run) if run is not None else ""
+        about = templates.runs.files(lora_files(run)) if run is not None else ""
         lists = [gr.update(choices=choices), gr.update(choices=choices)]
         told = [self.recommend.look(run), self.tools.look(run)]
         return [self.drawn_html(run), *lists, about, *told]
@@ -102,12 +100,12 @@ class ResultsTab:
     def drawn_html(self, run: Path | None) -> str:
         """The newest drawing of a run."""
         if run is None:
-            return f'<p class="empty">{escape(say("No run has saved anything yet."))}</p>'
+            return templates.parts.empty(say("No run has saved anything yet."))
         jobs = self.context.jobs
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
         request = read_request(jobs.folder_of(job.id)) if job is not None else None
         if job is None or request is None:
-            return f'<p class="empty">{escape(say("Nothing drawn yet."))}</p>'
+            return templates.parts.empty(say("Nothing drawn yet."))
         return drawing_html(self.context, job, request)
 
     def offer(self, name: str | None, stage: str | None):
@@ -150,37 +148,21 @@ def resolution_of(run: Path) -> int:
         return 1024
 
 
-def files_html(run: Path) -> str:
-    """Return where the files lie on the machine that the page runs on."""
-    files = lora_files(run)
-    title = f"<h2>{escape(say('Files'))}</h2>"
-    if not files:
-        words = say("It has not finished: its checkpoints hold the LoRA so far.")
-        return f'{title}<p class="empty">{escape(words)}</p>'
-    lines = "".join(
-        f"<li><code>{escape(str(path))}</code> {path.stat().st_size / 2**20:.1f} MiB</li>" for path in files
-    )
-    return f"{title}<ul class='files'>{lines}</ul>"
-
-
 def drawing_html(context: Context, job: Job, request: dict) -> str:
     """A row for each prompt and stage: the base, then each weight."""
     folder = context.jobs.folder_of(job.id)
     weights = request["weights"]
     columns = [say("base"), *(say("weight {weight}", weight=f"{w:g}") for w in weights)]
-    head = "".join(f"<th>{escape(words)}</th>" for words in columns)
-    rows = ""
-    for number, prompt in enumerate(request["prompts"]):
-        for stage in request["stages"]:
-            cells = [image_path(folder, number, "", 0.0), *(image_path(folder, number, stage, w) for w in weights)]
-            names = (f"{prompt}, {words}" for words in columns)
-            drawn = "".join(f"<td>{image_html(*cell)}</td>" for cell in zip(cells, names, strict=True))
-            label = f"{escape(prompt)}<small>{escape(stage_words(stage))}</small>"
-            rows += f"<tr><th>{label}</th>{drawn}</tr>"
+    rows = [
+        (
+            prompt,
+            stage_words(stage),
+            [image_path(folder, number, "", 0.0), *(image_path(folder, number, stage, w) for w in weights)],
+        )
+        for number, prompt in enumerate(request["prompts"])
+        for stage in request["stages"]
+    ]
     state = state_of_job(context.jobs, job)
-    failure = f'<p class="ending failed">{escape(last_error(context.jobs, job))}</p>' if state == "failed" else ""
     newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
-    return (
-        f'<div class="head">{show.pill(state)}<small>{escape("".join(newest))}</small></div>{failure}'
-        f'<div class="wide" tabindex="0"><table class="grid"><tr><td></td>{head}</tr>{rows}</table></div>'
-    )
+    failure = last_error(context.jobs, job) if state == "failed" else ""
+    return templates.runs.standing(state, "".join(newest)) + templates.runs.drawing(columns, rows, failure)

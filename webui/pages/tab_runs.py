@@ -1,6 +1,5 @@
 """The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -16,9 +15,10 @@ from webui.runs.context import Context, run_name
 from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import read_config, train_job
 from webui.runs.listing import RunState, console_lines, find_runs, samples_of, stages, state_of
-from webui.runs.run_history import History, history_of
+from webui.runs.run_history import history_of
 from webui.settings.fields import fields_of, number
 from webui.widgets import html as show
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
 
@@ -80,14 +80,14 @@ class RunsTab:
         waiting = jobs.waiting()
         jobs_waiting = [(show.words_for(job), job.id) for job in waiting]
         queue = [
-            queue_html(waiting),
+            templates.runs.queue(jobs_waiting),
             gr.update(visible=bool(waiting)),
             gr.update(choices=jobs_waiting, value=waiting[0].id if waiting else None),
         ]
         run = self.context.run_of(name)
         hidden = gr.update(visible=False)
         if run is None or name is None:
-            empty = f'<p class="empty">{escape(say("No run yet. Start one under Train."))}</p>'
+            empty = templates.parts.empty(say("No run yet. Start one under Train."))
             return [empty, hidden, hidden, gr.skip(), hidden, hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = newest_job(jobs, run)
@@ -101,17 +101,12 @@ class RunsTab:
             gr.update(visible=can_resume(state) and self.config_path(run) is not None),
             gr.update(visible=(run / "config.yaml").exists()),
             gr.update(choices=saved, value=saved[0] if saved else None),
-            show.plots([name]),
-            self.samples_html(run, history),
+            templates.runs.plots([name]),
+            show.gallery(run / "samples", samples_of(run), *prompts_of(run, history)),
             show.happened(history),
             show.console(console_lines(jobs, job) if job else []),
             *queue,
         ]
-
-    def samples_html(self, run: Path, history: History) -> str:
-        prompts, seed = prompts_of(run, history)
-        title = f"<h2>{escape(say('Samples'))}</h2>"
-        return title + show.gallery(run / "samples", samples_of(run), prompts, seed)
 
     def ask_to_stop(self, name: str | None) -> None:
         run = self.context.run_of(name)
@@ -180,11 +175,3 @@ def processes_of(run: Path) -> int:
     """Return the number of processes that it last ran in."""
     started = [event for event in history_of(run).messages if event["event"] == "started"]
     return started[-1].get("processes", 1) if started else 1
-
-
-def queue_html(waiting: list[Job]) -> str:
-    if not waiting:
-        return ""
-    lines = "".join(f"<li>{escape(show.words_for(job))}</li>" for job in waiting)
-    title = escape(say("Waiting for their turn"))
-    return f'<div class="card queue"><div class="head"><strong>{title}</strong></div><ol>{lines}</ol></div>'

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -20,6 +19,7 @@ from webui.runs.launch import gpu_gib, train_job
 from webui.runs.others import runs_of_others
 from webui.settings.fields import entered_value, fields_of
 from webui.settings.presets import CARDS, card_for, preset, prompts_of
+from webui.widgets import templates
 from webui.widgets.events import QUIET
 from webui.widgets.finder import begin_script
 from webui.widgets.forms import Form, train_config
@@ -122,14 +122,12 @@ class TrainTab:
         if complaint:
             yield ["", complaint if is_asked else gr.skip()]
             return
-        counting = escape(say("Counting: this takes some seconds ..."))
-        yield [f'<p class="hint" role="status">{counting}</p>', ""]
+        yield [templates.parts.hint(say("Counting: this takes some seconds ...")), ""]
         is_busy = self.context.jobs.running() is not None or bool(runs_of_others(self.context.jobs))
         try:
             plan = plan_of(self.form.config(*entered), int(processes or 1), is_busy)
         except ConfigError as error:
-            words = in_page_words(TrainConfig, str(error))
-            yield [f'<p class="problems" role="alert">{escape(words)}</p>', ""]
+            yield [templates.parts.problem(in_page_words(TrainConfig, str(error))), ""]
             return
         yield [plan_html(plan, CARDS.get(card) or next(iter(self.gpus), None)), ""]
 
@@ -171,13 +169,6 @@ def preset_values(subject: str | None, card: str | None) -> list:
     return [entered_value(fields[name], value) for name, value in preset(subject, card).items()]
 
 
-def too_much(card_gib: float) -> str:
-    return say(
-        "That is more than the card's {memory} GB: choose a smaller card above, which saves memory.",
-        memory=f"{card_gib:.0f}",
-    )
-
-
 def plan_html(plan: Plan, card_gib: float | None) -> str:
     """A plan in a sentence, and what is to be heeded.
 
@@ -186,23 +177,7 @@ def plan_html(plan: Plan, card_gib: float | None) -> str:
     """
     here = len(plan.seconds) == 1
     times = ", ".join(duration(s) if here else f"{duration(s)} ({name})" for name, s in plan.seconds.items())
-    words = say(
-        "{steps} steps of {pictures} images, each of the {count} images {uses} times. At least {time}, and about "
-        "{memory} GiB of the graphics card's memory.",
-        steps=f"{plan.steps:,}",
-        pictures=plan.images_per_step,
-        count=plan.images,
-        uses=f"{plan.uses:,.0f}" if plan.uses >= 10 else f"{plan.uses:.1f}",
-        time=times,
-        memory=f"{plan.gib:.1f}",
-    )
-    said = [in_page_words(TrainConfig, warning) for warning in plan.warnings]
-    if card_gib and plan.gib > card_gib:
-        said.insert(0, too_much(card_gib))
-    if not plan.drawings:
-        said.append(say("Nothing is drawn while it trains: there are no sample prompts."))
-    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
-    return f'<div class="card" role="status"><strong>{escape(words)}</strong><ul class="hint">{lines}</ul></div>'
+    return templates.runs.plan(plan, times, card_gib if card_gib and plan.gib > card_gib else None)
 
 
 def free_name(context: Context, project: str | None) -> str:

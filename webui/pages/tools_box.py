@@ -1,6 +1,5 @@
 """The part of the results that has tools work on a run's LoRA file. See sdxl_lora/tools."""
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +12,7 @@ from webui.runs.launch import tool_job
 from webui.runs.listing import console_lines, lora_files, stages, state_of_job
 from webui.runs.loras import stage_of
 from webui.widgets import html as show
+from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
 FOLDER = "tools"  # in the run's: what is written
@@ -65,9 +65,8 @@ class ToolsBox:
         job = next((job for job in reversed(jobs.of(run)) if job.kind == "tool"), None) if run is not None else None
         if job is None:
             return ""
-        words = escape(" ".join(Path(word).name for word in job.command[3:]))
-        head = f'<div class="head">{show.pill(state_of_job(jobs, job))}<small>{words}</small></div>'
-        return head + show.console(console_lines(jobs, job))
+        words = " ".join(Path(word).name for word in job.command[3:])
+        return templates.runs.standing(state_of_job(jobs, job), words) + show.console(console_lines(jobs, job))
 
 
 def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | None, weight: float | None) -> list[str]:

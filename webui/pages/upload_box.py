@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from webui.locale.i18n import T, say, say_problem
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.settings.fields import fields_of, typed_value
+from webui.widgets import templates
+from webui.widgets.dataset_html import images_html
 from webui.widgets.events import QUIET, show_errors
-from webui.widgets.folder_html import images_html
 from webui.widgets.forms import Form
 from webui.widgets.scripts import script
 
@@ -166,7 +166,7 @@ class UploadBox:
             return ""
         if not has_few_files(folder):
             words = say("More than {count} files: they are looked at when you prepare them.", count=MOST_FILES)
-            return f'<p class="hint">{escape(words)}</p>'
+            return templates.parts.hint(words)
         return images_html(find_images(folder), is_below_roots(self.context.places, folder), *planned)
 
 

@@ -6,7 +6,7 @@ Knows no widgets. What may stand in a field is judged by the config itself, as o
 import dataclasses
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -176,14 +176,6 @@ def stand_ins(config_class: type) -> dict[str, str]:
     }
 
 
-def problems_by_field(config_class: type, problems: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Each problem at the fields that it names first or as a pair; and those that name none."""
-    by_field: dict[str, list[str]] = {}
-    others = []
-    for problem in problems:
-        names = [word for word in re.findall(r"\w+", problem) if word in fields_of(config_class)]
-        for name in dict.fromkeys(names):
-            by_field.setdefault(name, []).append(problem)
-        if not names:
-            others.append(problem)
-    return by_field, others
+def named_fields(config_class: type, problem: str) -> list[str]:
+    """The fields that a problem names."""
+    return list(dict.fromkeys(word for word in re.findall(r"\w+", problem) if word in fields_of(config_class)))

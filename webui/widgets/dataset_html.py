@@ -1,91 +1,80 @@
-"""A prepared dataset as HTML: what there is of it, and a card for each row."""
+"""Images as HTML: of a prepared dataset, and of a folder before it is prepared."""
 
-from html import escape
+from collections.abc import Collection
 from pathlib import Path
 
+from preprocess.dry_run import size_of
+from preprocess.images.crop import bucket_of
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.config.train import TrainConfig
-from webui.locale.i18n import in_page_words, say, say_label
+from sdxl_lora.data.buckets import Size, kept_share
+from sdxl_lora.folders.found import Found, Source
+from sdxl_lora.images.decode import ImageError
+from webui.locale.i18n import say
 from webui.runs import dataset_view as datasets
 from webui.runs.context import dataset_name
 from webui.server.served import IMAGES
-from webui.widgets.images import image_html
+from webui.widgets import templates
 
-
-def about_html(dataset: datasets.Dataset, page: int, last: int, which: str = "", found: int | None = None) -> str:
-    """Counts, and what was left out with its reason.
-
-    Args:
-        found: so many images fit what is searched for.
-    """
-    troubled = sum(bool(image.problems) for image in dataset.images)
-    facts = [
-        (len(dataset.images), say("images")),
-        (troubled, say("to look at")),
-        (len(dataset.left_out), say("left out")),
-        (dataset.trigger_word or "—", say("trigger word")),
-    ]
-    if found is not None and found != len(dataset.images):
-        facts.append((found, say("in the search")))
-    if last:
-        facts.append((f"{page + 1} / {last + 1}", say("page")))
-    numbers = "".join(f"<div><b>{escape(str(value))}</b>{escape(label)}</div>" for value, label in facts)
-    left_out = "".join(
-        f"<li><b>{escape(source)}</b> {escape(in_page_words(PreprocessConfig, reason))}</li>"
-        for source, reason in dataset.left_out
-    )
-    details = (
-        f"<details><summary>{escape(say('Left out, and why'))}</summary><ul>{left_out}</ul></details>"
-        if left_out
-        else ""
-    )
-    return f'<div class="card" data-which="{escape(which)}"><div class="facts">{numbers}</div>{details}</div>'
+MOST_MEASURED = 1000  # images whose headers are read while a person waits
 
 
 def card_html(folder: Path, shown: datasets.DatasetImage, saved: bool = False) -> str:
-    """The whole picture with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
-    facts = shown.facts
-    thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg")
-    own = datasets.own_file(folder, shown.file_name)
-    if facts and thumbnail:
-        left, top, width, height = crop_in_percent(facts)
-        frame = f'<span style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></span>'
-        image = f'<div class="frame">{image_html(thumbnail, shown.source, own)}{frame}</div>'
-    else:
-        image = f'<div class="frame">{image_html(own, shown.source)}</div>'
-    told = (in_page_words(PreprocessConfig, problem) for problem in shown.problems)
-    problems = "".join(f"<li>{escape(words)}</li>" for words in told)
-    sizes = ""
-    if facts:
-        (height, width), bucket = facts["original_size"], facts["bucket"]
-        cut = say("{percent} cut off", percent=f"{facts['cut_off']:.0%}")
-        sizes = f"{width}x{height} → {bucket[0]}x{bucket[1]}, {cut} · "
-    tokens = say("{tokens} tokens", tokens=f"≥ {shown.tokens}" if shown.at_least else shown.tokens)
-    paint = ""
+    """The whole image with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
+    facts, own = shown.facts, datasets.own_file(folder, shown.file_name)
+    thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg") if facts else None
+    painted = None
     if own is not None and own.suffix.lower() in IMAGES:  # a browser shows no other, and nothing can be painted over it
         mask = datasets.own_file(folder, shown.mask) if shown.mask else None
-        of_row = {"dataset": dataset_name(folder), "file": shown.file_name, "seen": shown.mask, "words": shown.source}
-        paint = paint_html(own, mask, **of_row)
-    mark = f' <b class="saved">{escape(say("saved"))}</b>' if saved else ""
-    return (
-        f'{image}<div class="about" data-text="{escape(shown.text)}"><strong>{escape(shown.source)}</strong>{mark}<br>'
-        f"{escape(sizes + tokens)}</div>{paint}"
-        f"{f'<ul class=problems>{problems}</ul>' if problems else ''}"
-    )
+        painted = {"dataset": dataset_name(folder), "mask": mask}
+    crop = crop_in_percent(facts) if facts else None
+    return templates.datasets.card(shown, own, thumbnail, crop, painted, saved)
 
 
-def paint_html(image: Path, mask: Path | None, **facts: str) -> str:
-    """A button that opens paint.js, and whether there is a mask.
+def images_html(
+    found: Found,
+    with_images: bool,
+    count: int = 24,
+    config: PreprocessConfig | None = None,
+    taken_out: Collection[str] = (),
+) -> str:
+    """Counts, what is not used and why, and the first `count` images, each with what will be cut off.
 
     Args:
-        image, mask: files.
-        facts: of the row, for paint.js: `dataset` and `words` for the image; `file` and `seen`, names of both files.
+        config: what they are to be prepared with, where that is known.
+        taken_out: names of images that the person does not want.
     """
-    label = say("Change the mask") if mask else say("Paint a mask")
-    counts = say_label(TrainConfig, "masked_loss")
-    data = {"path": str(image), "mask": str(mask or ""), "label": counts, **facts}
-    attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items())
-    name, note = escape(f"{label}: {facts['words']}"), say("part of it is not learned") if mask else ""
-    button = f'<button type="button" class="tag paint" aria-label="{name}" {attributes}>{escape(label)}</button>'
-    return f'<div class="tags about">{button}{escape(note)}</div>'
+    sizes: dict[str, tuple[Size, Size]] = {}
+    reasons = {**found.left_out, **found.other_files}
+    for source in found.sources[:MOST_MEASURED]:
+        if config is None:
+            break
+        try:
+            size = size_of(source, config.images.max_megapixels)
+            sizes[source.name] = (size, bucket_of(config.sizes, size))
+        except ValueError as error:
+            reasons[source.name] = error.reason if isinstance(error, ImageError) else str(error)
+    reasons |= {source.name: say("taken out by you") for source in found.sources if source.name in taken_out}
+    used = [source for source in found.sources if source.name not in reasons]
+    captioned = sum(source.caption is not None for source in used)
+
+    def planned(source: Source) -> dict:
+        own = sizes.get(source.name) if source.name not in reasons else None
+        is_framed = own is not None and config is not None and config.images.crop == "center"
+        return {
+            "name": source.name,
+            "path": source.path,
+            "is_out": source.name in taken_out,
+            "plan": (*own, 1 - kept_share(*own)) if own else None,
+            "crop": center_in_percent(*own) if own and is_framed else None,
+        }
+
+    shown = [planned(source) for source in found.sources[:count]] if with_images else []
+    return templates.datasets.folder(shown, len(used), captioned, reasons, len(found.sources) - len(shown))
+
+
+def center_in_percent(size: Size, bucket: Size) -> tuple[float, float, float, float]:
+    """left, top, width, height of a crop from the middle in percent of the whole image."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    top_left = [(max(bucket[at], round(size[at] * scale)) - bucket[at]) // 2 for at in (1, 0)]
+    return crop_in_percent({"original_size": size[::-1], "bucket": bucket, "crop_top_left": top_left})

@@ -2,8 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Sequence
-from html import escape
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.locale.i18n import in_page_words, say, say_label
+from webui.locale.i18n import in_page_words, say_label
 from webui.runs.base_look import base_problem
 from webui.runs.listing import has_run
-from webui.settings.fields import config_of, entered_value, fields_of, problems_by_field
+from webui.settings.fields import config_of, entered_value, fields_of, named_fields
 from webui.settings.workspace import Workspace, check_folder_name
+from webui.widgets import templates
 
 
 @dataclasses.dataclass
@@ -55,46 +55,26 @@ class Form:
             problems = source_problems(self.config(project, *entered), expected)
         except ConfigError as error:
             problems = list(error.problems)
-        if not problems:
-            return ""
-        lines = "".join(f"<li>{self.leading(problem)}</li>" for problem in problems)
-        title = escape(say("This has to be mended first:"))
-        marks = self.marks(problems)
-        by_field, _ = problems_by_field(self.config_class, problems)
-        refused = " ".join(str(self.widgets[name].elem_id) for name in by_field if name in self.widgets)
+        told = [(self.named(problem), self.ids(problem)) for problem in problems]
+        by_field: dict[str, list[str]] = {}
+        for words, ids in told:
+            for elem_id in ids:
+                by_field.setdefault(elem_id, []).append(words)
         return (
-            f'<style>{marks}</style><div class="problems" role="alert" data-refused="{escape(refused)}">'
-            f"<b>{title}</b><ul>{lines}</ul></div>"
+            templates.parts.complaint(told, {name: " ".join(words) for name, words in by_field.items()}) if told else ""
         )
 
-    def marks(self, problems: Sequence[str]) -> str:
-        """Style sheet that frames the fields in question and writes the problem below each. Gradio's own validators
-        do the same, but their marks go with the next event of any kind, and this page has one every second."""
-        by_field, _ = problems_by_field(self.config_class, problems)
-        rules = []
-        for name, said in by_field.items():
-            if name in self.widgets:
-                words = css_text(" ".join(self.named(problem) for problem in said))
-                field = f".sdxl-lora #{self.widgets[name].elem_id}"
-                rules.append(
-                    f"{field}>*{{height:auto}}{field} input,{field} textarea{{border-color:var(--bad)!important}}"
-                )
-                rules.append(f'{field}::after{{content:"{words}";display:block;color:var(--bad);padding:.4rem .2rem}}')
-        return "".join(rules)
-
-    def leading(self, problem: str) -> str:
-        """The problem as a button that leads to its field, see marks.js; as text where it has none."""
-        by_field, _ = problems_by_field(self.config_class, (problem,))
-        words, field = escape(self.named(problem)), next((n for n in by_field if n in self.widgets), None)
-        if field is None:
-            return words
-        return f'<button type="button" data-field="{escape(str(self.widgets[field].elem_id))}">{words}</button>'
+    def ids(self, problem: str) -> list[str]:
+        """Those of the widgets that a problem is about."""
+        return [
+            str(self.widgets[name].elem_id) for name in named_fields(self.config_class, problem) if name in self.widgets
+        ]
 
     def named(self, problem: str) -> str:
         """The problem, behind the name that its first field has on the page."""
         words = in_page_words(self.config_class, problem)
-        by_field, _ = problems_by_field(self.config_class, (problem,))
-        label = say_label(self.config_class, next(iter(by_field))) if by_field else ""
+        names = named_fields(self.config_class, problem)
+        label = say_label(self.config_class, names[0]) if names else ""
         return words if words.startswith(label) else f"{label}: {words}"
 
     def shown(self, config: Any) -> list[Any]:
@@ -136,11 +116,6 @@ def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
 
 def folder_problems(setting: str, folder: str) -> list[str]:
     return [] if Path(folder).is_dir() else [f"{setting} {folder!r} is not a folder on this machine"]
-
-
-def css_text(text: str) -> str:
-    """The text as the inside of a CSS string: nothing in it can end the string or the sheet."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in " .,:-") else f"\\{ord(c):x} " for c in text)
 
 
 def preprocess_config(places: Workspace, project: str, entered: dict[str, Any]) -> PreprocessConfig:

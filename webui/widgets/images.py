@@ -1,7 +1,6 @@
-"""Images as files that a browser fetches: a small one in the page, which images.js opens at full size."""
+"""Small images as files that a browser fetches; images.js opens the whole one at a press."""
 
 import os
-from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,22 +9,6 @@ from webui.server.served import served_image
 
 THUMBNAIL_PIXELS = 384
 _broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
-
-
-def image_html(path: Path | None, words: str = "", whole: Path | None = None) -> str:
-    """An image as a button that opens it.
-
-    Args:
-        words: what it shows.
-        whole: what is opened, where that is another file.
-    """
-    url = thumbnail_url(path) if path is not None else ""
-    if not url:
-        return '<span class="missing"></span>'
-    return (
-        f'<button type="button" class="image" data-path="{escape(str(whole or path))}" data-words="{escape(words)}">'
-        f'<img alt="{escape(words)}" src="{escape(url)}" loading="lazy"></button>'
-    )
 
 
 def thumbnail_url(path: Path) -> str:
