@@ -31,7 +31,7 @@ from webui.runs.dataset_view import read_dataset
 from webui.runs.hosts import Host
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
-from webui.runs.listing import find_runs, newest_of, state_of
+from webui.runs.listing import find_runs, state_of
 from webui.server.fence import fence
 from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.events import QUIET, show_errors, tell
@@ -214,7 +214,7 @@ class Page:
 
     def last_asked(self, form: Form, kind: str, others: dict) -> list:
         """The values of a form's widgets as they last started a job of this kind, but for others."""
-        job = next((job for job in reversed(self.context.jobs.all()) if job.kind == kind), None)
+        job = self.context.jobs.newest(kind)
         values = dict.fromkeys(form.widgets, gr.skip())
         if job is not None:
             with contextlib.suppress(ConfigError):  # another version of the page wrote it
@@ -257,7 +257,7 @@ class Page:
 
     def to_captions(self) -> list:
         """The dataset that was prepared last."""
-        job, names = newest_of(self.context.jobs, "prepare"), self.dataset.choices()
+        job, names = self.context.jobs.newest("prepare"), self.dataset.choices()
         name = dataset_name(Path(job.target)) if job is not None else None
         return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 

@@ -26,7 +26,7 @@ def queue_of(folder: Path) -> Iterator[Jobs]:
 
 
 def add(jobs: Jobs, code: str, kind: str = "draw", target: Path | None = None, after: Job | None = None) -> Job:
-    job = new_job(jobs, kind, str(target or jobs.folder), after)
+    job = new_job(kind, str(target or jobs.folder), after=after)
     return jobs.add(dataclasses.replace(job, command=[sys.executable, "-c", code]))
 
 

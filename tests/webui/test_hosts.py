@@ -78,7 +78,7 @@ def test_an_app_that_has_died_keeps_nothing_waiting(queue):
 
 def test_jobs_that_are_over_are_deleted_but_for_those_that_still_tell_something(queue, tmp_path):
     def done(kind: str, target: str, after=None, **facts):
-        job = dataclasses.replace(new_job(queue, kind, target, after), state="ended", exit_code=0, **facts)
+        job = dataclasses.replace(new_job(kind, target, after=after), state="ended", exit_code=0, **facts)
         queue.write(dataclasses.replace(job, created=time.time()))
         return queue.read(job.id)
 

@@ -86,7 +86,7 @@ def test_start_pressed_twice_is_one_run(jobs, tmp_path, monkeypatch):
     assert find_runs(tmp_path, jobs) == [Path(config.output_dir)]
     with pytest.raises(ConfigError, match="with other settings"):
         jobs.add(train_job(jobs, replace_flat(config, rank=3)))
-    images = [caption_job(jobs, tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
+    images = [caption_job(tmp_path / "data", name) for name in ("a.png", "b.png", "a.png")]
     assert len({jobs.add(job).id for job in images}) == 2
     assert state_of(Path(config.output_dir), jobs) == RunState("waiting")
 
@@ -155,7 +155,7 @@ def test_a_killed_worker_costs_neither_the_job_nor_those_behind_it(jobs, tmp_pat
 def test_a_job_outlives_the_process_that_asked_for_it(jobs, tmp_path):
     code = (
         "import dataclasses, sys, pathlib; from webui.runs.jobs import Jobs; from webui.runs.launch import new_job\n"
-        "jobs = Jobs(pathlib.Path(sys.argv[1])); job = new_job(jobs, 'draw', 'x')\n"
+        "jobs = Jobs(pathlib.Path(sys.argv[1])); job = new_job('draw', 'x')\n"
         "jobs.add(dataclasses.replace(job, command=[sys.executable, '-c', sys.argv[2]])); print(job.id, flush=True)\n"
         "import time; time.sleep(60)"
     )

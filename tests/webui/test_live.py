@@ -48,7 +48,7 @@ def test_a_browser_that_brings_along_what_is_none_of_ours_hears_everything(page)
 def test_no_job_that_is_over_is_read_again(page, monkeypatch):
     jobs = page.context.jobs
     for number in range(30):
-        job = dataclasses.replace(new_job(jobs, "caption", "data"), state="ended", exit_code=0)
+        job = dataclasses.replace(new_job("caption", "data"), state="ended", exit_code=0)
         jobs.write(dataclasses.replace(job, created=float(number)))
     _, seen, _ = heard(page)
     read = []

@@ -104,7 +104,7 @@ def test_a_stopped_run_says_where_and_what_was_saved():
 def test_a_preparation_that_left_pictures_out_says_so_on_its_card(tmp_path):
     jobs, data = Jobs(tmp_path), tmp_path / "cat" / "data"
     data.mkdir(parents=True)
-    job = dataclasses.replace(new_job(jobs, "prepare", str(data)), state="ended", exit_code=0, started=0.0)
+    job = dataclasses.replace(new_job("prepare", str(data)), state="ended", exit_code=0, started=0.0)
     jobs.write(job)
     report = data / "preprocess_report.json"
     for number, (counts, said) in enumerate([

@@ -53,7 +53,7 @@ def made(context: Context, name: str, losses=(0.5, 0.3), state: str = "done", **
     Image.new("RGB", (8, 8)).save(run / "samples" / f"step-{len(losses):06}-prompt-0-image-0.png")
     for name in ("one-best", "one", "one-recommended", "pytorch_lora_weights"):
         (run / f"{name}.safetensors").write_bytes(name.encode())
-    context.jobs.write(dataclasses.replace(new_job(context.jobs, "train", str(run)), state="ended", exit_code=0))
+    context.jobs.write(dataclasses.replace(new_job("train", str(run)), state="ended", exit_code=0))
     return run
 
 
@@ -104,7 +104,7 @@ def test_a_run_at_work_or_a_bad_name_is_refused_and_nothing_has_changed(context)
     for name in ("two", "../x", "", "a/b"):
         with pytest.raises(ConfigError):
             rename_run(context, run, name)
-    context.jobs.write(new_job(context.jobs, "draw", str(run)))
+    context.jobs.write(new_job("draw", str(run)))
     (other / "status.json").write_text(json.dumps({"state": "training", "step": 2, "pid": os.getpid()}))
     for busy in (run, other):
         for do in (lambda at: rename_run(context, at, "new"), lambda at: set_aside(context, at)):
@@ -160,9 +160,9 @@ def selected(run: Path, recommended, *cells) -> None:
 
 def test_the_choice_is_asked_for_as_its_command_line_has_it(context):
     run = made(context, "cat/one")
-    plain = parse(select_job(context.jobs, run, "", "").command[3:])
+    plain = parse(select_job(run, "", "").command[3:])
     assert (plain.run_dir, plain.similarity_model, plain.clip_model) == (run, None, None)
-    asked = parse(select_job(context.jobs, run, "none", "--odd name").command[3:])
+    asked = parse(select_job(run, "none", "--odd name").command[3:])
     assert (asked.similarity_model, asked.clip_model) == ("none", "--odd name")
 
 

@@ -28,7 +28,7 @@ def ended(jobs: Jobs, job: Job) -> Job:
 
 def told(jobs: Jobs, console: str, exit_code: int | None = 1) -> str:
     """The reason that is seen in a console."""
-    job = dataclasses.replace(new_job(jobs, "prepare", "x"), state="ended", exit_code=exit_code)
+    job = dataclasses.replace(new_job("prepare", "x"), state="ended", exit_code=exit_code)
     jobs.write(job)
     (jobs.folder_of(job.id) / "console.log").write_text(console)
     return last_error(jobs, job)

@@ -72,7 +72,7 @@ class Captions:
         folder = self.context.dataset_of(row.get("dataset"))
         if folder is not None:
             self.require_captioner(folder)
-            self.context.jobs.add(caption_job(self.context.jobs, folder, row["file"], row["place"]))
+            self.context.jobs.add(caption_job(folder, row["file"], row["place"]))
             tell(say("The captioner will look at it; the new caption appears here."))
 
     def require_captioner(self, folder: Path) -> None:

@@ -44,7 +44,7 @@ class RecommendBox:
         run = self.context.run_of(name)
         if run is None or not list(run.glob("checkpoint-*")):
             raise ConfigError(say("This run has no checkpoints to compare."))
-        self.context.jobs.add(select_job(self.context.jobs, run, (similarity or "").strip(), (clip or "").strip()))
+        self.context.jobs.add(select_job(run, (similarity or "").strip(), (clip or "").strip()))
         tell(say("Queued: it starts as soon as nothing else runs."))
 
     def look(self, run: Path | None) -> str:
@@ -52,7 +52,7 @@ class RecommendBox:
         if run is None:
             return ""
         jobs = self.context.jobs
-        job = next((job for job in reversed(jobs.of(run)) if job.kind == "select"), None)
+        job = jobs.newest("select", of=run)
         found, standing = recommendation_of(run), ""
         if job is not None and (state := state_of_job(jobs, job)) != "done":
             newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""

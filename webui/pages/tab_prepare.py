@@ -11,7 +11,7 @@ from webui.pages.upload_box import UploadBox
 from webui.runs.context import Context
 from webui.runs.jobs import Job
 from webui.runs.launch import prepare_job
-from webui.runs.listing import console_lines, newest_of, state_of_job
+from webui.runs.listing import console_lines, state_of_job
 from webui.widgets.events import QUIET, show_errors
 from webui.widgets.forms import Form, preprocess_config
 from webui.widgets.html import CONSOLE, console, job_card
@@ -54,12 +54,12 @@ class PrepareTab:
         complaint = self.form.complaint(*entered)
         if not complaint:
             self.job(*entered)
-        return complaint, job_card(self.context.jobs, newest_of(self.context.jobs, *KINDS))
+        return complaint, job_card(self.context.jobs, self.context.jobs.newest(*KINDS))
 
     def look(self) -> list:
         """Return for each of `live` what it shows of the newest job of preparing or captioning."""
         jobs = self.context.jobs
-        job = newest_of(jobs, *KINDS)
+        job = jobs.newest(*KINDS)
         lines = console_lines(jobs, job) if job is not None else []
         is_done = job is not None and job.kind == "prepare" and state_of_job(jobs, job) == "done"
         return [job_card(jobs, job), gr.update(visible=is_done), console(lines)]

@@ -102,7 +102,7 @@ class ResultsTab:
         if run is None:
             return templates.parts.empty(say("No run has saved anything yet."))
         jobs = self.context.jobs
-        job = next((job for job in reversed(jobs.of(run)) if job.kind == "draw"), None)
+        job = jobs.newest("draw", of=run)
         request = read_request(jobs.folder_of(job.id)) if job is not None else None
         if job is None or request is None:
             return templates.parts.empty(say("Nothing drawn yet."))

@@ -12,7 +12,6 @@ from webui.figures.comparison import prompts_of
 from webui.locale.i18n import T, say
 from webui.pages.run_table import RunTable
 from webui.runs.context import Context, run_name
-from webui.runs.jobs import Job, Jobs
 from webui.runs.launch import read_config, train_job
 from webui.runs.listing import RunState, console_lines, find_runs, samples_of, stages, state_of
 from webui.runs.run_history import history_of
@@ -90,7 +89,7 @@ class RunsTab:
             empty = templates.parts.empty(say("No run yet. Start one under Train."))
             return [empty, hidden, hidden, gr.skip(), hidden, hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
-        job = newest_job(jobs, run)
+        job = jobs.newest("train", of=run)
         stop_words = say("End it now") if state.state == "stopping" else say("Stop")
         saved = [stage for stage in stages(run) if stage != "final"]
         return [
@@ -110,7 +109,7 @@ class RunsTab:
 
     def ask_to_stop(self, name: str | None) -> None:
         run = self.context.run_of(name)
-        job = newest_job(self.context.jobs, run) if run is not None else None
+        job = self.context.jobs.newest("train", of=run) if run is not None else None
         if job is not None and not job.is_over:
             self.context.jobs.stop(job)
         elif run is not None and state_of(run, self.context.jobs).is_active:
@@ -151,7 +150,7 @@ class RunsTab:
 
     def config_path(self, run: Path) -> Path | None:
         """Of one that failed before it had a folder, the settings lie with its job."""
-        job = newest_job(self.context.jobs, run)
+        job = self.context.jobs.newest("train", of=run)
         paths = [run / "config.yaml", *([self.context.jobs.folder_of(job.id) / "config.yaml"] if job else [])]
         return next((path for path in paths if path.exists()), None)
 
@@ -165,10 +164,6 @@ class RunsTab:
 
 def can_resume(state: RunState) -> bool:
     return state.state in ("done", "stopped", "failed", "killed", "cancelled")
-
-
-def newest_job(jobs: Jobs, run: Path) -> Job | None:
-    return next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
 
 
 def processes_of(run: Path) -> int:

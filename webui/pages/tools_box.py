@@ -8,7 +8,7 @@ from sdxl_lora.errors import ConfigError
 from webui.figures.run_table import settings_of
 from webui.locale.i18n import T, say
 from webui.runs.context import Context
-from webui.runs.launch import tool_job
+from webui.runs.launch import new_job
 from webui.runs.listing import console_lines, lora_files, stages, state_of_job
 from webui.runs.loras import stage_of
 from webui.widgets import html as show
@@ -56,13 +56,13 @@ class ToolsBox:
         base = str(settings_of(run).get("pretrained_model_name_or_path") or "")
         words = tool_words(tool, loras[0], run / FOLDER, base, rank, weight)
         (run / FOLDER).mkdir(exist_ok=True)
-        self.context.jobs.add(tool_job(self.context.jobs, run, words))
+        self.context.jobs.add(new_job("tool", run, "sdxl_lora.tools", *words))
         tell(say("Queued: it starts as soon as nothing else runs."))
 
     def look(self, run: Path | None) -> str:
         """How the newest one stands, and what it said."""
         jobs = self.context.jobs
-        job = next((job for job in reversed(jobs.of(run)) if job.kind == "tool"), None) if run is not None else None
+        job = jobs.newest("tool", of=run) if run is not None else None
         if job is None:
             return ""
         words = " ".join(Path(word).name for word in job.command[3:])

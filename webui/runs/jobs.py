@@ -84,6 +84,13 @@ def job_of(facts: dict) -> Job:
     return job
 
 
+def wish(job: Job, folder: Path) -> tuple[list[str], str]:
+    """Return what was asked for, whichever job it is: the command and the settings in its folder."""
+    path = folder / "config.yaml"
+    settings = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [word.replace(job.id, "") for word in job.command], settings
+
+
 def new_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
@@ -155,6 +162,11 @@ class Jobs:
     def of(self, target: Path) -> list[Job]:
         return [job for job in self.all() if job.target == str(target)]
 
+    def newest(self, *kinds: str, of: Path | None = None) -> Job | None:
+        """The newest job of these kinds, of all or for one folder."""
+        found = (job for job in reversed(self.all()) if job.kind in kinds)
+        return next((job for job in found if of is None or job.target == str(of)), None)
+
     def waiting(self) -> list[Job]:
         """First to be started first."""
         found = (self.read(job_id) for job_id in self.queue.ids())
@@ -173,7 +185,7 @@ class Jobs:
             for other in self.of(Path(job.target)):
                 if other.is_over or other.kind != job.kind:
                     continue
-                if self.wish(other) == self.wish(job):
+                if wish(other, self.folder_of(other.id)) == wish(job, self.folder_of(job.id)):
                     return other
                 if job.kind in ("prepare", "train"):
                     name = Path(job.target).name
@@ -184,12 +196,6 @@ class Jobs:
             self.queue.write([*(waiting.id for waiting in self.waiting()), job.id])
         self.ensure_worker()
         return job
-
-    def wish(self, job: Job) -> tuple[list[str], str]:
-        """Return what was asked for, whichever job it is: the command and the settings."""
-        path = self.folder_of(job.id) / "config.yaml"
-        settings = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [word.replace(job.id, "") for word in job.command], settings
 
     def move(self, job_id: str, by: int) -> None:
         with self.lock:

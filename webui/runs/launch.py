@@ -47,52 +47,44 @@ def launcher(processes: int) -> list[str]:
 
 
 def prepare_job(jobs: Jobs, config: PreprocessConfig) -> Job:
-    job = new_job(jobs, "prepare", config.output_dir)
-    path = write_config(config, jobs.folder_of(job.id))
-    return dataclasses.replace(job, command=[sys.executable, "-m", "preprocess", "--config", str(path)])
+    return configured(jobs, new_job("prepare", config.output_dir, "preprocess"), config)
 
 
 def train_job(jobs: Jobs, config: TrainConfig, processes: int = 1, after: Job | None = None) -> Job:
-    job = new_job(jobs, "train", config.output_dir, after)
-    path = write_config(config, jobs.folder_of(job.id))
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *launcher(processes)]
-    return dataclasses.replace(job, command=[*accelerate, "train_sdxl_lora.py", "--config", str(path)])
+    words = ["accelerate.commands.launch", *launcher(processes), "train_sdxl_lora.py"]
+    return configured(jobs, new_job("train", config.output_dir, *words, after=after), config)
 
 
-def caption_job(jobs: Jobs, dataset: Path, file_name: str, place: int = 0) -> Job:
+def caption_job(dataset: Path, file_name: str, place: int = 0) -> Job:
     """Another caption for one row of a picture of a dataset."""
-    job = new_job(jobs, "caption", str(dataset))
-    command = [sys.executable, "-m", "webui.runs.recaption", str(dataset), file_name, str(place)]
-    return dataclasses.replace(job, command=command)
+    return new_job("caption", dataset, "webui.runs.recaption", str(dataset), file_name, str(place))
 
 
 def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
-    """Pictures with a run's LoRA; `request` is what compare.py reads."""
-    job = new_job(jobs, "draw", str(run))
+    """Images with a run's LoRA; `request` is what compare.py reads."""
+    job = new_job("draw", run, "webui.runs.compare")
     folder = jobs.folder_of(job.id)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.yaml", yaml.safe_dump(request, sort_keys=False, allow_unicode=True))
-    command = [sys.executable, "-m", "webui.runs.compare", str(folder / "config.yaml"), str(folder)]
-    return dataclasses.replace(job, command=command)
+    return dataclasses.replace(job, command=[*job.command, str(folder / "config.yaml"), str(folder)])
 
 
-def select_job(jobs: Jobs, run: Path, similarity_model: str, clip_model: str) -> Job:
+def select_job(run: Path, similarity_model: str, clip_model: str) -> Job:
     """Checkpoints and strengths of a run compared by measurement; empty names are the run's own model and none."""
-    job = new_job(jobs, "select", str(run))
-    command = [sys.executable, "-m", "sdxl_lora.select", str(run)]
     models = {"--similarity_model": similarity_model, "--clip_model": clip_model}
-    return dataclasses.replace(job, command=[*command, *(f"{flag}={name}" for flag, name in models.items() if name)])
+    return new_job("select", run, "sdxl_lora.select", str(run), *(f"{f}={name}" for f, name in models.items() if name))
 
 
-def tool_job(jobs: Jobs, run: Path, words: list[str]) -> Job:
-    """A tool at work on a LoRA of a run; `words` are its arguments."""
-    return dataclasses.replace(
-        new_job(jobs, "tool", str(run)), command=[sys.executable, "-m", "sdxl_lora.tools", *words]
-    )
+def new_job(kind: str, target: str | Path, *words: str, after: Job | None = None) -> Job:
+    """Args: words: behind `python -m`."""
+    command = [sys.executable, "-m", *words]
+    return Job(new_id(), kind, str(target), command, time.time(), after.id if after else None)
 
 
-def new_job(jobs: Jobs, kind: str, target: str, after: Job | None = None) -> Job:
-    return Job(new_id(), kind, target, [], time.time(), after.id if after else None)
+def configured(jobs: Jobs, job: Job, config: Any) -> Job:
+    """A job whose command reads this config, from a file in its folder."""
+    path = write_config(config, jobs.folder_of(job.id))
+    return dataclasses.replace(job, command=[*job.command, "--config", str(path)])
 
 
 def write_config(config: Any, folder: Path) -> Path:

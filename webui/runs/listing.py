@@ -63,7 +63,7 @@ def failed_forerunner(jobs: Jobs, job: Job) -> Job | None:
 def state_of(run: Path, jobs: Jobs) -> RunState:
     """Return a run's state from its status file, and from the job that runs it where the page has started it."""
     status = known_facts(read_status(run))
-    job = next((job for job in reversed(jobs.of(run)) if job.kind == "train"), None)
+    job = jobs.newest("train", of=run)
     facts: dict[str, Any] = {
         "step": status.get("step") or 0,
         "reason": status.get("reason") or "",
@@ -115,10 +115,6 @@ def last_error(jobs: Jobs, job: Job) -> str:
     boxed = boxed_words(lines)
     rest = lines[-1:] or ["it ended without a word"]
     return (said[-1:] or raised[-1:] or boxed or rest)[-1]
-
-
-def newest_of(jobs: Jobs, *kinds: str) -> Job | None:
-    return next((job for job in reversed(jobs.all()) if job.kind in kinds), None)
 
 
 def without_launchers(lines: list[str]) -> list[str]:
