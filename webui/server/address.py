@@ -23,26 +23,13 @@ def bound(host: str, port: int) -> list[socket.socket]:
     try:
         for family, _, _, _, address in dict.fromkeys(places):
             same = sockets[0].getsockname()[1] if sockets else port
-            sockets.append(listening(family, (address[0], same, *address[2:])))
+            # From now on it is ours: two pages that start at once cannot both have it.
+            sockets.append(socket.create_server((address[0], same, *address[2:]), family=family, backlog=128))
     except OSError as error:
         for one in sockets:
             one.close()
         raise ConfigError(why_not(error, host, port)) from None
     return sockets
-
-
-def listening(family: int, address: tuple) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(address)
-        one.listen(128)  # from now on it is ours: two pages that start at once cannot both have it
-    except BaseException:
-        one.close()
-        raise
-    return one
 
 
 def why_not(error: OSError, host: str, port: int) -> str:
