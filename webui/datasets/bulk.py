@@ -5,13 +5,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.jobs.state import jsonl, write_whole
-from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
-from webui.datasets.history import Place, keep, move, placed, without_empty_masks
+from webui.datasets.history import Place, change_rows, keep, lay_aside, placed, write_rows
 from webui.datasets.search import Search
 from webui.datasets.tags import Edit, Reading, edited
-from webui.runs.dataset_view import all_rows, held, own_file, read_dataset
+from webui.runs.dataset_view import all_rows, held, read_dataset
 from webui.runs.row_texts import text_of, with_text
 
 
@@ -93,16 +91,11 @@ def change_all(folder: Path, edit: Edit, search: Search | None, reading: Reading
             raise ConfigError("captions have changed since you looked: show the change again")
         trigger_word = read_dataset(folder).trigger_word
         chosen = {change.at for change in plan.changes}
-        rows, kept = all_rows(folder), []
-        new = []
-        for place, row in placed(rows):
-            new.append(edited_row(row, edit, reading, trigger_word) if place in chosen else row)
-            if new[-1] != row:
-                kept.append({"at": place, "before": row, "after": new[-1]})
-        if kept:
-            keep(folder, {"changed": kept})
-            write_whole(folder / "metadata.jsonl", jsonl(new))
-    return len(kept)
+
+        def changed(place: Place, row: dict) -> dict:
+            return edited_row(row, edit, reading, trigger_word) if place in chosen else row
+
+        return change_rows(folder, changed)
 
 
 def take_out(folder: Path, at: Place, seen: str) -> None:
@@ -124,9 +117,8 @@ def take_out(folder: Path, at: Place, seen: str) -> None:
         index = alike[at] if at in alike else next(iter(alike.values()))
         row, rest = rows[index], [*rows[:index], *rows[index + 1 :]]
         named = {str(other.get(key)) for other in rest for key in ("file_name", "mask_file_name")}
-        files = [str(row[key]) for key in ("file_name", "mask_file_name") if row.get(key) and row[key] not in named]
+        files = [] if row["file_name"] in named else [row["file_name"]]
         keep(folder, {"taken_out": row, "index": index, "files": files})
-        write_whole(folder / "metadata.jsonl", jsonl(without_empty_masks(rest)))
+        write_rows(folder, rows, rest)
         for name in files:
-            if (path := own_file(folder, name)) is not None:
-                move(path, aside(folder, name))
+            lay_aside(folder, name)

@@ -7,7 +7,7 @@ lie in .preprocess/taken_out until they are put back. No gradio.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from preprocess.jobs.state import jsonl, write_whole
@@ -40,14 +40,21 @@ def move(source: Path, target: Path) -> None:
         raise DiskError(f"cannot move {source} to {target}: {error.strerror}") from None
 
 
-def swap_masks(folder: Path, before: list[dict], after: list[dict]) -> None:
-    """Lay aside the masks that no row names any more, and put back those that rows name again."""
+def write_rows(folder: Path, before: list[dict], after: list[dict]) -> None:
+    """Write the dataset's lines; lay aside the masks that no row names any more, and put back those that rows name
+    again."""
+    after = without_empty_masks(after)
+    write_whole(folder / "metadata.jsonl", jsonl(after))
     old, new = ({str(row["mask_file_name"]) for row in rows if row.get("mask_file_name")} for rows in (before, after))
-    for name in old - new:
-        if (path := own_file(folder, name)) is not None:
-            move(path, aside(folder, name))
+    for name in old - new - {str(row.get("file_name")) for row in after}:
+        lay_aside(folder, name)
     for name in new - old:
         put_back(folder, name)
+
+
+def lay_aside(folder: Path, name: str) -> None:
+    if (path := own_file(folder, name)) is not None:
+        move(path, aside(folder, name))
 
 
 def put_back(folder: Path, name: str) -> None:
@@ -75,6 +82,19 @@ def without_empty_masks(rows: list[dict]) -> list[dict]:
     if any(row.get("mask_file_name") for row in rows):
         return rows
     return [{key: value for key, value in row.items() if key != "mask_file_name"} for row in rows]
+
+
+def change_rows(folder: Path, change: Callable[[Place, dict], dict]) -> int:
+    """Put what `change` makes of every image's row in its place, so that it can be undone, for whoever holds the
+    dataset; return how many changed."""
+    rows = all_rows(folder)
+    new = [change(place, row) if place else row for place, row in placed(rows)]
+    pairs = zip(placed(rows), new, strict=True)
+    changed = [{"at": place, "before": row, "after": other} for (place, row), other in pairs if other != row]
+    if changed:
+        keep(folder, {"changed": changed})
+        write_rows(folder, rows, new)
+    return len(changed)
 
 
 def put_back_columns(row: dict, before: dict, after: dict) -> dict | None:
@@ -112,8 +132,6 @@ def undo(folder: Path) -> tuple[int, int]:
                 old = put_back_columns(row, was["before"], was["after"]) if was else None
                 new.append(row if old is None else old)
                 done += old is not None
-            new = without_empty_masks(new)
-        write_whole(folder / "metadata.jsonl", jsonl(new))
-        swap_masks(folder, rows, new)
+        write_rows(folder, rows, new)
         write_whole(folder / ".preprocess" / "page_undo.jsonl", jsonl(itertools.islice(changes, len(changes) - 1)))
     return done, len(last.get("changed", [None])) - done

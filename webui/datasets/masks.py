@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from preprocess.images.image_files import write_image
-from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.mask_files import PAINTED, own_mask
 from sdxl_lora.images.decode import ImageError, decode_image, open_image, upright_size
-from webui.datasets.history import keep, placed, put_back, swap_masks, without_empty_masks
+from webui.datasets.history import Place, change_rows, put_back
 from webui.runs.dataset_view import all_rows, held, own_file
 
 MOST_BYTES = 4 * 2**20  # of a PNG; one of 2048x2048 pixels with many strokes has a tenth of it
@@ -73,19 +72,12 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
         has_own = any(place.is_file() for place in (folder / own, aside(folder, own)))
         is_none = mask.getextrema()[0] == 255 and not has_own
         name = None if is_none else written(folder, file_name, mask)
-        new: list[dict] = []
-        changed: list[dict] = []
-        for place, row in placed(rows):
-            is_its = place is not None and place[0] == file_name
-            is_other = is_its and (row.get("mask_file_name") or None) != name
-            new.append({**row, "mask_file_name": name} if is_other else row)
-            if is_other:
-                changed.append({"at": place, "before": row, "after": new[-1]})
-        if changed:
-            keep(folder, {"changed": changed})
-            new = without_empty_masks(new)
-            write_whole(folder / "metadata.jsonl", jsonl(new))
-            swap_masks(folder, rows, new)
+
+        def with_mask(place: Place, row: dict) -> dict:
+            is_other = place[0] == file_name and (row.get("mask_file_name") or None) != name
+            return {**row, "mask_file_name": name} if is_other else row
+
+        change_rows(folder, with_mask)
     return name is not None
 
 
