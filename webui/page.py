@@ -19,7 +19,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from webui.locale.host_texts import bring_texts
 from webui.locale.i18n import I18N, T, say, say_label
-from webui.pages.asked import SETTINGS, listen_to_scripts
+from webui.pages.asked import SETTINGS, Asked
 from webui.pages.live import Live, newest
 from webui.pages.tab_dataset import CARDS, DatasetTab
 from webui.pages.tab_prepare import PrepareTab
@@ -169,7 +169,7 @@ class Page:
         asked[0].change(
             self.live.look, asked, [gr.Textbox(visible=False), *lists], api_name="sdxl_lora_look", **SETTINGS
         )
-        listen_to_scripts(self.context)
+        Asked(self.context)
         # Two events, since one that has many outputs costs the browser much, also where it changes none.
         gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
             None,

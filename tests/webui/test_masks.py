@@ -17,12 +17,13 @@ from tests.helpers.french import french
 from webui.datasets import history, masks
 from webui.datasets.bulk import take_out
 from webui.page import Page
-from webui.pages.asked import mask_of
+from webui.pages.asked import Asked
 from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
 from webui.widgets.dataset_html import card_html
+from webui.widgets.events import as_json
 
 FLAGS = ["--num_workers", "0", "--caption_model", "none", "--fallback_caption", "a photo"]
 
@@ -261,7 +262,8 @@ def test_a_row_that_names_a_file_elsewhere_gets_no_mask_there(folder):
 
 def test_the_page_answers_with_what_it_kept_or_why_it_did_not(folder):
     projects = folder.parent.parent
-    keep = mask_of(Context(Workspace(projects), Jobs(projects)))
+    with gr.Blocks(analytics_enabled=False):
+        keep = as_json(Asked(Context(Workspace(projects), Jobs(projects))).keep_mask)
     row = {"dataset": "cat/data", "file": images(folder)["p0.png"].file_name, "seen": ""}
 
     def told(facts: dict | str, data: bytes | str) -> dict:

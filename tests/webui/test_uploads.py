@@ -27,6 +27,7 @@ from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
 from webui.widgets.dataset_html import images_html
+from webui.widgets.events import as_json
 
 
 def sent(folder, name: str, data: bytes, changed: int = 1, most_pieces: int = 10**6):
@@ -201,7 +202,7 @@ def box(places) -> UploadBox:
 
 def asked(box: UploadBox, data: bytes = b"", **facts) -> dict:
     into = {"project": "dog", "folder": "images"}
-    return json.loads(box.take(json.dumps({**into, **facts}), base64.b64encode(data).decode()))
+    return json.loads(as_json(box.take)(json.dumps({**into, **facts}), base64.b64encode(data).decode()))
 
 
 def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatch):
@@ -215,7 +216,8 @@ def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatc
         {"project": "..", "begin": []}, {},
     ):  # fmt: skip
         assert "error" in asked(box, **facts), facts
-    assert "error" in json.loads(box.take("no json", "%")) and "error" in json.loads(box.take("[]", ""))
+    for odd in (("no json", "%"), ("[]", "")):
+        assert "error" in json.loads(as_json(box.take)(*odd))
     (places.projects / "dog" / "dataset").mkdir()
     (places.projects / "dog" / "dataset" / "metadata.jsonl").touch()
     assert "a dataset that was prepared" in asked(box, folder="dataset", begin=[])["error"]

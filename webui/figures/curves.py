@@ -1,6 +1,5 @@
 """A run's numbers over its steps, as the plots draw them: only what is new since they were last asked for."""
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -66,7 +65,6 @@ def number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def answer(histories: dict[str, History], asked: dict[str, Any]) -> str:
-    """The curves of several runs as JSON, by the runs' names; `asked` holds for each what is known of it."""
-    told = {name: curves(history, asked.get(name) or {}) for name, history in histories.items()}
-    return json.dumps(told, separators=(",", ":"))
+def answer(histories: dict[str, History], asked: dict[str, Any]) -> dict[str, dict]:
+    """The curves of several runs by the runs' names; `asked` holds for each what is known of it."""
+    return {name: curves(history, asked.get(name) or {}) for name, history in histories.items()}

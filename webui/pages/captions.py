@@ -21,12 +21,6 @@ class Captions:
     def __init__(self, context: Context):
         self.context = context
 
-    def folder(self, name: str | None) -> Path:
-        folder = self.context.dataset_of(name)
-        if folder is None or not (folder / "metadata.jsonl").exists():
-            raise ConfigError(say("Choose a dataset first."))
-        return folder
-
     def save(self, key: str, text: str) -> str:
         """When a caption loses the focus: what its card then shows, where it is still the same row's."""
         is_saved = True
@@ -38,7 +32,7 @@ class Captions:
             words = say("Leave its box once more to put yours in its place.")
             gr.Warning(escape(f"{say_problem(str(error))} {words}"), title="SDXL LoRA")
         row = loaded(key)
-        folder = self.folder(row["dataset"])
+        folder = self.context.need_dataset(row["dataset"])
         image = next(
             image
             for image in datasets.read_dataset(folder).images
@@ -56,10 +50,9 @@ class Captions:
             ConfigError: the dataset is being prepared.
         """
         row = loaded(key)
-        folder = self.context.dataset_of(row.get("dataset"))
-        if folder is None or text is None or " ".join(text.split()) == " ".join(row["text"].split()):
+        if not row or text is None or " ".join(text.split()) == " ".join(row["text"].split()):
             return False
-        datasets.save_text(folder, row["file"], row["text"], text, row["place"])
+        datasets.save_text(self.context.need_dataset(row["dataset"]), row["file"], row["text"], text, row["place"])
         return True
 
     def save_all(self, held: tuple[str, ...]) -> None:
@@ -82,7 +75,7 @@ class Captions:
     def caption_all_anew(self, name: str | None) -> None:
         if name == "":  # the person was asked, and said no
             return
-        folder = self.folder(name)
+        folder = self.context.need_dataset(name)
         self.require_captioner(folder)
         config = datasets.read_dataset(folder).config(recaption=True)
         self.context.jobs.add(prepare_job(self.context.jobs, config))

@@ -41,8 +41,8 @@ class RecommendBox:
 
     def start(self, name: str | None, similarity: str | None, clip: str | None) -> None:
         """Queue it."""
-        run = self.context.run_of(name)
-        if run is None or not list(run.glob("checkpoint-*")):
+        run = self.context.need_run(name)
+        if not list(run.glob("checkpoint-*")):
             raise ConfigError(say("This run has no checkpoints to compare."))
         self.context.jobs.add(select_job(run, (similarity or "").strip(), (clip or "").strip()))
         tell(say("Queued: it starts as soon as nothing else runs."))

@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
-from sdxl_lora.errors import ConfigError
 from webui.figures.comparison import differing, newest_samples
 from webui.figures.run_table import run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
@@ -67,18 +66,18 @@ class RunTable:
         return [note_of(run) if run else "", run.name if run else "", gr.update(visible=False)]
 
     def noted(self, name: str | None, words: str) -> None:
-        keep_note(self.run(name), words or "")
+        keep_note(self.context.need_run(name), words or "")
         tell(say("Saved."))
 
     def renamed(self, name: str | None, new: str) -> list:
-        run = self.run(name)
+        run = self.context.need_run(name)
         if (new or "").strip() == run.name:
             return [gr.skip()] * 6
         to = rename_run(self.context, run, new or "")
         return [self.chooser(run_name(to)), *self.listed(), *self.about(run_name(to))]
 
     def deleted(self, name: str | None) -> list:
-        where = set_aside(self.context, self.run(name))
+        where = set_aside(self.context, self.context.need_run(name))
         tell(say("Moved to {path}: delete it there to free its space.", path=where))
         rows = run_rows(self.context)
         left = rows[0].name if rows else None
@@ -86,12 +85,6 @@ class RunTable:
 
     def chooser(self, name: str | None) -> Any:
         return gr.Dropdown([row.name for row in run_rows(self.context)], value=name)
-
-    def run(self, name: str | None) -> Path:
-        run = self.context.run_of(name)
-        if run is None:
-            raise ConfigError(say("Choose a run first."))
-        return run
 
     def compare(self, names: list[str] | None) -> str:
         runs = [run for name in names or () if (run := self.context.run_of(name)) is not None and run.is_dir()]

@@ -132,11 +132,11 @@ class DatasetTab:
         self.captions.save_all(tuple(held))
         page = View.of(loaded(view)).page
         wanted = View(name, page, Search(words or "", which or "all"), reading_of(separator, keep, mark))
-        return self.captions.folder(name), wanted
+        return self.context.need_dataset(name), wanted
 
     def choose(self, name: str | None, *entered) -> list:
         folder = self.context.dataset_of(name)
-        if folder is None or not (folder / "metadata.jsonl").exists():
+        if folder is None:
             self.captions.save_all(entered[6:])
             return [*self.empty(), 1, gr.skip()]
         folder, view = self.seen(name, *entered)
@@ -146,7 +146,7 @@ class DatasetTab:
     def refresh(self, name: str | None, view: str | None) -> list | None:
         """Return what to show where the files are others than those in view; None where nothing is new."""
         folder, seen = self.context.dataset_of(name), loaded(view)
-        if folder is None or not (folder / "metadata.jsonl").exists():
+        if folder is None:
             return None
         now = stamp(folder)
         if seen.get("name") == name and seen.get("stamp") == now:
@@ -174,7 +174,7 @@ class DatasetTab:
     def search(self, name: str | None, view: str, *entered) -> list:
         """The first page of what fits; nothing where that is in view already."""
         folder, before = self.context.dataset_of(name), View.of(loaded(view))
-        if folder is None or not (folder / "metadata.jsonl").exists():
+        if folder is None:
             return [gr.skip()] * (len(self.outputs) + 1)
         folder, wanted = self.seen(name, view, *entered)
         if (wanted.search, wanted.reading) == (before.search, before.reading):

@@ -65,12 +65,6 @@ class ResultsTab:
         self.fetch.click(show_errors(self.offer), [self.chosen, self.stage], self.files, **QUIET)
         self.copy.click(show_errors(self.copy_to_loras), [self.chosen, self.stage], None, **QUIET)
 
-    def run(self, name: str | None) -> Path:
-        run = self.context.run_of(name)
-        if run is None or not stages(run):
-            raise ConfigError(say("Choose a run that has saved something first."))
-        return run
-
     def choose(self, name: str | None) -> list:
         run = self.context.run_of(name)
         choices = stage_choices(run)
@@ -83,7 +77,7 @@ class ResultsTab:
         ]
 
     def start(self, name: str | None, chosen: list[str], *asked) -> None:
-        run = self.run(name)
+        run = self.context.need_run(name, saved=True)
         chosen = list(dict.fromkeys(stage_of(run, stage) for stage in chosen or ()))
         self.context.jobs.add(draw_job(self.context.jobs, run, drawing_request(run, chosen, *asked)))
         tell(say("The images appear here as they are drawn."))
@@ -110,7 +104,7 @@ class ResultsTab:
 
     def offer(self, name: str | None, stage: str | None):
         """The files of one stage, put where Gradio serves them: nothing else of the run is."""
-        run = self.run(name)
+        run = self.context.need_run(name, saved=True)
         stage = stage_of(run, stage)
         folder = stages(run)[stage]
         about = say("For ComfyUI, A1111, Forge and InvokeAI; and for diffusers")
@@ -118,7 +112,7 @@ class ResultsTab:
         return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True, label=label)
 
     def copy_to_loras(self, name: str | None, stage: str | None) -> None:
-        run = self.run(name)
+        run = self.context.need_run(name, saved=True)
         to = self.context.places.loras
         if to is None or not to.is_dir():
             raise ConfigError(say("The LoRA folder {path} is not there: make it first.", path=to))

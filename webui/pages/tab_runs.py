@@ -142,10 +142,9 @@ class RunsTab:
         Raises:
             ConfigError: no such run, or another version of the trainer wrote it.
         """
-        run = self.context.run_of(name)
-        path = self.config_path(run) if run is not None else None
+        path = self.config_path(self.context.need_run(name))
         if path is None:
-            raise ConfigError(say("Choose a run first."))
+            raise ConfigError("choose a run first")
         return read_config(TrainConfig, path)
 
     def config_path(self, run: Path) -> Path | None:

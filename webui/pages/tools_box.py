@@ -47,9 +47,7 @@ class ToolsBox:
 
     def start(self, name: str | None, stage: str | None, tool: str, rank: float, weight: float) -> None:
         """Queue it."""
-        run = self.context.run_of(name)
-        if run is None or not stages(run):
-            raise ConfigError(say("Choose a run that has saved something first."))
+        run = self.context.need_run(name, saved=True)
         loras = lora_files(stages(run)[stage_of(run, stage)])
         if not loras:
             raise ConfigError(f"{stage} of {run.name} holds no LoRA file: choose another")

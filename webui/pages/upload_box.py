@@ -10,7 +10,7 @@ import gradio as gr
 
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.preprocess import PreprocessConfig
-from sdxl_lora.errors import ConfigError, DiskError
+from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.finder import find_images
 from webui.datasets import uploads
 from webui.datasets.folders import (
@@ -22,12 +22,13 @@ from webui.datasets.folders import (
     last_left_out,
 )
 from webui.locale.i18n import T, say, say_problem
+from webui.pages.asked import SETTINGS
 from webui.pages.captions import loaded
 from webui.runs.context import Context
 from webui.settings.fields import fields_of, typed_value
 from webui.widgets import templates
 from webui.widgets.dataset_html import images_html
-from webui.widgets.events import QUIET, show_errors
+from webui.widgets.events import QUIET, as_json, show_errors
 from webui.widgets.forms import Form
 from webui.widgets.scripts import script
 
@@ -82,10 +83,7 @@ class UploadBox:
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
         self.before = gr.Textbox(visible=False)  # folder and dataset in the form, when a field of theirs was gone into
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
-        facts.change(
-            self.take, [facts, piece], [answer], api_name="sdxl_lora_upload", queue=False,
-            **{**QUIET, "api_visibility": "undocumented"},
-        )  # fmt: skip
+        facts.change(as_json(self.take), [facts, piece], [answer], api_name="sdxl_lora_upload", **SETTINGS)
 
     def listen(self, form: Form) -> None:
         """Args: form: its folder then says what was brought in; what is in it, and becomes of it, is shown below."""
@@ -108,23 +106,16 @@ class UploadBox:
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
-    def take(self, facts: str, piece: str) -> str:
-        """One request of upload.js: how files stand before they are sent, or a piece of one. What cannot be is told as
-        {"error": words}."""
+    def take(self, facts: str, piece: str) -> dict:
+        """One request of upload.js: how files stand before they are sent, or a piece of one."""
         asked = loaded(facts)
-        try:
-            folder = uploads.upload_folder(self.context.places, str(asked.get("project")), str(asked.get("folder")))
-            if "begin" in asked:
-                files = [incoming(one) for one in asked["begin"]]
-                return json.dumps({"files": [told(one) for one in uploads.begin(folder, files)]})
-            if "sha256" in asked:
-                return json.dumps(told(uploads.compared(folder, incoming(asked["file"]), str(asked["sha256"]))))
-            data = base64.b64decode(piece or "", validate=True)
-            return json.dumps(told(uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data)))
-        except (ConfigError, DiskError) as error:
-            return json.dumps({"error": say_problem(str(error))})
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            return json.dumps({"error": f"{type(error).__name__}: {error}"})
+        folder = uploads.upload_folder(self.context.places, str(asked.get("project")), str(asked.get("folder")))
+        if "begin" in asked:
+            return {"files": [told(one) for one in uploads.begin(folder, [incoming(one) for one in asked["begin"]])]}
+        if "sha256" in asked:
+            return told(uploads.compared(folder, incoming(asked["file"]), str(asked["sha256"])))
+        data = base64.b64decode(piece or "", validate=True)
+        return told(uploads.put(folder, incoming(asked["file"]), int(asked["at"]), data))
 
     def brought(self, project: str, name: str, count: int, *entered) -> list:
         folder = uploads.upload_folder(self.context.places, project, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdxl_lora.errors import ConfigError
 from webui.runs.jobs import Jobs
+from webui.runs.listing import stages
 from webui.settings.workspace import Workspace
 
 
@@ -18,9 +19,34 @@ class Context:
         """The folder of "project/run"; None for a name that cannot be one."""
         return self._folder(self.places.run_folder, name)
 
+    def need_run(self, name: str | None, saved: bool = False) -> Path:
+        """
+        Args:
+            saved: it must have saved a LoRA.
+        Raises:
+            ConfigError: there is no such run.
+        """
+        run = self.run_of(name)
+        if saved and (run is None or not stages(run)):
+            raise ConfigError("choose a run that has saved something first")
+        if run is None:
+            raise ConfigError("choose a run first")
+        return run
+
     def dataset_of(self, name: str | None) -> Path | None:
-        """The folder of "project/dataset"; None for a name that cannot be one."""
-        return self._folder(self.places.dataset_folder, name)
+        """The folder of "project/dataset"; None where there is no such dataset."""
+        folder = self._folder(self.places.dataset_folder, name)
+        return folder if folder is not None and (folder / "metadata.jsonl").exists() else None
+
+    def need_dataset(self, name: str | None) -> Path:
+        """
+        Raises:
+            ConfigError: there is no such dataset.
+        """
+        folder = self.dataset_of(name)
+        if folder is None:
+            raise ConfigError("choose a dataset first")
+        return folder
 
     def _folder(self, folder_of: Callable, name: str | None) -> Path | None:
         project, _, own_name = (name or "").partition("/")

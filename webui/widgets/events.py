@@ -1,6 +1,7 @@
 """How the page listens to what a person does, and how it answers: messages, and errors that can be mended."""
 
 import functools
+import json
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -33,5 +34,20 @@ def show_errors(handler: Callable) -> Callable:
             problems = getattr(error, "problems", (str(error),))
             words = "<br>".join(escape(say_problem(problem)) for problem in problems)
             raise gr.Error(words, title=say("That did not work"), print_exception=False) from None
+
+    return wrapped
+
+
+def as_json(handler: Callable) -> Callable:
+    """A handler that a script of ours asks: its answer as JSON, or {"error": words} where it fails."""
+
+    @functools.wraps(handler)
+    def wrapped(*arguments) -> str:
+        try:
+            return json.dumps(handler(*arguments), separators=(",", ":"))
+        except (ConfigError, DataError, DiskError) as error:
+            return json.dumps({"error": say_problem(str(error))})
+        except (KeyError, TypeError, ValueError, OSError) as error:  # it asks for what makes no sense
+            return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
     return wrapped
