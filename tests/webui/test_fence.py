@@ -106,7 +106,7 @@ def test_nor_does_a_tab_of_another_app_however_it_is_started(tmp_path, secret, s
         until(lambda: answers(url) or host.exitcode is not None)
         assert host.exitcode is None, log.read_text()
         asked = [
-            function for function in functions_of(url) if function["api_name"] in ("sdxl_lora_look", "load", "turn")
+            function for function in functions_of(url) if function["api_name"] in ("sdxl_lora_look", "load", "answer")
         ]
         assert len(asked) == 3
         for function in asked:

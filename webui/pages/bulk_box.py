@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import gradio as gr
 
@@ -10,7 +11,7 @@ from webui.datasets.search import View
 from webui.datasets.tags import Edit, tag_counts
 from webui.locale.i18n import T, say
 from webui.pages.captions import loaded
-from webui.runs.dataset_view import Dataset, read_dataset
+from webui.runs.dataset_view import Dataset
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
@@ -44,13 +45,12 @@ class BulkBox:
         self.undo = undo
         self.outputs = [self.tags, self.undo]
 
-    def listen(self, inputs: list, outputs: list, view_of: Callable, shown: Callable) -> None:
+    def listen(self, inputs: list, view_of: Callable, on: Callable) -> None:
         """
         Args:
             inputs: what says which dataset is in view, and what its boxes hold.
-            outputs: all that shows the dataset.
             view_of: from the inputs to the folder and the view, with what boxes hold saved.
-            shown: from dataset and view to what the outputs show.
+            on: does a change to these at events, and shows the view that it returns.
         """
         state = [self.preview, self.planned, self.apply]
 
@@ -61,29 +61,27 @@ class BulkBox:
             asked = {"edit": [action, what or "", by or ""], "over": over, "view": view.facts(), "digest": plan.digest}
             return [templates.datasets.change(plan), json.dumps(asked), gr.update(interactive=bool(plan.changes))]
 
-        def apply(planned: str, *seen) -> list:
-            folder, view = view_of(*seen)
-            asked = loaded(planned)
-            then = View.of(asked["view"])
-            search = then.search if asked["over"] == "search" else None
-            changed = bulk.change_all(folder, Edit(*asked["edit"]), search, then.reading, asked["digest"])
-            tell(say("{changed} captions changed.", changed=changed))
-            return ["", "", gr.update(interactive=False), *shown(read_dataset(folder), view)]
-
-        def undo(*seen) -> list:
-            folder, view = view_of(*seen)
-            done, left = history.undo(folder)
-            words = say("Undone: {count} images are as they were before.", count=done)
-            if left:
-                words += " " + say("{count} have been changed since and stay as they are.", count=left)
-            tell(words)
-            return ["", "", gr.update(interactive=False), *shown(read_dataset(folder), view)]
-
         self.look.click(show_errors(look), [*self.asked, *inputs], state, **QUIET)
-        self.apply.click(show_errors(apply), [self.planned, *inputs], [*state, *outputs], **QUIET)
-        self.undo.click(show_errors(undo), inputs, [*state, *outputs], **QUIET)
+        on([self.apply.click], self.change, self.planned).success(self.forget, None, state, **QUIET)
+        on([self.undo.click], self.take_back).success(self.forget, None, state, **QUIET)
         self.action.change(self.asks_for, [self.action], [self.by, *state], **QUIET)
         gr.on([self.what.input, self.by.input, self.over.change], self.forget, None, state, **QUIET)
+
+    def change(self, folder: Path, view: View, planned: str) -> View:
+        asked = loaded(planned)
+        then = View.of(asked["view"])
+        search = then.search if asked["over"] == "search" else None
+        changed = bulk.change_all(folder, Edit(*asked["edit"]), search, then.reading, asked["digest"])
+        tell(say("{changed} captions changed.", changed=changed))
+        return view
+
+    def take_back(self, folder: Path, view: View) -> View:
+        done, left = history.undo(folder)
+        words = say("Undone: {count} images are as they were before.", count=done)
+        if left:
+            words += " " + say("{count} have been changed since and stay as they are.", count=left)
+        tell(words)
+        return view
 
     def asks_for(self, action: str) -> list:
         return [gr.update(visible=action.startswith("replace")), *self.forget()]

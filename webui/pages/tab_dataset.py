@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -30,8 +31,7 @@ SHOW_SAVED = """(saved, key, text) => {
   if (now.of !== key) return [undefined, undefined, undefined];
   return [now.html, now.key, text === now.sent ? now.text : undefined];
 }"""
-
-
+NO_CARD = [gr.update(visible=False), "", "", ""]
 READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training's form
 
 
@@ -73,13 +73,11 @@ class DatasetTab:
             self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
         gr.HTML(js_on_load=script(HERE / "dataset.js", CARDS=CARDS), padding=False, elem_classes="style")
         cards = [part for card in self.cards for part in card]
-        self.outputs = [self.about, self.view, *cards, self.pages, self.back, self.forth, *self.bulk.outputs]
+        self.outputs = [self.about, self.view, *cards, self.pages, self.back, self.forth, *self.bulk.outputs, self.page]
 
     def _make_cards(self) -> None:
         self.cards: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
-        self.saved: list[gr.Textbox] = []
-        self.recaption: list[gr.Button] = []
-        self.delete: list[gr.Button] = []
+        self.pressed: list[tuple[gr.Textbox, gr.Button, gr.Button]] = []  # of each card, what is not shown anew
         with gr.Row(elem_classes="cards"):
             for number in range(CARDS):
                 with gr.Column(visible=False, elem_classes="picture", min_width=260) as column:
@@ -93,35 +91,46 @@ class DatasetTab:
                         button = gr.Button(T("Caption anew"), size="sm", elem_id=f"recaption-{number}", min_width=120)
                         delete = gr.Button(T("Take it out"), size="sm", elem_id=f"delete-{number}", min_width=90)
                 self.cards.append((column, html, text, key))
-                self.saved.append(saved)
-                self.recaption.append(button)
-                self.delete.append(delete)
+                self.pressed.append((saved, button, delete))
 
     def listen(self, training: Form) -> None:
         """Args: training: its form, which says what a tag is and which ones are kept in front."""
         held = [part for _, _, text, key in self.cards for part in (key, text)]
         reading = [training.widgets[name] for name in READING]
-        seen = [self.chosen, self.view, self.words, self.which, *reading, *held]
-        all_shown = [*self.outputs, self.page]
-        self.chosen.change(show_errors(self.choose), seen, [*all_shown, self.trigger_word], **QUIET)
-        for button, by in ((self.back, -1), (self.forth, 1)):
-            button.click(show_errors(self.turner(by)), seen, all_shown, **QUIET)
-        self.page.submit(show_errors(self.jump), [self.page, *seen], all_shown, **QUIET)
+        self.inputs = [self.chosen, self.view, self.words, self.which, *reading, *held]
+        self.chosen.change(show_errors(self.choose), self.inputs, [*self.outputs, self.trigger_word], **QUIET)
+        self.on([self.back.click], lambda folder, view: replace(view, page=view.page - 1))
+        self.on([self.forth.click], lambda folder, view: replace(view, page=view.page + 1))
+        self.on([self.page.submit], lambda folder, view, page: replace(view, page=int(page or 1) - 1), self.page)
         searched = [self.words.submit, self.words.blur, self.which.change, *(one.change for one in reading)]
-        gr.on(searched, show_errors(self.search), seen, all_shown, trigger_mode="always_last", **QUIET)
-        self.bulk.listen(seen, self.outputs, self.seen, self.shown)
-        self.add_word.click(show_errors(self.add_trigger_word), [self.trigger_word, *seen], self.outputs, **QUIET)
+        self.on(searched, self.search, self.view, trigger_mode="always_last")
+        self.bulk.listen(self.inputs, self.seen, self.on)
+        self.on([self.add_word.click], self.add_trigger_word, self.trigger_word)
         self.recaption_all.click(
             show_errors(self.captions.caption_all_anew), [self.chosen], None, js=script(HERE / "ask_all.js"), **QUIET
         )
         ask_one = script(HERE / "ask_one.js")
-        parts = zip(self.cards, self.saved, self.recaption, self.delete, strict=True)
-        for (_, html, text, key), saved, button, delete in parts:
+        for (_, html, text, key), (saved, button, delete) in zip(self.cards, self.pressed, strict=True):
             text.blur(show_errors(self.captions.save), [key, text], [saved], **QUIET).success(
                 None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
             )
             button.click(show_errors(self.captions.caption), [key], None, js=ask_one, **QUIET)
-            delete.click(show_errors(self.take_out), [key, *seen], all_shown, **QUIET)
+            self.on([delete.click], self.take_out, key, text)
+
+    def on(self, events: list, change: Callable[..., View | None], *more: gr.components.Component, **settings) -> Any:
+        """At these events save what the boxes hold, do `change` to the folder and the view, with what `more` hold, and
+        show the view that it returns; nothing new where it returns none."""
+
+        def answer(*entered) -> list:
+            count = len(self.inputs)
+            if change == self.search and self.context.dataset_of(entered[0]) is None:
+                return [gr.skip()] * len(self.outputs)  # a search box that is left asks for nothing
+            folder, view = self.seen(*entered[:count])
+            wanted = change(folder, view, *entered[count:])
+            shown = self.shown(datasets.read_dataset(folder), wanted) if wanted is not None else None
+            return shown or [gr.skip()] * len(self.outputs)
+
+        return gr.on(events, show_errors(answer), [*self.inputs, *more], self.outputs, **settings, **QUIET)
 
     def choices(self) -> list[str]:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]
@@ -135,13 +144,12 @@ class DatasetTab:
         return self.context.need_dataset(name), wanted
 
     def choose(self, name: str | None, *entered) -> list:
-        folder = self.context.dataset_of(name)
-        if folder is None:
-            self.captions.save_all(entered[6:])
-            return [*self.empty(), 1, gr.skip()]
+        if self.context.dataset_of(name) is None:
+            self.captions.save_all(entered[-2 * CARDS :])
+            return [*self.empty(), gr.skip()]
         folder, view = self.seen(name, *entered)
         dataset = datasets.read_dataset(folder)
-        return [*self.shown_at(dataset, replace(view, page=0)), dataset.trigger_word]
+        return [*self.shown(dataset, replace(view, page=0)), dataset.trigger_word]
 
     def refresh(self, name: str | None, view: str | None) -> list | None:
         """Return what to show where the files are others than those in view; None where nothing is new."""
@@ -152,56 +160,30 @@ class DatasetTab:
         if seen.get("name") == name and seen.get("stamp") == now:
             return None
         try:
-            return self.shown(datasets.read_dataset(folder), replace(View.of(seen), name=name))
+            shown = self.shown(datasets.read_dataset(folder), replace(View.of(seen), name=name))
+            return [*shown[:-1], gr.skip()]  # someone may be typing the number of a page
         except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
             about = templates.parts.failure(str(error))
             skipped = [gr.skip()] * (len(self.outputs) - 2)
             return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
-    def turner(self, by: int) -> Callable:
-        def turn(*entered) -> list:
-            folder, view = self.seen(*entered)
-            dataset = datasets.read_dataset(folder)
-            return self.shown_at(dataset, replace(view, page=view.page + by))
+    def search(self, folder: Path, wanted: View, view: str) -> View | None:
+        """The first page of what fits; none where that is in view already."""
+        before = View.of(loaded(view))
+        is_same = (wanted.search, wanted.reading) == (before.search, before.reading)
+        return None if is_same else replace(wanted, page=0)
 
-        return turn
-
-    def jump(self, page: float | None, *entered) -> list:
-        folder, view = self.seen(*entered)
-        view = replace(view, page=int(page or 1) - 1)
-        return self.shown_at(datasets.read_dataset(folder), view)
-
-    def search(self, name: str | None, view: str, *entered) -> list:
-        """The first page of what fits; nothing where that is in view already."""
-        folder, before = self.context.dataset_of(name), View.of(loaded(view))
-        if folder is None:
-            return [gr.skip()] * (len(self.outputs) + 1)
-        folder, wanted = self.seen(name, view, *entered)
-        if (wanted.search, wanted.reading) == (before.search, before.reading):
-            return [gr.skip()] * (len(self.outputs) + 1)
-        return self.shown_at(datasets.read_dataset(folder), replace(wanted, page=0))
-
-    def take_out(self, key: str, *entered) -> list:
+    def take_out(self, folder: Path, view: View, key: str, text: str) -> View | None:
         row = loaded(key)
-        folder, view = self.seen(*entered)
         if row.get("dataset") != view.name:
-            return [gr.skip()] * (len(self.outputs) + 1)
-        held = entered[-2 * CARDS :]
-        now = dict(zip(held[::2], held[1::2], strict=True)).get(key, row["text"])  # what was typed is saved by now
-        take_out(folder, (row["file"], row["place"]), now)
+            return None
+        take_out(folder, (row["file"], row["place"]), text)  # what was typed is saved by now
         tell(say("{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
-        return self.shown_at(datasets.read_dataset(folder), view)
+        return view
 
-    def add_trigger_word(self, word: str, *entered) -> list:
-        folder, view = self.seen(*entered)
-        changed = datasets.add_trigger_word(folder, word)
-        tell(say("{changed} captions changed.", changed=changed))
-        return self.shown(datasets.read_dataset(folder), view)
-
-    def shown_at(self, dataset: datasets.Dataset, view: View) -> list:
-        """Return `shown`, and the number of the page that it is."""
-        shown = self.shown(dataset, view)
-        return [*shown, loaded(shown[1])["page"] + 1]
+    def add_trigger_word(self, folder: Path, view: View, word: str) -> View:
+        tell(say("{changed} captions changed.", changed=datasets.add_trigger_word(folder, word)))
+        return view
 
     def shown(self, dataset: datasets.Dataset, view: View) -> list:
         """Return for each of the outputs what it shows of one page of a dataset."""
@@ -210,26 +192,22 @@ class DatasetTab:
         page = min(max(0, view.page), last)
         images = found[CARDS * page : CARDS * (page + 1)]
         parts: list = []
-        for number in range(CARDS):
-            if number < len(images):
-                html = card_html(dataset.folder, images[number])
-                key = key_of_row(view.name or "", images[number])
-                box = gr.update(value=images[number].text, label=images[number].source)
-                parts += [gr.update(visible=True), html, box, key]
-            else:
-                parts += [gr.update(visible=False), "", "", ""]
+        for image in images:
+            box, key = gr.update(value=image.text, label=image.source), key_of_row(view.name or "", image)
+            parts += [gr.update(visible=True), card_html(dataset.folder, image), box, key]
         rows = hashlib.blake2b(repr([(one.file_name, one.place) for one in images]).encode(), digest_size=8).hexdigest()
         which = f"{view.name} {page} {rows}"
         facts = replace(view, page=page).facts()
         now = json.dumps({**facts, "stamp": stamp(dataset.folder), "which": which}, ensure_ascii=False)
         about = templates.datasets.about(dataset, page, last, which, len(found))
         turns = [gr.update(visible=last > 0), gr.update(interactive=page > 0), gr.update(interactive=page < last)]
-        return [about, now, *parts, *turns, *self.bulk.shown(dataset, view)]
+        unused = NO_CARD * (CARDS - len(images))
+        return [about, now, *parts, *unused, *turns, *self.bulk.shown(dataset, view), page + 1]
 
     def empty(self) -> list:
         about = templates.parts.empty(say("No dataset yet: prepare one first."))
-        parts = [part for _ in self.cards for part in (gr.update(visible=False), "", "", "")]
-        return [about, "", *parts, gr.update(visible=False), gr.skip(), gr.skip(), "", gr.update(interactive=False)]
+        hidden = gr.update(visible=False)
+        return [about, "", *NO_CARD * CARDS, hidden, gr.skip(), gr.skip(), "", gr.update(interactive=False), 1]
 
 
 def stamp(folder: Path) -> list[int]:
