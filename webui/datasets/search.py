@@ -60,13 +60,11 @@ class View:
     @classmethod
     def of(cls, facts: dict) -> "View":
         """The view that a browser brings along, as `facts` has given it; the first page where that makes no sense."""
-        search, reading, page = facts.get("search"), facts.get("reading"), facts.get("page")
-        return cls(
-            facts.get("name") if isinstance(facts.get("name"), str) else None,
-            page if isinstance(page, int) else 0,
-            Search(*map(str, search)) if isinstance(search, list) and len(search) == 2 else Search(),
-            reading_of(*reading) if isinstance(reading, list) and len(reading) == 3 else Reading(),
-        )
+        try:
+            search, reading = Search(*map(str, facts["search"])), reading_of(*facts["reading"])
+            return cls(str(facts["name"]) if facts["name"] else None, int(facts["page"]), search, reading)
+        except (KeyError, TypeError, ValueError):
+            return cls(None)
 
     def facts(self) -> dict:
         search, reading = self.search, self.reading

@@ -1,5 +1,6 @@
 """The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
 
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -60,12 +61,12 @@ class RunsTab:
         ]  # fmt: skip
         self.stop.click(show_errors(self.ask_to_stop), [self.chosen], None, **QUIET)
         for button, what in ((self.save_now, "save"), (self.draw_now, "sample")):
-            button.click(show_errors(self.asker(what)), [self.chosen], None, **QUIET)
+            button.click(show_errors(partial(self.ask, what)), [self.chosen], None, **QUIET)
         self.resumed = self.resume.click(
             show_errors(self.continue_run), [self.chosen, self.checkpoint, self.until], None, **QUIET
         )
         for button, by in ((self.up, -1), (self.down, 1)):
-            button.click(self.mover(by), [self.waiting_job], None, **QUIET)
+            button.click(partial(self.move, by), [self.waiting_job], None, **QUIET)
         self.cancel.click(
             lambda job_id: bool(job_id) and self.context.jobs.cancel(job_id), [self.waiting_job], None, **QUIET
         )
@@ -115,16 +116,13 @@ class RunsTab:
         elif run is not None and state_of(run, self.context.jobs).is_active:
             (run / "stop").touch()  # started from a shell: its folder is all that we share
 
-    def asker(self, what: str):
-        def ask(name: str | None) -> None:
-            """Leave the file in the run's folder that asks for it."""
-            run = self.context.run_of(name)
-            if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
-                raise ConfigError(say("It is not training at the moment."))
-            (run / FILES[what]).touch()
-            tell(say("Requested: it follows the next step."))
-
-        return ask
+    def ask(self, what: str, name: str | None) -> None:
+        """Leave the file in the run's folder that asks for it."""
+        run = self.context.run_of(name)
+        if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
+            raise ConfigError(say("It is not training at the moment."))
+        (run / FILES[what]).touch()
+        tell(say("Requested: it follows the next step."))
 
     def continue_run(self, name: str | None, checkpoint: str | None, until: str | None) -> None:
         config, run = self.settings_of(name), self.context.run_of(name)
@@ -153,12 +151,9 @@ class RunsTab:
         paths = [run / "config.yaml", *([self.context.jobs.folder_of(job.id) / "config.yaml"] if job else [])]
         return next((path for path in paths if path.exists()), None)
 
-    def mover(self, by: int):
-        def move(job_id: str | None) -> None:
-            if job_id:
-                self.context.jobs.move(job_id, by)
-
-        return move
+    def move(self, by: int, job_id: str | None) -> None:
+        if job_id:
+            self.context.jobs.move(job_id, by)
 
 
 def can_resume(state: RunState) -> bool:

@@ -67,7 +67,6 @@ class TrainTab:
             self.ask = gr.Button(T("What will it take?"), elem_id="train-ask")
         self.plan = gr.HTML(elem_id="train-plan", padding=False, js_on_load=NO_LONGER)
         self.inputs = [self.processes, *self.form.inputs]
-        self.dataset_at = 1 + list(self.form.widgets).index("train_data_dir")  # among the form's inputs
         self.both_inputs = [*prepare.form.inputs, *self.inputs]
         self._listen()
 
@@ -140,27 +139,21 @@ class TrainTab:
         return complaint
 
     def start_both(self, *entered) -> str:
-        """Queues the preparation of the dataset, and the training behind it."""
-        prepared, processes, trained = self.split(entered)
-        dataset = str(trained[self.dataset_at])
+        """Queues the preparation of the dataset, and the training on it behind that."""
+        count = len(self.prepare.form.inputs)
+        prepared, (processes, project, *trained) = entered[:count], entered[count:]
+        name = self.prepare.form.values(*prepared)["output_dir"]
+        dataset = str(self.context.places.projects / str(prepared[0]) / str(name))
+        values = {**self.form.values(project, *trained), "train_data_dir": dataset}.values()
         complaint = self.prepare.form.complaint(*prepared)
-        complaint += self.form.complaint(*trained, expected={dataset})
+        complaint += self.form.complaint(project, *values, expected={dataset})
         if not complaint:
-            self.queue(processes, self.prepare.job(*prepared), *trained)
+            self.queue(processes, self.prepare.job(*prepared), project, *values)
         return complaint
 
     def queue(self, processes: float, after: Job | None, *entered) -> Job:
         config = self.form.config(*entered)
         return self.context.jobs.add(train_job(self.context.jobs, config, int(processes or 1), after))
-
-    def split(self, entered: tuple) -> tuple[tuple, float, tuple]:
-        """What belongs to the form of preparing, the number of processes, and the training's form, whose dataset is
-        the one that will have been prepared."""
-        of_prepare = len(self.prepare.form.inputs)
-        prepared, (processes, *trained) = entered[:of_prepare], entered[of_prepare:]
-        name = prepared[1 + list(self.prepare.form.widgets).index("output_dir")]
-        trained[self.dataset_at] = str(self.context.places.projects / str(prepared[0]) / str(name))
-        return prepared, processes, tuple(trained)
 
 
 def preset_values(subject: str | None, card: str | None) -> list:

@@ -111,13 +111,6 @@ class Queue:
     def write(self, ids: list[str]) -> None:
         replace_text(self.path, json.dumps(ids))
 
-    def move(self, job_id: str, by: int) -> None:
-        ids = self.ids()
-        if job_id in ids:
-            place = ids.index(job_id)
-            ids.insert(max(0, place + by), ids.pop(place))
-            self.write(ids)
-
 
 class Jobs:
     """The jobs of one folder of projects."""
@@ -199,8 +192,11 @@ class Jobs:
 
     def move(self, job_id: str, by: int) -> None:
         with self.lock:
-            self.queue.write([job.id for job in self.waiting()])
-            self.queue.move(job_id, by)
+            ids = [job.id for job in self.waiting()]
+            if job_id in ids:
+                place = ids.index(job_id)
+                ids.insert(max(0, place + by), ids.pop(place))
+                self.queue.write(ids)
 
     def cancel(self, job_id: str) -> bool:
         """Return whether it was still waiting."""

@@ -90,17 +90,9 @@ class History:
 
 
 NUMBERS = (
-    "time",
-    "step",
-    "total_steps",
-    "draws",
-    "loss",
-    "epoch",
-    "learning_rate",
-    "memory_gib",
-    "validation_loss",
+    "time", "step", "total_steps", "draws", "loss", "epoch", "learning_rate", "memory_gib", "validation_loss",
     "seconds_left",
-)
+)  # fmt: skip
 MOST_SECONDS = 1e11  # since 1970, that a date can be made of
 
 

@@ -37,28 +37,20 @@ class SettingsBox:
             self.upload = gr.UploadButton(
                 T("Load a YAML file"), file_types=[".yaml", ".yml"], size="sm", elem_id=f"{prefix}-load"
             )
-        more = [processes] if processes is not None else []
-        widgets: list[Any] = [*form.inputs, *more]
+        processes = processes or gr.Number(1, visible=False)
+        widgets: list[Any] = [*form.inputs, processes]
         gr.on(
             [widget.change for widget in widgets],
-            self.texts if processes is None else self.texts_for_processes,
-            [*more, problems, *form.inputs],
+            self.texts,
+            [processes, problems, *form.inputs],
             [self.command, self.yaml, problems],
             trigger_mode="always_last",
             js=f'(...entered) => (window.sdxlLoraFinders?.["{prefix}"]?.ask(), entered)',
             **QUIET,
         )
-        self.upload.upload(
-            show_errors(self.load),
-            [self.upload],
-            [*form.widgets.values()],
-            **QUIET,
-        )
+        self.upload.upload(show_errors(self.load), [self.upload], [*form.widgets.values()], **QUIET)
 
-    def texts_for_processes(self, processes: float, complaint: str, *entered) -> tuple:
-        return self.texts(complaint, *entered, processes=int(processes or 1))
-
-    def texts(self, complaint: str, *entered, processes: int = 1) -> tuple:
+    def texts(self, processes: float, complaint: str, *entered) -> tuple:
         """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
         complained = self.form.complaint(*entered) if complaint else gr.skip()
         try:
@@ -67,7 +59,7 @@ class SettingsBox:
             lines = [say("This has to be mended first:"), *(say_problem(p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
             return words, words, complained
-        return command_line(config, processes), to_yaml(config), complained
+        return command_line(config, int(processes or 1)), to_yaml(config), complained
 
     def load(self, file: str) -> list:
         """Return what the file says; a base that it leaves out stays, as the page may have its own default."""

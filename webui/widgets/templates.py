@@ -18,21 +18,11 @@ from webui.locale.i18n import in_page_words, say, say_label
 from webui.widgets.images import thumbnail_url
 
 STATES = {
-    "new": "not started",
-    "waiting": "waiting",
-    "running": "running",
-    "starting": "starting",
-    "caching": "encoding images",
-    "training": "training",
-    "sampling": "drawing samples",
-    "stopping": "stopping",
-    "done": "done",
-    "planned": "only planned",
-    "stopped": "stopped",
-    "failed": "failed",
-    "killed": "ended",
+    "new": "not started", "waiting": "waiting", "running": "running", "starting": "starting",
+    "caching": "encoding images", "training": "training", "sampling": "drawing samples", "stopping": "stopping",
+    "done": "done", "planned": "only planned", "stopped": "stopped", "failed": "failed", "killed": "ended",
     "cancelled": "cancelled",
-}
+}  # fmt: skip
 
 
 def state_words(state: str) -> str:
