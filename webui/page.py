@@ -8,6 +8,7 @@ app.launch()
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class Page:
             (self.train.button, self.train.inputs, self.train.start),
             (self.train.both, self.train.both_inputs, self.train.start_both),
         ):
-            button.click(show_errors(self.starter(start)), [*inputs, *self.named], seen_after, **QUIET)
+            button.click(show_errors(partial(self.start, start)), [*inputs, *self.named], seen_after, **QUIET)
         self.runs.again.click(
             show_errors(self.use_settings), [self.runs.chosen],
             [self.tabs, self.project, *self.train.form.widgets.values()], **QUIET,
@@ -190,9 +191,10 @@ class Page:
     def open(self, request: gr.Request) -> list:
         """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
         what was last asked for."""
-        self.context.jobs.ensure_worker()
+        jobs = self.context.jobs
+        jobs.ensure_worker()
         runs = self.runs.choices()
-        active = [run for run in find_runs(self.context.places.projects, self.context.jobs) if self.is_active(run)]
+        active = [run for run in find_runs(self.context.places.projects, jobs) if state_of(run, jobs).is_active]
         run = run_name(active[0]) if active else (runs[0] if runs else None)
         names = self.context.places.project_names()
         project = run.partition("/")[0] if run else (names[0] if names else "my-lora")
@@ -228,25 +230,19 @@ class Page:
         values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest", "dry_run": False}
         return {**values, "train_data_dir": newest(folders)} if folders else values
 
-    def is_active(self, run: Path) -> bool:
-        return state_of(run, self.context.jobs).is_active
-
     def name_run(self, project: str | None, name: str | None):
         """A free name for the next run, unless the person has typed one."""
         return free_name(self.context, project) if not name or name.startswith("run-") else gr.skip()
 
-    def starter(self, start: Callable[..., str]) -> Callable:
-        def press(*entered) -> list:
-            """Starts, and shows the run; or shows what has to be mended."""
-            *inputs, project, name = entered
-            complaint = start(*inputs)
-            if complaint:
-                return [complaint, gr.skip(), gr.skip(), gr.skip()]
-            tell(say("Queued: it starts as soon as nothing else runs."))
-            runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
-            return ["", gr.Tabs(selected="runs"), runs, following(name)]
-
-        return press
+    def start(self, start: Callable[..., str], *entered) -> list:
+        """Starts, and shows the run; or shows what has to be mended."""
+        *inputs, project, name = entered
+        complaint = start(*inputs)
+        if complaint:
+            return [complaint, gr.skip(), gr.skip(), gr.skip()]
+        tell(say("Queued: it starts as soon as nothing else runs."))
+        runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
+        return ["", gr.Tabs(selected="runs"), runs, following(name)]
 
     def use_settings(self, name: str | None) -> list:
         """The settings of a run in the form of the next one, under another name."""

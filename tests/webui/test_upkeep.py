@@ -20,9 +20,8 @@ from sdxl_lora.tools.__main__ import main as tools
 from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.configs import flat_train_config
 from tests.helpers.french import french
-from webui.figures.comparison import differing, newest_samples
 from webui.figures.recommendation import recommendation_of
-from webui.figures.run_table import run_rows
+from webui.figures.run_table import differing, newest_samples, run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
 from webui.pages.recommend_box import reason
 from webui.pages.run_table import comparison_html

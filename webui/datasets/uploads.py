@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -171,13 +171,11 @@ def standing(folder: Path, file: Incoming) -> Answer:
         name = clean_name(file.path)
     except ConfigError as error:
         return Answer("refused", why=str(error), name=file.path[:80])
-    if why := refusal(name) or ("an empty file" if file.size <= 0 else ""):
-        return Answer("refused", why=why, name=str(name))
-    if file.size > MOST_BYTES:
-        return Answer("refused", why=f"larger than {MOST_BYTES // 2**20} MiB", name=str(name))
     target = folder / name
-    if not target.resolve().is_relative_to(folder.resolve()):
-        return Answer("refused", why="a link leads out of the folder", name=str(name))
+    why = refusal(name) or ("an empty file" if file.size <= 0 else "")
+    why = why or (f"larger than {MOST_BYTES // 2**20} MiB" if file.size > MOST_BYTES else "")
+    if why or not target.resolve().is_relative_to(folder.resolve()):
+        return Answer("refused", why=why or "a link leads out of the folder", name=str(name))
     if target.exists() or target.is_symlink():
         is_same = target.is_file() and target.stat().st_size == file.size
         return Answer("there", name=str(name)) if is_same else Answer("refused", why=TAKEN, name=str(name))
@@ -192,18 +190,26 @@ TAKEN = "another file of this name is there already, and stays: choose another f
 def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
     """How a file stands whose bytes have this hash: done where the one that is there has the same."""
     now = standing(folder, file)
-    if now.state != "there":
-        return now
+    return (
+        beside(folder, now, file, file.size, lambda path: file_sha256(path) == sha256) if now.state == "there" else now
+    )
+
+
+def beside(folder: Path, now: Answer, file: Incoming, end: int, is_same: Callable[[Path], bool]) -> Answer:
+    """How a file stands that is there already, compared up to `end`."""
     try:
-        is_same = file_sha256(folder / now.name) == sha256
+        if not is_same(folder / now.name):
+            return Answer("refused", why=TAKEN, name=now.name)
     except OSError as error:
-        return unreadable(now.name, error)
-    return Answer("done", file.size, name=now.name) if is_same else Answer("refused", why=TAKEN, name=now.name)
+        why = f"another file of this name is there already, and cannot be read: {error.strerror}"
+        return Answer("refused", why=why, name=now.name)
+    return Answer("done" if end == file.size else "there", end, name=now.name)
 
 
-def unreadable(name: str, error: OSError) -> Answer:
-    why = f"another file of this name is there already, and cannot be read: {error.strerror}"
-    return Answer("refused", why=why, name=name)
+def piece_of(path: Path, at: int, count: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(at)
+        return file.read(count)
 
 
 def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
@@ -223,17 +229,8 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
         now = standing(folder, file)
         if now.state == "refused":
             return now
-        target = folder / now.name
         if now.state == "there":
-            try:
-                with open(target, "rb") as there:
-                    there.seek(at)
-                    is_same = there.read(len(data)) == data
-            except OSError as error:
-                return unreadable(now.name, error)
-            if not is_same:
-                return Answer("refused", why=TAKEN, name=now.name)
-            return Answer("done" if at + len(data) == file.size else "there", at + len(data), name=now.name)
+            return beside(folder, now, file, at + len(data), lambda path: piece_of(path, at, len(data)) == data)
         if at != now.at:
             return now
         part = folder / UPLOADING / f"{file.key}.part"
@@ -241,7 +238,7 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
             write_piece(part, at, data)
             if at + len(data) < file.size:
                 return Answer("new", at + len(data), name=now.name)
-            finish(part, target)
+            finish(part, folder / now.name)
         except FileExistsError:
             return Answer("refused", why=TAKEN, name=now.name)
         except OSError as error:

@@ -1,4 +1,6 @@
-"""All runs in a table: when, how far, how well, on which base. Reads the ends of their files alone."""
+"""All runs in a table: when, how far, how well, on which base; and some side by side: settings that differ, and newest
+images. Of long files the ends alone are read.
+"""
 
 import dataclasses
 import time
@@ -8,14 +10,18 @@ from typing import Any
 
 import yaml
 
+from sdxl_lora.config.fields import flat_fields
+from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import parse_event
 from webui.figures.curves import finite
 from webui.figures.upkeep import note_of
 from webui.runs.context import Context, run_name
-from webui.runs.listing import find_runs, last_change, state_of
+from webui.runs.listing import find_runs, last_change, samples_of, state_of
+from webui.runs.run_history import History, history_of
 
 TAIL = 16_384  # bytes of events.jsonl whose steps the loss is the mean of
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+OF_ITSELF = ("output_dir", "output_name", "resume_from_checkpoint", "dry_run")  # these differ between any two runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,3 +88,33 @@ def _loss(path: Path, changed: int) -> float | None:
         events = [event for line in file.read().split(b"\n") if (event := parse_event(line))]
     losses = [loss for event in events if event["event"] == "step" and (loss := finite(event.get("loss"))) is not None]
     return sum(losses) / len(losses) if losses else None
+
+
+def differing(runs: list[Path]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, in the order of the config, with each run's value."""
+    fields = flat_fields(TrainConfig)
+    defaults = {name: list(f.default) if isinstance(f.default, tuple) else f.default for name, f in fields.items()}
+    settings = [settings_of(run) for run in runs]
+    told = {name: [one.get(name, defaults[name]) for one in settings] for name in fields if name not in OF_ITSELF}
+    return {name: values for name, values in told.items() if any(value != values[0] for value in values)}
+
+
+def newest_samples(runs: list[Path]) -> dict[str, list[tuple[int, Path] | None]]:
+    """By prompt, the step and the file of each run's newest picture of it; None where a run has none."""
+    rows: dict[str, list[tuple[int, Path] | None]] = {}
+    for place, run in enumerate(runs):
+        prompts, _ = prompts_of(run, history_of(run))
+        for (prompt, image), by_step in samples_of(run).items():
+            if image == 0 and by_step:
+                name = prompts[prompt] if prompt < len(prompts) else str(prompt)
+                rows.setdefault(name, [None] * len(runs))[place] = (max(by_step), by_step[max(by_step)])
+    return rows
+
+
+def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
+    """The prompts that a run draws, and the seed of the first image."""
+    told = [event.get("prompts") for event in history.messages if event["event"] == "samples"]
+    settings = settings_of(run)
+    lists = (one for one in [*told[::-1], settings.get("validation_prompt")] if one and isinstance(one, list))
+    seed = settings.get("seed")
+    return tuple(map(str, next(lists, ()))), seed if isinstance(seed, int) else 0

@@ -6,8 +6,7 @@ from typing import Any
 import gradio as gr
 
 from sdxl_lora.config.train import TrainConfig
-from webui.figures.comparison import differing, newest_samples
-from webui.figures.run_table import run_rows
+from webui.figures.run_table import differing, newest_samples, run_rows
 from webui.figures.upkeep import keep_note, note_of, rename_run, set_aside
 from webui.locale.i18n import T, say, say_label
 from webui.runs.context import Context, run_name

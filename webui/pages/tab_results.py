@@ -4,15 +4,15 @@ from pathlib import Path
 
 import gradio as gr
 
-from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
+from webui.figures.run_table import settings_of
 from webui.locale.i18n import T, say
 from webui.pages.recommend_box import RecommendBox
 from webui.pages.tools_box import ToolsBox
 from webui.runs.context import Context
 from webui.runs.drawings import drawing_request, image_path, read_request
 from webui.runs.jobs import Job
-from webui.runs.launch import draw_job, read_config
+from webui.runs.launch import draw_job
 from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.server.served import publish
@@ -73,7 +73,7 @@ class ResultsTab:
             gr.Dropdown(choices, value=NEWEST if choices else None),
             gr.File(None, visible=False),
             templates.runs.files(lora_files(run)) if run is not None else "",
-            resolution_of(run) if run is not None else gr.skip(),
+            settings_of(run).get("resolution", 1024) if run is not None else gr.skip(),
         ]
 
     def start(self, name: str | None, chosen: list[str], *asked) -> None:
@@ -133,13 +133,6 @@ def stage_words(stage: str) -> str:
     if stage == "final":
         return say("the end")
     return say("step {step}", step=stage.rpartition("-")[2])
-
-
-def resolution_of(run: Path) -> int:
-    try:
-        return read_config(TrainConfig, run / "config.yaml").data.resolution
-    except ConfigError:
-        return 1024
 
 
 def drawing_html(context: Context, job: Job, request: dict) -> str:

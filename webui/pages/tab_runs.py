@@ -9,7 +9,7 @@ from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.requests import FILES
-from webui.figures.comparison import prompts_of
+from webui.figures.run_table import prompts_of
 from webui.locale.i18n import T, say
 from webui.pages.run_table import RunTable
 from webui.runs.context import Context, run_name

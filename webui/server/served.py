@@ -1,4 +1,6 @@
-"""The only files that leave the machine: those linked or copied into the folder that Gradio serves. No gradio."""
+"""The only files that leave the machine: those linked or copied into the folder that Gradio serves, and small images
+made there. No gradio.
+"""
 
 import os
 import secrets
@@ -6,10 +8,14 @@ import shutil
 import tempfile
 from hashlib import blake2b
 from pathlib import Path
+from urllib.parse import quote
 
 from sdxl_lora.errors import ConfigError
+from sdxl_lora.images.decode import ImageError, open_image
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # what browsers show and no script can stand in
+THUMBNAIL_PIXELS = 384
+_broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
 
 
 def private_temporary_folder() -> Path:
@@ -66,3 +72,25 @@ def linked(path: Path, to: Path) -> Path:
     except OSError:
         shutil.copyfile(path, to)
     return to
+
+
+def thumbnail_url(path: Path) -> str:
+    """Return where the browser finds a small one of this image, relative to the page; "" where it cannot be opened."""
+    try:
+        file = served_image(path, path.stat().st_mtime_ns, ".jpg")
+    except OSError:  # gone, or not for us to read
+        return ""
+    if file in _broken:
+        return ""
+    if not file.exists():
+        try:
+            image = open_image(path)
+        except ImageError:
+            _broken.add(file)
+            return ""
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        image.convert("RGB").save(part, "JPEG", quality=85)
+        os.replace(part, file)
+    return f"gradio_api/file={quote(file.as_posix(), safe='/:')}"

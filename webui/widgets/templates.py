@@ -15,7 +15,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.config.trigger_word import has_trigger_word
 from webui.locale.i18n import in_page_words, say, say_label
-from webui.widgets.images import thumbnail_url
+from webui.server.served import thumbnail_url
 
 STATES = {
     "new": "not started", "waiting": "waiting", "running": "running", "starting": "starting",
