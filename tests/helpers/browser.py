@@ -91,9 +91,9 @@ def choose(page, elem_id: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def upload(page, path: Path) -> None:
+def upload(page, path: Path, form: str = "train") -> None:
     with page.expect_file_chooser() as chooser:
-        page.locator("#train-load").click()
+        page.locator(f"#{form}-load").click()
     chooser.value.set_files(path)
 
 

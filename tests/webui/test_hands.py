@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from tests.helpers.browser import LONG, box, browsing, choose, fill, looked, shoot, tab
+from tests.helpers.browser import LONG, box, browsing, choose, fill, looked, shoot, tab, upload
 from tests.helpers.ui_server import Server
 from tests.helpers.waiting import until
 
@@ -67,6 +68,21 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     page.get_by_text("How the work is done").locator("visible=true").click()
     assert box(page, "prepare-leave_out").input_value() == "rocket.jpg"
     page.get_by_role("button", name="Use it after all: rocket.jpg").click()
+    until(lambda: box(page, "prepare-leave_out").input_value() == "")
+    settings = tmp_path / "settings.yaml"
+    told = {"input_dir": str(folder), "output_dir": str(story.dataset), "leave_out": ["coffee.png"], "resolution": 64}
+    settings.write_text(yaml.safe_dump(told))
+    fill(page, "prepare-input_dir", str(raw))
+    page.get_by_role("button", name="These settings as a file").locator("visible=true").click()
+    upload(page, settings, "prepare")
+    until(lambda: box(page, "prepare-leave_out").input_value() == "coffee.png")
+    box(page, "prepare-input_dir").click()
+    looked(page)
+    box(page, "prepare-input_dir").blur()
+    looked(page, times=4)
+    assert box(page, "prepare-leave_out").input_value() == "coffee.png", "leaving a field is no choice"
+    fill(page, "prepare-output_dir", "another")
+    fill(page, "prepare-output_dir", "dataset")
     until(lambda: box(page, "prepare-leave_out").input_value() == "")
 
 
