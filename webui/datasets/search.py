@@ -1,7 +1,7 @@
 """Which images of a dataset are in view: all, those to look at, those whose captions have certain words or tags."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from webui.datasets.tags import PLAIN, Reading, same
 from webui.runs.dataset_view import Dataset, DatasetImage
@@ -61,19 +61,13 @@ class View:
     def of(cls, facts: dict) -> "View":
         """The view that a browser brings along, as `facts` has given it; the first page where that makes no sense."""
         try:
-            search, reading = Search(*map(str, facts["search"])), reading_of(*facts["reading"])
+            search, reading = Search(**facts["search"]), reading_of(**facts["reading"])
             return cls(str(facts["name"]) if facts["name"] else None, int(facts["page"]), search, reading)
         except (KeyError, TypeError, ValueError):
             return cls(None)
 
     def facts(self) -> dict:
-        search, reading = self.search, self.reading
-        return {
-            "name": self.name,
-            "page": self.page,
-            "search": [search.words, search.shown],
-            "reading": [reading.separator, reading.keep_tokens, reading.keep_tokens_separator],
-        }
+        return asdict(self)
 
 
 def reading_of(separator: object, keep_tokens: object, keep_tokens_separator: object) -> Reading:

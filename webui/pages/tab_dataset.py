@@ -25,12 +25,6 @@ from webui.widgets.scripts import script
 
 HERE = Path(__file__).parent
 CARDS = 12  # pictures in view at once
-# Shows that a caption is saved, unless the card has become another row's; what was typed since then stays.
-SHOW_SAVED = """(saved, key, text) => {
-  const now = JSON.parse(saved || "{}");
-  if (now.of !== key) return [undefined, undefined, undefined];
-  return [now.html, now.key, text === now.sent ? now.text : undefined];
-}"""
 NO_CARD = [gr.update(visible=False), "", "", ""]
 READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training's form
 
@@ -109,10 +103,10 @@ class DatasetTab:
         self.recaption_all.click(
             show_errors(self.captions.caption_all_anew), [self.chosen], None, js=script(HERE / "ask_all.js"), **QUIET
         )
-        ask_one = script(HERE / "ask_one.js")
+        ask_one, saved_script = script(HERE / "ask_one.js"), script(HERE / "saved.js")
         for (_, html, text, key), (saved, button, delete) in zip(self.cards, self.pressed, strict=True):
             text.blur(show_errors(self.captions.save), [key, text], [saved], **QUIET).success(
-                None, [saved, key, text], [html, key, text], js=SHOW_SAVED, **QUIET
+                None, [saved, key, text], [html, key, text], js=saved_script, **QUIET
             )
             button.click(show_errors(self.captions.caption), [key], None, js=ask_one, **QUIET)
             self.on([delete.click], self.take_out, key, text)

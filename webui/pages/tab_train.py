@@ -23,15 +23,9 @@ from webui.widgets import templates
 from webui.widgets.events import QUIET
 from webui.widgets.finder import begin_script
 from webui.widgets.forms import Form, train_config
+from webui.widgets.scripts import script
 from webui.widgets.settings_box import SettingsBox
 from webui.widgets.widgets import form
-
-# What a plan says holds until something in the form is another.
-NO_LONGER = """for (const kind of ["input", "mousedown"])
-  element.closest(".sdxl-lora").addEventListener(kind, (event) => {
-    const isChoice = event.target.closest("[role=option]") || kind === "input";
-    if (isChoice && event.target.closest("[id^=train-]")) element.querySelector(".card")?.remove();
-  });"""
 
 
 class TrainTab:
@@ -65,7 +59,7 @@ class TrainTab:
             self.button = gr.Button(T("Train"), variant="primary", elem_id="train")
             self.both = gr.Button(T("Prepare and train"), elem_id="prepare-and-train")
             self.ask = gr.Button(T("What will it take?"), elem_id="train-ask")
-        self.plan = gr.HTML(elem_id="train-plan", padding=False, js_on_load=NO_LONGER)
+        self.plan = gr.HTML(elem_id="train-plan", padding=False, js_on_load=script(Path(__file__).with_name("plan.js")))
         self.inputs = [self.processes, *self.form.inputs]
         self.both_inputs = [*prepare.form.inputs, *self.inputs]
         self._listen()

@@ -40,22 +40,6 @@ PLANNED_BY = (
     "min_bucket_side", "crop",
 )  # fmt: skip
 NAMED = "(folder, dataset) => [JSON.stringify({ folder, dataset })]"
-# Says which press it was, and gives the focus back to the button, which the answer makes anew.
-PRESSES = """element.addEventListener("click", ({ target }) => {
-  const button = target.closest("[data-leave-out], [data-more]");
-  if (!button) return;
-  window.sdxlLoraLeaveOut = button.dataset.leaveOut;
-  trigger(button.dataset.more === undefined ? "toggled" : "more");
-});
-new MutationObserver(() => {
-  const name = window.sdxlLoraLeaveOut;
-  const button = name === undefined ? null : element.querySelector(`[data-leave-out="${CSS.escape(name)}"]`);
-  if (button && document.activeElement === document.body) button.focus({ preventScroll: true });
-}).observe(element, { childList: true, subtree: true });"""
-TOGGLED = """(text) => {
-  const [name, names] = [window.sdxlLoraLeaveOut, (text ?? "").split("\\n").filter(Boolean)];
-  return [(names.includes(name) ? names.filter((one) => one !== name) : [...names, name]).join("\\n")];
-}"""
 
 
 class UploadBox:
@@ -79,7 +63,7 @@ class UploadBox:
                 value="images", label=T("Folder in the project"), max_lines=1, elem_id="upload-folder",
                 scale=1, min_width=220, info=T("Your images are kept here."),
             )  # fmt: skip
-        self.shown = gr.HTML(js_on_load=PRESSES, elem_id="upload-shown", padding=False)
+        self.shown = gr.HTML(js_on_load=script(HERE / "folder.js"), elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
         self.before = gr.Textbox(visible=False)  # folder and dataset in the form, when a field of theirs was gone into
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
@@ -95,7 +79,7 @@ class UploadBox:
         )
         changed = [*(form.widgets[name].change for name in PLANNED_BY), self.count.change]
         gr.on(changed, show_errors(self.show), seen, [self.shown], trigger_mode="always_last", **QUIET)
-        self.shown.toggled(None, [leave_out], [leave_out], js=TOGGLED, **QUIET)
+        self.shown.toggled(None, [leave_out], [leave_out], js=script(HERE / "toggled.js"), **QUIET)
         self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
         of_list = [input_dir, output_dir]

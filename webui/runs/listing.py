@@ -13,6 +13,7 @@ from sdxl_lora.operating_system import is_alive
 from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.status import read_status
 from webui.runs.jobs import Job, Jobs
+from webui.runs.launch import plain
 
 SAMPLE = re.compile(r"step-(\d+)-prompt-(\d+)-image-(\d+)\.png")
 
@@ -142,7 +143,7 @@ def boxed_words(lines: list[str]) -> list[str]:
     start = max((place for place, line in enumerate(lines) if line.startswith("\u256d")), default=None)
     if start is None:
         return []
-    return [" ".join(re.sub(r"[\u2500-\u257f]", " ", " ".join(lines[start:])).split())]
+    return [plain(" ".join(lines[start:]))]
 
 
 def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:

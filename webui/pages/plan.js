@@ -1,0 +1,6 @@
+// What a plan says holds until something in the form is another.
+for (const kind of ["input", "mousedown"])
+  element.closest(".sdxl-lora").addEventListener(kind, (event) => {
+    const isChoice = event.target.closest("[role=option]") || kind === "input";
+    if (isChoice && event.target.closest("[id^=train-]")) element.querySelector(".card")?.remove();
+  });
