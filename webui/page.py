@@ -18,7 +18,7 @@ from gradio.context import get_blocks_context
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
-from webui.locale.host_texts import bring_texts
+from webui.host import adopt
 from webui.locale.i18n import I18N, T, say, say_label
 from webui.pages.asked import SETTINGS, Asked
 from webui.pages.live import Live, newest
@@ -33,7 +33,6 @@ from webui.runs.hosts import Host
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config
 from webui.runs.listing import find_runs, state_of
-from webui.server.fence import fence
 from webui.settings.workspace import Workspace, load_workspace
 from webui.widgets.events import QUIET, show_errors, tell
 from webui.widgets.forms import Form
@@ -102,8 +101,8 @@ class Page:
             with gr.Row(elem_classes="top", equal_height=True):
                 names = context.places.project_names()
                 self.project = gr.Dropdown(
-                    names or ["my-lora"],
-                    value=names[0] if names else "my-lora",
+                    names,
+                    value=names[0],
                     allow_custom_value=True,
                     label=T("Project folder"),
                     info=T("Choose one, or type a new name"),
@@ -133,9 +132,7 @@ class Page:
         tabs = (self.prepare, self.dataset, self.runs, self.results)
         self.live = Live(context, tabs, self.now, self.stop, self.spoken, self.train.form.widgets["train_data_dir"])
         self._listen()
-        ours = set(get_blocks_context().blocks) - others
-        fence(ours)
-        bring_texts(ours)
+        adopt(set(get_blocks_context().blocks) - others)
 
     def _listen(self) -> None:
         root: Any = get_blocks_context()
@@ -197,7 +194,7 @@ class Page:
         active = [run for run in find_runs(self.context.places.projects, jobs) if state_of(run, jobs).is_active]
         run = run_name(active[0]) if active else (runs[0] if runs else None)
         names = self.context.places.project_names()
-        project = run.partition("/")[0] if run else (names[0] if names else "my-lora")
+        project = run.partition("/")[0] if run else names[0]
         datasets = self.dataset.choices()
         dataset = next((name for name in datasets if name.startswith(f"{project}/")), datasets[0] if datasets else None)
         finished = self.live.with_files()
@@ -205,7 +202,7 @@ class Page:
             "",
             request.session_hash,
             gr.Tabs(selected="runs") if active else gr.skip(),
-            gr.Dropdown(names or ["my-lora"], value=project),
+            gr.Dropdown(names, value=project),
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
             gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),

@@ -49,9 +49,9 @@ class Workspace:
         return inside(self.projects, project, "runs", name)
 
     def project_names(self) -> list[str]:
-        if not self.projects.is_dir():
-            return []
-        return sorted(path.name for path in self.projects.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+        """Those that are there, or one to begin with."""
+        found = self.projects.iterdir() if self.projects.is_dir() else ()
+        return sorted(path.name for path in found if path.is_dir() and NAME.fullmatch(path.name)) or ["my-lora"]
 
     def datasets(self) -> list[str]:
         """Folders that preprocess has filled."""
