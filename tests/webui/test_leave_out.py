@@ -1,5 +1,6 @@
 """The images that a person does not want: the same in the page's view and in the run, and those of one folder alone."""
 
+import json
 import re
 from functools import partial
 
@@ -8,7 +9,7 @@ import pytest
 
 from sdxl_lora.config.preprocess import PreprocessConfig
 from tests.helpers.preparing import noise, preprocess
-from webui.pages.upload_box import UploadBox, named
+from webui.pages.upload_box import UploadBox
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace
@@ -54,16 +55,16 @@ def test_a_folder_brings_the_images_that_its_dataset_was_prepared_without(box, p
         noise(seed=seed).save(raw / name)
     assert preprocess(raw, dataset, "--leave_out", " b.png", "c.png") == 0
 
-    def listed(before, *entered):
-        return box.listed(named(str(before), "dataset"), *entered)[0]
+    def listed(before, *entered, dataset="dataset"):
+        return box.listed(json.dumps({"folder": str(before), "dataset": dataset}), *entered)
 
-    assert box.listed("", *typed(raw)) == [" b.png\nc.png", named(str(raw), "dataset")]
+    assert box.listed("null", *typed(raw)) == box.listed("", *typed(raw)) == " b.png\nc.png"
     assert listed(other, *typed(f'"{raw}"', "x.png")) == " b.png\nc.png"
     assert listed(raw, *typed(other, "c.png")) == ""
     assert listed(other, *typed(raw, "a.png", "second")) == ""
     assert listed(raw, *typed("", "a.png", "no/name")) == ""
-    assert box.listed(named(str(raw), "dataset"), *typed(f"{raw} ", "a.png")) == [gr.skip(), gr.skip()]
-    assert box.listed(named(str(raw), "second"), *typed(raw, "a.png"))[0] == " b.png\nc.png"
+    assert listed(raw, *typed(f"{raw} ", "a.png")) == gr.skip()
+    assert listed(raw, *typed(raw, "a.png"), dataset="second") == " b.png\nc.png"
     assert listed(raw, *typed(raw, "a.png", "second")) == gr.skip(), "a new dataset of it, of which nothing is known"
     (dataset / "preprocess_report.json").write_text('{"settings": {"input_dir": 7, "leave_out": [7]}}')
     assert listed(other, *typed(raw)) == ""

@@ -39,7 +39,6 @@ PLANNED_BY = (
     "input_dir", "leave_out", "resolution", "buckets", "bucket_step", "max_aspect", "no_upscale", "enlarge_small",
     "min_bucket_side", "crop",
 )  # fmt: skip
-NAMED = "(folder, dataset) => [JSON.stringify({ folder, dataset })]"
 
 
 class UploadBox:
@@ -65,7 +64,7 @@ class UploadBox:
             )  # fmt: skip
         self.shown = gr.HTML(js_on_load=script(HERE / "folder.js"), elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
-        self.before = gr.Textbox(visible=False)  # folder and dataset in the form, when a field of theirs was gone into
+        self.before = gr.Textbox(visible=False)  # folder and dataset of which the list in the form is, see listed.js
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
         facts.change(as_json(self.take), [facts, piece], [answer], api_name="sdxl_lora_upload", **SETTINGS)
 
@@ -82,12 +81,11 @@ class UploadBox:
         self.shown.toggled(None, [leave_out], [leave_out], js=script(HERE / "toggled.js"), **QUIET)
         self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
-        of_list = [input_dir, output_dir]
-        gr.on([field.focus for field in of_list], None, of_list, [self.before], js=NAMED, **QUIET)
+        at = {"FOLDER_AT": form.inputs.index(input_dir), "DATASET_AT": form.inputs.index(output_dir)}
         # Gradio calls it input, too, when the folder's field is only left.
         gr.on(
-            [input_dir.input, output_dir.blur], self.listed, [self.before, *form.inputs], [leave_out, self.before],
-            trigger_mode="always_last", **QUIET,
+            [input_dir.input, output_dir.blur], self.listed, [self.before, *form.inputs], [leave_out],
+            js=script(HERE / "listed.js", **at), trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
     def take(self, facts: str, piece: str) -> dict:
@@ -105,22 +103,22 @@ class UploadBox:
         folder = uploads.upload_folder(self.context.places, project, name)
         choices = image_folders(self.context.places)
         values = self.form.values(*entered)
-        before = named(values["input_dir"], values["output_dir"])
-        leave_out, _ = self.listed(before, project, *{**values, "input_dir": str(folder)}.values())
+        before = json.dumps({"folder": values["input_dir"], "dataset": values["output_dir"]})
+        leave_out = self.listed(before, project, *{**values, "input_dir": str(folder)}.values())
         values |= {"input_dir": str(folder)} | ({"leave_out": leave_out} if isinstance(leave_out, str) else {})
         shown = self.show(count, project, *values.values())
         return [gr.Dropdown(choices, value=str(folder)), leave_out, shown]
 
-    def listed(self, before: str | None, project: str, *entered) -> list:
+    def listed(self, before: str | None, project: str, *entered):
         """Names of the images not to use: where a person has chosen another folder, or another name for its dataset,
         those that it was last prepared without. Of a dataset that is to be made from the same folder, they stay."""
         values, was = self.form.values(project, *entered), loaded(before)
         folder, dataset = values["input_dir"] or "", values["output_dir"] or ""
         is_same = is_same_folder(was.get("folder"), folder)
         if is_same and was.get("dataset") == dataset:
-            return [gr.skip(), gr.skip()]
+            return gr.skip()
         names = last_left_out(self.context.places, project, dataset, folder)
-        return [gr.skip() if names is None and is_same else names or "", named(folder, dataset)]
+        return gr.skip() if names is None and is_same else names or ""
 
     def choices(self) -> dict:
         return gr.update(choices=image_folders(self.context.places))
@@ -143,10 +141,6 @@ class UploadBox:
             words = say("More than {count} files: they are looked at when you prepare them.", count=MOST_FILES)
             return templates.parts.hint(words)
         return images_html(find_images(folder), is_below_roots(self.context.places, folder), *planned)
-
-
-def named(folder: str | None, dataset: str | None) -> str:
-    return json.dumps({"folder": folder, "dataset": dataset})
 
 
 def incoming(facts: list) -> uploads.Incoming:
