@@ -9,7 +9,8 @@ from webui.figures.recommendation import FOLDER, GRID_NAME, Recommendation, reco
 from webui.locale.i18n import T, say
 from webui.runs.context import Context
 from webui.runs.launch import select_job
-from webui.runs.listing import console_lines, last_error, state_of_job
+from webui.runs.listing import state_of_job
+from webui.widgets import html as show
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
@@ -53,11 +54,8 @@ class RecommendBox:
             return ""
         jobs = self.context.jobs
         job = jobs.newest("select", of=run)
-        found, standing = recommendation_of(run), ""
-        if job is not None and (state := state_of_job(jobs, job)) != "done":
-            newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
-            newest = last_error(jobs, job).removeprefix("error: ") if state == "failed" else newest
-            standing = templates.runs.standing(state, newest)
+        found = recommendation_of(run)
+        standing = show.standing(jobs, job) if job is not None and state_of_job(jobs, job) != "done" else ""
         return standing + (templates.runs.found(found, reason(found), run / FOLDER / GRID_NAME) if found else "")
 
 

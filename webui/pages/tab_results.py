@@ -13,9 +13,10 @@ from webui.runs.context import Context
 from webui.runs.drawings import drawing_request, image_path, read_request
 from webui.runs.jobs import Job
 from webui.runs.launch import draw_job
-from webui.runs.listing import console_lines, last_error, lora_files, stages, state_of_job
+from webui.runs.listing import lora_files, stages
 from webui.runs.loras import NEWEST, copy_lora_to, stage_of
 from webui.server.served import publish
+from webui.widgets import html as show
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
@@ -52,12 +53,8 @@ class ResultsTab:
         self.recommend = RecommendBox(context, self.chosen)
         self.tools = ToolsBox(context, self.chosen, self.stage)
         self.live = [self.drawn, self.stages, self.stage, self.about, self.recommend.told, self.tools.told]
-        self.chosen.change(
-            show_errors(self.choose),
-            [self.chosen],
-            [self.stages, self.stage, self.files, self.about, self.side],
-            **QUIET,
-        )
+        chosen = [self.stages, self.stage, self.files, self.about, self.side]
+        self.chosen.change(show_errors(self.choose), [self.chosen], chosen, **QUIET)
         asked = [
             self.chosen, self.stages, self.prompts, self.weights, self.seed, self.steps, self.guidance, self.side,
         ]  # fmt: skip
@@ -149,7 +146,4 @@ def drawing_html(context: Context, job: Job, request: dict) -> str:
         for number, prompt in enumerate(request["prompts"])
         for stage in request["stages"]
     ]
-    state = state_of_job(context.jobs, job)
-    newest = console_lines(context.jobs, job)[-1:] if state == "running" else []
-    failure = last_error(context.jobs, job) if state == "failed" else ""
-    return templates.runs.standing(state, "".join(newest)) + templates.runs.drawing(columns, rows, failure)
+    return show.standing(context.jobs, job) + templates.runs.drawing(columns, rows)

@@ -105,6 +105,14 @@ def level_of(line: str) -> str:
     return "warning" if re.search(r"warn|^W\d{4} ", line, re.IGNORECASE) else ""
 
 
+def standing(jobs: Jobs, job: Job) -> str:
+    """How a job stands, with the last line that it printed, or why it failed."""
+    state = state_of_job(jobs, job)
+    newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
+    failure = last_error(jobs, job).removeprefix("error: ") if state == "failed" else ""
+    return templates.runs.standing(state, newest, failure)
+
+
 def job_card(jobs: Jobs, job: Job | None) -> str:
     """How a job of preparing or captioning stands."""
     if job is None:
