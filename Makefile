@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test types chromium clean
+.PHONY: demo ui test pytest mypy types chromium clean
 
 demo: .venv/installed
 	$(BIN)/python -m examples.demo
@@ -16,7 +16,12 @@ ui: .venv/installed
 test: .venv/installed-dev chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) -j 2 pytest mypy
+
+pytest: # in three processes, which wait a third of their time
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
+
+mypy:
 	$(BIN)/mypy
 
 types: .venv/installed-dev

@@ -84,6 +84,7 @@ def test_all_cells_run_in_order(service, captioned_photographs):
     assert "uv sync --quiet --extra cu126" in asked, "the driver is too old for CUDA 13"
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_ends_it_with_its_reason(service):
     folder = service(f"{NEEDED_DRIVER}.1")
     (folder / "empty").mkdir()

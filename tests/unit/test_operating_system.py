@@ -263,7 +263,7 @@ def test_folders_with_blanks_umlauts_and_250_letters_go_the_whole_way(tmp_path, 
             "validation_prompt": ("a Straße",), "num_validation_images": 1, "validation_inference_steps": 1,
             "checkpointing_steps": 1,
         }  # fmt: skip
-        train(**settings, max_train_steps=1, dataloader_num_workers=1)
+        train(**settings, max_train_steps=1)
         run = train(**settings, max_train_steps=2)
         assert (
             read_status(run)["step"] == 2 and (run / "checkpoint-2").is_dir() and (run / f"{file}.safetensors").exists()

@@ -51,7 +51,7 @@ def server_below(tmp_path_factory):
     "name, below, strips, headers",
     [
         ("localhost", "", False, {}),  # nginx' defaults; as behind TLS, the browser says where a request comes from
-        ("localhost", "/lora", True, {}),
+        pytest.param("localhost", "/lora", True, {}, marks=pytest.mark.slow),
         pytest.param("localhost", "/lora", False, {}, marks=pytest.mark.slow),
         pytest.param(
             "lora.example.com", "", False, {"x_forwarded_host": "lora.example.com:{port}"}, marks=pytest.mark.slow

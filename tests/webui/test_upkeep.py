@@ -131,8 +131,8 @@ def dog(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("tool", ["show", "check", "resize", "convert", "merge"])
-def test_a_tool_is_asked_for_as_its_command_line_has_it(tool, dog, tiny_base, tmp_path):
-    assert tools(tool_words(tool, dog, tmp_path, str(tiny_base), 2, 0.5)) == 0
+def test_a_tool_is_asked_for_as_its_command_line_has_it(tool, dog, two_layers, tmp_path):
+    assert tools(tool_words(tool, dog, tmp_path, str(two_layers), 2, 0.5)) == 0
     written = [path.name for path in tmp_path.iterdir()]
     expected = {"resize": ["dog-rank2.safetensors"], "convert": ["dog-diffusers.safetensors"], "merge": ["dog-merged"]}
     assert written == expected.get(tool, [])

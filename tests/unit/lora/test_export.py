@@ -30,7 +30,7 @@ def base():
 @pytest.mark.parametrize(
     ("targets", "alpha", "options"),
     [
-        *((targets, alpha, {}) for targets in TARGETS for alpha in (1, 6)),
+        *((targets, 6, {}) for targets in TARGETS),
         ("attention", 4, {}),
         ("attention", 8, {"components": ("unet",)}),
         ("all-linear+conv", 3, {"use_rslora": True}),

@@ -31,7 +31,12 @@ CASES = {
     "text encoders alone": {"train_text_encoder": True, "train_unet": False, "gradient_checkpointing": True},
     "lokr": {"adapter": "lokr", "max_cached_captions": 1, "proportion_empty_prompts": 0.5},
 }  # fmt: skip
-MORE = {"flips, epochs, a split and samples", "varied captions in two chunks, all layers", "text encoders alone"}
+MORE = {
+    "flips, epochs, a split and samples",
+    "varied captions in two chunks, all layers",
+    "text encoders alone",
+    "lokr",
+}
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in MORE else ()) for case in CASES])

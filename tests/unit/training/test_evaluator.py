@@ -205,6 +205,7 @@ def test_a_validation_that_is_stopped_is_done_by_the_next_start(train, monkeypat
     assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_ruins_everything_is_stopped_for_real(train):
     run = train(
         validation_split=0.25, validation_steps=1, early_stopping_patience=1, max_train_steps=40, learning_rate=0.3,
