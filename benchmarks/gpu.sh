@@ -35,6 +35,7 @@ if [ -n "${2:-}" ]; then
 fi
 common=(--size "$size" --work_dir "$work" --output_dir "$out")
 mkdir -p "$out"
+rm -f "$out"/{train_speed,caching_speed,step_*}.{md,json} # of a run before: what fails now must not show them
 
 say() { echo "== $SECONDS s: $*"; }
 within() { # what is done, command

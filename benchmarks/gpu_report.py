@@ -24,13 +24,18 @@ def report(folder: Path) -> str:
     """The page, of all that is there by now."""
     tables = [path for path in folder.glob("*.md") if path.name != PAGE]
     parts = [f"## {path.stem}\n\n{path.read_text(encoding='utf-8')}" for path in sorted(tables, key=modified)]
-    runs = sorted((path.parent for path in folder.glob("*/events.jsonl")), key=modified)
+    runs = {path.parent for path in folder.glob("*/events.jsonl")}
+    runs |= {
+        path.with_suffix("")
+        for path in folder.glob("*.json")
+        if "peak_rss_gib" in json.loads(path.read_text(encoding="utf-8"))
+    }
     lines = [
         "## Trainings within a limit of memory",
         "",
         "| | limit GiB | reserved GiB | host's GiB | steps | pictures/s | exit code | |",
         "|---|---|---|---|---|---|---|---|",
-        *(row(run) for run in runs),
+        *(row(run) for run in sorted(runs)),
     ]
     return "\n".join([*parts, *lines]) + "\n"
 
@@ -43,9 +48,10 @@ def row(run: Path) -> str:
     """One training's line: what observed.py wrote of its process, and its events."""
     file = run.with_name(f"{run.name}.json")
     took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    steps = list(read_events(run / "events.jsonl", "step"))
+    events = list(read_events(run / "events.jsonl")) if run.exists() else []  # a refused one leaves none
+    steps = [event for event in events if event["event"] == "step"]
     pace = median(step["images_per_second"] for step in steps[len(steps) // 2 :]) if steps else None
-    failed = [event["reason"] for event in read_events(run / "events.jsonl", "failed")]
+    failed = [event["reason"] for event in events if event["event"] == "failed"]
     numbers = [
         took.get("cuda_limit_gib"),
         took.get("cuda_reserved_gib"),
@@ -56,6 +62,7 @@ def row(run: Path) -> str:
     ]
     shown = ["-" if number is None else f"{number:.3g}" for number in numbers]
     reason = " ".join(failed[-1].split())[:200] if failed else "" if took else "did not end"
+    reason = reason.replace("|", "/")
     return f"| {run.name} | {' | '.join(shown)} | {reason} |"
 
 

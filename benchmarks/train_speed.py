@@ -84,7 +84,7 @@ def main(argv=None) -> None:
             try:
                 record = run(args, script, flags, base, data)
             except RuntimeError as error:
-                result["failures"][name] = str(error).strip().splitlines()[-1]
+                result["failures"][name] = str(error).strip().splitlines()[-1].replace("|", "/")
                 print(f"failed: {name}: {error}", flush=True)
             else:
                 result["records"].append({"trainer": name, "round": number, **record})

@@ -58,7 +58,6 @@ def test_killed_while_drawing_and_saving_all_ends_as_if_not(train_config, everyt
         assert told[0] == told[1] and sorted(told[0]) == [0, 2, 4, 6]
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_watching(train_config, everything, tmp_path):
     """With three pictures to draw and two held out, one of them twice; both decide alike to end, by the similarity."""
     settings = {**everything, "early_stopping_patience": 1, "early_stopping_min_delta": 100.0}

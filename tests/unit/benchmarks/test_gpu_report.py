@@ -24,10 +24,12 @@ def test_the_report_has_all_tables_and_what_became_of_each_training(tmp_path):
         (tmp_path / name / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "fits.json").write_text('{"code": 0, "cuda_limit_gib": 6.5, "cuda_reserved_gib": 6.25}')
     (tmp_path / "fails.json").write_text('{"code": 7, "peak_rss_gib": 2}')
+    (tmp_path / "refused.json").write_text('{"code": 2, "peak_rss_gib": 1}')
     page = gpu_report.report(tmp_path)
     assert page.startswith("## train_speed\n\n| ours |\n")
     assert "| fits | 6.5 | 6.25 | - | 3 | 3 | 0 |  |" in page
     assert "| fails | - | - | 2 | 0 | - | 7 | out of memory |" in page
+    assert "| refused | - | - | 1 | 0 | - | 2 |  |" in page
     assert "| killed | - | - | - | 0 | - | - | did not end |" in page
 
 

@@ -67,7 +67,6 @@ def test_where_the_count_errs_fewer_are_taken_and_nothing_is_lost(train, tmp_pat
     assert column(again, "step") == [1, 2, 3], "the split may be another one on resume"
 
 
-@pytest.mark.slow
 def test_processes_take_what_fits_on_all_of_them(train, train_config, tmp_path):
     settings = {"max_train_steps": 3, "adam_epsilon": 1e-4}
     plain = train(**settings, train_batch_size=4, output_dir=str(tmp_path / "plain"))
