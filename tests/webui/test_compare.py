@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdxl_lora.errors import ConfigError
 from webui.runs.compare import draw
 from webui.runs.drawings import drawing_request, image_path
 from webui.runs.listing import lora_files, stages
@@ -35,3 +36,8 @@ def test_base_weights_and_checkpoints_are_drawn_side_by_side_by_one_seed(run, tm
         assert 0 < distance[0] < distance[1]
         assert (pixels(prompt, "checkpoint-1", 1) != pixels(prompt, "final", 1)).any()
     assert (pixels(0, "", 0) != pixels(1, "", 0)).any()
+
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="checkpoint-9 of run is no longer there: choose another"):
+        draw(request | {"stages": ["final", "checkpoint-9"]}, tmp_path / "none")
+    assert list((tmp_path / "none").iterdir()) == []

@@ -274,3 +274,11 @@ def test_caption_anew_starts_the_captioner_of_the_dataset_and_says_where_there_i
     report["settings"]["caption_model"] = "some/captioner"
     (folder / "preprocess_report.json").write_text(json.dumps(report))
     captions.require_captioner(folder)
+
+
+def test_a_caption_whose_dataset_has_gone_says_so_and_not_that_none_was_chosen(tmp_path):
+    captions = Captions(Context(Workspace(tmp_path), Jobs(tmp_path / "jobs")))
+    key = json.dumps({"dataset": "p/d", "file": "a.png", "text": "x", "place": 0})
+    assert not captions.save_row(key, "x"), "nothing was typed"
+    with pytest.raises(ConfigError, match=r"a\.png is no longer in the dataset: load it again"):
+        captions.save_row(key, "typed")

@@ -47,12 +47,14 @@ class Captions:
 
         Raises:
             ChangedElsewhere: another text stands there by now.
-            ConfigError: the dataset is being prepared.
+            ConfigError: the dataset is being prepared, or is gone.
         """
         row = loaded(key)
         if not row or text is None or " ".join(text.split()) == " ".join(row["text"].split()):
             return False
-        datasets.save_text(self.context.need_dataset(row["dataset"]), row["file"], row["text"], text, row["place"])
+        if (folder := self.context.dataset_of(row["dataset"])) is None:
+            raise ConfigError(f"{row['file']} is no longer in the dataset: load it again")
+        datasets.save_text(folder, row["file"], row["text"], text, row["place"])
         return True
 
     def save_all(self, held: tuple[str, ...]) -> None:

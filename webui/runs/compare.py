@@ -22,6 +22,7 @@ from sdxl_lora.select.models import Painter
 from webui.runs.drawings import image_path
 from webui.runs.launch import read_config
 from webui.runs.listing import lora_files, stages
+from webui.runs.loras import stage_of
 
 
 def draw(request: dict, folder: Path) -> None:
@@ -29,7 +30,10 @@ def draw(request: dict, folder: Path) -> None:
     config = read_config(TrainConfig, run / "config.yaml")
     base = base_of(config.model)
     check_base(base)
-    loras = {stage: Candidate(0, lora_files(stages(run)[stage])[0], "") for stage in request["stages"]}
+    there = stages(run)
+    loras = {stage: Candidate(0, lora_files(there[stage_of(run, stage)])[0], "") for stage in request["stages"]}
+    if config.adapter.use_dora:
+        print("a DoRA is drawn as the LoRA near it that ComfyUI and A1111 read", flush=True)
     prompts = request["prompts"]
     asked = {name: request[name] for name in ("height", "width", "seed", "steps", "guidance_scale")}
     logging = replace(config.logging, report_to="none")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -10,6 +11,8 @@ import gradio as gr
 
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from webui.locale.i18n import say, say_problem
+
+LOG = logging.getLogger(__name__)
 
 # How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
 # browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
@@ -47,7 +50,8 @@ def as_json(handler: Callable) -> Callable:
             return json.dumps(handler(*arguments), separators=(",", ":"))
         except (ConfigError, DataError, DiskError) as error:
             return json.dumps({"error": say_problem(str(error))})
-        except (KeyError, TypeError, ValueError, OSError) as error:  # it asks for what makes no sense
+        except (KeyError, TypeError, ValueError, OSError) as error:  # it asks for what makes no sense, or we are wrong
+            LOG.exception("a request of the page's own scripts failed")
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
     return wrapped
