@@ -5,7 +5,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -42,7 +41,7 @@ _images: Images  # in a worker process
 
 Item: TypeAlias = tuple[int, bool]  # a picture's index, and whether it is mirrored
 Tensors: TypeAlias = dict[str, torch.Tensor]
-Picture: TypeAlias = Tensors | DataError  # as ImageDataset.load gives it, or what is wrong with it
+Picture: TypeAlias = Tensors | Exception  # as ImageDataset.load gives it, or what is wrong with it
 
 
 class LatentCache:
@@ -112,32 +111,49 @@ class LatentCache:
         bar = tqdm(desc="caching latents", unit=" images", total=len(items), disable=workers.rank > 0 or not items)
         with closing(self._decoded(items, num_workers)) as decoded, bar:
             for batch in batches:
-                pictures = dict(zip(batch, islice(decoded, len(batch)), strict=True))
-                if workers.should_stop():
+                pictures = taken(decoded, batch)
+                if workers.should_stop() or not self._fill_batch(encode, pictures, workers.should_stop, bar):
                     break
-                self._fill_batch(encode, pictures)
-                bar.update(len(batch))
         return len(items)
 
-    def _fill_batch(self, encode: VaeEncoder, pictures: dict[Item, Picture]) -> None:
-        """Write the records of pictures of one size. What is wrong with one is raised when the others are there."""
-        wrong: list[Exception] = [picture for picture in pictures.values() if isinstance(picture, DataError)]
-        whole = {item: picture for item, picture in pictures.items() if not isinstance(picture, DataError)}
-        for item, moments in zip(whole, self._moments(encode, whole), strict=True):
-            try:
-                write_record(self.path(*item), record_of(whole[item], moments, self._name(item)))
-                fault_point("caching")
-            except NonFiniteError as error:
-                wrong.append(error)
-        if wrong:
-            raise wrong[0]
+    def _fill_batch(
+        self, encode: VaeEncoder, pictures: dict[Item, Picture], should_stop: Callable[[], object], bar: tqdm
+    ) -> bool:
+        """Write the records of pictures of one size. What is wrong with one is raised when the others are there.
 
-    def _moments(self, encode: VaeEncoder, pictures: dict[Item, Tensors]) -> list[Tensors]:
-        """The pictures' moments, in order, by half as many at once from where memory does not suffice."""
-        items = list(pictures)
-        found: list[Tensors] = []
-        while len(found) < len(items):
-            part = items[len(found) :][: self.at_once]
+        Returns whether all are there: false where it was stopped between two parts.
+        """
+        wrong = {item: picture for item, picture in pictures.items() if isinstance(picture, Exception)}
+        whole = {item: picture for item, picture in pictures.items() if not isinstance(picture, Exception)}
+        left = len(whole)
+        try:
+            for part in self._parts(encode, whole, should_stop):
+                for item, moments in part.items():
+                    try:
+                        write_record(self.path(*item), record_of(whole[item], moments, self._name(item)))
+                        fault_point("caching")
+                    except NonFiniteError as error:
+                        wrong[item] = error
+                left -= len(part)
+                bar.update(len(part))
+        except Exception as error:
+            if wrong:  # a picture's own fault is not hidden by what befell the others
+                raise first_of(wrong, pictures) from error
+            raise
+        if wrong:
+            raise first_of(wrong, pictures)
+        return left == 0
+
+    def _parts(
+        self, encode: VaeEncoder, pictures: dict[Item, Tensors], should_stop: Callable[[], object]
+    ) -> Iterator[dict[Item, Tensors]]:
+        """The pictures' moments, in order, in parts of what was encoded at once; until it is to stop.
+
+        From where memory does not suffice, a part is half as large. Before the first part the caller asks.
+        """
+        items, done = list(pictures), 0
+        while done < len(items) and not (done and should_stop()):
+            part = items[done:][: self.at_once]
             pixels = torch.stack([pictures[item]["pixels"] for item in part])
             try:
                 moments = encode(pixels, [self._name(item) for item in part])
@@ -152,8 +168,9 @@ class LatentCache:
                     stacklevel=2,
                 )
                 free_memory()
-            found += moments
-        return found
+                continue
+            done += len(part)
+            yield dict(zip(part, moments, strict=True))
 
     def _decoded(self, items: list[Item], num_workers: int) -> Generator[Picture, None, None]:
         """The pictures, in order, made by a thread or by worker processes; a few at a time wait to be taken.
@@ -193,6 +210,22 @@ class LatentCache:
                         yield DataError(picture)
                     else:
                         yield {name: torch.from_numpy(array) for name, array in picture.items()}
+
+
+def taken(decoded: Iterator[Picture], batch: list[Item]) -> dict[Item, Picture]:
+    """A batch's pictures; where taking one fails, its error in its place, and none that follow."""
+    pictures: dict[Item, Picture] = {}
+    for item in batch:
+        try:
+            pictures[item] = next(decoded)
+        except Exception as error:
+            pictures[item] = error
+            break
+    return pictures
+
+
+def first_of(wrong: dict[Item, Exception], items: Iterable[Item]) -> Exception:
+    return next(wrong[item] for item in items if item in wrong)
 
 
 def in_batches(things: Iterable[Thing], size_of: Callable[[Thing], object], most: int) -> list[list[Thing]]:

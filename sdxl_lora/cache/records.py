@@ -21,7 +21,8 @@ from sdxl_lora.io.safetensors import save_tensors
 class Workers:
     """This process among those that fill the cache together.
 
-    should_stop: asked before each record; once it is true the caches stay as far as they are.
+    should_stop: asked before each encoding, of one record or of several at once; once it is true the caches stay as far
+        as they are.
     """
 
     rank: int = 0

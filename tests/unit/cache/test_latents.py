@@ -108,6 +108,26 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path, tiny_base, five):
         LatentCache(tmp_path / "none", five, "key").fill(Watched(tiny_base, room=0), BOTH, 0, Workers())
 
 
+def test_a_stop_leaves_the_parts_of_a_batch_that_are_there(tmp_path, tiny_base, five):
+    """It is asked for before each part, where memory suffices for two of four."""
+    stops, cache = iter([False, True]), LatentCache(tmp_path, five, "key", batch_size=4)
+    with pytest.warns(UserWarning, match="out of memory with 4 pictures"):
+        cache.fill(Watched(tiny_base, room=2), BOTH, 0, Workers(should_stop=lambda: next(stops)))
+    assert len(records(tmp_path)) == 2 and not list(stops)
+
+
+def test_out_of_memory_for_a_later_part_loses_no_earlier_one(tmp_path, tiny_base, five):
+    class Shrinking(Watched):
+        def __call__(self, pixels, names):
+            self.room = 2 if len(self.batches) < 2 else 0
+            return super().__call__(pixels, names)
+
+    cache = LatentCache(tmp_path, five, "key", batch_size=4)
+    with pytest.warns(UserWarning, match="out of memory with"), pytest.raises(torch.OutOfMemoryError, match="no room"):
+        cache.fill(Shrinking(tiny_base), BOTH, 0, Workers())
+    assert len(records(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
 def test_half_precision_rounds_what_a_trained_vae_gives(images, dtype, most):
     vae, pixels = load_vae(Base(str(SHAPES))), torch.stack([images.load(index)["pixels"] for index in range(4)])
@@ -170,17 +190,36 @@ def test_a_damaged_picture_ends_the_filling_with_its_name_when_the_rest_of_its_b
     assert there == ["chelsea" not in example.name for example in images.examples] and there.count(True) == 3
 
 
-@pytest.mark.parametrize("fault", ["die", "hang"])
-def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(tmp_path, images, tiny_base, monkeypatch, fault):
-    decoded = []
+@pytest.mark.parametrize(("fault", "batch_size"), [("die", 4), ("hang", 1)])
+def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(
+    tmp_path, images, tiny_base, monkeypatch, fault, batch_size
+):
+    latents = LatentCache(tmp_path, FaultyImages(images, fault), "key", batch_size=batch_size)
+    decoded = latents._decoded
 
-    def lose_patience_at_the_third():
-        decoded.append(True)
-        if len(decoded) == 2:
-            monkeypatch.setattr("sdxl_lora.cache.latents.WORKER_TIMEOUT_SECONDS", 1)
-        return False
+    def lose_patience_at_the_third(*arguments):
+        for number, picture in enumerate(decoded(*arguments)):
+            if number == 1:
+                monkeypatch.setattr("sdxl_lora.cache.latents.WORKER_TIMEOUT_SECONDS", 1)
+            yield picture
 
-    latents = LatentCache(tmp_path, FaultyImages(images, fault), "key")
+    monkeypatch.setattr(latents, "_decoded", lose_patience_at_the_third)
     with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 1 s"):
-        latents.fill(Watched(tiny_base), (False,), 1, Workers(should_stop=lose_patience_at_the_third))
+        latents.fill(Watched(tiny_base), (False,), 1, Workers())
     assert len(records(tmp_path)) == 2, "what was encoded before is kept"
+
+
+@pytest.mark.parametrize(("first", "raised"), [(None, OSError), (DataError("the disk: no JPEG"), DataError)])
+def test_a_failure_inside_a_batch_keeps_what_was_before_it_and_hides_no_damaged_picture(
+    tmp_path, images, tiny_base, monkeypatch, first, raised
+):
+    def two_then_failure(items, num_workers):
+        yield first or images.load(0)
+        yield images.load(1)
+        raise OSError("the disk is gone")
+
+    cache = LatentCache(tmp_path, images, "key", batch_size=4)
+    monkeypatch.setattr(cache, "_decoded", two_then_failure)
+    with pytest.raises(raised, match="the disk"):
+        cache.fill(Watched(tiny_base), (False,), 0, Workers())
+    assert [cache.path(index, False).exists() for index in range(4)] == [first is None, True, False, False]
