@@ -1,5 +1,6 @@
 """How a process does its part of a step: so many images at once, so many times, in so much memory."""
 
+import copy
 import functools
 import math
 import statistics
@@ -232,12 +233,15 @@ def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) ->
 def encoding_bytes(config: TrainConfig, meta: MetaModels, size: tuple[int, int]) -> int:
     """Count the bytes of a VAE that encodes as many images of a size at once as it will.
 
-    Its weights are there in float32, and once more in half precision if that is asked for.
+    Its weights are there in float32, and once more in half precision if that is asked for: one image that overflows
+    there is encoded in float32.
     """
-    vae = meta.models["vae"]
-    at_once = config.cache.vae_batch_size if config.cache.cache_latents else 1
-    of_weight = 4 if vae.dtype == torch.float32 else 4 + vae.dtype.itemsize
-    return meta.values["vae"] * of_weight + encoding_cost(vae, size, at_once).bytes
+    vae, of_weight = meta.models["vae"], 4
+    cost = encoding_cost(vae, size, config.cache.vae_batch_size if config.cache.cache_latents else 1).bytes
+    if vae.dtype != torch.float32:
+        of_weight += vae.dtype.itemsize
+        cost = max(cost, encoding_cost(nn.Module.to(copy.deepcopy(vae), torch.float32), size).bytes)
+    return meta.values["vae"] * of_weight + cost
 
 
 def memory_count(

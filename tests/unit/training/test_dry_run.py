@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train_sdxl_lora
+from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.errors import ConfigError, DataError
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.pace import duration
@@ -112,6 +113,8 @@ def test_the_least_time_is_counted_from_products_and_the_devices_rate(train_conf
     bytes_of_one, bytes_of_four = (encoding_bytes(each.config, each.meta, each.count.size) for each in (one, four))
     weights = one.meta.values["vae"]
     assert bytes_of_four - 6 * weights == pytest.approx(4 * (bytes_of_one - 4 * weights) / 2, rel=0.01)
+    one_in_half = replace_flat(four.config, vae_batch_size=1)
+    assert encoding_bytes(one_in_half, four.meta, four.count.size) == bytes_of_one + 2 * weights, "one may overflow"
 
 
 def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photographs, tmp_path):
