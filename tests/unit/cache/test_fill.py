@@ -3,6 +3,7 @@
 import shutil
 import weakref
 
+import pytest
 import torch
 
 from sdxl_lora.cache import fill as filling
@@ -11,6 +12,7 @@ from sdxl_lora.cache.latents import LatentCache
 from sdxl_lora.cache.records import Workers, read_record
 from sdxl_lora.data.dataset import open_dataset
 from sdxl_lora.data.image_dataset import ImageDataset
+from sdxl_lora.errors import CheckpointError
 from sdxl_lora.io.memo import FileMemo
 from sdxl_lora.models.loading import Base, load_text_parts, load_vae
 from sdxl_lora.models.text_encoders import encode_prompts
@@ -98,6 +100,18 @@ def test_a_second_start_loads_no_encoder_and_reads_no_picture(tmp_path, tiny_bas
     third, _ = start()
     assert [a.key != b.key for a, b in zip(first.examples, third.examples, strict=True)].count(True) == 1
     assert before.items() <= records(tmp_path / "cache").items()
+
+
+@pytest.mark.parametrize("cache_latents", [True, False])
+def test_a_training_encodes_as_its_settings_say_and_keeps_the_precision(train, cache_latents):
+    settings = {"max_train_steps": 1, "cache_latents": cache_latents}
+    train(**settings, vae_precision="bf16", vae_batch_size=3)
+    latents = train.trained.data.latents
+    assert latents.vae_key.endswith("bfloat16") and latents.batch_size == 3
+    assert (latents.live is None) == cache_latents
+    assert cache_latents or latents.live.quick.dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match=r"\bvae\b"):
+        train(**settings, vae_precision="fp32")
 
 
 def test_encoders_are_gone_before_the_unet_arrives(train, monkeypatch):
