@@ -45,6 +45,6 @@ def test_other_devices_are_waited_for(monkeypatch):
     assert waited == [device, "work", device]
 
 
-def test_encoding_is_in_float32_and_nothing_is_no_part():
+def test_encoding_has_a_rate_of_its_own_and_nothing_is_no_part():
     work = Work(training=1e12, samples=5e11, encoding=1e11)
     assert work.seconds(1e11, 1e10) == {"training": 10, "samples": 5, "encoding": 10}
