@@ -84,8 +84,9 @@ class CacheConfig:
     """Pictures of one size that the VAE encodes at once while the caches are filled; fewer where memory does not
     suffice. With more than 1, the last bits of a picture's latents may depend on the pictures beside it."""
     vae_precision: Annotated[Literal["fp32", "bf16", "fp16"], BY_CONTENT] = "fp32"
-    """Precision in which the VAE encodes pictures. bf16 and fp16 are faster on GPUs and round the latents, bf16 more; a
-    picture that overflows there is encoded in fp32. SDXL's own VAE overflows in fp16, others are made for it."""
+    """Precision in which the VAE encodes pictures. bf16 and fp16 may be faster on GPUs and round the latents, bf16
+    more; a picture that overflows there is encoded in fp32. SDXL's own VAE overflows in fp16, others are made for
+    it."""
     cache_dir: Annotated[str | None, PATH, FREE] = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
     cache_part: Annotated[str | None, FREE, applies_when(cache_latents=SET)] = None
