@@ -33,6 +33,7 @@ with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     with gr.Tab("Mine"):
         gr.Textbox(label="own")
     create_tab(places=load_workspace(pathlib.Path(sys.argv[1])), title="LoRA")
+import tests.helpers.patient_gradio
 app.launch(server_port=int(sys.argv[2]), i18n=I18N, quiet=True)
 """
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]

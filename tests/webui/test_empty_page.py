@@ -88,6 +88,7 @@ with gr.Blocks(analytics_enabled=False) as app, gr.Tabs():
     with gr.Tab("Mine"):
         gr.Textbox(label="own")
     trainer.create_tab(title="LoRA")
+import tests.helpers.patient_gradio
 app.launch(server_port=int(sys.argv[2]), quiet=True)
 """
 

@@ -16,7 +16,10 @@ from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 from tests.helpers.waiting import until
 
-LAUNCHED = "app.launch(server_port=port, i18n=I18N, quiet=True)"
+LAUNCHED = """
+import tests.helpers.patient_gradio
+app.launch(server_port=port, i18n=I18N, quiet=True)
+"""
 MOUNTED = """
 import fastapi, uvicorn
 uvicorn.run(gr.mount_gradio_app(fastapi.FastAPI(), app, path="", i18n=I18N), port=port, log_level="error")
