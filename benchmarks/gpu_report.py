@@ -35,7 +35,7 @@ def report(folder: Path) -> str:
         "",
         "| | limit GiB | reserved GiB | host's GiB | steps | pictures/s | exit code | |",
         "|---|---|---|---|---|---|---|---|",
-        *(row(run) for run in sorted(runs)),
+        *(row(run) for run in sorted(runs, key=ended)),
     ]
     return "\n".join([*parts, *lines]) + "\n"
 
@@ -44,9 +44,19 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
+def observed(run: Path) -> Path:
+    """The file that observed.py leaves of a training's process."""
+    return run.with_name(f"{run.name}.json")
+
+
+def ended(run: Path) -> float:
+    """When its process ended; of one that did not, when it last made a file."""
+    return modified(observed(run) if observed(run).exists() else run)
+
+
 def row(run: Path) -> str:
     """One training's line: what observed.py wrote of its process, and its events."""
-    file = run.with_name(f"{run.name}.json")
+    file = observed(run)
     took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     events = list(read_events(run / "events.jsonl")) if run.exists() else []  # a refused one leaves none
     steps = [event for event in events if event["event"] == "step"]

@@ -25,7 +25,11 @@ def test_the_report_has_all_tables_and_what_became_of_each_training(tmp_path):
     (tmp_path / "fits.json").write_text('{"code": 0, "cuda_limit_gib": 6.5, "cuda_reserved_gib": 6.25}')
     (tmp_path / "fails.json").write_text('{"code": 7, "peak_rss_gib": 2}')
     (tmp_path / "refused.json").write_text('{"code": 2, "peak_rss_gib": 1}')
+    for second, name in enumerate(("killed", "refused.json", "fits.json", "fails.json")):
+        os.utime(tmp_path / name, (second, second))
     page = gpu_report.report(tmp_path)
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.count("|") == 9]
+    assert rows[2:] == ["killed", "refused", "fits", "fails"], "in the order in which they ended"
     assert page.startswith("## train_speed\n\n| ours |\n")
     assert "| fits | 6.5 | 6.25 | - | 3 | 3 | 0 |  |" in page
     assert "| fails | - | - | 2 | 0 | - | 7 | out of memory |" in page
