@@ -18,10 +18,10 @@ test: .venv/installed-dev chromium
 	$(BIN)/ruff format --check .
 	$(MAKE) -j 2 pytest mypy
 
-pytest: # in three processes, which wait a third of their time
+pytest: .venv/installed-dev # in three processes, which wait a third of their time
 	$(BIN)/python -m pytest -m "not slow or learning" -n 3 --dist loadfile --no-loadscope-reorder
 
-mypy:
+mypy: .venv/installed-dev
 	$(BIN)/mypy
 
 types: .venv/installed-dev

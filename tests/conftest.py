@@ -44,7 +44,7 @@ CAPTIONS = {
 def tiny_base(tmp_path_factory):
     """Path of a diffusers folder with the tiny random SDXL, of one layer a level: it trains in two thirds of the time.
 
-    Test files that need SDXL's two layers import `two_layers` under this name.
+    Tests that need SDXL's two layers take `two_layers`; where a whole file does, it is the file's own `tiny_base`.
     """
     from examples.tiny_sdxl import tiny_sdxl
 

@@ -97,7 +97,7 @@ class DatasetTab:
         self.on([self.forth.click], lambda folder, view: replace(view, page=view.page + 1))
         self.on([self.page.submit], lambda folder, view, page: replace(view, page=int(page or 1) - 1), self.page)
         searched = [self.words.submit, self.words.blur, self.which.change, *(one.change for one in reading)]
-        self.on(searched, self.search, self.view, trigger_mode="always_last")
+        self.on(searched, self.search, self.view, needs_dataset=False, trigger_mode="always_last")
         self.bulk.listen(self.inputs, self.seen, self.on)
         self.on([self.add_word.click], self.add_trigger_word, self.trigger_word)
         self.recaption_all.click(
@@ -111,14 +111,25 @@ class DatasetTab:
             button.click(show_errors(self.captions.caption), [key], None, js=ask_one, **QUIET)
             self.on([delete.click], self.take_out, key, text)
 
-    def on(self, events: list, change: Callable[..., View | None], *more: gr.components.Component, **settings) -> Any:
+    def on(
+        self,
+        events: list,
+        change: Callable[..., View | None],
+        *more: gr.components.Component,
+        needs_dataset: bool = True,
+        **settings,
+    ) -> Any:
         """At these events save what the boxes hold, do `change` to the folder and the view, with what `more` hold, and
-        show the view that it returns; nothing new where it returns none."""
+        show the view that it returns; nothing new where it returns none.
+
+        Args:
+            needs_dataset: where none is chosen, say so; else do nothing, as for a search box that is only left.
+        """
 
         def answer(*entered) -> list:
             count = len(self.inputs)
-            if change == self.search and self.context.dataset_of(entered[0]) is None:
-                return [gr.skip()] * len(self.outputs)  # a search box that is left asks for nothing
+            if not needs_dataset and self.context.dataset_of(entered[0]) is None:
+                return [gr.skip()] * len(self.outputs)
             folder, view = self.seen(*entered[:count])
             wanted = change(folder, view, *entered[count:])
             shown = self.shown(datasets.read_dataset(folder), wanted) if wanted is not None else None
