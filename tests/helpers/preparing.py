@@ -47,3 +47,20 @@ def content(out):
         {name: data for name, (data, _) in snapshot(out / "images").items()},
         report_of(out)["left_out"],
     )
+
+
+def edit(out, source, text):
+    """What a person does in an editor."""
+    rows = rows_of(out)
+    for row in rows:
+        if row["source"] == source:
+            row["text"] = text
+    write_rows(out, rows)
+
+
+def write_rows(out, rows):
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def texts_of(out):
+    return {row["source"]: row["text"] for row in rows_of(out)}

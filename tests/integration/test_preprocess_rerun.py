@@ -1,6 +1,5 @@
 """A second run: nothing done twice, nothing of a person's work lost, and a kill at any point is survived."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ import pytest
 from preprocess.jobs.processes import Team
 from preprocess.jobs.state import locked
 from sdxl_lora.errors import ConfigError
-from tests.helpers.preparing import noise, opened, preprocess, report_of, rows_of, snapshot
+from tests.helpers.preparing import edit, noise, opened, preprocess, report_of, rows_of, snapshot, texts_of, write_rows
 
 
 @pytest.fixture
@@ -26,23 +25,6 @@ def raw(tmp_path):
     (folder / "a.txt").write_text("a first thing")
     (folder / "b.txt").write_text("a second thing")
     return folder
-
-
-def edit(out, source, text):
-    """What a person does in an editor."""
-    rows = rows_of(out)
-    for row in rows:
-        if row["source"] == source:
-            row["text"] = text
-    write_rows(out, rows)
-
-
-def write_rows(out, rows):
-    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def texts_of(out):
-    return {row["source"]: row["text"] for row in rows_of(out)}
 
 
 def test_a_second_run_touches_no_picture(raw, tmp_path):

@@ -288,15 +288,7 @@ def test_every_flag_in_the_documentation_is_a_setting(name):
     of_others = {"config", "help", "index-url", "no-deps", "logdir", "check", "dist", "no-loadscope-reorder"}
     of_others |= {"extra", "group", "dest", "no-index", "find-links", "rm", "detach"}
     of_others |= {"follow", "tag", "volume", "gpus", "platform"}
-    known = (
-        settings
-        | {f"no_{name}" for name in settings}
-        | of_launcher
-        | of_page
-        | of_tools
-        | of_select
-        | of_benchmarks
-        | of_others
-    )
+    known = settings | {f"no_{name}" for name in settings} | of_launcher | of_page | of_tools
+    known |= of_select | of_benchmarks | of_others
     flags = set(re.findall(r"(?<![\w-])--([a-z][\w-]+)", TEXTS[name]))
     assert sorted(flags - known) == []

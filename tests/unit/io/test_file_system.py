@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import mmap
 import os
 import shutil
 import socket
@@ -15,14 +14,12 @@ from safetensors.torch import save_file
 
 from preprocess.jobs.state import acquired
 from preprocess.output.publish import publish as publish_dataset
-from sdxl_lora.cache import records
 from sdxl_lora.cache.records import read_record, write_record
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io import file_system
 from sdxl_lora.io import safetensors as safetensors_io
 from sdxl_lora.io.file_system import flush_to_disk, remove, replace, write_whole
 from sdxl_lora.io.safetensors import load_tensors, save_tensors, write_tensors
-from sdxl_lora.models import base_files
 from sdxl_lora.models.base_files import Tensors
 from sdxl_lora.run.checkpoints import MANIFEST, checkpoints, choose_checkpoint, problem_with, publish, rotate
 from sdxl_lora.run.lock import RunLock
@@ -34,42 +31,6 @@ ANSWERS = [errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS]
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
     monkeypatch.setattr(file_system, "_said", set())
-
-
-@pytest.fixture
-def no_flush_of_folders(monkeypatch, request):
-    real = os.fsync
-
-    def fsync(descriptor):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(request.param, os.strerror(request.param))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-@pytest.fixture
-def no_rename(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    def refuse_to_save(*_):
-        raise SafetensorError("Error while serializing: I/O error: Function not implemented (os error 38)")
-
-    monkeypatch.setattr(os, "rename", refuse)
-    monkeypatch.setattr(os, "replace", refuse)
-    monkeypatch.setattr(safetensors_io, "save_file", refuse_to_save)
-
-
-@pytest.fixture(params=[errno.ENODEV])
-def no_mapping(monkeypatch, request):
-    def refuse(*_, **__):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(mmap, "mmap", refuse)
-    for module in (records, base_files):
-        monkeypatch.setattr(module, "safe_open", refuse)
-    monkeypatch.setattr(safetensors_io, "load_file", refuse)
 
 
 def save(run, step):
