@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import get_blocks_context
 
+from preprocess.editing.prepared import read_dataset
 from sdxl_lora.config.fields import replace_flat
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
@@ -28,7 +29,6 @@ from webui.pages.tab_results import ResultsTab
 from webui.pages.tab_runs import RunsTab
 from webui.pages.tab_train import TrainTab, free_name
 from webui.runs.context import Context, dataset_name, run_name
-from webui.runs.dataset_view import read_dataset
 from webui.runs.hosts import Host
 from webui.runs.jobs import Jobs
 from webui.runs.launch import read_config

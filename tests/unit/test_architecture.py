@@ -34,6 +34,7 @@ PREPROCESS_FLOORS = [
     ("images", "sources"),
     ("captions",),
     ("output",),
+    ("editing",),
     ("dataset", "dry_run"),
     ("__main__", "came_along"),
 ]

@@ -8,11 +8,11 @@ from filelock import FileLock
 from PIL import Image
 
 from preprocess.__main__ import main as preprocess
+from preprocess.editing import bulk, history
+from preprocess.editing import prepared as datasets
+from preprocess.editing.search import Search, View, reading_of
+from preprocess.editing.tags import Edit, Reading, tag_counts
 from sdxl_lora.errors import ConfigError
-from webui.datasets import bulk, history
-from webui.datasets.search import Search, View, reading_of
-from webui.datasets.tags import Edit, Reading, tag_counts
-from webui.runs import dataset_view as datasets
 from webui.widgets import templates
 
 TEXTS = ["sks, 1girl, smile", "sks, 1girl, solo", "sks, a photo of a <dog>", "sks, Smile, grin"]

@@ -11,10 +11,10 @@ from filelock import FileLock
 
 from preprocess.__main__ import main as preprocess
 from preprocess.captions.caption_text import NO_CAPTION
+from preprocess.editing import prepared as datasets
 from sdxl_lora.errors import ConfigError, DataError
 from tests.helpers.french import french
 from webui.pages.captions import Captions
-from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.drawings import MOST_IMAGES, drawing_request
 from webui.runs.jobs import Jobs

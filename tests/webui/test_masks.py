@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from preprocess.__main__ import main as preprocess
+from preprocess.editing import history, masks
+from preprocess.editing import prepared as datasets
+from preprocess.editing.bulk import take_out
 from sdxl_lora.errors import ConfigError
 from tests.helpers.french import french
-from webui.datasets import history, masks
-from webui.datasets.bulk import take_out
 from webui.page import Page
 from webui.pages.asked import Asked
-from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.jobs import Jobs
 from webui.settings.workspace import Workspace

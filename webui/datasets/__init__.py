@@ -1,1 +1,1 @@
-"""What a person does to images and captions by hand: bring them in, find them, change many at once, take one out."""
+"""Images on their way to a dataset: uploads, and the folders that there are. No gradio."""

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from preprocess.editing.prepared import read_report
 from preprocess.jobs.state import is_list_of_texts
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.folder_names import why_passed_over
 from sdxl_lora.images.decode import is_image_name
-from webui.runs.dataset_view import read_report
 from webui.settings.workspace import Workspace
 
 MOST_FOLDERS, MOST_LOOKED_AT, DEEPEST = 200, 3000, 3

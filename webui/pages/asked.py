@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from preprocess.editing.masks import MOST_BYTES, NO_MASK, save_mask
 from sdxl_lora.errors import ConfigError
 from webui.datasets.folders import roots
-from webui.datasets.masks import MOST_BYTES, NO_MASK, save_mask
 from webui.figures.curves import answer
 from webui.pages.captions import loaded
 from webui.runs.context import Context

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from webui.datasets import bulk, history
-from webui.datasets.search import View
-from webui.datasets.tags import Edit, tag_counts
+from preprocess.editing import bulk, history
+from preprocess.editing.prepared import Dataset
+from preprocess.editing.search import View
+from preprocess.editing.tags import Edit, tag_counts
 from webui.locale.i18n import T, say
 from webui.pages.captions import loaded
-from webui.runs.dataset_view import Dataset
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from preprocess.editing import prepared as datasets
 from sdxl_lora.errors import ConfigError
 from webui.locale.i18n import say, say_problem
-from webui.runs import dataset_view as datasets
 from webui.runs.context import Context
 from webui.runs.launch import caption_job, prepare_job
 from webui.widgets.dataset_html import card_html

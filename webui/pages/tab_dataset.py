@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
+from preprocess.editing import prepared as datasets
+from preprocess.editing.bulk import take_out
+from preprocess.editing.search import Search, View, reading_of
 from sdxl_lora.errors import ConfigError, DataError
-from webui.datasets.bulk import take_out
-from webui.datasets.search import Search, View, reading_of
 from webui.locale.i18n import T, say
 from webui.pages.bulk_box import BulkBox
 from webui.pages.captions import Captions, key_of_row, loaded
-from webui.runs import dataset_view as datasets
 from webui.runs.context import Context, dataset_name
 from webui.widgets import templates
 from webui.widgets.dataset_html import card_html

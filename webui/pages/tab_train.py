@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from preprocess.editing.prepared import read_dataset
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.run.pace import duration
@@ -13,7 +14,6 @@ from webui.figures.plan import Plan, plan_of
 from webui.locale.i18n import T, in_page_words, say
 from webui.pages.tab_prepare import PrepareTab
 from webui.runs.context import Context
-from webui.runs.dataset_view import read_dataset
 from webui.runs.jobs import Job
 from webui.runs.launch import gpu_gib, train_job
 from webui.runs.others import runs_of_others

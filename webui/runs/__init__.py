@@ -1,1 +1,1 @@
-"""Jobs, runs and datasets as they lie on the disk. No gradio."""
+"""Jobs and runs as they lie on the disk. No gradio."""

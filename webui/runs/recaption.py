@@ -9,10 +9,10 @@ from pathlib import Path
 from preprocess.captions.caption_all import caption_batch, captions_of
 from preprocess.captions.caption_plan import plan_of
 from preprocess.captions.caption_text import wording_of
+from preprocess.editing.prepared import read_dataset, rows_of, save_text, text_of
 from preprocess.jobs.state import jsonl
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.images.decode import open_image
-from webui.runs.dataset_view import read_dataset, rows_of, save_text, text_of
 
 
 def recaption(folder: Path, file_name: str, place: int = 0) -> str:

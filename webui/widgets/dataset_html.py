@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from preprocess.dry_run import size_of
+from preprocess.editing import prepared as datasets
 from preprocess.images.crop import bucket_of
 from preprocess.output.html_report import crop_in_percent
 from sdxl_lora.config.preprocess import PreprocessConfig
@@ -11,7 +12,6 @@ from sdxl_lora.data.buckets import Size, kept_share
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.decode import ImageError
 from webui.locale.i18n import say
-from webui.runs import dataset_view as datasets
 from webui.runs.context import dataset_name
 from webui.server.served import IMAGES
 from webui.widgets import templates

@@ -5,10 +5,10 @@ import time
 from html import escape
 from pathlib import Path
 
+from preprocess.editing.prepared import left_out_of
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.run.pace import duration
 from webui.locale.i18n import in_page_words, say
-from webui.runs.dataset_view import left_out_of
 from webui.runs.jobs import Job, Jobs
 from webui.runs.listing import RunState, console_lines, last_error, state_of_job, without_launchers
 from webui.runs.run_history import History, smoothed

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from preprocess.editing.prepared import all_rows, held, own_file
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.io.file_system import replace
-from webui.runs.dataset_view import all_rows, held, own_file
 
 MOST_KEPT = 20
 Place = tuple[str, int]  # a file's name, and which of its rows

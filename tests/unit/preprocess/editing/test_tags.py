@@ -5,12 +5,12 @@ import random
 
 import pytest
 
+from preprocess.editing.tags import ACTIONS, Edit, Reading, edited, same, tag_counts
 from sdxl_lora.config.sections.captions import CaptionConfig
 from sdxl_lora.config.trigger_word import has_trigger_word
 from sdxl_lora.data.captions import varied_caption
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.rng import SampleKey
-from webui.datasets.tags import ACTIONS, Edit, Reading, edited, same, tag_counts
 
 PLAIN = Reading()
 CAPTIONS = [

@@ -5,12 +5,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.editing.history import Place, change_rows, keep, lay_aside, placed, write_rows
+from preprocess.editing.prepared import all_rows, held, read_dataset
+from preprocess.editing.row_texts import text_of, with_text
+from preprocess.editing.search import Search
+from preprocess.editing.tags import Edit, Reading, edited
 from sdxl_lora.errors import ConfigError
-from webui.datasets.history import Place, change_rows, keep, lay_aside, placed, write_rows
-from webui.datasets.search import Search
-from webui.datasets.tags import Edit, Reading, edited
-from webui.runs.dataset_view import all_rows, held, read_dataset
-from webui.runs.row_texts import text_of, with_text
 
 
 @dataclass(frozen=True)

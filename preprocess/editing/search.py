@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from webui.datasets.tags import PLAIN, Reading, same
-from webui.runs.dataset_view import Dataset, DatasetImage
+from preprocess.editing.prepared import Dataset, DatasetImage
+from preprocess.editing.tags import PLAIN, Reading, same
 
 SHOWN = ("all", "to look at", "without a caption")
 

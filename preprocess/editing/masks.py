@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from preprocess.editing.history import Place, change_rows, put_back
+from preprocess.editing.prepared import all_rows, held, own_file
 from preprocess.images.image_files import write_image
 from preprocess.output.publish import aside
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.folders.mask_files import PAINTED, own_mask
 from sdxl_lora.images.decode import ImageError, decode_image, open_image, upright_size
-from webui.datasets.history import Place, change_rows, put_back
-from webui.runs.dataset_view import all_rows, held, own_file
 
 MOST_BYTES = 4 * 2**20  # of a PNG; one of 2048x2048 pixels with many strokes has a tenth of it
 MOST_MEGAPIXELS = 32

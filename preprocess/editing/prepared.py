@@ -17,14 +17,13 @@ from filelock import FileLock, Timeout
 
 from preprocess.captions.caption_text import NO_CAPTION
 from preprocess.captions.token_count import caption_problems, least_tokens
+from preprocess.editing.row_texts import text_of, with_text, with_word
 from preprocess.jobs.state import jsonl, write_whole
 from preprocess.output.card import dataset_card, models_in
-from sdxl_lora.config.fields import from_flat
+from sdxl_lora.config.fields import flat_fields, from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
-from webui.runs.row_texts import text_of, with_text, with_word
-from webui.settings.fields import fields_of
 
 SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
 
@@ -75,7 +74,7 @@ class Dataset:
         """
         if not self.settings:
             raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
-        known = {name: value for name, value in self.settings.items() if name in fields_of(PreprocessConfig)}
+        known = {name: value for name, value in self.settings.items() if name in flat_fields(PreprocessConfig)}
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         try:
             return from_flat(PreprocessConfig, {**known, "output_dir": str(self.folder), **changes})
