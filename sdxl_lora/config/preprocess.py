@@ -18,14 +18,14 @@ from sdxl_lora.config.sections.preprocess import (
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Turn a folder of pictures into an image/caption dataset for training."""
+    """Turn a folder of images into an image/caption dataset for training."""
 
     input_dir: Annotated[str, PATH]
-    """Folder of PNG, JPEG, WebP and GIF pictures; subfolders are read too. Never written to."""
+    """Folder of PNG, JPEG, WebP and GIF images; subfolders are read too. Nothing is written to it."""
     output_dir: Annotated[str, PATH]
     """Folder for the dataset: images/, metadata.jsonl, README.md and preprocess_report.json."""
     trigger_word: str = ""
-    """Word in front of every caption that will call up the concept, e.g. "sks". Never put there twice."""
+    """Word at the start of every caption that will call up the concept, e.g. "sks". It is never added twice."""
     sizes: SizeConfig = SizeConfig()
     images: ImageConfig = ImageConfig()
     captioner: CaptionerConfig = CaptionerConfig()

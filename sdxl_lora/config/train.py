@@ -26,14 +26,14 @@ from sdxl_lora.config.sections.run import CheckpointConfig, LoggingConfig, Outpu
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a LoRA of Stable Diffusion XL."""
+    """Train a LoRA for Stable Diffusion XL."""
 
     output_dir: Annotated[str, PATH, FREE]
-    """Folder of the run: config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
+    """Folder of the run, for config.yaml, events.jsonl, checkpoint-<step>/, samples/ and the LoRA files."""
     seed: Annotated[int, Ge(0), Lt(2**63), SAME] = 0
-    """Fixes initial weights, order, noise, timesteps and flips."""
+    """Fixes the initial weights, the order of images, the noise, the timesteps and the flips."""
     dry_run: Annotated[bool, FREE] = False
-    """Print what would be trained (pictures, steps, parameters, memory, cache, warnings) and write nothing."""
+    """Print what would be trained (images, steps, parameters, memory, cache, warnings) and write nothing."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()

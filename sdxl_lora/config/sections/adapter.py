@@ -23,38 +23,41 @@ class AdapterConfig:
     lora_alpha: Annotated[float | None, Gt(0), SAME] = None
     """The LoRA is scaled by alpha / rank. Default: alpha = rank."""
     lora_dropout: Annotated[float, Ge(0), Lt(1), SAME, FOR_LORA] = 0.0
-    """Share of a LoRA layer's inputs that is zeroed in training."""
+    """Share of a LoRA layer's inputs that is set to zero during training."""
     rank_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of a LoRA layer's ranks that is zeroed in training, others for each picture; of LoHa's and LoKr's rows."""
+    """Share of a LoRA layer's ranks that is set to zero during training, chosen anew for each image; for LoHa and LoKr,
+    share of the rows."""
     module_dropout: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of the layers whose adapter does nothing, others in every forward pass."""
+    """Share of the layers whose adapter is switched off, chosen anew in every forward pass."""
     init_lora_weights: Annotated[str, SAME, FOR_LORA] = "kaiming"
-    """How the LoRA begins: kaiming, gaussian or orthogonal, as no change; pissa, pissa_niter_4 (quicker) or olora, as
-    the main directions of the base's weights, which learn faster. The file holds the change of the original base, at
-    twice the rank then, exactly where the base is in float32, else to its rounding."""
+    """How the LoRA starts. kaiming, gaussian and orthogonal: without changing the base. pissa, pissa_niter_4 (quicker
+    to compute) and olora: from the main directions of the base's weights, which learn faster. The file then holds the
+    change to the original base at twice the rank: exact if the base is in float32, otherwise up to its rounding."""
     init_lora: Annotated[str | None, PATH, BY_CONTENT] = None
-    """Go on training this LoRA, a file of any layout or a PEFT folder: its modules, ranks and alphas are taken in place
-    of rank, lora_alpha and target_modules."""
+    """Continue training this LoRA: a file in any layout, or a PEFT folder. Its modules, ranks and alphas replace rank,
+    lora_alpha and target_modules."""
     adapter: Annotated[Literal["lora", "loha", "lokr"], SAME] = "lora"
-    """Kind of adapter. LoHa and LoKr go whole to ComfyUI, A1111, Forge and InvokeAI, to diffusers as their nearest
+    """Kind of adapter. ComfyUI, A1111, Forge and InvokeAI get a LoHa or LoKr complete; diffusers gets the nearest
     LoRA."""
     lokr_factor: Annotated[int | None, Gt(0), SAME, applies_when(adapter=("lokr",))] = None
-    """About how large LoKr's first factors are, e.g. 8; small ones leave more to the second, which train more weights.
-    Default: as near to the root of a layer's size as can be, the smallest files."""
+    """Approximate size of LoKr's first factors, e.g. 8. Small ones leave more to the second factors, so more weights
+    are trained. Default: as close to the square root of a layer's size as possible, which gives the smallest files."""
     use_dora: Annotated[bool, SAME, FOR_LORA] = False
-    """DoRA: a LoRA whose magnitudes train too. Whole in the diffusers file, its nearest LoRA in the other."""
+    """DoRA: a LoRA that also trains magnitudes. Complete in the diffusers file; the other file holds the nearest
+    LoRA."""
     use_rslora: Annotated[bool, SAME, FOR_LORA] = False
-    """Scale by alpha / sqrt(rank), which keeps large ranks learning."""
+    """Scale by alpha / sqrt(rank) instead, so that high ranks keep learning."""
     target_modules: Annotated[str, SAME] = AUTO
     """UNet modules that get a LoRA: attention, attention+ff, all-linear, all-linear+conv, or a regular expression.
-    auto: those of the run before on a resume; else attention+ff, the attention and feed-forward layers."""
+    auto: when resuming, the same as before; otherwise attention+ff, the attention and feed-forward layers."""
     block_ranks: Annotated[tuple[str, ...], SAME, applies_when(train_unet=SET)] = ()
-    """Other ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0; 0 leaves a block out, alpha / rank stays.
-    Blocks are down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest name counts."""
+    """Different ranks for blocks of the UNet, e.g. down=4 up.0=32 up.0.2=0. 0 leaves a block out; alpha / rank stays
+    the same. A block is down, mid, up, a level such as down.1, or one of its blocks such as up.0.2; the longest
+    matching name applies."""
     train_text_encoder: Annotated[bool, SAME] = False
-    """Also train a LoRA on both text encoders; captions are then encoded anew in every step."""
+    """Also train a LoRA on both text encoders. Captions are then encoded again in every step."""
     train_unet: Annotated[bool, BY_CONTENT, applies_when(train_text_encoder=SET)] = True
-    """Train a LoRA on the UNet; without it, on the text encoders alone."""
+    """Train a LoRA on the UNet. If off, only the text encoders are trained."""
 
     @property
     def targets(self) -> str:

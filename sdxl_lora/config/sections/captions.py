@@ -14,26 +14,28 @@ class CaptionConfig:
     """Captions."""
 
     proportion_empty_prompts: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of samples with the empty prompt in place of the caption, for classifier-free guidance; 0.1 is usual."""
+    """Share of samples that get an empty prompt instead of their caption, for classifier-free guidance; 0.1 is
+    usual."""
     shuffle_caption: Annotated[bool, SAME] = False
-    """Put the tags of a caption, what stands between commas, in another order each time its image is used."""
+    """Shuffle the tags of a caption, the parts between commas, each time its image is used."""
     keep_tokens: Annotated[int, Ge(0), SAME, applies_when(shuffle_caption=SET, caption_tag_dropout_rate=SET)] = 0
-    """So many tags at the beginning are neither moved nor left out: 1 for a trigger word in front."""
+    """This many tags at the start are neither moved nor dropped: 1 for a trigger word in front."""
     keep_tokens_separator: Annotated[str | None, SAME] = None
-    """If this text stands in a caption, all tags before it are kept instead, and it is taken out; e.g. "|||"."""
+    """If a caption contains this text, e.g. "|||", all tags before it are kept instead, and the text itself is
+    removed."""
     caption_separator: Annotated[str, SAME] = ","
-    """What stands between tags."""
+    """Text that separates tags."""
     caption_tag_dropout_rate: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Share of tags left out, others each time."""
+    """Share of tags that is dropped, chosen anew each time."""
     enable_wildcard: Annotated[bool, SAME] = False
-    """Choose one of {red|green|blue} in a caption anew each time; choices may hold further ones."""
+    """Choose one option of {red|green|blue} in a caption each time it is used; options may be nested."""
     captions_per_line: Annotated[bool, BY_CONTENT] = False
-    """Each line of a caption is a caption of its own; each use of the picture takes one of them."""
+    """Treat each line of a caption as a separate caption; each use of the image takes one of them."""
     caption_shares: Annotated[tuple[float, ...], BY_CONTENT] = ()
-    """Of a picture with several captions, how often each is taken, in their order: 7 3 takes the first in seven of ten
+    """For images with several captions: how often each one is used, in order. 7 3 uses the first one in seven of ten
     samples. Default: all equally often."""
     max_caption_chunks: Annotated[int, Gt(0), SAME] = 1
-    """Captions and sample prompts are read as this many chunks of 75 tokens; 3 for up to 225 tokens."""
+    """Number of chunks of 75 tokens in which captions and sample prompts are read; 3 for up to 225 tokens."""
 
     @property
     def vary(self) -> bool:

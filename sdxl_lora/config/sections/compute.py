@@ -14,15 +14,16 @@ class BatchConfig:
     """Steps and batches."""
 
     train_batch_size: Annotated[int | Literal["auto"], BY_CONTENT] = 1
-    """Pictures per process and micro-step. auto: learns what 1 does with the same gradient_accumulation_steps, with as
-    many of a step's pictures at once as fit into the GPU's memory, or into memory_budget."""
+    """Images per process and micro-step. auto: learns the same as 1 does with the same gradient_accumulation_steps, but
+    processes as many of a step's images at once as fit into the GPU's memory, or into memory_budget."""
     gradient_accumulation_steps: Annotated[int, Gt(0), BY_CONTENT] = 1
-    """Micro-steps per optimizer step. A step is an optimizer step, here and everywhere."""
+    """Micro-steps per optimizer step. Everywhere else, a step means an optimizer step."""
     num_train_epochs: Annotated[int | None, Gt(0), FREE] = None
     """Passes over the dataset. Default: see max_train_steps."""
     max_train_steps: Annotated[int | None, Gt(0), FREE] = None
-    """Steps to train; overrides num_train_epochs. Where neither is given: as many as the run before had on a resume;
-    else so many that each picture is used about 100 times, 1000 to 3000 of them, more where that is not 10 times."""
+    """Steps to train; overrides num_train_epochs. If neither is set: when resuming, as many as before; otherwise enough
+    to use each image about 100 times, within 1000 to 3000 steps, or more if an image would be used fewer than 10
+    times."""
 
     @property
     def images_per_process(self) -> int:
@@ -49,40 +50,41 @@ class ComputeConfig:
     """Precision, memory and speed."""
 
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], SAME] = "auto"
-    """Precision of the base and of the computation; LoRA weights are float32 in every one. auto: that of the run before
-    on a resume; else bf16 where the GPU computes in it natively, fp16 on other GPUs, no on a CPU."""
+    """Precision of the base and of the computation; LoRA weights are always float32. auto: when resuming, the same as
+    before; otherwise bf16 if the GPU computes in it natively, fp16 on other GPUs, no on a CPU."""
     base_precision: Annotated[Literal["bf16", "fp16", "fp32", "int8", "nf4", "fp8"] | None, SAME] = None
-    """Precision of the frozen UNet; in int8, fp8 and nf4 its transformers' linear layers, most of it, are packed.
-    Default: mixed_precision."""
+    """Precision of the frozen UNet. In int8, fp8 and nf4, the linear layers of its transformers, which are most of it,
+    are packed. Default: mixed_precision."""
     base_products: Annotated[Literal["8bit"] | None, SAME, applies_when(base_precision=("int8", "fp8"))] = None
-    """With base_precision int8 or fp8: multiply in 8 bits too, where the device can, and round activations and
-    gradients for it. Default: in mixed_precision."""
+    """With base_precision int8 or fp8: also multiply in 8 bits if the device can, rounding activations and gradients
+    for it. Default: multiply in mixed_precision."""
     stream_base: Annotated[bool, FREE] = False
-    """Keep the frozen UNet in RAM and bring each of its blocks to the GPU when it computes, forward and backward: the
-    least memory, for slower steps. Best with gradient_checkpointing."""
+    """Keep the frozen UNet in RAM and copy each block to the GPU when it computes, forward and backward. Needs the
+    least memory, but steps are slower. Best with gradient_checkpointing."""
     memory_budget: Annotated[str | None, FREE] = None
-    """GPU memory to live within, e.g. 8GB: chooses what is recomputed, an 8-bit optimizer, the base's precision and
-    whether it stays in RAM by counting what this model needs, and says what to expect."""
+    """GPU memory to stay within, e.g. 8GB. Counts what this model needs, chooses what is recomputed, an 8-bit
+    optimizer, the base's precision and whether it stays in RAM, and says what to expect."""
     gradient_checkpointing: Annotated[bool, FREE] = False
-    """Recompute activations in the backward pass: a third more time for far less memory."""
+    """Recompute activations in the backward pass: far less memory, but a third more time."""
     gradient_checkpointing_blocks: Annotated[tuple[str, ...], FREE, applies_when(gradient_checkpointing=SET)] = ()
-    """With gradient_checkpointing: only these of the UNet's blocks, e.g. down_blocks.1 up_blocks.1. Default: all."""
+    """With gradient_checkpointing: recompute only these blocks of the UNet, e.g. down_blocks.1 up_blocks.1. Default:
+    all."""
     compile: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
-    """Compile the UNet's repeated blocks: up to a minute at the start for faster steps. auto: on an NVIDIA GPU with a
-    compiler, for trainings long enough to win back that minute; on a resume as in the run before. Goes on without where
-    that fails."""
+    """Compile the UNet's repeated blocks: up to a minute at the start, then faster steps. auto: on an NVIDIA GPU with a
+    compiler, if the training is long enough to win back that minute; when resuming, as before. If compiling fails,
+    training continues without it."""
     cuda_graphs: Annotated[Literal["auto", "on", "off"], FREE] = "auto"
-    """Record a micro-step for each size of images and replay it: far faster steps where a GPU waits for its host, as an
-    H100 does at batch 1. Several processes send their gradients after it, as one message. auto: wherever that can be
-    had. Goes on without where it fails."""
+    """Record a micro-step for each image size and replay it: far faster steps if the GPU waits for its host, as an H100
+    does at batch size 1. Several processes then send their gradients afterwards, as one message. auto: wherever
+    possible. If it fails, training continues without it."""
     allow_tf32: Annotated[bool, FREE] = False
     """Let Ampere and newer GPUs round float32 matrix products to TF32."""
     deterministic: Annotated[bool, FREE] = False
-    """Only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
+    """Use only deterministic kernels: the same machine gives the same weights bit for bit, at some cost in speed."""
     allow_cpu: Annotated[bool, FREE] = False
-    """Train a full-size base without a GPU, which takes minutes for each step."""
+    """Allow training a full-size base without a GPU, which takes minutes per step."""
     process_timeout_seconds: Annotated[int, Gt(0), Le(10**8), FREE] = 1800
-    """With several processes: how long one may keep the others waiting before they end and say so."""
+    """With several processes: how many seconds one may keep the others waiting before they report it and end."""
 
     def problems(self) -> list[str]:
         """A sentence for each setting of precision and memory that cannot be."""

@@ -16,33 +16,33 @@ class DataConfig:
     """The training images."""
 
     train_data_dir: Annotated[str | None, PATH, BY_CONTENT] = None
-    """Folder of pictures: what `python -m preprocess` wrote, or pictures with .txt captions beside them."""
+    """Folder of images: the output of `python -m preprocess`, or images with .txt captions next to them."""
     dataset_name: Annotated[str | None, PATH, BY_CONTENT] = None
-    """Instead of train_data_dir: dataset on the Hub, or a folder written by datasets' save_to_disk."""
+    """Instead of train_data_dir: a dataset on the Hub, or a folder written by save_to_disk of the datasets library."""
     dataset_config_name: Annotated[str | None, BY_CONTENT, applies_when(dataset_name=SET)] = None
     """Configuration of the dataset on the Hub."""
     datasets: Annotated[tuple[str, ...], BY_CONTENT] = ()
-    """Instead of both: several datasets, each a folder such as data/cat, with repeats per epoch data/cat:3, or
-    "{train_data_dir: data/cat, repeats: 3}" with further keys dataset_name, dataset_config_name, trigger_word (put in
-    front of captions), is_class_images, and instead of repeats weight, the share of the samples."""
+    """Instead of both: several datasets. Each is a folder such as data/cat, with repeats per epoch data/cat:3, or
+    "{train_data_dir: data/cat, repeats: 3}". Further keys: dataset_name, dataset_config_name, trigger_word (put in
+    front of captions), is_class_images, and instead of repeats, weight: the share of the samples."""
     image_column: Annotated[str, BY_CONTENT] = "image"
-    """Dataset column with the pictures."""
+    """Dataset column with the images."""
     caption_column: Annotated[str, BY_CONTENT] = "text"
     """Dataset column with the captions."""
     max_train_samples: Annotated[int | None, Gt(0), BY_CONTENT] = None
-    """Use only the first N pictures of each dataset."""
+    """Use only the first N images of each dataset."""
     dataset_streaming: Annotated[bool, SAME] = False
-    """Read pictures as they come, however many there are, from .tar (WebDataset) or .parquet files in train_data_dir or
-    from the Hub, and encode them each time. Needs max_train_steps."""
+    """Read any number of images as they come, from .tar (WebDataset) or .parquet files in train_data_dir or from the
+    Hub, and encode them each time. Needs max_train_steps."""
     shuffle_buffer_size: Annotated[int, Gt(0), FREE, applies_when(dataset_streaming=SET)] = 256
-    """A stream's pictures are shuffled so many at a time in each process; 1 leaves them as they are stored. Up to twice
-    as many wait in memory, as the files have them."""
+    """How many images of a stream are shuffled at a time in each process; 1 keeps the stored order. Up to twice as many
+    wait in memory, encoded as in their files."""
     resolution: Annotated[int, Gt(0), BY_CONTENT] = 1024
-    """Pictures that preprocess has not sized are cropped to this square, in pixels; a multiple of 8."""
+    """Images that preprocess has not sized are cropped to a square with sides of this many pixels; a multiple of 8."""
     center_crop: Annotated[bool, BY_CONTENT] = True
-    """Crop such pictures at their centre; else at a place drawn once per picture from the seed."""
+    """Crop such images at their centre. If off, at a place drawn once per image from the seed."""
     random_flip: Annotated[bool, SAME] = False
-    """Mirror a picture left to right half of the times it is used."""
+    """Mirror an image left to right half of the times it is used."""
 
     def entries(self) -> list[DatasetEntry]:
         """The datasets, also where it is one."""
@@ -70,28 +70,27 @@ class CacheConfig:
     """Caches of latents and text embeddings."""
 
     cache_latents: Annotated[bool, FREE] = True
-    """Encode each picture once and keep its latents on the disk. Without it the VAE stays in GPU memory and encodes
-    pictures each time."""
+    """Encode each image once and keep its latents on disk. If off, the VAE stays in GPU memory and encodes images each
+    time."""
     cache_text_embeddings: Annotated[bool, FREE] = True
-    """Encode each caption once and keep its embeddings. Without it, or where captions vary too much, the text encoders
-    stay; where they train, captions are encoded each time in any case."""
+    """Encode each caption once and keep its embeddings. If off, or if captions vary too much, the text encoders stay in
+    memory. If they are trained, captions are encoded each time in any case."""
     max_cached_captions: Annotated[int, Ge(0), FREE, applies_when(cache_text_embeddings=SET)] = 4000
-    """If captions vary, cache the embeddings of all that will occur up to this number (about 0.3 MB each and chunk);
-    with more, keep the text encoders (1.5 GiB of GPU memory) and encode each time."""
+    """If captions vary, cache the embeddings of all that will occur, up to this number (about 0.3 MB each per chunk).
+    If there are more, keep the text encoders (1.5 GiB of GPU memory) and encode each time."""
     dataloader_num_workers: Annotated[int, Ge(0), FREE] = 0
-    """Processes that decode pictures while the caches are filled; 0: a thread decodes while the VAE encodes others."""
+    """Processes that decode images while the caches are filled. 0: a thread decodes while the VAE encodes others."""
     vae_batch_size: Annotated[int, Gt(0), FREE, applies_when(cache_latents=SET)] = 1
-    """Pictures of one size that the VAE encodes at once while the caches are filled; fewer where memory does not
-    suffice. With more than 1, the last bits of a picture's latents may depend on the pictures beside it."""
+    """Images of one size that the VAE encodes at once while the caches are filled; fewer if memory runs out. Above 1,
+    the last bits of an image's latents may depend on the images encoded with it."""
     vae_precision: Annotated[Literal["fp32", "bf16", "fp16"], BY_CONTENT] = "fp32"
-    """Precision in which the VAE encodes pictures. bf16 and fp16 may be faster on GPUs and round the latents, bf16
-    more; a picture that overflows there is encoded in fp32. SDXL's own VAE overflows in fp16, others are made for
-    it."""
+    """Precision in which the VAE encodes images. bf16 and fp16 may be faster on GPUs but round the latents, bf16 more;
+    an image that overflows is encoded in fp32. SDXL's own VAE overflows in fp16; others are made for it."""
     cache_dir: Annotated[str | None, PATH, FREE] = None
     """Folder of cached latents and text embeddings, shared between runs. Default: <output_dir>/cache."""
     cache_part: Annotated[str | None, FREE, applies_when(cache_latents=SET)] = None
-    """Fill only this part of the caches, e.g. 3/16, and end: for as many jobs at once as you like, before a training
-    that finds all of it there."""
+    """Fill only this part of the caches, e.g. 3/16, and end. Any number of such jobs can run at once; a training that
+    follows finds all of it there."""
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""

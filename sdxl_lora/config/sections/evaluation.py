@@ -20,40 +20,43 @@ class EvaluationConfig:
     """Samples and validation."""
 
     validation_prompt: Annotated[tuple[str, ...], FREE] = ()
-    """Prompts drawn with the LoRA while it trains; each may have options of its own behind it, as in kohya's,
-    for width, height, seed, guidance, steps and negative: "a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry"."""
+    """Prompts to draw with the LoRA during training. Each may end with its own options, as in kohya's trainer, for
+    width, height, seed, guidance, steps and negative prompt: "a cat --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n
+    blurry"."""
     validation_prompts_file: Annotated[str | None, PATH, FREE] = None
-    """Text file with more such prompts, one a line."""
+    """Text file with more such prompts, one per line."""
     validation_without_trigger: Annotated[bool, FREE, WHEN_DRAWN] = False
-    """Draw each prompt that has the dataset's trigger word also without it, to see what leaks."""
+    """Also draw each prompt that has the dataset's trigger word without that word, to see what leaks."""
     num_validation_images: Annotated[int, Gt(0), FREE, WHEN_DRAWN] = 4
-    """Pictures per prompt."""
+    """Images per prompt."""
     validation_epochs: Annotated[int | None, Gt(0), FREE, WHEN_EVALUATED] = None
-    """Draw before the first step, every N epochs, and at the end. Default: so that it is at most ten times, and not
-    more often than every epoch."""
+    """Draw before the first step, every N epochs, and at the end. Default: at most ten times, and not more often than
+    every epoch."""
     validation_steps: Annotated[int | None, Gt(0), FREE, WHEN_EVALUATED] = None
-    """Draw every N steps instead of every validation_epochs."""
+    """Draw every N steps instead of every N epochs."""
     validation_inference_steps: Annotated[int, Gt(0), FREE] = 25
-    """Denoising steps of such a picture."""
+    """Denoising steps of a sample image."""
     validation_guidance_scale: Annotated[float, Ge(0), FREE] = 5.0
-    """Classifier-free guidance of such a picture."""
+    """Classifier-free guidance of a sample image."""
     validation_guidance_rescale: Annotated[float | None, Ge(0), FREE] = None
-    """How far guidance is kept from overexposing, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule, else 0."""
+    """How strongly guidance is kept from overexposing images, 0 to 1. Default: 0.7 with a zero-terminal-SNR schedule,
+    otherwise 0."""
     similarity_model: Annotated[str | None, PATH, FREE, WHEN_DRAWN] = None
-    """Report how much such pictures resemble the training pictures (cosine of embeddings, 1 is the same), by any vision
-    model of transformers: a folder or a Hub id, e.g. facebook/dinov2-base or openai/clip-vit-large-patch14."""
+    """Report how similar sample images are to the training images (cosine of embeddings, 1 means identical), using any
+    vision model of transformers: a folder or a Hub id, e.g. facebook/dinov2-base or openai/clip-vit-large-patch14."""
     validation_split: Annotated[float, Ge(0), Lt(1), SAME] = 0.0
-    """Hold this share of the pictures out of training and report the loss on them, at fixed timesteps with fixed noise,
-    as validation_loss: as often as samples are drawn. The checkpoint where it is lowest is kept, its LoRA file too."""
+    """Hold this share of the images out of training and report the loss on them as validation_loss, at fixed timesteps
+    with fixed noise, as often as samples are drawn. The checkpoint with the lowest one is kept, and its LoRA file
+    too."""
     best_by: Annotated[
         Literal["loss", "similarity"] | None, SAME, applies_when(validation_split=SET, similarity_model=SET)
     ] = None
-    """What decides which checkpoint is the best, is kept and ends the training: the lowest validation_loss, or the
-    highest similarity of samples with the trigger word, by similarity_model. Default: loss."""
+    """What decides which checkpoint is the best one, to keep it and to end the training: the lowest validation_loss, or
+    the highest similarity of samples with the trigger word, by similarity_model. Default: loss."""
     early_stopping_patience: Annotated[int | None, Gt(0), FREE, WHEN_JUDGED] = None
-    """End the training after this many validations in a row that were not better, see best_by."""
+    """End the training after this many validations in a row without an improvement; see best_by."""
     early_stopping_min_delta: Annotated[float, Ge(0), FREE, WHEN_JUDGED] = 0.0
-    """One is better only if it is so by more than this."""
+    """A validation counts as better only if it improves by more than this."""
 
     @property
     def by_similarity(self) -> bool:

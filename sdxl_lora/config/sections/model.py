@@ -13,12 +13,13 @@ class ModelConfig:
     pretrained_model_name_or_path: Annotated[str, PATH, BY_CONTENT] = "stabilityai/stable-diffusion-xl-base-1.0"
     """Base model: a diffusers folder, a Hub id, or one .safetensors file in the original layout."""
     pretrained_vae_model_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
-    """VAE to use instead of the base's: a diffusers folder, a Hub id, or one .safetensors file in either layout."""
+    """VAE to use instead of the base's own: a diffusers folder, a Hub id, or one .safetensors file in either layout."""
     pretrained_config_name_or_path: Annotated[str | None, PATH, BY_CONTENT] = None
-    """For a base in one .safetensors file: diffusers folder or Hub id with its configs and tokenizers.
-    Default: the Hub's stabilityai/stable-diffusion-xl-base-1.0."""
+    """For a base in one .safetensors file: diffusers folder or Hub id that has its configs and tokenizers. Default:
+    stabilityai/stable-diffusion-xl-base-1.0 on the Hub."""
     revision: Annotated[str | None, BY_CONTENT] = None
     """Git revision of a base on the Hub."""
     variant: Annotated[str | None, BY_CONTENT] = "auto"
-    """Weights variant of a diffusers base, e.g. "fp16"; None for full precision where there is a choice. auto: that of
-    the run before on a resume; else fp16, which is half the size, where the base has it and is not kept in float32."""
+    """Weights variant of a diffusers base, e.g. "fp16"; None for full precision if there is a choice. auto: when
+    resuming, the same as before; otherwise fp16, which is half the size, if the base has it and is not kept in
+    float32."""

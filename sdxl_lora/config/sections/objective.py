@@ -21,33 +21,34 @@ class ObjectiveConfig:
     """The loss."""
 
     prediction_type: Annotated[Literal["epsilon", "v_prediction", "flow"] | None, SAME] = None
-    """What the UNet predicts; flow is rectified flow. Default: as the base says."""
+    """What the UNet predicts; flow is rectified flow. Default: what the base says."""
     flow_shift: Annotated[float | None, Gt(0), SAME, applies_when(prediction_type=(None, "flow"))] = None
-    """For bases that predict a flow: above 1 moves timesteps, in training and in samples, towards the noise.
-    Default: as the base's scheduler says, 3 for a single file."""
+    """For bases that predict a flow: above 1, timesteps move towards the noise, in training and in samples. Default:
+    what the base's scheduler says, 3 for a single file."""
     loss_type: Annotated[Literal["l2", "huber", "smooth_l1"], SAME] = "l2"
-    """Squared error, or one that grows linearly from huber_c on, so that odd pictures pull less."""
+    """l2 is the squared error; the others grow only linearly above huber_c, so that unusual images pull less."""
     huber_c: Annotated[float, Gt(0), SAME, FOR_HUBER] = 0.1
-    """Error from which huber and smooth_l1 grow linearly."""
+    """Error above which huber and smooth_l1 grow linearly."""
     huber_schedule: Annotated[Literal["constant", "exponential", "snr"], SAME, FOR_HUBER] = "constant"
-    """huber_c at every timestep, or larger where there is less noise."""
+    """constant: huber_c at every timestep; the others: larger values where there is less noise."""
     snr_gamma: Annotated[float | None, Gt(0), SAME] = None
-    """min-SNR weights of timesteps: less noisy ones count less; 5 is usual. Right for epsilon and v-prediction."""
+    """Min-SNR weighting of timesteps: less noisy ones count less; 5 is usual. Correct for epsilon and v-prediction."""
     debiased_estimation: Annotated[bool, SAME] = False
-    """Instead of snr_gamma: weights that make noisy timesteps count more for epsilon."""
+    """Instead of snr_gamma: a weighting that makes noisy timesteps count more for epsilon."""
     zero_terminal_snr: Annotated[bool, SAME] = False
-    """The last timestep is noise alone, in training and in samples. For bases that predict v and were trained so."""
+    """Make the last timestep pure noise, in training and in samples. For bases that predict v and were trained this
+    way."""
     masked_loss: Annotated[bool, SAME] = False
-    """Count the loss only where the dataset's masks are white, per white area; pictures without a mask count whole."""
+    """Compute the loss only where the dataset's masks are white, averaged over the white area; images without a mask
+    count in full."""
     prior_loss_weight: Annotated[float, Ge(0), SAME] = 1.0
-    """Weight of the pictures that are marked in the column is_class_image (prior preservation), and of the steps of
+    """Weight of the images marked in the column is_class_image (prior preservation), and of the steps of
     output_preservation."""
     output_preservation: Annotated[float | None, Gt(0), Lt(1), SAME] = None
-    """Share of the steps, e.g. 0.3, that keep the base as it is: the LoRA learns to predict for captions without the
-    trigger word what the base predicts for them. Needs a trigger word and no class pictures; such a step takes a third
-    longer."""
+    """Share of the steps, e.g. 0.3, that keep the base as it is: for captions without the trigger word, the LoRA learns
+    to predict what the base predicts. Needs a trigger word and no class images; such a step takes a third longer."""
     preservation_class: Annotated[str | None, SAME, applies_when(output_preservation=SET)] = None
-    """What stands in place of the trigger word in these steps, e.g. cat. Default: the word is left out."""
+    """What replaces the trigger word in these steps, e.g. cat. Default: the word is left out."""
 
     def problems(self) -> list[str]:
         """A sentence for each pair of settings that do not go together."""
@@ -66,13 +67,14 @@ class NoiseConfig:
     """The noise."""
 
     noise_offset: Annotated[float, Ge(0), SAME] = 0.0
-    """Add one random number per channel times this to the noise, to learn dark and bright pictures; 0.03 to 0.1."""
+    """Add one random number per channel, times this value, to the noise, to learn dark and bright images; 0.03 to 0.1
+    is usual."""
     input_perturbation: Annotated[float, Ge(0), SAME] = 0.0
-    """Strength of more noise in what the UNet sees, which it is not to predict; 0.1 is usual."""
+    """Strength of extra noise in the UNet's input that it does not have to predict; 0.1 is usual."""
     multires_noise_iterations: Annotated[int, Ge(0), SAME] = 0
-    """Add this many coarser noises (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
+    """Add this many layers of coarser noise (pyramid noise), for the same purpose as noise_offset; 6 is usual."""
     multires_noise_discount: Annotated[float, Ge(0), SAME, applies_when(multires_noise_iterations=SET)] = 0.3
-    """Strength of each coarser noise relative to the one before."""
+    """Strength of each coarser layer of noise relative to the one before."""
 
 
 def flow_problems(objective: ObjectiveConfig, noise: NoiseConfig) -> list[str]:
@@ -98,29 +100,29 @@ class TimestepConfig:
     """The timesteps."""
 
     min_timestep: Annotated[int, Ge(0), SAME] = 0
-    """Train on timesteps from here on; 0 is nearly the picture."""
+    """Lowest timestep to train on; 0 is nearly the image."""
     max_timestep: Annotated[int | None, Gt(0), SAME] = None
-    """Train on timesteps below this. Default: the base's number of timesteps, 1000, nearly noise."""
+    """Train on timesteps below this one. Default: the base's number of timesteps, 1000, nearly pure noise."""
     timestep_sampling: Annotated[Literal["uniform", "logit_normal", "beta"], SAME] = "uniform"
-    """How often which timestep is drawn; docs/timestep_densities.png shows it."""
+    """How often each timestep is drawn; docs/timestep_densities.png shows it."""
     logit_mean: Annotated[float, SAME, FOR_LOGIT_NORMAL] = 0.0
-    """Mean of logit_normal; above 0 draws noisier timesteps more often."""
+    """Mean of logit_normal; values above 0 draw noisier timesteps more often."""
     logit_std: Annotated[float, Gt(0), SAME, FOR_LOGIT_NORMAL] = 1.0
     """Standard deviation of logit_normal; above 0."""
     timestep_beta_alpha: Annotated[float, Gt(0), SAME, FOR_BETA] = 1.0
-    """First parameter of beta; larger draws noisier timesteps more often."""
+    """First parameter of beta; larger values draw noisier timesteps more often."""
     timestep_beta_beta: Annotated[float, Gt(0), SAME, FOR_BETA] = 1.0
-    """Second parameter of beta; larger draws less noisy timesteps more often."""
+    """Second parameter of beta; larger values draw less noisy timesteps more often."""
     timestep_bias_strategy: Annotated[Literal["none", "earlier", "later", "range"], SAME] = "none"
-    """Draw the least noisy timesteps, the noisiest ones, or a range of them more often."""
+    """Timesteps to draw more often: the least noisy ones (earlier), the noisiest ones (later), or a range."""
     timestep_bias_multiplier: Annotated[float, Gt(0), SAME, FOR_BIAS] = 1.0
-    """How many times as often."""
+    """How many times as often they are drawn."""
     timestep_bias_portion: Annotated[float, Gt(0), SAME, FOR_HALVES] = 0.25
-    """Share of the timesteps that earlier and later mean."""
+    """Share of the timesteps that earlier or later stands for."""
     timestep_bias_begin: Annotated[int, Ge(0), SAME, FOR_RANGE] = 0
     """First timestep of the range."""
     timestep_bias_end: Annotated[int, SAME, FOR_RANGE] = 1000
-    """End of the range, not included."""
+    """End of the range, exclusive."""
 
     def problems(self) -> list[str]:
         """A sentence for each pair of settings that do not go together."""

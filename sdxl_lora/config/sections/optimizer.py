@@ -23,34 +23,34 @@ class OptimizerConfig:
     """Learning rate and optimizer."""
 
     learning_rate: Annotated[float | None, Ge(0), FREE] = 1e-4
-    """Peak learning rate. None where the optimizer finds one of its own: adafactor with relative_step=True."""
+    """Peak learning rate. None if the optimizer finds its own: adafactor with relative_step=True."""
     text_encoder_lr: Annotated[float | None, Ge(0), FREE, FOR_TEXT] = None
     """Peak learning rate of the text encoders. Default: learning_rate."""
     text_encoder_2_lr: Annotated[float | None, Ge(0), FREE, FOR_TEXT] = None
     """Peak learning rate of the second text encoder. Default: text_encoder_lr."""
     stop_text_encoder_training: Annotated[float | None, Ge(0), Lt(1), SAME, FOR_TEXT] = None
-    """After this share of the steps, 0 to 1, the text encoders stay as they are."""
+    """After this share of the steps, 0 to 1, the text encoders are no longer trained."""
     block_lr_factors: Annotated[tuple[str, ...], SAME, applies_when(train_unet=SET)] = ()
-    """Factors of the learning rate for blocks of the UNet, named likewise, e.g. down=0.5 mid=1 up.1=2."""
+    """Learning rate factors for blocks of the UNet, named as in block_ranks, e.g. down=0.5 mid=1 up.1=2."""
     scale_lr: Annotated[bool, FREE] = False
-    """Multiply the learning rate by batch size, micro-steps and processes."""
+    """Multiply the learning rate by the batch size, the micro-steps and the number of processes."""
     lr_scheduler: Annotated[Schedule, FREE] = "constant"
-    """Course of the learning rate over the steps; wsd is constant and falls at the end, rex falls late."""
+    """How the learning rate changes over the steps; wsd is constant and falls at the end, rex falls late."""
     lr_warmup_steps: Annotated[int, Ge(0), FREE, applies_when(lr_scheduler=get_args(Schedule)[1:])] = 0
-    """Steps in which the learning rate rises from 0 (every schedule but "constant")."""
+    """Steps over which the learning rate rises from 0 (every schedule but "constant")."""
     lr_num_cycles: Annotated[int, Gt(0), FREE, applies_when(lr_scheduler=("cosine_with_restarts",))] = 1
-    """Restarts of cosine_with_restarts."""
+    """Number of cycles of cosine_with_restarts."""
     lr_power: Annotated[float, Gt(0), FREE, applies_when(lr_scheduler=("polynomial",))] = 1.0
-    """Exponent of polynomial."""
+    """Exponent of the polynomial schedule."""
     lr_decay_share: Annotated[float, Gt(0), Le(1), FREE, applies_when(lr_scheduler=("wsd",))] = 0.2
-    """Share of the steps in which wsd falls to 0."""
+    """Share of the steps over which wsd falls to 0."""
     optimizer: Annotated[str, BY_CONTENT] = "adamw"
     """adamw, adamw8bit, paged_adamw8bit, lion, lion8bit, prodigy, prodigy_plus_schedule_free, adafactor,
-    schedule_free_adamw, came, adopt, muon (for linear layers alone); or a module.Class."""
+    schedule_free_adamw, came, adopt, muon (linear layers only), or a module.Class."""
     use_8bit_adam: Annotated[bool, BY_CONTENT] = False
     """The same as --optimizer adamw8bit."""
     optimizer_args: Annotated[tuple[str, ...], BY_CONTENT] = ()
-    """More of the optimizer's own arguments, as name=value with Python's values, e.g. d_coef=2.0 betas=(0.9,0.99)."""
+    """Further arguments of the optimizer, as name=value with Python values, e.g. d_coef=2.0 betas=(0.9,0.99)."""
     lora_plus_ratio: Annotated[float | None, Gt(0), SAME, applies_when(adapter=("lora",))] = None
     """LoRA+: the second matrix of each LoRA learns this many times faster; 16 is usual."""
     adam_beta1: Annotated[float, Ge(0), Lt(1), SAME] = 0.9
@@ -60,19 +60,20 @@ class OptimizerConfig:
     adam_weight_decay: Annotated[float, Ge(0), SAME] = 1e-2
     """Decoupled weight decay."""
     adam_epsilon: Annotated[float, Gt(0), SAME] = 1e-8
-    """Term that keeps Adam's division finite."""
+    """Small term that keeps Adam's division finite."""
     ema_decay: Annotated[float | None, Ge(0), Lt(1), SAME] = None
-    """Draw and publish a moving average of the weights that keeps this share in each step, e.g. 0.999."""
+    """Draw samples with, and publish, a moving average of the weights that keeps this share in each step, e.g.
+    0.999."""
     prodigy_beta3: Annotated[float | None, Ge(0), Lt(1), BY_CONTENT, FOR_PRODIGY] = None
     """Decay of Prodigy's estimate of the learning rate. Default: the square root of adam_beta2."""
     prodigy_decouple: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
-    """Weight decay as in AdamW."""
+    """Use weight decay as in AdamW."""
     prodigy_use_bias_correction: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
-    """Adam's correction of the first steps, in Prodigy."""
+    """Use Adam's correction of the first steps in Prodigy."""
     prodigy_safeguard_warmup: Annotated[bool, BY_CONTENT, FOR_PRODIGY] = True
     """Keep Prodigy's estimate from growing too far while the learning rate warms up."""
     max_grad_norm: Annotated[float, Ge(0), FREE] = 1.0
-    """Gradients are scaled down to this norm; 0 for no clipping."""
+    """Scale gradients down to this norm; 0 for no clipping."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer", self.optimizer.strip())

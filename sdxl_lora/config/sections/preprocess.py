@@ -16,17 +16,17 @@ class SizeConfig:
     """Sizes."""
 
     resolution: Annotated[int, Gt(0)] = 1024
-    """Side in pixels of the square whose area every prepared picture fills; a multiple of 8."""
+    """Side in pixels of the square whose area every prepared image fills; a multiple of 8."""
     buckets: Literal["on", "off"] = "on"
-    """on: each picture gets the size of nearest aspect ratio; off: all get the square."""
+    """on: each image gets the size with the nearest aspect ratio; off: all become squares."""
     bucket_step: Annotated[int, Gt(0)] = 64
-    """Sides of buckets are multiples of this many pixels; a multiple of 8."""
+    """The sides of buckets are multiples of this many pixels; itself a multiple of 8."""
     max_aspect: float = 2.0
-    """Longer side / shorter side of a bucket, at most."""
+    """Largest ratio of a bucket's longer side to its shorter side."""
     no_upscale: bool = False
-    """Put pictures that are too small for their bucket into a smaller one instead of leaving them out."""
+    """Put images that are too small for their bucket into a smaller one instead of leaving them out."""
     enlarge_small: bool = False
-    """Enlarge pictures that are too small for their bucket instead of leaving them out."""
+    """Enlarge images that are too small for their bucket instead of leaving them out."""
     min_bucket_side: Annotated[int | None, Gt(0), applies_when(no_upscale=SET)] = None
     """With no_upscale: shortest side of a bucket, in pixels. Default: half the resolution."""
 
@@ -58,22 +58,23 @@ class ImageConfig:
     """Crops, formats and masks."""
 
     crop: Literal["center", "attention", "random"] = "center"
-    """Where to cut what the bucket has no room for: at the centre, around what draws the eye, or at random."""
+    """Where to crop an image that does not fit its bucket: at the centre, around what draws the eye, or at random."""
     crops_per_picture: Annotated[int, Gt(0), applies_when(crop=("random",))] = 1
-    """With --crop random: crops of each picture, each an example of its own."""
+    """With --crop random: number of crops per image, each an example of its own."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
-    """Fixes the places of random crops."""
+    """Fixes the positions of random crops."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Red, green, blue (0-255) behind transparent pictures."""
+    """Colour behind transparent images: red, green and blue, 0-255 each."""
     max_megapixels: Annotated[float, Gt(0)] = 128
-    """Larger pictures are left out: they need 3 MB of memory per megapixel, several times over."""
+    """Larger images are left out: they need 3 MB of memory per megapixel, several times over."""
     image_format: Literal["png", "webp", "jpg"] = "png"
-    """png and webp are lossless, webp a third smaller and slower; jpg (quality 95, 4:4:4) is a sixth of the size."""
+    """png and webp are lossless; webp is a third smaller, but slower. jpg (quality 95, 4:4:4) is a sixth of the
+    size."""
     masks: Literal["none", "alpha", "folder", "remover"] = "none"
-    """Masks, white where the loss counts: from transparency, from masks/<name>.png beside the pictures, or from the
-    background remover rembg, where that is installed."""
+    """Where masks come from: transparency (alpha), masks/<name>.png next to the images (folder), or the background
+    remover rembg, if it is installed. The loss counts where a mask is white."""
     class_images: Annotated[str | None, PATH] = None
-    """Folder of pictures of the class for prior preservation; they get no trigger word and a column is_class_image."""
+    """Folder of class images for prior preservation; they get no trigger word, and a column is_class_image."""
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""
@@ -90,29 +91,30 @@ class CaptionerConfig:
     """The captioner."""
 
     caption_model: Annotated[tuple[str, ...], PATH] = ("florence-community/Florence-2-base",)
-    """Captioner of pictures without a caption file: Florence-2, a fine-tune in its native format, any
-    image-text-to-text model of transformers, or a WD tagger (model.onnx with selected_tags.csv); a Hub id or a folder;
-    "none" for no captioner. Several write one caption together, see caption_join."""
+    """Captioner for images without a caption file: Florence-2, a fine-tune in its native format, any image-text-to-text
+    model of transformers, or a WD tagger (model.onnx with selected_tags.csv); a Hub id or a folder; "none" for no
+    captioner. Several of them write one caption together; see caption_join."""
     caption_join: Literal["one", "several"] = "one"
-    """What several captioners say of a picture: one caption, in their order, with a comma between; or several captions,
-    of which each sample takes one."""
+    """What becomes of the captions of several captioners: one caption, in their order, separated by commas; or several
+    captions, of which each sample takes one."""
     caption_task: str = "<DETAILED_CAPTION>"
-    """What Florence-2 is asked for: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
+    """Task for Florence-2: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a fine-tune's task."""
     caption_prompt: str | None = None
-    """What other models are asked, or how the caption is to begin."""
+    """What other models are asked, or how their caption should begin."""
     caption_batch_size: Annotated[int | None, Gt(0)] = None
-    """Most pictures captioned at once; halved where the GPU is too small. Default: doubled from 1 as its memory allows,
-    to 64 at most, to 8 without a GPU."""
+    """Maximum number of images captioned at once; halved if the GPU is too small. Default: doubled from 1 as its memory
+    allows, up to 64, or up to 8 without a GPU."""
     caption_num_beams: Annotated[int, Gt(0)] = 3
-    """Beams of the search for a caption; 1 is fastest."""
+    """Number of beams in the search for a caption; 1 is fastest."""
     caption_max_new_tokens: Annotated[int, Gt(0)] = 256
-    """Longest caption, in the captioner's tokens."""
+    """Maximum length of a caption, in the captioner's tokens."""
     caption_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the captioner; auto: bfloat16 on a GPU that has it, float16 on an older one, float32 elsewhere."""
+    """Precision of the captioner. auto: bfloat16 on a GPU that supports it, float16 on an older one, float32
+    elsewhere."""
     caption_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention of the captioner."""
+    """Attention implementation of the captioner."""
     ocr: bool = False
-    """Let Florence-2 look for writing in the pictures (watermarks, signatures) and warn of it."""
+    """Let Florence-2 look for text in the images (watermarks, signatures) and warn about it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.caption_model, str):  # one, as reports of earlier versions have it
@@ -152,18 +154,18 @@ class TaggerConfig:
     """The tagger."""
 
     tag_threshold: Annotated[float, Gt(0), Lt(1)] = 0.35
-    """Least probability of a tag for what is seen in a picture."""
+    """Minimum probability of a tag that says what is in an image."""
     tag_character_threshold: Annotated[float, Gt(0), Lt(1)] = 0.85
-    """Least probability of a tag for who is seen in a picture."""
+    """Minimum probability of a tag that says who is in an image."""
     tag_blacklist: tuple[str, ...] = ()
-    """Tags that are never written, such as those of what always belongs to the subject."""
+    """Tags that are never written, such as those for what always belongs to the subject."""
     tag_spaces: bool = True
-    """Spaces in place of underscores, long hair for long_hair; emoticons such as ^_^ stay."""
+    """Write spaces instead of underscores, long hair for long_hair; emoticons such as ^_^ stay."""
     tag_escape_parentheses: bool = False
-    """Put a backslash before parentheses in tags. Clients want that in prompts, where they read plain parentheses then;
-    the trainer reads captions as they stand."""
+    """Put a backslash before parentheses in tags. Clients need that in prompts to read plain parentheses; the trainer
+    reads captions as they are."""
     tag_ratings: bool = False
-    """Say also the likeliest rating (general, sensitive, questionable, explicit), as the last tag."""
+    """Add the likeliest rating (general, sensitive, questionable, explicit) as the last tag."""
 
 
 @dataclass(frozen=True)
@@ -171,20 +173,21 @@ class WordingConfig:
     """The words of captions."""
 
     fallback_caption: str = ""
-    """Caption of pictures that have no caption file when caption_model is "none"."""
+    """Caption of images without a caption file if caption_model is "none"."""
     caption_prefix: str = ""
-    """Words in front of every caption, after the trigger word."""
+    """Words at the start of every caption, after the trigger word."""
     caption_suffix: str = ""
-    """Words behind every caption."""
+    """Words at the end of every caption."""
     clean_captions: bool = True
-    """Leave out the captioner's stock phrases ("The image shows ..."); the report shows each change."""
+    """Remove the captioner's stock phrases ("The image shows ..."); the report shows each change."""
     tokenizer: Annotated[str | None, PATH] = None
-    """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0
-    where it is on this machine, else words and signs are counted, a lower bound."""
+    """CLIP tokenizer that counts the tokens of captions: folder or Hub id of an SDXL base. Default: that of SDXL 1.0 if
+    it is on this machine; otherwise words and punctuation are counted, a lower bound."""
     captions_per_line: bool = False
-    """Each line of a caption file is a caption of its own; each use of the picture in training takes one of them."""
+    """Treat each line of a caption file as a separate caption; each use of the image in training takes one of them."""
     recaption: bool = False
-    """Make all captions anew, edited ones too; the old rows are kept in .preprocess/before_recaption.jsonl."""
+    """Redo all captions, even edited ones: from caption files if there are any, otherwise by the captioner. The old
+    rows are kept in .preprocess/before_recaption.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +195,15 @@ class DatasetConfig:
     """The dataset as files."""
 
     format: Literal["folder", "parquet"] = "folder"
-    """parquet: also write parquet/, shards with the pictures inside, for the Hub and for clusters."""
+    """parquet: also write parquet/, shards that contain the images, for the Hub and for clusters."""
     max_shard_mb: Annotated[int, Gt(0), applies_when(format=("parquet",))] = 500
-    """Size of a parquet shard, at most (or one picture)."""
+    """Maximum size of a parquet shard in MB, unless one image alone is larger."""
     push_to_hub: bool = False
-    """Upload the dataset to the Hub, with its card: the shards with --format parquet, else the folder."""
+    """Upload the dataset to the Hub, with its card: the shards with --format parquet, otherwise the folder."""
     hub_dataset_id: Annotated[str | None, FOR_UPLOAD] = None
     """Repository to upload to, user/name. Default: the output folder's name, under the account that is logged in."""
     hub_private: Annotated[bool, FOR_UPLOAD] = True
-    """Create that repository as private."""
+    """Create the repository as private."""
 
 
 @dataclass(frozen=True)
@@ -208,20 +211,21 @@ class JobConfig:
     """How the work is done."""
 
     part: str | None = None
-    """Prepare and caption only this part of the pictures, e.g. 3/16, and publish nothing: for as many jobs at once as
-    you like. The same command without it then puts the dataset together."""
+    """Prepare and caption only this part of the images, e.g. 3/16, and publish nothing. Any number of such jobs can run
+    at once; the same command without it then puts the dataset together."""
     dry_run: bool = False
-    """Show what would be done, by the headers of the files alone, and write nothing."""
+    """Show what would be done, from the headers of the files alone, and write nothing."""
     num_workers: Annotated[int | None, Ge(0)] = None
-    """Processes that decode and crop; 0 for the command's own alone. Default: the cores, 8 at most."""
+    """Processes that decode and crop; 0 for the command's own process alone. Default: the number of CPU cores, at most
+    8."""
     strict: bool = False
-    """Stop with exit code 3, and publish nothing, where a picture would be left out."""
+    """If an image would be left out, stop with exit code 3 and publish nothing."""
     leave_out: tuple[str, ...] = ()
-    """Images not to use, by their names in the plan, such as holiday/IMG_1.jpg. Their files stay where they are."""
+    """Images to leave out, by their names in the plan, such as holiday/IMG_1.jpg. Their files stay where they are."""
     restore_deleted: bool = False
-    """Bring back pictures whose lines were deleted from metadata.jsonl by hand."""
+    """Bring back images whose lines were deleted from metadata.jsonl by hand."""
     train_batch_size: Annotated[int, Gt(0)] = 1
-    """Batch size planned for training: buckets with fewer pictures are pointed out."""
+    """Batch size planned for training: buckets with fewer images are pointed out."""
 
     def problems(self) -> list[str]:
         """A sentence for each setting that cannot be."""

@@ -15,17 +15,17 @@ class LoggingConfig:
     """Logging."""
 
     loss_bins: Annotated[int, Ge(0), FREE] = 4
-    """Report the loss also for each of this many equal ranges of timesteps; 0 for not."""
+    """Also report the loss for each of this many equal ranges of timesteps; 0 turns this off."""
     logging_steps: Annotated[int, Gt(0), FREE] = 1
-    """Report every N steps, the mean of the loss over them; between reports a GPU never waits for the host."""
+    """Report every N steps, with the mean loss over them; between reports, a GPU never waits for the host."""
     report_to: Annotated[Literal["tensorboard", "wandb", "trackio", "all", "none"], FREE] = "tensorboard"
-    """Where metrics and pictures go, beside events.jsonl; all is TensorBoard and W&B."""
+    """Where metrics and images go, in addition to events.jsonl; all means TensorBoard and W&B."""
     logging_dir: Annotated[str, PATH, FREE, applies_when(report_to=("tensorboard", "all"))] = "logs"
-    """Folder of TensorBoard's files, inside output_dir."""
+    """Folder for TensorBoard's files, inside output_dir."""
     tracker_project_name: Annotated[str, FREE, applies_when(report_to=("tensorboard", "wandb", "trackio", "all"))] = (
         "sdxl-lora"
     )
-    """Project in the tracker."""
+    """Name of the project in the tracker."""
     tracker_run_name: Annotated[str | None, FREE, applies_when(report_to=("wandb", "trackio", "all"))] = None
     """Name of the run in the tracker. Default: output_dir's name."""
 
@@ -51,9 +51,10 @@ class CheckpointConfig:
     checkpointing_epochs: Annotated[int | None, Gt(0), FREE] = None
     """Save a checkpoint every N epochs."""
     checkpoints_total_limit: Annotated[int | None, Gt(0), FREE] = None
-    """Keep the newest N checkpoints, two at least."""
+    """Keep only the newest N checkpoints, but at least two."""
     resume_from_checkpoint: Annotated[str | None, PATH, FREE] = "latest"
-    """"latest" (start anew where there is none), a checkpoint-<step> folder, or None to refuse a used output_dir."""
+    """Checkpoint to resume from: "latest" (starts from scratch if there is none), a checkpoint-<step> folder, or None
+    to refuse an output_dir that is already in use."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ class OutputConfig:
     """LoRA files."""
 
     output_name: Annotated[str | None, FREE] = None
-    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name, or what of
-    it can be a file's name everywhere."""
+    """Name of the LoRA file for ComfyUI, A1111 and Forge, without .safetensors. Default: output_dir's name, adapted if
+    it is not a valid file name everywhere."""
     save_precision: Annotated[Literal["fp16", "bf16", "fp32"], FREE] = "fp16"
-    """Precision of the LoRA files; fp32 is taken where values would be lost."""
+    """Precision of the LoRA files; fp32 is used if values would be lost otherwise."""
     loras_dir: Annotated[str | None, PATH, FREE] = None
-    """Folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras; it must be there."""
+    """Existing folder that gets a copy of <output_name>.safetensors, e.g. ComfyUI's models/loras."""
     save_side_files: Annotated[bool, FREE] = False
-    """Also write <output_name>.json and .png, which A1111, Forge and InvokeAI show beside a LoRA."""
+    """Also write <output_name>.json and .png, which A1111, Forge and InvokeAI show next to a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class PublishConfig:
     """Publishing."""
 
     push_to_hub: Annotated[bool, FREE] = False
-    """Upload the LoRA files, the model card and its pictures to the Hub at the end."""
+    """Upload the LoRA files, the model card and its images to the Hub at the end."""
     hub_model_id: Annotated[str | None, FREE, FOR_UPLOAD] = None
     """Repository to upload to, user/name. Default: output_name, under the account that is logged in."""
     hub_private: Annotated[bool, FREE, FOR_UPLOAD] = True
-    """Create that repository as private."""
+    """Create the repository as private."""
 
     def problems(self) -> list[str]:
         """A sentence for what needs another setting."""
