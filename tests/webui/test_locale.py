@@ -203,8 +203,8 @@ def test_the_language_is_the_first_of_ours_that_the_browser_asks_for():
 
 def test_what_a_program_says_of_flags_is_told_with_the_names_of_the_page():
     said = "error: 40x40 is too small: pass --enlarge_small, or --no_such_flag"
-    assert in_page_words(PreprocessConfig, "or --no_upscale") == "or “No upscale”"
-    assert in_page_words(PreprocessConfig, said) == "40x40 is too small: pass “Enlarge small”, or --no_such_flag"
+    assert in_page_words(PreprocessConfig, "or --no_upscale") == "or “Do not enlarge”"
+    assert in_page_words(PreprocessConfig, said) == "40x40 is too small: pass “Enlarge small images”, or --no_such_flag"
     assert in_page_words(TrainConfig, "rank is -1, it must be above 0") == "Rank: is -1, it must be above 0"
     assert french(in_page_words, TrainConfig, "rank is -1, it must be above 0").startswith("Rang: vaut -1")
     assert in_page_words(TrainConfig, "rank") == "rank" and in_page_words(TrainConfig, "") == ""
