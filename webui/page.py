@@ -237,7 +237,7 @@ class Page:
         complaint = start(*inputs)
         if complaint:
             return [complaint, gr.skip(), gr.skip(), gr.skip()]
-        tell(say("Queued: it starts as soon as nothing else runs."))
+        tell(say("Queued: it starts as soon as nothing else is running."))
         runs = gr.Dropdown(self.runs.choices(), value=f"{project}/{name}")
         return ["", gr.Tabs(selected="runs"), runs, following(name)]
 

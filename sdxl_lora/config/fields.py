@@ -114,7 +114,7 @@ def _flat_fields(config_class: type) -> dict[str, Field]:
             title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
             found |= dict(_fields_of_section(kind, field.name, title))
         else:
-            found |= dict(_fields_of_section(config_class, None, "The run", only=field.name))
+            found |= dict(_fields_of_section(config_class, None, "Run", only=field.name))
     return found
 
 

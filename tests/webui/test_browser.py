@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_death_of_the_page(story):
     story.server.kill()
     step = steps(story.run)[-1]
     until(lambda: steps(story.run)[-1] > step)
-    ours, gradio_s = "The page's server does not answer.", "Connection Lost"  # whichever notices
+    ours, gradio_s = "The page's server is not responding.", "Connection Lost"  # whichever notices
     page.get_by_text(re.compile(f"{ours}|{gradio_s}")).first.wait_for()
     story.server.start()
     page.locator("#now .pill.training, #now .pill.sampling").wait_for()  # the old page finds it again by itself

@@ -16,11 +16,11 @@ QUIET_LOOKS = 5  # looks in which a page at rest must not move
 
 def test_an_empty_page_says_what_to_do_first(story):
     page = story.page
-    for number, words in ((2, "No dataset yet"), (4, "No run yet"), (5, "No run has saved anything yet.")):
+    for number, words in ((2, "No dataset yet"), (4, "No runs yet"), (5, "No run has saved anything yet.")):
         tab(page, number)
         page.get_by_text(words).first.wait_for()
         shoot(page, f"empty-{number}")
-    assert page.locator("#now .idle").inner_text() == "Nothing runs at the moment."
+    assert page.locator("#now .idle").inner_text() == "Nothing is running at the moment."
 
 
 def test_a_page_at_rest_stays_still(story):

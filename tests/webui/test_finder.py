@@ -39,7 +39,7 @@ def test_fields_appear_where_they_mean_something_and_a_search_or_a_tick_leaves_s
     assert page.locator(".finder [role=status]").locator("visible=true").inner_text().startswith("3 of ")
     shoot(page, "found")
     find(page, "melange de bruit")
-    page.locator(".finder [role=status]", has_text="No setting is found.").wait_for()
+    page.locator(".finder [role=status]", has_text="No settings found.").wait_for()
     find(page, "taux apprentissage encodeur")  # French is found in an English browser
     until(lambda: "text_encoder_lr" in seen(page) and "rank" not in seen(page))
     find(page, "")

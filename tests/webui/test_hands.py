@@ -44,7 +44,7 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     fill(page, "project", "cat")
     tab(page, 1)
     page.locator("#upload input[data-of=files]").set_input_files(sorted(raw.iterdir()))
-    page.locator("#upload .said", has_text="8 files are here.").wait_for()
+    page.locator("#upload .said", has_text="8 files are in the folder.").wait_for()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in raw.iterdir() if path.suffix != ".docx"
     }
@@ -53,7 +53,7 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     page.locator("#upload-shown img").nth(3).wait_for()
     shoot(page, "brought")
     page.locator("#upload input[data-of=files]").set_input_files(sorted(raw.glob("*.png")))
-    page.locator("#upload .said", has_text="2 files are here, 2 of them were here before.").wait_for()
+    page.locator("#upload .said", has_text="2 files are in the folder, 2 of them from before.").wait_for()
     fill(page, "prepare-trigger_word", "sks")
     fill(page, "prepare-resolution", "64")
     page.locator("#prepare-auto_caption input").uncheck()
@@ -64,8 +64,8 @@ def test_files_from_another_machine_are_brought_in_shown_and_prepared(story, cap
     assert sorted(cards(page)) == ["astronaut.png", "chelsea.jpg", "coffee.png", "rocket.jpg"]
     tab(page, 1)
     page.locator("#upload-shown [data-leave-out='rocket.jpg']").click()
-    page.locator("#upload-shown figure.out", has_text="taken out by you").wait_for()
-    page.get_by_text("How the work is done").locator("visible=true").click()
+    page.locator("#upload-shown figure.out", has_text="left out by you").wait_for()
+    page.get_by_text("Job options").locator("visible=true").click()
     assert box(page, "prepare-leave_out").input_value() == "rocket.jpg"
     page.get_by_role("button", name="Use it after all: rocket.jpg").click()
     until(lambda: box(page, "prepare-leave_out").input_value() == "")
@@ -95,7 +95,7 @@ def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_or_at_a_press_and_i
     until(lambda: [part for part in folder.rglob("*.part") if part.stat().st_size])
     story.server.kill()
     assert not (folder / "10_dog" / "2.png").exists()
-    page.locator("#upload .said", has_text="it is asked again").wait_for()
+    page.locator("#upload .said", has_text="trying again").wait_for()
     page.locator("#upload [data-stop]").click()
     page.locator("#upload .said", has_text="Stopped.").wait_for()
     story.server.start()
@@ -103,7 +103,7 @@ def test_a_folder_whose_sending_breaks_off_goes_on_by_itself_or_at_a_press_and_i
     until(lambda: (folder / "10_dog").exists() or sum(path.stat().st_size for path in folder.rglob("*.part")) > 2**23)
     story.server.kill()
     story.server.start()
-    page.locator("#upload .said", has_text="3 files are here.").wait_for()
+    page.locator("#upload .said", has_text="3 files are in the folder.").wait_for()
     assert {path.name: path.read_bytes() for path in (folder / "10_dog").iterdir()} == {
         path.name: path.read_bytes() for path in raw.iterdir()
     }
@@ -122,7 +122,7 @@ def test_another_site_can_bring_nothing_in(story):
 def test_many_captions_are_changed_after_a_look_and_undone(story):
     page, before = story.page, texts(story.dataset)
     tab(page, 2)
-    page.get_by_role("button", name="Tags, and one change").click()
+    page.get_by_role("button", name="Tags and bulk edits").click()
     page.locator("#bulk-tags button.tag.marked", has_text="sks").wait_for()
     page.locator("#bulk-tags button.tag", has_text="sks").click()  # becomes the search, and the tag to change
     until(lambda: box(page, "dataset-search").input_value() == "[sks]")
@@ -152,7 +152,7 @@ def test_the_keys_go_from_caption_to_caption_and_an_image_is_taken_out_and_back(
     assert page.evaluate("document.activeElement.closest('[id^=caption-]').id") == "caption-1"
     looked(page)
     name = cards(page)[1]
-    assert page.locator("#delete-1").get_attribute("aria-label") == f"Take it out: {name}"
+    assert page.locator("#delete-1").get_attribute("aria-label") == f"Remove: {name}"
     page.locator("#delete-1").click()
     until(lambda: name not in texts(story.dataset))
     until(lambda: len(cards(page)) == 3)
@@ -182,7 +182,7 @@ def test_a_mask_is_painted_kept_changed_and_undone(story):
     page.locator(".painter").wait_for(state="hidden")
     (mask,) = masks()
     assert mask[32, 1] == 0 and mask[32, 30] == 0 and mask[32, 62] == 255 and mask[1, 1] == 255, "where it was painted"
-    page.locator("button.paint", has_text="Change the mask").click()
+    page.locator("button.paint", has_text="Edit the mask").click()
     page.locator(".painter [role=status]", has_text="is not learned").wait_for()
     page.locator(".painter [data-swap]").click()
     page.locator(".painter canvas").focus()
@@ -207,7 +207,7 @@ def test_all_of_it_is_there_in_french_and_in_the_dark(story):
     shoot(page, "brought-french-dark")
     tab(page, 2)
     choose(page, "dataset-show", "toutes les images")
-    page.get_by_role("button", name="Étiquettes, et un changement").click()
+    page.get_by_role("button", name="Étiquettes et changements").click()
     page.locator("#bulk-tags button.tag").first.wait_for()
     shoot(page, "bulk-french-dark")
     page.context.close()

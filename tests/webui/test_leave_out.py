@@ -42,7 +42,7 @@ def test_the_view_takes_the_same_images_out_as_the_run(box, places):
         noise(seed=seed).save(places.images / name)
     entered = typed(places.images, " a.png")
     shown = box.show(9, *entered)
-    out = [text for text in shown.split("<figure")[1:] if "taken out by you" in text]
+    out = [text for text in shown.split("<figure")[1:] if "left out by you" in text]
     assert [re.findall(r"<strong>(.*?)</strong>", text) for text in out] == [[" a.png"]]
     assert box.form.config(*entered).job.leave_out == (" a.png",)
 

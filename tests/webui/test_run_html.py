@@ -55,7 +55,7 @@ def test_a_sentence_says_how_long_it_takes_and_what_is_drawn_at_the_end(tmp_path
     log.write("started", total_steps=1200, draws=8)
     log.write("step", step=201, loss=0.1, seconds_left=135.0)
     words = show.sentence(RunState("training", 201, ""), history.read())
-    assert re.match(r"Step 201 of 1,200: about 2 min 1\d s to go, samples and saving included\. The last 8 ", words)
+    assert re.match(r"Step 201 of 1,200: about 2 min 1\d s to go, including samples and saving\. The last 8 ", words)
     assert "Les 8 dernières images" in french(show.sentence, RunState("training", 201, ""), history)
     log.write("started", total_steps=1200, draws=0)
     assert show.sentence(RunState("training", 201, ""), history.read()).endswith("saving included.")

@@ -51,7 +51,7 @@ def test_two_runs_are_compared_and_one_is_noted_renamed_and_deleted(story):
     shoot(page, "comparison")
     chosen = box(page, "run-chosen").input_value()
     run = runs / chosen.removeprefix("cat/")
-    page.get_by_role("button", name="Note, name, deletion").click()
+    page.get_by_role("button", name="Note, rename, delete").click()
     until(lambda: box(page, "run-name").input_value() == run.name)
     fill(page, "run-note", "the good one")
     page.locator("#run-keep").click()
@@ -112,12 +112,12 @@ def test_a_page_whose_server_sends_no_end_asks_again(story):
     page.locator("#run-progress .pill.done").wait_for()
     looked(page)
     page.route("**/sdxl_lora_look", lambda route: None)  # neither answered nor broken off
-    page.get_by_text("The page's server does not answer.").wait_for()
+    page.get_by_text("The page's server is not responding.").wait_for()
     [run] = (story.server.projects / "cat" / "runs").iterdir()
     (run / "status.json").write_text(json.dumps({"state": "stopped", "step": STEPS}))
     page.unroute("**/sdxl_lora_look")
     page.locator("#run-progress .pill.stopped").wait_for()
-    assert page.locator("#now .idle").inner_text() == "Nothing runs at the moment."
+    assert page.locator("#now .idle").inner_text() == "Nothing is running at the moment."
     context.close()
 
 
@@ -138,7 +138,7 @@ def test_a_page_that_hears_nothing_more_says_so_and_is_loaded_anew_as_soon_as_it
     page.get_by_text("This page has lost its server").wait_for(state="hidden")
     tab(page, 4)
     page.locator("#run-progress .pill.failed").wait_for()
-    page.get_by_role("button", name="Note, name, deletion").click()
+    page.get_by_role("button", name="Note, rename, delete").click()
     until(
         lambda: box(page, "run-note").input_value() == "from before" and box(page, "run-name").input_value() == run.name
     )

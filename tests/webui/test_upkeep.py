@@ -173,7 +173,7 @@ def test_a_recommendation_is_shown_with_its_reason(context):
     found = recommendation_of(run)
     assert len(found.cells) == 2 and found.chosen.step == 100 and found.best.step == 200
     words = reason(found)
-    assert "step 100 at strength 0.8" in words and "Step 200 at strength 1 has 50.5 %" in words and "mildest" in words
+    assert "step 100 at strength 0.8" in words and "Step 200 at strength 1 scores 50.5" in words and "mildest" in words
     html = templates.runs.found(found, words, run)
     assert html.count('class="chosen"') == 1 and "leak: &lt;b&gt;" in html and "Recommandé" in french(reason, found)
     selected(run, None, *cells)

@@ -251,7 +251,7 @@ def test_a_folder_shows_what_is_cut_off_what_is_too_small_and_what_a_person_took
     figures = {name: text for text in html.split("<figure")[1:] for name in re.findall(r"<strong>(.*?)</strong>", text)}
     assert list(figures) == ["b.png", "out.png", "small.png"] and "Show 1 more" in html
     assert "128x128 → 64x64, 0% cut off" in figures["b.png"] and "Not this one: b.png" in figures["b.png"]
-    assert "taken out by you" in figures["out.png"] and "Use it after all: out.png" in figures["out.png"]
+    assert "left out by you" in figures["out.png"] and "Use it after all: out.png" in figures["out.png"]
     assert "smaller than its 64x64 target: pass “Enlarge small”" in figures["small.png"]
     assert "<b>2</b>images" in html and "<b>2</b>files not used" in html
     html = images_html(find_images(tmp_path), True, 9, config)

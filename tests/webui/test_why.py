@@ -87,7 +87,7 @@ def test_a_training_behind_a_preparation_that_failed_says_why(queue, tmp_path):
     assert find_runs(tmp_path, queue) == [run]
     state = state_of(run, queue)
     assert state == RunState("cancelled", 0, "error: raw is not a folder")
-    assert "What it waited for failed: raw is not a folder" in progress("cat/behind", state, History(run))
+    assert "The job it was waiting for failed: raw is not a folder" in progress("cat/behind", state, History(run))
 
 
 def test_what_a_person_has_cancelled_is_in_no_list(queue, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 // Asks before all captions of a dataset are replaced; hands on nothing where the answer is no.
 (name) => {
   const say = SAY;
-  return confirm(say("Make all captions anew, those written by hand too?")) ? name : "";
+  return confirm(say("Redo all captions, even those written by hand?")) ? name : "";
 }

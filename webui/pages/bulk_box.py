@@ -21,26 +21,26 @@ class BulkBox:
 
     def __init__(self, undo: gr.Button):
         """Args: undo: stands outside, since it undoes more than what is done here."""
-        with gr.Accordion(T("Tags, and one change to many captions"), open=False, elem_id="bulk"):
+        with gr.Accordion(T("Tags and bulk edits"), open=False, elem_id="bulk"):
             self.tags = gr.HTML(elem_id="bulk-tags", padding=False)
             with gr.Row(equal_height=True):
                 self.action = gr.Dropdown(
-                    [(T("Add at the end"), "add"), (T("Add in front, behind the trigger word"), "add in front"),
+                    [(T("Add at the end"), "add"), (T("Add at the start, after the trigger word"), "add in front"),
                      (T("Remove the tag"), "remove"), (T("Replace the tag"), "replace"),
                      (T("Replace text"), "replace text")],
-                    value="add", label=T("Change"), filterable=False, elem_id="bulk-action",
+                    value="add", label=T("Action"), filterable=False, elem_id="bulk-action",
                 )  # fmt: skip
                 self.what = gr.Textbox(label=T("Tag or text"), max_lines=1, elem_id="bulk-what")
-                self.by = gr.Textbox(label=T("What to put in its place"), max_lines=1, visible=False, elem_id="bulk-by")
+                self.by = gr.Textbox(label=T("Replace with"), max_lines=1, visible=False, elem_id="bulk-by")
                 self.over = gr.Radio(
-                    [(T("images in the search"), "search"), (T("all images"), "all")],
+                    [(T("images found"), "search"), (T("all images"), "all")],
                     value="search", label=T("In the captions of"), elem_id="bulk-over",
                 )  # fmt: skip
             self.preview = gr.HTML(elem_id="bulk-preview", padding=False)
             self.planned = gr.Textbox(visible=False)
             with gr.Row(elem_classes="actions"):
                 self.look = gr.Button(T("Show what would change"), elem_id="bulk-look")
-                self.apply = gr.Button(T("Change them"), variant="primary", interactive=False, elem_id="bulk-apply")
+                self.apply = gr.Button(T("Apply changes"), variant="primary", interactive=False, elem_id="bulk-apply")
         self.asked = [self.action, self.what, self.by, self.over]
         self.undo = undo
         self.outputs = [self.tags, self.undo]
@@ -77,9 +77,9 @@ class BulkBox:
 
     def take_back(self, folder: Path, view: View) -> View:
         done, left = history.undo(folder)
-        words = say("Undone: {count} images are as they were before.", count=done)
+        words = say("Undone: {count} images are as they were.", count=done)
         if left:
-            words += " " + say("{count} have been changed since and stay as they are.", count=left)
+            words += " " + say("{count} were changed since then and stay as they are.", count=left)
         tell(words)
         return view
 

@@ -29,7 +29,7 @@ class Captions:
                 return gr.skip()
         except datasets.ChangedElsewhere as error:
             is_saved = False
-            words = say("Leave its box once more to put yours in its place.")
+            words = say("To replace it with yours, leave the text box once more.")
             gr.Warning(escape(f"{say_problem(str(error))} {words}"), title="SDXL LoRA")
         row = loaded(key)
         folder = self.context.need_dataset(row["dataset"])
@@ -68,11 +68,12 @@ class Captions:
         if folder is not None:
             self.require_captioner(folder)
             self.context.jobs.add(caption_job(folder, row["file"], row["place"]))
-            tell(say("The captioner will look at it; the new caption appears here."))
+            tell(say("The captioner will look at this image; its new caption will appear here."))
 
     def require_captioner(self, folder: Path) -> None:
         if not datasets.read_dataset(folder).config().captioner.models:
-            raise ConfigError(say("This dataset was prepared without auto-caption: prepare it with it first."))
+            words = say("This dataset was prepared without auto-caption: prepare it again with auto-caption first.")
+            raise ConfigError(words)
 
     def caption_all_anew(self, name: str | None) -> None:
         if name == "":  # the person was asked, and said no
@@ -81,7 +82,7 @@ class Captions:
         self.require_captioner(folder)
         config = datasets.read_dataset(folder).config(recaption=True)
         self.context.jobs.add(prepare_job(self.context.jobs, config))
-        tell(say("All captions will be made anew; the old ones are kept in before_recaption.jsonl."))
+        tell(say("All captions will be redone; the old ones are kept in before_recaption.jsonl."))
 
 
 def key_of_row(name: str, image: datasets.DatasetImage) -> str:

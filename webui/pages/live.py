@@ -92,7 +92,7 @@ class Live:
         job = jobs.running()
         others = runs_of_others(jobs) if job is None else []
         if job is None and not others:
-            words = say("Nothing runs at the moment.")
+            words = say("Nothing is running at the moment.")
             stop = gr.update(value=say("Stop"), interactive=False)
             return [templates.runs.now(words), stop, words]
         run = Path(job.target) if job and job.kind == "train" else others[0] if others else None
@@ -103,7 +103,7 @@ class Live:
             state, steps = run_state.state, (run_state.step, history_of(run).total_steps)
         waiting = len(jobs.waiting())
         more = say("{count} waiting", count=waiting) if waiting else ""
-        more = more if job else say("not started here")
+        more = more if job else say("not started from this page")
         is_stopping = job is not None and jobs.is_stopping(job)
         stop = say("End it now") if is_stopping else say("Stop")
         html, spoken = templates.runs.now(words, state, more, steps), show.spoken(words, state, *(steps or (0, 0)))

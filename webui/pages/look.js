@@ -107,7 +107,7 @@ async (session, view, ...chosen) => {
     looks.isLost = true;
     looks.seen = ""; // what was sent may be lost, and is asked for again
     const say = SAY;
-    if (!told) tell([`<div class="now idle">${say("The page's server does not answer. What runs goes on.")}</div>`]);
+    if (!told) tell([`<div class="now idle">${say("The page's server is not responding. Jobs continue.")}</div>`]);
   } finally {
     looks.underway = false;
   }

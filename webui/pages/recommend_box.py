@@ -33,7 +33,7 @@ class RecommendBox:
                 )  # fmt: skip
                 self.clip = gr.Dropdown(
                     ["", "openai/clip-vit-large-patch14"], value="", allow_custom_value=True,
-                    label=T("CLIP model"), info=T("Checks whether images match their prompts; empty for none"),
+                    label=T("CLIP model"), info=T("Checks whether images match their prompts; leave empty for none"),
                     elem_id="result-clip",
                 )  # fmt: skip
                 self.button = gr.Button(T("Compare and recommend"), variant="primary", elem_id="result-recommend")
@@ -46,7 +46,7 @@ class RecommendBox:
         if not list(run.glob("checkpoint-*")):
             raise ConfigError(say("This run has no checkpoints to compare."))
         self.context.jobs.add(select_job(run, (similarity or "").strip(), (clip or "").strip()))
-        tell(say("Queued: it starts as soon as nothing else runs."))
+        tell(say("Queued: it starts as soon as nothing else is running."))
 
     def look(self, run: Path | None) -> str:
         """How the newest comparison stands, and what the last one has found."""
@@ -63,15 +63,15 @@ def reason(found: Recommendation) -> str:
     """What is recommended, and why; or why nothing is."""
     best, chosen = found.best, found.chosen
     if best is None:
-        return say("Nothing is recommended: it could not be measured what was learned.")
+        return say("Nothing is recommended: what was learned could not be measured.")
     if chosen is None:
-        return say("Nothing is recommended: even the best loses as much as it learns.")
+        return say("Nothing is recommended: even the best choice loses as much as it learns.")
     facts = {"step": chosen.step, "strength": f"{chosen.strength:g}", "score": templates.percent(chosen.score)}
-    words = say("Recommended: step {step} at strength {strength}, whose score is {score}.", **facts)
+    words = say("Recommended: step {step} at strength {strength}, with a score of {score}.", **facts)
     if chosen != best:
         facts = {"step": best.step, "strength": f"{best.strength:g}", "score": templates.percent(best.score)}
         words += " " + say(
-            "Step {step} at strength {strength} has {score}; the recommended one is the mildest within a point of it.",
+            "Step {step} at strength {strength} scores {score}; the mildest one within a point of it is recommended.",
             **facts,
         )
     return words

@@ -31,7 +31,7 @@ class RunTable:
                 info=T("Two or more"), elem_id="run-compared",
             )  # fmt: skip
             self.comparison = gr.HTML(elem_id="run-comparison", padding=False)
-        with gr.Accordion(T("Note, name, deletion"), open=False, elem_id="run-upkeep"):
+        with gr.Accordion(T("Note, rename, delete"), open=False, elem_id="run-upkeep"):
             with gr.Row(elem_classes="actions"):
                 self.note = gr.Textbox(label=T("Note"), lines=2, elem_id="run-note", scale=3)
                 self.keep = gr.Button(T("Save the note"), elem_id="run-keep", scale=0, min_width=180)
@@ -77,7 +77,7 @@ class RunTable:
 
     def deleted(self, name: str | None) -> list:
         where = set_aside(self.context, self.context.need_run(name))
-        tell(say("Moved to {path}: delete it there to free its space.", path=where))
+        tell(say("Moved to {path}: delete it there to free the space.", path=where))
         rows = run_rows(self.context)
         left = rows[0].name if rows else None
         return [self.chooser(left), *self.listed(), *self.about(left)]

@@ -40,17 +40,17 @@ class DatasetTab:
         with gr.Row(elem_classes="actions", equal_height=True):
             self.chosen = gr.Dropdown([], label=T("Dataset"), elem_id="dataset-chosen", scale=2)
             self.trigger_word = gr.Textbox(label=T("Trigger word"), max_lines=1, elem_id="dataset-trigger", scale=1)
-            self.add_word = gr.Button(T("Add it to all captions"), elem_id="dataset-add-trigger", scale=1)
-            self.recaption_all = gr.Button(T("Caption all anew"), elem_id="dataset-recaption-all", scale=1)
+            self.add_word = gr.Button(T("Add to all captions"), elem_id="dataset-add-trigger", scale=1)
+            self.recaption_all = gr.Button(T("Recaption all"), elem_id="dataset-recaption-all", scale=1)
         self.about = gr.HTML(elem_id="dataset-about", padding=False)
         self.view = gr.Textbox(visible=False)
         with gr.Row(elem_classes="actions", equal_height=True):
             self.words = gr.Textbox(
                 label=T("Search"), max_lines=1, elem_id="dataset-search", scale=3, min_width=280,
-                info=T("Words, or [a tag]; with - in front: without it. Commas between several."),
+                info=T("Words or [a tag], separated by commas; a - in front excludes it."),
             )  # fmt: skip
             self.which = gr.Dropdown(
-                [(T("all images"), "all"), (T("to look at"), "to look at"),
+                [(T("all images"), "all"), (T("to check"), "to look at"),
                  (T("without a caption"), "without a caption")],
                 value="all", label=T("Show"), filterable=False, elem_id="dataset-show", scale=1, min_width=160,
             )  # fmt: skip
@@ -64,7 +64,7 @@ class DatasetTab:
             self.back = gr.Button(T("Previous"), size="sm", elem_id="dataset-back")
             self.forth = gr.Button(T("Next"), size="sm", elem_id="dataset-forth")
         with gr.Row(elem_classes="actions"):
-            self.go_on = gr.Button(T("Go on: train with these images"), variant="primary", elem_id="dataset-go-on")
+            self.go_on = gr.Button(T("Next: train with these images"), variant="primary", elem_id="dataset-go-on")
         gr.HTML(js_on_load=script(HERE / "dataset.js", CARDS=CARDS), padding=False, elem_classes="style")
         cards = [part for card in self.cards for part in card]
         self.outputs = [self.about, self.view, *cards, self.pages, self.back, self.forth, *self.bulk.outputs, self.page]
@@ -82,8 +82,8 @@ class DatasetTab:
                     )  # fmt: skip
                     key, saved = gr.Textbox(visible=False), gr.Textbox(visible=False)
                     with gr.Row(elem_classes="of-card"):
-                        button = gr.Button(T("Caption anew"), size="sm", elem_id=f"recaption-{number}", min_width=120)
-                        delete = gr.Button(T("Take it out"), size="sm", elem_id=f"delete-{number}", min_width=90)
+                        button = gr.Button(T("Recaption"), size="sm", elem_id=f"recaption-{number}", min_width=120)
+                        delete = gr.Button(T("Remove"), size="sm", elem_id=f"delete-{number}", min_width=90)
                 self.cards.append((column, html, text, key))
                 self.pressed.append((saved, button, delete))
 
@@ -183,7 +183,7 @@ class DatasetTab:
         if row.get("dataset") != view.name:
             return None
         take_out(folder, (row["file"], row["place"]), text)  # what was typed is saved by now
-        tell(say("{name} is out of the dataset. Undo the last change brings it back.", name=row["file"]))
+        tell(say("{name} was removed from the dataset. “Undo the last change” brings it back.", name=row["file"]))
         return view
 
     def add_trigger_word(self, folder: Path, view: View, word: str) -> View:

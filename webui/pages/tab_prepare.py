@@ -26,14 +26,14 @@ class PrepareTab:
 
     def __init__(self, context: Context, project: gr.Dropdown):
         self.context = context
-        gr.Markdown(T("Images in, a dataset out: cropped to sizes that SDXL knows, each with a caption."))
+        gr.Markdown(T("Turns images into a dataset: cropped to sizes that SDXL knows, each with a caption."))
         self.upload = UploadBox(context, project)
         folders = {"input_dir": image_folders(context.places)}
         widgets = form(PreprocessConfig, folders, {"output_dir": "dataset"}, "prepare")
         widgets["auto_caption"] = gr.Checkbox(
             value=True,
             label=T("Auto-caption"),
-            info=T("Describe images that have no caption file. Without it they get the concept as their caption."),
+            info=T("Describe images that have no caption file. If off, they get the concept as their caption."),
             elem_id="prepare-auto_caption",
         )
         self.form = Form(PreprocessConfig, project, widgets, partial(preprocess_config, context.places))
@@ -44,8 +44,8 @@ class PrepareTab:
         with gr.Row(elem_classes="actions"):
             self.button = gr.Button(T("Prepare"), variant="primary", elem_id="prepare")
         self.card = gr.HTML(elem_id="prepare-card", padding=False)
-        self.go_on = gr.Button(T("Go on: look at the images and captions"), visible=False, elem_id="prepare-go-on")
-        with gr.Accordion(T("What it prints"), open=False):
+        self.go_on = gr.Button(T("Next: check the images and captions"), visible=False, elem_id="prepare-go-on")
+        with gr.Accordion(T("Console output"), open=False):
             self.console = gr.HTML(**CONSOLE)
         self.live = [self.card, self.go_on, self.console]
         self.button.click(show_errors(self.start), self.form.inputs, [self.problems, self.card], **QUIET)

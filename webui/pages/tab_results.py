@@ -25,14 +25,14 @@ class ResultsTab:
     def __init__(self, context: Context):
         self.context = context
         self.chosen = gr.Dropdown([], label=T("Run"), elem_id="result-run")
-        self.stages = gr.CheckboxGroup([], label=T("The LoRA as it was at"), elem_id="result-stages")
+        self.stages = gr.CheckboxGroup([], label=T("LoRA saved at"), elem_id="result-stages")
         with gr.Group():
             self.prompts = gr.Textbox(
                 label=T("Prompts"), lines=2, placeholder=T("one per line"), elem_id="result-prompts"
             )
             with gr.Row():
                 self.weights = gr.Textbox(
-                    "0.6 1", label=T("Weights, beside the base"), max_lines=1, elem_id="result-weights", min_width=180
+                    "0.6 1", label=T("Weights, besides the base"), max_lines=1, elem_id="result-weights", min_width=180
                 )
                 self.seed = gr.Number(0, label=T("Seed"), precision=None, elem_id="result-seed", min_width=100)
                 self.steps = gr.Number(25, label=T("Denoising steps"), elem_id="result-steps", min_width=100)
@@ -47,8 +47,8 @@ class ResultsTab:
             interactive=False, visible=False, elem_id="result-files",
         )  # fmt: skip
         with gr.Row(elem_classes="actions", equal_height=True):
-            self.stage = gr.Dropdown([], label=T("Which one"), elem_id="result-stage")
-            self.fetch = gr.Button(T("Offer the files for download"), elem_id="result-fetch")
+            self.stage = gr.Dropdown([], label=T("Version"), elem_id="result-stage")
+            self.fetch = gr.Button(T("Show files to download"), elem_id="result-fetch")
             self.copy = gr.Button(T("Copy to the LoRA folder"), elem_id="result-copy")
         self.recommend = RecommendBox(context, self.chosen)
         self.tools = ToolsBox(context, self.chosen, self.stage)
@@ -112,7 +112,7 @@ class ResultsTab:
         run = self.context.need_run(name, saved=True)
         to = self.context.places.loras
         if to is None or not to.is_dir():
-            raise ConfigError(say("The LoRA folder {path} is not there: make it first.", path=to))
+            raise ConfigError(say("The LoRA folder {path} does not exist: create it first.", path=to))
         copied = copy_lora_to(to, run, stage_of(run, stage))
         tell(say("Copied to {path}.", path=copied))
 

@@ -30,30 +30,30 @@ class RunsTab:
         self.waiting = gr.HTML(elem_id="queue", padding=False)
         with gr.Row(visible=False, elem_classes="actions") as self.queue_row:
             self.waiting_job = gr.Dropdown([], label=T("Waiting"), elem_id="queue-job", scale=2)
-            self.up = gr.Button(T("Earlier"), size="sm", elem_id="queue-up")
-            self.down = gr.Button(T("Later"), size="sm", elem_id="queue-down")
+            self.up = gr.Button(T("Move up"), size="sm", elem_id="queue-up")
+            self.down = gr.Button(T("Move down"), size="sm", elem_id="queue-down")
             self.cancel = gr.Button(T("Cancel"), size="sm", elem_id="queue-cancel")
         self.chosen = gr.Dropdown(self.choices(), label=T("Run"), elem_id="run-chosen")
         self.progress = gr.HTML(elem_id="run-progress", padding=False)
         with gr.Row(visible=False, elem_classes="actions") as self.go_on_row:
-            self.go_on = gr.Button(T("Go on: try the LoRA and fetch it"), variant="primary", elem_id="run-go-on")
+            self.go_on = gr.Button(T("Next: try and download the LoRA"), variant="primary", elem_id="run-go-on")
         with gr.Row(visible=False, elem_classes="actions") as self.stop_row:
             self.stop = gr.Button(T("Stop"), variant="stop", elem_id="run-stop", scale=0, min_width=160)
             self.save_now = gr.Button(T("Save now"), elem_id="run-save-now", scale=0, min_width=160)
             self.draw_now = gr.Button(T("Draw samples now"), elem_id="run-draw-now", scale=0, min_width=240)
         with gr.Row(visible=False, elem_classes="actions") as self.resume_row:
-            self.checkpoint = gr.Dropdown([], label=T("Go on from"), interactive=True, elem_id="run-checkpoint")
+            self.checkpoint = gr.Dropdown([], label=T("Resume from"), interactive=True, elem_id="run-checkpoint")
             self.until = gr.Textbox(
-                label=T("Until epoch"), placeholder=T("as it was planned"), max_lines=1, elem_id="run-until"
+                label=T("Until epoch"), placeholder=T("as planned"), max_lines=1, elem_id="run-until"
             )
             self.resume = gr.Button(T("Resume"), elem_id="run-resume", scale=0, min_width=160)
-            self.again = gr.Button(T("Its settings for a new run"), elem_id="run-again", scale=0, min_width=280)
+            self.again = gr.Button(T("New run with its settings"), elem_id="run-again", scale=0, min_width=280)
         self.plots = gr.HTML(elem_id="run-plots", padding=False)
         self.samples = gr.HTML(elem_id="run-samples", padding=False)
         self.table = RunTable(context, self.chosen)
         with gr.Accordion(T("What happened"), open=False):
             self.happened = gr.HTML(elem_id="run-log", **show.CONSOLE)
-        with gr.Accordion(T("What it prints"), open=False):
+        with gr.Accordion(T("Console output"), open=False):
             self.console = gr.HTML(elem_id="run-console", **show.CONSOLE)
         self.outputs = [
             self.progress, self.go_on_row, self.stop_row, self.stop, self.resume_row, self.resume, self.checkpoint,
@@ -87,7 +87,7 @@ class RunsTab:
         run = self.context.run_of(name)
         hidden = gr.update(visible=False)
         if run is None or name is None:
-            empty = templates.parts.empty(say("No run yet. Start one under Train."))
+            empty = templates.parts.empty(say("No runs yet. Start one under Train."))
             return [empty, hidden, hidden, gr.skip(), hidden, hidden, gr.skip(), "", "", "", "", *queue]
         state, history = state_of(run, jobs), history_of(run)
         job = jobs.newest("train", of=run)
@@ -120,9 +120,9 @@ class RunsTab:
         """Leave the file in the run's folder that asks for it."""
         run = self.context.run_of(name)
         if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
-            raise ConfigError(say("It is not training at the moment."))
+            raise ConfigError(say("This run is not training at the moment."))
         (run / FILES[what]).touch()
-        tell(say("Requested: it follows the next step."))
+        tell(say("Requested: it happens after the next step."))
 
     def continue_run(self, name: str | None, checkpoint: str | None, until: str | None) -> None:
         config, run = self.settings_of(name), self.context.run_of(name)

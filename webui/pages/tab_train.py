@@ -33,7 +33,7 @@ class TrainTab:
 
     def __init__(self, context: Context, project: gr.Dropdown, prepare: PrepareTab):
         self.context, self.prepare, self.gpus = context, prepare, gpu_gib()
-        gr.Markdown(T("A dataset in, a LoRA out. Choose what it is of and your card: that fills in the settings."))
+        gr.Markdown(T("Trains a LoRA on a dataset. Choose your subject and graphics card to fill in the settings."))
         self._make_presets()
         suggestions = {
             "train_data_dir": context.places.datasets(),
@@ -48,7 +48,7 @@ class TrainTab:
             [(str(number), number) for number in range(1, max(len(self.gpus), 1) + 1)],
             value=1,
             label=T("GPUs to use"),
-            info=T("Each takes a part of every step's images."),
+            info=T("Each one takes a share of every step's images."),
             visible=len(self.gpus) > 1,
             elem_id="train-processes",
         )
@@ -71,14 +71,14 @@ class TrainTab:
                     ("—", ""),
                     (T("A person, animal or object, 10 to 40 images"), "character"),
                     (T("A style, 30 to 200 images"), "style"),
-                    (T("In tags, on Illustrious, NoobAI or Pony"), "anime"),
+                    (T("With tags, on Illustrious, NoobAI or Pony"), "anime"),
                     (T("On a base that predicts a rectified flow"), "flow"),
                 ],
-                value="", label=T("What the LoRA is of"), filterable=False, elem_id="train-subject",
+                value="", label=T("Subject"), filterable=False, elem_id="train-subject",
             )  # fmt: skip
             sizes = [(f"{size} GB", name) for name, size in CARDS.items() if name != "t4"]
             self.card = gr.Dropdown(
-                [("—", ""), *sizes, (T("T4 of Colab or Kaggle"), "t4")],
+                [("—", ""), *sizes, (T("T4 on Colab or Kaggle"), "t4")],
                 value=(card_for(self.gpus[0]) if self.gpus else None) or "",
                 label=T("Graphics card"), filterable=False, elem_id="train-card",
             )  # fmt: skip
@@ -115,7 +115,7 @@ class TrainTab:
         if complaint:
             yield ["", complaint if is_asked else gr.skip()]
             return
-        yield [templates.parts.hint(say("Counting: this takes some seconds ...")), ""]
+        yield [templates.parts.hint(say("Estimating: this takes a few seconds ...")), ""]
         is_busy = self.context.jobs.running() is not None or bool(runs_of_others(self.context.jobs))
         try:
             plan = plan_of(self.form.config(*entered), int(processes or 1), is_busy)

@@ -30,17 +30,17 @@ class ToolsBox:
             with gr.Row(elem_classes="actions"):
                 self.tool = gr.Dropdown(
                     [
-                        (T("Show what it is: ranks, sizes, which programs load it"), "show"),
-                        (T("Check its numbers"), "check"),
-                        (T("Make it smaller, by a lower rank"), "resize"),
-                        (T("Write it in the layout of diffusers"), "convert"),
+                        (T("Describe it: ranks, sizes, which programs load it"), "show"),
+                        (T("Check its values"), "check"),
+                        (T("Make it smaller with a lower rank"), "resize"),
+                        (T("Write it in the diffusers layout"), "convert"),
                         (T("Merge it into the base model"), "merge"),
                     ],
                     value="show", label=T("Tool"), filterable=False, elem_id="tool", scale=2,
                 )  # fmt: skip
-                self.rank = gr.Number(8, label=T("Lower rank"), precision=0, elem_id="tool-rank", min_width=120)
-                self.weight = gr.Number(1, label=T("Weight of the merge"), elem_id="tool-weight", min_width=120)
-                self.button = gr.Button(T("Do it"), elem_id="tool-do", min_width=120)
+                self.rank = gr.Number(8, label=T("New rank"), precision=0, elem_id="tool-rank", min_width=120)
+                self.weight = gr.Number(1, label=T("Merge weight"), elem_id="tool-weight", min_width=120)
+                self.button = gr.Button(T("Run the tool"), elem_id="tool-do", min_width=120)
             self.told = gr.HTML(elem_id="tool-told", padding=False)
         asked = [chosen, stage, self.tool, self.rank, self.weight]
         self.button.click(show_errors(self.start), asked, None, **QUIET)
@@ -55,7 +55,7 @@ class ToolsBox:
         words = tool_words(tool, loras[0], run / FOLDER, base, rank, weight)
         (run / FOLDER).mkdir(exist_ok=True)
         self.context.jobs.add(new_job("tool", run, "sdxl_lora.tools", *words))
-        tell(say("Queued: it starts as soon as nothing else runs."))
+        tell(say("Queued: it starts as soon as nothing else is running."))
 
     def look(self, run: Path | None) -> str:
         """How the newest one stands, and what it said."""

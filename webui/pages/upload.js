@@ -14,7 +14,7 @@ zone.innerHTML = `<p></p><div class="picks"><button type="button" data-pick="fil
   <p class="said" role="status" aria-live="polite"></p><button type="button" data-on hidden></button>
   <details hidden><summary></summary><ul></ul></details>`;
 const part = (selector) => zone.querySelector(selector);
-part("p").textContent = say("Drop images or a folder here, with their captions (.txt) if there are any.");
+part("p").textContent = say("Drop images or a folder here, with captions (.txt) if you have any.");
 part("[data-pick=files]").textContent = say("Choose images");
 part("[data-pick=folder]").textContent = say("Choose a folder");
 part("[data-stop]").textContent = say("Stop the upload");
@@ -42,7 +42,7 @@ const insisted = async (now, facts, piece) => {
   for (const pause of [...PAUSES, null]) {
     const answer = await asked(facts, piece);
     if (answer || pause === null || now.stopped) return answer;
-    part(".said").textContent = say("The page's server does not answer: it is asked again.");
+    part(".said").textContent = say("The page's server is not responding: trying again.");
     for (const end = Date.now() + 1000 * pause; Date.now() < end && !now.stopped; )
       await new Promise((done) => setTimeout(done, 100));
     if (now.stopped) return null;
@@ -88,7 +88,7 @@ const send = async (now, { file, path }, { state, at }) => {
     const which = hash ? { sha256: hash } : { at: next };
     const answer = await insisted(now, { ...now.into, file: [path, file.size, file.lastModified], ...which }, piece);
     if (!answer && now.stopped) return;
-    if (!answer) now.broken ??= say("The page's server does not answer.");
+    if (!answer) now.broken ??= say("The page's server is not responding.");
     else if (answer.error) now.broken ??= answer.error;
     else if (answer.state === "refused") return refused(now, answer.name, answer.why);
     else {
@@ -114,7 +114,7 @@ const bring = async (files) => {
   part("[data-on]").hidden = part("details").hidden = true;
   show(now);
   const begun = await insisted(now, { ...into, begin: files.map(({ file, path }) => [path, file.size, file.lastModified]) });
-  if (!begun) now.broken = now.stopped ? null : say("The page's server does not answer.");
+  if (!begun) now.broken = now.stopped ? null : say("The page's server is not responding.");
   else if (begun.error) now.broken = begun.error;
   else {
     const wanted = [];
@@ -136,8 +136,8 @@ const finish = (now) => {
   part(".sending").hidden = true;
   const facts = { done: now.done, there: now.there, count: now.count };
   const here = now.there
-    ? say("{done} files are here, {there} of them were here before.", facts)
-    : say("{done} files are here.", facts);
+    ? say("{done} files are in the folder, {there} of them from before.", facts)
+    : say("{done} files are in the folder.", facts);
   const why = now.broken ?? (now.stopped ? say("Stopped.") : "");
   part(".said").textContent = why ? `${why} ${here}` : here;
   part(".said").classList.toggle("bad", Boolean(why));

@@ -60,7 +60,7 @@ class UploadBox:
             )
             self.folder = gr.Textbox(
                 value="images", label=T("Folder in the project"), max_lines=1, elem_id="upload-folder",
-                scale=1, min_width=220, info=T("Your images are kept here."),
+                scale=1, min_width=220, info=T("Where your images are kept."),
             )  # fmt: skip
         self.shown = gr.HTML(js_on_load=script(HERE / "folder.js"), elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
@@ -138,7 +138,7 @@ class UploadBox:
         if not typed or not folder.is_dir():
             return ""
         if not has_few_files(folder):
-            words = say("More than {count} files: they are looked at when you prepare them.", count=MOST_FILES)
+            words = say("More than {count} files: they are checked when you prepare them.", count=MOST_FILES)
             return templates.parts.hint(words)
         return images_html(find_images(folder), is_below_roots(self.context.places, folder), *planned)
 

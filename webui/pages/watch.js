@@ -12,6 +12,6 @@
     const isLost = at !== undefined && !document.hidden && Date.now() - at > 10_000;
     if (isLost === !lost.hidden) return;
     lost.hidden = !isLost;
-    lost.textContent = isLost ? say("This page has lost its server: reload it to see what happens.") : "";
+    lost.textContent = isLost ? say("This page has lost its server: reload it to see the current state.") : "";
   }, 1000);
 }

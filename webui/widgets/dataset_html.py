@@ -54,7 +54,7 @@ def images_html(
             sizes[source.name] = (size, bucket_of(config.sizes, size))
         except ValueError as error:
             reasons[source.name] = error.reason if isinstance(error, ImageError) else str(error)
-    reasons |= {source.name: say("taken out by you") for source in found.sources if source.name in taken_out}
+    reasons |= {source.name: say("left out by you") for source in found.sources if source.name in taken_out}
     used = [source for source in found.sources if source.name not in reasons]
     captioned = sum(source.caption is not None for source in used)
 

@@ -71,7 +71,7 @@
     const css = `${hidden.map((id) => `.sdxl-lora #${id}`).join(",") || "none"}{display:none!important}${notes.join("")}`;
     if (sheet.textContent !== css) sheet.textContent = css;
     const count = say("{count} of {all} settings", { count: inSight.length, all: names.length });
-    const told = isFiltered ? (inSight.length ? count : say("No setting is found.")) : "";
+    const told = isFiltered ? (inSight.length ? count : say("No settings found.")) : "";
     if (said.textContent !== told) said.textContent = told;
     if (event?.type === "refused") for (const name of names) if (refused.has(`${prefix}-${name}`)) open(settings[name].section);
     if (event?.target !== search && event?.target !== tick) return;

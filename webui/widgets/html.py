@@ -21,9 +21,9 @@ CONSOLE = {"padding": False, "max_height": 352, "autoscroll": True}  # of an HTM
 
 KINDS = {
     "prepare": "Preparing {name}",
-    "caption": "A new caption in {name}",
+    "caption": "Captioning an image in {name}",
     "train": "Training {name}",
-    "draw": "Drawing with {name}",
+    "draw": "Drawing images with {name}",
     "select": "Comparing checkpoints of {name}",
     "tool": "Running a tool on {name}",
 }
@@ -44,16 +44,16 @@ def progress(name: str, state: RunState, history: History) -> str:
 def sentence(state: RunState, history: History) -> str:
     """What it does at the moment, for who reads no numbers; "" for a run that is over or waits."""
     if state.state == "starting":
-        return say("It reads the base model: the first step is to come.")
+        return say("Loading the base model, before the first step.")
     if state.state == "caching":
-        return say("It looks at all images once, before the first step.")
+        return say("Encoding all images once, before the first step.")
     if state.state == "sampling":
-        return say("It draws samples after step {step}, and then goes on.", step=f"{state.step:,}")
+        return say("Drawing samples after step {step}; then it continues.", step=f"{state.step:,}")
     left = history.seconds_left()
     if state.state != "training" or left is None:
         return ""
     facts = {"step": f"{state.step:,}", "total": f"{history.total_steps:,}", "left": duration(left)}
-    words = say("Step {step} of {total}: about {left} to go, samples and saving included.", **facts)
+    words = say("Step {step} of {total}: about {left} to go, including samples and saving.", **facts)
     if history.draws:
         words += " " + say("The last {count} images are drawn at the end.", count=history.draws)
     return words

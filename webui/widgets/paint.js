@@ -20,11 +20,11 @@ const [image, canvas, circle, size, sheet] = ["img", "canvas", "i", "input", ".s
 const said = part("[role=status]");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
 for (const [selector, text] of Object.entries({
-  "[data-brush=over]": say("Paint over"), "[data-brush=off]": say("Rub out"), "label span": say("Brush size"),
-  "[data-back]": say("Take back"), "[data-swap]": say("Swap"), "[data-clear]": say("Learn all of it"),
+  "[data-brush=over]": say("Paint over"), "[data-brush=off]": say("Erase"), "label span": say("Brush size"),
+  "[data-back]": say("Undo stroke"), "[data-swap]": say("Swap"), "[data-clear]": say("Learn everything"),
   "[data-save]": say("Save the mask"), "[data-close]": say("Close"),
 })) part(selector).textContent = text;
-const name = say("The mask: the arrow keys move the brush, with Shift by one pixel, and the space bar paints");
+const name = say("Mask: the arrow keys move the brush, by one pixel with Shift, and the space bar paints");
 canvas.setAttribute("aria-label", name);
 const COLOUR = "#f0006e";
 let [asked, base, strokes, stroke, at, saving] = [null, null, [], null, [0, 0], false];
@@ -179,7 +179,7 @@ const save = async () => {
   const facts = { dataset: asked.dataset, file: asked.file, seen: asked.seen };
   const text = await asks("mask", [JSON.stringify(facts), png()]);
   saving = part("[data-save]").disabled = false;
-  const answer = text ? JSON.parse(text) : { error: say("The page's server does not answer.") };
+  const answer = text ? JSON.parse(text) : { error: say("The page's server is not responding.") };
   if (answer.error) return tell(answer.error);
   strokes = [];
   dialog.close();
@@ -198,7 +198,7 @@ root.addEventListener("click", async ({ target }) => {
   image.removeAttribute("src");
   said.textContent = "";
   part("[data-save]").disabled = true;
-  part(".how").textContent = say("What you paint over is not learned; the rest of the image is. It counts where “{label}” is on.", { label: asked.label });
+  part(".how").textContent = say("What you paint over is not learned; the rest of the image is. Masks are used only if “{label}” is on.", { label: asked.label });
   dialog.setAttribute("aria-label", `${name}: ${asked.words}`);
   dialog.showModal();
   const wanted = asked;

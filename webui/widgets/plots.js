@@ -133,8 +133,8 @@
 
   const make = (charts) => {
     charts.innerHTML = `<div class="choices"><label>${say("Smoothing")} <input type="range" min="0" max="0.99" step="0.01"></label>
-      <label><input type="checkbox"> ${say("Logarithmic")}</label><span class="hint">${say("Drag over a plot to zoom, double-click to go back.")}</span></div>
-      <p class="empty">${say("Nothing to plot yet: the first step is to come.")}</p><div class="plots"></div>`;
+      <label><input type="checkbox"> ${say("Logarithmic scale")}</label><span class="hint">${say("Drag over a plot to zoom in, double-click to zoom out.")}</span></div>
+      <p class="empty">${say("Nothing to plot yet: no step is done.")}</p><div class="plots"></div>`;
     const redraw = () => root.querySelectorAll(".charts[data-runs]").forEach((one) => one.firstChild && draw(one));
     const [smoothing, log] = charts.querySelectorAll("input");
     [smoothing.value, log.checked] = [state.smoothing, state.log];

@@ -27,11 +27,11 @@ class SettingsBox:
         self.form = form
         with gr.Accordion(T("These settings as a file and as a command"), open=False):
             self.command = gr.Textbox(
-                label=T("The same as a command"), lines=3, max_lines=12, interactive=False, buttons=["copy"],
+                label=T("As a command"), lines=3, max_lines=12, interactive=False, buttons=["copy"],
                 elem_id=f"{prefix}-command", elem_classes="code",
             )  # fmt: skip
             self.yaml = gr.Textbox(
-                label=T("The same as a YAML file, for --config"), lines=8, max_lines=18, interactive=False,
+                label=T("As a YAML file for --config"), lines=8, max_lines=18, interactive=False,
                 buttons=["copy"], elem_id=f"{prefix}-yaml", elem_classes="code",
             )  # fmt: skip
             self.upload = gr.UploadButton(
@@ -56,7 +56,7 @@ class SettingsBox:
         try:
             config = self.form.config(*entered)
         except ConfigError as error:
-            lines = [say("This has to be mended first:"), *(say_problem(p) for p in error.problems)]
+            lines = [say("Fix this first:"), *(say_problem(p) for p in error.problems)]
             words = "".join(f"# {line}\n" for line in lines)
             return words, words, complained
         return command_line(config, int(processes or 1)), to_yaml(config), complained

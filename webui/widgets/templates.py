@@ -20,7 +20,7 @@ from webui.server.served import thumbnail_url
 STATES = {
     "new": "not started", "waiting": "waiting", "running": "running", "starting": "starting",
     "caching": "encoding images", "training": "training", "sampling": "drawing samples", "stopping": "stopping",
-    "done": "done", "planned": "only planned", "stopped": "stopped", "failed": "failed", "killed": "ended",
+    "done": "done", "planned": "planned only", "stopped": "stopped", "failed": "failed", "killed": "interrupted",
     "cancelled": "cancelled",
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ FOR_LORA = applies_when(adapter=("lora",))
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The LoRA."""
+    """LoRA."""
 
     rank: Annotated[int, Gt(0), SAME] = 16
     """Rank of the LoRA matrices."""

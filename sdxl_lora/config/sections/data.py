@@ -13,7 +13,7 @@ from sdxl_lora.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training images."""
+    """Training images."""
 
     train_data_dir: Annotated[str | None, PATH, BY_CONTENT] = None
     """Folder of images: the output of `python -m preprocess`, or images with .txt captions next to them."""

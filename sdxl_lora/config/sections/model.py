@@ -8,7 +8,7 @@ from sdxl_lora.config.fields import BY_CONTENT, PATH
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model."""
+    """Base model."""
 
     pretrained_model_name_or_path: Annotated[str, PATH, BY_CONTENT] = "stabilityai/stable-diffusion-xl-base-1.0"
     """Base model: a diffusers folder, a Hub id, or one .safetensors file in the original layout."""

@@ -18,7 +18,7 @@ FOR_RANGE = applies_when(timestep_bias_strategy=("range",))
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The loss."""
+    """Loss."""
 
     prediction_type: Annotated[Literal["epsilon", "v_prediction", "flow"] | None, SAME] = None
     """What the UNet predicts; flow is rectified flow. Default: what the base says."""
@@ -64,7 +64,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """The noise."""
+    """Noise."""
 
     noise_offset: Annotated[float, Ge(0), SAME] = 0.0
     """Add one random number per channel, times this value, to the noise, to learn dark and bright images; 0.03 to 0.1
@@ -97,7 +97,7 @@ def flow_problems(objective: ObjectiveConfig, noise: NoiseConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class TimestepConfig:
-    """The timesteps."""
+    """Timesteps."""
 
     min_timestep: Annotated[int, Ge(0), SAME] = 0
     """Lowest timestep to train on; 0 is nearly the image."""

@@ -88,7 +88,7 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """The captioner."""
+    """Captioner."""
 
     caption_model: Annotated[tuple[str, ...], PATH] = ("florence-community/Florence-2-base",)
     """Captioner for images without a caption file: Florence-2, a fine-tune in its native format, any image-text-to-text
@@ -151,7 +151,7 @@ class CaptionerConfig:
 
 @dataclass(frozen=True)
 class TaggerConfig:
-    """The tagger."""
+    """Tagger."""
 
     tag_threshold: Annotated[float, Gt(0), Lt(1)] = 0.35
     """Minimum probability of a tag that says what is in an image."""
@@ -170,7 +170,7 @@ class TaggerConfig:
 
 @dataclass(frozen=True)
 class WordingConfig:
-    """The words of captions."""
+    """Caption text."""
 
     fallback_caption: str = ""
     """Caption of images without a caption file if caption_model is "none"."""
@@ -192,7 +192,7 @@ class WordingConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The dataset as files."""
+    """Dataset files."""
 
     format: Literal["folder", "parquet"] = "folder"
     """parquet: also write parquet/, shards that contain the images, for the Hub and for clusters."""
@@ -208,7 +208,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """How the work is done."""
+    """Job options."""
 
     part: str | None = None
     """Prepare and caption only this part of the images, e.g. 3/16, and publish nothing. Any number of such jobs can run
