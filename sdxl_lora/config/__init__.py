@@ -1,1 +1,1 @@
-"""What can be set. Imports no torch."""
+"""Settings of every command. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Checks that several settings share. Each returns sentences, so that all problems are told at once."""
+"""Checks shared by several settings. Each returns sentences, so that all problems are reported at once."""
 
 import ast
 import re
@@ -12,12 +12,12 @@ OPTIMIZERS = (
     "adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "prodigy", "prodigy_plus_schedule_free", "adafactor",
     "schedule_free_adamw", "came", "adopt", "muon",
 )  # fmt: skip
-PRODIGIES = ("prodigy", "prodigy_plus_schedule_free")  # find one learning rate, times the one given
-SCHEDULE_FREE = ("schedule_free_adamw", "prodigy_plus_schedule_free")  # keep an average of their own
+PRODIGIES = ("prodigy", "prodigy_plus_schedule_free")  # estimate one learning rate, multiplied by the one given
+SCHEDULE_FREE = ("schedule_free_adamw", "prodigy_plus_schedule_free")  # average the weights themselves
 
 
 def blocks_problems(name: str, texts: Sequence[str], number: type) -> list[str]:
-    """A sentence where numbers of the UNet's blocks cannot be read; see unet_blocks.py."""
+    """Return a sentence if values per UNet block cannot be parsed; see unet_blocks.py."""
     try:
         parse_blocks(texts, number)
     except ValueError as error:
@@ -26,14 +26,14 @@ def blocks_problems(name: str, texts: Sequence[str], number: type) -> list[str]:
 
 
 def part_problems(name: str, part: str | None) -> list[str]:
-    """A sentence where a part of a whole is none."""
+    """Return a sentence if `part` is not a valid part of a whole, such as 1/4."""
     if part is None or ((found := re.fullmatch(r"(\d+)/(\d+)", part)) and 1 <= int(found[1]) <= int(found[2])):
         return []
     return [f"{name} is {part!r}, it must be a part of a whole like 1/4 or 4/4"]
 
 
 def keyword_argument(text: str) -> tuple[str, Any]:
-    """("name", value) of "name=value"; ConfigError where it is not that."""
+    """Split "name=value" into (name, value); raise ConfigError if it cannot be parsed."""
     name, equals, value = text.partition("=")
     try:
         if not (equals and name.strip().isidentifier()):

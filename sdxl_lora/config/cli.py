@@ -1,4 +1,4 @@
-"""Command line and YAML to a config and back, by one parser."""
+"""Parse the command line and YAML files into a config, and write a config as YAML."""
 
 import argparse
 import difflib
@@ -20,13 +20,13 @@ Config = TypeVar("Config")
 
 
 def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
-    """The config that a command line asks for; `--config FILE.yaml` may stand anywhere in it, and a flag wins over it.
+    """Return the config that a command line asks for; `--config FILE.yaml` may stand anywhere, and flags override it.
 
     The file's entries become flags in front of the others, so one parser checks both.
 
     Raises:
-        SystemExit: code 2, after a message that names what is unknown or wrong and the nearest thing known;
-            0 after --help.
+        SystemExit: code 2, after a message that names what is unknown or invalid and the closest known name; 0 after
+            --help.
     """
     config_path, flags = split_config_flag(argv)
     try:
@@ -44,7 +44,7 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
 
 
 def spelled_out(config_class: type, flags: Sequence[str]) -> list[str]:
-    """The flags with `--x` and `--no_x` as `--x=on` and `--x=off`, where x is on, off or auto."""
+    """Return the flags with `--x` and `--no_x` of on/off/auto settings spelled `--x=on` and `--x=off`."""
     switches = {f"--{name}" for name, field in flat_fields(config_class).items() if is_switch(field.type)}
     spelled = []
     for flag, following in itertools.zip_longest(flags, flags[1:], fillvalue="--"):
@@ -57,12 +57,12 @@ def spelled_out(config_class: type, flags: Sequence[str]) -> list[str]:
 
 
 def is_switch(kind: Any) -> bool:
-    """Return whether a setting is on, off or auto."""
+    """Return whether a setting takes on, off and auto."""
     return set(get_args(kind)) == {"auto", "on", "off"}
 
 
 def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The path given as `--config PATH` or `--config=PATH` (the last one counts), and the other arguments."""
+    """Return the path given as `--config PATH` or `--config=PATH` (the last one counts) and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=lambda text: Path(pasted_path(text)))
     known, others = parser.parse_known_args(argv)
@@ -70,11 +70,11 @@ def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def flags_of_yaml(config_class: type, path: Path) -> list[str]:
-    """The entries of a YAML file as command-line flags. Everything stays text: YAML itself reads 1e-4 as a string.
+    """Return the entries of a YAML file as command-line flags. Values stay text: YAML itself reads 1e-4 as a string.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping of scalars and lists (or mappings, where a list of name=value
-            is meant), or unknown keys (all of them at once, each with its line and column and the nearest known name).
+        ConfigError: the file is missing, not YAML, or not a mapping to scalars and lists (or to mappings, where a list
+            of name=value is meant); or it has unknown keys, all reported at once with position and closest known name.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -115,17 +115,17 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
 
 
 def entry_text(value: yaml.Node) -> str:
-    """An item of `datasets` as a flag has it: a text, or a mapping in one line."""
+    """Return an item of `datasets` as its flag takes it: plain text, or a mapping on one line."""
     if isinstance(value, yaml.ScalarNode):
         return value.value
     value.flow_style = True
-    for _, item in value.value:  # text stays text, see yaml_text.py
+    for _, item in value.value:  # keep every value text, see yaml_text.py
         item.tag = item.tag if item.tag.endswith(":null") else "tag:yaml.org,2002:str"
     return yaml.serialize(value, Dumper=yaml.SafeDumper, width=math.inf, allow_unicode=True).strip()
 
 
 def is_flat(value: yaml.Node) -> bool:
-    """Return whether a list or a mapping holds nothing but single values; one of these is flat too."""
+    """Return whether a node is a scalar, or a list or mapping of scalars only."""
     if isinstance(value, yaml.ScalarNode):
         return True
     items = (item for _, item in value.value) if isinstance(value, yaml.MappingNode) else value.value
@@ -146,6 +146,6 @@ def flags_of_entry(name: str, value: yaml.Node, is_bool: bool, is_text: bool) ->
 
 
 def to_yaml(config: Any) -> str:
-    """The config as text that `--config` reads back to an equal one."""
+    """Return the config as YAML text that `--config` reads back to an equal config."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in flat_values(config).items()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

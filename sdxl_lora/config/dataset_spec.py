@@ -1,4 +1,4 @@
-"""One of several datasets to train on: what a text or a mapping in YAML says of it. Imports no torch, opens no file."""
+"""Entry for one of several datasets, parsed from text or a YAML mapping. Imports no torch and opens no file."""
 
 import dataclasses
 import difflib
@@ -14,18 +14,18 @@ from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.config.yaml_text import load_text
 from sdxl_lora.errors import ConfigError
 
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as YAML has them
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's spellings
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetEntry:
     """A dataset and its part in the training.
 
-    train_data_dir, dataset_name, dataset_config_name: as the settings of these names.
-    repeats: how often its pictures are passed per epoch; 0.5 is every other epoch.
-    weight: instead, its share of the samples relative to the other datasets' weights.
-    trigger_word: put in front of captions without it.
-    is_class_images: pictures of the class for prior preservation.
+    train_data_dir, dataset_name, dataset_config_name: as the settings of the same names.
+    repeats: passes over its images per epoch; 0.5 means every other epoch.
+    weight: its share of the samples relative to the other datasets' weights, instead of repeats.
+    trigger_word: prepended to captions that lack it.
+    is_class_images: its images are class images for prior preservation.
     """
 
     train_data_dir: str | None = None
@@ -42,12 +42,12 @@ class DatasetEntry:
 
 
 def parse_entry(text: str) -> DatasetEntry:
-    """`data/cat`, `data/cat:3` for three repeats, or a mapping: `{train_data_dir: data/cat, weight: 2}`.
+    """Parse `data/cat`, `data/cat:3` for three repeats, or a mapping: `{train_data_dir: data/cat, weight: 2}`.
 
-    `D:2024` is a folder on a drive, unless there is a folder D here.
+    `D:2024` is a folder on drive D unless a folder named D exists here.
 
     Raises:
-        ConfigError: none of these, or a value that cannot be.
+        ConfigError: the text has none of these forms, or a value is invalid.
     """
     if text.lstrip().startswith("{"):
         try:
@@ -64,7 +64,7 @@ def parse_entry(text: str) -> DatasetEntry:
 
 
 def is_drive(text: str) -> bool:
-    """Return whether a text before a colon is a drive of Windows rather than a folder."""
+    """Return whether the text before a colon is a Windows drive rather than a folder."""
     return bool(re.fullmatch("[A-Za-z]", text)) and not os.path.isdir(text)
 
 
@@ -77,7 +77,7 @@ def checked(values: dict, text: str) -> DatasetEntry:
             raise ConfigError(f"{text!r} has the unknown key {name!r}{question} (known: {', '.join(known)})")
         if name in ("repeats", "weight"):
             try:
-                values[name] = float(str(value).replace(".inf", "inf").replace(".nan", "nan"))  # as YAML spells them
+                values[name] = float(str(value).replace(".inf", "inf").replace(".nan", "nan"))  # YAML's spellings
             except (TypeError, ValueError):
                 raise ConfigError(f"{name} in {text!r} must be a number") from None
             if not (math.isfinite(values[name]) and values[name] > 0):
@@ -102,7 +102,7 @@ def checked(values: dict, text: str) -> DatasetEntry:
 
 
 def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
-    """Raises ConfigError where one cannot be, or some have a weight and others have none."""
+    """Parse several entries; raise ConfigError if one is invalid or only some of them have a weight."""
     entries = [parse_entry(text) for text in texts]
     unweighted = [entry.name for entry in entries if entry.weight is None]
     if unweighted and len(unweighted) < len(entries):
@@ -111,9 +111,9 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
 
 
 def repeats_of(entries: Sequence[DatasetEntry], images: Sequence[Fraction | int]) -> list[Fraction]:
-    """Return how often each dataset of so many pictures is passed per epoch.
+    """Return each dataset's passes per epoch, given its number of images.
 
-    By weights, the dataset that is passed least is passed once, and the samples are shared as the weights are.
+    With weights, the dataset passed least often is passed once, and the samples are shared in proportion to weight.
     """
     if not entries or entries[0].weight is None:
         return [Fraction(str(entry.repeats)) for entry in entries]

@@ -1,7 +1,7 @@
-"""Fields of a config as data: section, type, range, resume rule and help, read from the one place that declares them.
+"""Fields of a config as data: section, type, range, resume rule and help, all read from their single declaration.
 
-A config is a frozen dataclass of a few fields of its own and of sections, frozen dataclasses too. To a person it is
-flat: a flag, a YAML key or a widget is called by the field's name alone, whatever section it is in.
+A config is a frozen dataclass with a few fields of its own and sections that are frozen dataclasses too. Users see it
+flat: a flag, YAML key or widget goes by the field's name alone, whatever its section.
 """
 
 import ast
@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 
 
 class ResumeRule(enum.Enum):
-    """The rule for what a resumed run may change of a setting."""
+    """The rule for changing a setting when a run resumes."""
 
     SAME = "the value must be that of the run before"
     BY_CONTENT = "what it leads to is compared: weights, images, a number of images per step"
@@ -32,22 +32,22 @@ class ResumeRule(enum.Enum):
 
 
 SAME, BY_CONTENT, FREE = ResumeRule
-LARGEST = 2**63  # whole numbers from here on do not fit into a machine's
-SET: tuple = ()  # in applies_when: any value but None, off, 0 and nothing
-PATH = "path"  # a path, or a Hub id in its place: `~`, quotes and blanks at its ends are read as they are meant
+LARGEST = 2**63  # integers from here on do not fit into 64 bits
+SET: tuple = ()  # in applies_when: any truthy value
+PATH = "path"  # a path or Hub id; pasted_path cleans up `~`, quotes and surrounding blanks
 
 
 @dataclasses.dataclass(frozen=True)
 class AppliesWhen:
-    """The rule that a setting means something only where one of some others has one of these values.
+    """The rule that a setting has an effect only while one of some other settings has one of the given values.
 
-    others: the values by the other setting's name; SET for any that is not nothing.
+    others: these values by the other setting's name; SET for any truthy value.
     """
 
     others: tuple[tuple[str, tuple], ...]
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Return whether it does, by the values of all settings."""
+        """Return whether the rule holds for the values of all settings."""
         return any(values[name] in wanted if wanted else bool(values[name]) for name, wanted in self.others)
 
     def __str__(self) -> str:
@@ -55,13 +55,13 @@ class AppliesWhen:
 
 
 def one_of(values: Sequence) -> str:
-    """Values in words: "cosine, linear or wsd"."""
+    """Join values in words: "cosine, linear or wsd"."""
     *first, last = map(str, values) if values else [""]
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def applies_when(**others: tuple) -> AppliesWhen:
-    """The annotation of a setting that means something only then, e.g. applies_when(loss_type=("huber",))."""
+    """Return the annotation of a conditional setting, e.g. applies_when(loss_type=("huber",))."""
     return AppliesWhen(tuple(others.items()))
 
 
@@ -69,8 +69,8 @@ def applies_when(**others: tuple) -> AppliesWhen:
 class Field:
     """One setting.
 
-    section: the attribute of the config that holds it; None for one of the config's own.
-    type: without its annotations. rules: these annotations.
+    section: the config's attribute that holds it; None for a field of the config itself.
+    type: the type without its annotations. rules: these annotations.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Field:
 
     @property
     def applies_when(self) -> AppliesWhen | None:
-        """Return when it means something; None for always."""
+        """Return the condition under which the setting has an effect; None for always."""
         return next((rule for rule in self.rules if isinstance(rule, AppliesWhen)), None)
 
     @property
@@ -100,7 +100,7 @@ class Field:
 
 
 def flat_fields(config_class: type) -> dict[str, Field]:
-    """All settings of a config by name, in the order of their sections."""
+    """Return all settings of a config by name, in the order of their sections."""
     return _flat_fields(config_class)
 
 
@@ -140,7 +140,7 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def flat_values(config: Any) -> dict[str, Any]:
-    """Every setting's value by its name."""
+    """Return every setting's value by name."""
     return {
         name: getattr(getattr(config, field.section) if field.section else config, name)
         for name, field in flat_fields(type(config)).items()
@@ -148,11 +148,11 @@ def flat_values(config: Any) -> dict[str, Any]:
 
 
 def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
-    """A config from settings by name; those that are not named keep their defaults.
+    """Build a config from settings by name; the others keep their defaults.
 
     Raises:
-        TypeError: a name that is no setting.
-        ConfigError: with all problems of the values.
+        TypeError: a name is no setting.
+        ConfigError: values are invalid; reports all problems.
     """
     fields = flat_fields(config_class)
     if unknown := set(values) - set(fields):
@@ -167,12 +167,12 @@ def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def replace_flat(config: Config, **changes: Any) -> Config:
-    """`dataclasses.replace` by the settings' names alone."""
+    """Return a copy with some settings changed, like `dataclasses.replace` but by name across sections."""
     return from_flat(type(config), {**flat_values(config), **changes})
 
 
 def idle_settings(config: Any) -> list[str]:
-    """A sentence for each setting that is not at its default and means nothing beside the others."""
+    """Return a sentence for each non-default setting that the other settings leave without effect."""
     values = flat_values(config)
     return [
         f"{name} has no effect: it is for {rule}"
@@ -182,7 +182,7 @@ def idle_settings(config: Any) -> list[str]:
 
 
 def tidy_paths(config: Any) -> None:
-    """Read the paths among a config's settings as they were meant; see PATH. For `__post_init__`."""
+    """Clean up the paths among a config's settings in place; see PATH. Called from `__post_init__`."""
     for name, field in flat_fields(type(config)).items():
         holder = getattr(config, field.section) if field.section else config
         value = getattr(holder, name)
@@ -192,8 +192,7 @@ def tidy_paths(config: Any) -> None:
 
 
 def range_problems(config: Any) -> list[str]:
-    """A sentence for each number that is NaN, outside of the range in its field's line, or a whole number that no
-    machine counts to; None passes."""
+    """Return a sentence for each number out of its field's range, NaN included, and each integer of 2^63 or more."""
     values = flat_values(config)
     problems = []
     for name, field in flat_fields(type(config)).items():
@@ -223,7 +222,7 @@ def _holds(value: float, bound: Gt | Ge | Lt | Le | MultipleOf) -> bool:
 
 
 def range_text(bounds: list) -> str:
-    """A range in words: "above 0", "at least 0 and below 1"."""
+    """Describe a range in words: "above 0", "at least 0 and below 1"."""
     words = {
         Gt: "above {gt}",
         Ge: "at least {ge}",

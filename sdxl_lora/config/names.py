@@ -1,4 +1,4 @@
-"""Names that can be a file's everywhere and stay inside their folder, and how others' names are shown."""
+"""File names that are valid on every system and stay inside their folder, and safe display of other names."""
 
 import re
 import unicodedata
@@ -7,14 +7,14 @@ from pathlib import Path
 from sdxl_lora.operating_system import is_reserved_name
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-LONGEST = 64  # of a name
+LONGEST = 64  # characters
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
-# what moves the cursor, breaks the line, turns the direction of writing, or cannot be encoded
+# characters that move the cursor, break the line, change the writing direction, or cannot be encoded
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError unless `name` can be a LoRA file's name everywhere and stays inside its folder."""
+    """Raise ValueError unless `name` is a valid LoRA file name everywhere and stays inside its folder."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"invalid output name {name!r}: use letters, digits, dot, dash and underscore, at most 64, "
@@ -27,7 +27,7 @@ def check_name(name: str) -> None:
 
 
 def name_from(folder: str) -> str:
-    """Return the name of a LoRA file after its folder's: that name, or the nearest one that `check_name` takes."""
+    """Derive a LoRA file name from its folder's: the same name, or the closest one that `check_name` accepts."""
     name = folder
     if not NAME.fullmatch(name):
         letters = unicodedata.normalize("NFKD", folder.replace("ß", "ss")).encode("ascii", "ignore").decode()
@@ -36,12 +36,12 @@ def name_from(folder: str) -> str:
 
 
 def printable(name: Path | str) -> str:
-    r"""A name for messages: control characters as \x1b, bytes that are no UTF-8 as \xe9; all else as it is."""
+    r"""Return a name for messages, with control characters as \x1b and bytes that are not UTF-8 as \xe9."""
     return UNPRINTABLE.sub(escaped, str(name))
 
 
 def escaped(match: re.Match) -> str:
     code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte as os.fsdecode has it
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not decode
         return f"\\x{code - 0xDC00:02x}"
     return match[0].encode("unicode_escape").decode("ascii")

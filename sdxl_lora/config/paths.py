@@ -1,4 +1,4 @@
-"""Paths as people paste them: from a file manager, a browser's address bar, a terminal. stdlib only."""
+"""Paths as people paste them from a file manager, a browser's address bar or a terminal. stdlib only."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,9 +8,9 @@ INVISIBLE = "\u200b\u200e\u200f\u202a\u202b\u202c\u2066\u2067\u2068\u2069\ufeff"
 
 
 def pasted_path(text: str) -> str:
-    """The path that was meant: without blanks and quotes around it, `~` expanded, a file:// URL as the path it names.
+    """Return the intended path: no surrounding blanks or quotes, `~` expanded, a file:// URL turned into its path.
 
-    Whatever is none of these stays as it is, a Hub id or a URL of the web among them.
+    Anything else, such as a Hub id or a web URL, stays unchanged.
     """
     before = None
     while text != before:
@@ -23,7 +23,7 @@ def pasted_path(text: str) -> str:
 
 
 def path_of_url(url: str) -> str:
-    """The path in a file: URL of this machine, blanks escaped or not; a URL of another machine as it is."""
+    """Return the path of a file: URL on this machine, unquoted; a URL of another machine stays unchanged."""
     host = urlsplit(url).netloc
     rest = url.partition(":")[2]
     if rest.startswith("//"):
@@ -32,7 +32,7 @@ def path_of_url(url: str) -> str:
 
 
 def home_of(text: str) -> Path | str:
-    """Put the home folder in place of ~ or ~name; leave it as it is where there is no such person."""
+    """Expand ~ or ~name to the home folder; return the text unchanged if no such user exists."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -1,8 +1,8 @@
-"""Prompts that are drawn while a LoRA trains, as a person writes them: text, then perhaps options. stdlib only.
+"""Sample prompts drawn during training, as users write them: text, then optional flags. stdlib only.
 
     a cat on a sofa --w 1024 --h 768 --d 42 --l 7.5 --s 30 --n blurry, dark
 
-The options are those of kohya's sample prompts: width, height, seed, guidance, steps, negative prompt.
+The flags are those of kohya's sample prompts: width, height, seed, guidance, steps, negative prompt.
 """
 
 import math
@@ -24,9 +24,9 @@ KNOWN = "--w width, --h height, --d seed, --l guidance, --s steps, --n negative 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """A picture to draw, and how; what is None is as for the other prompts of the run.
+    """An image to draw; fields that are None take the run's defaults.
 
-    is_without_trigger: it is the prompt before it, its trigger word taken out.
+    is_without_trigger: this is the preceding prompt with its trigger word removed.
     """
 
     text: str
@@ -43,7 +43,7 @@ class SamplePrompt:
         return self.seed + image_number
 
     def describe(self, image_number: int = 0) -> str:
-        """Return the text that A1111 writes into its pictures, where clients and file managers show it."""
+        """Return the generation parameters in A1111's format, which clients and file managers display."""
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
         return (
             f"{self.text}{negative}\nSteps: {self.steps}, Sampler: Euler, CFG scale: {self.guidance_scale:g}, "
@@ -52,7 +52,7 @@ class SamplePrompt:
 
 
 def parse_prompt(line: str) -> SamplePrompt:
-    """Raises ConfigError for an option that is unknown, given twice, or has a senseless value."""
+    """Parse a prompt line; raise ConfigError if an option is unknown, repeated or invalid."""
     text, *options = re.split(r"(?:^|\s+)--(?=\w)", line.strip())
     values: dict[str, Any] = {}
     for option in options:
@@ -73,7 +73,7 @@ def parse_prompt(line: str) -> SamplePrompt:
 
 
 def check_values(values: dict, line: str) -> None:
-    """Raises ConfigError where a number is out of its range."""
+    """Raise ConfigError if a number is out of range."""
     ranges = {
         "width": (lambda value: value > 0 and value % 8 == 0, "a multiple of 8 above 0"),
         "height": (lambda value: value > 0 and value % 8 == 0, "a multiple of 8 above 0"),
@@ -87,10 +87,10 @@ def check_values(values: dict, line: str) -> None:
 
 
 def read_prompts_file(path: str) -> list[str]:
-    """The lines of a text file, without empty ones and those that begin with #.
+    """Return the lines of a text file, without blank lines and lines that begin with #.
 
     Raises:
-        ConfigError: it cannot be read, or holds no prompt.
+        ConfigError: the file cannot be read or holds no prompt.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -103,12 +103,12 @@ def read_prompts_file(path: str) -> list[str]:
 
 
 def with_defaults(prompt: SamplePrompt, **defaults) -> SamplePrompt:
-    """The prompt with values for whatever it leaves open."""
+    """Return the prompt with its None fields filled from `defaults`."""
     return replace(prompt, **{name: value for name, value in defaults.items() if getattr(prompt, name) is None})
 
 
 def with_partners(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str]) -> list[SamplePrompt]:
-    """Each prompt that has a trigger word is followed by itself without it, all else equal.
+    """Follow each prompt that has a trigger word with a copy that lacks it and is otherwise equal.
 
     Raises:
         ConfigError: there is no trigger word, or no prompt has one.

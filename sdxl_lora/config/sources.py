@@ -1,4 +1,4 @@
-"""What a setting names in place of a folder: an id on the Hub."""
+"""Hub ids given in place of a folder."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from sdxl_lora.errors import ConfigError
 
 
 def check_source(text: str, setting: str, what: str) -> None:
-    """Raises ConfigError for what is neither on this machine nor can be a Hub id, as a path with a slip in it.
+    """Raise ConfigError unless `text` is on this machine or a valid Hub id; catches mistyped paths.
 
-    A pipe or a device is on this machine, and cannot be read as a file or a folder either.
+    Pipes and devices are refused too, since they cannot be read as a file or folder.
     """
     if Path(text).exists():
         if not (Path(text).is_file() or Path(text).is_dir()):

@@ -1,7 +1,7 @@
 """Settings of a training, in sections.
 
-A setting is a field of a section: type, default, range and resume rule in one line, its help below. To a person all are
-flat: flags, keys of the YAML file, lines of a run's config.yaml and widgets of the page. Imports no torch.
+A setting is a field of a section: type, default, range and resume rule on one line, its help text below. Users see all
+of them flat, as flags, YAML keys, lines of a run's config.yaml and widgets of the web page. Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class TrainConfig:
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder: output_dir, or one in it for a job that only fills a part of the caches."""
+        """The run's folder: output_dir, or a subfolder of it for a job that only fills a part of the caches."""
         part = self.cache.cache_part
         return (
             Path(self.output_dir) if part is None else Path(self.output_dir) / f"cache-part-{part.replace('/', '-of-')}"
@@ -61,12 +61,12 @@ class TrainConfig:
 
     @property
     def cache_folder(self) -> Path:
-        """The caches' folder: cache_dir, or one in output_dir."""
+        """Folder of the caches: cache_dir, or "cache" in output_dir."""
         return Path(self.cache.cache_dir or Path(self.output_dir) / "cache")
 
     @property
     def lora_name(self) -> str:
-        """The name of the LoRA files."""
+        """Name of the LoRA files."""
         return self.output.output_name or name_from(self._folder_name)
 
     @property
@@ -74,7 +74,7 @@ class TrainConfig:
         return Path(self.output_dir).resolve().name
 
     def notes_on_name(self) -> list[str]:
-        """Say what the LoRA files are called where neither a setting nor the folder has that name."""
+        """Return a note on the LoRA files' name if neither output_name nor the folder supplies it as it is."""
         if self.output.output_name or self.lora_name == self._folder_name:
             return []
         return [
@@ -83,7 +83,7 @@ class TrainConfig:
         ]
 
     def same_on_resume(self) -> dict:
-        """Settings that a resumed run shares with the run before, as JSON values."""
+        """Return the settings that a resumed run must share with the run before, as JSON values."""
         fields, values = flat_fields(TrainConfig), flat_values(self)
         values = {name: value for name, value in values.items() if fields[name].resume_rule is SAME}
         values["optimizer_name"] = self.optimizer.name
@@ -93,9 +93,9 @@ class TrainConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fingerprint(self) -> dict:
-        """Return what a checkpoint holds of the settings, to be compared on a resume."""
-        decides = "similarity" if self.evaluation.by_similarity else None  # loss is the default, said or not
-        only_text = None if self.adapter.train_unet else False  # older checkpoints know of no such choice
+        """Return the settings stored in a checkpoint for comparison on resume."""
+        decides = "similarity" if self.evaluation.by_similarity else None  # None for loss: it is the default
+        only_text = None if self.adapter.train_unet else False  # older checkpoints lack this setting
         choices = {"best_by": decides, "train_unet": only_text}
         return {**self.same_on_resume(), **choices, "optimizer_arguments": repr(self.optimizer.arguments)}
 
@@ -107,7 +107,7 @@ class TrainConfig:
         raise_all([*range_problems(self), *of_sections, *self.problems()])
 
     def problems(self) -> list[str]:
-        """A sentence for each pair of settings of different sections that do not go together."""
+        """Return a sentence for each conflict between settings of different sections."""
         problems = self._memory_problems()
         if "\0" in self.output_dir or not self.output_dir:
             problems.append(f"output_dir {self.output_dir!r} is an invalid name")
@@ -132,7 +132,7 @@ class TrainConfig:
         return problems
 
     def _text_alone_problems(self) -> list[str]:
-        """Return what cannot be where the UNet does not train."""
+        """Return a sentence for each setting that conflicts with an untrained UNet."""
         adapter, optimizer = self.adapter, self.optimizer
         if not adapter.train_text_encoder:
             return ["train_unet is off, and so is train_text_encoder: nothing would train, turn one of them on"]
@@ -161,7 +161,7 @@ class TrainConfig:
         return problems + (self.graph_problems() if compute.cuda_graphs == "on" else [])
 
     def sample_defaults(self, size: tuple[int, int]) -> dict[str, Any]:
-        """What a sample prompt is drawn by where it does not say otherwise. size: height and width."""
+        """Return the defaults for what a sample prompt leaves open. size: height and width."""
         evaluation = self.evaluation
         return {
             "height": size[0],
@@ -172,7 +172,7 @@ class TrainConfig:
         }
 
     def graph_problems(self) -> list[str]:
-        """A sentence for each setting that does not go with CUDA graphs."""
+        """Return a sentence for each setting that conflicts with CUDA graphs."""
         adapter, problems = self.adapter, []
         if self.compute.stream_base:
             problems.append("cuda_graphs does not go with stream_base, whose weights come anew in each step")
@@ -185,7 +185,7 @@ class TrainConfig:
             problems.append(
                 "cuda_graphs does not go with gradient_checkpointing and dropout: a graph cannot draw it again"
             )
-        # PEFT leaves such layers out by a branch, and a graph would take the same branch for ever.
+        # PEFT drops such layers by a branch, and a graph would replay the same branch forever.
         if adapter.module_dropout and adapter.adapter != "lora":
             problems.append(
                 f"cuda_graphs does not go with module_dropout of a {adapter.adapter}: use rank_dropout, or adapter lora"
@@ -193,7 +193,7 @@ class TrainConfig:
         return problems
 
     def _streaming_problems(self) -> list[str]:
-        """Return what a stream cannot have, as nobody knows how many images it brings."""
+        """Return a sentence for each setting that conflicts with a stream, whose number of images is unknown."""
         does_not_go = {
             "datasets": bool(self.data.datasets),
             "validation_split": self.evaluation.validation_split > 0,

@@ -1,4 +1,4 @@
-"""The one rule for whether a trigger word is in a text: as a whole word, in any case, as CLIP's tokenizer reads it."""
+"""The one rule for finding a trigger word in a text: whole words, in any case, as CLIP's tokenizer reads them."""
 
 import re
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ def has_trigger_word(text: str, word: str) -> bool:
 
 
 def with_trigger_word(text: str, word: str) -> str:
-    """The text with the word in front, or as it is where the word is in it: "sks, a tabby cat"."""
+    """Return the text with the word prepended, as in "sks, a tabby cat", unless it contains the word already."""
     if not word or has_trigger_word(text, word):
         return text
     return f"{word}, {text}" if text else word
 
 
 def without_trigger_words(text: str, words: Iterable[str], instead: str = "") -> str:
-    """The text without the words and the commas that are then too many; as it is where none is in it.
+    """Remove the words and the commas left over; return the text unchanged if it contains none of them.
 
     Args:
-        instead: what comes in place of each word.
+        instead: replacement for each word.
     """
     rest = text
     for word in words:

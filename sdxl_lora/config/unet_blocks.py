@@ -1,7 +1,7 @@
-"""The UNet's blocks by short names, and settings that differ between them.
+"""Short names of the UNet's blocks, and settings that differ between blocks.
 
-`down`, `mid`, `up` are its three parts; `up.0` is a level of one; `up.0.1` is that level's second attention and
-residual block. Of several names that mean a module, the longest counts. Rules on strings only: imports no torch.
+`down`, `mid` and `up` are its three parts; `up.0` is a level of one; `up.0.1` is that level's second attention and
+residual block. The longest name that matches a module counts. Works on strings only; imports no torch.
 """
 
 import re
@@ -16,16 +16,16 @@ NAMES = "down, mid, up, a level such as down.1, or one of its blocks such as up.
 
 
 def block_of(module: str) -> str:
-    """The longest name of the block that a UNet's module lies in; "" outside of all blocks.
+    """Return the longest block name for a UNet module; "" outside all blocks.
 
-    A level's downsampler and upsampler belong to the level alone: `down.1`.
+    A level's downsampler or upsampler belongs to the level itself: `down.1`.
     """
     found = MODULE.match(module)
     return ".".join(part for part in found.groups() if part) if found else ""
 
 
 def value_of(module: str, values: Mapping[str, Value], default: Value) -> Value:
-    """Return what `values`, by block, say of a module; `default` where they say nothing."""
+    """Return the value that `values`, keyed by block name, gives for a module, else `default`."""
     block = block_of(module)
     while block and block not in values:
         block = block.rpartition(".")[0]
@@ -33,10 +33,10 @@ def value_of(module: str, values: Mapping[str, Value], default: Value) -> Value:
 
 
 def parse_blocks(texts: Sequence[str], number: Callable[[str], Number]) -> dict[str, Number]:
-    """{"up.0": value} of ["up.0=value"].
+    """Parse ["up.0=value"] into {"up.0": value}.
 
     Raises:
-        ValueError: no such block, one named twice, or not a number of 0 or more.
+        ValueError: a block is unknown or repeated, or its value is not a number of 0 or more.
     """
     values: dict[str, Number] = {}
     for text in texts:
@@ -55,7 +55,7 @@ def parse_blocks(texts: Sequence[str], number: Callable[[str], Number]) -> dict[
 
 
 def check_blocks(values: Mapping[str, object], modules: Iterable[str]) -> None:
-    """Raises ValueError where a named block holds none of the modules."""
+    """Raise ValueError if a named block holds none of the modules."""
     present = {block_of(module) for module in modules} - {""}
     names = {name[:end] for name in present for end in (*(i for i, sign in enumerate(name) if sign == "."), len(name))}
     if missing := [name for name in values if name not in names]:

@@ -1,4 +1,4 @@
-"""YAML in which text stays text: a trigger word `no`, `0123`, `1e3` or `12:30` is what stands there."""
+"""YAML loader that keeps text as text: trigger words such as `no`, `0123`, `1e3` or `12:30` stay as written."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ import yaml
 
 
 class TextLoader(yaml.SafeLoader):
-    """Nothing is None; every other value is a text."""
+    """Loader that reads null as None and every other scalar as text."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
@@ -15,8 +15,5 @@ class TextLoader(yaml.SafeLoader):
 
 
 def load_text(text: str) -> Any:
-    """
-    Raises:
-        yaml.YAMLError: not YAML.
-    """
+    """Parse YAML, keeping scalars as text; raise yaml.YAMLError if it is not YAML."""
     return yaml.load(text, Loader=TextLoader)

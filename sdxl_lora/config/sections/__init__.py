@@ -1,1 +1,1 @@
-"""Settings by topic. A section is the argument of what it configures."""
+"""Settings by topic. Each section is passed to the code it configures."""

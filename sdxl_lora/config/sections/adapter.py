@@ -1,4 +1,4 @@
-"""The LoRA: its kind, size, layers and start."""
+"""Settings of the LoRA: kind, size, layers and initialization."""
 
 import re
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class AdapterConfig:
 
     @property
     def targets(self) -> str:
-        """The modules that are meant, also where no run has settled it."""
+        """The target modules, also while no run has settled `auto`."""
         return DEFAULT_TARGETS if self.target_modules == AUTO else self.target_modules
 
     @property
@@ -70,11 +70,11 @@ class AdapterConfig:
 
     @property
     def changes_the_base(self) -> bool:
-        """Return whether the LoRA begins as a part of the base's weights, which is taken out of these."""
+        """Return whether the LoRA starts as a part of the base's weights, which is subtracted from them."""
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = blocks_problems("block_ranks", self.block_ranks, int)
         starts = "kaiming, gaussian, orthogonal, pissa, pissa_niter_<number> or olora"
         if not re.fullmatch(r"kaiming|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora", self.init_lora_weights):

@@ -1,4 +1,4 @@
-"""How captions vary, and how much of them is read."""
+"""Settings for varying captions and for their length in tokens."""
 
 import math
 from dataclasses import dataclass, replace
@@ -39,18 +39,18 @@ class CaptionConfig:
 
     @property
     def vary(self) -> bool:
-        """Return whether one caption may differ from one use of its image to the next."""
+        """Return whether a caption may differ between two uses of its image."""
         return replace(self, max_caption_chunks=1, captions_per_line=False, caption_shares=()) != CaptionConfig()
 
     @property
     def choice(self) -> str:
-        """Return what decides between several captions, for a resumed run to compare; "" as it is by default."""
+        """Return the rule for choosing among several captions, to compare on resume; "" for the default."""
         shares = f"caption shares {' '.join(f'{share:g}' for share in self.caption_shares)}"
         said = ["one caption a line"] * self.captions_per_line + [shares] * bool(self.caption_shares)
         return "".join(f", {words}" for words in said)
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid setting."""
         values = {"caption_separator": self.caption_separator, "keep_tokens_separator": self.keep_tokens_separator}
         problems = [f"{name} is empty, it must be some text" for name, value in values.items() if value == ""]
         if not all(share > 0 and math.isfinite(share) for share in self.caption_shares):

@@ -1,4 +1,4 @@
-"""Steps, precision, memory and speed."""
+"""Settings of steps, precision, memory and speed."""
 
 import re
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class BatchConfig:
 
     @property
     def images_per_process(self) -> int:
-        """Images of a step, in all its micro-steps together."""
+        """Images per step and process, over all micro-steps."""
         at_once = 1 if self.train_batch_size == "auto" else self.train_batch_size
         return at_once * self.gradient_accumulation_steps
 
     def problems(self) -> list[str]:
-        """A sentence for what train_batch_size cannot be."""
+        """Return a sentence if train_batch_size is invalid."""
         batch = self.train_batch_size
         if batch != "auto":
             is_number = isinstance(batch, int) and batch > 0
@@ -87,7 +87,7 @@ class ComputeConfig:
     """With several processes: how many seconds one may keep the others waiting before they report it and end."""
 
     def problems(self) -> list[str]:
-        """A sentence for each setting of precision and memory that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         goes_with = ("auto", self.base_precision)
         if self.base_precision in ("bf16", "fp16") and self.mixed_precision not in goes_with:

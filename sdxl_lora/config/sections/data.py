@@ -1,4 +1,4 @@
-"""What is trained on, and what is cached of it."""
+"""Settings of the training data and its caches."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -45,12 +45,12 @@ class DataConfig:
     """Mirror an image left to right half of the times it is used."""
 
     def entries(self) -> list[DatasetEntry]:
-        """The datasets, also where it is one."""
+        """Return the datasets, as a list of one if `datasets` is empty."""
         one = DatasetEntry(self.train_data_dir, self.dataset_name, self.dataset_config_name)
         return parse_entries(self.datasets) or [one]
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid setting."""
         problems = []
         if self.resolution > 0 and self.resolution % 8:
             problems.append(multiple_of_8_problem(self.resolution))
@@ -93,7 +93,7 @@ class CacheConfig:
     follows finds all of it there."""
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = part_problems("cache_part", self.cache_part)
         if self.cache_part is not None and not self.cache_latents:
             problems.append("cache_part fills the caches: leave out no_cache_latents")

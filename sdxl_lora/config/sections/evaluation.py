@@ -1,4 +1,4 @@
-"""What is measured and drawn while a LoRA trains."""
+"""Settings for measuring and drawing samples during training."""
 
 import warnings
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class EvaluationConfig:
         return bool(self.validation_prompt or self.validation_prompts_file)
 
     def warn_of_lost_quotes(self) -> None:
-        """Several prompts of a word each are most likely one whose quotes are missing."""
+        """Warn if there are several one-word prompts, most likely one prompt that lost its quotes."""
         prompts = self.validation_prompt
         if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
             one = " ".join(prompts)
@@ -78,7 +78,7 @@ class EvaluationConfig:
             )
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         for prompt in self.validation_prompt:
             try:

@@ -1,4 +1,4 @@
-"""The base model that a LoRA is trained on."""
+"""Settings of the base model."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What is learned: loss, noise and timesteps."""
+"""Settings of the training objective: loss, noise and timesteps."""
 
 import math
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class ObjectiveConfig:
     """What replaces the trigger word in these steps, e.g. cat. Default: the word is left out."""
 
     def problems(self) -> list[str]:
-        """A sentence for each pair of settings that do not go together."""
+        """Return a sentence for each pair of conflicting settings."""
         problems = []
         if self.snr_gamma is not None and self.debiased_estimation:
             problems.append("snr_gamma and debiased_estimation exclude each other: choose one")
@@ -78,7 +78,7 @@ class NoiseConfig:
 
 
 def flow_problems(objective: ObjectiveConfig, noise: NoiseConfig) -> list[str]:
-    """A sentence for each setting that means nothing for a base that predicts a flow."""
+    """Return a sentence for each setting without meaning for a base that predicts a flow."""
     with_flow = "does not go with a base that predicts a flow"
     problems = [
         f"{name} {with_flow}, whose timesteps weigh as often as they are drawn: use timestep_sampling instead"
@@ -125,7 +125,7 @@ class TimestepConfig:
     """End of the range, exclusive."""
 
     def problems(self) -> list[str]:
-        """A sentence for each pair of settings that do not go together."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         if self.max_timestep is not None and self.min_timestep >= self.max_timestep:
             problems.append(f"min_timestep {self.min_timestep} must be below max_timestep {self.max_timestep}")

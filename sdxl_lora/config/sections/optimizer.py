@@ -1,4 +1,4 @@
-"""Learning rates and the optimizer."""
+"""Settings of the learning rates and the optimizer."""
 
 import difflib
 import re
@@ -80,18 +80,18 @@ class OptimizerConfig:
 
     @property
     def name(self) -> str:
-        """The optimizer that is meant, whichever setting says so."""
+        """Name of the optimizer, whichever setting chose it."""
         return "adamw8bit" if self.use_8bit_adam else self.optimizer
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the optimizer's class beside Adam's settings."""
+        """Keyword arguments of the optimizer's class, beyond Adam's settings."""
         flags = ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")
         own = {flag: getattr(self, f"prodigy_{flag}") for flag in flags} if self.name == "prodigy" else {}
         return own | dict(keyword_argument(text) for text in self.optimizer_args)
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = blocks_problems("block_lr_factors", self.block_lr_factors, float)
         if self.ema_decay is not None and self.name in SCHEDULE_FREE:
             problems.append(f"ema_decay does not go with {self.name}, which keeps an average of its own")
@@ -107,7 +107,7 @@ class OptimizerConfig:
         return problems + self._argument_problems() + self._own_rate_problems()
 
     def _own_rate_problems(self) -> list[str]:
-        """Return what cannot be where the optimizer, or who has set it, leaves the learning rate out."""
+        """Return a sentence for each conflict over whether the settings or the optimizer choose the learning rate."""
         finds_its_own = any(re.fullmatch(r"\s*relative_step\s*=\s*True\s*", text) for text in self.optimizer_args)
         if self.learning_rate is not None:
             if self.name == "adafactor" and finds_its_own:

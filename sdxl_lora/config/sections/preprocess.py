@@ -1,4 +1,4 @@
-"""What lies between a folder of images and a dataset: sizes, crops, captions, files."""
+"""Settings for turning a folder of images into a dataset: sizes, crops, captions, files."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -36,7 +36,7 @@ class SizeConfig:
         return self.min_bucket_side or self.resolution // 2
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         if self.resolution > 0 and self.resolution % 8:
             problems.append(multiple_of_8_problem(self.resolution))
@@ -77,7 +77,7 @@ class ImageConfig:
     """Folder of class images for prior preservation; they get no trigger word, and a column is_class_image."""
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         if not all(0 <= value <= 255 for value in self.background):
             problems.append(f"background is {self.background}, it must be three numbers from 0 to 255")
@@ -117,26 +117,26 @@ class CaptionerConfig:
     """Let Florence-2 look for text in the images (watermarks, signatures) and warn about it."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.caption_model, str):  # one, as reports of earlier versions have it
+        if isinstance(self.caption_model, str):  # reports of earlier versions hold a single name
             object.__setattr__(self, "caption_model", (self.caption_model,))
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The captioners, none where there is to be none."""
+        """The captioners; empty for "none"."""
         return () if self.caption_model == ("none",) else self.caption_model
 
     @property
     def model(self) -> str:
-        """The captioner of a config that names one."""
+        """The captioner of a config that names exactly one."""
         (model,) = self.caption_model
         return model
 
     def of_each(self) -> list["CaptionerConfig"]:
-        """The same settings for each captioner alone."""
+        """Return the same settings for each captioner alone."""
         return [replace(self, caption_model=(model,), caption_join="one") for model in self.models]
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be, or needs another."""
+        """Return a sentence for each invalid or conflicting setting."""
         problems = []
         if not self.caption_model:
             problems.append("caption_model is empty, it must be some text")
@@ -228,5 +228,5 @@ class JobConfig:
     """Batch size planned for training: buckets with fewer images are pointed out."""
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that cannot be."""
+        """Return a sentence if `part` is invalid."""
         return part_problems("part", self.part)

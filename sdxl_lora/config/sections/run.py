@@ -1,4 +1,4 @@
-"""What a run records, keeps and leaves."""
+"""Settings of a run's logs, checkpoints, LoRA files and upload."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -30,8 +30,8 @@ class LoggingConfig:
     """Name of the run in the tracker. Default: output_dir's name."""
 
     def problems(self) -> list[str]:
-        """A sentence for a name that W&B refuses."""
-        project, refused = self.tracker_project_name, "/\\#?%:"  # as wandb 0.31 has it
+        """Return a sentence if W&B would refuse the project's name."""
+        project, refused = self.tracker_project_name, "/\\#?%:"  # as of wandb 0.31
         if self.report_to in ("wandb", "all") and (
             len(project) > 128 or not project.strip() or any(sign in refused for sign in project)
         ):
@@ -84,5 +84,5 @@ class PublishConfig:
     """Create the repository as private."""
 
     def problems(self) -> list[str]:
-        """A sentence for what needs another setting."""
+        """Return a sentence if a setting needs another one."""
         return ["hub_model_id needs push_to_hub"] if self.hub_model_id is not None and not self.push_to_hub else []
