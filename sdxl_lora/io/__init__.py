@@ -1,1 +1,1 @@
-"""Files: written whole, hashed, remembered."""
+"""Reading and writing files: whole writes, hashes, memos, downloads."""

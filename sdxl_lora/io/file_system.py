@@ -1,6 +1,6 @@
-"""What some file systems cannot do, and what is done instead: flush a folder, put a file in another's place, map one.
+"""Workarounds for file systems that cannot flush a folder, replace a file or map one into memory.
 
-Network file systems, FUSE mounts of object stores, Android and WSL's drives answer so. stdlib only.
+Such are network file systems, FUSE mounts of object stores, Android and WSL's drives. stdlib only.
 """
 
 import errno
@@ -26,17 +26,17 @@ CANNOT_MAP |= {
     errno.EPERM,
     errno.EACCES,
     errno.ENOMEM,
-}  # limits of a container; reading says if it is more
-BUSY = {errno.EINTR, errno.ENOLCK, errno.ETIMEDOUT}  # of network mounts that give up, or are interrupted
+}  # limits of a container; if it is more, reading fails too
+BUSY = {errno.EINTR, errno.ENOLCK, errno.ETIMEDOUT}  # network mounts that give up or are interrupted
 BUSY |= {errno.EBUSY, errno.EAGAIN, *(getattr(errno, name) for name in ("ESTALE", "ETXTBSY") if hasattr(errno, name))}
 UNWELL = {errno.EIO, errno.ENOTCONN, *(getattr(errno, name) for name in ("ESTALE",) if hasattr(errno, name))}
-# A scanner, or a page that reads, has a file open for milliseconds: 2 s in all.
+# A virus scanner or the web page holds a file open for milliseconds: wait 2 s in all.
 PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
 _said: set[tuple[str, str]] = set()
 
 
 def say_once(folder: Path, what: str, instead: str, error: Exception) -> None:
-    """Warn of what a folder's file system cannot do, once in a process for each device and matter."""
+    """Warn about a limit of a folder's file system, once per process, device and limit."""
     try:
         device = str(os.stat(folder).st_dev)
     except OSError:
@@ -47,19 +47,19 @@ def say_once(folder: Path, what: str, instead: str, error: Exception) -> None:
 
 
 def cannot_map(error: Exception) -> bool:
-    """Return whether an error, of the system or of safetensors, says that a file cannot be mapped into memory."""
+    """Return whether an error of the system or of safetensors says that a file cannot be mapped into memory."""
     number = getattr(error, "errno", None)
     return number in CANNOT_MAP or any(f"os error {known})" in str(error) for known in CANNOT_MAP)
 
 
 def is_busy(error: OSError) -> bool:
-    """Return whether a file may be let go in a moment: Windows, CIFS and FUSE answer so where one is open."""
+    """Return whether the file may be free in a moment: Windows, CIFS and FUSE report open files this way."""
     return isinstance(error, PermissionError) or error.errno in BUSY
 
 
 def remedy_for(error: Exception) -> str:
-    """What to do about a disk that does not take what is written, the beginning of a sentence."""
-    hidden = re.search(r"\(os error (\d+)\)", str(error))  # Rust's
+    """Return advice on a failed write, phrased as the beginning of a sentence."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))  # Rust's format
     number = int(hidden[1]) if hidden else getattr(error, "errno", None)
     if number == errno.EROFS:
         return "Have it mounted for writing too, or choose another folder,"
@@ -67,7 +67,7 @@ def remedy_for(error: Exception) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have a file or a folder on the disk when this returns, where the file system can tell."""
+    """Flush a file or folder to the disk, if the file system supports it."""
     is_folder = path.is_dir()
     if sys.platform == "win32" and is_folder:  # Windows cannot open a directory
         return
@@ -85,14 +85,14 @@ def flush_to_disk(path: Path) -> None:
 
 
 def replace(source: Path, target: Path, last: str = "") -> None:
-    """Rename a file or a folder, over `target` where that is a file; waits for programs that have it open.
+    """Rename a file or folder, overwriting a file at `target`; wait for programs that have it open.
 
-    Where the file system cannot rename, it is copied, and the old one removed.
+    If the file system cannot rename, copy it and remove the original.
 
     Args:
-        last: name of the file of a folder that is copied when all others are there.
+        last: name of the file to copy last when copying a folder.
     Raises:
-        DiskError: one has it open all the time.
+        DiskError: a program kept it open the whole time.
         OSError: anything else.
     """
     for pause in (*PAUSES, None):
@@ -122,7 +122,7 @@ def replace(source: Path, target: Path, last: str = "") -> None:
 
 
 def copy_folder(source: Path, target: Path, last: str) -> None:
-    """All files, each on the disk before the next."""
+    """Copy all files of a folder, each flushed to the disk before the next."""
     target.mkdir()
     for path in sorted(filter(Path.is_file, source.rglob("*")), key=lambda path: (path.name == last, path)):
         copy = target / path.relative_to(source)
@@ -132,12 +132,12 @@ def copy_folder(source: Path, target: Path, last: str) -> None:
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes], flush: bool = True, shared: bool = False) -> None:
-    """Write a file whole or not at all: under another name, then renamed.
+    """Write a file whole or not at all: under a temporary name, then renamed.
 
     Args:
-        content: all of it, or its pieces in order.
-        flush: False where it does not matter that the file may be empty after the power goes.
-        shared: other processes may write the same file at the same time, on other machines too.
+        content: all bytes, or their pieces in order.
+        flush: False if an empty file after a power cut is acceptable.
+        shared: other processes may write the same file at the same time, also on other machines.
     """
     temporary = path.with_name(f".tmp-{path.name}" + (f".{socket.gethostname()}-{os.getpid()}" if shared else ""))
     try:
@@ -148,17 +148,17 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], flush: bool = True
                 os.fsync(file.fileno())
         replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)  # half of it would only take the room away
+        temporary.unlink(missing_ok=True)  # a partial file would only take up space
         if error.errno is not None:
-            error.filename = str(path)  # a full disk names no file
+            error.filename = str(path)  # errors of a full disk name no file
         raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link without what it leads to; waits as `replace` does.
+    """Remove a file, a folder with its contents, or a link but not its target; wait as `replace` does.
 
     Raises:
-        OSError
+        OSError: it cannot be removed.
     """
     for pause in (*PAUSES, None):
         try:
@@ -168,13 +168,13 @@ def remove(path: Path) -> None:
                 path.unlink(missing_ok=True)
             return
         except OSError as error:
-            if pause is None or not (is_busy(error) or error.errno == errno.ENOTEMPTY):  # NFS keeps what is open
+            if pause is None or not (is_busy(error) or error.errno == errno.ENOTEMPTY):  # NFS keeps open files
                 raise
             time.sleep(pause)
 
 
 def file_sha256(*paths: Path) -> str:
-    """The hexadecimal SHA-256 of the files' contents, one after the other."""
+    """Return the hexadecimal SHA-256 of the files' contents, concatenated."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -184,6 +184,6 @@ def file_sha256(*paths: Path) -> str:
 
 
 def weights_sha256(*paths: Path) -> str:
-    """`file_sha256`; a file of the Hub's cache is named by its hash already, which saves reading gigabytes."""
+    """Return `file_sha256`; a file in the Hub's cache has it as its name already, which saves reading gigabytes."""
     name = paths[0].resolve().name
     return name if len(paths) == 1 and re.fullmatch(r"[0-9a-f]{64}", name) else file_sha256(*paths)

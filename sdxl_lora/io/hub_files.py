@@ -1,4 +1,4 @@
-"""Files of a Hub repository: which of them hold weights, how large they are, and which are on this disk. No torch."""
+"""Files of a Hub repository: weights among them, sizes, and presence on this disk. Imports no torch."""
 
 import re
 import shutil
@@ -12,14 +12,14 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from sdxl_lora.errors import ConfigError
 
-STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and transformers name them
-SECONDS = 10  # for the Hub's answer
-GB = 1e9  # as download sizes are given
-ROOM = 1.02  # of a download: the Hub's client writes a file whole before it has its name
+STEMS = ("diffusion_pytorch_model", "model")  # names of weights in diffusers and transformers
+SECONDS = 10  # timeout for the Hub's answer
+GB = 1e9  # unit of download sizes
+ROOM = 1.02  # times a download's size: the Hub's client writes a file whole before it renames it
 
 
 class Download(NamedTuple):
-    """A file that is not on this disk, with its size; 0 where the Hub does not say."""
+    """A file missing on this disk, with its size; 0 if the Hub does not say."""
 
     source: str
     name: str
@@ -27,7 +27,7 @@ class Download(NamedTuple):
 
 
 def weights_among(names: Collection[str], folder: str, variant: str) -> list[str]:
-    """Return the weights of a variant among a repository's file names: one, or its shards; [] where it has none."""
+    """Return a variant's weights among a repository's file names: one file, its shards, or []."""
     start, dot = f"{folder}/" if folder else "", f".{variant}" if variant else ""
     for stem in STEMS:
         if (whole := f"{start}{stem}{dot}.safetensors") in names:
@@ -40,7 +40,7 @@ def weights_among(names: Collection[str], folder: str, variant: str) -> list[str
 
 
 def hub_files(source: str, revision: str | None = None) -> dict[str, int]:
-    """Sizes in bytes of a repository's files, by name; {} where the Hub cannot be asked. Loading says why it cannot."""
+    """Return sizes in bytes of a repository's files by name; {} if the Hub cannot be asked. Loading reports why."""
     if constants.HF_HUB_OFFLINE:
         return {}
     try:
@@ -59,7 +59,7 @@ def missing(source: str, revision: str | None, names: Iterable[str], sizes: dict
 
 
 def downloads_of_model(source: str) -> list[Download]:
-    """The weights of a model of transformers that the Hub has and this disk has not."""
+    """Return the weights of a transformers model that are on the Hub but not on this disk."""
     if Path(source).exists():
         return []
     listed = hub_files(source)
@@ -67,7 +67,7 @@ def downloads_of_model(source: str) -> list[Download]:
 
 
 def described(downloads: Collection[Download]) -> list[str]:
-    """Say how much is downloaded, from where and whereto; no line for nothing."""
+    """Return lines that say how much is downloaded from each source and into which folder."""
     lines = []
     for source in dict.fromkeys(download.source for download in downloads):
         of_source = [download for download in downloads if download.source == source]
@@ -81,14 +81,14 @@ def described(downloads: Collection[Download]) -> list[str]:
 
 
 def announce(downloads: Collection[Download]) -> None:
-    """Say at once what is about to be downloaded. Raises ConfigError where there is no room for it."""
+    """Print the coming downloads; raise ConfigError if the disk has no room for them."""
     check_room(downloads)
     for line in described(downloads):
         print(line, file=sys.stderr, flush=True)
 
 
 def check_room(downloads: Collection[Download]) -> None:
-    """Raises ConfigError where the disk of the Hub's cache has no room for them."""
+    """Raise ConfigError if the disk of the Hub's cache has no room for the downloads."""
     needed = ROOM * sum(download.bytes for download in downloads)
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists() and folder != folder.parent:

@@ -1,6 +1,6 @@
-"""Results that take time, kept with what they were made from, so that a second start need not make them again.
+"""Memo of slow results with the facts they were made from, so that a second start need not recompute them.
 
-One JSON file beside the caches. A file counts as unchanged while its path, size and time of change are the same.
+It is one JSON file beside the caches. A file counts as unchanged while its path, size and modification time are.
 """
 
 import json
@@ -14,16 +14,16 @@ from sdxl_lora.io.file_system import replace
 
 
 class FileMemo:
-    """`get_or_compute` gives what was made before; `save` writes what is new, whole or not at all.
+    """Memo file: `get_or_compute` returns stored results, `save` writes new ones, whole or not at all.
 
-    path: None for a memo that keeps nothing.
+    path: None for a memo that stores nothing.
     """
 
     def __init__(self, path: Path | None = None):
         self.path, self.results, self.is_new = path, {}, False
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except OSError:  # none yet
+        except OSError:  # no memo yet
             found = {}
         except ValueError:
             found = None
@@ -35,7 +35,10 @@ class FileMemo:
     def get_or_compute(
         self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True
     ) -> Any:
-        """Return what `make` gave for equal facts, a JSON value; None is not kept. What does not fit is made again."""
+        """Return the stored result for equal facts, else call `make`, also if `fits` rejects the stored one.
+
+        Results are JSON values; None is not stored.
+        """
         if self.path is None:
             return make()
         key = "|".join(map(str, facts))
@@ -60,6 +63,6 @@ NO_MEMO = FileMemo()
 
 
 def file_stamp(path: Path | str) -> tuple[str, int, int]:
-    """Path, size and time of change of a file."""
+    """Return a file's path, size and modification time."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Files of strangers, read whole and once: regular ones alone, for a pipe or a device may never end. stdlib only."""
+"""Reading untrusted files whole and once. Regular files only, since a pipe or device may never end. stdlib only."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import BinaryIO
 from sdxl_lora.config.names import printable
 from sdxl_lora.errors import DataError
 
-MOST_BYTES = 2**30  # of a picture: 128 MP in 16 bits, stored without compression, have as many
+MOST_BYTES = 2**30  # an uncompressed image of 128 MP in 16 bits
 BLOCK_BYTES = 2**20
 OPENED_BY_DATASETS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".tar")
 
@@ -26,13 +26,13 @@ class FileError(DataError):
 
 @contextlib.contextmanager
 def open_regular(path: Path | str) -> Iterator[BinaryIO]:
-    """A regular file for reading, links followed.
+    """Open a regular file for reading, following links.
 
     Raises:
-        FileError: no file, a directory, a pipe or a device, or a read that fails while the file is open.
+        FileError: the file is missing, a directory, a pipe or a device; or a read fails while the file is open.
     """
     try:
-        check_is_regular(path, os.stat(path).st_mode)  # before opening: that alone may wait, or rewind a tape
+        check_is_regular(path, os.stat(path).st_mode)  # before opening, which alone may block or rewind a tape
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         file = open(os.open(path, flags), "rb")  # noqa: SIM115
     except FileError:
@@ -41,11 +41,11 @@ def open_regular(path: Path | str) -> Iterator[BinaryIO]:
         raise FileError(path, "dangling link" if os.path.islink(path) else "no such file") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    except ValueError as error:  # a NUL in the path
+    except ValueError as error:  # NUL in the path
         raise FileError(path, f"no such file ({error})") from None
     with file:
         try:
-            check_is_regular(path, os.fstat(file.fileno()).st_mode)  # the one that was opened
+            check_is_regular(path, os.fstat(file.fileno()).st_mode)  # the file that was opened
             yield file
         except OSError as error:
             raise unreadable(path, error) from None
@@ -64,10 +64,10 @@ def check_is_regular(path: Path | str, mode: int) -> None:
 
 
 def read_regular(path: Path | str, most_bytes: int = MOST_BYTES) -> bytes:
-    """All bytes of a regular file.
+    """Return all bytes of a regular file.
 
     Raises:
-        FileError: see open_regular; or more than `most_bytes`.
+        FileError: see open_regular; or the file exceeds `most_bytes`.
     """
     blocks, size = [], 0
     with open_regular(path) as file:
@@ -76,7 +76,7 @@ def read_regular(path: Path | str, most_bytes: int = MOST_BYTES) -> bytes:
         size = 0
         while block := file.read(BLOCK_BYTES):
             size += len(block)
-            check_size(path, size, most_bytes)  # some of /proc say 0 and go on for ever
+            check_size(path, size, most_bytes)  # some files in /proc report 0 and never end
             blocks.append(block)
     return b"".join(blocks)
 
@@ -87,10 +87,10 @@ def check_size(path: Path | str, size: int, most_bytes: int = MOST_BYTES) -> Non
 
 
 def check_readable_by_datasets(folder: Path) -> None:
-    """
+    """Check the files of a folder that the datasets library would open.
+
     Raises:
-        FileError: a file that `datasets` would open is a pipe or a device, which would hang it; or metadata that a link
-            names and that is not there.
+        FileError: one is a pipe or device, which would hang it, or metadata is a dangling link.
     """
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

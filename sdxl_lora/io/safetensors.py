@@ -1,6 +1,6 @@
-"""Reads and writes .safetensors one tensor at a time, so that memory stays at one tensor, not one file.
+"""Read and write .safetensors one tensor at a time, so that memory holds one tensor, not a whole file.
 
-The `safetensors` package maps or holds whole files; a 7 GB base to be rewritten must not cost twice that.
+The `safetensors` package maps or holds whole files; rewriting a 7 GB base must not cost twice that.
 Format: 8 bytes header length, JSON header {name: {dtype, shape, data_offsets}}, then the data without gaps
 (https://github.com/huggingface/safetensors#format).
 """
@@ -44,10 +44,10 @@ PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 
 
 class TensorFile:
-    """An open .safetensors: `shapes`, `dtypes`, `metadata`, and `read(name)` of one tensor.
+    """An open .safetensors file with `shapes`, `dtypes`, `metadata`, and `read(name)` for one tensor.
 
     Raises:
-        ValueError: not a .safetensors, or cut short; the message says what it looks like instead.
+        ValueError: the file is not a .safetensors file or is truncated; the message says what it looks like instead.
     """
 
     def __init__(self, path: str | Path):
@@ -72,7 +72,7 @@ class TensorFile:
         start = self.file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
         if length > min(MAX_HEADER_BYTES, max(size - 8, 0)):
-            if start.startswith(PICKLED):  # asked here: a header of 640 bytes begins like a pickle
+            if start.startswith(PICKLED):  # only now: a valid header of 640 bytes begins like a pickle
                 raise ValueError(
                     f"{self.path} is a pickle (.ckpt, .pt, .bin), which can run code: convert it elsewhere first."
                 )
@@ -119,7 +119,7 @@ class TensorFile:
 
 
 def _checked_span(entry: dict) -> tuple[int, int]:
-    """(begin, end) of a tensor's bytes; ValueError where they do not hold its shape."""
+    """Return (begin, end) of a tensor's bytes; raise ValueError if the span does not match its shape."""
     begin, end = entry["data_offsets"]
     if begin < 0 or end - begin != torch.Size(entry["shape"]).numel() * DTYPES[entry["dtype"]].itemsize:
         raise ValueError(entry)
@@ -127,7 +127,7 @@ def _checked_span(entry: dict) -> tuple[int, int]:
 
 
 def data_sha256(layout: dict[str, tuple[torch.dtype, tuple]], tensor_of: Callable[[str], Tensor]) -> str:
-    """SHA-256 of the bytes behind the header, as `write_tensors` will write them (kohya's `sshs_model_hash`)."""
+    """Return the SHA-256 of the data that `write_tensors` will put after the header (kohya's `sshs_model_hash`)."""
     digest = hashlib.sha256()
     for name in _order(layout):
         digest.update(_bytes(tensor_of(name)))
@@ -141,13 +141,13 @@ def write_tensors(
     metadata: dict[str, str],
     verify: Callable[[Path], None] = lambda written: None,
 ) -> None:
-    """Writes `path` whole or not at all: a temporary name, fsync, `verify(temporary path)`, then the rename.
+    """Write `path` whole or not at all: temporary name, fsync, `verify(temporary path)`, then rename.
 
     Args:
-        layout: (dtype, shape) of every tensor; `tensor_of` is asked for them one by one.
+        layout: (dtype, shape) of every tensor; `tensor_of` is called for them one by one.
         verify: raises to have the file removed instead of renamed.
     Raises:
-        DiskError: the disk is full or not writable; what stood at `path` is untouched.
+        DiskError: the disk is full or not writable; a former file at `path` is untouched.
     """
     header: dict[str, dict] = {"__metadata__": metadata}
     offset = 0
@@ -178,7 +178,7 @@ def write_tensors(
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """safetensors' save_file, which writes under a temporary name and renames: without that where it cannot be."""
+    """Save like safetensors' save_file, but write directly if the file system cannot rename its temporary file."""
     try:
         save_file(tensors, path, metadata)
     except (OSError, SafetensorError) as error:
@@ -188,7 +188,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """safetensors' load_file, which maps the file into memory: read where that cannot be."""
+    """Load like safetensors' load_file, but read the file if it cannot be mapped into memory."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -206,7 +206,7 @@ def _disk_trouble(path: Path, size: int, error: OSError) -> str:
 
 
 def _order(layout: dict[str, tuple[torch.dtype, tuple]]) -> list[str]:
-    return sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # wide types first: all stay aligned
+    return sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # wide types first, so all stay aligned
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,4 +1,4 @@
-"""The text of files that people wrote, or a clear word on what is no text."""
+"""Read text files written by people, with clear errors for files that are not text."""
 
 import json
 import re
@@ -15,10 +15,11 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # and those of UTF-32
 
 
 def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
-    """A file's text, with or without a byte-order mark.
+    """Return a file's text, without a byte-order mark.
 
     Raises:
-        DataError: not a regular file, unreadable, too large, not UTF-8 (which byte, where), or with a NUL in it.
+        DataError: the file is not regular, unreadable, too large, not UTF-8 (names the byte and its position), or has a
+            NUL.
     """
     data = read_regular(path, most_bytes)
     if data.startswith(UTF16_MARKS):
@@ -38,10 +39,10 @@ def read_text(path: Path, most_bytes: int = MOST_CAPTION_BYTES) -> str:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file.
+    """Return the objects of a JSON-lines file.
 
     Raises:
-        DataError: what read_text raises; a line that is no JSON object, or holds what is no text, with its number.
+        DataError: as read_text; or a line is not a JSON object or holds invalid text (names the line's number).
     """
     rows = []
     for number, line in enumerate(read_text(path, MOST_TABLE_BYTES).split("\n"), start=1):
@@ -53,7 +54,7 @@ def read_jsonl(path: Path) -> list[dict]:
             problem = text_problem(row) if "\\u" in line else None
         except json.JSONDecodeError as error:
             raise DataError(f"{where}:{error.colno}: {error.msg}; every line must be a JSON object") from None
-        except (ValueError, RecursionError) as error:  # a number of 5000 digits, 10000 brackets
+        except (ValueError, RecursionError) as error:  # e.g. a number of 5000 digits, or 10000 brackets
             raise DataError(f"{where}: cannot be read ({error}); every line must be a JSON object") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: every line must be a JSON object, this one is {line[:40]!r}")
@@ -64,7 +65,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def text_problem(value: Any) -> str | None:
-    """What keeps the texts of a JSON value from being written as UTF-8, or from being a caption; None where nothing."""
+    """Return the reason why text in a JSON value cannot be written as UTF-8 or be a caption; None if it can."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
