@@ -1,1 +1,1 @@
-"""Image files: formats, colours and metadata, decoded with nothing but what is needed."""
+"""Image files: formats, colours and metadata, with minimal decoding."""

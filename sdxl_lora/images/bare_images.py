@@ -1,11 +1,11 @@
-"""What a decoder needs of a PNG, JPEG or GIF and nothing else: no texts, comments, thumbnails or later frames.
+"""Minimal PNG, JPEG or GIF bytes for a decoder, without texts, comments, thumbnails or later frames.
 
-So no decoder meets what a stranger may put there: texts of a gigabyte, a comment in a million pieces. Here a PNG's
-checksums are verified, which Pillow leaves off once all rows are there. Every function takes a stream at its beginning
-and gives the bytes, and what stands beside the pixels, to be added to the image's info. One pass, in linear time.
+This keeps hostile content away from decoders, such as gigabytes of text or a comment in a million pieces. It also
+verifies a PNG's checksums, which Pillow skips once all rows are there. Every function takes a stream at its beginning,
+reads it in one pass and linear time, and returns the bytes and metadata to add to the image's info.
 
 With `header` the bytes end where the pixels begin, and the stream's pixels are not read.
-Raises ValueError or EOFError where the file is damaged or ends too early.
+Raises ValueError or EOFError if the file is damaged or truncated.
 """
 
 import struct
@@ -19,13 +19,13 @@ from sdxl_lora.images.exif import RAW_PROFILE, Info
 
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-PNG_PALETTE = 3  # colour type of pixels that are numbers of a palette's colours
+PNG_PALETTE = 3  # colour type of palette images
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-MOST_UNPACKED_BYTES = 2**25  # of a profile or an EXIF block; the largest profiles have a tenth of it
+MOST_UNPACKED_BYTES = 2**25  # of a profile or EXIF block; the largest profiles have a tenth of this
 MOST_PIECES = 10**6  # chunks, segments or blocks; each takes microseconds
 INFLATE_BYTES = 2**16
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-JPEG_KEPT = {  # application segments, and how many of them: PIL puts those of a kind together, in quadratic time
+JPEG_KEPT = {  # application segments, and how many are kept: PIL joins those of a kind in quadratic time
     (0xE0, b"JFIF"): 1,
     (0xE1, b"Exif\0\0"): 1,
     (0xE1, b"http://ns.adobe.com/xap/1.0/\0"): 1,
@@ -33,13 +33,13 @@ JPEG_KEPT = {  # application segments, and how many of them: PIL puts those of a
     (0xEE, b"Adobe"): 1,
 }
 MOST_SEGMENT_BYTES = 2**25
-MOST_SCANS = 500  # of a progressive JPEG; each goes over all pixels, encoders write ten
+MOST_SCANS = 500  # of a progressive JPEG; each passes over all pixels, and encoders write ten
 
 Bare = tuple[bytes, Info]
 
 
 def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
-    """A PNG with its pixels in one chunk; what its profile and EXIF texts hold is in the info."""
+    """Return a PNG with its pixels in one chunk; its profile and EXIF texts are in the info."""
     size = stream.seek(0, 2)
     stream.seek(0)
     kept, pixels = [stream.read(8)], []
@@ -69,7 +69,7 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
             pixels.append(data)
         elif name not in PNG_KEPT:
             read_png_fact(name, data, facts)
-        elif not (name == b"fcTL" and pixels):  # a later frame's
+        elif not (name == b"fcTL" and pixels):  # of a later frame
             kept.append(head + data + checksum)
     if not pixels:
         raise EOFError("there are no pixels in it")
@@ -80,10 +80,10 @@ def bare_png(stream: BinaryIO, header: bool = False) -> Bare:
 
 
 def pieces(read: Callable[[], Any]) -> Iterator[Any]:
-    """Yield what `read` gives until that is nothing.
+    """Yield results of `read` until one is empty.
 
     Raises:
-        ValueError: there is no end of it.
+        ValueError: there are more than MOST_PIECES.
     """
     for _ in range(MOST_PIECES):
         if not (piece := read()):
@@ -112,12 +112,12 @@ def warn_of(name: bytes) -> None:
 
 
 def read_png_fact(name: bytes, data: bytes, facts: Info) -> None:
-    """Adds what a chunk says of colours or of which way is up; every other text is left alone."""
+    """Add a chunk's colours or orientation to `facts`; ignore any other text."""
     if name == b"cICP":
         if len(data) != 4:
             return warn_of(name)
         facts["cicp"] = data
-    elif name == b"iCCP" and "icc_profile" not in facts:  # the first of each alone, for each may be a bomb
+    elif name == b"iCCP" and "icc_profile" not in facts:  # the first of each only: each may be a bomb
         _, _, packed = data.partition(b"\0")
         facts["icc_profile"] = unpacked(packed[1:]) if packed[:1] == b"\0" else None
     elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0") and "xmp" not in facts:
@@ -130,7 +130,7 @@ def read_png_fact(name: bytes, data: bytes, facts: Info) -> None:
 
 
 def unpacked(data: bytes) -> bytes | None:
-    """None where it cannot be unpacked, or is more than anybody needs."""
+    """Inflate `data`; return None if it is damaged or too large."""
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, MOST_UNPACKED_BYTES)
@@ -140,12 +140,13 @@ def unpacked(data: bytes) -> bytes | None:
 
 
 def check_png_pixels(data: bytes) -> None:
-    """
+    """Check the pixel data of a PNG.
+
     Args:
-        data: what bare_png gives.
+        data: a PNG as bare_png returns it.
     Raises:
         EOFError, ValueError: rows are missing, or there are far too many.
-        zlib.error: they are damaged, or their checksum is wrong.
+        zlib.error: the data is damaged, or its checksum is wrong.
     """
     place = 8
     while data[place + 4 : place + 8] != b"IDAT":
@@ -164,7 +165,7 @@ def check_png_pixels(data: bytes) -> None:
 
 
 def png_pixel_bytes(data: bytes) -> int:
-    """Bytes of all rows, unpacked, each with its filter's byte."""
+    """Return the inflated size in bytes of all rows, including a filter byte for each."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
@@ -173,7 +174,7 @@ def png_pixel_bytes(data: bytes) -> int:
 
 
 def bare_jpeg(stream: BinaryIO, header: bool = False) -> Bare:
-    """A JPEG with its profile and EXIF or XMP data; of several images in it, as phones have them, the first."""
+    """Return a JPEG with its profile and EXIF or XMP data; of several images, as phones store them, only the first."""
     kept, room, left, is_progressive = [stream.read(2)], MOST_SEGMENT_BYTES, dict(JPEG_KEPT), False
     for marker in pieces(lambda: next_marker(stream)):
         if marker in (0x01, *range(0xD0, 0xD9)):  # markers without a segment
@@ -204,7 +205,7 @@ def bare_jpeg(stream: BinaryIO, header: bool = False) -> Bare:
 
 
 def next_marker(stream: BinaryIO) -> int:
-    """The second byte of the next marker; what stands before it is skipped, as decoders do."""
+    """Return the second byte of the next marker; skip bytes before it, as decoders do."""
     byte = stream.read(1)
     while byte:
         if byte == b"\xff":
@@ -217,7 +218,7 @@ def next_marker(stream: BinaryIO) -> int:
 
 
 def bare_gif(stream: BinaryIO, header: bool = False) -> Bare:
-    """A GIF's first frame; `frames` in the info is their number."""
+    """Return the first frame of a GIF; `frames` in the info is the number of frames."""
     head = stream.read(13)
     kept, frames = [head, stream.read(colours_bytes(head[10:11]))], 0
     for byte in pieces(lambda: stream.read(1)):
@@ -236,12 +237,12 @@ def bare_gif(stream: BinaryIO, header: bool = False) -> Bare:
 
 
 def colours_bytes(flags: bytes) -> int:
-    """Bytes of the table of colours that a byte of flags announces."""
+    """Return the size in bytes of the colour table announced by a flags byte."""
     return 3 * 2 ** ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
 def sub_blocks(stream: BinaryIO) -> list[bytes]:
-    """The blocks of up to 255 bytes, each after its length, to the empty one or the end of the file."""
+    """Return the blocks of up to 255 bytes, each after its length, through the empty one or the end of the file."""
     blocks = []
     while length := stream.read(1):
         blocks += [length, stream.read(length[0])]
@@ -251,7 +252,7 @@ def sub_blocks(stream: BinaryIO) -> list[bytes]:
 
 
 def whole(stream: BinaryIO, header: bool = False) -> Bare:
-    """A file as it is, for formats whose decoders read neither texts nor comments."""
+    """Return the file unchanged, for formats whose decoders read neither texts nor comments."""
     return stream.read(), {}
 
 

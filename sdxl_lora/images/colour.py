@@ -1,6 +1,6 @@
-"""Pixels of any colour space as sRGB, by what the file says of its colours: an ICC profile, a PNG's chunks, EXIF.
+"""Conversion to sRGB by the colours that a file declares: an ICC profile, PNG chunks or EXIF.
 
-A profile is judged by what it does to colours, never by its name: phones call their P3 "... with sRGB Transfer".
+A profile is judged by its effect on colours, never by its name: phones call their P3 "... with sRGB Transfer".
 """
 
 import functools
@@ -13,31 +13,31 @@ from PIL import Image, ImageCms
 from sdxl_lora.images.exif import Info, is_adobe_rgb
 from sdxl_lora.images.icc import HDR_CURVES, adobe_rgb_profile, coded_profile, gamma_profile
 
-UNSPECIFIED = 2  # a code of primaries
-SAME_LEVELS = 2  # of 255: by as much do the sRGB profiles of different makers differ
-MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # PIL's by the colour space that a profile is for
+UNSPECIFIED = 2  # code for unspecified primaries
+SAME_LEVELS = 2  # of 255: sRGB profiles of different makers differ by as much
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # PIL's mode by a profile's colour space
 NOT_FOR_IMAGES = {"link": "a link of two devices", "abst": "an abstract profile", "nmcl": "a list of named colours"}
 
 
 class ImageWarning(UserWarning):
-    """A picture was used, though not quite as its file asks."""
+    """An image was used, though not quite as its file asks."""
 
 
 class ProfileError(ValueError):
-    """Colours that the file names and that cannot be found out."""
+    """Colours that the file declares but that cannot be determined."""
 
 
 def to_srgb(image: Image.Image, info: Info) -> Image.Image:
-    """RGB pixels in sRGB.
+    """Convert an image to RGB pixels in sRGB.
 
     Args:
-        info: what PIL and open_image found in the file beside the pixels.
+        info: metadata that PIL and open_image found in the file.
     Warns:
-        ImageWarning: the colour profile is damaged or not for such pixels and was left out of account; HDR was clipped.
+        ImageWarning: the colour profile is damaged or does not fit the pixels and was ignored; or HDR was clipped.
     """
     if image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("RGB", "L", "CMYK"):  # a palette: its colours are RGB already
+    elif image.mode not in ("RGB", "L", "CMYK"):  # e.g. a palette, whose colours are RGB already
         image = image.convert("RGB")
     try:
         profile = profile_of(info)
@@ -47,20 +47,20 @@ def to_srgb(image: Image.Image, info: Info) -> Image.Image:
                 return transform.apply(image if image.mode == mode else image.convert(mode))
     except (ValueError, ImageCms.PyCMSError, OSError) as error:
         warnings.warn(f"its colour profile cannot be used ({error}); taken as sRGB", ImageWarning, stacklevel=3)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy an RGB image
 
 
 def profile_of(info: Info) -> bytes | None:
-    """The ICC profile of an image's colours, made here where the file names them in another way; None for sRGB."""
+    """Return the ICC profile of an image's colours, built here if the file declares them otherwise; None for sRGB."""
     icc = info.get("icc_profile")
-    cicp = info.get("cicp")  # of a PNG; overrules all else there
+    cicp = info.get("cicp")  # in a PNG, where it overrides everything else
     if cicp and (profile := coded(cicp[0], cicp[1], bool(cicp[3]))):
         return profile
     if "icc_profile" in info and icc is None:
         raise ProfileError("a part of it is missing or cannot be unpacked")
     if icc:
         return icc
-    if nclx := info.get("nclx_profile"):  # of a HEIC
+    if nclx := info.get("nclx_profile"):  # in a HEIC
         return coded(nclx["color_primaries"], nclx["transfer_characteristics"])
     if "srgb" in info:
         return None
@@ -85,19 +85,19 @@ def coded(primaries: int, curve: int, full_range: bool = True) -> bytes | None:
 
 @functools.lru_cache(maxsize=16)
 def transform_of(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode that pixels must have for the transform to sRGB, and that; None where it would leave them as they are.
+    """Return the mode that the transform to sRGB takes and the transform; None if it would change nothing.
 
     Args:
-        mode: L, RGB or CMYK, that of the image.
+        mode: the image's mode: L, RGB or CMYK.
     Raises:
-        ProfileError, PyCMSError, OSError: it is damaged, or for pixels of another kind.
+        ProfileError, PyCMSError, OSError: the profile is damaged, or for another kind of pixels.
     """
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space, kind = opened.profile.xcolor_space.strip(), opened.profile.device_class.strip()
     if kind in NOT_FOR_IMAGES:
         raise ProfileError(f"it is {NOT_FOR_IMAGES[kind]}")
     wanted = MODES.get(space)
-    is_grey_by_rgb = (wanted, mode) == ("RGB", "L")  # as common as right
+    is_grey_by_rgb = (wanted, mode) == ("RGB", "L")  # common and harmless
     if wanted is None or (wanted != mode and not is_grey_by_rgb):
         raise ProfileError(f"it is for {space} and the pixels are {mode}")
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), wanted, "RGB")
@@ -109,7 +109,7 @@ def transform_of(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTrans
 
 
 def probe(mode: str) -> Image.Image:
-    """An image with colours from everywhere in the cube, or with all greys."""
+    """Return an image with colours from all over the RGB cube, or with all greys."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
@@ -117,9 +117,9 @@ def probe(mode: str) -> Image.Image:
 
 
 def is_read_anew(image: Image.Image) -> bool:
-    """Return whether earlier versions, which went by a profile's name and by nothing else, gave an image other pixels.
+    """Return whether earlier versions, which judged a profile by its name alone, gave an image different pixels.
 
-    Keys of caches hold this, so that what was made of such images is made again and all else stays.
+    Cache keys hold this, so that only the entries of such images are recomputed.
     """
     info, mode = image.info, {"1": "L", "LA": "L", "I;16": "L", "CMYK": "CMYK", "L": "L"}.get(image.mode, "RGB")
     try:

@@ -1,7 +1,7 @@
-"""Pictures from files to the pixels a model sees: opened whole, upright, sRGB, cut to a size.
+"""Decoding image files to the pixels a model sees: opened whole, upright, in sRGB, cropped to a size.
 
-Pure functions on PIL images, shared by preprocess and the trainer. Knows no captions and no datasets.
-Sizes that go in are (width, height) as in PIL; what comes out for SDXL's conditioning is (height, width) and (y, x).
+Pure functions on PIL images, shared by preprocess and the trainer; they know no captions or datasets. Input sizes are
+(width, height) as in PIL; outputs for SDXL's conditioning are (height, width) and (y, x).
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from sdxl_lora.images.exif import RAW_PROFILE, orientation_of
 from sdxl_lora.images.image_formats import is_cut, sniff
 from sdxl_lora.io.regular_files import FileError, check_size, open_regular, read_regular
 
-HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # no requirement: phones' photos can be had as JPEG
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # optional: phones export JPEG too
 HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", *(HEIF_SUFFIXES if HAS_HEIF else ()))
-OTHER_SUFFIXES = (".jfif", ".jpe", ".jif", ".pjpeg", ".pjp", ".jpg_large", ".jpg_orig", ".apng")  # of the same formats
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("HEIC",) if HAS_HEIF else ()))  # all that a stranger's file may reach
+OTHER_SUFFIXES = (".jfif", ".jpe", ".jif", ".pjpeg", ".pjp", ".jpg_large", ".jpg_orig", ".apng")  # of these formats too
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("HEIC",) if HAS_HEIF else ()))  # all that an untrusted file may reach
 UNSUPPORTED_SUFFIXES = (
     ".heic", ".heif", ".hif", ".heics", ".avif", ".avifs", ".jxl", ".jxr", ".jp2", ".j2k", ".jpx", ".tif", ".tiff",
     ".bmp", ".svg", ".psd", ".psb", ".xcf", ".kra", ".ico", ".tga", ".exr", ".hdr", ".eps", ".ppm", ".pgm", ".pbm",
     ".pnm", ".qoi", ".dds", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
 )  # fmt: skip
-MAX_MEGAPIXELS = 128  # above every camera but a few; decoding needs 3 bytes per pixel, and as much again upright
-HEAD_BYTES = 1024  # that tell the format
+MAX_MEGAPIXELS = 128  # above all but a few cameras; decoding needs 3 bytes per pixel, and as much again to turn it
+HEAD_BYTES = 1024  # enough to tell the format
 WHITE = (255, 255, 255)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,20 +44,20 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by EXIF's orientation
+}  # by EXIF orientation
 
 
 class ImageError(FileError):
-    """A file that cannot be used as a picture. `reason` is the message without the path."""
+    """A file that cannot be used as an image. `reason` is the message without the path."""
 
 
 def is_image_name(name: Path | str) -> bool:
-    """Return whether a file's ending is one of a supported format's."""
+    """Return whether a file name has the ending of a supported format."""
     return str(name).lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))
 
 
 def looks_like_image(path: Path | str) -> bool:
-    """Return whether a file begins as a supported format does, whatever its name; False for what cannot be read."""
+    """Return whether a file's first bytes are those of a supported format; False for unreadable files."""
     try:
         with open_regular(path) as file:
             return sniff(file.read(HEAD_BYTES)) in FORMATS
@@ -66,16 +66,17 @@ def looks_like_image(path: Path | str) -> bool:
 
 
 def open_image(path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
-    """The picture in a file of one of FORMATS, decoded to its last row; of several frames the first.
+    """Return the fully decoded image of a file in one of FORMATS; the first frame of several.
 
     Raises:
-        ImageError: no file, unreadable, empty, not an image, another format, too many pixels, truncated, damaged.
+        ImageError: the file is missing, unreadable, empty, not an image, of another format, truncated or damaged, or
+            has too many pixels.
     """
     return decode_image(read_image(path), path, max_megapixels)
 
 
 def read_image(path: Path | str) -> bytes:
-    """A picture's file, for what needs its hash and its pixels: they must be of one reading."""
+    """Return the bytes of an image file, for callers whose hash and pixels must come from the same read."""
     try:
         return read_regular(path)
     except FileError as error:
@@ -83,9 +84,9 @@ def read_image(path: Path | str) -> bytes:
 
 
 def decode_image(data: bytes, path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
-    """open_image for bytes that are already read; `path` is for messages alone.
+    """Decode like open_image, from bytes already read; `path` is only for messages.
 
-    Image.verify() passes truncated JPEGs, so every picture is decoded in full.
+    Image.verify() passes truncated JPEGs, so every image is decoded in full.
     """
     with opened(io.BytesIO(data), path, max_megapixels) as image:
         image.load()
@@ -93,12 +94,12 @@ def decode_image(data: bytes, path: Path | str, max_megapixels: float = MAX_MEGA
 
 
 def image_header(file: Path | bytes, path: Path | str, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
-    """The picture with its size and info and without its pixels.
+    """Return the image with its size and info but without its pixels.
 
     Args:
-        file: where it lies, of which no pixel is read then, or its bytes; `path` is for messages alone.
+        file: its path, in which case no pixel is read, or its bytes; `path` is only for messages.
     Raises:
-        ImageError: all that open_image says without having seen the pixels.
+        ImageError: as open_image, for faults found without the pixels.
     """
     if isinstance(file, bytes):
         with opened(io.BytesIO(file), path, max_megapixels, header=True) as image:
@@ -112,10 +113,10 @@ def image_header(file: Path | bytes, path: Path | str, max_megapixels: float = M
 
 @contextlib.contextmanager
 def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bool = False) -> Iterator[Image.Image]:
-    """An image that PIL has opened and not yet decoded: the only place where a stranger's bytes come to PIL.
+    """Open an image with PIL without decoding it: the only place where untrusted bytes reach PIL.
 
     Raises:
-        ImageError: in the block too.
+        ImageError: also for errors inside the block.
     """
     kind = supported_format(stream.read(HEAD_BYTES), path)
     size = stream.seek(0, 2)
@@ -133,16 +134,16 @@ def opened(stream: BinaryIO, path: Path | str, max_megapixels: float, header: bo
         check_pixels(path, int(re.findall(r"\d+", str(error))[0]), max_megapixels)
         raise ImageError(path, str(error)) from None
     except (FileError, OSError) as error:
-        if isinstance(error, FileError) or error.errno:  # the disk's word, not PIL's
+        if isinstance(error, FileError) or error.errno:  # from the disk, not from PIL
             raise
         said = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
         raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({said})") from None
-    except Exception as error:  # damaged files bring SyntaxError, struct.error, EOFError, ValueError, MemoryError ...
+    except Exception as error:  # damaged files raise SyntaxError, struct.error, EOFError, ValueError, MemoryError ...
         raise ImageError(path, f"{fault_word(kind, stream, size, error)} {kind} ({error})") from None
 
 
 def open_with(kind: str, data: bytes) -> Image.Image:
-    """The image by the decoder of one of FORMATS."""
+    """Open an image with the decoder of one of FORMATS."""
     if kind == "HEIC":
         register_heif()
     with warnings.catch_warnings():
@@ -158,10 +159,10 @@ def register_heif() -> None:
 
 
 def open_own_png(path: Path) -> PngImageFile:
-    """A sample that a run drew, with the texts in it.
+    """Return a sample drawn by a run, with its embedded texts.
 
     Raises:
-        ImageError: as `open_image`, and for a picture of another format.
+        ImageError: as `open_image`, and for an image of another format.
     """
     data = read_image(path)
     kind = supported_format(data[:HEAD_BYTES], path)
@@ -182,7 +183,7 @@ def check_pixels(path: Path | str, pixels: int, max_megapixels: float) -> None:
 
 
 def supported_format(head: bytes, path: Path | str) -> str:
-    """The format by a file's first bytes; ImageError where it is none of FORMATS."""
+    """Return the format given by a file's first bytes; raise ImageError if it is none of FORMATS."""
     if not head:
         raise ImageError(path, "empty file (0 bytes)")
     kind = sniff(head)
@@ -194,7 +195,7 @@ def supported_format(head: bytes, path: Path | str) -> str:
 
 
 def unsupported(kind: str) -> str:
-    """Return what to say of a picture in another format."""
+    """Return the message for an image in another format."""
     more = "`pip install pillow-heif` to use it, or " if kind.upper() in ("HEIC", "HEIF", "HIF", "HEICS") else ""
     return f"unsupported format {kind}; {more}use {', '.join(SUFFIXES)}"
 
@@ -204,30 +205,30 @@ def fault_word(kind: str, stream: BinaryIO, size: int, error: Exception) -> str:
 
 
 def frame_count(image: Image.Image) -> int:
-    """Frames of an animation that open_image has read; 1 for a still picture and for a phone's photo with its depth."""
+    """Return the frames of an animation that open_image has read; 1 for a still image and for a photo with depth."""
     frames = image.info.get("frames")
     return frames if frames else getattr(image, "n_frames", 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as upright_rgb will have them; decodes nothing."""
+    """Return the width and height that upright_rgb will give, without decoding."""
     try:
         is_turned = orientation_of(image.info) in (5, 6, 7, 8)
     except ValueError:
-        is_turned = False  # upright_rgb says so
+        is_turned = False  # upright_rgb warns of it
     return (image.height, image.width) if is_turned else image.size
 
 
 def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The picture as a viewer shows it: turned by EXIF once, in sRGB with 8 bits, on `background` where transparent.
+    """Return the image as a viewer shows it: turned by EXIF, 8-bit sRGB, on `background` where it is transparent.
 
-    convert("RGB") alone would turn 16-bit grey white, show what hides under alpha and ignore the colour profile.
+    convert("RGB") alone would turn 16-bit grey white, reveal pixels hidden under alpha and ignore the colour profile.
     Warns:
-        ImageWarning: the colour profile or the EXIF data is damaged and was left out of account.
+        ImageWarning: the colour profile or the EXIF data is damaged and was ignored.
     """
     info = image.info
     image = turned_by_exif(image)
-    if image.mode.startswith("I"):  # 16-bit grey; "I" is what older files of it open as
+    if image.mode.startswith("I"):  # 16-bit grey; older files open as "I"
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         if isinstance(transparent := info.get("transparency"), int):
             image.info["transparency"] = round(transparent / 257)
@@ -238,7 +239,7 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) ->
         colours = to_srgb(image.getchannel(0) if image.mode in ("L", "LA") else rgba.convert("RGB"), info)
         rgb = Image.composite(colours, Image.new("RGB", image.size, background), rgba.getchannel("A"))
     if rgb.info is not info:
-        rgb.info = {}  # all that it asked for is done
+        rgb.info = {}  # all of it has been applied
     return rgb
 
 
@@ -258,14 +259,14 @@ def turned_by_exif(image: Image.Image) -> Image.Image:
 def cover_and_crop(
     image: Image.Image, size: tuple[int, int], position: tuple[float, float] = (0.5, 0.5)
 ) -> tuple[Image.Image, tuple[int, int], tuple[int, int]]:
-    """Resize with Lanczos until the picture covers `size`, keeping its aspect, and cut `size` out of it.
+    """Resize with Lanczos until the image covers `size`, keeping its aspect ratio, and crop it to `size`.
 
     Args:
         size: width, height in pixels of the result.
-        position: x, y of the cut, each from 0 (left, top) to 1 (right, bottom).
+        position: x, y of the crop, each from 0 (left, top) to 1 (right, bottom).
     Returns:
-        the cut picture; original_size, its height and width before the resize; crop_top_left, y and x of the cut in
-        pixels of the resized picture.
+        the cropped image; original_size, its height and width before the resize; crop_top_left, y and x of the crop in
+        pixels of the resized image.
     """
     width, height = size
     scale = max(width / image.width, height / image.height)

@@ -1,6 +1,6 @@
-"""The two facts of EXIF data that change how an image looks: which way up it is, and whether it is in Adobe RGB.
+"""The two facts of EXIF data that change how an image looks: its orientation and whether it is in Adobe RGB.
 
-Reads no more than these, for a block of EXIF can name the same bytes 65,000 times over, and who reads all of it hangs.
+Reads only these: an EXIF block can name the same bytes 65,000 times over, and reading all of it would hang.
 """
 
 import re
@@ -8,14 +8,14 @@ import struct
 from typing import Any
 
 ORIENTATION, EXIF_IFD, COLOR_SPACE, INTEROPERABILITY_IFD = 0x0112, 0x8769, 0xA001, 0xA005
-ADOBE_RGB = 2  # in COLOR_SPACE; cameras that follow the standard write "R03" in the interoperability IFD instead
+ADOBE_RGB = 2  # in COLOR_SPACE; cameras that follow the standard write "R03" into the interoperability IFD instead
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
-Info = dict[str | tuple[int, int], Any]  # what PIL calls an image's info
-RAW_PROFILE = "Raw profile type exif"  # ImageMagick's way to keep EXIF as a text of a PNG
+Info = dict[str | tuple[int, int], Any]  # type of PIL's Image.info
+RAW_PROFILE = "Raw profile type exif"  # key under which ImageMagick stores EXIF as text in a PNG
 
 
 def orientation_of(info: Info) -> int:
-    """1 to 8, by the EXIF or XMP data in a PIL image's info; 1 is upright.
+    """Return the orientation, 1 to 8, from the EXIF or XMP data in a PIL image's info; 1 is upright.
 
     Raises:
         ValueError: the EXIF data is damaged.
@@ -28,7 +28,7 @@ def orientation_of(info: Info) -> int:
 
 
 def is_adobe_rgb(info: Info) -> bool:
-    """Return whether a camera says so; damaged data says nothing."""
+    """Return whether the EXIF data declares Adobe RGB; False if it is damaged."""
     try:
         exif = exif_of(info)
         if not exif:
@@ -43,7 +43,7 @@ def is_adobe_rgb(info: Info) -> bool:
 
 
 def exif_of(info: Info) -> bytes:
-    """The TIFF block; empty where there is none."""
+    """Return the TIFF block, empty if there is none."""
     exif = bytes_of(info.get("exif"))
     if not exif and RAW_PROFILE in info:
         hexadecimal = "".join(str(info[RAW_PROFILE]).split("\n")[3:])
@@ -69,7 +69,7 @@ def first_directory(exif: bytes) -> int:
 
 
 def directory(exif: bytes, start: int) -> dict[int, bytes]:
-    """The entries of 12 bytes each, by their tags."""
+    """Return the 12-byte entries of a directory by tag."""
     count = unpacked(byte_order(exif) + "H", exif, start)
     entries = [exif[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12)]
     if entries and len(entries[-1]) < 12:
@@ -78,7 +78,7 @@ def directory(exif: bytes, start: int) -> dict[int, bytes]:
 
 
 def number(entry: bytes | None, exif: bytes) -> int | None:
-    """The value of an entry that holds one whole number."""
+    """Return the value of an entry that holds one integer; None for other entries."""
     formats = {1: "B", 3: "H", 4: "I"}
     if entry is None or (kind := unpacked(byte_order(exif) + "H", entry, 2)) not in formats:
         return None

@@ -1,4 +1,4 @@
-"""ICC profiles of colours that a file names otherwise: by primaries and a curve, or by the codes of ITU-T H.273."""
+"""ICC profiles built from other colour declarations: primaries and a curve, or the codes of ITU-T H.273."""
 
 import functools
 import struct
@@ -21,10 +21,10 @@ PRIMARIES = {  # by code: primaries and white
     11: (P3_PRIMARIES, (0.314, 0.351)),
     12: (P3_PRIMARIES, D65),
 }
-WHITE_NITS = 203  # of what is white and no highlight in HDR, by ITU-R BT.2408
+WHITE_NITS = 203  # reference white in HDR, by ITU-R BT.2408
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
-Curve = Callable[[np.ndarray], np.ndarray]  # stored values to light, both from 0 to 1
+Curve = Callable[[np.ndarray], np.ndarray]  # from stored values to light, both from 0 to 1
 
 
 def srgb_curve(x: np.ndarray) -> np.ndarray:
@@ -36,29 +36,29 @@ def gamma_curve(exponent: float) -> Curve:
 
 
 def pq_curve(x: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084; what is brighter than WHITE_NITS is clipped."""
+    """SMPTE ST 2084; light above WHITE_NITS is clipped."""
     root = x ** (32 / 2523)
     nits = 10000 * (np.maximum(root - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * root)) ** (16384 / 2610)
     return np.minimum(nits / WHITE_NITS, 1)
 
 
 def hlg_curve(x: np.ndarray) -> np.ndarray:
-    """ITU-R BT.2100 on a display of 1000 nits, each channel by itself; what is brighter than WHITE_NITS is clipped."""
+    """ITU-R BT.2100 on a display of 1000 nits, per channel; light above WHITE_NITS is clipped."""
     scene = np.where(x <= 0.5, x**2 / 3, (np.exp((x - 0.55991073) / 0.17883277) + 0.28466892) / 12)
     return np.minimum(1000 * scene**1.2 / WHITE_NITS, 1)
 
 
 HDR_CURVES = {16: pq_curve, 18: hlg_curve}
 CURVES: dict[int, Curve] = {4: gamma_curve(2.2), 5: gamma_curve(2.8), 8: gamma_curve(1), 13: srgb_curve, **HDR_CURVES}
-CURVES |= dict.fromkeys((1, 6, 14, 15), srgb_curve)  # video: browsers show it so, and no two screens do otherwise alike
+CURVES |= dict.fromkeys((1, 6, 14, 15), srgb_curve)  # video: browsers show it so, and screens agree on no other
 
 
 @functools.lru_cache(maxsize=16)
 def coded_profile(primaries: int, curve: int, full_range: bool = True) -> bytes | None:
-    """The profile of codes as in a PNG's cICP; None where they name none.
+    """Return the profile for H.273 codes, as in a PNG's cICP; None if they are unknown.
 
     Args:
-        full_range: False where black is stored as 16 and white as 235.
+        full_range: False if black is stored as 16 and white as 235.
     """
     if primaries not in PRIMARIES or curve not in CURVES:
         return None
@@ -70,13 +70,13 @@ def coded_profile(primaries: int, curve: int, full_range: bool = True) -> bytes 
 
 @functools.lru_cache(maxsize=16)
 def gamma_profile(gamma: float | None, chromaticity: tuple[float, ...] | None) -> bytes:
-    """The profile of a PNG's gAMA and cHRM.
+    """Return the profile for a PNG's gAMA and cHRM.
 
     Args:
-        gamma: as stored, 0.45455 for what is shown with an exponent of 2.2, which the standard writes for sRGB's curve.
+        gamma: as stored: 0.45455 for an exponent of 2.2, which the standard writes for sRGB's curve.
         chromaticity: x, y of white, red, green and blue.
     Raises:
-        ValueError: they name no colours.
+        ValueError: the values describe no colours.
     """
     if gamma is not None and not 0.01 <= gamma <= 100:
         raise ValueError(f"a gamma of {gamma:g}")
@@ -95,10 +95,10 @@ def adobe_rgb_profile() -> bytes:
 
 
 def profile(primaries: tuple[tuple[float, float], ...], white: tuple[float, float], curve: Curve) -> bytes:
-    """An ICC profile of version 2.
+    """Return an ICC profile of version 2.
 
     Raises:
-        ValueError: the primaries lie on one line, or the white on none.
+        ValueError: the primaries lie on one line, or the white is invalid.
     """
     table = np.round(np.clip(curve(np.linspace(0, 1, 4096)), 0, 1) * 65535).astype(">u2").tobytes()
     tags = [
@@ -120,7 +120,7 @@ def profile(primaries: tuple[tuple[float, float], ...], white: tuple[float, floa
 
 
 def colorants(primaries: tuple[tuple[float, float], ...], white: tuple[float, float]) -> np.ndarray:
-    """XYZ of red, green and blue as rows, their white moved to D50."""
+    """Return XYZ of red, green and blue as rows, adapted to a white of D50."""
     if min(y for _, y in (*primaries, white)) <= 0:
         raise ValueError("chromaticities that are no colours")
     columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T

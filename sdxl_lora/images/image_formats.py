@@ -1,11 +1,11 @@
-"""Which image format a file has, by its bytes, and whether its end is missing. stdlib only."""
+"""Detection of image formats and truncated files by their bytes. stdlib only."""
 
 import re
 from typing import BinaryIO
 
 
 def sniff(data: bytes) -> str | None:
-    """Format by the first bytes: a member of FORMATS, the name of another known format, or None."""
+    """Return the format given by the first bytes: a member of FORMATS, the name of another known format, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
@@ -27,7 +27,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def brand_of(data: bytes) -> str:
-    """The format of an ISO base media file, by the brand that it has, or has also."""
+    """Return the format of an ISO base media file, by its major and compatible brands."""
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 128), 4))]
     for brand in brands:
         if brand in (b"avif", b"avis"):
@@ -40,7 +40,7 @@ def brand_of(data: bytes) -> str:
 
 
 def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
-    """Return whether the end of the file is missing, by the mark or the length that its format puts there."""
+    """Return whether the end of a file is missing, judged by its format's end mark or declared length."""
     if kind == "HEIC":
         return end_of_boxes(stream, size) > size
     if kind == "WEBP":
@@ -51,7 +51,7 @@ def is_cut(kind: str, stream: BinaryIO, size: int) -> bool:
 
 
 def end_of_boxes(stream: BinaryIO, size: int) -> int:
-    """Return where the last box of an ISO base media file ends, as it says itself."""
+    """Return the offset at which the last box of an ISO base media file ends, as it declares itself."""
     place = 0
     while place < size:
         stream.seek(place)
