@@ -1,1 +1,1 @@
-"""Folders of images as people have them: what lies there, what is used of it, and why the rest is not."""
+"""Users' image folders: their contents, the files that are used, and the reasons why others are not."""

@@ -1,4 +1,4 @@
-"""Caption files beside pictures: which file belongs to which picture, and the text in it. Opens no picture."""
+"""Caption files beside images: matching them to images and reading their text. Opens no image."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from typing import Any
 from sdxl_lora.errors import DataError
 from sdxl_lora.io.text_files import read_text
 
-CAPTION_SUFFIXES = (".txt", ".caption", ".tags", ".json")  # of several for one picture, the first of these is used
+CAPTION_SUFFIXES = (".txt", ".caption", ".tags", ".json")  # in order of preference for one image
 TEXT_KEYS = ("text", "caption", "prompt", "description", "tags")
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why there is nothing to read at a path; None for a regular file. Reading a pipe or a device might never end."""
+    """Return the reason why a path is unreadable; None for a regular file. Reading a pipe or device might never end."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -29,12 +29,12 @@ def why_no_file(path: Path) -> str | None:
 
 
 def alike(name: str) -> str:
-    """Return what names have in common that people and systems take for one: case, the spelling of accents, blanks."""
+    """Return the form that names share if people and systems confuse them: ignores case, accent encoding and blanks."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 class ByName:
-    """Things by the names of files: by the whole name or by what is before its ending, exactly, else as alike."""
+    """Lookup of things by file name: the whole name or its stem, exactly or else as `alike` compares them."""
 
     def __init__(self, things: Iterable[Any], name_of: Callable[[Any], str]):
         self.levels: list[dict[str, list[Any]]] = [{}, {}, {}, {}]
@@ -50,17 +50,17 @@ class ByName:
 
 
 def images_of(file: str, images: ByName) -> list[Any]:
-    """The pictures that a caption file of this name may belong to: a.txt, a.png.txt and a.caption.txt to a.png."""
+    """Return the images that a caption file may belong to by name: a.txt, a.png.txt and a.caption.txt to a.png."""
     stem = os.path.splitext(file)[0]
     inner, suffix = os.path.splitext(stem)
     return images.get(stem) or (images.get(inner) if suffix.lower() in CAPTION_SUFFIXES else [])
 
 
 def read_caption(path: Path) -> str | None:
-    """The caption in a caption file, without blanks around it; None in a .json that holds none.
+    """Return the caption in a caption file, stripped; None for a .json without one.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     text = read_text(path)
     if path.suffix.lower() != ".json":
@@ -72,10 +72,10 @@ def read_caption(path: Path) -> str | None:
 
 
 def caption_in(value: Any, with_tags: bool = False) -> str | None:
-    """The caption in a JSON value: a text, a list of tags, or an object with one of TEXT_KEYS; None for no caption.
+    """Return the caption in a JSON value: a text, a list of tags, or an object with one of TEXT_KEYS; None without one.
 
     Args:
-        with_tags: put an object's tags behind its caption, as kohya's trainer does.
+        with_tags: append an object's tags to its caption, as kohya's trainer does.
     """
     if isinstance(value, str):
         return value.strip()

@@ -1,6 +1,6 @@
-"""Files that hold many captions: metadata.jsonl and its like, other tools' tables, kohya's meta_cap.json.
+"""Files with many captions: metadata.jsonl and the like, tables of other tools, kohya's meta_cap.json.
 
-Says what a table holds, line by line; whose pictures these are is the finder's. Opens no picture.
+Reads a table line by line; finder.py matches lines to images. Opens no image.
 """
 
 import csv
@@ -15,25 +15,25 @@ from sdxl_lora.errors import DataError
 from sdxl_lora.folders.caption_files import TEXT_KEYS, caption_in
 from sdxl_lora.io.text_files import MOST_TABLE_BYTES, read_jsonl, read_text
 
-OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # which the library datasets reads
+OF_DATASETS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # read by the datasets library
 METADATA = (*OF_DATASETS, "metadata.tsv", "metadata.json")
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 FILE_KEYS = ("file_name", "filename", "file", "image_file", "image_path", "image_name", "image", "path", "img", "name")
 CAPTIONS = "captions"
 SIZE_KEYS = ("original_size", "crop_top_left")
-FILE_NAME = "file_name"  # also the end of the names of columns with further files, as datasets has it
+FILE_NAME = "file_name"  # also the suffix of columns with further files, as in the datasets library
 
 
 class NoTable(ValueError):
-    """A file that holds no captions by file names; says why."""
+    """A file without captions by file name; the message says why."""
 
 
 @dataclass(slots=True)
 class Line:
     """One line of a table.
 
-    file: the picture's name as it stands there.
-    text: its caption; None where there is none.
+    file: the image's name as written in the table.
+    text: its caption, or None.
     values: all columns of the line.
     """
 
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Several captions of the picture, of a list of texts in the column CAPTIONS; () where there is none."""
+        """Several captions of the image, from a list of texts in the column CAPTIONS; () without such a list."""
         several = self.values.get(CAPTIONS)
         is_texts = isinstance(several, list) and all(isinstance(one, str) for one in several)
         return tuple(several or ()) if is_texts else ()
@@ -62,18 +62,18 @@ class Table:
 
     @property
     def is_prepared(self) -> bool:
-        """Return whether it is a dataset of its own, whose lines say how their pictures were cut."""
+        """Return whether the table is of a prepared dataset, whose lines record how their images were cropped."""
         return self.is_metadata and any(SIZE_KEYS[0] in line.values for line in self.lines)
 
     def masks(self) -> dict[Path, Path]:
-        """The further files of its lines, such as masks in mask_file_name, each with its picture."""
+        """Return the further files of the lines, such as masks in mask_file_name, each with its image."""
         return {path: self.path_of(line.file) for line in self.lines for path in self.files_of(line).values()}
 
     def files_of(self, line: Line) -> dict[str, Path]:
-        """Those that further columns of file names name, by the column's name in datasets.
+        """Return the files named in a line's further file columns, by the column's name in datasets.
 
         Raises:
-            DataError: a name that leads out of the table's folder, where a dataset of others might read anything.
+            DataError: a name leads out of the table's folder, through which a dataset could read any file.
         """
         files = {key: value for key, value in line.values.items() if is_file_column(key)}
         for key, file in files.items():
@@ -90,7 +90,7 @@ def is_file_column(key: str) -> bool:
 
 
 def column_of(key: str) -> str:
-    """The column of pictures that a column of their names becomes in datasets."""
+    """Return the image column that datasets makes of a column of file names."""
     return key.removesuffix(f"_{FILE_NAME}")
 
 
@@ -103,10 +103,11 @@ def may_be_table(file: str) -> bool:
 
 
 def read_table(path: Path) -> Table:
-    """
+    """Read a table of captions.
+
     Raises:
-        NoTable: there are no captions by file names in it.
-        DataError: it cannot be read, or is damaged.
+        NoTable: it holds no captions by file name.
+        DataError: it cannot be read or is damaged.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -125,7 +126,7 @@ def read_table(path: Path) -> Table:
 
 
 def text_of(row: dict, path: Path) -> str | None:
-    """The caption in a line, as it stands there where it is a text."""
+    """Return the caption of a line; a text is returned as it is."""
     values = {str(key).lower(): value for key, value in row.items()}
     key = next((key for key in TEXT_KEYS if values.get(key) is not None), None)
     if key is None:
@@ -139,7 +140,7 @@ def text_of(row: dict, path: Path) -> str | None:
 
 
 def read_json(path: Path) -> list[Line]:
-    """Lines of a list of objects, or of an object from names to captions, as kohya's meta_cap.json is."""
+    """Return the lines of a list of objects, or of an object from names to captions such as kohya's meta_cap.json."""
     try:
         content = json.loads(read_text(path, MOST_TABLE_BYTES))
     except (ValueError, RecursionError) as error:
@@ -158,7 +159,7 @@ def read_json(path: Path) -> list[Line]:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Rows of a table with a header, their values as JSON would have them, but captions and file names as text."""
+    """Return the rows of a table with a header; values are parsed as JSON, except captions and file names."""
     text = read_text(path, MOST_TABLE_BYTES)
     separator = max(",;\t|", key=text.split("\n", 1)[0].count)
     try:

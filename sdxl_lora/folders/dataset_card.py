@@ -1,4 +1,4 @@
-"""The trigger word in a dataset's README.md. Knows no pictures."""
+"""Trigger word in a dataset's README.md. Knows no images."""
 
 import re
 import warnings
@@ -14,12 +14,12 @@ HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTIL
 
 
 def trigger_word_in(card: Path) -> str:
-    """The trigger word that preprocess wrote into a card; "" where there is none.
+    """Return the trigger word that preprocess wrote into a dataset card; "" if there is none.
 
     Warns:
-        a README.md that cannot be read, as anybody's notes may be.
+        UserWarning: the README.md cannot be read, which may be anyone's notes.
     Raises:
-        DataError: the trigger word is no text.
+        DataError: the trigger word is not text.
     """
     try:
         head = HEAD.match(read_text(card))

@@ -1,6 +1,6 @@
-"""The pictures of a folder, the captions that people wrote for them and their masks: for preprocess and the trainer.
+"""Find the images in a folder with their captions and masks, for preprocess and the trainer.
 
-Whatever lies in the folder is used or named, with the reason. Decodes no picture, writes nothing.
+Every file is either used or reported with the reason. Decodes no image and writes nothing.
 """
 
 import os
@@ -18,18 +18,19 @@ from sdxl_lora.folders.mask_files import images_masked_by, is_condition, is_mask
 from sdxl_lora.images.decode import SUFFIXES, UNSUPPORTED_SUFFIXES, is_image_name, looks_like_image
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
-OF_A_RUN = ("events.jsonl", "status.json")  # what each training writes into its folder, see run/session.py
+OF_A_RUN = ("events.jsonl", "status.json")  # written by every training, see run/session.py
 OF_A_DATASET = ("README.md", "preprocess_report.json", "report.html", "parquet", ".preprocess")
-OF_SAMPLES = re.compile(r"step-\d{6}-prompt-\d+-image-\d+\.png")  # see samples.py
-MOST_ROWS = 1_000_000  # pictures by repeats: whoever has more of them has something else in mind
+OF_SAMPLES = re.compile(r"step-\d{6}-prompt-\d+-image-\d+\.png")  # see sampling/generate.py
+MOST_ROWS = 1_000_000  # images times repeats; more are surely unintended
 
 
 def find_images(folder: Path, masks: bool = False) -> Found:
-    """Every picture below `folder`, folder by folder, each with its caption; with `masks` each with its mask.
+    """Find every image below `folder`, in order of folders, each with its caption and, with `masks`, its mask.
 
     Raises:
         ConfigError: there is no such folder.
-        DataError: captions that cannot be read or belong to two pictures, repeats beyond reason: all of them at once.
+        DataError: captions cannot be read or belong to two images, or repeats are excessive; reports all problems at
+            once.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
@@ -46,9 +47,9 @@ def find_images(folder: Path, masks: bool = False) -> Found:
 
 
 def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
-    """The folders that a person's pictures may lie in and their files, in a fixed order, each once; links too.
+    """Yield the folders that may hold training images and their files, in a fixed order, each once, following links.
 
-    All others are named.
+    All other folders are reported.
     """
 
     def unreadable(error: OSError) -> None:
@@ -71,7 +72,7 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
             if is_run and (name == "samples" or name.startswith("checkpoint-")):
                 found.other_files[f"{name}/"] = "of a training that wrote into this folder"
             elif is_dataset and name in OF_A_DATASET:
-                pass  # what preprocess says of the dataset and keeps for its next run
+                pass  # reports of preprocess, and files for its next run
             elif reason := why_passed_over(name):
                 found.other_files[found.shown(directory / name) + "/"] = reason
             elif is_image_name(name):
@@ -88,10 +89,10 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
 
 
 def add_images(found: Found, directories: dict[Path, list[str]], masked: dict[Path, Path], masks: bool) -> None:
-    """Puts every picture into `found`, with its mask where `masks`, and names every file that is neither.
+    """Add every image to `found`, with its mask if `masks`, and report all other files.
 
     Args:
-        masked: the pictures of masks that metadata name.
+        masked: the image of each mask that metadata names.
     """
     usable = {directory: usable_images(found, directory, files) for directory, files in directories.items()}
     named = [path for paths in usable.values() for path in paths if path in masked]
@@ -143,7 +144,7 @@ def name_of(thing: Path | Source) -> str:
 
 
 def folder_masked_by(directory: Path, folder: Path) -> Path | None:
-    """The folder of the pictures whose masks lie in a folder: of a/masks/b it is a/b; None where they are no masks."""
+    """Return the folder of the images whose masks lie in `directory`: a/b for a/masks/b; None if it holds no masks."""
     for above in (directory, *directory.parents):
         if above == folder:
             return None
@@ -166,9 +167,9 @@ def folder_name(directory: Path, folder: Path) -> FolderName:
 
 
 def usable_images(found: Found, directory: Path, files: list[str]) -> list[Path]:
-    """Those of a folder's files that are pictures, by their endings or, without one, by what is in them.
+    """Return the images among a folder's files, by their endings or, without one, by their content.
 
-    What else is no caption is named.
+    Other files that are not captions are reported.
     """
     images = []
     for file in files:
@@ -187,7 +188,7 @@ def usable_images(found: Found, directory: Path, files: list[str]) -> list[Path]
             found.other_files[name] = "a hidden file"
         elif suffix in CAPTION_SUFFIXES or may_be_table(file):
             pass  # read later
-        elif looks_like_image(path):  # not used as it stands: a.jpg.bak and a.jpg_original are copies of a picture
+        elif looks_like_image(path):  # not used: a.jpg.bak and a.jpg_original are copies of an image
             found.left_out[name] = f"a picture with the ending {suffix}; rename it to use it: {', '.join(SUFFIXES)}"
         elif suffix in UNSUPPORTED_SUFFIXES:
             found.left_out[name] = f"unsupported format {suffix[1:].upper()}; use {', '.join(SUFFIXES)}"

@@ -1,13 +1,13 @@
-"""What the name of a folder says: kohya's repeats, or that no pictures of a person's lie there. Reads no file."""
+"""Meaning of a folder's name: kohya's repeats, or a folder without training images. Reads no file."""
 
 import datetime
 import functools
 import re
 from dataclasses import dataclass
 
-MOST_REPEATS = 1000  # of one folder, which is as many as anyone has asked for in earnest
-NUMBERED = re.compile(r"(\d+)_(.+)")  # kohya's "10_sks cat": ten times an epoch, "sks cat" where no caption is
-CAMERA = re.compile(r"[1-9]\d\d[A-Z0-9_]{5}")  # what the standard DCF lets a camera call its folders: 100_PANA
+MOST_REPEATS = 1000  # of one folder; more are surely unintended
+NUMBERED = re.compile(r"(\d+)_(.+)")  # kohya's "10_sks cat": ten times per epoch, "sks cat" if there is no caption
+CAMERA = re.compile(r"[1-9]\d\d[A-Z0-9_]{5}")  # a camera's folder by the DCF standard: 100_PANA
 REST_OF_DATE = re.compile(r"\d{1,2}[-_. ]\d{2,4}(?!\d)")  # 24_12_31 party
 DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y", "%m%d%y", "%Y%m")
 
@@ -34,18 +34,18 @@ NOT_A_PERSONS = {
 
 
 def why_passed_over(name: str) -> str | None:
-    """Return why nothing in a folder of this name is used; None where it is a folder like others."""
+    """Return the reason why a folder of this name is skipped; None if it is not."""
     return "a hidden folder" if name.startswith(".") else NOT_A_PERSONS.get(name.lower())
 
 
 @dataclass(frozen=True)
 class FolderName:
-    """The repeats and words that a folder's name asks for.
+    """Repeats and caption requested by a folder's name.
 
-    repeats: how often each of its pictures is passed per epoch.
-    words: the caption of pictures that have none.
-    note: the same, or why a number is not taken for repeats, for a person; "" where there is no number.
-    problem: why the name cannot be followed, and what to do.
+    repeats: passes over each of its images per epoch.
+    words: the caption of images that have none.
+    note: explanation for the user of the repeats, or of why a number is not taken as repeats; "" without a number.
+    problem: the reason why the name cannot be followed, and the remedy.
     """
 
     repeats: int = 1
@@ -75,7 +75,7 @@ def read_folder_name(name: str) -> FolderName:
 
 
 def other_number(name: str, number: str, rest: str) -> str | None:
-    """Return what a number is that people do not mean as repeats; None where they may."""
+    """Return the meaning of a number that is not repeats; None if it may be repeats."""
     if CAMERA.fullmatch(name):
         return "a camera's number of the folder"
     if len(number) == 4 and 1900 <= int(number) <= 2099:

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds: each picture with its caption and mask, and all else by name with the reason."""
+"""Contents of an image folder: each image with its caption and mask, and all other files with the reason."""
 
 import dataclasses
 from pathlib import Path
@@ -9,14 +9,14 @@ from sdxl_lora.folders.caption_tables import Line, Table
 
 @dataclasses.dataclass(slots=True)
 class Source:
-    """One picture file."""
+    """One image file."""
 
     path: Path
     name: str  # path relative to the input folder, with / on every system
     caption: str | None = None  # written by a person; None where there is none
-    caption_from: str | None = None  # name of the file that says so
-    captions: tuple[str, ...] = ()  # where a table has several: all of them, in place of `caption`
-    lines: tuple[str, ...] = ()  # of its captions, each without blanks around it, for whoever takes them one by one
+    caption_from: str | None = None  # name of the file it was read from
+    captions: tuple[str, ...] = ()  # all of them, in place of `caption`, if a table has several
+    lines: tuple[str, ...] = ()  # the caption's lines, stripped, for reading them as separate captions
     repeats: int = 1
     class_words: str = ""  # of a kohya folder
     mask: Path | None = None
@@ -25,15 +25,16 @@ class Source:
 
 @dataclasses.dataclass
 class Found:
-    """
+    """Images of a folder, and reports on its other files.
+
     Attributes:
-        left_out: pictures that cannot be used, with the reason.
-        other_files: all that is no picture and not used, with what it is.
-        warnings: what a person should know of a file, by its name.
-        notes: how the names of folders were understood.
-        lines: of metadata files, in their order, each with its picture and table.
-        missing: names in metadata files that are of no picture that can be used.
-        problems: what stops a run.
+        left_out: images that cannot be used, with the reason.
+        other_files: unused files that are not images, with a description.
+        warnings: messages about a file, by its name.
+        notes: explanations of how folder names were read.
+        lines: lines of metadata files in order, each with its image and table.
+        missing: names in metadata files without a usable image.
+        problems: errors that stop a run.
     """
 
     folder: Path
@@ -50,7 +51,7 @@ class Found:
         self.warnings.setdefault(name, []).append(message)
 
     def shown(self, path: Path) -> str:
-        """The path relative to the folder, with / and as one line that JSON can hold: see printable."""
+        """Return the path relative to the folder, with / and on one line that JSON can hold; see printable."""
         return printable(path.relative_to(self.folder).as_posix())
 
 

@@ -1,4 +1,4 @@
-"""Captions onto pictures: from the files beside them and from tables. What belongs to no picture is named."""
+"""Assign captions to images, from files beside them and from tables. Captions without an image are reported."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from sdxl_lora.folders.caption_tables import OF_DATASETS, NoTable, Table, is_met
 from sdxl_lora.folders.found import Found, Source
 from sdxl_lora.images.decode import is_image_name
 
-MOST_NAMED = 20  # lines of one table that are named one by one
+MOST_NAMED = 20  # lines of one table that are reported one by one
 
 
 def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]:
-    """Every file with captions for several pictures, metadata first; any that holds none is named."""
+    """Read every file with captions for several images, metadata first; report files that hold none."""
     tables = []
     for directory, files in directories.items():
         names = ByName(filter(is_image_name, files), str)
         for file in sorted(filter(may_be_table, files), key=lambda file: (not is_metadata(file), file)):
             path = directory / file
             if file.startswith(".") or (file.lower().endswith(".json") and images_of(file, names)):
-                continue  # named as hidden, or a caption file
+                continue  # reported as hidden, or a caption file
             try:
                 tables.append(read_table(path))
             except (NoTable, DataError) as error:
@@ -31,7 +31,7 @@ def read_tables(found: Found, directories: dict[Path, list[str]]) -> list[Table]
 
 
 def add_captions(found: Found, directories: dict[Path, list[str]], tables: list[Table]) -> None:
-    """Add captions from files beside the images, else from tables; tables that say how images were cut come first."""
+    """Add captions from files beside the images, else from tables; tables of prepared datasets come first."""
     index = Index(found)
     for table in tables:
         if table.is_prepared:
@@ -49,7 +49,7 @@ def add_captions(found: Found, directories: dict[Path, list[str]], tables: list[
 
 
 def by_directory(found: Found) -> tuple[dict[Path, list[Source]], dict[Path, list[str]]]:
-    """The pictures by their folders, and the names of those that are left out."""
+    """Return the images by folder, and the names of images left out by folder."""
     sources: dict[Path, list[Source]] = {}
     for source in found.sources:
         sources.setdefault(source.path.parent, []).append(source)
@@ -61,7 +61,7 @@ def by_directory(found: Found) -> tuple[dict[Path, list[Source]], dict[Path, lis
 
 
 def give_captions(found: Found, paths: list[Path], sources: list[Source], left_out: list[str]) -> None:
-    """Puts the captions of one folder's files on its pictures."""
+    """Assign the captions in one folder's files to its images."""
     images, others = ByName(sources, lambda source: source.path.name), ByName(left_out, str)
     of_image: dict[str, tuple[Source, list[Path]]] = {}
     for path in paths:
@@ -82,14 +82,14 @@ def give_captions(found: Found, paths: list[Path], sources: list[Source], left_o
 
 
 def preference(path: Path, source: Source) -> tuple[int, int, str]:
-    """Return a key by which the smallest of several caption files is used: a.txt before a.png.txt before A.txt."""
+    """Return the sort key of a caption file; the smallest is used: a.txt before a.png.txt before A.txt."""
     exact = (source.path.stem, source.path.name)
     exactness = exact.index(path.stem) if path.stem in exact else len(exact)
     return CAPTION_SUFFIXES.index(path.suffix.lower()), exactness, path.name
 
 
 def give_caption(found: Found, source: Source, paths: list[Path]) -> None:
-    """Puts the first caption of these files on a picture without one."""
+    """Assign the first caption of these files to an image that has none."""
     for path in paths:
         try:
             caption = read_caption(path)
@@ -107,7 +107,7 @@ def give_caption(found: Found, source: Source, paths: list[Path]) -> None:
 
 
 def checked(found: Found, caption: str, path: Path, source: Source) -> str:
-    """The caption; what no file could hold is a problem, as half of an emoji that JSON spells in two halves."""
+    """Return the caption; report a problem if it is not valid UTF-8, such as half an emoji escaped in JSON."""
     try:
         caption.encode()
     except UnicodeEncodeError:
@@ -116,14 +116,14 @@ def checked(found: Found, caption: str, path: Path, source: Source) -> str:
 
 
 class Index:
-    """The pictures by the names that tables give them."""
+    """Lookup of images by the names in tables."""
 
     def __init__(self, found: Found):
         self.by_path = ByName(found.sources, lambda source: source.path.as_posix())
         self.by_name = ByName(found.sources, lambda source: source.path.name)
 
     def get(self, file: str, table: Table) -> Source | None:
-        """The picture of this path; of metadata no other, else the only one of this name below the table's folder."""
+        """Return the image at this path; unless the table is metadata, else the only one so named below its folder."""
         owners = self.by_path.get(table.path_of(file).as_posix())
         if not owners and not table.is_metadata:
             named = self.by_name.get(file.replace("\\", "/").rsplit("/", 1)[-1])
@@ -132,7 +132,7 @@ class Index:
 
 
 def add_table(found: Found, table: Table, index: Index) -> list[Source]:
-    """Puts the captions of a table on pictures without one of their own; returns the pictures that it names."""
+    """Assign a table's captions to images that have none of their own; return the images it names."""
     name = found.shown(table.path)
     named, missing, unused = [], [], []
     for line in table.lines:
@@ -178,7 +178,7 @@ def listed(names: list[str]) -> str:
 
 
 def leave_out_others(found: Found, table: Table, named: list[Source]) -> None:
-    """Leave out of a prepared dataset the images whose line a person took out."""
+    """Drop the images of a prepared dataset whose lines were deleted from its table."""
     names = {source.name for source in named}
     others = [source for source in found.sources if source.name not in names]
     others = [source for source in others if source.path.is_relative_to(table.path.parent)]

@@ -1,4 +1,4 @@
-"""Files that are no pictures to train on but masks of others, by their names and places. Opens no file."""
+"""Detection of mask files by name and place. Opens no file."""
 
 import os
 import re
@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from sdxl_lora.folders.caption_files import ByName, alike
 
 MASK_FOLDERS = ("masks", "mask")
-CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for models that take a picture to go by
+CONDITION = re.compile(r"(.+)-condlabel", re.IGNORECASE)  # OneTrainer's, for models conditioned on an image
 OF_ONE_TRAINER = re.compile(r"(.+)-masklabel", re.IGNORECASE)
 BESIDE = re.compile(r"(.+?)[-_.]+mask", re.IGNORECASE)
 
-PAINTED = "-painted-"  # in names of masks that a person painted over a crop: the crop's own name, this, and 12 digits
-OF_HAND = re.compile(PAINTED + r"[0-9a-f]{12}\.png\Z")  # a crop's name ends in 16 digits, also that of a-painted.jpg
+PAINTED = "-painted-"  # in names of masks painted by hand over a crop: the crop's name, this, and 12 digits
+OF_HAND = re.compile(PAINTED + r"[0-9a-f]{12}\.png\Z")  # a crop's name ends in 16 digits, also for a-painted.jpg
 
 
 def is_mask_folder(directory: Path) -> bool:
@@ -20,16 +20,16 @@ def is_mask_folder(directory: Path) -> bool:
 
 
 def images_masked_by(file: str, images: ByName) -> list:
-    """Those that a file in a folder of masks belongs to: a.png, a.png.png, a_mask.png, A.webp to a.png."""
+    """Return the images of a file in a mask folder: a.png, a.png.png, a_mask.png and A.webp belong to a.png."""
     stem = os.path.splitext(file)[0]
     match = OF_ONE_TRAINER.fullmatch(stem) or BESIDE.fullmatch(stem)
     return images.get(stem) or (images.get(match[1]) if match else [])
 
 
 def masked_image(file: str, names: ByName) -> str | None:
-    """The picture's name that a mask or condition beside it speaks of: of a-masklabel.png "a".
+    """Return the name of the image that a mask beside it belongs to: "a" for a-masklabel.png.
 
-    Of a-mask.png only where there is a picture called a: any other may be a picture of a mask.
+    a-mask.png counts only if there is an image called a; otherwise it may be an image of a mask.
     """
     stem = os.path.splitext(file)[0]
     if match := OF_ONE_TRAINER.fullmatch(stem):
@@ -45,7 +45,7 @@ def is_condition(file: str) -> bool:
 
 
 def is_painted(name: str) -> bool:
-    """Return whether a mask's name is that of one painted by hand, which is made by no recipe."""
+    """Return whether a mask's name is that of a mask painted by hand."""
     return OF_HAND.search(name) is not None
 
 
