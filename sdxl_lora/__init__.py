@@ -1,1 +1,1 @@
-"""Training LoRAs of Stable Diffusion XL: one noun per module, plain values in, no module imports an entry point."""
+"""LoRA training for Stable Diffusion XL: one noun per module, plain values in; no module imports an entry point."""

@@ -1,8 +1,8 @@
-"""`sdxl-lora COMMAND ...`, or `python -m sdxl_lora COMMAND ...`: every command of this project under one name.
+"""`sdxl-lora COMMAND ...` or `python -m sdxl_lora COMMAND ...`: every command of this project under one name.
 
     sdxl-lora train --train_data_dir data/cat --output_dir runs/cat
 
-Each runs as `python -m` would run it, with its own --help. Imports none of what trains.
+Each runs as with `python -m` and has its own --help. Imports no training code.
 """
 
 import difflib
@@ -26,7 +26,7 @@ COMMANDS = {  # name: module that runs as a program, what it does
 
 
 def usage() -> str:
-    """Return the commands, one a line."""
+    """Return the list of commands, one a line."""
     lines = [f"  {name:12} {does}" for name, (_, does) in COMMANDS.items()]
     return "\n".join(
         ["usage: sdxl-lora COMMAND ... (or --version)", "", *lines, "", "sdxl-lora COMMAND --help says more"]
@@ -34,7 +34,7 @@ def usage() -> str:
 
 
 def main() -> int:
-    """Run the command that the command line names; return its exit code, 2 where it names none."""
+    """Run the command named on the command line; return its exit code, or 2 if it names none."""
     name, *arguments = sys.argv[1:] or [""]
     if name in ("-h", "--help"):
         print(usage())
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def print_version() -> int:
-    """Print the version that is installed; return the exit code, 2 where none is."""
+    """Print the installed version; return the exit code, 2 if the package is not installed."""
     try:
         print(metadata.version(DISTRIBUTION))
     except metadata.PackageNotFoundError:

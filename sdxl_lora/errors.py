@@ -1,6 +1,6 @@
-"""What a person can cause, as exceptions that carry the exit code the program ends with.
+"""Exceptions for errors that users can cause, each with the exit code of the program.
 
-0 is done or stopped on request, 1 a bug, 130 and 143 signals that came before the run could take them.
+0 means done or stopped on request, 1 a bug; 130 and 143 are signals that came before the run could handle them.
 """
 
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 
 class ConfigError(ValueError):
-    """A flag, a YAML file, or a base model that cannot be used; `problems` are its sentences one by one."""
+    """A flag, YAML file or base model that cannot be used; `problems` holds its sentences one by one."""
 
     exit_code = 2
 
@@ -18,13 +18,13 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Pictures or captions that cannot be used."""
+    """Images or captions that cannot be used."""
 
     exit_code = 3
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, missing, or of another run."""
+    """A checkpoint that is damaged, missing, or from another run."""
 
     exit_code = 4
 
@@ -42,13 +42,13 @@ class NonFiniteError(ArithmeticError):
 
 
 class OutOfMemory(RuntimeError):
-    """The device's memory does not suffice; says what to change."""
+    """Not enough device memory; the message says what to change."""
 
     exit_code = 7
 
 
 class LostProcessError(RuntimeError):
-    """Another process of this run died or does not answer."""
+    """Another process of this run died or does not respond."""
 
     exit_code = 8
 
@@ -57,7 +57,7 @@ RUN_ERRORS = (ConfigError, DataError, CheckpointError, DiskError, NonFiniteError
 
 
 def exit_code_of(do: Callable[[], None]) -> int:
-    """Do it; return 0, or the exit code of one of RUN_ERRORS, which is told in one line on stderr."""
+    """Call `do`; return 0, or the exit code of one of RUN_ERRORS after printing it on one line to stderr."""
     try:
         do()
         return 0
@@ -67,6 +67,6 @@ def exit_code_of(do: Callable[[], None]) -> int:
 
 
 class Stopped(Exception):
-    """Someone asked the run to stop, and it did: not a failure."""
+    """The run stopped because someone asked it to; not a failure."""
 
     exit_code = 0

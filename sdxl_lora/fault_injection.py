@@ -1,14 +1,14 @@
-"""A switch for tests: makes a real run fail at a chosen point.
+"""Fault injection for tests: makes a real run fail at a chosen point.
 
     TRAINER_FAULT=kill9@step=31            after step 31, before its checkpoint
     TRAINER_FAULT=kill9@checkpoint_file=2  at the second of the points inside a save (see run/checkpoints.py), counted
                                            over the whole run
     TRAINER_FAULT=nan@step=5,rank=1        only on that process
     TRAINER_FAULT=wait@step=every          each time, as if steps took longer
-    actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a word), wait
+    actions: kill9, term, int, stop (sends SIGSTOP), oom, nan (of the loss), exit (without a message), wait
     points: loading, caching, rehearsal, step, checkpoint_file, sample
 
-Unset, it does nothing.
+Does nothing while TRAINER_FAULT is unset.
 """
 
 import os
@@ -24,12 +24,14 @@ _passed: Counter = Counter()
 
 
 def fault_point(point: str, number: int | None = None) -> bool:
-    """Do what TRAINER_FAULT asks for at this point. `number` defaults to how often the point was passed, from 1.
+    """Perform the fault that TRAINER_FAULT requests at this point.
 
+    Args:
+        number: number of this event; by default the count of calls at this point, from 1.
     Returns:
-        True where the caller is to spoil its numbers (nan).
+        True if the caller should corrupt its numbers (nan).
     Raises:
-        torch.OutOfMemoryError: where asked to.
+        torch.OutOfMemoryError: if requested.
     """
     wanted = os.environ.get("TRAINER_FAULT")
     if not wanted:

@@ -1,4 +1,4 @@
-"""Graphics cards that are in this machine, whether or not torch can use them, and why it cannot. Imports no torch."""
+"""Graphics cards in this machine, usable by torch or not, and reasons why torch cannot use them. Imports no torch."""
 
 import contextlib
 import re
@@ -9,13 +9,13 @@ from types import ModuleType
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 AMD_DRIVER = Path("/dev/kfd")
-NEEDED_DRIVER = 580  # of the CUDA 13 that torch's usual wheels for Linux are built with
+NEEDED_DRIVER = 580  # for CUDA 13, with which torch's default Linux wheels are built
 INSTALL = "docs/install.md"
-SECONDS = 10  # for nvidia-smi, which takes long where a driver is broken
+SECONDS = 10  # timeout for nvidia-smi, which is slow when a driver is broken
 
 
 def nvidia_cards() -> list[tuple[str, str]]:
-    """Name and driver of each NVIDIA card; an empty string for what cannot be told."""
+    """Return the name and driver version of each NVIDIA card; an empty string for an unknown value."""
     command = shutil.which("nvidia-smi")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if command:
@@ -33,7 +33,7 @@ def nvidia_cards() -> list[tuple[str, str]]:
 
 
 def kernel_driver() -> str:
-    """The version of NVIDIA's driver by the kernel's word; an empty string where there is none."""
+    """Return the version of NVIDIA's kernel driver; an empty string without one."""
     with contextlib.suppress(OSError):
         found = re.search(r"\s(\d{3}\.[\d.]+)\s", (NVIDIA_DRIVER / "version").read_text(encoding="utf-8"))
         return found[1] if found else ""
@@ -41,7 +41,7 @@ def kernel_driver() -> str:
 
 
 def why_no_gpu(torch: ModuleType) -> tuple[str, str]:
-    """Return why torch has no GPU to compute on, and what to do."""
+    """Return the reason why torch has no GPU, and the remedy."""
     cards, build = nvidia_cards(), torch.version
     if cards:
         name, driver = cards[0]
@@ -61,5 +61,5 @@ def why_no_gpu(torch: ModuleType) -> tuple[str, str]:
 
 
 def needed_driver(cuda: str) -> int:
-    """The oldest driver of NVIDIA that runs a CUDA, by its first number."""
+    """Return the major version of the oldest NVIDIA driver that runs a CUDA version."""
     return {"11": 450, "12": 525}.get(cuda.split(".")[0], NEEDED_DRIVER)

@@ -1,10 +1,10 @@
-"""Installed packages: what requirements.txt has, and what to do where one cannot be imported.
+"""Installed packages: the requirements, and remedies for failed imports.
 
-Images of rented machines bring torchvision, xformers and others of their own; with another torch these fail while they
-are imported, by transformers and diffusers, far from the cause.
+Images of rented machines bring their own torchvision, xformers and others. With another torch these fail while
+transformers and diffusers import them, far from the cause.
 """
 
-from __future__ import annotations  # the doctor works on Pythons that are too old
+from __future__ import annotations  # the doctor also runs on unsupported old Pythons
 
 import contextlib
 import sys
@@ -22,14 +22,14 @@ REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 INSTALL = "pip install -r requirements.txt"
 PAGE = "docs/install.md"
 OURS = {"sdxl_lora", "preprocess", "webui", "examples", "benchmarks", "tests", "docs", "train_sdxl_lora", "__main__"}
-# Libraries of ours import these where they are installed, and nothing here needs them.
+# Our libraries import these if they are installed, but nothing here needs them.
 NOT_NEEDED = ("torchvision", "torchaudio", "xformers", "flash_attn", "deepspeed", "apex", "sageattention", "tensorflow")
 OF_TORCH = ("torch", "triton")  # one build of torch brings its own triton
-UNFIT = 2  # the exit code, that of ConfigError
+UNFIT = 2  # exit code, the same as of ConfigError
 
 
 def pins(requirements: Path = REQUIREMENTS) -> list[str]:
-    """Return the requirements of a checkout, or of the installed package where there is no checkout.
+    """Return the requirements of a checkout, or of the installed package without one.
 
     Raises:
         OSError: there is neither.
@@ -47,7 +47,7 @@ def pins(requirements: Path = REQUIREMENTS) -> list[str]:
 
 
 def explain_failed_imports() -> None:
-    """Have an import that fails for what is installed end the program with one line and exit code 2."""
+    """Make a failed import of an installed package end the program with one line and exit code 2."""
     as_python_shows_it = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -56,13 +56,13 @@ def explain_failed_imports() -> None:
             as_python_shows_it(kind, error, traceback)
             return
         print(f"error: {said}", file=sys.stderr, flush=True)
-        raise SystemExit(UNFIT)  # which a hook may: it becomes the exit code
+        raise SystemExit(UNFIT)  # allowed in a hook; sets the exit code
 
     sys.excepthook = show
 
 
 def why_not_imported(error: BaseException) -> str | None:
-    """Return which installed package made an import fail, and the command that mends it; None for any other error."""
+    """Return the package that made an import fail and the command to fix it; None for any other error."""
     errors = list(causes_of(error)) if isinstance(error, Exception) else []  # Ctrl-C may come during an import
     if not any(is_of_import(each) for each in errors):
         return None
@@ -75,7 +75,7 @@ def why_not_imported(error: BaseException) -> str | None:
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that led to it, the first to be raised first."""
+    """Yield an exception and its causes, the first raised first."""
     before = error.__cause__ or error.__context__
     if before is not None and before is not error:
         yield from causes_of(before)
@@ -83,21 +83,21 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_of_import(error: BaseException) -> bool:
-    """Return whether it was raised while an installed package was imported, or because one could not be."""
+    """Return whether an error arose while importing an installed package, or because one could not be imported."""
     if isinstance(error, ImportError) and error.name and error.name.split(".")[0] not in OURS:
         return True
     return any(is_body and name not in OURS for name, is_body in frames_of(error))
 
 
 def packages_in(error: BaseException) -> Iterator[str]:
-    """Names of installed packages that took part in an error, the likeliest first."""
+    """Yield the names of installed packages involved in an error, the likeliest first."""
     if isinstance(error, ImportError) and error.name:
         yield from [name for name in [error.name.split(".")[0]] if name not in OURS]
     yield from [name for name, _ in reversed(frames_of(error)) if name not in OURS]
 
 
 def frames_of(error: BaseException) -> list[tuple[str, bool]]:
-    """The top-level package of each frame, from the outside in, and whether it is the body of a module.
+    """Return the top-level package of each frame, outermost first, and whether the frame is a module's body.
 
     Python's own modules are left out.
     """
@@ -121,7 +121,7 @@ def unfitness(name: str, error: BaseException) -> str:
 
 
 def remedy_for(name: str) -> str:
-    """Return the command that mends a package which cannot be imported, or is of another version."""
+    """Return the command that fixes a package that cannot be imported or has the wrong version."""
     if name in NOT_NEEDED:
         return f"pip uninstall {distribution_of(name)}; nothing here needs it"
     if name in OF_TORCH:
@@ -133,10 +133,10 @@ def remedy_for(name: str) -> str:
 
 
 def requirements_here(requirements: Path = REQUIREMENTS) -> list[Requirement]:
-    """The requirements that are for this Python and this system.
+    """Return the requirements that apply to this Python and system.
 
     Raises:
-        ImportError: packaging is missing, which reads them. OSError: see `pins`.
+        ImportError: packaging, which parses them, is missing. OSError: see `pins`.
     """
     from packaging.requirements import Requirement
 
@@ -151,13 +151,13 @@ def requirement_of(name: str) -> Requirement | None:
 
 
 def is_other_version(name: str) -> bool:
-    """Return whether a package is required in a version that is not the one here."""
+    """Return whether the installed version of a package violates its requirement."""
     required, here = requirement_of(name), installed_version(name)
     return required is not None and here is not None and not required.specifier.contains(here, prereleases=True)
 
 
 def distribution_of(name: str) -> str:
-    """Return what pip calls a package that Python calls `name`."""
+    """Return pip's name of a package that Python imports as `name`."""
     return {"flash_attn": "flash-attn", "PIL": "pillow", "yaml": "PyYAML", "imagehash": "ImageHash"}.get(name, name)
 
 

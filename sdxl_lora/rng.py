@@ -1,4 +1,4 @@
-"""Randomness as a function: seeds and generators keyed by (seed, stream, epoch, example), never by a state."""
+"""Stateless randomness: seeds and generators keyed by (seed, stream, epoch, example)."""
 
 import hashlib
 from collections.abc import Hashable
@@ -9,14 +9,14 @@ import torch
 
 
 def keyed_seed(*key: Hashable) -> int:
-    """63 bits that only `key` decides: the seed of whatever is random about it."""
+    """Return a seed of 63 bits determined by `key` alone."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """A sample: an image's index in the dataset, and which of its passes this is."""
+    """A sample: an image's index in the dataset and the number of the pass over it."""
 
     example: Any  # an index; in a stream a key
     epoch: int

@@ -1,5 +1,5 @@
-"""Silences what libraries print about parts that are not used here (torchvision, CPU kernels), so that ours is read;
-shows our warnings in a line, and what keeps a library from being imported.
+"""Quiet startup: silences library messages about unused parts (torchvision, CPU kernels) so that ours stand out;
+prints our warnings on one line each and explains failed imports.
 
 Call `quiet_libraries` before importing transformers, diffusers or peft. stdlib only.
 """
@@ -14,7 +14,7 @@ from sdxl_lora.packages import explain_failed_imports
 
 
 def quiet_libraries() -> None:
-    """Errors still show; a person who sets these variables keeps what they set."""
+    """Silence all library messages except errors; environment variables that are already set keep their values."""
     print_any_name()
     explain_failed_imports()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -23,7 +23,7 @@ def quiet_libraries() -> None:
     as_python_shows_it = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        if category is UserWarning:  # ours: for the person who trains, not for whoever mends the code
+        if category is UserWarning:  # ours: addressed to users, not to developers
             print(f"warning: {message}", file=file or sys.stderr)
         else:
             as_python_shows_it(message, category, filename, lineno, file, line)

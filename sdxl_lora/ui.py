@@ -1,4 +1,4 @@
-"""The web page under its former name: `python -m sdxl_lora.ui` is `python -m webui`."""
+"""The web page under its former name: `python -m sdxl_lora.ui` runs `python -m webui`."""
 
 import runpy
 
