@@ -1,1 +1,1 @@
-"""Training images and captions, and the order in which a run sees them."""
+"""Training images with captions, and the order in which a run uses them."""

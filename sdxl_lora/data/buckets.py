@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: which training size a picture gets.
+"""Aspect-ratio buckets: the training size of each image.
 
-Sizes are (width, height) in pixels, multiples of `step`. Opens no picture; see preprocess/images/crop.py.
+Sizes are (width, height) in pixels, multiples of `step`. Opens no image; see preprocess/images/crop.py.
 """
 
 import math
@@ -10,10 +10,10 @@ Size = tuple[int, int]
 
 
 def bucket_sizes(resolution: int, step: int = 64, max_aspect: float = 2.0) -> list[Size]:
-    """All sizes that fill the area of a `resolution` square: multiples of `step`, no side could grow by one step.
+    """Return all sizes that fill the area of a `resolution` square: multiples of `step`, no side can grow by one.
 
     Args:
-        resolution: side of the square, in pixels, whose area no bucket exceeds.
+        resolution: side in pixels of the square whose area no bucket exceeds.
         max_aspect: longer side / shorter side, at most.
     Returns:
         sizes from the tallest to the widest; with every (w, h) also (h, w).
@@ -32,7 +32,7 @@ def bucket_sizes(resolution: int, step: int = 64, max_aspect: float = 2.0) -> li
 
 
 def smaller_buckets(resolution: int, step: int = 64, max_aspect: float = 2.0, min_side: int = 0) -> list[Size]:
-    """bucket_sizes and every smaller size with sides of at least `min_side`: homes for small pictures."""
+    """Return bucket_sizes and every smaller size with sides of at least `min_side`, for small images."""
     longest = resolution * resolution // step
     sides = range(max(step, math.ceil(min_side / step) * step), longest + 1, step)
     return [
@@ -41,18 +41,18 @@ def smaller_buckets(resolution: int, step: int = 64, max_aspect: float = 2.0, mi
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket of nearest aspect ratio, which is the one that cuts off least; of equals the largest."""
+    """Return the bucket of nearest aspect ratio, which crops off least; the largest of equals."""
     return min(buckets, key=lambda bucket: (round(-math.log(kept_share(size, bucket)), 9), -bucket[0] * bucket[1]))
 
 
 def largest_inner_bucket(size: Size, buckets: Sequence[Size]) -> Size | None:
-    """The bucket that keeps most pixels of `size` without enlarging it; None where all are larger than it."""
+    """Return the bucket that keeps most pixels of `size` without enlarging it; None if all are larger."""
     inner = [bucket for bucket in buckets if not needs_enlarging(size, bucket)]
     return max(inner, key=lambda bucket: bucket[0] * bucket[1] * kept_share(size, bucket), default=None)
 
 
 def kept_share(size: Size, bucket: Size) -> float:
-    """Share of the picture's area, above 0 to 1, that is left when it covers the bucket and the rest is cut off."""
+    """Return the share of the image's area, above 0 to 1, that is left when it covers the bucket and is cropped."""
     aspect, target = size[0] / size[1], bucket[0] / bucket[1]
     return min(aspect, target) / max(aspect, target)
 

@@ -1,7 +1,7 @@
-"""The caption that an image trains with each time it is used: one of several, wildcards, tags, the empty prompt.
+"""Caption variation: the prompt of each sample, from several captions, wildcards, tags or the empty prompt.
 
-A pure function of (seed, epoch, example), each with a random stream of its own, see rng.py. So the captions
-that will occur in a training are known before it begins. Knows no tokens.
+A pure function of (seed, epoch, example) with separate random streams, see rng.py, so that all prompts of a training
+are known before it begins. Knows no tokens.
 """
 
 import random
@@ -21,17 +21,17 @@ from sdxl_lora.rng import SampleKey, keyed_seed
 
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 AS_WRITTEN = CaptionConfig()
-Captions: TypeAlias = tuple[str, ...]  # of one image, one at least
+Captions: TypeAlias = tuple[str, ...]  # of one image, at least one
 
 
 @dataclass(frozen=True)
 class Preservation:
-    """The steps that keep what the base predicts for captions without the trigger words.
+    """The steps that preserve the base's predictions for captions without the trigger words.
 
     Attributes:
-        share: of the steps.
+        share: share of these steps.
         words: the trigger words, the longest first.
-        class_word: what stands in their place; "" for nothing.
+        class_word: replacement for them; "" for none.
     """
 
     share: float = 0.0
@@ -39,14 +39,14 @@ class Preservation:
     class_word: str = ""
 
     def is_due(self, seed: int, step: int) -> bool:
-        """Return whether the step after the first `step` is one of them, a function of the seed and the step."""
+        """Return whether the step after the first `step` is one of these, a function of the seed and the step."""
         return self.share > 0 and random.Random(keyed_seed(seed, "preservation", step)).random() < self.share
 
     def caption(self, caption: str) -> str:
         return without_trigger_words(caption, self.words, self.class_word)
 
     def check(self, captions: Iterable[str]) -> None:
-        """Raise ConfigError where no caption has a trigger word: then there is nothing to tell apart."""
+        """Raise ConfigError if no caption has a trigger word, which leaves nothing to tell apart."""
         if self.share and not any(has_trigger_word(caption, word) for caption in captions for word in self.words):
             raise ConfigError(
                 f"output_preservation needs captions with the trigger word, but none has {', '.join(self.words)}: "
@@ -58,10 +58,10 @@ NO_PRESERVATION = Preservation()
 
 
 def preservation_of(objective: ObjectiveConfig, data: DataConfig) -> Preservation:
-    """Return the steps that keep the base's predictions.
+    """Return the preservation steps that the settings ask for.
 
     Raises:
-        ConfigError: they are asked for, but no trigger word is known.
+        ConfigError: they are requested, but no trigger word is known.
     """
     if objective.output_preservation is None:
         return NO_PRESERVATION
@@ -75,10 +75,10 @@ def preservation_of(objective: ObjectiveConfig, data: DataConfig) -> Preservatio
 
 
 def varied_caption(captions: Captions, seed: int, sample: SampleKey, variants: CaptionConfig) -> str:
-    """The prompt that a sample trains with.
+    """Return the prompt that a sample trains with.
 
     Raises:
-        DataError: it has more captions than there are shares.
+        DataError: the image has more captions than there are shares.
     """
 
     def rng(stream: str) -> random.Random:
@@ -97,9 +97,9 @@ def varied_caption(captions: Captions, seed: int, sample: SampleKey, variants: C
 
 
 def choose_one(captions: Captions, shares: Sequence[float], rng: random.Random) -> str:
-    """One of an image's captions, each as often as its share; all equally often where there are no shares.
+    """Return one of an image's captions, drawn by the shares; all equally often without shares.
 
-    An image with fewer captions than shares has the first of them.
+    An image with fewer captions than shares uses the first shares.
     """
     if shares and len(shares) < len(captions):
         raise DataError(too_few_shares(f"a picture with {captions[0][:60]!r}", len(captions), shares))
@@ -107,15 +107,15 @@ def choose_one(captions: Captions, shares: Sequence[float], rng: random.Random) 
 
 
 def too_few_shares(name: str, captions: int, shares: Sequence[float]) -> str:
-    """Return what is to be done where an image has more captions than there are shares."""
+    """Return the message for an image with more captions than shares."""
     return f"{name} has {captions} captions, caption_shares are {len(shares)}: give as many, or none for equal ones"
 
 
 def check_shares(images: Iterable[tuple[str, Captions]], shares: Sequence[float]) -> None:
-    """Raise ConfigError where shares have no effect, or an image has more captions than there are shares.
+    """Raise ConfigError if shares have no effect, or an image has more captions than there are shares.
 
     Args:
-        images: the name and the captions of each.
+        images: name and captions of each image.
     """
     if not shares:
         return
@@ -128,14 +128,14 @@ def check_shares(images: Iterable[tuple[str, Captions]], shares: Sequence[float]
 
 
 def choose_wildcards(caption: str, rng: random.Random) -> str:
-    """One of the choices of every {a|b|c}, inner ones first; braces without a bar stay as they are."""
+    """Replace every {a|b|c} by one of its choices, inner ones first; braces without a bar stay unchanged."""
     while WILDCARD.search(caption):
         caption = WILDCARD.sub(lambda match: rng.choice(match[1].split("|")), caption)
     return caption
 
 
 def vary_tags(caption: str, variants: CaptionConfig, shuffling: random.Random, dropping: random.Random) -> str:
-    """The caption's tags: first the kept ones, then the others that stay, perhaps in another order."""
+    """Return the caption's tags: the kept ones first, then the others after dropout, shuffled if asked to."""
     kept, others = kept_and_others(
         caption, variants.caption_separator, variants.keep_tokens, variants.keep_tokens_separator
     )
@@ -149,10 +149,10 @@ def vary_tags(caption: str, variants: CaptionConfig, shuffling: random.Random, d
 def prompts_of(
     captions: Sequence[Captions], seed: int, samples: Iterable[SampleKey], variants: CaptionConfig, limit: int
 ) -> set[str] | None:
-    """Every prompt that the samples train with, or None if they are more than `limit`.
+    """Return every prompt that the samples train with; None if there are more than `limit`.
 
     Args:
-        captions: those of each example.
+        captions: the captions of each example.
     """
     if not (variants.vary or any(len(of_example) > 1 for of_example in captions)):
         return {caption for (caption,) in captions}

@@ -1,4 +1,4 @@
-"""Samples to the tensors of a micro-batch: cached records, random draws, size conditioning."""
+"""Collate samples into the tensors of a micro-batch: cached records, random draws, size conditioning."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from sdxl_lora.rng import SampleKey
 
 
 class Latents(Protocol):
-    """The source of an image's latents: a cache, or a VAE at work.
+    """Source of an image's latents: a cache, or a live VAE.
 
     vae_key: changes with the VAE's weights.
     """
@@ -36,14 +36,14 @@ class Latents(Protocol):
 
 
 class TextEmbeddings(Protocol):
-    """The source of a prompt's embeddings: a cache, or text encoders at work."""
+    """Source of a prompt's embeddings: a cache, or live text encoders."""
 
     def read(self, prompt: str) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The chances that differ from one pass over an image to the next, beside plain noise and uniform timesteps."""
+    """Random variation between passes over an image, beyond plain noise and uniform timesteps."""
 
     random_flip: bool = False
     noise: NoiseConfig = PLAIN_NOISE
@@ -53,7 +53,7 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation()
-PRESERVES = "preserves"  # is in a batch that is to keep the base's predictions
+PRESERVES = "preserves"  # key in a batch that preserves the base's predictions
 
 
 def collate(
@@ -67,18 +67,18 @@ def collate(
     prior_loss_weight: float = 1.0,
     preserves: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Return what the loss takes, for samples of one bucket.
+    """Return the loss's inputs for samples of one bucket.
 
     Args:
-        latents, texts: the caches, read by (index, flip) and by caption; without texts, the prompts themselves come
-            as a list in place of their embeddings.
-        prior_loss_weight: of class images; others weigh 1.
-        preserves: for a step that keeps the base's predictions: captions without trigger words, no masks, all images
-            weigh as class images.
+        latents, texts: the caches, read by (index, flip) and by caption; without texts, the batch has a list of prompts
+            in place of their embeddings.
+        prior_loss_weight: weight of class images; others weigh 1.
+        preserves: the step preserves the base's predictions: captions without trigger words, no masks, all images weigh
+            as class images.
     Returns:
         on the CPU: latents and noise (B, C, h, w) float32, timesteps (B,) int64, prompt_embeds (B, 77 k, D) and
-        pooled_embeds (B, P) in the cache's precision, time_ids (B, 6) float32, loss_weight (B,); where asked for
-        also input_noise (B, C, h, w) and mask (B, 1, h, w); PRESERVES (B,) where it does.
+        pooled_embeds (B, P) in the cache's precision, time_ids (B, 6) float32, loss_weight (B,); if enabled also
+        input_noise (B, C, h, w) and mask (B, 1, h, w); and PRESERVES (B,) if `preserves`.
     """
     rows = []
     for sample in samples:
@@ -108,13 +108,13 @@ def collate(
 
 @dataclass(frozen=True)
 class StepBatch:
-    """A step, as this process has a part in it.
+    """This process's part of a step.
 
     Attributes:
-        micro_batches: what `collate` gives, each with whether it counts: where there are too few images for all
-            processes, one that counts nothing keeps them in step.
-        image_count: of the step, over all processes.
-        names: of the step's images, as far as this process knows them.
+        micro_batches: results of `collate`, each with whether it counts: if there are too few images for all processes,
+            one that does not count keeps them in step.
+        image_count: images of the step over all processes.
+        names: names of the step's images, as far as this process knows them.
     """
 
     epoch: int
@@ -125,11 +125,11 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of samples; see `collate` for what they are made of.
+    """Make batches of samples; see `collate` for the inputs.
 
     Attributes:
         rank, world_size: this process's place among those that share a step.
-        pin: put batches into memory that a GPU copies from by itself, while the host goes on.
+        pin: put batches into pinned memory, which a GPU copies from asynchronously.
     """
 
     examples: Examples
@@ -161,7 +161,7 @@ class Collator:
         }
 
     def steps(self, steps: Iterable[tuple[int, Sequence[SampleKey | None]]], first: int = 0) -> Iterator[StepBatch]:
-        """This process's part of each step, given as its epoch and samples; `first` are done before."""
+        """Yield this process's part of each step, given as its epoch and samples; `first` steps are already done."""
         for step, (epoch, samples) in enumerate(steps, first):
             preserves = self.augmentation.preservation.is_due(self.seed, step)
             names = {self.examples[sample.example].name for sample in samples if sample}  # a stream forgets its images

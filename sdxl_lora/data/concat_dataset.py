@@ -1,4 +1,4 @@
-"""Several datasets as one: their pictures one after the other, each with its dataset's repeats and trigger word."""
+"""Several datasets as one: their images concatenated, each with its dataset's repeats and trigger word."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class ConcatDataset:
 
     @property
     def is_prepared(self) -> bool:
-        """Return whether all of them have their sizes already."""
+        """Return whether preprocess has sized the images of every part."""
         return all(part.is_prepared for part in self.parts)
 
     def __len__(self) -> int:

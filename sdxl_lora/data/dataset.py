@@ -1,8 +1,8 @@
-"""The training pictures: where they come from, the dataset's columns, and what SDXL is told of each picture's size.
+"""Training images: their source, the dataset's columns, and the size conditioning of each image.
 
-The contract with preprocess is its columns: image, text, original_size [h, w], crop_top_left [y, x], and where there
-are such, mask and is_class_image. Pictures with sizes are trained as they are; others are cropped here to the
-resolution's square. Knows no models.
+preprocess and the trainer agree on columns: image, text, original_size [h, w], crop_top_left [y, x], and optionally
+mask and is_class_image. Images with sizes are trained unchanged; others are cropped here to the resolution's square.
+Knows no models.
 """
 
 from pathlib import Path
@@ -22,10 +22,10 @@ def open_dataset(
     dataset_config_name: str | None = None,
     max_samples: int | None = None,
 ) -> datasets.Dataset:
-    """The training pictures as a dataset with a column of encoded images, one of captions, and perhaps SIZE_COLUMNS.
+    """Return the training images as a dataset with columns of encoded images, captions and perhaps SIZE_COLUMNS.
 
     Raises:
-        DataError: nothing there, not readable, or no pictures.
+        DataError: the dataset is missing, unreadable, or has no images.
     """
     folder = Path(train_data_dir or dataset_name or "")
     try:
@@ -48,12 +48,12 @@ def open_dataset(
 
 
 def trigger_words_of(data: DataConfig) -> list[str]:
-    """The datasets' trigger words, each once: as the settings say, else as preprocess wrote into a dataset's card."""
+    """Return the datasets' distinct trigger words, from the settings or else from the card that preprocess wrote."""
     words = [entry.trigger_word or trigger_word_of(entry.train_data_dir) for entry in data.entries()]
     return [word for word in dict.fromkeys(words) if word]
 
 
 def trigger_word_of(folder: str | None) -> str:
-    """The trigger word that preprocess wrote into the dataset's card; "" where there is none."""
+    """Return the trigger word that preprocess wrote into the dataset's card; "" if there is none."""
     card = Path(folder or "") / "README.md"
     return "" if folder is None or not card.is_file() else trigger_word_in(card)

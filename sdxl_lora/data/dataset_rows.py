@@ -1,4 +1,4 @@
-"""Rows of a dataset as they are stored: encoded pictures and masks, which no decoder but ours ever opens."""
+"""Stored rows of a dataset: encoded images and masks, which only our decoder opens."""
 
 import os
 import warnings
@@ -17,14 +17,14 @@ from sdxl_lora.io.memo import file_stamp
 from sdxl_lora.io.text_files import text_problem
 
 MASK_COLUMN = "mask"
-BLACK = (0, 0, 0)  # what is transparent in a mask does not count
+BLACK = (0, 0, 0)  # transparent parts of a mask do not count
 
 
 def left_encoded(dataset: datasets.Dataset, columns: Collection[str]) -> datasets.Dataset:
-    """The dataset with those of the columns that it has, and pictures among them as bytes.
+    """Return the dataset with those of the columns it has, images left as bytes.
 
     Raises:
-        DataError: pictures or sounds inside of lists.
+        DataError: a column holds lists of images or sounds.
     """
     dataset = dataset.select_columns([name for name in dataset.column_names if name in columns])
     for name, feature in list(dataset.features.items()):
@@ -36,13 +36,13 @@ def left_encoded(dataset: datasets.Dataset, columns: Collection[str]) -> dataset
 
 
 def captions_in(row: dict, caption_column: str, per_line: bool, name: str) -> list[str]:
-    """The captions of a row, one or more: its text, of several lines with `per_line`, or a list of texts.
+    """Return the captions of a row, one or more: its text, split into lines if `per_line`, or a list of texts.
 
     Args:
-        caption_column: holds a text or a list; in place of TEXT the list in CAPTIONS counts, where there is one.
-        name: of the image, for errors.
+        caption_column: holds a text or a list; if it is TEXT, a list in CAPTIONS takes precedence.
+        name: the image's name, for errors.
     Raises:
-        DataError: there is something else.
+        DataError: the column holds anything else.
     """
     several, value = row.get(CAPTIONS), row[caption_column]
     if caption_column == TEXT and isinstance(several, list) and several:
@@ -57,28 +57,28 @@ def captions_in(row: dict, caption_column: str, per_line: bool, name: str) -> li
 
 
 def lines_of(caption: str) -> list[str]:
-    """The lines of a caption that hold something, without blanks around them; of an empty one "" alone."""
+    """Return the non-blank lines of a caption, stripped; [""] for an empty one."""
     return [line.strip() for line in caption.splitlines() if line.strip()] or [""]
 
 
 def is_left_out(text: object, captions: Sequence[str], per_line: bool) -> bool:
-    """Return whether a text, which a person may have edited, is none of the captions that count in its place."""
+    """Return whether a text, perhaps edited by hand, is missing from the captions that take precedence over it."""
     return isinstance(text, str) and not {*(lines_of(text) if per_line else [text])} <= {*captions}
 
 
 def image_bytes(image: dict) -> bytes:
-    """The encoded picture in a row, or in the file that it names."""
+    """Return the encoded image in a row, or in the file that it names."""
     return read_image(image["path"]) if image["bytes"] is None else image["bytes"]
 
 
 def facts_of_files(row: dict, columns: Sequence[str]) -> list:
-    """Return that by which a change of the files that a row names is seen."""
+    """Return the stamps that reveal changes of the files named in a row."""
     paths = [row[name]["path"] for name in columns if row[name] and row[name]["bytes"] is None]
     return [file_stamp(path) for path in paths if os.path.isfile(path)]
 
 
 def with_encoded_masks(dataset: datasets.Dataset, masked: bool) -> datasets.Dataset:
-    """The dataset with its column of masks left encoded, or without it."""
+    """Return the dataset with its mask column left encoded, or without it."""
     there = MASK_COLUMN in dataset.column_names
     if masked and not there:
         raise DataError(
@@ -94,12 +94,12 @@ def with_encoded_masks(dataset: datasets.Dataset, masked: bool) -> datasets.Data
 
 
 def mask_bytes(row: dict) -> bytes | None:
-    """The encoded mask in a row; None where the picture has none."""
+    """Return the encoded mask in a row; None if the image has none."""
     return None if row[MASK_COLUMN] is None else image_bytes(row[MASK_COLUMN])
 
 
 def mask_of(data: bytes | None, name: str, size: tuple[int, int]) -> Image.Image:
-    """A picture's mask in mode L; white where it has none."""
+    """Return an image's mask in mode L; white if it has none."""
     if data is None:
         return Image.new("L", size, 255)
     mask = upright_rgb(decode_image(data, f"the mask of {name}"), BLACK).convert("L")

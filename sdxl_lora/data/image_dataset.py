@@ -1,4 +1,4 @@
-"""Training images with their captions: examples, and their pixels and masks on demand."""
+"""Training images with captions: examples, with pixels and masks on demand."""
 
 import hashlib
 import os
@@ -41,15 +41,15 @@ SIZE_COLUMNS = ("original_size", "crop_top_left")
 CLASS_COLUMN = "is_class_image"
 
 
-SOURCE_COLUMN = "sha256"  # of the file that a picture was cut from
+SOURCE_COLUMN = "sha256"  # of the file that an image was cropped from
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width).
+    """One image with its caption. `key` changes with its pixels, mask and sizes; target_size is (height, width).
 
-    Crops and copies of one picture share a `source`. repeats: how often it is passed per epoch. more_captions: beside
-    `caption`, where it has several.
+    Crops and copies of one image share a `source`. repeats: passes per epoch. more_captions: captions beyond `caption`,
+    if there are several.
     """
 
     name: str
@@ -67,14 +67,14 @@ class Example:
 
 
 class Images(Protocol):
-    """Images that train, of one dataset or of several."""
+    """Training images of one or several datasets."""
 
     @property
     def examples(self) -> Sequence[Example]: ...
 
     @property
     def is_prepared(self) -> bool:
-        """Have all of them their sizes already?"""
+        """Return whether preprocess has sized all of them."""
 
     def __len__(self) -> int: ...
 
@@ -82,7 +82,7 @@ class Images(Protocol):
 
 
 class Examples(Protocol):
-    """A list of examples, or of a stream those at hand, whose indices are keys."""
+    """A list of examples, or the examples at hand of a stream, indexed by key."""
 
     def __getitem__(self, example: Any, /) -> Example: ...
 
@@ -92,7 +92,7 @@ class Examples(Protocol):
 
 
 class ImageDataset:
-    """Examples, and their pixels on demand; with `masked`, also their masks.
+    """Examples with pixels on demand and, if `masked`, their masks.
 
     Raises:
         DataError: a column is missing, a caption is not text, a size is not two whole numbers.
@@ -131,8 +131,8 @@ class ImageDataset:
         self.resolution, self.masked, self.captions_per_line = resolution, masked, captions_per_line
         self.is_prepared = set(SIZE_COLUMNS) <= set(dataset.column_names)
         self.image_columns = (image_column, MASK_COLUMN) if masked else (image_column,)
-        self.unused_texts: list[str] = []  # names of images whose text is none of their captions
-        self.files: list[list] = []  # what is known of them before they are read
+        self.unused_texts: list[str] = []  # names of images whose text is not among their captions
+        self.files: list[list] = []  # stamps of the files, taken before they are read
         self.examples = [self._example(i, row, caption_column, memo) for i, row in enumerate(self.dataset)]
         self._warn_of_captions(caption_column)
 
@@ -163,17 +163,17 @@ class ImageDataset:
         return Example(name, caption, key, tuple(target_size), is_class, source, repeats, tuple(others))
 
     def _sizes(self, index: int, row: dict, name: str) -> list:
-        """Return what decides the cut, and so the key, beside the picture."""
+        """Return the sizes that determine the crop and enter the key."""
         if self.is_prepared:
             return [*pair(row["original_size"], name, least=1), *pair(row["crop_top_left"], name)]
         return list(self._position(index))
 
     def _bytes(self, row: dict) -> tuple[bytes, bytes | None]:
-        """The picture and its mask, each read once."""
+        """Return the image and its mask, each read once."""
         return image_bytes(row[self.image_column]), mask_bytes(row) if self.masked else None
 
     def _digests(self, data: bytes, mask: bytes | None, name: str, sizes: list) -> list:
-        """Key and source of an example, height and width in pixels: all that its bytes are read for."""
+        """Return key, source, and height and width in pixels of an example: everything its bytes are read for."""
         target_size, anew = (self.resolution, self.resolution), []
         try:
             header = image_header(data, name)
@@ -193,19 +193,20 @@ class ImageDataset:
         ]
 
     def _position(self, index: int) -> tuple[float, float]:
-        """Return where an unprepared image is cropped, x and y from 0 to 1: the same place in every epoch."""
+        """Return the crop position of an unprepared image, x and y from 0 to 1, the same in every epoch."""
         if self.center_crop:
             return 0.5, 0.5
         rng = random.Random(keyed_seed(self.seed, "crop", index))
         return rng.random(), rng.random()
 
     def load(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
-        """pixels (3, H, W) float32 in [-1, 1], original_size (2,), crop_top_left (2,); mirrored if `flip`.
+        """Return pixels (3, H, W) float32 in [-1, 1], original_size (2,), crop_top_left (2,); mirrored if `flip`.
 
-        With masks also mask (1, H, W) in [0, 1]: ones where the picture has none.
+        With masks also mask (1, H, W) in [0, 1], ones if the image has none.
 
         Raises:
-            DataError: the picture or its mask cannot be decoded, or has changed since; or the mask does not fit.
+            DataError: the image or its mask cannot be decoded or has changed since the run began; or the mask does not
+                fit.
         """
         row = self.dataset[index]
         name = self.examples[index].name
@@ -248,10 +249,10 @@ class ImageDataset:
 
 
 def check_class_images(examples: Iterable[Example], prior_loss_weight: float, preserves: bool = False) -> None:
-    """Raises ConfigError where a weight is given to class images that are not there, nor steps that `preserves` means.
+    """Raise ConfigError if prior_loss_weight is set without class images or preservation steps.
 
     Args:
-        preserves: some steps keep the base's predictions, and weigh as class images do.
+        preserves: some steps preserve the base's predictions and weigh as class images do.
     """
     if prior_loss_weight != 1 and not preserves and not any(example.is_class_image for example in examples):
         raise ConfigError(
@@ -269,12 +270,12 @@ def pair(value, name: str, least: int = 0) -> tuple[int, int]:
 
 
 def content_key(data: bytes, *facts) -> str:
-    """32 hexadecimal digits that change with the bytes or any fact."""
+    """Return 32 hexadecimal digits that change with the bytes or any fact."""
     return hashlib.blake2b(repr(facts).encode() + b"\0" + data, digest_size=16).hexdigest()
 
 
 def dataset_key(examples: Iterable[Example]) -> str:
-    """32 hexadecimal digits that change with any picture, size, caption, class mark, repeats or their order."""
+    """Return 32 hexadecimal digits that change with any image, size, caption, class mark, repeats or their order."""
 
     def facts(example: Example) -> str:
         mark = "\0class" if example.is_class_image else ""
@@ -286,5 +287,5 @@ def dataset_key(examples: Iterable[Example]) -> str:
 
 
 def are_digests(result) -> bool:
-    """Return whether it is what ImageDataset._digests gives."""
+    """Return whether a value has the form of ImageDataset._digests' result."""
     return isinstance(result, list) and list(map(type, result)) == [str, str, int, int]

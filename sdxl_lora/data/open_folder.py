@@ -1,6 +1,6 @@
-"""A folder on the disk as a dataset: what preprocess wrote, pictures with captions, Parquet files, save_to_disk.
+"""Open a folder on disk as a dataset: preprocess's output, captioned images, Parquet files, or save_to_disk.
 
-What lies there and is not used is said in warnings. Decodes no picture.
+Warns of files that are not used. Decodes no image.
 """
 
 import glob
@@ -27,7 +27,7 @@ IMAGE, TEXT, REPEATS = "image", "text", "folder_repeats"
 UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError,
 )  # fmt: skip
-MOST_NAMED = 20  # files of one kind that a warning names; it counts the others
+MOST_NAMED = 20  # files that a warning names; it only counts the others
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -36,9 +36,10 @@ SPLIT = re.compile(rf"(?:.*[-_. ])?({'|'.join(SPLITS)})(?:[-_. ].*)?", re.IGNORE
 
 
 def open_folder(folder: Path) -> datasets.Dataset:
-    """
+    """Open a folder of any supported kind.
+
     Raises:
-        DataError: nothing there that can be trained on, or not readable.
+        DataError: it holds nothing to train on or is unreadable.
     """
     if (folder / "dataset_dict.json").exists():
         return open_saved_splits(folder)
@@ -52,7 +53,7 @@ def open_folder(folder: Path) -> datasets.Dataset:
 
 
 def open_saved_splits(folder: Path) -> datasets.Dataset:
-    """The training split of what DatasetDict.save_to_disk wrote."""
+    """Open the training split of a saved DatasetDict."""
     splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     chosen = "train" if "train" in splits or len(splits) != 1 else splits[0]
     if chosen not in splits:
@@ -62,7 +63,7 @@ def open_saved_splits(folder: Path) -> datasets.Dataset:
 
 
 def files_below(folder: Path, suffix: str) -> list[Path]:
-    """The folder's files with this ending, by name; none of hidden folders and of recycle bins."""
+    """Return the files below a folder with this ending, sorted, without hidden folders and recycle bins."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not why_passed_over(name)]
@@ -71,12 +72,12 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """Parquet files with pictures in them, and not only with what is known of pictures."""
+    """Return Parquet files that hold images, not only facts about images."""
     return [path for path in files_below(folder, ".parquet") if has_images(path)]
 
 
 def has_images(path: Path) -> bool:
-    """Also of a damaged file, which whoever reads it is to name."""
+    """Return whether a Parquet file holds images; True for a damaged file, so that its reader reports it."""
     try:
         schema = pyarrow.parquet.read_schema(path)
     except (OSError, ValueError):
@@ -102,14 +103,14 @@ def open_shards(folder: Path, shards: list[Path]) -> datasets.Dataset:
 
 
 def say_others(folder: Path, used: list[Path], beside: str) -> None:
-    """Warn of the files of a folder that are not among the used ones; but for the card, which is read."""
+    """Warn of the files in a folder that are not used, except for the card, which is read."""
     names = {str(path) for path in used} | {str(folder / "README.md")}
     others = [shown(path, folder) for path in files_below(folder, "") if str(path) not in names]
     say(folder, f"not used {beside}", others)
 
 
 def training_files(folder: Path, shards: list[Path]) -> list[Path]:
-    """All of them; where some are called after training, none that are called after tests and the like."""
+    """Return all shards or, if some are named after training, those not named after another split."""
     split = {path: split_of(path.relative_to(folder)) for path in shards}
     if "train" not in split.values():
         return shards
@@ -119,7 +120,7 @@ def training_files(folder: Path, shards: list[Path]) -> list[Path]:
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a file's name or its folders name: data/train-00000-of-00002.parquet, test/0000.parquet."""
+    """Return the split in a file's name or its folders': data/train-00000-of-00002.parquet, test/0000.parquet."""
     for name in (path.stem, *(part for part in reversed(path.parts[:-1]))):
         if match := SPLIT.fullmatch(name):
             return SPLITS[match[1].lower()]
@@ -127,16 +128,16 @@ def split_of(path: Path) -> str | None:
 
 
 def literal(paths: Iterable[Path | str]) -> list[str]:
-    """Paths as datasets takes them, which reads brackets and stars in them as patterns."""
+    """Return paths escaped for datasets, which takes brackets and stars in them as patterns."""
     return [glob.escape(os.path.abspath(path)) for path in paths]
 
 
 def captioned_images(folder: Path) -> datasets.Dataset:
-    """Pictures with captions beside them or in metadata. Those of metadata come in its order, all others by name."""
+    """Return images with captions beside them or in metadata, those of metadata in its order, the others by name."""
     found = find_images(folder)
     leave_out_undecodable(found)
     files = {path: found.shown(path) for _, line, table in found.lines for path in table.files_of(line).values()}
-    for name in ("README.md", *files.values()):  # read for its trigger word, and columns of the dataset
+    for name in ("README.md", *files.values()):  # the card is read for its trigger word, the others become columns
         found.other_files.pop(name, None)
     say_all(found)
     say_splits(found)
@@ -151,7 +152,7 @@ def captioned_images(folder: Path) -> datasets.Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     if found.lines and TEXT not in found.lines[0][1].values and not any(columns[TEXT]):
-        del columns[TEXT]  # captions are in a column of another name: --caption_column
+        del columns[TEXT]  # captions are in another column: --caption_column
     if set(columns[REPEATS]) == {1}:
         del columns[REPEATS]
     dataset = datasets.Dataset.from_dict(columns)
@@ -167,7 +168,7 @@ def row_of(source: Source) -> dict[str, Any]:
 
 
 def row_of_line(source: Source, line: Line, table: Table) -> dict[str, Any]:
-    """A line of metadata as datasets has it: columns of file names are pictures."""
+    """Return a metadata line as datasets reads it: columns of file names become images."""
     row = row_of(source)
     if source.caption_from is None or is_metadata(Path(source.caption_from).name):
         row[TEXT] = line.text if line.text is not None or TEXT in line.values else row[TEXT]
@@ -178,7 +179,7 @@ def row_of_line(source: Source, line: Line, table: Table) -> dict[str, Any]:
 
 
 def leave_out_undecodable(found: Found) -> None:
-    """Names that are no UTF-8 can stand in no column."""
+    """Drop images whose names are not UTF-8, which no column can hold."""
     for source in found.sources:
         if as_text(str(source.path)) != str(source.path):
             found.left_out[source.name] = "its name or its folder's is no UTF-8: rename it"
@@ -187,7 +188,7 @@ def leave_out_undecodable(found: Found) -> None:
 
 
 def say_all(found: Found) -> None:
-    """Warn of everything in the folder that is not used, or otherwise than a person may expect."""
+    """Warn of everything in the folder that is not used, or is used in an unexpected way."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in [*sorted(found.left_out.items()), *sorted(found.other_files.items())]:
         by_reason.setdefault(reason, []).append(name)
@@ -204,7 +205,7 @@ def say_all(found: Found) -> None:
 
 
 def say_splits(found: Found) -> None:
-    """Warn where folders look like splits, of which datasets would read one: here they are folders like others."""
+    """Warn if folders look like splits: datasets would read only one, but here all of them are used."""
     folders = {source.name.split("/")[0] for source in found.sources if "/" in source.name}
     if any(SPLITS.get(name.lower()) == "train" for name in folders):
         others = sorted(name for name in folders if SPLITS.get(name.lower()) not in ("train", None))

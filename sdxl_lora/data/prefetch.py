@@ -1,4 +1,4 @@
-"""What a thread makes while others work: the next items of an iterator, or one thing that is needed later."""
+"""Background work in a thread: the next items of an iterator, or a single result that is needed later."""
 
 import queue
 import threading
@@ -10,10 +10,10 @@ Item = TypeVar("Item")
 
 
 def run_in_background(make: Callable[[], Item]) -> Callable[[], Item]:
-    """Start `make` in a thread that nothing waits for at the end of the program.
+    """Start `make` in a daemon thread, which does not delay the program's exit.
 
     Returns:
-        A function that waits for what it made, or raises what it raised.
+        A function that waits for the result, or raises the exception of `make`.
     """
     future: Future[Item] = Future()
 
@@ -28,9 +28,9 @@ def run_in_background(make: Callable[[], Item]) -> Callable[[], Item]:
 
 
 def prefetch(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """The items, in order, `depth` of them made before they are asked for; 0 makes none ahead, and needs no thread.
+    """Yield the items in order, up to `depth` of them made ahead in a thread; 0 makes none ahead and uses no thread.
 
-    What making one raises is raised where it would have come. Closing the iterator ends the thread.
+    An exception from making an item is raised in that item's turn. Closing the iterator ends the thread.
     """
     if not depth:
         yield from items

@@ -1,10 +1,10 @@
-"""Who sees what, when: a pure function of the seed, the epoch, the process and the number of processes.
+"""Sampling order, a pure function of the seed, the epoch, the process and the number of processes.
 
-A step trains on `images_per_step` pictures of one bucket, whatever number of processes and micro-steps share them.
-Each bucket is read as one endless row of shuffled passes, and steps are cut from that row: what does not fill a step
-waits for the next epoch, and after the last epoch a shorter step takes the rest. So every picture is seen once per
-pass, none is lost or repeated, and splitting the work differently changes nothing. Pictures may be passed more or less
-often than once per epoch. Knows no tensors.
+A step trains on `images_per_step` images of one bucket, however many processes and micro-steps share them. Each
+bucket is one endless row of shuffled passes, cut into steps: an incomplete step waits for the next epoch, and after
+the last epoch a shorter step takes the rest. So every image is seen once per pass, none is lost or repeated, and
+splitting the work differently changes nothing. Images may be passed more or less often than once per epoch. Knows no
+tensors.
 """
 
 import math
@@ -23,7 +23,7 @@ class Sampler(Protocol):
     """The steps of a training.
 
     Attributes:
-        images: how many there are, 0 where nobody knows; members: their sizes.
+        images: number of images, 0 if unknown; members: their sizes.
     """
 
     @property
@@ -37,18 +37,17 @@ class Sampler(Protocol):
     def passes(self, step: int) -> float: ...
 
     def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(epoch, samples) of step `first` and every later one; None for a sample that only another process knows."""
+        """Yield (epoch, samples) of step `first` and later; None for samples that only another process knows."""
 
 
 class BucketSampler:
-    """The steps of a training, cut from its pictures.
+    """The steps of a training over known images.
 
     Args:
-        buckets: for each picture what it must share with the others of a step, e.g. its size; None for a picture that
-            no step is to see.
+        buckets: for each image the property that all images of a step share, e.g. its size; None to skip the image.
         images_per_step: train_batch_size x gradient_accumulation_steps x processes.
-        num_epochs: how often every picture is passed, or None for no end.
-        repeats: how often each picture is passed per epoch, not always a whole number; once, as it stands.
+        num_epochs: passes over every image, or None for no end.
+        repeats: passes over each image per epoch, not necessarily whole; once by default.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class BucketSampler:
         self.samples_per_epoch = sum(repeat * len(members) for repeat, members in rows)
 
     def first_step(self, epoch: int) -> int:
-        """Steps before `epoch`. Of a bucket of n pictures epoch e ends with step floor((e + 1) n / images_per_step)."""
+        """Steps before `epoch`. For a bucket of n images, epoch e ends with step floor((e + 1) n / images_per_step)."""
         steps = sum(self._samples_before(bucket, epoch) // self.images_per_step for bucket in self.members)
         return steps + (self._leftover_steps() if epoch == self.num_epochs else 0)
 
@@ -84,16 +83,16 @@ class BucketSampler:
         return sum(self._row_before(bucket, repeat, epoch) for repeat in self.members[bucket])
 
     def _row_before(self, bucket: Hashable, repeat: Fraction | int, epoch: int) -> int:
-        """Return how many samples of one bucket's images of one number of repeats come before `epoch`.
+        """Return the number of samples before `epoch` from the images of one bucket with the same repeats.
 
-        What is left of a number that is not whole waits for a later epoch; where it begins is drawn for each bucket,
-        else small buckets would all come late.
+        The rest of a number of samples that is not whole waits for a later epoch. Its phase is drawn per bucket;
+        otherwise small buckets would all come late.
         """
         begin = 0 if repeat == int(repeat) else Fraction(keyed_seed(self.seed, "repeats", bucket, repeat), 2**63)
         return math.floor(epoch * repeat * len(self.members[bucket][repeat]) + begin)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that step `step` belongs to, which is also the number of epochs that are over before it."""
+        """Return the epoch of step `step`, which is also the number of epochs completed before it."""
         epoch = int(step * self.images_per_step // self.samples_per_epoch)
         if self.num_epochs is not None:
             epoch = min(epoch, self.num_epochs)
@@ -104,12 +103,12 @@ class BucketSampler:
         return epoch
 
     def passes(self, step: int) -> float:
-        """Return how many epochs the pictures of the steps before `step` are."""
+        """Return the number of epochs that the images of the steps before `step` amount to."""
         passes = float(step * self.images_per_step / self.samples_per_epoch)
         return round(min(passes, self.num_epochs or passes), 3)
 
     def epoch(self, epoch: int) -> list[list[SampleKey]]:
-        """The steps of one epoch, each a list of at most `images_per_step` samples of one bucket."""
+        """Return the steps of one epoch, each a list of at most `images_per_step` samples of one bucket."""
         size, last = self.images_per_step, epoch + 1 == self.num_epochs
         steps = []
         for bucket in self.members:
@@ -121,7 +120,7 @@ class BucketSampler:
         return steps
 
     def _samples(self, bucket: Hashable, begin: int, end: int, epoch: int) -> list[SampleKey]:
-        """Places `begin` to `end` of a bucket's endless row; `begin` lies in `epoch` or an earlier one."""
+        """Return places `begin` to `end` of a bucket's endless row; `begin` lies in `epoch` or an earlier one."""
         epoch = bisect_right(range(epoch + 1), begin, key=lambda e: self._samples_before(bucket, e)) - 1
         samples: list[SampleKey] = []
         skipped = self._samples_before(bucket, epoch)
@@ -131,7 +130,7 @@ class BucketSampler:
         return samples[begin - skipped : end - skipped]
 
     def _samples_of_epoch(self, bucket: Hashable, epoch: int) -> list[SampleKey]:
-        """An epoch of a bucket: whole shuffled passes, or parts of them; those of different repeats mixed."""
+        """Return an epoch of a bucket: whole shuffled passes or parts of them, with different repeats mixed."""
         samples: list[SampleKey] = []
         for repeat, members in self.members[bucket].items():
             begin, end = (self._row_before(bucket, repeat, e) for e in (epoch, epoch + 1))
@@ -144,14 +143,14 @@ class BucketSampler:
         return samples
 
     def _shuffled(self, bucket: Hashable, repeat: Fraction | int, number: int) -> list[int]:
-        """Pass `number` over a bucket's pictures of so many repeats."""
+        """Return pass `number` over a bucket's images of the same repeats."""
         order = list(self.members[bucket][repeat])
         key = (bucket, number) if repeat == 1 else (bucket, repeat, number)
         random.Random(keyed_seed(self.seed, "order", *key)).shuffle(order)
         return order
 
     def from_step(self, first: int) -> Iterator[tuple[int, list[SampleKey]]]:
-        """(epoch, samples) of step `first` and every later one."""
+        """Yield (epoch, samples) of step `first` and later."""
         epoch = self.epoch_of(first)
         skip = first - self.first_step(epoch)
         while epoch != self.num_epochs:
@@ -161,7 +160,7 @@ class BucketSampler:
 
 
 def split_step(samples: Sequence[Item], rank: int, world_size: int, micro_steps: int) -> list[list[Item]]:
-    """What process `rank` of `world_size` does of a step: its micro-batches, as even as can be, empty where too few."""
+    """Return the micro-batches of process `rank` in a step, split evenly, empty if there are too few samples."""
     parts = world_size * micro_steps
     bounds = [len(samples) * i // parts for i in range(parts + 1)]
     return [list(samples[bounds[i] : bounds[i + 1]]) for i in range(rank, parts, world_size)]

@@ -1,10 +1,10 @@
-"""SDXL's size conditioning: original size, crop and target size of an image, also of a mirrored one."""
+"""SDXL's size conditioning: original size, crop and target size of an image, also when mirrored."""
 
 import torch
 
 
 def mirrored_crop(original_size, crop_top_left, target_size) -> tuple[int, int]:
-    """crop_top_left (y, x) once the picture is mirrored: what was cut off on the left is now cut off on the right."""
+    """Return crop_top_left (y, x) of the mirrored image: the part cropped off on the left is now on the right."""
     (height, width), (top, left), (target_height, target_width) = original_size, crop_top_left, target_size
     resized_width = max(target_width, round(width * max(target_width / width, target_height / height)))
     return top, max(0, resized_width - target_width - left)
@@ -16,7 +16,7 @@ def time_ids(original_size, crop_top_left, target_size) -> torch.Tensor:
     Args:
         original_size: (B, 2) height, width in pixels, before any resize.
         crop_top_left: (B, 2) y, x in pixels of the resized image.
-        target_size: (B, 2) height, width in pixels of what the UNet sees.
+        target_size: (B, 2) height, width in pixels of the image that the UNet sees.
     Returns:
         (B, 6) float32, in that order.
     Raises:

@@ -1,4 +1,4 @@
-"""Images held out of training."""
+"""Validation split: images held out of training."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,9 @@ from sdxl_lora.rng import keyed_seed
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> list[int]:
-    """Indices of the examples that no step may train on: about `share` of their sources, at least one.
+    """Return the indices of the held-out examples: about `share` of their sources, at least one.
 
-    Crops and copies of one source are all in or all out, else what is trained would be what is measured. Class images
-    always train.
+    Crops and copies of one source stay together, or trained images would be measured. Class images always train.
 
     Raises:
         ConfigError: no source would be left to train on.

@@ -1,8 +1,8 @@
-"""The pictures and steps of a training from a stream: what ImageDataset, a LatentCache and Batches are for others.
+"""Images and steps of a training on a stream, in place of ImageDataset, LatentCache and BucketSampler.
 
-Pictures of one size wait until they fill a micro-batch; those of the next steps are decoded meanwhile. A checkpoint
-holds where the reading stands and what waits, so that the same number of processes goes on with the same pictures.
-Nothing is kept on the disk: latents are computed each time. What is random for an image is keyed by its content.
+Images of one size wait until they fill a micro-batch; those of the next steps are decoded meanwhile. A checkpoint
+holds the stream's position and the waiting images, so that the same number of processes continues with the same
+images. Nothing is stored on disk: latents are computed each time. Random draws for an image are keyed by its content.
 """
 
 import json
@@ -24,14 +24,14 @@ from sdxl_lora.data.stream_reader import Place, shuffled_rows
 from sdxl_lora.models.vae import VaeEncoder, encoded
 from sdxl_lora.rng import SampleKey
 
-STEPS_AHEAD = 2  # their pictures are decoded while others are trained on
-STEPS_AT_HAND = STEPS_AHEAD + 2  # of these the pictures themselves are there
-STEPS_REMEMBERED = 256  # more than lie between reading a step's pictures and saving the step, or telling of it
-DECODERS = 4  # a picture takes 50 ms, a step on a fast GPU as little for each
+STEPS_AHEAD = 2  # decoded during training on earlier ones
+STEPS_AT_HAND = STEPS_AHEAD + 2  # steps whose images are in memory
+STEPS_REMEMBERED = 256  # more than pass between reading a step's images and saving or reporting the step
+DECODERS = 4  # decoding takes 50 ms per image, as little as a step on a fast GPU
 
 
 class Rows(list):
-    """Rows in memory, with as much of a dataset's manners as ImageDataset asks for."""
+    """Rows in memory, with the parts of a dataset's interface that ImageDataset uses."""
 
     @property
     def column_names(self) -> list[str]:
@@ -45,19 +45,19 @@ class Rows(list):
 
     @property
     def features(self) -> dict:
-        return {}  # nothing in them is decoded
+        return {}  # nothing is decoded
 
     def remove_columns(self, name: str) -> "Rows":
         return Rows({key: value for key, value in row.items() if key != name} for row in self)
 
 
 class StreamDataset:
-    """Examples and latents of the images at hand, as ImageDataset and LatentCache have them, by keys.
+    """Examples and latents of the images at hand by key, like ImageDataset and LatentCache.
 
     Args:
-        open_rows: ImageDataset of Rows.
-        vae_key: see cache.weights_key and key_in.
-        is_flipped: whether a sample shows its image mirrored.
+        open_rows: builds an ImageDataset from Rows.
+        vae_key: see weights_key and key_in in cache/fill.py.
+        is_flipped: whether a sample's image is mirrored.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class StreamDataset:
         return example
 
     def decode(self, sample: SampleKey) -> None:
-        """Begin with it, for `read` to find."""
+        """Start decoding a sample's image for `read`."""
         key, flip = sample.example, self.is_flipped(sample)
         self._decoded[key, flip] = self._decoders.submit(self._images[key].load, 0, flip)
 
     def keep_only(self, at_hand: set[str], remembered: set[str]) -> None:
-        """Forget all other pictures, and the examples of all others."""
+        """Forget all images that are not at hand and all examples that are neither at hand nor remembered."""
         self._images = {key: self._images[key] for key in at_hand}
         self._decoded = {(key, flip): record for (key, flip), record in self._decoded.items() if key in at_hand}
         self._examples = {key: self._examples[key] for key in at_hand | remembered}
@@ -100,25 +100,25 @@ class StreamDataset:
         return len(self._examples)
 
     def read(self, key: str, flip: bool = False) -> dict[str, torch.Tensor]:
-        """See LatentCache.
+        """Return an image's latents, see LatentCache.
 
         Raises:
-            DataError: the picture cannot be decoded.
+            DataError: the image cannot be decoded.
             NonFiniteError: the VAE gives NaN or infinity.
         """
         return encoded(self.encode, self._decoded[key, flip].result(), self[key].name)
 
 
 class StreamSampler:
-    """The steps of a training from a stream; what Batches is for pictures that are all known.
+    """The steps of a training on a stream, in place of BucketSampler.
 
-    A step has `images_per_step` places, as `batches.share` deals them out; at those of other processes it has None.
+    The places of a step are divided as in `split_step`; those of other processes hold None.
 
     Args:
         block_size: see `shuffled_rows`.
     """
 
-    images, members = 0, ()  # nobody knows how many pictures there are, and of which sizes
+    images, members = 0, ()  # the number of images and their sizes are unknown
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class StreamSampler:
 
     @property
     def key(self) -> str:
-        """Return what a resumed run must have in common with the run before."""
+        """Return the facts about the stream that a resumed run must share."""
         read = f"a stream of {self.files} files, read by {self.world_size} processes"
         return f"{read}, {self.block_size} pictures shuffled at a time"
 
@@ -154,7 +154,7 @@ class StreamSampler:
         return 0
 
     def from_step(self, first: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(0, samples) of step `first`, where the reading stands, and of every later one."""
+        """Yield (0, samples) of step `first`, at the current position, and later."""
         steps = self._steps(first)
         coming = deque(islice(steps, STEPS_AHEAD))
         for samples in steps:
@@ -162,7 +162,7 @@ class StreamSampler:
             yield 0, coming.popleft()
 
     def _steps(self, step: int) -> Iterator[list[SampleKey | None]]:
-        """The samples of each step, whose images are being decoded."""
+        """Yield the samples of each step once their images are being decoded."""
         rows = shuffled_rows(self.stream, self.place, self.columns, self.block_size, self.seed)
         self._recent.append((step, self._state(), []))
         while True:
@@ -189,7 +189,7 @@ class StreamSampler:
                 return batch
 
     def _add(self, row: dict, epoch: int) -> list[SampleKey]:
-        """Let a picture wait for others of its size; those that fill a micro-batch with it are returned."""
+        """Queue an image with others of its size; return the samples of a micro-batch once it is full."""
         example = self.examples.add(row)
         waiting = self.waiting[example.target_size]
         waiting.append((SampleKey(example.key, epoch), row))

@@ -1,8 +1,8 @@
-"""Pictures that are read as they come, however many there are: Parquet files, WebDataset tars, or a dataset on the Hub.
+"""Streams of images of any length: Parquet files, WebDataset tars, or a dataset on the Hub.
 
-Each process reads its own part (datasets' split_dataset_by_node); the files come in another order in each pass. Rows
-are shuffled block by block: a block's order is a function of (seed, pass, block), so that a place in the stream is
-where its block begins and how much of it is taken, and no buffer has to be saved (that of datasets loses its rows).
+Each process reads its own part (datasets' split_dataset_by_node), and the order of files changes in each pass. Rows
+are shuffled within blocks, in an order that depends on (seed, pass, block). A place in the stream is thus the start
+of its block and the rows taken from it; no buffer is saved (datasets' own shuffle buffer loses its rows).
 """
 
 import random
@@ -34,7 +34,7 @@ from sdxl_lora.folders.finder import find_images
 from sdxl_lora.io.regular_files import check_readable_by_datasets
 from sdxl_lora.rng import keyed_seed
 
-ROWS_AHEAD = 32  # read while others are worked on, at least; a whole block where blocks are larger
+ROWS_AHEAD = 32  # minimum read ahead; a whole block if blocks are larger
 
 
 def open_stream(
@@ -43,9 +43,9 @@ def open_stream(
     dataset_config_name: str | None = None,
     max_samples: int | None = None,
 ) -> datasets.IterableDataset:
-    """The rows of a folder's .tar or .parquet files or of what preprocess wrote there, or of a dataset on the Hub.
+    """Open the rows of a folder's .tar or .parquet files or preprocess's output, or of a dataset on the Hub.
 
-    Pictures come encoded. Raises DataError where there is no such thing.
+    Images come encoded. Raises DataError if there is nothing to read.
     """
     try:
         if train_data_dir is not None:
@@ -85,7 +85,7 @@ def folder_stream(folder: Path) -> datasets.IterableDataset:
 class Place:
     """A place in a stream: after the first `taken` rows of a shuffled block.
 
-    `stream` is datasets' state at the beginning of the block; None at that of a pass.
+    `stream` is datasets' state at the start of the block; None at the start of a pass.
     """
 
     epoch: int = 0
@@ -97,11 +97,11 @@ class Place:
 def shuffled_rows(
     stream: datasets.IterableDataset, place: Place, columns: tuple[str, str], block_size: int, seed: int
 ) -> Iterator[tuple[dict, Place]]:
-    """The rows from a place on, pass after pass, each with the place after it; read ahead by a thread.
+    """Yield the rows from a place on, pass after pass, each with the place after it; a thread reads ahead.
 
     Args:
-        columns: of pictures and of captions, see `plain_row`.
-        block_size: so many rows are shuffled among each other; 1 leaves them as they are stored.
+        columns: image column and caption column, see `plain_row`.
+        block_size: rows shuffled together; 1 keeps the stored order.
     Raises:
         DataError: there are no rows, or the stream breaks off.
     """
@@ -120,7 +120,7 @@ def shuffled_rows(
 def stored_rows(
     stream: datasets.IterableDataset, place: Place, columns: tuple[str, str], block_size: int
 ) -> Iterator[tuple[dict, Place]]:
-    """The rows as they are stored, from where the block of a place begins, each with the place where its own begins."""
+    """Yield the rows in stored order from the start of a place's block, each with the start of its own block."""
     begin = replace(place, taken=0)
     while True:
         stream.set_epoch(begin.epoch)
@@ -140,9 +140,9 @@ def stored_rows(
 
 
 def plain_row(row: dict, image_column: str, caption_column: str) -> dict:
-    """A row as other datasets have it: of a WebDataset, columns by their suffixes and what stands in its JSON.
+    """Return a row with ordinary columns: a WebDataset's image and caption by suffix, and its JSON's entries.
 
-    The picture's bytes come with it.
+    The image's bytes are included.
     """
     row = dict(row)
     if image_column not in row:

@@ -1,6 +1,6 @@
-"""WebDataset shards: tars in which files of one name and several endings are a sample. Decodes no picture.
+"""WebDataset shards: tars in which files with the same name and different endings form a sample. Decodes no image.
 
-datasets' own reader wants the same endings in every sample; here one may be a .jpg and the next a .png.
+datasets' own reader requires the same endings in every sample; here one may be a .jpg and the next a .png.
 """
 
 import json
@@ -19,19 +19,19 @@ from sdxl_lora.images.decode import OTHER_SUFFIXES, SUFFIXES
 
 IMAGES = tuple(suffix[1:] for suffix in (*SUFFIXES, *OTHER_SUFFIXES))
 CAPTIONS = ("txt", "caption")
-NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending, as WebDataset has it
+NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending, as in WebDataset
 
 
 def tar_stream(paths: list[str]) -> datasets.IterableDataset:
-    """The samples of tars, file by file; each tar can be read by another process."""
+    """Return the samples of tars, one file after the other; processes can read different tars."""
     return datasets.IterableDataset.from_generator(samples, gen_kwargs={"paths": paths})
 
 
 def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Samples with a picture: __key__, __url__, the picture under its ending, txt, json.
+    """Yield samples with an image: __key__, __url__, the image under its ending, txt, json.
 
     Raises:
-        DataError: a tar that is damaged or cut, or holds no pictures.
+        DataError: a tar is damaged or truncated, or holds no images.
     """
     for path in paths:
         found, without = 0, []
@@ -67,7 +67,7 @@ def grouped(path: str) -> Iterator[dict[str, Any]]:
             sample |= {"__key__": key, "__url__": path}
             if suffix in (*IMAGES, *CAPTIONS, "json"):
                 file = tar.extractfile(member)
-                assert file is not None, member.name  # which is a file, and no link
+                assert file is not None, member.name  # a regular file, not a link
                 sample[suffix] = content_of(suffix, file.read(), f"{member.name} in {path}")
     if sample:
         yield sample
