@@ -1,1 +1,1 @@
-"""The base: its models, loaded and used."""
+"""The base model: loading it and using its parts."""

@@ -1,4 +1,4 @@
-"""Why a base cannot be trained whose parts are there: configs that do not fit or hold no numbers, weights that lack."""
+"""Reasons why a complete base cannot be trained: unfit configs, invalid numbers, missing weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ NO_PICKLES = "pickles (.ckpt, .pt, .bin) can run code and are not loaded"
 
 
 def misfit(base: Base, models: dict[str, Model]) -> str | None:
-    """Return why models of these configs make no SDXL base."""
+    """Return the reason why the models of these configs are not an SDXL base; None if they are."""
     unet, vae = models["unet"].config, models["vae"].config
     if kind := kind_of_unet(unet.in_channels):
         return f"{base.configs} is {kind}: training needs an SDXL base, whose UNet takes 4"
@@ -38,7 +38,7 @@ def misfit(base: Base, models: dict[str, Model]) -> str | None:
 
 
 def schedule_fault(config: Mapping) -> str | None:
-    """Return what is wrong with the numbers of a scheduler's config; None for one that has no betas, as flows."""
+    """Return the fault in a scheduler config's numbers; None if it is valid or has no betas, as for flows."""
     steps = config.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         return f"has num_train_timesteps {steps!r}, it must be a whole number above 0: SDXL's is 1000"
@@ -46,7 +46,7 @@ def schedule_fault(config: Mapping) -> str | None:
         return None
     try:
         kept = DDPMScheduler.from_config(dict(config)).alphas_cumprod
-    except Exception as error:  # diffusers' own, of many classes
+    except Exception as error:  # diffusers raises many classes
         names = ("beta_schedule", "beta_start", "beta_end", "trained_betas")
         given = ", ".join(f"{name} {brief(config[name])}" for name in names if config.get(name) is not None)
         return f"gives no schedule of noise, by {given} ({' '.join(str(error).split())})"
@@ -63,7 +63,7 @@ def brief(value: Any) -> str:
 
 
 def vae_file_refusal(path: str | None) -> str | None:
-    """Return why a file that was given as a VAE is none."""
+    """Return the reason why a file given as a VAE is not one; None if it is."""
     if Path(str(path)).suffix.lower() in PICKLES:
         return f"{path} is not a .safetensors file; {NO_PICKLES}"
     with Tensors([Path(str(path))]) as tensors:
@@ -77,7 +77,7 @@ def vae_file_refusal(path: str | None) -> str | None:
 
 
 def what_is_missing(base: Base, fits: Mapping[str, Fit]) -> str | None:
-    """Return the sentence that names what the files lack of their models, by part."""
+    """Return a sentence naming weights that the files lack, or that do not fit, by part; None if all are there."""
     lacking = {part: found.missing for part, found in fits.items() if found.missing}
     if lacking:
         sources = sorted({source_of(base, part)[0] for part in lacking})

@@ -1,6 +1,6 @@
-"""The tensors of a base's .safetensors: headers at once, each tensor when it is asked for, scaled fp8 at its scale.
+"""Tensors in a base's .safetensors files: headers at once, each tensor on demand, scaled fp8 multiplied by its scale.
 
-Knows names and files, builds no model.
+Knows names and files; builds no model.
 """
 
 import contextlib
@@ -17,26 +17,26 @@ from sdxl_lora.io.file_system import say_once
 from sdxl_lora.io.safetensors import DTYPE_NAMES, TensorFile
 from sdxl_lora.models.original_names import PREFIXES, places
 
-SCALES = ("scale_weight", "weight_scale")  # ComfyUI's, of 2024 and of 2025, beside a layer's `weight`
+SCALES = ("scale_weight", "weight_scale")  # ComfyUI's names of 2024 and 2025, beside a layer's `weight`
 HARMLESS = re.compile(
     r"model_ema\..*|(.*\.)?(position_ids|logit_scale|attn_mask|scaled_fp8|scale_input|input_scale|comfy_quant)"
     r"|conditioner\.embedders\.0\.transformer\.text_projection\.weight"
     r"|v_pred|ztsnr|edm_\w+(\..*)?|denoiser\..*|(first_stage_model\.|vae\.)?(loss|discriminator|model_ema)\..*"
     r"|betas|(sqrt_|log_|posterior_|alphas_|lvlb_)\w+|logvar|global_step|epoch|iteration"
-)  # what no model of ours has: averages, counters, schedules, training losses, marks
+)  # tensors that our models lack: averages, counters, schedules, training losses, marks
 
 
 class Tensors:
     """The tensors of one part or of a whole base, by name.
 
     Raises:
-        ConfigError: a file is none, a pickle, or cut short.
+        ConfigError: a file is not a .safetensors file, a pickle, or truncated.
     """
 
     def __init__(self, paths: Iterable[Path]):
         self.paths = list(paths)
         self.files: dict[str, TensorFile] = {}
-        self.mapped: dict[Path, safe_open | None] = {}  # None where the file system cannot map it
+        self.mapped: dict[Path, safe_open | None] = {}  # None if the file system cannot map it
         self.metadata: dict[str, str] = {}
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:
@@ -62,16 +62,16 @@ class Tensors:
         return self.files[name].dtypes[name]
 
     def scale_of(self, name: str) -> str | None:
-        """The name of what a packed weight is to be multiplied by; None for one that counts as it stands."""
+        """Return the name of a packed weight's scale; None if it has none."""
         return scale_of(name, self.files)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in the file's type, or in float32 where it has a scale."""
+        """Return a tensor in the file's dtype, or in float32 if it has a scale."""
         scale = self.scale_of(name)
         return self._raw(name) if scale is None else scaled(self._raw(name), self._raw(scale))
 
     def _raw(self, name: str) -> torch.Tensor:
-        """Mapped into memory where the file system can do that, else read."""
+        """Return a tensor mapped into memory or, if the file system cannot map it, read."""
         file = self.files[name]
         if file.path not in self.mapped:
             try:
@@ -94,14 +94,14 @@ class Tensors:
 
 
 def scale_of(name: str, names: Container[str]) -> str | None:
-    """The name of what a packed weight is to be multiplied by; None for one that counts as it stands."""
+    """Return the name of a packed weight's scale; None if it has none."""
     layer, _, kind = name.rpartition(".")
     found = (f"{layer}.{scale}" for scale in SCALES) if kind == "weight" else ()
     return next((scale for scale in found if scale in names), None)
 
 
 def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """A packed weight in float32, by one scale or by one for each row."""
+    """Return a packed weight in float32, with one scale or one per row."""
     factor = scale.float()
     if factor.numel() > 1:
         factor = factor.reshape(-1, *[1] * (tensor.dim() - 1))
@@ -110,9 +110,9 @@ def scaled(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Fit:
-    """Tensors that a part finds in the files: `found` by its own names.
+    """A part's tensors in the files: `found` by the part's own names.
 
-    missing: what is not there. misshapen: what has another shape. packed: whole numbers that no scale makes weights.
+    missing: names that are absent. misshapen: tensors of another shape. packed: integers without a scale.
     """
 
     prefix: str
@@ -124,10 +124,10 @@ class Fit:
 
 
 def fit(part: str, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, levels: int = 0) -> Fit:
-    """Look up a model's tensors in the files, by headers alone.
+    """Match a model's tensors to the files, using headers only.
 
     Args:
-        shapes: of the model's state_dict.
+        shapes: shapes in the model's state_dict.
         levels: see `original_names.places`.
     """
     result = Fit(prefix_of(part, tensors))
@@ -155,23 +155,23 @@ def fit(part: str, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, leve
 
 
 def same_but_for_ones(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Return whether two shapes are equal, or those of a linear layer and of the same layer as a 1x1 convolution."""
+    """Return whether two shapes are equal, or are those of a linear layer and its equivalent 1x1 convolution."""
     return theirs == tuple(ours) or (
         {len(theirs), len(ours)} == {2, 4} and list(theirs[2:] or ours[2:]) == [1, 1] and theirs[:2] == ours[:2]
     )
 
 
 def prefix_of(part: str, tensors: Iterable[str]) -> str:
-    """Return what stands in front of a part's names; "" where the files are the part's own."""
+    """Return the prefix of a part's names; "" in files of the part alone."""
     names = list(tensors)
     return next((prefix for prefix in PREFIXES[part] if any(name.startswith(prefix) for name in names)), "")
 
 
 def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch.dtype) -> None:
-    """Give a model, whose parameters are on the meta device, the values that `fit` found, one tensor at a time.
+    """Fill a model, whose parameters are on the meta device, with the tensors that `fit` found, one at a time.
 
     Raises:
-        ConfigError: NaN or infinity in a weight.
+        ConfigError: a weight holds NaN or infinity.
     """
     state = {}
     for name, parameter in model.state_dict().items():
@@ -192,11 +192,11 @@ def read_into(model: torch.nn.Module, found: Fit, tensors: Tensors, dtype: torch
 
 
 def unknown_names(unused: Iterable[str]) -> list[str]:
-    """Return those names that no part has asked for and that mean nothing known."""
+    """Return the unused names without a known, harmless meaning."""
     return [name for name in unused if not HARMLESS.fullmatch(name)]
 
 
 def shown(names: list[str], count: int = 3) -> str:
-    """Some names and how many more, for a sentence."""
+    """Return some names and the number of others, for a sentence."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -1,4 +1,4 @@
-"""What a file or folder is that was given as a base, by the names and shapes of its tensors and its configs."""
+"""Kinds of files and folders given as a base, told by tensor names and shapes and by configs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ FLOWS = (FLOW, "rectified_flow", "rf", "flow_prediction", "velocity")
 
 
 def kind_of_file(names: Iterable[str]) -> str:
-    """SDXL, or what a single file is instead, in words."""
+    """Return SDXL, or a description of what a single file is instead."""
     names = list(names)
 
     def has(part: str) -> bool:
@@ -53,7 +53,7 @@ def kind_of_file(names: Iterable[str]) -> str:
 
 
 def kind_of_unet(channels: int) -> str | None:
-    """Return what an SDXL UNet with so many input channels is; None for one of the base's 4."""
+    """Return the kind of SDXL UNet with this many input channels; None for the base's 4."""
     return {
         4: None,
         8: "an SDXL pix2pix model (its UNet takes 8 channels: latents beside those of the picture to edit)",
@@ -62,7 +62,7 @@ def kind_of_unet(channels: int) -> str | None:
 
 
 def kind_of_folder(folder: Path) -> str:
-    """Return what a folder without model_index.json is, in words."""
+    """Describe a folder without model_index.json."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     files = sorted(name for name in names if name.lower().endswith(".safetensors"))
     if "adapter_config.json" in names or any("lora" in name.lower() for name in files):
@@ -75,7 +75,7 @@ def kind_of_folder(folder: Path) -> str:
 
 
 def distilled_note(path: str) -> str | None:
-    """Return how to draw with a base that its name calls distilled to few steps; None for others."""
+    """Return advice on sampling from a base distilled to few steps, as its name tells; None for others."""
     if not re.search(r"turbo|lightning|hyper|lcm|dmd", Path(path).name, re.IGNORECASE):
         return None
     return (
@@ -85,17 +85,17 @@ def distilled_note(path: str) -> str | None:
 
 
 def predicted_by(config: Mapping) -> str:
-    """Return what a scheduler's config says that its model predicts: "flow", or its prediction_type."""
+    """Return the prediction of a model by its scheduler's config: "flow", or its prediction_type."""
     prediction = config.get("prediction_type") or "epsilon"
     is_flow = "Flow" in str(config.get("_class_name")) or config.get("use_flow_sigmas") or prediction in FLOWS
     return FLOW if is_flow else prediction
 
 
 def unsupported_schedule(config: Mapping) -> str | None:
-    """Return how a scheduler's config says that its model was trained otherwise than by DDPM or a flow, else None.
+    """Return the unsupported training of a model by its scheduler's config; None for DDPM or a flow.
 
     Returns:
-        "EDM", what it predicts, or the name of a scheduler that has no betas.
+        "EDM", the unsupported prediction, or the name of a scheduler without betas.
     """
     name, prediction = str(config.get("_class_name", "a scheduler without a name")), config.get("prediction_type")
     if predicted_by(config) == FLOW:
@@ -108,12 +108,12 @@ def unsupported_schedule(config: Mapping) -> str | None:
 
 
 def has_betas(config: Mapping) -> bool:
-    """Return whether a scheduler's config has the noise schedule of DDPM."""
+    """Return whether a scheduler's config has DDPM's noise schedule."""
     return config.get("trained_betas") is not None or {"beta_start", "beta_end", "beta_schedule"} <= set(config)
 
 
 def not_by_ddpm(base: Base, found: str) -> str:
-    """The sentence that refuses a base trained by another objective."""
+    """Return the sentence that refuses a base trained with another objective."""
     what = f"was trained by {found}" if found == "EDM" else f"predicts {found}"
     if "which has no betas" in found:
         what = f"has {found}"
@@ -121,10 +121,10 @@ def not_by_ddpm(base: Base, found: str) -> str:
 
 
 def told_by_file(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool, str]:
-    """Return what a single file says of its training: (prediction or None, zero terminal SNR, by what it says so).
+    """Return a single file's own account of its training: (prediction or None, zero terminal SNR, the source of this).
 
-    The names are those that ComfyUI reads: v_pred and ztsnr (NoobAI), edm_* (Playground 2.5, CosXL). Metadata count for
-    v and flows alone: trainers write epsilon into many files unasked.
+    It reads the names that ComfyUI reads: v_pred and ztsnr (NoobAI), edm_* (Playground 2.5, CosXL). Metadata count only
+    for v and flows: trainers write epsilon into many files unasked.
     """
     names = set(names)
     if edm := sorted(name for name in names if name.startswith("edm_")):

@@ -1,6 +1,6 @@
-"""What a base is, before any work: kind, prediction and schedule, VAE, precision, what is missing and what is unknown.
+"""Report on a base before any work: kind, prediction and schedule, VAE, precision, missing and unknown weights.
 
-Reads headers and configs, and no weights. models.check_base refuses by it, `python -m sdxl_lora.tools show` prints it.
+Reads headers and configs, not weights. loading.check_base refuses by it, `python -m sdxl_lora.tools show` prints it.
 """
 
 import math
@@ -43,7 +43,7 @@ TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 @dataclass
 class Part:
-    """One model: how many values its config describes, the types and the fit of what the files have of it."""
+    """One model: the number of values in its config, the dtypes in the files, and their fit."""
 
     values: int
     dtypes: Counter = field(default_factory=Counter)
@@ -53,12 +53,12 @@ class Part:
 
 @dataclass
 class BaseReport:
-    """The facts about a base.
+    """Facts about a base.
 
-    refusal: why it cannot be trained, a sentence; None where it can.
-    bare: parts of a folder that are configs alone.
-    notes: what is odd about it and does no harm, sentences.
-    prediction: epsilon, v_prediction, flow, or in words what cannot be trained; "" where that cannot be told.
+    refusal: a sentence on why it cannot be trained; None if it can.
+    bare: parts of a folder that have a config but no weights.
+    notes: sentences on harmless oddities.
+    prediction: epsilon, v_prediction, flow, or a description of what cannot be trained; "" if unknown.
     vae: the VAE's config.
     """
 
@@ -79,7 +79,7 @@ class BaseReport:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for a person."""
+        """Return the report as lines of text."""
         rows = [("is", f"{self.kind}, {self.layout}")]
         zero_snr = ", zero terminal SNR" if self.is_zero_snr else ""
         rows.append(("predicts", f"{self.prediction or 'unknown'}{zero_snr} ({self.told_by or 'its configs say'})"))
@@ -108,12 +108,12 @@ class BaseReport:
 
 
 def look_at(base: Base, with_configs: bool = True) -> BaseReport:
-    """Return what a base is, by headers and configs.
+    """Report on a base, from headers and configs.
 
     Args:
-        with_configs: False for what a file's header or a folder's contents tell alone.
+        with_configs: False to use only a file's header or a folder's contents.
     Raises:
-        ConfigError: it is not there, it cannot be read, or its configs are not to be had without a connection.
+        ConfigError: the base is missing or unreadable, or its configs need a connection.
     """
     check_source(base.path, "pretrained_model_name_or_path", "base model")
     for path, setting, what in (
@@ -133,7 +133,7 @@ def look_at(base: Base, with_configs: bool = True) -> BaseReport:
 
 
 def look_at_file(base: Base, report: BaseReport) -> None:
-    """Report on a base by the names in a single file."""
+    """Report on a single file by its tensor names."""
     path = Path(base.path)
     if path.suffix.lower() != ".safetensors":
         raise ConfigError(
@@ -163,7 +163,7 @@ def look_at_file(base: Base, report: BaseReport) -> None:
 
 
 def look_at_folder(base: Base, report: BaseReport) -> None:
-    """Report on a base by the configs of a diffusers folder or a Hub id."""
+    """Report on a diffusers folder or Hub id by its layout."""
     folder = Path(base.path)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         report.kind = report.refusal = kind_of_folder(folder)
@@ -173,7 +173,7 @@ def look_at_folder(base: Base, report: BaseReport) -> None:
 
 
 def look_at_pipeline(base: Base, report: BaseReport) -> None:
-    """Add what model_index.json and the scheduler's config say."""
+    """Add the contents of model_index.json and the scheduler's config."""
     with config_errors(base, "the configs"):
         index = StableDiffusionXLPipeline.load_config(base.configs, revision=base.hub_arguments("")["revision"])
         found = index.get("_class_name", "unknown")
@@ -208,7 +208,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
 
 
 def look_at_models(base: Base, report: BaseReport) -> None:
-    """Add what its models' configs say, and the headers of their weights as far as these are on this machine."""
+    """Add the models' configs and the headers of their weights, as far as these are on this machine."""
     look_at_pipeline(base, report)
     if report.refusal:
         return
@@ -233,7 +233,7 @@ def look_at_models(base: Base, report: BaseReport) -> None:
 
 
 def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
-    """Whether a tensor is not asked for because the VAE is to come from a file of its own, or from one of a base."""
+    """Return whether a tensor is unused because the VAE has a file of its own, or is taken from another base's."""
     if base.vae_path is None:
         return False
     is_of_vae = name.startswith(PREFIXES["vae"])
@@ -243,7 +243,7 @@ def is_of_another_vae(base: Base, path: Path, name: str) -> bool:
 
 
 def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseReport, used: dict) -> None:
-    """Compare a model with the headers of its files; `used` gets the names that it takes from each."""
+    """Compare a model with the headers of its files; record the names used from each file in `used`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     report.parts[part] = found = Part(sum(map(math.prod, shapes.values())))
     files = weight_files(base, part, download=False)
@@ -264,5 +264,5 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
 
 
 def levels_of(model: torch.nn.Module) -> int:
-    """Return how many sizes a model's blocks have; 0 where it has none."""
+    """Return the number of block sizes of a model; 0 if it has none."""
     return len(getattr(model.config, "block_out_channels", ()))

@@ -1,6 +1,6 @@
-"""Where the parts of a base lie, a folder's, the Hub's or one file's, and the models that its configs describe.
+"""Locations of a base's parts, in a folder, on the Hub or in one file, and the models built from its configs.
 
-Reads configs, and no weights. Only safetensors are taken: a pickle can run code.
+Reads configs, not weights. Accepts only safetensors: a pickle can run code.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ Model: TypeAlias = UNet2DConditionModel | CLIPTextModel | CLIPTextModelWithProje
 
 @dataclass(frozen=True)
 class Base:
-    """The places of a base model's parts.
+    """Locations of a base model's parts.
 
     path: diffusers folder, Hub id, or one .safetensors file.
     vae_path: another VAE: a folder, a Hub id, or one .safetensors file.
@@ -66,9 +66,9 @@ class Base:
         return (self.config_path or SDXL_BASE) if self.is_file else self.path
 
     def variants(self, part: str) -> tuple[str, ...]:
-        """Return the variants of a part's weights to look for, in order; "" is full precision.
+        """Return the weight variants to look for in a part, in order; "" is full precision.
 
-        A VAE of its own need not come in the base's variant.
+        A separate VAE need not come in the base's variant.
         """
         if self.variant is None:
             return ("", "fp16")
@@ -79,14 +79,14 @@ class Base:
 
 
 def source_of(base: Base, part: str) -> tuple[str, str]:
-    """(folder, Hub id or file, subfolder) with a part's weights; the config of a VAE of its own lies there too."""
+    """Return (folder, Hub id or file; subfolder) of a part's weights, and of a separate VAE's config."""
     if part == "vae" and base.vae_path is not None:
         return base.vae_path, "vae" if (Path(base.vae_path) / "vae").is_dir() else ""
     return base.path, "" if base.is_file else part
 
 
 def part_files(base: Base, part: str) -> list[Path]:
-    """Files that hold a part's weights and config on this disk; [] where they cannot be told without a connection."""
+    """Return the files on this disk with a part's weights and config; [] if they are unknown without a connection."""
     source, subfolder = source_of(base, part)
     if Path(source).is_file():
         config = Path(base.configs) / part / "config.json"
@@ -101,10 +101,10 @@ def part_files(base: Base, part: str) -> list[Path]:
 
 
 def weight_files(base: Base, part: str, download: bool = True) -> list[Path]:
-    """The .safetensors of a part: one, or its shards.
+    """Return the .safetensors of a part: one file, or its shards.
 
     Args:
-        download: False for what is on this disk alone; [] where that is not all.
+        download: False for files on this disk only; [] if they are incomplete.
     Raises:
         ConfigError: there are none, or none of the variant.
     """
@@ -141,10 +141,7 @@ def local_weights(folder: Path, variant: str) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """
-    Raises:
-        ConfigError: the index is damaged.
-    """
+    """Return the shards listed in an index; raise ConfigError if it is damaged."""
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -152,7 +149,7 @@ def shards_of(index: Path) -> list[str]:
 
 
 def variants_in(base: Base, part: str) -> list[str]:
-    """Return the variants that a folder has of a part's weights, such as fp16; [] for what is not a folder."""
+    """Return the variants of a part's weights in a folder, such as fp16; [] if the source is no folder."""
     source, subfolder = source_of(base, part)
     names = (path.name for path in (Path(source) / subfolder).glob("*.safetensors"))
     found = (
@@ -162,7 +159,7 @@ def variants_in(base: Base, part: str) -> list[str]:
 
 
 def hub_weights(source: str, subfolder: str, variant: str, revision: str | None, download: bool) -> list[Path]:
-    """Return the weights of a Hub id, from its cache or downloaded; [] where it has none of that variant."""
+    """Return a Hub id's weights, cached or downloaded; [] if it has none of that variant."""
     dot = f".{variant}" if variant else ""
 
     def get(name: str) -> Path:
@@ -172,7 +169,7 @@ def hub_weights(source: str, subfolder: str, variant: str, revision: str | None,
         return Path(path)
 
     for stem in STEMS:
-        with contextlib.suppress(EntryNotFoundError):  # not being in the cache is one of these too
+        with contextlib.suppress(EntryNotFoundError):  # also raised for files that are not in the cache
             return [get(f"{stem}{dot}.safetensors")]
         with contextlib.suppress(EntryNotFoundError):
             return [get(name) for name in shards_of(get(f"{stem}.safetensors.index{dot}.json"))]
@@ -180,7 +177,7 @@ def hub_weights(source: str, subfolder: str, variant: str, revision: str | None,
 
 
 def empty_model(base: Base, part: str) -> Model:
-    """A part as its config describes it, its parameters on the meta device: names and shapes, no memory."""
+    """Build a part from its config on the meta device: names and shapes, no memory."""
     without_values = (init_empty_weights(include_buffers=False), no_init_weights())
     with config_errors(base, f"the config of {part}"), without_values[0], without_values[1]:
         model, arguments = MODELS[part], base.hub_arguments(part)
@@ -215,7 +212,7 @@ def has_configs_here(base: Base) -> bool:
 
 
 def models_without_weights(base: Base) -> dict[str, Model]:
-    """All four models from their configs alone, on the meta device: names and shapes, no memory."""
+    """Build all four models from their configs on the meta device: names and shapes, no memory."""
     return {part: empty_model(base, part).to("meta") for part in MODELS}
 
 
@@ -251,7 +248,7 @@ def config_errors(base: Base, part: str):
 
 
 def is_out_of_reach(error: BaseException | None) -> bool:
-    """Return whether an error came of a file that only the Hub has, with no Hub to ask; libraries say otherwise."""
+    """Return whether an error was caused by a file on an unreachable Hub, which libraries report as other errors."""
     while error is not None:
         if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
             return True

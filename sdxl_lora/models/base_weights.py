@@ -1,6 +1,7 @@
-"""The weights of a base model on disk by canonical module name, read one at a time.
+"""Weights of a base model on disk by canonical module name, read one at a time.
 
-A diffusers folder, or one .safetensors in the original (Stability, CivitAI) layout. Builds no model, knows no LoRA.
+Reads a diffusers folder, or one .safetensors in the original (Stability, CivitAI) layout. Builds no model and knows no
+LoRA.
 """
 
 import re
@@ -58,7 +59,7 @@ class BaseWeights:
                 self.parts[path, name] = parts
 
     def weight(self, key: Key) -> Tensor:
-        """The weight of one module, in the file's dtype; of scaled fp8 in float32.
+        """Return the weight of one module in the file's dtype, or in float32 for scaled fp8.
 
         Raises:
             ValueError: the base has no such module.
@@ -83,7 +84,7 @@ class BaseWeights:
 
 
 def component_files(folder: Path) -> list[Path]:
-    """The .safetensors of one part of a diffusers folder: whole, in shards, or where only that is there, a variant.
+    """Return the .safetensors of one part of a diffusers folder: one file, its shards, or else an fp16 variant.
 
     Raises:
         ValueError: there are none.
@@ -100,9 +101,9 @@ def component_files(folder: Path) -> list[Path]:
 
 
 def base_sha256(path: str | Path) -> str:
-    """SHA-256 of a single file, or of a diffusers folder's UNet weights (its shards one after the other).
+    """Return the SHA-256 of a single file, or of a diffusers folder's UNet weights (shards concatenated).
 
-    A file of the Hub's cache is named by its hash already, which saves reading gigabytes. "" for what is not local.
+    A file in the Hub's cache is named by its hash already, which saves reading gigabytes. "" if the path is not local.
     """
     path = Path(path)
     if not path.exists():
@@ -112,10 +113,10 @@ def base_sha256(path: str | Path) -> str:
 
 
 def modules_of_tensor(component: str | None, name: str) -> list[Part]:
-    """The modules whose weights a tensor holds: one, none, or three for OpenCLIP's joined q, k, v.
+    """Return the modules whose weights a tensor holds: one, none, or three for OpenCLIP's joined q, k, v.
 
     Args:
-        component: the part of a diffusers folder, or None in a single file, whose names say it.
+        component: the part of a diffusers folder, or None in a single file, whose names tell it.
     """
     if component is None:
         prefix = next((prefix for prefix in PART_OF_PREFIX if name.startswith(prefix)), None)
@@ -132,4 +133,4 @@ def modules_of_tensor(component: str | None, name: str) -> list[Part]:
     try:
         return [((component, canonical(component, name.removesuffix(".weight"))), 0, 1)]
     except ValueError:
-        return []  # norms and embeddings, which no LoRA changes
+        return []  # a norm or embedding, which no LoRA changes

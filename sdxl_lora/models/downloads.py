@@ -1,6 +1,6 @@
-"""Which weights of a diffusers base are taken where no variant is named, and what of them is downloaded.
+"""Choice of a diffusers base's weight variant, and the files to download for it.
 
-Asks for lists of files, and reads none.
+Requests lists of files and reads no file.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from sdxl_lora.models.base_source import MODELS, Base, source_of
 
 
 def settled_variant(base: Base) -> tuple[str | None, str]:
-    """Return the variant to take of a diffusers base, and why: fp16 where every part has it, in half the size.
+    """Return the variant of a diffusers base to use, and the reason: fp16, half the size, if every part has it.
 
-    What is on this disk already is not downloaded again in another size.
+    Weights already on this disk are not downloaded again in another variant.
     """
     folder = Path(base.path)
     if folder.is_dir():
@@ -29,12 +29,12 @@ def settled_variant(base: Base) -> tuple[str | None, str]:
 
 
 def own_parts(base: Base) -> list[str]:
-    """The parts whose weights the base's own folder or repository gives."""
+    """Return the parts whose weights come from the base's own folder or repository."""
     return [part for part in MODELS if part != "vae" or base.vae_path is None]
 
 
 def downloads_of(base: Base) -> list[Download]:
-    """The weights of a base, and of a VAE of its own, that the Hub has and this disk has not."""
+    """Return the weights of a base and of a separate VAE that are on the Hub but not on this disk."""
     found: list[Download] = []
     for source in dict.fromkeys(source_of(base, part)[0] for part in MODELS):
         if Path(source).exists():

@@ -1,9 +1,9 @@
-"""Latents as the UNet sees them and as the VAE has them, both ways: the one place that knows a VAE's scale and shift.
+"""Conversion between the VAE's latents and the UNet's: the only place that knows a VAE's scale and shift.
 
-    seen by the UNet = (the VAE's - shift) * scale
+    UNet's latents = (VAE's latents - shift) * scale
 
-Most SDXL VAEs have a `scaling_factor` alone. Others also have `shift_factor`, or `latents_mean` and `latents_std`, a
-number for each channel, as diffusers' pipelines read them.
+Most SDXL VAEs have only a `scaling_factor`. Others also have a `shift_factor`, or `latents_mean` and `latents_std` with
+one number per channel, as in diffusers' pipelines.
 """
 
 import math
@@ -16,18 +16,18 @@ from sdxl_lora.errors import ConfigError
 
 
 def latents_of_vae(vae_config: Mapping, latents: torch.Tensor) -> torch.Tensor:
-    """Return what the UNet sees of the VAE's latents (..., C, h, w)."""
+    """Convert the VAE's latents (..., C, h, w) to the UNet's."""
     shift, scale = shift_and_scale(vae_config, latents)
     return latents * scale if shift is None else (latents - shift) * scale
 
 
 def spread_of_vae(vae_config: Mapping, std: torch.Tensor) -> torch.Tensor:
-    """The standard deviations (..., C, h, w) of such latents, which no shift changes."""
+    """Convert standard deviations (..., C, h, w) of the VAE's latents, which no shift changes."""
     return std * shift_and_scale(vae_config, std)[1]
 
 
 def latents_for_vae(vae_config: Mapping, latents: torch.Tensor) -> torch.Tensor:
-    """The other way: what the VAE decodes, of latents (..., C, h, w) as the UNet gives them."""
+    """Convert the UNet's latents (..., C, h, w) to the VAE's, for decoding."""
     shift, scale = shift_and_scale(vae_config, latents)
     return latents / scale if shift is None else latents / scale + shift
 
@@ -35,7 +35,7 @@ def latents_for_vae(vae_config: Mapping, latents: torch.Tensor) -> torch.Tensor:
 def shift_and_scale(
     vae_config: Mapping, like: torch.Tensor
 ) -> tuple[torch.Tensor | float | None, torch.Tensor | float]:
-    """Both for tensors such as `like`: numbers, or (C, 1, 1) where they differ by channel; no shift is None."""
+    """Return shift and scale for tensors such as `like`: numbers, or (C, 1, 1) if per channel; no shift is None."""
     factor, shift = vae_config["scaling_factor"], vae_config.get("shift_factor")
     if vae_config.get("latents_mean") is None:
         return shift, factor
@@ -47,10 +47,11 @@ def shift_and_scale(
 
 
 def check_normalisation(vae_config: Mapping) -> None:
-    """
+    """Check a VAE config's scale and shift.
+
     Raises:
-        ConfigError: a scale or shift is no number that one can compute with; there are numbers for more or fewer
-            channels than the VAE has, or one of mean and std alone.
+        ConfigError: one is not a valid number, the numbers do not match the VAE's channels, or only one of mean and std
+            is given.
     """
     factor, shift = vae_config.get("scaling_factor"), vae_config.get("shift_factor")
     if not is_number(factor) or factor <= 0:
@@ -79,7 +80,7 @@ def is_row(values: Any, count: int) -> TypeGuard[list[float] | tuple[float, ...]
 
 
 def normalisation_key(vae_config: Mapping) -> str:
-    """What tells caches of VAEs apart that shift; "" for those that do not, whose keys it leaves as they were."""
+    """Return the suffix that distinguishes cache keys of VAEs with a shift; "" without one, for stable older keys."""
     names = ("shift_factor", "latents_mean", "latents_std")
     found = [(name, vae_config.get(name)) for name in names if vae_config.get(name) is not None]
     return f"-{found}" if found else ""

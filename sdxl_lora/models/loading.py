@@ -1,7 +1,7 @@
-"""SDXL's parts from a diffusers folder, a Hub id, or one .safetensors file in the original layout.
+"""Load SDXL's parts from a diffusers folder, a Hub id, or one .safetensors file in the original layout.
 
-Each part is loaded by itself, so that encoders and UNet need not be in memory together. Where it lies is
-base_source.py's, what it is base_report.py's. Knows no LoRA.
+Each part is loaded separately, so that encoders and UNet need not be in memory together. base_source.py locates the
+parts and base_report.py identifies them. Knows no LoRA.
 """
 
 import warnings
@@ -37,13 +37,13 @@ from sdxl_lora.models.base_report import BaseReport, levels_of, look_at
 from sdxl_lora.models.base_source import Base, Model, config_errors, empty_model, variants_in, weight_files
 
 for library_logging in (diffusers_logging, transformers_logging):
-    library_logging.disable_progress_bar()  # of local loads, which take seconds; downloads keep theirs
+    library_logging.disable_progress_bar()  # local loads take seconds; downloads keep their bars
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 Schedule: TypeAlias = DDPMScheduler | FlowSchedule
 Drawing: TypeAlias = EulerDiscreteScheduler | FlowSampler
 AS_THE_BASE_SAYS = ObjectiveConfig()
-FILE_FLOW_SHIFT = 3.0  # SD3's at 1024 px (arXiv:2403.03206), and the least of what cards of flow bases name (3 to 8)
+FILE_FLOW_SHIFT = 3.0  # SD3's at 1024 px (arXiv:2403.03206), and the least in cards of flow bases (3 to 8)
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by mixed_precision
 
 
@@ -58,12 +58,12 @@ def base_of(model: ModelConfig) -> Base:
 
 
 def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
-    """Look at headers and configs only, and warn of what is odd.
+    """Check a base by its headers and configs, and warn of oddities.
 
     Args:
-        needs_weights: False for plans, which are made of configs alone.
+        needs_weights: False for plans, which need only configs.
     Raises:
-        ConfigError: not an SDXL base that can be trained, a pickle, not found, or not to be had without a connection.
+        ConfigError: the base is no trainable SDXL base, is a pickle, is not found, or needs a connection.
     """
     report = look_at(base)
     if report.refusal:
@@ -83,7 +83,7 @@ def check_base(base: Base, needs_weights: bool = True) -> BaseReport:
 
 
 def load_part(base: Base, part: str, dtype: torch.dtype) -> Model:
-    """One of unet, text_encoder, text_encoder_2 and vae: frozen, with the values of the files.
+    """Load unet, text_encoder, text_encoder_2 or vae, frozen, with the files' values.
 
     Raises:
         ConfigError: a weight is missing or has another shape.
@@ -99,22 +99,22 @@ def load_part(base: Base, part: str, dtype: torch.dtype) -> Model:
 
 
 def load_vae(base: Base) -> AutoencoderKL:
-    """The VAE in float32, frozen: SDXL's overflows in half precision."""
+    """Load the VAE, frozen, in float32: SDXL's overflows in half precision."""
     return load_part(base, "vae", torch.float32)
 
 
 def load_text_parts(base: Base, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
-    """(tokenizers, text_encoders), two of each, frozen."""
+    """Load (tokenizers, text_encoders), two of each, frozen."""
     return load_tokenizers(base), load_text_encoders(base, dtype)
 
 
 def load_text_encoders(base: Base, dtype: torch.dtype) -> list[CLIPTextModel]:
-    """Both, frozen."""
+    """Load both text encoders, frozen."""
     return [load_part(base, part, dtype) for part in ("text_encoder", "text_encoder_2")]
 
 
 def load_unet(base: Base, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet, frozen."""
+    """Load the UNet, frozen."""
     return load_part(base, "unet", dtype)
 
 
@@ -125,11 +125,11 @@ def load_tokenizers(base: Base) -> list[CLIPTokenizer]:
 
 
 def load_schedulers(base: Base, objective: ObjectiveConfig = AS_THE_BASE_SAYS) -> tuple[Schedule, Drawing]:
-    """The schedule to train with, and one of the same noise to draw with.
+    """Return the schedule for training, and one of the same noise for sampling.
 
-    SDXL's config names an Euler scheduler, whose add_noise is x + sigma n: training needs DDPM's mix.
+    SDXL's config names an Euler scheduler, whose add_noise is x + sigma n, but training needs DDPM's mix.
     A v-prediction model in one file says so by a tensor named v_pred (and ztsnr for zero terminal SNR).
-    With zero terminal SNR the last timestep is noise alone; drawing then starts there, by trailing timesteps
+    With zero terminal SNR the last timestep is pure noise; sampling then starts there, with trailing timesteps
     (arXiv:2305.08891).
 
     Raises:
@@ -168,7 +168,7 @@ def load_schedulers(base: Base, objective: ObjectiveConfig = AS_THE_BASE_SAYS) -
 
 
 def what_it_says(base: Base) -> tuple[str | None, bool, str]:
-    """What a single file says of its prediction, see `told_by_file`; nothing of a folder."""
+    """Return a single file's own account of its prediction, see `told_by_file`; nothing for a folder."""
     if not base.is_file:
         return None, False, ""
     with Tensors(weight_files(base, "unet")) as tensors:
@@ -176,13 +176,13 @@ def what_it_says(base: Base) -> tuple[str | None, bool, str]:
 
 
 def scheduler_config(base: Base) -> dict:
-    """The config of the base's scheduler; of a single file, of that which stands beside its other configs."""
+    """Return the config of the base's scheduler; for a single file, the one beside its other configs."""
     with config_errors(base, "the scheduler's config"):
         return dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
 
 
 def flow_schedulers(base: Base, config: Mapping, objective: ObjectiveConfig) -> tuple[FlowSchedule, FlowSampler]:
-    """Both schedules of a flow, with the shift that is asked for, or that of the scheduler's config."""
+    """Return both schedules of a flow, with the requested shift or that of the scheduler's config."""
     shift = objective.flow_shift or config.get("shift") or config.get("flow_shift")
     if objective.flow_shift is None and config.get("use_dynamic_shifting"):
         raise ConfigError(
@@ -195,5 +195,5 @@ def flow_schedulers(base: Base, config: Mapping, objective: ObjectiveConfig) -> 
 
 
 def force_zeros_for_empty_prompt(base: Base) -> bool:
-    """Does the base mean zeros, not the encoded empty text, when no prompt is given?"""
+    """Return whether the base takes zeros, not the encoded empty text, if no prompt is given."""
     return bool(StableDiffusionXLPipeline.load_config(base.configs).get("force_zeros_for_empty_prompt", True))

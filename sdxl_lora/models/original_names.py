@@ -1,6 +1,6 @@
-"""Where a file has the tensors of a model: under diffusers' and transformers' names, older ones, or the original ones.
+"""Names of a model's tensors in files: diffusers' and transformers' current names, older ones, or the original ones.
 
-"Original" is the layout of Stability's release, as CivitAI and ComfyUI have it. Rules on strings only.
+"Original" is the layout of Stability's release, used on CivitAI and in ComfyUI. Works on strings only.
 """
 
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sdxl_lora.lora.formats.keys import to_sgm
 
-PREFIXES = {  # in front of a part's names in one file for the whole base; "" in a file of its own
+PREFIXES = {  # of a part's names in a file of the whole base; none in a file of the part alone
     "unet": ("model.diffusion_model.", "unet."),
     "text_encoder": ("conditioner.embedders.0.transformer.", "text_encoder."),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.1.transformer.", "text_encoder_2."),
@@ -33,7 +33,7 @@ OPEN_CLIP_LAYER = {
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a tensor: part `number` of the `count` that the rows of the file's tensor `name` hold together."""
+    """Location of a tensor: part `number` of `count` equal blocks of rows in the file's tensor `name`."""
 
     name: str
     number: int = 0
@@ -42,12 +42,12 @@ class Place:
 
 
 def places(part: str, name: str, levels: int = 0) -> list[Place]:
-    """Return where the tensor `name` of a part may lie, without the part's prefix.
+    """Return the possible places of a part's tensor `name`, without the part's prefix.
 
     Args:
         part: unet, vae, text_encoder or text_encoder_2.
-        name: as diffusers or transformers have it.
-        levels: of a VAE: how many sizes its blocks have.
+        name: in diffusers or transformers.
+        levels: for a VAE, the number of its blocks' sizes.
     """
     if part == "unet":
         original = sgm_tensor(name)
@@ -60,7 +60,7 @@ def places(part: str, name: str, levels: int = 0) -> list[Place]:
 
 
 def sgm_tensor(name: str) -> str | None:
-    """The original UNet's name of a tensor; None for one that it cannot have."""
+    """Return a tensor's name in the original UNet; None if it has none."""
     module, _, kind = name.rpartition(".")
     try:
         if module == "conv_norm_out":
@@ -76,12 +76,12 @@ def sgm_tensor(name: str) -> str | None:
 
 
 def old_vae_tensor(name: str) -> str:
-    """The name that a VAE's attention had in diffusers before 2023."""
+    """Return the name of a VAE attention tensor in diffusers before 2023."""
     return attention_by(name, "mid_block.attentions.0", OLD_ATTENTION)
 
 
 def ldm_tensor(name: str, levels: int) -> str:
-    """The original VAE's name of a tensor; its decoder counts its levels from below."""
+    """Return a tensor's name in the original VAE, whose decoder numbers its levels in reverse."""
     name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
     name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
     if match := re.search(r"up_blocks\.(\d+)\.(resnets|upsamplers\.0)", name):
@@ -101,7 +101,7 @@ def attention_by(name: str, block: str, names: dict[str, str]) -> str:
 
 
 def open_clip_places(name: str) -> list[Place]:
-    """Return the places by OpenCLIP's names, which joins q, k and v, and projects by a transposed matrix."""
+    """Return places by OpenCLIP's names; OpenCLIP joins q, k and v, and projects by a transposed matrix."""
     if name == "text_projection.weight":
         return [Place("text_projection", is_transposed=True)]
     if name in OPEN_CLIP:

@@ -1,8 +1,8 @@
-"""What a base predicts, found out by trying it on noisy images, as files often do not say it.
+"""Test of a base's prediction type on noisy images, since files often do not state it.
 
-Each reading of the UNet's answer implies an image and a noise. The reading is right whose two are nearest to those that
-the noisy image was made of. All readings see the same noisy images, each at the timestep that it has for such noise.
-Decides nothing about a run; reads no files.
+Each reading of the UNet's output implies an image and a noise. The right reading implies those closest to the image and
+noise that were mixed. All readings see the same noisy images, each at its own timestep for that noise level.
+Decides nothing about a run and reads no files.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from diffusers import DDPMScheduler
 from sdxl_lora.diffusion.flow import FLOW
 
 EPSILON, V = "epsilon", "v_prediction"
-USUAL, ZERO_SNR = "usual", "zero_snr"  # schedules of v
+USUAL, ZERO_SNR = "usual", "zero_snr"  # schedules for v
 IMAGES, IMAGES_FOR_V = 2, 4
-LEVELS = (300, 500, 700)  # timesteps of SDXL: with less noise epsilon and v are alike, with more v and a flow
-LEVELS_FOR_V = (300, 400, 500, 600)  # with more noise it is the caption that tells what the image is, not the timestep
-MARGIN = 0.5  # the lowest error must be at most this share of the next
-MARGIN_FOR_V = 0.98  # the same of the schedules, which differ by less, but on each image
+LEVELS = (300, 500, 700)  # SDXL timesteps: with less noise epsilon and v look alike, with more v and a flow
+LEVELS_FOR_V = (300, 400, 500, 600)  # with more noise the prediction depends on the caption, not the timestep
+MARGIN = 0.5  # the lowest error must be at most this share of the second lowest
+MARGIN_FOR_V = 0.98  # the same for schedules, whose differences are smaller but consistent over images
 SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 Batch = Mapping[str, torch.Tensor]
@@ -29,20 +29,20 @@ Errors = dict[str, float]
 
 
 def facts_of_trial(weights_sha256: str) -> tuple[str, str, str]:
-    """Return the facts under which a FileMemo keeps the errors of `try_readings`."""
+    """Return the FileMemo key of the errors of `try_readings`."""
     return "prediction", "by images", weights_sha256
 
 
 @torch.no_grad()
 def try_readings(unet, batches: Sequence[Batch]) -> dict[str, Errors]:
-    """The errors of all readings: near 0 for the right one, geometric means over images and noises.
+    """Return the errors of all readings, near 0 for the right one, as geometric means over images and noises.
 
     Args:
-        batches: IMAGES_FOR_V of them, as `collate` makes them, one image each, on the UNet's device.
+        batches: IMAGES_FOR_V of them from `collate`, one image each, on the UNet's device.
     Returns:
         "readings": by prediction_type; the implied image's squared error over the image's variance plus that of the
-        implied noise. "schedules": by USUAL and ZERO_SNR, where v wins; the implied image's squared error alone, which
-        a wrong timestep raises by some per cent.
+        implied noise. "schedules": by USUAL and ZERO_SNR, if v wins; the implied image's squared error alone, which a
+        wrong timestep raises by a few per cent.
     """
     table = DDPMScheduler(**SDXL_BETAS).alphas_cumprod
     with evaluating(unet):
@@ -65,7 +65,7 @@ def try_readings(unet, batches: Sequence[Batch]) -> dict[str, Errors]:
 
 
 def winner(errors: Errors, margin: float = MARGIN) -> str | None:
-    """The reading whose error is lowest by the margin; None where none is."""
+    """Return the reading with the lowest error, if it wins by the margin; else None."""
     if len(errors) < 2:
         return None
     first, second = sorted(errors, key=errors.__getitem__)[:2]
@@ -73,10 +73,10 @@ def winner(errors: Errors, margin: float = MARGIN) -> str | None:
 
 
 def errors_at(unet, batch: Batch, kept: float, timestep: float) -> Errors:
-    """The readings' errors on one noisy image.
+    """Return the readings' errors on one noisy image.
 
     Args:
-        kept: share of the image in the variance of the noisy one; timestep: where SDXL has it.
+        kept: the image's share of the noisy image's variance; timestep: SDXL's timestep for it.
     """
     latents, noise = batch["latents"], batch["noise"]
     signal, sigma = kept**0.5, (1 - kept) ** 0.5
@@ -97,10 +97,10 @@ def errors_at(unet, batch: Batch, kept: float, timestep: float) -> Errors:
 
 
 def error_of_image(unet, batch: Batch, kept: float, timestep: float) -> float:
-    """The squared error of the image that v implies, over the image's own.
+    """Return the squared error of the image that v implies, relative to the image's mean square.
 
     Args:
-        timestep: where a schedule has such noise, between two of its timesteps.
+        timestep: a schedule's timestep for this noise, perhaps between two of its own.
     """
     signal, sigma = kept**0.5, (1 - kept) ** 0.5
     latents = batch["latents"]
@@ -110,7 +110,7 @@ def error_of_image(unet, batch: Batch, kept: float, timestep: float) -> float:
 
 
 def answer(unet, batch: Batch, noisy: torch.Tensor, timestep: float) -> torch.Tensor:
-    """What the UNet says of noisy latents, in float32."""
+    """Return the UNet's output for noisy latents, in float32."""
     conditions = {"text_embeds": batch["pooled_embeds"], "time_ids": batch["time_ids"]}
     times = torch.full((len(noisy),), timestep, device=noisy.device)
     said = unet(noisy, times, encoder_hidden_states=batch["prompt_embeds"], added_cond_kwargs=conditions)
@@ -118,12 +118,12 @@ def answer(unet, batch: Batch, noisy: torch.Tensor, timestep: float) -> torch.Te
 
 
 def timestep_of(kept: float, table: torch.Tensor) -> float:
-    """The place between two timesteps where a schedule keeps such a share of the image."""
+    """Return the fractional timestep at which a schedule keeps this share of the image."""
     return float(np.interp(kept, table.flip(0).numpy(), np.arange(len(table) - 1, -1, -1)))
 
 
 def geometric_mean(errors: Sequence[float]) -> float:
-    """So that no single one decides; infinite where one is no number."""
+    """Geometric mean, so that no single error decides; infinite if one is not finite."""
     if not all(map(math.isfinite, errors)):
         return math.inf
     return math.exp(sum(math.log(max(error, 1e-12)) for error in errors) / len(errors))
@@ -131,7 +131,7 @@ def geometric_mean(errors: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def evaluating(unet) -> Iterator[None]:
-    """Without dropout, and afterwards as before."""
+    """Disable dropout within the context and restore the mode afterwards."""
     was_training = unet.training
     unet.eval()
     try:

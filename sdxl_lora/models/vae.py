@@ -1,4 +1,4 @@
-"""Images to VAE moments."""
+"""VAE moments of images."""
 
 import copy
 import warnings
@@ -15,21 +15,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class VaeEncoder:
-    """Encodes pictures of one size at once, in half precision if asked to, and what overflows there in float32.
+    """Encode batches of images of one size, in half precision if requested; images that overflow are redone in float32.
 
     Args:
-        vae: in float32, on the device that is to encode.
-        dtype: of the computation. Another than float32 holds the weights once more.
+        vae: in float32, on the encoding device.
+        dtype: of the computation. A dtype other than float32 holds a second copy of the weights.
     """
 
     def __init__(self, vae, dtype: torch.dtype = torch.float32):
         self.vae, self.dtype = vae, dtype
-        # diffusers' own `to` warns.
+        # diffusers' own `to` would warn.
         self.quick = vae if dtype == torch.float32 else nn.Module.to(copy.deepcopy(vae), dtype)
         self.has_overflowed = False
 
     def __call__(self, pixels: torch.Tensor, names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
-        """Return the pictures' moments, see `vae_moments`; they may still be NaN or infinity."""
+        """Return the images' moments, see `vae_moments`; they may still be NaN or infinity."""
         moments = vae_moments(self.quick, pixels)
         if self.quick is not self.vae:
             for index in [index for index, found in enumerate(moments) if not are_finite(found)]:
@@ -48,7 +48,7 @@ class VaeEncoder:
 
 
 def encoded(encode: VaeEncoder, image: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The record of a picture as ImageDataset.load gives it; see LatentCache.
+    """Encode an image from ImageDataset.load into a cache record; see LatentCache.
 
     Raises:
         NonFiniteError: the VAE gives NaN or infinity.
@@ -57,10 +57,10 @@ def encoded(encode: VaeEncoder, image: dict[str, torch.Tensor], name: str) -> di
 
 
 def record_of(image: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The record of a picture with these moments.
+    """Return the cache record of an image with these moments.
 
     Raises:
-        NonFiniteError: they hold NaN or infinity.
+        NonFiniteError: the moments hold NaN or infinity.
     """
     if not are_finite(moments):
         raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
@@ -77,7 +77,7 @@ def are_finite(tensors: dict[str, torch.Tensor]) -> bool:
 
 @torch.no_grad()
 def vae_moments(vae, pixels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Mean and standard deviation (C, h, w) float32 of each picture's latents, as the UNet sees them.
+    """Return mean and standard deviation (C, h, w) float32 of each image's latents, in the UNet's scale.
 
     Args:
         pixels: (B, 3, H, W) in [-1, 1].
