@@ -1,1 +1,1 @@
-"""The objective: noise, timesteps, losses."""
+"""Training objective: noise, timesteps, losses."""

@@ -1,9 +1,9 @@
-"""Rectified flow: straight paths from images to noise, to train on and to draw along (arXiv:2209.03003).
+"""Rectified flow: straight paths between images and noise, for training and sampling (arXiv:2209.03003).
 
     noisy = (1 - sigma) latents + sigma noise        velocity = noise - latents
 
-sigma is the share of noise, and the UNet is told sigma times the number of timesteps, as SD3's scheduler in diffusers
-and ComfyUI's ModelSamplingSD3 do. Knows nothing of losses.
+sigma is the share of noise. The UNet gets sigma times the number of timesteps as its timestep, as in diffusers' SD3
+scheduler and ComfyUI's ModelSamplingSD3. Knows nothing of losses.
 """
 
 from types import SimpleNamespace
@@ -16,12 +16,12 @@ FLOW = "flow"
 
 
 class FlowSchedule:
-    """The noise of each timestep, where a DDPMScheduler stands for other objectives.
+    """Noise schedule of a flow, in place of the DDPMScheduler of other objectives.
 
-    Timestep t of T has sigma = shift s / (1 + (shift - 1) s) for s = (t + 1) / T, so that the last one is noise alone.
+    Timestep t of T has sigma = shift s / (1 + (shift - 1) s) for s = (t + 1) / T, so that the last one is pure noise.
 
     Args:
-        shift: above 1 there is more noise at each timestep (arXiv:2403.03206, section 5.3.2).
+        shift: values above 1 put more noise at each timestep (arXiv:2403.03206, section 5.3.2).
     """
 
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
@@ -30,35 +30,35 @@ class FlowSchedule:
         self._sigmas, self._times = table.sigmas.flip(0), table.timesteps.flip(0)
 
     def sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,): the share of noise at timesteps (B,) int64."""
-        self._sigmas = self._sigmas.to(timesteps.device)  # stays there: a CUDA graph cannot copy it from the host
+        """Return the share of noise (B,) at timesteps (B,) int64."""
+        self._sigmas = self._sigmas.to(timesteps.device)  # keep it there: a CUDA graph cannot copy it from the host
         return self._sigmas[timesteps]
 
     def times(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) float32: what the UNet is told at timesteps (B,) int64."""
+        """Return the UNet's timestep input (B,) float32 for timesteps (B,) int64."""
         self._times = self._times.to(timesteps.device)
         return self._times[timesteps]
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w): the points of the paths at timesteps (B,)."""
+        """Return the paths' points (B, C, h, w) at timesteps (B,)."""
         sigmas = self.sigmas(timesteps).reshape(-1, 1, 1, 1)
         return (1 - sigmas) * latents + sigmas * noise
 
     def get_velocity(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w): the direction of the paths, the same at all timesteps."""
+        """Return the paths' direction (B, C, h, w), the same at all timesteps."""
         return noise - latents
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,): variance of the image over variance of the noise; 0 at the last timestep."""
+        """Return the image's variance over the noise's (B,); 0 at the last timestep."""
         sigmas = self.sigmas(timesteps)
         return ((1 - sigmas) / sigmas) ** 2
 
 
 class FlowSampler:
-    """FlowMatchEulerDiscreteScheduler as StableDiffusionXLPipeline calls a scheduler.
+    """Adapter of FlowMatchEulerDiscreteScheduler to the interface that StableDiffusionXLPipeline expects.
 
-    The pipeline asks for init_noise_sigma and scale_model_input, which a flow has no use for and that class not.
-    Steps are equal before the shift: from noise alone to the image, sigma = 1, (n - 1) / n, ... 0.
+    The pipeline uses init_noise_sigma and scale_model_input, which a flow does not need and that class lacks.
+    Steps are equal before the shift, from pure noise to the image: sigma = 1, (n - 1) / n, ... 0.
     """
 
     order, init_noise_sigma = 1, 1.0
@@ -82,9 +82,9 @@ class FlowSampler:
         self._euler.set_begin_index(begin_index)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Return the sample as it is."""
+        """Return the sample unchanged."""
         return sample
 
     def step(self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, return_dict: bool = True):
-        """Go along the velocity to the next sigma."""
+        """Move along the velocity to the next sigma."""
         return self._euler.step(model_output, timestep, sample, return_dict=return_dict)

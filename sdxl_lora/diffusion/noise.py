@@ -1,7 +1,7 @@
-"""What is random in a sample of an image: timestep, noise, VAE draw, flip.
+"""Random draws of a sample: timestep, noise, VAE posterior, flip.
 
-A pure function of (seed, epoch, example), drawn on the CPU in float32: resuming, another batch size or another number
-of processes never changes it. Each kind of draw has a stream of its own, so that adding one leaves the others alone.
+Each is a pure function of (seed, epoch, example), drawn on the CPU in float32: resuming, another batch size or another
+number of processes never changes it. Each kind of draw has its own stream, so that a new kind leaves the others alone.
 """
 
 import torch
@@ -14,7 +14,7 @@ PLAIN_NOISE = NoiseConfig()
 
 
 def draw_noise(seed: int, sample: SampleKey, shape: tuple[int, ...], config: NoiseConfig = PLAIN_NOISE) -> torch.Tensor:
-    """Noise (C, h, w) for the latents: standard normal but for what `config` adds."""
+    """Return noise (C, h, w) for the latents: standard normal, plus the additions of `config`."""
     noise = torch.randn(shape, generator=generator(seed, "noise", sample))
     if config.multires_noise_iterations:
         noise = pyramid_noise(
@@ -31,10 +31,10 @@ def draw_noise(seed: int, sample: SampleKey, shape: tuple[int, ...], config: Noi
 
 
 def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, rng: torch.Generator) -> torch.Tensor:
-    """Noise with more of the low frequencies (multi-resolution noise): every value is standard normal as before.
+    """Add low frequencies to noise (multi-resolution noise); every value stays standard normal.
 
     Level i is drawn at 1 / 2^i of the size, each value filling a square, and added with strength discount^i. The sum
-    is scaled back to variance 1. Levels end where one is a single value.
+    is scaled back to variance 1. Levels end once one is a single value.
     """
     channels, height, width = noise.shape
     variance = 1.0
@@ -50,12 +50,12 @@ def pyramid_noise(noise: torch.Tensor, levels: int, discount: float, rng: torch.
 
 
 def draw_input_noise(seed: int, sample: SampleKey, noise: torch.Tensor, strength: float) -> torch.Tensor:
-    """The noise that the UNet sees where `noise` is what it should predict (arXiv:2301.11706)."""
+    """Return the noise that the UNet sees while it should predict `noise` (arXiv:2301.11706)."""
     return noise + strength * torch.randn(noise.shape, generator=generator(seed, "input_perturbation", sample))
 
 
 def draw_timestep(seed: int, sample: SampleKey, num_train_timesteps: int, density: TimestepDensity = UNIFORM) -> int:
-    """A timestep in [0, num_train_timesteps), of the given density."""
+    """Draw a timestep in [0, num_train_timesteps) from the density."""
     interval = torch.randint(num_train_timesteps, (), generator=generator(seed, "timestep", sample))
     if density == UNIFORM:
         return int(interval)
@@ -64,7 +64,7 @@ def draw_timestep(seed: int, sample: SampleKey, num_train_timesteps: int, densit
 
 
 def draw_latents(seed: int, sample: SampleKey, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """A draw from the VAE's posterior N(mean, std^2)."""
+    """Draw latents from the VAE's posterior N(mean, std^2)."""
     return mean + std * torch.randn(mean.shape, generator=generator(seed, "posterior", sample))
 
 

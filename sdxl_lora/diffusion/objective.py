@@ -1,6 +1,6 @@
-"""The training loss: what the UNet predicts for noisy latents, against what it should have.
+"""Training loss: the UNet's prediction for noisy latents against its target.
 
-No randomness: noise and timesteps come in, a loss per picture goes out.
+No randomness: takes noise and timesteps, returns a loss per image.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sdxl_lora.config.sections.objective import ObjectiveConfig
 from sdxl_lora.diffusion.flow import FLOW, FlowSchedule
 
-MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below it, noise says nothing of the picture, and dividing by 0 is NaN
+MIN_SNR = 1e-3  # SDXL's noisiest step has 0.005; below this, noise carries no image, and dividing by 0 gives NaN
 
 
 PLAIN = ObjectiveConfig()
@@ -18,18 +18,18 @@ PLAIN = ObjectiveConfig()
 def noise_prediction_loss(
     unet, schedule, latents, conditions, noise, timesteps, objective: ObjectiveConfig = PLAIN, target=None
 ):
-    """The loss of the UNet's prediction, per picture (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
+    """Return the loss of the UNet's prediction per image (arXiv:2006.11239, eq. 14; v: arXiv:2202.00512).
 
     Args:
         unet: called as `unet(noisy, timesteps, encoder_hidden_states=..., added_cond_kwargs=...).sample`.
-        schedule: a DDPMScheduler, or a FlowSchedule; its prediction_type says what the UNet predicts.
-        latents: (B, C, h, w) float32, as the UNet sees them (latents.py).
-        conditions: prompt_embeds (B, 77 k, D), pooled_embeds (B, P), time_ids (B, 6); where there are such,
-            input_noise (B, C, h, w), which is mixed into the latents in place of `noise` (input perturbation),
-            mask (B, 1, h, w) in [0, 1], where the loss counts, and loss_weight (B,).
+        schedule: a DDPMScheduler or FlowSchedule; its prediction_type is what the UNet predicts.
+        latents: (B, C, h, w) float32, in the UNet's scale (latents.py).
+        conditions: prompt_embeds (B, 77 k, D), pooled_embeds (B, P), time_ids (B, 6); optionally input_noise
+            (B, C, h, w), mixed into the latents in place of `noise` (input perturbation), mask (B, 1, h, w) in [0, 1],
+            the area where the loss counts, and loss_weight (B,).
         noise: (B, C, h, w) float32, standard normal.
         timesteps: (B,) int64 in [0, num_train_timesteps).
-        target: (B, C, h, w), what it is to predict; None for what a perfect UNet of this schedule predicts.
+        target: (B, C, h, w), the prediction to learn; None for that of a perfect UNet of this schedule.
     Returns:
         (B,) float32.
     Raises:
@@ -47,7 +47,7 @@ def noise_prediction_loss(
 
 
 def predict(unet, schedule, latents, conditions, noise, timesteps) -> torch.Tensor:
-    """(B, C, h, w): what the UNet predicts for the noisy latents; arguments as of `noise_prediction_loss`."""
+    """Return the UNet's prediction (B, C, h, w) for the noisy latents; arguments as of `noise_prediction_loss`."""
     noisy_latents = schedule.add_noise(latents, conditions.get("input_noise", noise), timesteps)
     return unet(
         noisy_latents,
@@ -58,12 +58,12 @@ def predict(unet, schedule, latents, conditions, noise, timesteps) -> torch.Tens
 
 
 def times_of(schedule, timesteps) -> torch.Tensor:
-    """(B,): what the UNet is told of the timesteps; itself but for a flow."""
+    """Return the UNet's timestep input (B,): the timesteps themselves, except for a flow."""
     return schedule.times(timesteps) if isinstance(schedule, FlowSchedule) else timesteps
 
 
 def prediction_target(schedule, latents, noise, timesteps) -> torch.Tensor:
-    """(B, C, h, w): what a perfect UNet of this schedule predicts."""
+    """Return the prediction (B, C, h, w) of a perfect UNet of this schedule."""
     prediction_type = schedule.config.prediction_type
     if prediction_type == "epsilon":
         return noise
@@ -75,13 +75,13 @@ def prediction_target(schedule, latents, noise, timesteps) -> torch.Tensor:
 
 
 def elementwise_loss(prediction, target, loss_type="l2", c=1.0) -> torch.Tensor:
-    """(B, C, h, w): the error d = prediction - target, squared or bounded in its growth.
+    """Return the loss (B, C, h, w) of the error d = prediction - target: squared, or growing linearly for large errors.
 
-    "huber" and "smooth_l1" are pseudo-Huber losses (arXiv:2403.16728): 2 c (sqrt(d^2 + c^2) - c) is d^2 where d is far
+    "huber" and "smooth_l1" are pseudo-Huber losses (arXiv:2403.16728): 2 c (sqrt(d^2 + c^2) - c) is d^2 for d far
     below c, and 2 c |d| far above; "smooth_l1" is that divided by c, so 2 |d| far above.
 
     Args:
-        c: where one goes over into the other; a number or (B, 1, 1, 1).
+        c: the transition between the two; a number or (B, 1, 1, 1).
     """
     if loss_type == "l2":
         return F.mse_loss(prediction, target, reduction="none")
@@ -94,10 +94,10 @@ def elementwise_loss(prediction, target, loss_type="l2", c=1.0) -> torch.Tensor:
 
 
 def huber_scale(schedule, timesteps, huber_c, huber_schedule) -> torch.Tensor:
-    """(B, 1, 1, 1): the c of pseudo-Huber losses at each timestep (arXiv:2403.16728, section 3.3).
+    """Return the c (B, 1, 1, 1) of pseudo-Huber losses at each timestep (arXiv:2403.16728, section 3.3).
 
     "constant": huber_c. "exponential": from 1 at timestep 0 down to huber_c. "snr": huber_c + (1 - huber_c) /
-    (1 + sigma)^2, sigma the noise's strength relative to the picture's.
+    (1 + sigma)^2, where sigma is the noise's strength relative to the image's.
     """
     if huber_schedule == "constant":
         c = torch.full(timesteps.shape, huber_c, device=timesteps.device)
@@ -112,7 +112,7 @@ def huber_scale(schedule, timesteps, huber_c, huber_schedule) -> torch.Tensor:
 
 
 def masked_mean(losses, conditions) -> torch.Tensor:
-    """(B,): mean over the picture, or over the mask's area: a small mask weighs as much as a large one."""
+    """Return the mean (B,) over the image, or over the mask's area: a small mask weighs as much as a large one."""
     if "mask" not in conditions:
         return losses.flatten(1).mean(1)
     mask = conditions["mask"].expand_as(losses)
@@ -120,7 +120,7 @@ def masked_mean(losses, conditions) -> torch.Tensor:
 
 
 def snr_of(schedule, timesteps) -> torch.Tensor:
-    """(B,): variance of the picture over variance of the noise; 0 where a schedule ends in noise alone."""
+    """Return the image's variance over the noise's (B,); 0 at the end of a schedule with zero terminal SNR."""
     if isinstance(schedule, FlowSchedule):
         return schedule.snr(timesteps)
     kept = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
@@ -128,12 +128,12 @@ def snr_of(schedule, timesteps) -> torch.Tensor:
 
 
 def snr_weights(snr, prediction_type, snr_gamma=None) -> torch.Tensor:
-    """(B,): what brings the loss of each timestep to the weight it has as an error of the picture itself.
+    """Return weights (B,) that turn each timestep's loss into a weighted error of the image itself.
 
-    That error is the error of epsilon divided by SNR, of v divided by SNR + 1. min-SNR gives it the weight
-    min(SNR, snr_gamma) (arXiv:2303.09556), debiased estimation, without a gamma, sqrt(SNR) (arXiv:2310.08442). So a
-    timestep of noise alone (SNR 0) has weight 0 for v; for epsilon, which says nothing of the picture there, SNR is
-    taken as MIN_SNR.
+    That error is the error of epsilon divided by SNR, or of v divided by SNR + 1. min-SNR weights it by
+    min(SNR, snr_gamma) (arXiv:2303.09556), debiased estimation, without a gamma, by sqrt(SNR) (arXiv:2310.08442). So a
+    timestep of pure noise (SNR 0) has weight 0 for v; for epsilon, which carries no image there, SNR is taken as
+    MIN_SNR.
 
     Args:
         snr: (B,), see `snr_of`.

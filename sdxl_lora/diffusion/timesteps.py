@@ -1,6 +1,6 @@
-"""Which timesteps a training meets how often, as functions of a number drawn uniformly from [0, 1).
+"""Densities of training timesteps, as functions of a number drawn uniformly from [0, 1).
 
-Timestep 0 is nearly the picture, the last one nearly noise. docs/timestep_densities.png shows the densities. Draws
+Timestep 0 is nearly the image, the last one nearly noise. docs/timestep_densities.png shows the densities. Draws
 nothing itself; see noise.py.
 """
 
@@ -16,7 +16,7 @@ from sdxl_lora.errors import ConfigError
 
 @dataclass(frozen=True)
 class TimestepDensity:
-    """A density over [min_timestep, max_timestep), of which the relative place in [0, 1) is drawn.
+    """A density over [min_timestep, max_timestep), given for the relative place in [0, 1).
 
     kind:
         "uniform".
@@ -37,7 +37,7 @@ class TimestepDensity:
     bias_multiplier: float = 1.0
 
     def place(self, uniform: float) -> float:
-        """The place in [0, 1] below which a share `uniform` of all draws falls."""
+        """Return the place in [0, 1] below which a share `uniform` of all draws falls."""
         if self.kind == "uniform":
             return uniform
         if self.kind == "logit_normal":
@@ -51,7 +51,7 @@ class TimestepDensity:
         raise ValueError(f"the kind of timesteps is {self.kind!r}, it must be uniform, logit_normal, beta or biased")
 
     def timestep(self, uniform: float, num_train_timesteps: int) -> int:
-        """The timestep for a number drawn uniformly from [0, 1)."""
+        """Return the timestep for a number drawn uniformly from [0, 1)."""
         end = num_train_timesteps if self.max_timestep is None else self.max_timestep
         steps = end - self.min_timestep
         return self.min_timestep + min(int(self.place(uniform) * steps), steps - 1)
@@ -61,10 +61,10 @@ UNIFORM = TimestepDensity()
 
 
 def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDensity:
-    """The density that the settings ask for.
+    """Return the density that the settings describe.
 
     Raises:
-        ConfigError: timesteps that the base does not have.
+        ConfigError: it includes timesteps that the base lacks.
     """
     first, end = config.min_timestep, config.max_timestep or num_train_timesteps
     if not first < end <= num_train_timesteps:
@@ -90,7 +90,7 @@ def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDens
 
 
 def biased_place(uniform: float, begin: float, end: float, multiplier: float) -> float:
-    """Return where a share `uniform` of a density ends that is `multiplier` in [begin, end) and 1 elsewhere."""
+    """Return the `uniform` quantile of a density that is `multiplier` in [begin, end) and 1 elsewhere."""
     mass = uniform * (1 + (multiplier - 1) * (end - begin))
     if mass < begin:
         return mass
@@ -100,7 +100,7 @@ def biased_place(uniform: float, begin: float, end: float, multiplier: float) ->
 
 
 def bias_range(strategy: str, portion: float, begin: float, end: float) -> tuple[float, float]:
-    """The places that a bias makes denser: the "earlier" or "later" `portion`, or the "range" from begin to end."""
+    """Return the places that a bias makes denser: the "earlier" or "later" `portion`, or "range", begin to end."""
     if strategy == "earlier":
         return 0.0, portion
     if strategy == "later":
