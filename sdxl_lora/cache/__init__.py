@@ -1,1 +1,1 @@
-"""Latents and text embeddings, encoded once."""
+"""Caches of latents and text embeddings."""

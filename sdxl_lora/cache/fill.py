@@ -1,7 +1,7 @@
 """VAE moments and text embeddings on disk, filled once before training and read in every step.
 
-A record is one safetensors file whose name is a key over all that it depends on: the picture's bytes, sizes and
-mirroring, or the caption; the encoder's weights and precision. So a changed caption or picture redoes only itself, and
+A record is one safetensors file named by a key over everything it depends on: the image's bytes, sizes and mirroring,
+or the caption; and the encoder's weights and precision. So a changed caption or image only redoes its own record, and
 runs can share a folder. Loads the encoders and frees them. Knows no UNet.
 """
 
@@ -42,16 +42,16 @@ def fill_caches(
     vae_dtype: torch.dtype = torch.float32,
     vae_batch_size: int = 1,
 ) -> tuple[LatentCache, TextCache]:
-    """Both caches, full: every picture, and every caption and prompt. One encoder is in memory at a time, then none.
+    """Fill and return both caches, for all images, captions and prompts. One encoder is in memory at a time, then none.
 
     Args:
-        captions: all that will be read beside `prompts`; None for the examples' as they are written.
-        latents_live: the VAE stays, and latents are not kept.
-        encode_live: the text encoders stay, for captions that are not among these.
-        read_live: some that will be read so; too long ones are warned of like the others.
-        memo: knows the keys of unchanged weights, so that a start that misses no record loads no encoder.
+        captions: all that will be read beside `prompts`; None for those of the examples as written.
+        latents_live: keep the VAE loaded, and store no latents.
+        encode_live: keep the text encoders loaded, for captions that are not among these.
+        read_live: some captions that will be encoded live; included in the warning of long ones.
+        memo: holds the keys of unchanged weights, so that a start with all records present loads no encoder.
         vae_dtype: see VaeEncoder.
-        vae_batch_size: pictures of one size that the VAE encodes at once.
+        vae_batch_size: images of one size that the VAE encodes at once.
     """
     workers, flips = workers or Workers(), list(flips)
     vae = Once(lambda: load_vae(base).to(device))
@@ -82,7 +82,7 @@ def fill_caches(
 
 
 class Once:
-    """Models that are loaded when they are first asked for, if at all, and then stay until they are forgotten."""
+    """Models loaded on first use and kept until `forget`."""
 
     def __init__(self, load: Callable):
         self.load = load
@@ -100,7 +100,7 @@ class Once:
 
 
 def known_key(memo: FileMemo, kind: str, files: list, models: Once) -> str:
-    """`weights_key` of models by the facts of their files; where these cannot be told, the models are loaded for it."""
+    """Return `weights_key` of models by the facts of their files; load the models for it if these are unknown."""
 
     def make() -> str:
         return "".join(map(weights_key, models()))
@@ -109,12 +109,12 @@ def known_key(memo: FileMemo, kind: str, files: list, models: Once) -> str:
 
 
 def key_in(vae_dtype: torch.dtype, vae_key: str) -> str:
-    """The key of a VAE that encodes in a precision: in float32 its weights' own."""
+    """Return the key of a VAE that encodes in a dtype; for float32 that of its weights."""
     return vae_key if vae_dtype == torch.float32 else f"{vae_key} in {vae_dtype}"
 
 
 def weights_key(model: torch.nn.Module) -> str:
-    """32 hexadecimal digits over names, types and values of a model's tensors, and over a VAE's shift if it has one."""
+    """Return 32 hexadecimal digits over names, dtypes and values of a model's tensors, and over a VAE's shift."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

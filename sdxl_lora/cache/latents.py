@@ -1,4 +1,4 @@
-"""VAE moments of the training images on disk."""
+"""Cache of the training images' VAE moments on disk."""
 
 import multiprocessing
 import warnings
@@ -21,13 +21,13 @@ from sdxl_lora.operating_system import PROCESSES
 from sdxl_lora.performance.device_memory import free_memory, is_out_of_memory
 
 Thing = TypeVar("Thing")
-BATCHES_AHEAD = 2  # decoded while the device works on others
-WORKER_TIMEOUT_SECONDS = 120  # decoding the largest picture that is accepted takes seconds
+BATCHES_AHEAD = 2  # decoded while the device encodes others
+WORKER_TIMEOUT_SECONDS = 120  # decoding the largest accepted image takes seconds
 START_TIMEOUT_SECONDS = 600  # imports from a slow network folder take minutes
 
 
 def wait_for_start(pool) -> None:
-    """Until a process of the pool is there, which imports torch first: its pictures' time begins then."""
+    """Wait until a process of the pool has imported torch; only then do the timeouts of its images begin."""
     try:
         pool.apply_async(int).get(START_TIMEOUT_SECONDS)
     except multiprocessing.TimeoutError:
@@ -39,19 +39,19 @@ def wait_for_start(pool) -> None:
 
 _images: Images  # in a worker process
 
-Item: TypeAlias = tuple[int, bool]  # a picture's index, and whether it is mirrored
+Item: TypeAlias = tuple[int, bool]  # an image's index, and whether it is mirrored
 Tensors: TypeAlias = dict[str, torch.Tensor]
-Picture: TypeAlias = Tensors | Exception  # as ImageDataset.load gives it, or what is wrong with it
+Picture: TypeAlias = Tensors | Exception  # from ImageDataset.load, or its error
 
 
 class LatentCache:
-    """VAE moments of pictures: `mean` and `std` (C, h, w) float32, as the UNet sees them, and the sizes.
+    """VAE moments of images: `mean` and `std` (C, h, w) float32, in the UNet's scale, and the sizes.
 
-    With masks also `mask` (1, h, w): the share of each latent's square of pixels that counts.
-    With `load_vae`, a record that turns out to be damaged when it is read is made again, on the CPU, in float32.
-    With `live`, nothing is kept: it encodes each picture when it is read.
+    With masks also `mask` (1, h, w): the share of each latent's pixels that counts.
+    With `load_vae`, a record found damaged on reading is made again, on the CPU, in float32.
+    With `live`, nothing is stored: it encodes each image on reading.
 
-    batch_size: pictures of one size that are encoded at once to fill it.
+    batch_size: images of one size to encode at once while filling.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LatentCache:
     ):
         self.folder, self.images, self.vae_key = folder / "latents", images, vae_key
         self.load_vae, self.live = load_vae, live
-        self.batch_size = self.at_once = batch_size  # the second is lower where memory did not suffice
+        self.batch_size = self.at_once = batch_size  # at_once falls when memory runs out
 
     def path(self, index: int, flip: bool) -> Path:
         return record_path(self.folder, self.images.examples[index].key, self.vae_key, flip)
@@ -89,10 +89,10 @@ class LatentCache:
         return self.images.examples[item[0]].name
 
     def missing(self, flips: Iterable[bool], workers: Workers) -> list[list[Item]]:
-        """This process's share of the records that are not there, or not whole, in batches of one size.
+        """Return this process's share of the missing or incomplete records, in batches of one size.
 
-        The batches are those of all records, there or not, and are dealt out whole: who is encoded beside whom does not
-        depend on the number of processes.
+        Batches are formed from all records, present or not, and are shared out whole, so that the images encoded
+        together do not depend on the number of processes.
         """
         every = {self.path(index, flip): (index, flip) for index in range(len(self.images)) for flip in flips}
         batches = in_batches(every, lambda path: self.images.examples[every[path][0]].target_size, self.batch_size)
@@ -100,11 +100,11 @@ class LatentCache:
         return [batch for batch in left if batch]
 
     def fill(self, encode: VaeEncoder, flips: Iterable[bool], num_workers: int, workers: Workers) -> int:
-        """Encode what is missing, each process its share. Returns how many records this process was to write.
+        """Encode this process's share of the missing records; return their number.
 
         Raises:
-            DataError: a picture cannot be decoded.
-            NonFiniteError: the VAE gave NaN or infinity for a picture, which is named.
+            DataError: an image cannot be decoded.
+            NonFiniteError: the VAE gave NaN or infinity for an image, which is named.
         """
         batches = self.missing(flips, workers)
         items = [item for batch in batches for item in batch]
@@ -119,9 +119,9 @@ class LatentCache:
     def _fill_batch(
         self, encode: VaeEncoder, pictures: dict[Item, Picture], should_stop: Callable[[], object], bar: tqdm
     ) -> bool:
-        """Write the records of pictures of one size. What is wrong with one is raised when the others are there.
+        """Write the records of images of one size; raise an image's error only once the others are written.
 
-        Returns whether all are there: false where it was stopped between two parts.
+        Returns False if it was stopped between two parts, else True.
         """
         wrong = {item: picture for item, picture in pictures.items() if isinstance(picture, Exception)}
         whole = {item: picture for item, picture in pictures.items() if not isinstance(picture, Exception)}
@@ -137,7 +137,7 @@ class LatentCache:
                 left -= len(part)
                 bar.update(len(part))
         except Exception as error:
-            if wrong:  # a picture's own fault is not hidden by what befell the others
+            if wrong:  # an image's own error comes before one that affects the others
                 raise first_of(wrong, pictures) from error
             raise
         if wrong:
@@ -147,9 +147,9 @@ class LatentCache:
     def _parts(
         self, encode: VaeEncoder, pictures: dict[Item, Tensors], should_stop: Callable[[], object]
     ) -> Iterator[dict[Item, Tensors]]:
-        """The pictures' moments, in order, in parts of what was encoded at once; until it is to stop.
+        """Yield the images' moments in order, in the parts encoded at once, until it should stop.
 
-        From where memory does not suffice, a part is half as large. Before the first part the caller asks.
+        When memory runs out, parts are halved. The caller checks for a stop before the first part.
         """
         items, done = list(pictures), 0
         while done < len(items) and not (done and should_stop()):
@@ -161,7 +161,7 @@ class LatentCache:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
                 moments = []
-            if not moments:  # not above, where the error's traceback still holds the batch's tensors
+            if not moments:  # not in the handler, where the traceback still holds the batch's tensors
                 self.at_once = len(part) // 2
                 warnings.warn(
                     f"out of memory with {len(part)} pictures in the VAE at once: going on with {self.at_once}",
@@ -173,7 +173,7 @@ class LatentCache:
             yield dict(zip(part, moments, strict=True))
 
     def _decoded(self, items: list[Item], num_workers: int) -> Generator[Picture, None, None]:
-        """The pictures, in order, made by a thread or by worker processes; a few at a time wait to be taken.
+        """Yield the images in order, decoded ahead by a thread or by worker processes.
 
         Raises:
             DataError: a worker died or was silent for WORKER_TIMEOUT_SECONDS.
@@ -191,7 +191,7 @@ class LatentCache:
 
     def _decoded_by_workers(self, items: list[Item], num_workers: int) -> Iterator[Picture]:
         waiting: deque = deque()
-        # On leaving, whatever still runs is ended.
+        # Leaving the context ends all workers.
         with PROCESSES.Pool(min(num_workers, len(items)), _decode_for, (self.images,)) as pool:
             wait_for_start(pool)
             for item in [*items, *[None] * 2 * num_workers]:
@@ -213,7 +213,7 @@ class LatentCache:
 
 
 def taken(decoded: Iterator[Picture], batch: list[Item]) -> dict[Item, Picture]:
-    """A batch's pictures; where taking one fails, its error in its place, and none that follow."""
+    """Return a batch's images; if taking one fails, its error in its place and none after it."""
     pictures: dict[Item, Picture] = {}
     for item in batch:
         try:
@@ -229,7 +229,7 @@ def first_of(wrong: dict[Item, Exception], items: Iterable[Item]) -> Exception:
 
 
 def in_batches(things: Iterable[Thing], size_of: Callable[[Thing], object], most: int) -> list[list[Thing]]:
-    """Things of one size together, at most so many of them, in the order of each batch's first."""
+    """Group things of one size into batches of at most `most`, in the order of each batch's first thing."""
     batches: list[list[Thing]] = []
     of_size: dict[object, list[Thing]] = {}
     for thing in things:
@@ -243,15 +243,15 @@ def in_batches(things: Iterable[Thing], size_of: Callable[[Thing], object], most
 
 
 def _decode_for(images: Images) -> None:
-    """Start of a worker process: what it decodes from."""
+    """Initialize a worker process with the images that it decodes."""
     global _images
     _images = images
 
 
 def _decode(index: int, flip: bool) -> dict | str:
-    """Return, in a worker process, the picture, or what is wrong with it (some exceptions do not survive the way back).
+    """Return the image in a worker process, or its error as text, since some exceptions cannot be sent back.
 
-    As arrays: torch would hand over open files, which are gone with a worker that dies.
+    Sends arrays: torch would send open files, which are lost if the worker dies.
     """
     try:
         return {name: tensor.numpy() for name, tensor in _images.load(index, flip).items()}

@@ -1,4 +1,4 @@
-"""Cache records: one safetensors file each, whole or not there, with a checksum; and who fills which of them."""
+"""Cache records: one checksummed safetensors file each, complete or absent; and their division among processes."""
 
 import json
 import mmap
@@ -21,8 +21,8 @@ from sdxl_lora.io.safetensors import save_tensors
 class Workers:
     """This process among those that fill the cache together.
 
-    should_stop: asked before each encoding, of one record or of several at once; once it is true the caches stay as far
-        as they are.
+    should_stop: checked before each encoding of one or several records; once true, filling ends and the caches stay
+        incomplete.
     """
 
     rank: int = 0
@@ -34,36 +34,36 @@ class Workers:
 
 
 def workers_of(part: str | None, rank: int, world_size: int, should_stop: Callable[[], object]) -> Workers:
-    """A process of one job alone, or of part "i/n" among n jobs of as many processes."""
+    """Return this process's place within one job, or within part "i/n" of n jobs with as many processes each."""
     number, jobs = map(int, (part or "1/1").split("/"))
     return Workers((number - 1) * world_size + rank, jobs * world_size, should_stop)
 
 
 def record_path(folder: Path, *facts) -> Path:
-    """The record's file, in one of 256 subfolders so that none grows too large to list."""
+    """Return the record's file, in one of 256 subfolders so that none grows too large to list."""
     key = content_key(b"", *facts)
     return folder / key[:2] / f"{key}.safetensors"
 
 
 def write_record(path: Path, record: dict[str, torch.Tensor]) -> None:
-    """Whole or not at all, with a checksum: save_tensors writes under a temporary name and renames."""
+    """Write a record with a checksum, whole or not at all: save_tensors writes under a temporary name and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {name: tensor.contiguous() for name, tensor in record.items()}
     checksum = zlib.crc32(data_of(save(record)))
     try:
         save_tensors(record, path, {"crc32": f"{checksum:08x}"})
     except SafetensorError as error:
-        vars(error)["filename"] = str(path)  # a full disk names no file
+        vars(error)["filename"] = str(path)  # errors of a full disk name no file
         raise
 
 
 def data_of(file: bytes | mmap.mmap) -> memoryview:
-    """Return what stands in a safetensors file behind its header."""
+    """Return the data behind a safetensors file's header."""
     return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 
 
 def is_whole(path: Path) -> bool:
-    """Is a record there in its full length? Looks at its header alone."""
+    """Return whether a record exists in full length, by its header alone."""
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -75,10 +75,10 @@ def is_whole(path: Path) -> bool:
 
 
 def read_record(path: Path) -> dict[str, torch.Tensor]:
-    """Memory-mapped, its checksum compared.
+    """Read a record memory-mapped and verify its checksum.
 
     Raises:
-        DataError: the record is not there or damaged.
+        DataError: the record is missing or damaged.
     """
     try:
         try:
@@ -109,7 +109,7 @@ def read_whole_record(path: Path) -> dict[str, torch.Tensor]:
 
 
 def compare_checksum(metadata: dict[str, str] | None, file: bytes | mmap.mmap) -> None:
-    """Raises SafetensorError where a record's bytes are not those that were written."""
+    """Raise SafetensorError if a record's bytes have changed since it was written."""
     checksum = (metadata or {}).get("crc32")
     if checksum is not None and zlib.crc32(data_of(file)) != int(checksum, 16):
         raise SafetensorError("its checksum does not fit")

@@ -1,4 +1,4 @@
-"""Text embeddings of prompts on disk."""
+"""Cache of text embeddings on disk."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +19,8 @@ TextParts: TypeAlias = tuple[Sequence[CLIPTokenizer], Sequence[CLIPTextModel]]  
 class TextCache:
     """Embeddings of prompts: `prompt_embeds` (77 * chunks, D) and `pooled_embeds` (P,), each prompt stored once.
 
-    With `live_parts`, tokenizers and encoders, prompts that are not stored are encoded when they are read.
-    With `load_parts`, which gives these, a record that turns out to be damaged is made again, on the CPU.
+    With `live_parts`, tokenizers and encoders, prompts that are not stored are encoded on reading.
+    With `load_parts`, which loads these, a record found damaged is made again, on the CPU.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class TextCache:
             return read_record(self.path(prompt))
 
     def missing(self, prompts: Iterable[str], workers: Workers) -> list[str]:
-        """This process's share of the prompts whose records are not there, or not whole."""
+        """Return this process's share of the prompts whose records are missing or incomplete."""
         return [prompt for prompt in workers.share(sorted(set(prompts))) if not is_whole(self.path(prompt))]
 
     def encode(self, prompt: str, tokenizers, text_encoders) -> dict[str, torch.Tensor]:
-        """One prompt at a time: in a batch the last bits would depend on what else is in it."""
+        """Encode one prompt alone: in a batch the last bits would depend on the other prompts."""
         prompt_embeds, pooled_embeds = encode_prompts([prompt], tokenizers, text_encoders, self.chunks)
         return {"prompt_embeds": prompt_embeds[0].cpu(), "pooled_embeds": pooled_embeds[0].cpu()}
 
     def fill(self, prompts: Iterable[str], tokenizers, text_encoders, workers: Workers) -> int:
-        """Encode what is missing, each process its share. Returns how many records this process wrote."""
+        """Encode this process's share of the missing prompts; return their number."""
         missing = self.missing(prompts, workers)
         for prompt in tqdm(missing, desc="caching text embeddings", disable=workers.rank > 0 or not missing):
             if workers.should_stop():
