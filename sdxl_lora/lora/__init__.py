@@ -1,1 +1,1 @@
-"""The adapter in the model, and its files."""
+"""Adapters in models, and their files."""

@@ -1,6 +1,6 @@
-"""Dropout of a LoRA's ranks and of whole modules, by hooks on PEFT's layers; for LoHa and LoKr PEFT has its own.
+"""Dropout of a LoRA's ranks and of whole modules, by hooks on PEFT's layers; PEFT has its own for LoHa and LoKr.
 
-Draws from torch's global random state as nn.Dropout does, so that seeding it decides both.
+Draws from torch's global random state as nn.Dropout does, so that one seed fixes both.
 """
 
 import torch
@@ -11,11 +11,11 @@ from sdxl_lora.lora.state import ADAPTER
 
 
 def add_dropout(model: nn.Module, rank_dropout: float, module_dropout: float) -> None:
-    """Drops, while the model trains, ranks of each picture and LoRA modules of each forward pass.
+    """Drop random ranks per image and random LoRA modules per forward pass while the model trains.
 
     Args:
-        rank_dropout: share of ranks that are zeroed, others for each picture; the rest is scaled up to make up for it.
-        module_dropout: share of modules whose LoRA does nothing; the rest is not scaled, as in kohya and LyCORIS.
+        rank_dropout: share of ranks zeroed, drawn per image; the others are scaled up to compensate.
+        module_dropout: share of modules whose LoRA is skipped; the others are not scaled, as in kohya and LyCORIS.
     """
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and ADAPTER in getattr(layer, "lora_A", {}):
@@ -41,7 +41,7 @@ def _rank_hook(share: float):
 
 def _module_hook(share: float):
     def drop(layer: nn.Module, _, output: Tensor) -> Tensor | None:
-        # a factor, not a branch: all parameters keep a gradient, which several processes rely on
+        # a factor, not a branch: all parameters keep a gradient, which distributed training needs
         return output * (torch.rand((), device=output.device) >= share).to(output.dtype) if layer.training else None
 
     return drop

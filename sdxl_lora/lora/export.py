@@ -1,6 +1,6 @@
-"""A trained model's two LoRA files, which together load in every client, and the side files that some read.
+"""Write a trained model's two LoRA files, which together load in every client, and side files that some read.
 
-`<name>.safetensors` in kohya's container, `pytorch_lora_weights.safetensors` for diffusers; see formats/writer.py.
+`<name>.safetensors` is kohya's container, `pytorch_lora_weights.safetensors` is for diffusers; see formats/writer.py.
 """
 
 import io
@@ -35,16 +35,16 @@ def write_lora_files(
     metadata: dict[str, str] | None = None,
     merged_rank: int = 64,
 ) -> list[Path]:
-    """Saves the adapters of `models` as `<name>.safetensors` and `pytorch_lora_weights.safetensors`.
+    """Save the adapters of `models` as `<name>.safetensors` and `pytorch_lora_weights.safetensors`.
 
-    DoRA goes into diffusers' file as it is and into the other as the nearest LoRA; LoHa and LoKr the other way round,
-    since no client reads both. What such a LoRA keeps of the change is logged.
+    DoRA goes unchanged into the diffusers file and as its nearest LoRA into the other; LoHa and LoKr the other way
+    round, since no client reads both. The share of the change that such a LoRA keeps is logged.
 
     Args:
         models: by component (`unet`, `text_encoder`, `text_encoder_2`), only those with an adapter.
-        precision: fp16, bf16 or fp32; where a value does not survive it, fp32 is used and a warning logged.
-        metadata: what `lora_metadata` gives.
-        merged_rank: of the LoRA that stands for a DoRA, LoHa or LoKr.
+        precision: fp16, bf16 or fp32; if a value does not survive it, fp32 is used and a warning logged.
+        metadata: from `lora_metadata`.
+        merged_rank: rank of the LoRA that replaces a DoRA, LoHa or LoKr.
     Returns:
         The two paths.
     Raises:
@@ -70,7 +70,7 @@ def write_lora_files(
 
 
 def _diffusers_reads(adapters: Adapters) -> bool:
-    """LoRA, and DoRA but for a text encoder without attention layers, whose keys diffusers does not recognise."""
+    """Return whether diffusers reads the adapters: LoRA, and DoRA except in a text encoder without attention layers."""
     kinds = {adapter.kind for adapter in adapters.values()}
     encoders = {component for component, _ in adapters if component != "unet"}
     attention = {component for component, name in adapters if "self_attn" in name}
@@ -78,14 +78,14 @@ def _diffusers_reads(adapters: Adapters) -> bool:
 
 
 def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: int) -> Adapters:
-    """Each adapter as a plain LoRA of at most `rank`; logs the least share of a change's energy that is kept."""
+    """Return each adapter as a plain LoRA of at most `rank`; log the least share of a change's energy that is kept."""
     loras, least = {}, 1.0
     for key, adapter in adapters.items():
         weight = dequantize_module_weight(layers[key].get_base_layer()).detach()
-        device = next(iter(adapter_tensors(layers[key]).values())).device  # a streamed base is elsewhere
+        device = next(iter(adapter_tensors(layers[key]).values())).device  # a streamed base may be on another device
         weight = weight.to(device if device.type == "cuda" else "cpu")  # other GPUs lack decompositions
         here = Adapter({name: tensor.to(weight.device) for name, tensor in adapter.tensors.items()}, adapter.alpha)
-        lora, kept = as_lora(here, kernel_size(key[1]), rank, weight)  # on the GPU where the model is: SVDs
+        lora, kept = as_lora(here, kernel_size(key[1]), rank, weight)  # on the GPU if the model is there: SVDs are slow
         loras[key] = Adapter({name: tensor.cpu() for name, tensor in lora.tensors.items()}, lora.alpha)
         least = min(least, kept)
     if least < 0.999:
@@ -94,7 +94,7 @@ def nearest_loras(adapters: Adapters, layers: dict[Key, BaseTunerLayer], rank: i
 
 
 def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
-    """A JPEG of the picture, its longer side `pixels`, for `lora_metadata`; carries no EXIF."""
+    """Return a JPEG of the image, its longer side `pixels`, for `lora_metadata`; carries no EXIF."""
     small = image.convert("RGB")
     small.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
@@ -105,11 +105,11 @@ def thumbnail_jpeg(image: Image.Image, pixels: int = 256) -> bytes:
 def copy_lora(
     lora: Path, folder: str | Path, name: str | None = None, more_metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Copies a LoRA into a folder, a client's perhaps, whole or not at all; the folder must be there.
+    """Copy a LoRA into an existing folder, such as a client's, whole or not at all.
 
     Args:
-        name: of the copy. Default: the same.
-        more_metadata: to be added to the file's own.
+        name: file name of the copy. Default: the same.
+        more_metadata: entries added to the file's own.
 
     Raises:
         ValueError: no such folder.
@@ -127,7 +127,7 @@ def copy_lora(
 def write_side_files(
     lora: Path, trigger_phrase: str = "", description: str = "", thumbnail_png: bytes = b"", strength: float = 1.0
 ) -> list[Path]:
-    """Writes `<name>.json`, and with an image `<name>.png`, beside a LoRA: A1111, Forge and InvokeAI show them.
+    """Write `<name>.json`, and with an image `<name>.png`, beside a LoRA: A1111, Forge and InvokeAI show them.
 
     Raises:
         ValueError: the thumbnail is not a PNG.

@@ -1,4 +1,4 @@
-"""Adds adapters to a model: LoRA, DoRA, LoHa, LoKr. Knows no optimizer, no config and no files."""
+"""Add adapters to a model: LoRA, DoRA, LoHa, LoKr. Knows no optimizer, no config and no files."""
 
 import functools
 from collections.abc import Callable
@@ -32,25 +32,25 @@ def add_lora(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
 ) -> list[nn.Parameter]:
-    """Freezes `model` (UNet2DConditionModel or a CLIP text model) and adds a LoRA to its `targets`.
+    """Freeze `model` (UNet2DConditionModel or a CLIP text model) and add an adapter to its `targets`.
 
     Args:
         rank, alpha: strength is alpha / rank, with `use_rslora` alpha / sqrt(rank) (arXiv:2312.03732).
         dropout: of a LoRA's input, in [0, 1).
         targets: one of TARGETS, or a regular expression over module names (see `target_modules`).
-        seed: of the adapter's start values; the caller's random state is left as it was.
-        kind: "lora", "loha" or "lokr"; `dropout`, `init`, `use_rslora` and `use_dora` belong to LoRA alone.
+        seed: of the adapter's initial values; the caller's random state is left unchanged.
+        kind: "lora", "loha" or "lokr"; `dropout`, `init`, `use_rslora` and `use_dora` apply to LoRA only.
         init: "kaiming" (Kaiming-uniform down, zero up), or PEFT's "gaussian", "orthogonal", "pissa", "pissa_niter_<n>"
             or "olora"; the last three move a part of the base's weights into the LoRA (see `changes_base`).
-        rank_dropout, module_dropout: in [0, 1), see dropout.py; of LoHa and LoKr as PEFT has it.
-        lokr_factor: size of LoKr's first factors; -1 for the most even one.
-        use_dora: trains each output's length apart from its direction (arXiv:2402.09353).
+        rank_dropout, module_dropout: in [0, 1), see dropout.py; PEFT's own for LoHa and LoKr.
+        lokr_factor: size of LoKr's first factors; -1 for the most balanced split.
+        use_dora: trains each output's magnitude apart from its direction (arXiv:2402.09353).
         rank_pattern, alpha_pattern: other values for modules whose name ends in a key (a regular expression).
     Returns:
         The trainable parameters, all float32 whatever the base's dtype, in the model's order.
     Raises:
-        ValueError: a value is out of range, `targets` matches nothing or a forbidden layer, an adapter is there, or
-            `init` cannot be.
+        ValueError: a value is out of range, `targets` matches nothing or a forbidden layer, the model has an adapter
+            already, or `init` is not possible.
     """
     if rank < 1 or alpha <= 0 or not all(0 <= share < 1 for share in (dropout, rank_dropout, module_dropout)):
         raise ValueError(
@@ -77,9 +77,9 @@ def add_lora(
 
 
 def _add_adapter(model: Model, config: PeftConfig, seed: int) -> dict[str, nn.Parameter]:
-    """The adapter's parameters, alone to be trained, in float32."""
+    """Add the adapter and return its parameters, in float32 and the only ones that train."""
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):  # PEFT draws start values on the CPU
+    with torch.random.fork_rng(devices=[]):  # PEFT draws initial values on the CPU
         torch.manual_seed(seed)
         model.add_adapter(config, adapter_name=ADAPTER)
     parameters = adapter_parameters(model)
@@ -90,7 +90,7 @@ def _add_adapter(model: Model, config: PeftConfig, seed: int) -> dict[str, nn.Pa
 
 
 def _peft_config(kind: str, alpha: float, size: dict, of_lora: dict, of_lycoris: dict, lokr_factor: int) -> PeftConfig:
-    """PEFT's config of the adapter; ValueError for an option that the kind does not have."""
+    """Return PEFT's config of the adapter; raise ValueError for an option that the kind lacks."""
     if kind == "lora":
         start = {"init_lora_weights": True} if of_lora["init_lora_weights"] == "kaiming" else {}
         return LoraConfig(lora_alpha=alpha, **size, **{**of_lora, **start})
@@ -107,10 +107,10 @@ def _lycoris_config(kind: str, lokr_factor: int) -> Callable[..., PeftConfig]:
 
 
 def changes_base(init: str) -> bool:
-    """Return whether an adapter begins as the main directions of the base's weights, which lose them.
+    """Return whether an adapter starts as the principal directions of the base's weights, which lose them.
 
-    A LoRA file is the change of the original base all the same: what the adapter has become minus what it began as,
-    at twice the rank.
+    A LoRA file still holds the change of the original base: the trained adapter minus the initial one, at twice the
+        rank.
     """
     return init.startswith(("pissa", "olora"))
 

@@ -1,7 +1,7 @@
-"""An adapter's weights, out of a model and into it. `lora_state` is exact, for resuming; `module_adapter` is for files.
+"""Adapter weights out of a model and into it. `lora_state` is exact, for resuming; `module_adapter` is for files.
 
-Some adapters begin as a part of the base's weights (inject.changes_base). What they began as is kept beside them: the
-change of the original base is what they are minus what they were.
+Some adapters start as a part of the base's weights (inject.changes_base). Their initial factors are kept beside them:
+the change of the original base is the current factors' product minus the initial one.
 """
 
 import re
@@ -18,23 +18,23 @@ from sdxl_lora.lora.formats.keys import canonical
 ADAPTER = "default"
 LYCORIS_NAME = {"lora_A": "lora_down", "lora_B": "lora_up", "lora_magnitude_vector": "dora_scale"}
 ADAPTER_TENSOR = re.compile(rf"\.(lora_|hada_|lokr_)\w+\.{ADAPTER}(\.weight)?$")
-START = "start_factors"  # attribute of a layer whose base weight gave them up
+START = "start_factors"  # attribute of a layer whose base weight lost them
 
 
 def remember_start(model: nn.Module) -> None:
-    """Keeps what the adapters begin as; to be called when the base has just lost it."""
+    """Store the adapters' initial factors; call it right after the base's weights have lost them."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             setattr(layer, START, copies(adapter_tensors(layer)))
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float32, on the CPU."""
+    """Return copies in float32 on the CPU."""
     return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in tensors.items()}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by PEFT's name without the adapter's (`….to_q.lora_A.weight`), in the model's order."""
+    """Return the adapter's parameters by PEFT's name less the adapter's (`….to_q.lora_A.weight`), in model order."""
     return {
         name.replace(f".{ADAPTER}", ""): parameter
         for name, parameter in model.named_parameters()
@@ -43,7 +43,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def start_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what the adapters of a changed base began as, by name; empty for others."""
+    """Return the initial factors of adapters that changed the base, by name; empty for others."""
     return {
         f"{module}.{START}.{name}": tensor
         for module, layer in model.named_modules()
@@ -52,12 +52,12 @@ def start_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the adapter's tensors on the CPU, float32, alpha not multiplied in: exactly what training holds."""
+    """Return copies of the adapter's tensors as trained: float32, on the CPU, alpha not multiplied in."""
     return copies(adapter_parameters(model) | start_tensors(model))
 
 
 def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts back what `lora_state` gave; the model's adapter must have the same modules and ranks.
+    """Restore the result of `lora_state`; the model's adapter must have the same modules and ranks.
 
     Raises:
         ValueError: names are missing, left over, or of another shape. Nothing is changed then.
@@ -86,7 +86,7 @@ def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _give_up(layer: BaseTunerLayer, now: dict[str, Tensor], instead: dict[str, Tensor]) -> None:
-    """Let the base's weight lack `instead` in place of `now`; another machine's decomposition may differ."""
+    """Make the base's weight lack `instead` in place of `now`; another machine's decomposition may differ."""
     if all(torch.equal(now[part], instead[part]) for part in now):
         return
     weight = layer.get_base_layer().weight
@@ -96,7 +96,7 @@ def _give_up(layer: BaseTunerLayer, now: dict[str, Tensor], instead: dict[str, T
 
 
 def adapter_layers(model: nn.Module, component: str) -> dict[str, BaseTunerLayer]:
-    """PEFT's layers by canonical module name (formats/keys.py).
+    """Return PEFT's layers by canonical module name (formats/keys.py).
 
     Raises:
         ValueError: the model has no adapter, or one on a module that no LoRA file can name.
@@ -112,7 +112,7 @@ def adapter_layers(model: nn.Module, component: str) -> dict[str, BaseTunerLayer
 
 
 def adapter_tensors(layer: BaseTunerLayer) -> dict[str, nn.Parameter]:
-    """A layer's adapter under LyCORIS names, as it is."""
+    """Return a layer's adapter parameters, not copied, under LyCORIS names."""
     tensors = {}
     for attribute in layer.adapter_layer_names:
         if ADAPTER in getattr(layer, attribute):
@@ -122,7 +122,7 @@ def adapter_tensors(layer: BaseTunerLayer) -> dict[str, nn.Parameter]:
 
 
 def module_adapter(layer: BaseTunerLayer) -> Adapter:
-    """A layer's change of the original base under LyCORIS names, alpha included, as float32 copies on the CPU."""
+    """Return a layer's change of the original base, LyCORIS names, alpha included, as float32 copies on the CPU."""
     rank = layer.r[ADAPTER]
     alpha = layer.scaling[ADAPTER] * rank  # PEFT's scaling is alpha / r, or with rsLoRA alpha / sqrt(r)
     tensors = copies(adapter_tensors(layer))

@@ -1,4 +1,4 @@
-"""Turns adapters off and on again, so that a model computes as the base alone."""
+"""Switch adapters off and on again, so that a model computes as the base alone."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import nn
 
 @contextmanager
 def adapters_off(models: Iterable[nn.Module]) -> Iterator[None]:
-    """A context in which the models compute without their adapters.
+    """Context in which the models compute without their adapters.
 
-    PEFT's own switch, without what it does to `requires_grad`, which processes that share gradients rely on.
+    PEFT's own switch also changes `requires_grad`, which breaks gradient sharing between processes.
     """
     layers = [layer for model in models for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:

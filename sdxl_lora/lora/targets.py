@@ -1,4 +1,4 @@
-"""Which modules of a model get an adapter, and at what rank and alpha. Changes no model."""
+"""Target modules of an adapter, and their ranks and alphas. Changes no model."""
 
 import re
 from collections import Counter
@@ -12,12 +12,12 @@ from sdxl_lora.lora.formats.keys import NEVER, TARGETS, is_target
 
 
 def target_modules(model: nn.Module, targets: str) -> list[str]:
-    """Full names of the modules that `targets` means, in the model's order.
+    """Return the full names of the modules that `targets` selects, in the model's order.
 
     Args:
         targets: one of TARGETS, or a regular expression searched in the names of linear and convolution layers.
     Raises:
-        ValueError: not a regular expression, nothing matched, or it matched a layer that must stay as it is.
+        ValueError: `targets` is no regular expression, or matches nothing or a layer that must not change.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     if targets in TARGETS:
@@ -46,7 +46,7 @@ def target_modules(model: nn.Module, targets: str) -> list[str]:
 def layers_with_ranks(
     names: Iterable[str], rank: int, alpha: float, block_ranks: Mapping[str, int], use_rslora: bool = False
 ) -> dict[str, tuple[int, float]]:
-    """(rank, alpha) of each of a UNet's modules, those of blocks with rank 0 left out.
+    """Return (rank, alpha) of each of a UNet's modules, without those of blocks with rank 0.
 
     alpha / rank is the same in all of them; with `use_rslora`, which divides by the root of the rank, alpha is.
 
@@ -63,10 +63,10 @@ def layers_with_ranks(
 
 
 def exactly(layers: Mapping[str, tuple[int, float]]) -> dict:
-    """The arguments of `add_lora` for just these modules, each with its own (rank, alpha)."""
+    """Return the arguments of `add_lora` for just these modules, each with its own (rank, alpha)."""
 
     def by_value(place: int) -> dict:
-        """{value: expression that matches its modules}, the most frequent value first."""
+        """Return {value: expression that matches its modules}, the most frequent value first."""
         count = Counter(values[place] for values in layers.values())
         return {
             value: "|".join(re.escape(name) for name, values in layers.items() if values[place] == value)
@@ -85,9 +85,10 @@ def exactly(layers: Mapping[str, tuple[int, float]]) -> dict:
 
 
 def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
-    """The modules of a text encoder that train, as a regular expression for add_lora.
+    """Return a regular expression for add_lora that matches the text encoder modules to train.
 
-    A regular expression for the UNet means the attention here. What SDXL does not read is left out.
+    If `targets` is a regular expression, which is meant for the UNet, attention is used here. Modules that SDXL does
+    not read are left out.
 
     Args:
         name: text_encoder or text_encoder_2.
@@ -98,5 +99,5 @@ def text_encoder_targets(encoder: nn.Module, name: str, targets: str) -> str:
 
 
 def is_unread(encoder: Any, name: str, module: str) -> bool:
-    """Return whether a module lies in the first encoder's last layer: SDXL reads the hidden states before it."""
+    """Return whether a module is in the first encoder's last layer: SDXL reads the hidden states before it."""
     return name == "text_encoder" and f"layers.{encoder.config.num_hidden_layers - 1}." in module

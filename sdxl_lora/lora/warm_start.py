@@ -1,4 +1,4 @@
-"""A LoRA file as the start of a training: which modules it means, and its weights into a model's new adapter."""
+"""Training that starts from a LoRA file: the file's modules, and loading its weights into a new adapter."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,10 +19,10 @@ from sdxl_lora.lora.targets import is_unread
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The adapters that a training begins from; none by default.
+    """Adapters that a training starts from; none by default.
 
     adapters: by component and canonical module name.
-    notes: what a person should know: what is taken, left out, or begins anew.
+    notes: messages on modules that are taken, left out, or start anew.
     sha256: of the file.
     """
 
@@ -32,10 +32,10 @@ class WarmStart:
 
 
 def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> WarmStart:
-    """Return what a LoRA file (any layout of formats/reader.py) has for the components that train.
+    """Read the adapters of a LoRA file (any layout of formats/reader.py) for the components to train.
 
     Args:
-        kind: of adapter that is to train: lora, dora, loha or lokr.
+        kind: kind of adapter to train: lora, dora, loha or lokr.
     Raises:
         ValueError: no LoRA for SDXL, another kind of adapter, or nothing for these components.
     """
@@ -72,23 +72,23 @@ def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> W
 
 
 def spell(ranks: list[int]) -> str:
-    """0 stands for a LoKr of whole factors, which has none."""
+    """Describe a range of ranks; 0 stands for a LoKr of whole factors, which has no rank."""
     words = [str(rank) if rank else "full" for rank in ranks]
     return words[0] if len(words) == 1 else f"{words[0]} to {words[-1]}"
 
 
 def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> dict[str, tuple[int, float]]:
-    """(rank, alpha) of the model's modules that the adapters are for.
+    """Return (rank, alpha) of the model's modules that the adapters are for.
 
     Raises:
-        ValueError: the model has no such modules, or of other shapes.
+        ValueError: the model lacks such modules, or has them in other shapes.
     """
     modules = {}
     for module, layer in model.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             try:
                 modules[canonical(component, module)] = module, layer
-            except ValueError:  # outside of what a LoRA file can name
+            except ValueError:  # no LoRA file can name this module
                 continue
     if missing := [name for name in adapters if name not in modules]:
         raise ValueError(
@@ -105,28 +105,28 @@ def layers_of(model: nn.Module, component: str, adapters: Mapping[str, Adapter])
                 f"{component} {name} changes {change[0]}x{change[1]}, this base's weight is {weight[0]}x{weight[1]}: "
                 f"{why or 'it is a LoRA for another base'}."
             )
-        # PEFT keeps LoKr's second factor whole where the rank is so large
+        # PEFT keeps LoKr's second factor whole at a rank this large
         rank = adapter.rank or max(adapter.tensors["lokr_w2"].shape)
         layers[module] = (rank, adapter.alpha if adapter.rank else float(rank))
     return layers
 
 
 def _weight_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
-    """(out, in * kh * kw), of a quantized layer too."""
+    """Return (out, in * kh * kw), also for a quantized layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, layer.in_channels * math.prod(layer.kernel_size)
     return layer.out_features, layer.in_features
 
 
 def without_unread(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> tuple[dict[str, Adapter], str]:
-    """The adapters of modules that SDXL reads, and a note of the others: they have no gradient, and change nothing."""
+    """Return the adapters of modules that SDXL reads, and a note on the others, which have no gradient or effect."""
     read = {name: adapter for name, adapter in adapters.items() if not is_unread(model, component, name)}
     count = len(adapters) - len(read)
     return read, f"{component}: {count} modules of the last layer, which SDXL does not read, are left out" * (count > 0)
 
 
 def lokr_factor(adapters: Iterable[Adapter]) -> int:
-    """What LoKr's first factors are by, where all are square and alike; else -1: as near to the root as can be."""
+    """Return the side of LoKr's first factors if all are square and alike; else -1 for the most balanced split."""
     shapes = {tuple(adapter.tensors.get("lokr_w1", torch.empty(0)).shape) for adapter in adapters}
     sides = {side for shape in shapes for side in shape}
     return sides.pop() if len(sides) == 1 and len(next(iter(shapes))) == 2 else -1
@@ -134,10 +134,10 @@ def lokr_factor(adapters: Iterable[Adapter]) -> int:
 
 @torch.no_grad()
 def load_adapters(model: nn.Module, component: str, adapters: Mapping[str, Adapter]) -> None:
-    """Puts the adapters' weights into the model's, which has the same modules and ranks.
+    """Copy the adapters' weights into the model's, which has the same modules and ranks.
 
     Raises:
-        ValueError: they are of another shape.
+        ValueError: their shapes differ.
     """
     for name, layer in adapter_layers(model, component).items():
         own, given = adapter_tensors(layer), adapters[name].tensors

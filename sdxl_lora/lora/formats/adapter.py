@@ -1,7 +1,7 @@
-"""What an adapter does to a weight, and how to write the same change with other factors.
+"""Weight changes of adapters, and conversions of the same change to other factors.
 
-An `Adapter` is one module's tensors under LyCORIS names plus alpha; `delta` is the weight change it stands for, as a
-matrix (out, in * kernel height * kernel width). All in float32. Knows no names of modules and no files.
+An `Adapter` is one module's tensors under LyCORIS names plus alpha; `delta` is its weight change as a matrix
+(out, in * kernel height * kernel width). All in float32. Knows no names of modules and no files.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RANK_FROM = ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # rows of these; LoKr's whole factors have none
-EXACT_SVD_UP_TO = 512  # of the smaller side; beyond it a randomised SVD is as good and 15 times faster
-NOISE = 1e-6  # of the largest singular value, in float32
+RANK_FROM = ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # rows are the rank; whole LoKr factors have none
+EXACT_SVD_UP_TO = 512  # the smaller side; above it a randomised SVD is as good and 15 times faster
+NOISE = 1e-6  # relative to the largest singular value, in float32
 
 
 @dataclass(frozen=True)
 class Adapter:
     """One module's adapter.
 
-    tensors: by LyCORIS name without `.weight`; of LoRA `lora_down` (r, in[, kh, kw]), `lora_up` (out, r[, 1, 1]),
-        and for DoRA `dora_scale` (out, 1[, 1, 1]) or (1, in[, 1, 1]); `hada_*`; `lokr_*`, both with a `dora_scale` too
-        where they were trained so; `diff`, the change itself.
+    tensors: by LyCORIS name without `.weight`. For LoRA `lora_down` (r, in[, kh, kw]) and `lora_up` (out, r[, 1, 1]),
+        for DoRA also `dora_scale` (out, 1[, 1, 1]) or (1, in[, 1, 1]); `hada_*` or `lokr_*`, with a `dora_scale` if
+        they were trained so; or `diff`, the change itself.
     alpha: the strength is alpha / rank.
     """
 
@@ -44,13 +44,13 @@ class Adapter:
 
     @property
     def lora_rank(self) -> int:
-        """Return the rank of an adapter that has one for certain, as every LoRA and DoRA."""
+        """Rank of an adapter that certainly has one, such as every LoRA and DoRA."""
         assert self.rank is not None, self.kind
         return self.rank
 
     @property
     def rank(self) -> int | None:
-        """None for a LoKr of two whole factors and a whole change, which have no rank and thus strength 1."""
+        """Rank; None for a LoKr of two whole factors and a whole change, which therefore have strength 1."""
         return next((self.tensors[name].shape[0] for name in RANK_FROM if name in self.tensors), None)
 
     @property
@@ -63,12 +63,12 @@ def plain(down: Tensor, up: Tensor, alpha: float) -> Adapter:
 
 
 def delta(adapter: Adapter, weight: Tensor | None = None) -> Tensor:
-    """The change of the weight, (out, in * kh * kw) float32.
+    """Return the weight change, (out, in * kh * kw) float32.
 
     Args:
         weight: the base's weight, for adapters that need it.
     Raises:
-        ValueError: there is no weight, and the adapter needs it.
+        ValueError: the adapter needs a weight and got none.
     """
     change = _plain_change(adapter)
     if not adapter.needs_base:
@@ -79,14 +79,14 @@ def delta(adapter: Adapter, weight: Tensor | None = None) -> Tensor:
 
 
 def change_shape(adapter: Adapter) -> tuple[int, int]:
-    """(out, in * kh * kw) of the change, without computing it."""
+    """Return (out, in * kh * kw) of the change, without computing it."""
     meta = {name: tensor.to("meta") for name, tensor in adapter.tensors.items()}
     rows, columns = _plain_change(Adapter(meta, adapter.alpha)).shape
     return rows, columns
 
 
 def _plain_change(adapter: Adapter) -> Tensor:
-    """The change without DoRA's lengths."""
+    """Return the change without DoRA's magnitudes."""
     t = {name: tensor.float() for name, tensor in adapter.tensors.items()}
     if adapter.kind == "full":
         change = t["diff"].flatten(1)
@@ -105,7 +105,7 @@ def _hada(t: dict[str, Tensor], i: str) -> Tensor:
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """core (r, r, kh, kw), a (r, out), b (r, in) -> (out, in, kh, kw), LyCORIS' Tucker form for convolutions."""
+    """LyCORIS' Tucker form for convolutions: core (r, r, kh, kw), a (r, out), b (r, in) -> (out, in, kh, kw)."""
     return torch.einsum("ijhw,ip,jq->pqhw", core, a, b)
 
 
@@ -117,7 +117,7 @@ def _kron(t: dict[str, Tensor]) -> Tensor:
         second = _tucker(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"]).flatten(1)
     else:
         second = t["lokr_w2_a"] @ t["lokr_w2_b"].flatten(1)
-    return torch.kron(first, second)  # (in_1, in_2, kh, kw) flattened is kron's order of columns
+    return torch.kron(first, second)  # flattened (in_1, in_2, kh, kw) is kron's order of columns
 
 
 def _decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def norm(adapter: Adapter) -> float:
-    """Frobenius norm of the change; of a DoRA without its magnitudes. LoRA's without forming the product."""
+    """Frobenius norm of the change, for a DoRA without its magnitudes. For a LoRA without forming the product."""
     if adapter.kind in ("lora", "dora"):
         up, down = (in_float64(adapter.tensors[name].flatten(1)) for name in ("lora_up", "lora_down"))
         return abs(adapter.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt().item()
@@ -139,12 +139,12 @@ def norm(adapter: Adapter) -> float:
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """The values in double precision, which neither Apple's nor all of Intel's GPUs have: of theirs on the CPU."""
+    """Return the values in double precision; on the CPU unless on CUDA, as Apple's and some Intel GPUs lack it."""
     return (tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()).double()
 
 
 def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
-    """The same change with zeros up to `rank` and `scale` as its alpha / rank (the rest moves into `lora_up`)."""
+    """Pad to `rank` with zeros, keeping the change, with `scale` as alpha / rank (the rest moves into `lora_up`)."""
     down, up = adapter.tensors["lora_down"].float(), adapter.tensors["lora_up"].float()
     extra = rank - down.shape[0]
     down = torch.cat([down, down.new_zeros(extra, *down.shape[1:])])
@@ -155,18 +155,18 @@ def pad_rank(adapter: Adapter, rank: int, scale: float) -> Adapter:
 
 
 def concatenate(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
-    """The weighted sum of LoRAs' changes, exactly: their factors side by side, ranks added up, strength 1."""
+    """Return the exact weighted sum of LoRAs: factors side by side, ranks added up, strength 1."""
     down = torch.cat([adapter.tensors["lora_down"].float() for adapter, _ in adapters])
     up = torch.cat([a.tensors["lora_up"].float() * (a.scale * weight) for a, weight in adapters], dim=1)
     return plain(down, up, down.shape[0])
 
 
 def as_lora(adapter: Adapter, kernel: int, max_rank: int, weight: Tensor | None = None) -> tuple[Adapter, float]:
-    """The adapter as a plain LoRA, exact where `max_rank` allows, else the nearest one of that rank.
+    """Return the adapter as a plain LoRA, exact if `max_rank` allows, else the nearest of that rank.
 
     Args:
         kernel: 0 for a linear layer, else the convolution's kernel size.
-        weight: the base's weight, where the adapter needs it.
+        weight: the base's weight, if the adapter needs it.
     Returns:
         The LoRA, and the share of the change's energy (squared norm) that it keeps.
     """
@@ -179,7 +179,7 @@ def as_lora(adapter: Adapter, kernel: int, max_rank: int, weight: Tensor | None 
 
 
 def _loha_as_lora(adapter: Adapter, kernel: int) -> Adapter:
-    """(A1 B1) * (A2 B2), elementwise, is a product of rank r squared: of all pairs of columns and of rows."""
+    """LoRA of rank r squared equal to (A1 B1) * (A2 B2), elementwise: from all pairs of columns and of rows."""
     a1, b1, a2, b2 = (adapter.tensors[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
     down = (b1[:, None] * b2[None]).flatten(0, 1)
@@ -187,7 +187,7 @@ def _loha_as_lora(adapter: Adapter, kernel: int) -> Adapter:
 
 
 def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tuple[Adapter, float]:
-    """The LoRA nearest to `change` (out, in * kh * kw) with at most `rank`, or fewer that keep `energy` of it.
+    """Return the LoRA nearest to `change` (out, in * kh * kw) with at most `rank`, or fewer that keep `energy` of it.
 
     Returns:
         The LoRA at strength 1 with equal norms of its factors, and the share of energy that it keeps.
@@ -198,7 +198,7 @@ def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tup
     else:
         kind = change.device.type
         devices = [change.device] if kind in ("cuda", "xpu") else []
-        # The caller's random state stays, and the result is repeatable.
+        # Keeps the caller's random state, and makes the result repeatable.
         with torch.random.fork_rng(devices, device_type=kind if devices else "cuda"):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(change, q=rank + 16, niter=4)
@@ -207,7 +207,7 @@ def svd_lora(change: Tensor, kernel: int, rank: int, energy: float = 1.0) -> tup
 
 
 def truncate(adapter: Adapter, kernel: int, rank: int, energy: float = 1.0) -> tuple[Adapter, float]:
-    """A LoRA's best approximation of smaller rank, by SVD of its small core; see `svd_lora`."""
+    """Return a LoRA's best approximation of smaller rank, by SVD of its small core; see `svd_lora`."""
     qu, ru = torch.linalg.qr(adapter.tensors["lora_up"].flatten(1).float())
     qd, rd = torch.linalg.qr(adapter.tensors["lora_down"].flatten(1).float().T)
     u, s, vt = torch.linalg.svd(ru @ rd.T * adapter.scale)
@@ -218,7 +218,7 @@ def _from_svd(u, s, vt, kernel, rank, energy, total) -> tuple[Adapter, float]:
     kept = in_float64(s).square().cumsum(0) / max(total, 1e-300)
     if energy < 1:
         rank = min(rank, int((kept < energy).sum()) + 1)
-    signal = int((s > NOISE * s[0]).sum())  # what rounding leaves behind would only vanish in fp16
+    signal = int((s > NOISE * s[0]).sum())  # the rest is rounding noise, which would vanish in fp16
     rank = max(1, min(rank, signal))
     root = s[:rank].sqrt()
     lora = plain(root[:, None] * vt[:rank], u[:, :rank] * root, rank)
@@ -226,7 +226,7 @@ def _from_svd(u, s, vt, kernel, rank, energy, total) -> tuple[Adapter, float]:
 
 
 def shaped(adapter: Adapter, kernel: int) -> Adapter:
-    """A LoRA's factors in the shape of its layer: (r, in) and (out, r), or with (k, k) and (1, 1) behind."""
+    """Reshape a LoRA's factors for its layer: (r, in) and (out, r), or with (k, k) and (1, 1) appended."""
     t = dict(adapter.tensors)
     if "lora_mid" in t:  # LoCon's Tucker form: the core goes into the down factor, exactly
         mid = t.pop("lora_mid")

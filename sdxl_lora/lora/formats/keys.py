@@ -1,12 +1,12 @@
-"""What a LoRA module is called: in diffusers, in the original (sgm) UNet, in kohya's flattened keys.
+"""Module names of LoRA layers: diffusers' names, the original (sgm) UNet's, and kohya's flattened keys.
 
-Rules on strings only: no tensors, no files. The keys around these names are reader.py's and writer.py's.
-A canonical name is diffusers' module name, with `text_model.` in front for both text encoders.
+Works on strings only: no tensors, no files. reader.py and writer.py handle the keys around these names.
+A canonical name is diffusers' module name, prefixed with `text_model.` for both text encoders.
 """
 
 import re
 
-# what stands in front of dotted names: diffusers' and PEFT's, the original layout's, ComfyUI's and OMI's
+# prefixes of dotted names: diffusers' and PEFT's, the original layout's, ComfyUI's and OMI's
 DOTTED_PREFIXES = {
     "unet": r"unet\.|(model\.)?diffusion_model\.",
     "text_encoder": r"text_encoder(_1)?\.|(text_encoders\.)?clip_l\.(transformer\.)?"
@@ -22,7 +22,7 @@ RESNET = {  # parts of a residual block: diffusers -> sgm
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-STEM = {  # what stands outside the blocks
+STEM = {  # modules outside the blocks
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
@@ -53,14 +53,14 @@ UNET_NAME = re.compile(
 )
 
 TARGETS = ("attention", "attention+ff", "all-linear", "all-linear+conv")
-# Clients disagree about these, and some drop them without a word.
+# Clients disagree about these, and some drop them silently.
 NEVER = re.compile(r"(^|\.)(conv_in|conv_out|time_embedding|add_embedding|text_projection)(\.|$)")
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
 FEED_FORWARD = re.compile(r"\.(ff\.net\.(0\.proj|2)|mlp\.fc[12])$")
 
 
 def is_target(name: str, targets: str, linear: bool) -> bool:
-    """Return whether one of TARGETS means this layer (a linear one or a convolution)."""
+    """Return whether one of TARGETS selects this layer (linear or a convolution)."""
     if NEVER.search(name):
         return False
     if targets == "all-linear+conv" or (targets == "all-linear" and linear):
@@ -69,7 +69,7 @@ def is_target(name: str, targets: str, linear: bool) -> bool:
 
 
 def to_sgm(name: str) -> str:
-    """The original UNet's name of a diffusers module: three numbered blocks per level, a block's parts numbered.
+    """Return the original UNet's name of a diffusers module: three numbered blocks per level, with numbered parts.
 
     Raises:
         ValueError: SDXL's UNet has no such module.
@@ -95,7 +95,7 @@ def to_sgm(name: str) -> str:
 
 
 def from_sgm(name: str) -> str:
-    """The diffusers name of an original UNet module; the inverse of `to_sgm`.
+    """Return the diffusers name of an original UNet module; the inverse of `to_sgm`.
 
     Raises:
         ValueError: not a module of the original SDXL UNet.
@@ -124,7 +124,7 @@ def from_sgm(name: str) -> str:
 
 
 def canonical(component: str, name: str) -> str:
-    """The canonical name of a module, from diffusers' or sgm's name, with or without `text_model.`.
+    """Return a module's canonical name from diffusers' or sgm's name, with or without `text_model.`.
 
     Raises:
         ValueError: the component has no such module.
@@ -143,13 +143,13 @@ def canonical(component: str, name: str) -> str:
 
 
 def kohya_name(component: str, name: str) -> str:
-    """The key stem of kohya's container for a canonical name: sgm names for the UNet, underscores for dots."""
+    """Return the key stem in kohya's container for a canonical name: sgm names for the UNet, underscores for dots."""
     dotted = to_sgm(name) if component == "unet" else name
     return KOHYA_PREFIX[component] + dotted.replace(".", "_")
 
 
 def parse_kohya_name(flat: str) -> tuple[str, str]:
-    """(component, canonical name) of a kohya key stem, with sgm or diffusers names in it.
+    """Return (component, canonical name) of a kohya key stem, which may hold sgm or diffusers names.
 
     Raises:
         ValueError: not a module of SDXL.
@@ -158,13 +158,13 @@ def parse_kohya_name(flat: str) -> tuple[str, str]:
         if flat.startswith(prefix):
             words = [word for word in TOKEN.findall(flat[len(prefix) :]) if word]
             return component, canonical(component, ".".join(words))
-    if flat.startswith("lycoris_"):  # LyCORIS by itself, SimpleTuner: diffusers names of the UNet
+    if flat.startswith("lycoris_"):  # standalone LyCORIS and SimpleTuner: diffusers names of the UNet
         return parse_kohya_name(KOHYA_PREFIX["unet"] + flat.removeprefix("lycoris_"))
     raise ValueError(f"{flat} is not a LoRA module of SDXL (expected lora_unet_, lora_te1_ or lora_te2_ in front).")
 
 
 def parse_dotted_name(dotted: str) -> tuple[str | None, str]:
-    """(component, canonical name) of a dotted module name; the component is None, the name as it is, without a prefix.
+    """Return (component, canonical name) of a dotted module name; (None, the same name) if it has no prefix.
 
     Raises:
         ValueError: not a module of SDXL.
@@ -177,7 +177,7 @@ def parse_dotted_name(dotted: str) -> tuple[str | None, str]:
 
 
 def kernel_size(name: str) -> int:
-    """0 for a linear layer, 3 or 1 for a convolution, by its canonical name (SDXL's projections are linear)."""
+    """Return 0 for a linear layer, 3 or 1 for a convolution, by its canonical name (SDXL's projections are linear)."""
     if name.endswith("conv_shortcut"):
         return 1
     return 3 if re.search(r"(conv1|conv2|samplers\.0\.conv|^conv_in|^conv_out)$", name) else 0

@@ -1,4 +1,4 @@
-"""What a file is that is no LoRA for SDXL, and what LoRA files hold beside layers. Rules on keys; see reader.py."""
+"""Files that are not LoRAs for SDXL, and tensors in LoRA files beside layers. Rules on keys; see reader.py."""
 
 import re
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-# what ends or begins a key -> what the file is, and what to do
+# pattern of a key -> kind of file
 REFUSED = {
     r".+\.(a1|a2|b1|b2|bm1|bm2)(\.weight)?": "a GLoRA",
     r".+\.(oft_blocks|oft_diag|oft_[rR]|boft_[RS]|boft_[rs]|rescale)(\..+)?": "an OFT or BOFT",
@@ -18,7 +18,7 @@ REFUSED = {
 }
 REMEDY = {"in scaled float8": "save it anew in fp16 or bf16 with the tool that made it"}
 TRANSFORMER = "a transformer in place of the UNet, such as Flux"
-OTHER_MODELS = {  # by what stands in a key
+OTHER_MODELS = {  # by part of a key
     r"double_blocks|single_blocks|single_transformer_blocks": "Flux or a model of its kind",
     r"joint_blocks|add_[qkv]_proj|lora_te3_|text_encoder_3|t5xxl": "Stable Diffusion 3",
     r"^lora_te_|down_blocks[._]3|up_blocks[._]3[._]|down_blocks[._]0[._]attentions"
@@ -38,7 +38,7 @@ COSTS = "images differ from those of a client that reads them"
 
 
 def what_else(keys: Iterable[str]) -> str:
-    """Return what the file is and what to do, where it is of a kind that is not read here; empty where it may be."""
+    """Return the kind of an unsupported file, with advice; "" if it may be a LoRA."""
     keys = list(keys)
     for pattern, kind in REFUSED.items():
         if found := next((key for key in keys if re.fullmatch(pattern, key)), None):
@@ -50,24 +50,24 @@ def what_else(keys: Iterable[str]) -> str:
 
 
 def other_model(keys: Iterable[str]) -> str:
-    """Return which model, other than SDXL, the names are of; empty where they do not tell."""
+    """Return the model other than SDXL that the names belong to; "" if they do not tell."""
     text = "\n".join(keys)
     return next((model for pattern, model in OTHER_MODELS.items() if re.search(pattern, text, re.MULTILINE)), "")
 
 
 def left_out_as(key: str, shape: tuple[int, ...]) -> str:
-    """Return the kind of a tensor that is known and not read; empty for a LoRA's."""
+    """Return the kind of a known tensor that is not read; "" for a LoRA's."""
     if key.endswith(".diff") and len(shape) == 1:
         return "trained norms"
     return next((kind for kind, pattern in LEFT_OUT.items() if re.fullmatch(pattern, key)), "")
 
 
 def notes_of(kinds: dict[str, str], read: Callable[[str], Tensor]) -> tuple[str, ...]:
-    """A sentence for each kind of what is left out, with what that costs.
+    """Return a sentence for each kind of tensor left out, with its cost.
 
     Args:
-        kinds: by key, as `left_out_as` says.
-        read: gives a tensor, to see whether it changes anything.
+        kinds: by key, from `left_out_as`.
+        read: reads a tensor, to see whether it changes anything.
     """
     by_kind: dict[str, list[str]] = defaultdict(list)
     for key, kind in kinds.items():

@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself, and the lines that tell a person how to use it. Strings only.
+"""Metadata in a LoRA file, and lines that show users how to load it. Works on strings only.
 
 Keys: kohya's `ss_*` (A1111, Forge and ComfyUI's managers show them) and the Model Spec's `modelspec.*`
 (https://github.com/Stability-AI/ModelSpec). Nothing private is written: no paths, user names or tokens.
@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from sdxl_lora.config.trigger_word import with_trigger_word
 
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}  # by prediction_type, as clients read them
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}  # by prediction_type, in clients' spelling
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # the Model Spec's value for SDXL in sgm names
 
 
@@ -34,14 +34,14 @@ def lora_metadata(
     prediction_type: str = "epsilon",
     flow_shift: float | None = None,
 ) -> dict[str, str]:
-    """The metadata of one LoRA file; `write_lora_files` adds what it knows from the tensors.
+    """Return the metadata of one LoRA file; `write_lora_files` adds facts from the tensors.
 
     Args:
         title: the output name.
         resolution: (width, height) in pixels.
-        base_model: a Hub id, or a name; of a path only the last part is kept.
-        base_model_sha256: hex digest of the base's file, where there is one.
-        tag_frequency: how many captions hold each tag; stored as one data set called "images".
+        base_model: a Hub id or a name; for a path only the last part is kept.
+        base_model_sha256: hex digest of the base's file, if there is one.
+        tag_frequency: number of captions that hold each tag; stored as one data set called "images".
         thumbnail_jpeg: a small JPEG, at most 1 MB; stored as a data URL.
         prediction_type: one of PREDICTIONS; with "flow", flow_shift is that of its samples.
     Raises:
@@ -77,27 +77,27 @@ def lora_metadata(
 
 
 def published_prediction(prediction_type: str) -> str:
-    """As the Model Spec has it; ValueError where it is none of PREDICTIONS."""
+    """Return the Model Spec's name of a prediction type; raise ValueError if it is none of PREDICTIONS."""
     if prediction_type not in PREDICTIONS:
         raise ValueError(f"prediction_type {prediction_type!r} must be one of {', '.join(PREDICTIONS)}.")
     return PREDICTIONS[prediction_type]
 
 
 def flow_hint(shift: float | None) -> str:
-    """What a client must be told by hand: none sees by a base's file that it predicts a flow."""
+    """Return the manual setting for clients, none of which sees from a base's file that it predicts a flow."""
     shifted = f" and shift {shift:g}" if shift is not None else ""
     return f"for a base that predicts a flow: in ComfyUI with the node ModelSamplingSD3{shifted}"
 
 
 def data_url(jpeg: bytes) -> str:
-    """Raises ValueError where it is no JPEG, or too large for clients."""
+    """Return a JPEG as a data URL; raise ValueError if it is no JPEG, or too large for clients."""
     if jpeg[:2] != b"\xff\xd8" or len(jpeg) > 1_000_000:
         raise ValueError(f"the thumbnail ({len(jpeg)} bytes) must be a JPEG of at most 1 MB: make it smaller.")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def public_name(base_model: str) -> str:
-    """A Hub id (`owner/name`) as it is; of a path only its last part, which tells nothing of the machine."""
+    """Return a Hub id (`owner/name`) unchanged; for a path only its last part, which reveals nothing of the machine."""
     base_model = base_model.replace("\\", "/").rstrip("/")
     parts = PurePath(base_model).parts
     if len(parts) == 2 and not base_model.startswith((".", "/", "~")) and ":" not in base_model:
@@ -106,16 +106,16 @@ def public_name(base_model: str) -> str:
 
 
 def strength_metadata(strength: float) -> dict[str, str]:
-    """The recommended strength: for people as the Model Spec's usage hint, for programs as a number."""
+    """Return the recommended strength, for people as the Model Spec's usage hint and for programs as a number."""
     return {"modelspec.usage_hint": f"recommended strength: {strength:g}", "recommended_strength": f"{strength:g}"}
 
 
 def usage_lines(name: str, trigger_word: str = "", prompt: str = "", strength: float = 1.0) -> tuple[str, str]:
-    """(a line of Python for diffusers, a prompt for ComfyUI with a LoRA-tag node, A1111 and Forge), ready to paste.
+    """Return a line of Python for diffusers and a prompt with a LoRA tag for ComfyUI (by a node), A1111 and Forge.
 
     Args:
-        name: of the file without `.safetensors`.
-        prompt: what to draw; the trigger word is put in front unless it is there.
+        name: file name without `.safetensors`.
+        prompt: text of the prompt; the trigger word is prepended if missing.
     """
     prompt = with_trigger_word(prompt or "a photo", trigger_word)
     scale = "" if strength == 1 else f', cross_attention_kwargs={{"scale": {strength:g}}}'

@@ -1,8 +1,8 @@
-"""Reads a LoRA file of any layout that SDXL users meet into adapters by (component, canonical module name).
+"""Read a LoRA file of any layout in use for SDXL into adapters by (component, canonical module name).
 
-kohya and LyCORIS keys with sgm or diffusers names; PEFT and diffusers keys, new and old; a PEFT adapter's folder.
-ComfyUI's and OMI's names. LoRA, LoCon, DoRA, LoHa, LoKr, whole changes. Every key is understood, or named as left out
-with what that costs, or the file is refused: nothing is left out in silence.
+Layouts: kohya and LyCORIS keys with sgm or diffusers names; PEFT and diffusers keys, new and old; a PEFT adapter's
+folder; ComfyUI's and OMI's names. Kinds: LoRA, LoCon, DoRA, LoHa, LoKr, whole changes. Every key is read, or reported
+as left out with the cost of that, or the file is refused: nothing is left out silently.
 """
 
 import json
@@ -22,8 +22,8 @@ from sdxl_lora.lora.formats.kinds import left_out_as, notes_of, other_model, wha
 Key = tuple[str, str]  # (component, canonical module name)
 
 LYCORIS = r"(?:hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)"
-NAMED = r"(?:\.(?!weight$)(?P<adapter>[^.]+))?"  # PEFT's name of an adapter
-# (layout, what ends a key, the tensor's LyCORIS name); the rest of the key names the module.
+NAMED = r"(?:\.(?!weight$)(?P<adapter>[^.]+))?"  # an adapter's name in PEFT
+# (layout, ending of a key, the tensor's LyCORIS name); the rest of the key names the module.
 ENDINGS = [
     ("peft", rf"\.lora_A{NAMED}(?:\.weight)?", "lora_down"),
     ("peft", rf"\.lora_B{NAMED}(?:\.weight)?", "lora_up"),
@@ -43,11 +43,11 @@ BASE_MODEL_KEYS = ("model.diffusion_model.", "conditioner.embedders.", "cond_sta
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The contents of a LoRA file.
+    """Contents of a LoRA file.
 
     layout: kohya-sgm, kohya-diffusers, peft, diffusers, diffusers-old or comfyui.
-    keys: the tensors' names as they stand in the file.
-    left_out: a sentence for each kind of tensor that is not among the adapters, with what that costs.
+    keys: the tensors' names in the file.
+    left_out: a sentence for each kind of tensor that is not among the adapters, with its cost.
     """
 
     path: Path
@@ -59,13 +59,13 @@ class LoraFile:
 
 
 def read_lora(path: str | Path) -> LoraFile:
-    """Reads a LoRA file, or a folder with a PEFT adapter or diffusers' `pytorch_lora_weights.safetensors`.
+    """Read a LoRA file, or a folder with a PEFT adapter or diffusers' `pytorch_lora_weights.safetensors`.
 
     Returns:
         Its adapters, alpha included, factors in the shape of their layers, in the file's dtype; float8 as float16,
         which holds all of its values.
     Raises:
-        ValueError: no LoRA for SDXL (it says what it is), a key that is not understood, or half of a pair.
+        ValueError: the file is no LoRA for SDXL (the message says what it is), has an unknown key, or half of a pair.
     """
     path = _lora_file(Path(path))
     config = {}
@@ -86,7 +86,7 @@ def read_lora(path: str | Path) -> LoraFile:
 
 
 def _sorted_out(file: TensorFile) -> tuple[dict[Key, dict[str, Tensor]], dict[str, None], dict[str, str]]:
-    """Tensors by module, the layouts met, and what kind of thing is left out by key."""
+    """Return tensors by module, the layouts found, and the kind of each tensor left out by key."""
     kinds = {key: left_out_as(key, shape) for key, shape in file.shapes.items()}
     left_out = {key: kind for key, kind in kinds.items() if kind}
     stems = {key.rpartition(".")[0] for key in left_out}
@@ -133,7 +133,7 @@ def _lora_file(path: Path) -> Path:
 
 
 def _parse_key(key: str, file: TensorFile) -> tuple[str, Key, str, str | None]:
-    """(layout, (component, module), tensor's name, PEFT's name of the adapter) of one key."""
+    """Return (layout, (component, module), tensor's name, adapter's name in PEFT) of one key."""
     try:
         for layout, ending, name in ENDINGS:
             if found := re.fullmatch(rf"(?P<stem>.+?){ending}", key):
@@ -161,7 +161,7 @@ def _parse_key(key: str, file: TensorFile) -> tuple[str, Key, str, str | None]:
 
 def _kohya_layout(stem: str) -> str:
     if not stem.startswith(("lora_unet_", "lycoris_")):
-        return "kohya"  # encoders have one name in both
+        return "kohya"  # encoder names are the same in both
     return (
         "kohya-diffusers"
         if re.match(r"(lora_unet|lycoris)_(down|up|mid|conv|time_embedding|add)_", stem)
@@ -176,7 +176,7 @@ def _old_attention_name(found: re.Match) -> str:
 
 
 def _dotted_module(stem: str, file: TensorFile) -> tuple[bool, Key]:
-    """(whether the component stood in front, its key) of a dotted module name."""
+    """Return whether a dotted module name begins with its component, and the module's key."""
     component, name = parse_dotted_name(stem)
     if component:
         return True, (component, name)
@@ -217,7 +217,7 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
     if of_file is not None:
         alpha = float(of_file.reshape(-1)[0]) if of_file.numel() else 0.0
         if adapter.rank is None and not math.isfinite(alpha):
-            alpha = 1.0  # it says nothing of what has no rank: LyCORIS writes 1e10, which fp16 makes infinite
+            alpha = 1.0  # meaningless without a rank: LyCORIS writes 1e10, which is infinite in fp16
         return Adapter(adapter.tensors, alpha)
     return _with_config(adapter, config, component, name)
 
@@ -227,7 +227,7 @@ def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
         scale = tensors.pop("magnitude") if "magnitude" in tensors else tensors["dora_scale"]
         tensors["dora_scale"] = scale.reshape(-1, *[1] * (3 if kernel else 1))
     if "lora_down" not in tensors:
-        change_shape(Adapter(tensors, 1.0))  # raises where they do not fit
+        change_shape(Adapter(tensors, 1.0))  # raises if they do not fit
         return Adapter(tensors, 1.0)
     down, up = tensors["lora_down"], tensors["lora_up"]
     if down.shape[0] != up.shape[1]:
@@ -236,7 +236,7 @@ def _shaped(tensors: dict[str, Tensor], kernel: int) -> Adapter:
 
 
 def _missing(tensors: dict[str, Tensor]) -> list[str]:
-    """Return what a module needs beside its tensors to be a LoRA, DoRA, LoHa or LoKr."""
+    """Return the tensors that a module lacks to be a LoRA, DoRA, LoHa or LoKr."""
     names = set(tensors)
     if "diff" in names:
         return []
@@ -249,7 +249,7 @@ def _missing(tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _with_config(adapter: Adapter, config: dict, component: str, name: str) -> Adapter:
-    """Strength as PEFT's config in the header or beside the file says; without one alpha equals rank."""
+    """Set the strength from PEFT's config in the header or beside the file; without one alpha equals rank."""
     if adapter.kind == "full":
         return adapter
     own = {key.removeprefix(f"{component}."): value for key, value in config.items()}

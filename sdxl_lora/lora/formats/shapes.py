@@ -1,6 +1,6 @@
-"""Shapes of the layers that a LoRA changes, by canonical name, and whether a LoRA is for SDXL at all. Loads nothing.
+"""Shapes of the layers that a LoRA changes, by canonical name, and a check that it is for SDXL. Loads nothing.
 
-A rule in place of SDXL's models, whose classes take seconds to import; a test compares it with them at full size.
+These rules replace SDXL's model classes, which take seconds to import; a test compares both at full size.
 """
 
 import re
@@ -16,9 +16,9 @@ Shape = tuple[int, int]  # (out, in * kernel height * kernel width)
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that decide the shapes of a model that is built as SDXL is.
+    """Widths that determine the shapes of a model with SDXL's structure.
 
-    channels, depths: of the three levels; depths counts the transformer blocks, of an attention.
+    channels, depths: of the three levels; depths counts the transformer blocks of an attention.
     context: of the cross-attention; added: of the pooled text and sizes together.
     text: by component (hidden, inner, layers, projection), projection 0 for none.
     """
@@ -37,13 +37,13 @@ SDXL = Widths(
     2816,
     {"text_encoder": (768, 3072, 12, 0), "text_encoder_2": (1280, 5120, 32, 1280)},
 )
-# examples/tiny_sdxl.py, on which the demo trains
+# examples/tiny_sdxl.py, the base of the demo
 TINY = Widths((16, 32, 32), (0, 1, 2), 56, 80, {"text_encoder": (24, 48, 3, 0), "text_encoder_2": (32, 64, 3, 32)})
 MODELS_BY_CONTEXT = {768: "SD 1.5", 1024: "SD 2", 1280: "SDXL's refiner"}
 
 
 def layer_shape(key: Key, widths: Widths = SDXL) -> Shape | None:
-    """The shape of a module's weight as a matrix; None where the model has no such module."""
+    """Return the shape of a module's weight as a matrix; None if the model has no such module."""
     component, name = key
     return _unet_shape(name, widths) if component == "unet" else _text_shape(name, *widths.text[component])
 
@@ -84,12 +84,12 @@ def _unet_shape(name: str, widths: Widths) -> Shape | None:
         )
     if part == "attention":
         return _attention_shape(rest, own, widths.depths[level], widths.context)
-    last = 2 if side == "down" else 0  # level without a sampler behind it
+    last = 2 if side == "down" else 0  # the level without a sampler
     return (own, 9 * own) if level != last else None
 
 
 def _resnet_input(side: str, level: int, i: int, channels: tuple[int, ...]) -> int:
-    """Channels that a residual block reads: on the way up those of the way down beside its own."""
+    """Return the input channels of a residual block; on the way up they include the skip connection's."""
     own = channels[level]
     if side == "mid":
         return own
@@ -115,18 +115,18 @@ def _attention_shape(rest: str, own: int, depth: int, context: int) -> Shape | N
 
 
 def misfits(adapters: Mapping[Key, Adapter], widths: Widths = SDXL) -> dict[Key, tuple[Shape, Shape | None]]:
-    """(shape of the change, shape of the weight) of every adapter whose change does not fit."""
+    """Return (shape of the change, shape of the weight) of every adapter whose change does not fit."""
     found = {}
     for key, adapter in adapters.items():
         change, weight = change_shape(adapter), layer_shape(key, widths)
-        same = weight and (change[0] == weight[0] if key[1] == "conv_in" else change == weight)  # inpainting's reads 9
+        same = weight and (change[0] == weight[0] if key[1] == "conv_in" else change == weight)  # inpainting's has 9
         if not same:
             found[key] = change, weight
     return found
 
 
 def why_not_sdxl(adapters: Mapping[Key, Adapter]) -> str:
-    """Return which model a LoRA is for and what tells, where it is not SDXL; empty where it is."""
+    """Return the model that a LoRA is for and the evidence, if it is not SDXL; "" if it is."""
     wrong = misfits(adapters)
     if not wrong or not misfits(adapters, TINY):
         return ""

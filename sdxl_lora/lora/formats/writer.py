@@ -1,4 +1,4 @@
-"""Writes adapters as a LoRA file in a layout of choice, and proves it before it counts. Knows no models.
+"""Write adapters as a LoRA file in a chosen layout, and verify it before it gets its name. Knows no models.
 
 `kohya`: kohya's container, sgm names, alpha as tensors, all metadata: ComfyUI, A1111, Forge, InvokeAI, diffusers.
 `diffusers`: diffusers' keys with alpha multiplied into `lora_B` and none in the header: old and new diffusers alike.
@@ -23,17 +23,17 @@ from sdxl_lora.lora.formats.reader import Key
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# Rounding to fp16 changes a tensor by 2.8e-4 of its norm; more says that values fell below 6e-5, where digits go.
+# Rounding to fp16 changes a tensor by 2.8e-4 of its norm; more means values below 6e-5, which lose digits.
 MAX_ROUNDING = {torch.float16: 1e-3, torch.bfloat16: 4e-3, torch.float32: 0.0}
-MAX_NEW_ZEROS = 0.01  # of a tensor's values
+MAX_NEW_ZEROS = 0.01  # share of a tensor's values
 Adapters = dict[Key, Adapter]
 
 
 def one_rank(adapters: Adapters) -> Adapters:
-    """The same changes with one rank and one alpha per component, which is all that diffusers reads rightly.
+    """Return the same changes with one rank and one alpha per component, all that diffusers reads correctly.
 
-    Smaller ranks get zeros; another strength than the component's first moves into `lora_up`. A text encoder layer
-    with some of q, k, v, out_proj gets the others as zeros: diffusers raises without them.
+    Smaller ranks are padded with zeros; a strength other than the component's first moves into `lora_up`. A text
+    encoder layer with some of q, k, v, out_proj gets the others as zeros: diffusers raises without them.
 
     Raises:
         ValueError: an adapter is neither LoRA nor DoRA.
@@ -70,10 +70,10 @@ def save_kohya(
     metadata: dict[str, str] | None = None,
     diffusers_names: bool = False,
 ) -> None:
-    """Writes kohya's container: `lora_down.weight`, `lora_up.weight`, `alpha`, or LyCORIS' LoHa and LoKr tensors.
+    """Write kohya's container: `lora_down.weight`, `lora_up.weight`, `alpha`, or LyCORIS' LoHa and LoKr tensors.
 
     Args:
-        diffusers_names: of the UNet's modules instead of sgm's.
+        diffusers_names: use diffusers' names for the UNet's modules instead of sgm's.
     Raises:
         ValueError: a DoRA, which the clients of this container draw wrong; see `to_precision` for others.
     """
@@ -86,7 +86,7 @@ def save_kohya(
         stem = kohya_name(component, name)
         if diffusers_names:
             stem = KOHYA_PREFIX[component] + name.replace(".", "_")
-        alphas[f"{stem}.alpha"] = torch.tensor(adapter.alpha)  # float32 in every precision: it is the strength
+        alphas[f"{stem}.alpha"] = torch.tensor(adapter.alpha)  # always float32, since it is the strength
         for part, tensor in adapter.tensors.items():
             tensors[f"{stem}.{part}{'.weight' if part.startswith('lora') else ''}"] = tensor
     first = next(iter(adapters.values()))
@@ -111,7 +111,7 @@ def save_kohya(
 def save_diffusers(
     path: Path, adapters: Adapters, precision: str = "fp16", metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes diffusers' keys of LoRA or DoRA, alpha multiplied into `lora_B`: strength 1 in every diffusers."""
+    """Write diffusers' keys of LoRA or DoRA, alpha multiplied into `lora_B`: strength 1 in every diffusers version."""
     tensors: dict[str, torch.Tensor] = {}
     for (component, name), adapter in one_rank(adapters).items():
         tensors |= _peft_tensors(f"{component}.{name}", adapter, adapter.scale)
@@ -120,7 +120,7 @@ def save_diffusers(
 
 
 def save_peft(folder: Path, adapters: Adapters, precision: str = "fp16") -> list[Path]:
-    """Writes `<folder>/<component>/adapter_model.safetensors` and `adapter_config.json`, alpha in the config."""
+    """Write `<folder>/<component>/adapter_model.safetensors` and `adapter_config.json`, alpha in the config."""
     paths = []
     adapters = one_rank(adapters)
     for component in dict.fromkeys(component for component, _ in adapters):
@@ -162,7 +162,7 @@ def _peft_tensors(stem: str, adapter: Adapter, scale: float) -> dict[str, Tensor
 
 
 def to_precision(tensors: dict[str, Tensor], precision: str, path: Path) -> dict[str, Tensor]:
-    """`tensors` in `precision`, or in fp32 with a logged warning where that would lose what they say.
+    """Return `tensors` in `precision`, or in fp32 with a logged warning if that would lose information.
 
     Raises:
         ValueError: the precision is unknown.
@@ -182,7 +182,7 @@ def to_precision(tensors: dict[str, Tensor], precision: str, path: Path) -> dict
 
 
 def _loss(tensor: Tensor, dtype: torch.dtype) -> str:
-    """Return what rounding `tensor` (float32) to `dtype` would lose, in words; empty where nothing that matters."""
+    """Describe the loss from rounding `tensor` (float32) to `dtype`; "" if it is negligible."""
     rounded = tensor.to(dtype).float()
     if not torch.isfinite(rounded).all():
         return f"reaches {tensor.abs().max():.3g}, beyond its range"
@@ -197,7 +197,7 @@ def _loss(tensor: Tensor, dtype: torch.dtype) -> str:
 
 
 def save_checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], hashed: bool = False) -> None:
-    """Writes the file and reads it back, tensor by tensor, before it gets its name. `hashed` adds sshs_model_hash."""
+    """Write the file and compare it, tensor by tensor, before it gets its name. `hashed` adds sshs_model_hash."""
     if wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
         raise ValueError(f"metadata values must be strings: {', '.join(wrong)}.")
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
