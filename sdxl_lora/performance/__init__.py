@@ -1,1 +1,1 @@
-"""The same numbers in less time or memory."""
+"""Savings of time and memory that keep the results of a training."""

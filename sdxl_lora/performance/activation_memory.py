@@ -1,7 +1,7 @@
-"""What a step costs, counted by a step on the meta device, without values: the bytes that its tensors hold at once
-beside the weights, and its products.
+"""Cost of a step: peak bytes of its tensors beside the weights, and its matrix products.
 
-Counted is what a GPU would keep: attention without its scores, and under autocast the copies that it makes.
+Both are counted in a step on the meta device, without values, as a GPU would need them: attention keeps no scores, and
+autocast makes copies.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from sdxl_lora.models.text_encoders import CHUNK, TextEncoders
 from sdxl_lora.performance import cast_adapters, fused_lora
 from sdxl_lora.performance import quantization as quantize
 
-# Products into a tensor that is there, which torch's registry does not know.
+# In-place products, which torch's registry lacks.
 IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
-IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # by autocast, of what an SDXL UNet calls
+IN_HALF, IN_FULL = ("linear", "conv2d"), ("layer_norm", "group_norm")  # under autocast, of an SDXL UNet's functions
 
 
 @dataclass
@@ -32,19 +32,19 @@ class Flops:
     """Floating-point operations of products.
 
     Attributes:
-        of_pixels: those that grow with an image's area; of_pairs: those of self-attention, with its square.
+        of_pixels: those that grow with an image's area; of_pairs: with its square (self-attention).
     """
 
     of_pixels: float = 0
     of_pairs: float = 0
 
     def at(self, area: float) -> float:
-        """Return how many they are for an image of so many times the area."""
+        """Return the operations for an image of `area` times the size."""
         return self.of_pixels * area + self.of_pairs * area**2
 
 
 class StepCost(NamedTuple):
-    """The bytes of a step, the products of its forward alone, and of forward and backward; of the whole batch."""
+    """Cost of a whole batch: bytes, products of the forward alone, and of forward and backward."""
 
     bytes: int
     forward: Flops
@@ -52,7 +52,7 @@ class StepCost(NamedTuple):
 
 
 def step_bytes(*args, **kwargs) -> int:
-    """The bytes of `step_cost`, which takes the same."""
+    """Return the bytes of `step_cost`, which takes the same arguments."""
     return step_cost(*args, **kwargs).bytes
 
 
@@ -65,11 +65,11 @@ def step_cost(
     autocast: bool = False,
     encoders: TextEncoders | None = None,
 ) -> StepCost:
-    """Count a forward and a backward through the UNet, and through text encoders that train.
+    """Count a forward and a backward through the UNet, and through the text encoders if they train.
 
     Args:
         unet, encoders: on the meta device, with their adapters.
-        dtype: of the text embeddings; with autocast, what it computes in.
+        dtype: of the text embeddings; with autocast, that of the computation.
         size: height and width in pixels.
     """
     config, width = unet.config, unet.config.cross_attention_dim
@@ -96,14 +96,14 @@ def step_cost(
 
 @torch.no_grad()
 def encoding_cost(vae: Any, size: tuple[int, int], batch: int = 1) -> StepCost:
-    """Count the encoding of so many images at once, in the VAE's precision."""
+    """Count the encoding of a batch of images of `size` (height, width) in the VAE's precision."""
     with AliveBytes(vae) as alive, as_on_a_gpu(alive.flops):
         vae.encode(torch.empty(batch, 3, *size, dtype=vae.dtype, device="meta"))
         return StepCost(alive.peak, alive.flops, alive.flops)
 
 
 class AliveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make and takes off those that are gone; and the products, into `flops`."""
+    """Counter of the bytes of living storages that operations made, and of their products, into `flops`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -140,10 +140,10 @@ class AliveBytes(TorchDispatchMode):
 
 @contextlib.contextmanager
 def as_on_a_gpu(flops: Flops, autocast: torch.dtype | None = None) -> Iterator[None]:
-    """Let attention be flash attention, and autocast do what it does on a GPU; the meta device knows neither.
+    """Imitate flash attention and a GPU's autocast, which the meta device lacks.
 
     Args:
-        flops: takes the products of attention, which are no operations here.
+        flops: counts attention's products, which are no operations here.
     """
     functional = nn.functional
 
@@ -173,7 +173,7 @@ def as_on_a_gpu(flops: Flops, autocast: torch.dtype | None = None) -> Iterator[N
 
 
 class _Attention(torch.autograd.Function):
-    """The cost of flash attention: its inputs, its output and a number per row; two products, and five backward."""
+    """Cost of flash attention: inputs, output and one number per row; two products forward, five backward."""
 
     @staticmethod
     def forward(ctx, query, key, value, flops):
@@ -191,7 +191,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def count(ctx, times: float) -> None:
-        """Add the products of the forward so many times."""
+        """Add the products of the forward, `times` over."""
         if ctx.is_to_itself:
             ctx.flops.of_pairs += times * ctx.forward_flops
         else:

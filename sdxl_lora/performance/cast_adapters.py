@@ -1,6 +1,6 @@
-"""All adapters of a model cast to the precision of its products by one operation, and their gradients back by another.
+"""Cast of all adapters of a model to the precision of its products in one operation, and of their gradients back.
 
-Cast by each layer, they are a quarter of the operations of a step of SDXL. Knows no model and no config.
+Casts by each layer are a quarter of the operations of an SDXL step. Independent of any model and config.
 """
 
 import functools
@@ -14,28 +14,28 @@ from sdxl_lora.performance.quantization import product_dtype
 
 
 class Adapted(Protocol):
-    """A layer with a LoRA, or several.
+    """One or several layers with a LoRA.
 
     Attributes:
-        cast: the first factors and the second ones in the precision of the products, from the forward of the model to
-            its backward; several layers' one below the other.
+        cast: the first and the second factors in the precision of the products, those of several layers stacked; set
+            from the model's forward until its backward.
     """
 
     cast: tuple[Tensor, Tensor] | None
 
     def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return each layer's (rank, in), and each layer's (out, rank)."""
+        """Return the first factors (rank, in) and the second factors (out, rank) of the layers."""
 
     def forget(self) -> None:
-        """Let go of `cast`, and of what was made of it."""
+        """Drop `cast` and everything computed from it."""
 
 
 def cast_at_once(model: nn.Module, adapted: Sequence[Adapted]) -> None:
-    """Let the model's forward give each of `adapted` its `cast`, where the products are not in the adapters' precision.
+    """Make the model's forward set `cast` of all `adapted` if the products have another precision than the adapters.
 
     Args:
-        model: its forward's first argument, or the one named sample, tells the precision of its products, see
-            `product_dtype`.
+        model: the first argument of its forward, or the one named sample, determines the precision of its products
+            (see `product_dtype`).
     """
     forward = model.forward
 
@@ -61,7 +61,7 @@ def cast_at_once(model: nn.Module, adapted: Sequence[Adapted]) -> None:
 
 
 class _CastAll(torch.autograd.Function):
-    """Parameters in another precision: to autograd, to DDP and to recomputing it is no more than that."""
+    """Parameters cast to another precision; autograd, DDP and recomputing see nothing else."""
 
     @staticmethod
     def forward(ctx, adapted, dtype, shapes, *parameters):
@@ -71,16 +71,16 @@ class _CastAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        for one in ctx.adapted:  # what is recomputed has been by now
+        for one in ctx.adapted:  # all recomputing is done by now
             one.forget()
         return None, None, None, *cast_into_one(gradients, ctx.dtype, ctx.shapes)
 
 
 def cast_into_one(tensors: Sequence[Tensor], dtype: torch.dtype, shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
-    """Tensors of one precision in another, by one operation, one after the other in the same memory.
+    """Cast tensors of one precision to another in one operation, into one contiguous piece of memory.
 
     Args:
-        shapes: of what is returned: all tensors' values in their order, divided among these.
+        shapes: of the returned tensors, which divide all values among them in order.
     """
     flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), dtype=dtype)
     torch._foreach_copy_(torch._utils._unflatten_dense_tensors(flat, tensors), list(tensors))

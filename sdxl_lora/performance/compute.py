@@ -1,4 +1,4 @@
-"""How the frozen UNet computes: in half precision, compiled, with which blocks recomputed. Knows no LoRA, no config."""
+"""Computation of the frozen UNet: half precision, compiling, recomputed blocks. Independent of LoRA and config."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ COMPILER = "inductor"
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
-    """Return whether a device computes in bfloat16 itself; where it is emulated, float16 is several times as fast.
+    """Return whether a device computes in bfloat16 natively; where it is emulated, float16 is several times as fast.
 
-    `torch.cuda.is_bf16_supported()` also says yes to emulation, and to every card of AMD.
+    `torch.cuda.is_bf16_supported()` is also true for emulation, and for every AMD card.
     """
     device = torch.device(device)
     if device.type == "cuda" and torch.version.hip:
@@ -33,11 +33,11 @@ def native_bfloat16(device: torch.device | str) -> bool:
 
 
 def without_autocast(unet: nn.Module, dtype: torch.dtype) -> None:
-    """Let the UNet compute in its own half precision, whatever autocast says around it.
+    """Let the UNet compute in its own half precision, regardless of any autocast around it.
 
-    Under autocast, norms give float32, which the next layer casts back: a third more operations and memory. Norms and
-    softmax compute in float32 inside either way. Timesteps and sizes stay float32 up to their sinusoids: bfloat16
-    knows no 1023.
+    Under autocast, norms return float32, which the next layer casts back: a third more operations and memory. Either
+    way norms and softmax compute in float32 internally. Timesteps and sizes stay float32 up to their sinusoids,
+    because bfloat16 cannot represent 1023.
     """
     forward = unet.forward
 
@@ -50,7 +50,7 @@ def without_autocast(unet: nn.Module, dtype: torch.dtype) -> None:
 
 
 def checkpointed_blocks(unet: nn.Module) -> list[str]:
-    """Names of the parts that can be recomputed by themselves: down_blocks.0, ..., mid_block, up_blocks.0, ..."""
+    """Return the names of the blocks that can be recomputed separately: down_blocks.0, ..., up_blocks.0, mid_block."""
     blocks = [f"{row}.{number}" for row in ("down_blocks", "up_blocks") for number in range(len(getattr(unet, row)))]
     return [*blocks, *(["mid_block"] if unet.mid_block is not None else [])]
 
@@ -59,10 +59,9 @@ def checkpoint_blocks(unet: Any, only: Sequence[str] = (), drops: bool = False) 
     """Recompute activations in the backward pass, in all blocks or in those named.
 
     Args:
-        drops: there is dropout, which must draw the same again: the random state is kept for each block. A CUDA
-            graph cannot do that.
+        drops: keep the random state of each block, so that dropout draws the same again; impossible in a CUDA graph.
     Raises:
-        ValueError: there is no such block.
+        ValueError: an unknown block.
     """
     known = checkpointed_blocks(unet)
     if unknown := [name for name in only if name not in known]:
@@ -80,9 +79,9 @@ def checkpoint_blocks(unet: Any, only: Sequence[str] = (), drops: bool = False) 
 
 
 def compile_blocks(unet: Any, report: Callable[[str], object]) -> None:
-    """Compile the UNet's repeated blocks, each kind once. A block that cannot be compiled runs as it is.
+    """Compile the UNet's repeated blocks, each kind once; names and state dicts stay the same.
 
-    Names and state dicts stay as they are. `report` is told once why a block could not be compiled.
+    After the first block that cannot be compiled, all run uncompiled, and `report` is told the reason once.
     """
     unet.compile_repeated_blocks(fullgraph=True, backend=COMPILER)
     failures: list[Exception] = []
@@ -92,8 +91,8 @@ def compile_blocks(unet: Any, report: Callable[[str], object]) -> None:
 
 
 def _or_plain(compiled: Callable, plain: Callable, failures: list[Exception], report: Callable[[str], object]):
-    """`compiled`, and `plain` from the first failure of any block on."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds
+    """Return a function that calls `compiled`, and `plain` once any block has failed."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # a slow import
 
     def call(*args, **kwargs):
         if not failures:

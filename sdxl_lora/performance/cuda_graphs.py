@@ -1,7 +1,7 @@
-"""Micro-steps as CUDA graphs: recorded once for each size of images, then replayed.
+"""Micro-steps as CUDA graphs: recorded once for each image size, then replayed.
 
 At batch 1 a fast GPU waits for its host, which launches thousands of small operations in each step; a replay is one
-launch. What processes send each other is not part of a graph: see distributed/gradients.py. Knows no model.
+launch. Communication between processes is no part of a graph: see distributed/gradients.py. Independent of the model.
 """
 
 from collections import OrderedDict
@@ -13,32 +13,32 @@ from torch import Tensor, nn
 
 from sdxl_lora.performance.device_memory import free_memory, is_out_of_memory
 
-WARM_UPS = 2  # before recording: libraries choose their kernels then, and lazy buffers are filled
+WARM_UPS = 2  # before recording, in which libraries choose their kernels and lazy buffers are filled
 MOST_GRAPHS = 32  # kept at once; each has thousands of nodes, which take memory of their own
-MOST_DIFFERENCE = 0.05  # of a replayed gradient's norm; in bfloat16 two ways to compute the same differ by 0.014
+MOST_DIFFERENCE = 0.05  # relative to the gradient's norm; in bfloat16 two equivalent computations differ by 0.014
 
 Compute = Callable[[dict[str, Tensor]], Tensor]
 
 
 class Recorder(Protocol):
-    """What the recording asks of a device."""
+    """Device operations that recording needs."""
 
     def random_state(self) -> Tensor: ...
 
     def set_random_state(self, state: Tensor) -> None: ...
 
     def warm_up(self, compute: Callable[[], Tensor]) -> None:
-        """Run it where a recording would."""
+        """Run `compute` where a recording would run it."""
 
     def capture(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        """Return what runs it again, and the losses that this fills."""
+        """Return a function that replays `compute`, and the losses that a replay fills."""
 
     def release(self) -> None:
-        """Give back the memory that recordings share."""
+        """Release the memory that recordings share."""
 
 
 class CudaRecorder:
-    """CUDA graphs, which share their memory, as only one runs at a time."""
+    """Recorder of CUDA graphs, which share their memory because only one runs at a time."""
 
     def __init__(self) -> None:
         self.pool: Any = None
@@ -74,11 +74,11 @@ class Record(NamedTuple):
 
 
 class RecordedMicroStep:
-    """Calls `compute(batch)`, which returns losses and adds to the gradients, by replaying what it did to such shapes.
+    """Replay of `compute(batch)`, which returns losses and adds to the gradients; one recording for each batch shape.
 
-    Gradients and parameters must stay where they are in memory: zero and load them in place. Losses are to be read
-    before the next call. Each recording is replayed once and compared with what it recorded. Where recording fails,
-    differs or finds too little memory, `report` is told why once, and `compute` runs as it is from then on.
+    Gradients and parameters must stay where they are in memory: zero and load them in place. Read the losses before
+    the next call. Each recording is replayed once and its gradients compared. If recording fails, a replay differs or
+    memory runs out, `report` is told the reason once, and `compute` runs unrecorded from then on.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RecordedMicroStep:
                 if len(self.records) == MOST_GRAPHS:
                     self.records.popitem(last=False)
                 self.records[key] = self._record(batch)
-            except RuntimeError as error:  # torch's for a lack of memory is one too
+            except RuntimeError as error:  # includes torch.OutOfMemoryError
                 self.has_failed = True
                 self.report(f"going on without CUDA graphs: {str(error).strip().splitlines()[0]}")
                 self.release()
@@ -115,7 +115,7 @@ class RecordedMicroStep:
         return record.losses
 
     def beside(self, batch: dict[str, Tensor]) -> Tensor:
-        """`compute(batch)` as it is. Recordings that leave too little memory for it go for good."""
+        """Return `compute(batch)` without a recording. If recordings leave too little memory, drop them for good."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         kept, random_state = [gradient.clone() for gradient in gradients], self.recorder.random_state()
         try:
@@ -131,15 +131,15 @@ class RecordedMicroStep:
         return self.compute(batch)
 
     def release(self) -> None:
-        """Give the recordings' memory back. What comes next is recorded anew."""
+        """Release the recordings' memory; later calls record anew."""
         self.records.clear()
         self.recorder.release()
 
     def _record(self, batch: dict[str, Tensor]) -> Record:
-        """Leaves gradients and random state as they were.
+        """Record `compute`, leaving gradients and random state as they were.
 
         Raises:
-            RuntimeError: it cannot be recorded, does something else when replayed, or does not fit.
+            RuntimeError: recording fails, the replay differs, or memory does not suffice.
         """
         recorder, batch = self.recorder, {name: tensor.clone() for name, tensor in batch.items()}
         for parameter in self.parameters:
@@ -168,10 +168,7 @@ class RecordedMicroStep:
 
 
 def check_equal(gradients: list[Tensor], expected: list[Tensor]) -> None:
-    """
-    Raises:
-        RuntimeError: replayed gradients are not those that were recorded. Where fp16 overflowed, nothing can be said.
-    """
+    """Raise RuntimeError if replayed gradients differ from the recorded ones; after an fp16 overflow none can tell."""
     differences = torch._foreach_sub(gradients, expected)
     norms = [torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, expected)]
     difference, norm = torch.stack(norms).tolist()

@@ -1,4 +1,4 @@
-"""Device memory: how much is held, giving it back, and what to change when it does not suffice."""
+"""Device memory: how much is held, how to release it, and what to change when it does not suffice."""
 
 import contextlib
 import ctypes
@@ -13,19 +13,19 @@ from sdxl_lora.operating_system import GPU_MEMORY_SPILLS
 from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB
 
 COUNTING = ("cuda", "xpu")  # devices whose allocators count alike; ROCm's is called cuda too
-FULL = 0.97  # of a GPU's memory: Windows keeps a rest for itself
-USABLE = 0.9  # of free memory: the rest is lost where blocks are cut to size
+FULL = 0.97  # of a GPU's memory: Windows keeps the rest for itself
+USABLE = 0.9  # of free memory: the rest is lost to fragmentation
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most memory reserved so far on a GPU, on Apple's that of now, else what this process holds now."""
+    """Return a GPU's peak of reserved memory; on Apple's GPUs and on a CPU, what this process holds now."""
     if device.type in COUNTING:
         return torch.get_device_module(device).max_memory_reserved(device) / 2**30
     return held_bytes(device) / 2**30
 
 
 def held_bytes(device: torch.device) -> int:
-    """Return what this process holds of a device's memory now; on a CPU, of this machine's."""
+    """Return the bytes that this process holds now of a device's memory; on a CPU, of the machine's."""
     if device.type in COUNTING:
         return torch.get_device_module(device).memory_reserved(device)
     if device.type == "mps":
@@ -34,9 +34,9 @@ def held_bytes(device: torch.device) -> int:
 
 
 def usable_bytes(device: torch.device) -> int:
-    """Return what this process can have of a device's memory, what it has by now and the device's own share included.
+    """Return the bytes of a device's memory that this process can have, including those it holds and CUDA_CONTEXT.
 
-    Without a GPU, its part of what this machine has left; Apple's GPUs share that memory, and may have a part of it.
+    Without a GPU, the process's share of the machine's available memory, of which Apple's GPUs may use a part.
     """
     held, available = held_bytes(device), psutil.virtual_memory().available
     if device.type == "mps":
@@ -50,7 +50,7 @@ def usable_bytes(device: torch.device) -> int:
 
 
 def spill(device: torch.device) -> str | None:
-    """Return that a GPU's memory is so full that the system puts RAM in its place, and what to do; else None."""
+    """Return a warning with advice if a GPU's memory is so full that the system resorts to RAM; else None."""
     if not GPU_MEMORY_SPILLS or device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -65,26 +65,26 @@ def spill(device: torch.device) -> str | None:
 
 
 def free_memory() -> None:
-    """Give back what deleted models held, to the device and to the system."""
+    """Return the memory of deleted models to the device and to the system."""
     gc.collect()
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None:
         torch.get_device_module(device).empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's; others give back by themselves
+    with contextlib.suppress(OSError, AttributeError):  # only glibc needs it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a device's memory did not suffice; of Apple's, torch says so in words alone."""
+    """Return whether an error says that a device's memory did not suffice; for Apple's only its message does."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 @contextlib.contextmanager
 def out_of_memory_advice(device: torch.device, resolution: int, batch_size: int | str, smaller: list[str]):
-    """Turn torch's error into one that says what to change.
+    """Turn torch's error into OutOfMemory with advice.
 
     Args:
-        smaller: what to try, the gentlest first (the levels below the present one, see memory_budget.py).
+        smaller: settings to try, the gentlest first (the levels below the present one, see memory_budget.py).
     """
     try:
         yield

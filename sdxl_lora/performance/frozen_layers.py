@@ -1,9 +1,9 @@
-"""Layers that keep for the backward pass only what it reads, where torch keeps more: the same values, less memory.
+"""Layers that compute the same values as torch's and diffusers' but keep less for the backward pass.
 
-A frozen convolution's input gradient needs its weight alone, but torch keeps its input as well. GEGLU's needs the
-projection alone, but torch keeps the gate's GELU too, which is made again here. Diffusers' blocks divide their output
-by a number that is 1 in SDXL, which is left out, and each of them takes the SiLU of the one embedding of the timestep,
-which is taken once. Knows no LoRA, no config.
+The input gradient of a frozen convolution needs only its weight, but torch also keeps its input. That of GEGLU needs
+only the projection, but torch also keeps the gate's GELU, which is recomputed here. Diffusers' blocks divide their
+output by a number that is 1 in SDXL; the division is left out. Each of them takes the SiLU of the same timestep
+embedding; here it is taken once. Independent of LoRA and config.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ from torch.nn import functional
 
 
 def use_memory_saving_layers(model: nn.Module, compiles: bool = False, trains_text: bool = False) -> None:
-    """Let the model's frozen convolutions and its GEGLUs keep less, and leave out what does nothing or is done before.
+    """Let the model's frozen convolutions and GEGLUs keep less, and leave out operations that are idle or repeated.
 
-    Names, parameters and results stay as they are.
+    Names, parameters and results stay the same.
 
     Args:
-        compiles: all but convolutions is left to the compiler, which chooses by itself what to make again.
-        trains_text: gradients go to the text, and by the timestep's embedding, which it is added to.
+        compiles: change only convolutions; the compiler chooses by itself what to recompute.
+        trains_text: gradients reach the text through the timestep embedding too, so its SiLU is not shared.
     """
     for layer in model.modules():
         if type(layer) is nn.Conv2d and not layer.weight.requires_grad and pads_with_zeros(layer):
@@ -38,9 +38,9 @@ def use_memory_saving_layers(model: nn.Module, compiles: bool = False, trains_te
 
 
 def activate_time_once(unet: Any) -> None:
-    """Let a UNet activate its timestep's embedding, and its blocks take it so: diffusers has a switch for either.
+    """Apply the SiLU to the timestep embedding in the UNet instead of in each block, by diffusers' own switches.
 
-    Not where a gradient goes through it: its sum would be rounded otherwise.
+    Skipped where a gradient flows through the embedding: its sum would be rounded differently.
     """
     made_by = [module for module in (unet.time_embedding, unet.add_embedding) if module is not None]
     if any(parameter.requires_grad for module in made_by for parameter in module.parameters()):
@@ -53,13 +53,13 @@ def activate_time_once(unet: Any) -> None:
 
 
 def takes_silu_of_time(layer: Any) -> bool:
-    """Return whether it takes the SiLU of the timestep's embedding by itself."""
+    """Return whether a block takes the SiLU of the timestep embedding by itself."""
     is_silu = type(layer) is ResnetBlock2D and isinstance(layer.nonlinearity, nn.SiLU)
     return is_silu and not layer.skip_time_act and layer.time_emb_proj is not None
 
 
 class NoDivisor:
-    """In place of a divisor of 1: what it divides stays the same tensor."""
+    """Stand-in for a divisor of 1 that returns the dividend itself."""
 
     def __rtruediv__(self, dividend: Tensor) -> Tensor:
         return dividend
@@ -70,15 +70,15 @@ DIVISORS = {ResnetBlock2D: "output_scale_factor", Attention: "rescale_output_fac
 
 
 def pads_with_zeros(layer: nn.Conv2d) -> bool:
-    """Return whether a layer pads by a number of zeros, not by a word such as "same"."""
+    """Return whether a layer pads with a given number of zeros, not by a mode such as "same"."""
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution that does not train, as `use_memory_saving_layers` makes it: (B, C, H, W) -> (B, D, h, w)."""
+    """Frozen convolution made by `use_memory_saving_layers`: (B, C, H, W) -> (B, D, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.requires_grad or x.dtype != self.weight.dtype:  # nothing to keep, or autocast is to cast
+        if not x.requires_grad or x.dtype != self.weight.dtype:  # nothing to keep, or autocast must cast
             return super().forward(x)
         settings = self.stride, self.padding, self.dilation, self.groups
         return _FrozenConvolution.apply(x, self.weight, self.bias, *settings)
@@ -95,7 +95,7 @@ class _FrozenConvolution(torch.autograd.Function):
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
-        shape_of_x = gradient.new_empty(1).expand(ctx.shape)  # of x itself nothing is read
+        shape_of_x = gradient.new_empty(1).expand(ctx.shape)  # the values of x are not read
         x_gradient, _, _ = torch.ops.aten.convolution_backward(
             gradient, shape_of_x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )
@@ -103,14 +103,14 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 class LeanGEGLU(GEGLU):
-    """Diffusers' GEGLU, as `use_memory_saving_layers` makes it (arXiv:2002.05202)."""
+    """Diffusers' GEGLU (arXiv:2002.05202) as changed by `use_memory_saving_layers`."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         return _GatedGELU.apply(self.proj(x))
 
 
 class _GatedGELU(torch.autograd.Function):
-    """(..., 2n) -> (..., n): the first half times the GELU of the second."""
+    """Product of the first half and the GELU of the second: (..., 2n) -> (..., n)."""
 
     @staticmethod
     def forward(ctx, both):

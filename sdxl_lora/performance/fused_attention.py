@@ -1,8 +1,8 @@
-"""Attention whose projections of one input, each with its LoRA, are one function: query, key and value in
-self-attention, keys and values of the text in all cross-attention of a model.
+"""Attention that computes all projections of one input, each with its LoRA, in one function.
 
-Their frozen weights lie one below the other and are one product, as are their first factors; their second factors are
-one batch of products. Half precision rounds fewer times so; in float32, where nothing is cast, layers compute one by
+These are query, key and value in self-attention, and keys and values of the text in all cross-attention of a model.
+Their frozen weights are stacked and multiplied at once, as are their first factors; their second factors are one
+batched product. Half precision rounds fewer times this way. In float32, where nothing is cast, layers compute one by
 one.
 """
 
@@ -19,30 +19,30 @@ from sdxl_lora.performance.quantization import PackedWeight, packed_weight
 
 
 class SharedInput:
-    """LoRA layers of one input, of equal shape, rank and scale; `Adapted` of cast_adapters.py."""
+    """LoRA layers of one input, of equal shape, rank and scale; an `Adapted` (cast_adapters.py)."""
 
     def __init__(self, layers: Sequence[Any]):
         self.layers = list(layers)
         self.cast: tuple[Tensor, Tensor] | None = None
-        self.ahead: Sequence[Tensor] | None = None  # the outputs, where they were computed at the forward's beginning
+        self.ahead: Sequence[Tensor] | None = None  # outputs computed at the start of the model's forward
 
     def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return all first factors and all second ones."""
+        """Return all first factors and all second factors."""
         downs, ups = zip(*(layer.factors() for layer in self.layers), strict=True)
         return [down for (down,) in downs], [up for (up,) in ups]
 
     def forget(self) -> None:
-        """Let go of what was made for a forward and its backward."""
+        """Drop what was computed for a forward and its backward."""
         self.cast = self.ahead = None
 
     def computes(self) -> bool:
-        """Return whether the adapters are cast, none is switched off or merged, and their scale is one still."""
+        """Return whether the adapters are cast, none is disabled or merged, and all still have the same scale."""
         if self.cast is None or any(layer.disable_adapters or layer.merged for layer in self.layers):
             return False
         return len({tuple(layer.scaling.values()) for layer in self.layers}) == 1
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        """Each layer's output (..., out) of x (..., in)."""
+        """Return each layer's output (..., out) for x (..., in)."""
         if self.ahead is not None:
             return self.ahead
         assert self.cast is not None
@@ -53,7 +53,7 @@ class SharedInput:
         )
 
     def _frozen(self, dtype: torch.dtype) -> list[Any]:
-        """Each layer's PackedWeight and its bias, one after the other; of joined weights in that precision, of all."""
+        """Return each layer's PackedWeight and bias in one flat list; joined weights in `dtype` count as one layer."""
         bases = [layer.base_layer for layer in self.layers]
         if (joined := joined_weight(bases)) is not None and joined.dtype == dtype:  # else their copy would be large
             return [joined, None, "dense", False, None]
@@ -66,7 +66,7 @@ class SharedInput:
 
 
 class _SharedInput(torch.autograd.Function):
-    """x (..., in), downs (n * rank, in), ups (n, out, rank), and of n layers, or of all as one, `frozen`."""
+    """Outputs of n LoRA layers for x (..., in), with downs (n * rank, in), ups (n, out, rank) and `frozen` weights."""
 
     @staticmethod
     def forward(ctx, x, downs, ups, scale, *frozen):
@@ -99,7 +99,7 @@ class _SharedInput(torch.autograd.Function):
             inner_gradient *= ctx.scale
         down_gradients = inner_gradient.t().mm(rows)
         x_gradient = None
-        if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
+        if ctx.needs_input_grad[0]:  # not for text embeddings with no adapter before them
             x_gradient = inner_gradient.mm(downs)
             of_layers = [joined] if len(ctx.how) == 1 else out_gradients
             for gradient, codes, scales, how in zip(of_layers, packed[::2], packed[1::2], ctx.how, strict=True):
@@ -109,12 +109,12 @@ class _SharedInput(torch.autograd.Function):
 
 
 def join_weights(layers: Sequence[Any], device: torch.device | None = None) -> None:
-    """Let the weights of frozen linear layers lie one below the other in memory, where all are dense and have no bias.
+    """Stack the weights of frozen linear layers in one piece of memory, where all are dense and have no bias.
 
-    They stay the layers' own: names and values are as before.
+    The layers keep their weights: names and values stay the same.
 
     Args:
-        device: where they go, as moving them there later would part them; None to stay.
+        device: where they go now, since a later move would separate them; None to stay.
     """
     if all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
         joined = torch.cat([layer.weight.detach() for layer in layers]).to(device)
@@ -123,7 +123,7 @@ def join_weights(layers: Sequence[Any], device: torch.device | None = None) -> N
 
 
 def joined_weight(layers: Sequence[Any]) -> Tensor | None:
-    """(n * out, in): the weights of n layers that `join_weights` joined; None where they do not lie so."""
+    """Return the weights (n * out, in) of n layers as `join_weights` stacked them; None where they are separate."""
     if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
         return None
     weights = [layer.weight.detach() for layer in layers]
@@ -136,10 +136,10 @@ def joined_weight(layers: Sequence[Any]) -> Tensor | None:
 
 
 class FusedAttention(Attention):
-    """Diffusers' attention, as `fuse_attention` makes it: (B, S, in) -> (B, S, out).
+    """Diffusers' attention as changed by `fuse_attention`: (B, S, in) -> (B, S, out).
 
     Attributes:
-        shared: the layers whose input is that of this attention's key and value, and the number of its key there.
+        shared: the layers that share the input of this attention's key and value, and the index of its first layer.
     """
 
     shared: tuple[SharedInput, int]
@@ -162,14 +162,14 @@ class FusedAttention(Attention):
 def fuse_attention(
     model: nn.Module, kind: type, of_one_text: bool = False, device: torch.device | None = None
 ) -> list[SharedInput]:
-    """Let the model's attention project what layers share by one function, where all of these are of that kind.
+    """Let the model's attention compute the projections of one input at once, where all are layers of `kind`.
 
     Args:
-        of_one_text: all attention to text is to the one that the model's forward is given: keys and values of all
-            are made at once, before all else.
-        device: where weights that are joined go, see `join_weights`.
+        of_one_text: all cross-attention reads the text given to the model's forward, so that all keys and values are
+            computed together, first.
+        device: where joined weights go, see `join_weights`.
     Returns:
-        The layers that share their input.
+        The groups of layers that share their input.
     """
     found: list[SharedInput] = []
     of_text: dict[tuple, list[tuple[Attention, list]]] = {}
@@ -204,7 +204,7 @@ def _share(group: Sequence[tuple[Attention, list]], device: torch.device | None)
 
 
 def project_ahead(model: nn.Module, texts: Sequence[SharedInput]) -> None:
-    """Let the model's forward first compute what is a function of its text alone."""
+    """Let the model's forward begin with the projections that depend on its text alone."""
     forward = model.forward
 
     @functools.wraps(forward)
@@ -223,7 +223,7 @@ def project_ahead(model: nn.Module, texts: Sequence[SharedInput]) -> None:
 
 
 def is_plain(attention: Attention) -> bool:
-    """Return whether it is attention as SDXL's transformers have it, with nothing but projections."""
+    """Return whether an attention is that of SDXL's transformers: projections and nothing else."""
     without = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "residual_connection")
     return (
         type(attention) is Attention
@@ -234,6 +234,6 @@ def is_plain(attention: Attention) -> bool:
 
 
 def description(layer: Any) -> tuple:
-    """What layers have to have in common."""
+    """Return what layers must have in common to be fused: shapes and scales."""
     (down,), (up,) = layer.factors()
     return down.shape, up.shape, tuple(layer.scaling.values())

@@ -1,9 +1,9 @@
-"""A linear layer with LoRA as one function: what PEFT computes, in fewer operations and with fewer copies.
+"""Linear layer with LoRA as one function: PEFT's result in fewer operations and with fewer copies.
 
-PEFT keeps its modules and parameters; only what their forward does is replaced. Under autocast with float32 adapter
-weights, PEFT casts the input to float32 and back; here the adapter is cast to the input's precision and its gradients
-back to float32, those of all layers at once (cast_adapters.py). The base's weight may be quantized (quantization.py):
-it is made dense for the product, forward and backward, and never kept.
+PEFT keeps its modules and parameters; only their forward is replaced. Under autocast with float32 adapter weights,
+PEFT casts the input to float32 and back; here the adapter is cast to the input's precision and its gradients back to
+float32, for all layers at once (cast_adapters.py). The base's weight may be quantized (quantization.py): a dense copy
+is made for each product, forward and backward, and never kept.
 """
 
 import torch
@@ -19,7 +19,7 @@ from sdxl_lora.performance.quantization import PackedWeight, packed_weight, prod
 
 
 def lora_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """x W^T + bias + scale * x down^T up^T, in x's precision, or in autocast's where that is on.
+    """Return x W^T + bias + scale * x down^T up^T (..., out) in x's precision, or in autocast's where that is on.
 
     Args:
         x: (..., in). weight: (out, in), frozen. bias: (out,) or None, frozen.
@@ -35,7 +35,7 @@ class _LoraLinear(torch.autograd.Function):
         low_down, low_up = down.to(x.dtype), up.to(x.dtype)
         inner = linear(rows, low_down)
         out = PackedWeight(codes, scales, *how).product(rows, bias, len(up))
-        out.addmm_(inner, low_up.t(), alpha=scale)  # in place: otherwise torch copies `out` first
+        out.addmm_(inner, low_up.t(), alpha=scale)  # in place, or torch would copy `out` first
         ctx.save_for_backward(rows, inner, codes, scales, low_down, low_up)
         ctx.how, ctx.scale, ctx.adapter_dtype = how, scale, down.dtype
         return out.view(*x.shape[:-1], -1)
@@ -50,7 +50,7 @@ class _LoraLinear(torch.autograd.Function):
             inner_gradient *= ctx.scale
         down_gradient = inner_gradient.t().mm(rows)
         x_gradient = None
-        if ctx.needs_input_grad[0]:  # not for text embeddings, which no adapter stands before
+        if ctx.needs_input_grad[0]:  # not for text embeddings with no adapter before them
             weight = PackedWeight(codes, scales, *ctx.how)
             x_gradient = weight.input_gradient(out_gradient, rows.shape[1]).addmm_(inner_gradient, low_down)
             x_gradient = x_gradient.view(*gradient.shape[:-1], -1)
@@ -59,17 +59,17 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class FusedLinear(Linear):
-    """PEFT's LoRA of a linear layer; what `fuse_lora` makes of it."""
+    """PEFT's LoRA of a linear layer as changed by `fuse_lora`."""
 
     cast: tuple[Tensor, Tensor] | None = None  # see cast_adapters.py
 
     def factors(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return its (rank, in) and its (out, rank)."""
+        """Return the first factor (rank, in) and the second factor (out, rank)."""
         (name,) = self.active_adapters
         return [self.lora_A[name].weight], [self.lora_B[name].weight]
 
     def forget(self) -> None:
-        """Let go of `cast`."""
+        """Drop `cast`."""
         self.cast = None
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -89,14 +89,14 @@ class FusedLinear(Linear):
 def fuse_lora(
     model: nn.Module, compiles: bool = False, streams: bool = False, device: torch.device | None = None
 ) -> dict[str, str]:
-    """Let the model's LoRA layers compute by `lora_linear` where it says the same as PEFT.
+    """Let the model's LoRA layers compute by `lora_linear` where its result is PEFT's.
 
     Args:
         compiles: each layer casts and multiplies by itself, for the compiler to fuse.
-        streams: blocks' weights come one after the other, so that no product is of several blocks.
+        streams: the weights of blocks arrive one after the other, so no product may span several blocks.
         device: where the model will compute; None for where it is.
     Returns:
-        The names of the layers that stay as they are, each with the reason.
+        The reasons of the layers that stay unchanged, by name.
     """
     left, fused = {}, []
     for name, layer in model.named_modules():
@@ -115,12 +115,12 @@ def fuse_lora(
 
 
 def attends_to_one_text(model: nn.Module) -> bool:
-    """Return whether it is a UNet whose attention reads its encoder_hidden_states as they are."""
+    """Return whether a model is a UNet whose attention reads encoder_hidden_states unprojected."""
     return isinstance(model, UNet2DConditionModel) and model.encoder_hid_proj is None
 
 
 def why_not(layer: BaseTunerLayer) -> str:
-    """Return why a PEFT layer has to compute as PEFT does; "" where it has not."""
+    """Return the reason why a PEFT layer cannot be fused; "" if it can."""
     if type(layer) is not Linear:
         return f"{type(layer).__name__} of {type(layer).__module__} is not LoRA of a linear layer"
     if len(layer.active_adapters) != 1:

@@ -1,8 +1,8 @@
 """Memory of a training at each level, from fast to small, counted on the model without weights.
 
-Each step gives up speed or precision for memory: first what changes no number (recomputing), then the optimizer's
-state in 8 bits, then the frozen base in 8 and in 4, then its place on the device. Images at once come last: they fill
-what a level leaves.
+Each level gives up speed or precision for memory: first by recomputing, which changes no number, then by an optimizer
+state in 8 bits, then by a frozen base in 8 and in 4 bits, then by a base in the host's memory. The batch size comes
+last and fills the memory that a level leaves.
 """
 
 import re
@@ -26,13 +26,13 @@ from sdxl_lora.performance.memory_estimate import CUDA_CONTEXT, GIB, training_by
 from sdxl_lora.performance.quantization import KINDS, packable, packed_bytes
 from sdxl_lora.performance.weight_streaming import streamed_bytes
 
-OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large pictures, few weights
+OUTER_BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2")  # large feature maps, few weights
 OUTER = " ".join(OUTER_BLOCKS)
 
 
 @dataclass(frozen=True)
 class MemoryLevel:
-    """What is given up for memory.
+    """Settings that trade speed or precision for memory.
 
     recomputed: "none", "all", or names of blocks; base_precision: None for that of the computation; streams: whether
     the base stays in the host's memory.
@@ -52,7 +52,7 @@ class MemoryLevel:
 
 
 def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
-    """Return the levels from the one asked for downwards."""
+    """Return the levels from `now` downwards."""
     steps = ["none", OUTER, "all"]
     recomputed = steps[steps.index(now.recomputed) :] if now.recomputed in steps else [now.recomputed, "all"]
     levels = [MemoryLevel(blocks, now.optimizer, now.base_precision, now.streams) for blocks in recomputed]
@@ -65,7 +65,7 @@ def memory_levels(now: MemoryLevel) -> list[MemoryLevel]:
 
 
 def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> MemoryLevel:
-    """Return the level of the settings, from fast to small."""
+    """Return the level that the settings ask for."""
     recomputed = " ".join(compute.gradient_checkpointing_blocks) or "all"
     base_precision = compute.base_precision if compute.base_precision in ("fp32", *KINDS) else None
     recomputed = recomputed if compute.gradient_checkpointing else "none"
@@ -73,12 +73,12 @@ def memory_level_of(compute: ComputeConfig, optimizer: OptimizerConfig) -> Memor
 
 
 def at_memory_level(config: TrainConfig, level: MemoryLevel, compiling: str) -> TrainConfig:
-    """The config with a memory level's settings.
+    """Return the config with the settings of a memory level.
 
     Args:
-        compiling: its --compile.
+        compiling: the new value of --compile.
     Raises:
-        ConfigError: a setting that does not go with the level.
+        ConfigError: a setting that is incompatible with the level.
     """
     return replace_flat(
         config,
@@ -93,7 +93,7 @@ def at_memory_level(config: TrainConfig, level: MemoryLevel, compiling: str) -> 
 
 
 def possible_levels(config: TrainConfig) -> list[MemoryLevel]:
-    """Return the levels from the config's own downwards that go with all that it asks for."""
+    """Return the levels from the config's own downwards that are compatible with its other settings."""
 
     def is_possible(level: MemoryLevel) -> bool:
         try:
@@ -106,7 +106,7 @@ def possible_levels(config: TrainConfig) -> list[MemoryLevel]:
 
 
 def smaller_settings(config: TrainConfig) -> list[str]:
-    """Return what to try when memory does not suffice, the gentlest first."""
+    """Return the flags to try when memory does not suffice, the gentlest first."""
     if (budget := config.compute.memory_budget) is not None:
         return [f"a --memory_budget below {budget}"]
     return [level.flags() for level in possible_levels(config)[1:]]
@@ -114,16 +114,16 @@ def smaller_settings(config: TrainConfig) -> list[str]:
 
 @dataclass
 class MemoryCount:
-    """Bytes of a training at each level, by what takes them.
+    """Bytes of a training at each level, by use.
 
     Attributes:
         unet: on the meta device, with its adapter as it will compute.
         encoders: text encoders that train, likewise.
-        trained: the adapters' values.
-        dtype: of the computation; with autocast, what it computes in.
-        size: height and width in pixels of the largest picture.
+        trained: the adapters' parameters.
+        dtype: of the computation, under autocast if that is used.
+        size: height and width in pixels of the largest image.
         chunks: of 75 tokens in a caption.
-        others: bytes of what else stays on the device, by name.
+        others: bytes of everything else on the device, by name.
     """
 
     unet: Any
@@ -143,7 +143,7 @@ class MemoryCount:
         return sum(self.parts(level, batch).values())
 
     def parts(self, level: MemoryLevel, batch: int) -> dict[str, int]:
-        """Return the bytes by name; the device's own CUDA_CONTEXT is one."""
+        """Return the bytes by name, including the device's own CUDA_CONTEXT."""
         weights, dense = base_bytes(self.unet, level.base_precision, self.dtype, level.streams)
         return {
             "UNet": weights,
@@ -154,7 +154,7 @@ class MemoryCount:
         }
 
     def cost(self, recomputed: str, batch: int) -> StepCost:
-        """Return what a forward and a backward of so many images of `size` take."""
+        """Return the cost of a forward and a backward of `batch` images of `size`."""
         if (recomputed, batch) not in self._costs:
             self._recompute(recomputed)
             self._costs[recomputed, batch] = step_cost(
@@ -180,7 +180,7 @@ class MemoryCount:
 def base_bytes(
     unet: nn.Module, base_precision: str | None, dtype: torch.dtype, streams: bool = False
 ) -> tuple[int, int]:
-    """Count the device's bytes of the frozen weights, and of the largest dense copy that a packed layer makes."""
+    """Count the device's bytes of the frozen weights, and of the largest dense copy made by a packed layer."""
     size = 4 if base_precision == "fp32" else dtype.itemsize
     packed: dict[int, int] = {}
     dense = 0
@@ -200,10 +200,10 @@ def base_bytes(
 def choose(
     levels: Sequence[MemoryLevel], count_of: Callable[[MemoryLevel], int], budget: int
 ) -> tuple[MemoryLevel, int]:
-    """The first level whose training fits, and its bytes.
+    """Return the first level whose training fits, and its bytes.
 
     Raises:
-        ConfigError: not even the lowest does.
+        ConfigError: not even the lowest level fits.
     """
     for level in levels:
         needed = count_of(level)
@@ -216,10 +216,10 @@ def choose(
 
 
 def largest_batch(images: int, count_of: Callable[[int], int], budget: int) -> int:
-    """The most pictures at once that fit, of those that share `images` out evenly; 1 where not even that does.
+    """Return the largest micro-batch that divides `images` and fits; 1 where not even that fits.
 
     Args:
-        count_of: bytes of a training with so many at once; more for more.
+        count_of: gives the bytes of a training for a micro-batch, and grows with it.
     """
     sizes = even_shares(images)
     return sizes[max(0, bisect_right(sizes, budget, key=count_of) - 1)]
@@ -234,5 +234,5 @@ def even_shares(images: int) -> list[int]:
 
 
 def bytes_of(gibibytes: str) -> int:
-    """Return the bytes of "8GB" or "6.5 GiB"; both mean GiB, as on graphics cards."""
+    """Return the bytes of "8GB" or "6.5 GiB"; both units mean GiB, as on graphics cards."""
     return round(float(re.findall(r"[\d.]+", gibibytes)[0]) * GIB)

@@ -1,6 +1,6 @@
-"""How much memory and disk a training takes, counted from shapes before anything is loaded.
+"""Memory and disk space of a training, counted from shapes before anything is loaded.
 
-Trained values, gradients, optimizer and cache records; weights and activations are counted in memory_budget.py.
+Counts trained values, gradients, optimizer state and cache records; memory_budget.py counts weights and activations.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ SMALL = 4096
 
 
 def training_bytes(parameters: Iterable[nn.Parameter], optimizer: str, has_average: bool) -> int:
-    """Trained float32 values with gradients, optimizer state (Adam's for unknown ones) and the moving average."""
+    """Count trained float32 values, their gradients, optimizer state (Adam's for unknown ones) and moving average."""
     per_value = OPTIMIZER_BYTES.get(optimizer, 8)
     total = 0
     for parameter in parameters:
@@ -41,17 +41,17 @@ def training_bytes(parameters: Iterable[nn.Parameter], optimizer: str, has_avera
 
 
 def record_bytes(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
-    """Size of a cache record's file."""
+    """Return the size of a cache record's file."""
     tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     return len(save(tensors, {"crc32": 8 * "0"}))
 
 
 def latent_record(size: tuple[int, int], channels: int, factor: int, masked: bool) -> int:
-    """Bytes of a picture's record in the cache.
+    """Return the bytes of an image's record in the cache.
 
     Args:
         size: height and width in pixels.
-        channels, factor: of the VAE's latents, and pixels of one along a side.
+        channels, factor: of the VAE's latents, and pixels per latent along a side.
     """
     shape: tuple[int, ...] = (channels, size[0] // factor, size[1] // factor)
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -63,5 +63,5 @@ def latent_record(size: tuple[int, int], channels: int, factor: int, masked: boo
 
 
 def text_record(widths: tuple[int, int], pooled: int, chunks: int, dtype: torch.dtype) -> int:
-    """Bytes of a prompt's record in the cache; widths of the two encoders' hidden states."""
+    """Return the bytes of a prompt's record in the cache; `widths` are those of the two encoders' hidden states."""
     return record_bytes({"prompt_embeds": ((77 * chunks, sum(widths)), dtype), "pooled_embeds": ((pooled,), dtype)})

@@ -1,10 +1,10 @@
-"""Frozen weights in 8 or 4 bits: each output's row, or each block of 64 values, with a scale of its own.
+"""Frozen weights in 8 or 4 bits, with a scale for each output's row or each block of 64 values.
 
 int8 and fp8 (e4m3) hold a byte per value and a float32 scale per row; nf4 (arXiv:2305.14314, by bitsandbytes) half a
 byte and a bfloat16 scale per block. Products are computed in the input's precision from a dense copy of the weight,
-which is made anew in the backward pass: autograd would keep it. Or those of int8 and fp8 in 8 bits, each row of the
-input rounded likewise with a scale of its own, in the backward pass each row of the output's gradient
-(arXiv:2208.07339). Knows no LoRA.
+which is made anew in the backward pass because autograd would keep it. Those of int8 and fp8 can also be computed in
+8 bits (arXiv:2208.07339): each row of the input, or of the output's gradient in the backward pass, is then rounded
+with a scale of its own. Independent of LoRA.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,10 @@ CODE_DTYPE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class PackedWeight(NamedTuple):
-    """A frozen (out, in) weight: as it is (kind "dense", no scales), or as codes and scales.
+    """Frozen (out, in) weight: dense (kind "dense", no scales), or codes and scales.
 
     Attributes:
-        in_8_bits: products of int8 and fp8 too are of such numbers.
+        in_8_bits: products of int8 and fp8 are computed in 8 bits too.
     """
 
     codes: Tensor
@@ -31,11 +31,11 @@ class PackedWeight(NamedTuple):
     in_8_bits: bool = False
 
     def product(self, rows: Tensor, bias: Tensor | None, width: int, into: Tensor | None = None) -> Tensor:
-        """rows (N, in) W^T + bias: (N, out), in the precision of the rows.
+        """Return rows (N, in) W^T + bias (out,): (N, out) in the precision of the rows.
 
         Args:
             width: out.
-            into: what takes the result.
+            into: tensor for the result; None for a new one.
         """
         bias = bias if bias is None else bias.to(rows.dtype)
         if self.in_8_bits and can_multiply(rows, self.codes):
@@ -49,7 +49,7 @@ class PackedWeight(NamedTuple):
         return torch.mm(rows, dense.t(), out=into) if bias is None else torch.addmm(bias, rows, dense.t(), out=into)
 
     def input_gradient(self, gradient: Tensor, width: int) -> Tensor:
-        """gradient (N, out) W: (N, in), in its precision. width: in."""
+        """Return gradient (N, out) W: (N, in) in the gradient's precision; `width` is in."""
         if self.in_8_bits and can_multiply(gradient, self.codes):
             return self._input_gradient_in_8_bits(gradient)
         return gradient.mm(self.dense((gradient.shape[1], width), gradient.dtype))
@@ -62,12 +62,12 @@ class PackedWeight(NamedTuple):
             to.addmm_(gradient, self.dense((gradient.shape[1], to.shape[1]), gradient.dtype))
 
     def _input_gradient_in_8_bits(self, gradient: Tensor) -> Tensor:
-        assert self.scales is not None  # which go to the gradient before it is rounded: they differ along the sum
-        columns = self.codes.t().contiguous().t()  # as GPUs multiply numbers of 8 bits
+        assert self.scales is not None  # applied to the gradient before rounding, because they differ along the sum
+        columns = self.codes.t().contiguous().t()  # the layout that 8-bit products on GPUs need
         return MULTIPLY[self.kind](gradient * self.scales.t(), columns, None).to(gradient.dtype)
 
     def dense(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """(out, in), in `dtype`."""
+        """Return the weight (out, in) in `dtype`."""
         if self.scales is None:
             return self.codes.to(dtype)
         if self.kind == "nf4":
@@ -79,7 +79,7 @@ class PackedWeight(NamedTuple):
 
 
 def pack(weight: Tensor, kind: str) -> PackedWeight:
-    """Codes and scales of a (out, in) weight. Rows of zeros stay zeros."""
+    """Return codes and scales of an (out, in) weight. Rows of zeros stay zeros."""
     if kind == "nf4":
         import bitsandbytes  # noqa: F401
 
@@ -93,31 +93,31 @@ def pack(weight: Tensor, kind: str) -> PackedWeight:
 
 
 def can_multiply(rows: Tensor, codes: Tensor) -> bool:
-    """Return whether GPUs multiply numbers of 8 bits in such shapes; others keep to the same rule."""
+    """Return whether GPUs support 8-bit products of these shapes; other devices follow the same rule."""
     if codes.dtype == torch.int8:
         return len(rows) > 16 and not any(size % 8 for size in codes.shape)
     return not any(size % 16 for size in codes.shape)
 
 
 def multiply_int8(rows: Tensor, codes: Tensor, scales: Tensor | None) -> Tensor:
-    """rows (N, K) times codes (K, M) times scales (1, M): (N, M) in float32, each row rounded to 255 steps."""
+    """Return rows (N, K) times codes (K, M) times scales (1, M): (N, M) in float32, each row rounded to 255 steps."""
     steps = _steps(rows, "int8")
     out = torch._int_mm((rows / steps).round_().to(torch.int8), codes).float().mul_(steps)
     return out if scales is None else out.mul_(scales)
 
 
 def multiply_fp8(rows: Tensor, codes: Tensor, scales: Tensor | None) -> Tensor:
-    """The same, each row rounded to 8 bits with three behind the point: in bfloat16, of float32 on a CPU in that."""
+    """Return the same product with rows rounded to e4m3: in bfloat16, or in float32 for float32 rows on a CPU."""
     steps = _steps(rows, "fp8")
     if scales is None:
         scales = steps.new_ones(1, codes.shape[1])
-    is_exact = rows.device.type == "cpu" and rows.dtype == torch.float32  # GPUs scale rows in bfloat16 alone
+    is_exact = rows.device.type == "cpu" and rows.dtype == torch.float32  # GPUs scale rows only in bfloat16
     dtype = torch.float32 if is_exact else torch.bfloat16
     return torch._scaled_mm((rows / steps).to(CODE_DTYPE["fp8"]), codes, scale_a=steps, scale_b=scales, out_dtype=dtype)
 
 
 def _steps(rows: Tensor, kind: str) -> Tensor:
-    """(N, 1) float32: what the codes of each row are to be multiplied by."""
+    """Return the factor of each row's codes: (N, 1) float32."""
     return rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / LARGEST[kind]
 
 
@@ -133,7 +133,7 @@ def has_8_bit_products(device: torch.device, kind: str) -> bool:
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is packed. `weight` is a dense copy in `dtype`, made when it is asked for."""
+    """Frozen linear layer with a packed weight; `weight` is a dense copy in `dtype`, made on each access."""
 
     codes: Tensor
     scales: Tensor
@@ -157,7 +157,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = linear.bias
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override] # nn.Linear's parameter is what is packed
+    def weight(self) -> Tensor:  # type: ignore[override] # a parameter in nn.Linear
         return self.packed.dense((self.out_features, self.in_features), self.dtype)
 
     @property
@@ -169,7 +169,7 @@ class QuantizedLinear(nn.Linear):
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The precision of products with x: autocast's where that is on."""
+    """Return the precision of products with x: autocast's where that is on."""
     device = x.device.type
     is_cast = not x.is_meta and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_cast else x.dtype
@@ -191,17 +191,17 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def packed_weight(layer: nn.Module) -> PackedWeight | None:
-    """The weight of a frozen linear layer; None for other layers."""
+    """Return the weight of a frozen linear layer; None for other layers."""
     if isinstance(layer, QuantizedLinear):
         return layer.packed
     return PackedWeight(layer.weight, None, "dense") if type(layer) is nn.Linear else None
 
 
 def packable(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Linear layers inside the model's attention modules, each with its parent and its name there.
+    """Return the linear layers inside the model's attention modules, each with its parent and its name there.
 
-    That is nine tenths of SDXL's weights; convolutions and what carries the timestep stay as they are. Those that
-    adapters train go by the adapter's layer.
+    They are nine tenths of SDXL's weights; convolutions and the timestep's layers stay unpacked. An adapted layer is
+    listed under its adapter.
     """
     return [
         (parent, child_name, child)
@@ -219,12 +219,12 @@ def quantize_linears(
     in_8_bits: bool = False,
     home: torch.device | None = None,
 ) -> int:
-    """Pack all layers that are `packable`. Returns their number.
+    """Pack all `packable` layers and return their number.
 
     Args:
-        device: where each is brought and packed.
-        home: where it goes then; None for that device.
-        in_8_bits: let products of int8 and fp8 be of such numbers.
+        device: where each layer is packed.
+        home: where its packed weight goes then; None for that device.
+        in_8_bits: compute products of int8 and fp8 in 8 bits too.
     """
     found = packable(model)
     for parent, child_name, child in found:

@@ -1,4 +1,4 @@
-"""The least time that a training takes: its products, over how fast a device multiplies large matrices."""
+"""Least time of a training: its products divided by the device's rate for large matrices."""
 
 import time
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import torch
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)  # of the matrices, until one product takes long enough
 LONG_ENOUGH = 0.05  # seconds
-# Products of half-precision matrices with float32 sums, in 1e12 operations a second, by NVIDIA's data sheets.
+# 1e12 operations a second of half-precision products with float32 sums, from NVIDIA's data sheets.
 KNOWN_CARDS = {"an RTX 3060": 25.0, "an RTX 4090": 165.0}
 TERA = 1e12
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of one process's products, by what they are for.
+    """Floating-point operations of one process's products, by purpose.
 
     Attributes:
         encoding: in the VAE's precision; all others in the computation's.
@@ -28,22 +28,22 @@ class Work:
     encoding: float = 0.0
 
     def seconds(self, rate: float, rate_of_vae: float) -> dict[str, float]:
-        """The least seconds of each at so many operations a second, in the computation's precision and in the VAE's.
+        """Return the least seconds of each purpose that has work, by name.
 
-        What there is nothing of is left out.
+        The rates are operations a second in the computation's precision and in the VAE's.
         """
         parts = {name: (amount, rate_of_vae if name == "encoding" else rate) for name, amount in vars(self).items()}
         return {name: amount / rate_of_it for name, (amount, rate_of_it) in parts.items() if amount}
 
     def seconds_on_known_cards(self) -> dict[str, float]:
-        """Return the least seconds of it all on each of KNOWN_CARDS, by its name."""
+        """Return the least seconds of all work on each of KNOWN_CARDS, by its name."""
         return {card: sum(vars(self).values()) / (rate * TERA) for card, rate in KNOWN_CARDS.items()}
 
 
 def products_per_second(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Floating-point operations a second of large matrix products on this device: the most that training can have."""
+    """Measure the operations a second of large matrix products on this device, the upper bound of a training."""
     best = 0.0
     for size in SIZES:
         try:
@@ -58,7 +58,7 @@ def products_per_second(
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
-    """Return the seconds until a device is done with a piece of work."""
+    """Return the seconds until a device has done a piece of work."""
     synchronize(device)
     began = clock()
     work()
@@ -67,6 +67,6 @@ def seconds_of(work: Callable[[], object], device: torch.device, clock: Callable
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
+    """Wait until a device has done all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,11 +1,11 @@
-"""A frozen model that stays in the host's memory: each block's weights come to the device when it computes.
+"""Frozen model in the host's memory: each block's weights are copied to the device for its computation.
 
-They come in one copy, which a second stream makes while the block before computes, and are dropped after their use:
-nothing is ever written back. In the backward pass they come once more, whether blocks are recomputed there or not. What
-trains, and layers outside these blocks, stay on the device. A weight that is not there is NaN.
+A second stream makes one copy per block while the block before computes. Weights are dropped after use and never
+written back. The backward pass copies them again, whether blocks are recomputed or not. Trained parameters, and layers
+outside these blocks, stay on the device. A weight that is absent reads as NaN.
 
-diffusers' group offloading does not serve: when a block's forward ends it points the block's parameters at their
-copies in the host's memory, where the backward pass finds them, and those that train at what they were at the start.
+diffusers' group offloading is unsuitable: after a block's forward it points the block's parameters at their copies in
+the host's memory, where the backward pass finds them, and trained parameters at their initial values.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from sdxl_lora.performance.device_memory import COUNTING
 
 Table = dict[str, Any]  # a module's parameters or buffers by name
 
-BLOCKS = (BasicTransformerBlock, ResnetBlock2D, Downsample2D, Upsample2D)  # nearly all of an SDXL UNet, one by one
-AT_ONCE = 2  # blocks whose weights are on the device: one computes, the next one comes
-ALIGNMENT = 256  # bytes, as CUDA's allocator has it
+BLOCKS = (BasicTransformerBlock, ResnetBlock2D, Downsample2D, Upsample2D)  # nearly all of an SDXL UNet
+AT_ONCE = 2  # blocks whose weights are on the device: one computes, the next is being copied
+ALIGNMENT = 256  # bytes, that of CUDA's allocator
 SLAB = 2**28  # bytes: the pinned allocator rounds up to a power of two, so blocks share pieces of that size
 
 
 def stream_weights(model: nn.Module, device: torch.device) -> "WeightStream":
-    """Let the frozen weights of the model's blocks wait in the host's memory, and the rest move to the device.
+    """Keep the frozen weights of the model's blocks in the host's memory, and move the rest to the device.
 
     Args:
         model: in the host's memory, with its adapters and as it will compute.
@@ -54,14 +54,14 @@ def stream_weights(model: nn.Module, device: torch.device) -> "WeightStream":
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Modules whose weights come and go together; none is part of another."""
+    """Return the modules whose weights are copied together; none is part of another."""
     if isinstance(model, BLOCKS):
         return [model]
     return [block for child in model.children() for block in blocks_of(child)]
 
 
 def frozen_tensors(module: nn.Module) -> Iterator[tuple[Table, str, Tensor]]:
-    """Parameters that do not train, and buffers, such as packed weights; each with its name and what has it there."""
+    """Yield frozen parameters and buffers (such as packed weights), each after its table and its name there."""
     for part in module.modules():
         for table in (part._parameters, part._buffers):
             for name, tensor in table.items():
@@ -70,20 +70,20 @@ def frozen_tensors(module: nn.Module) -> Iterator[tuple[Table, str, Tensor]]:
 
 
 def streamed_bytes(model: nn.Module, bytes_of: Callable[[Tensor], int]) -> tuple[int, int]:
-    """Return the bytes of all weights that `stream_weights` keeps away, and the most that are on the device at once."""
+    """Return the bytes that `stream_weights` keeps in the host's memory, and the most on the device at once."""
     sizes = [sum(bytes_of(tensor) for *_, tensor in frozen_tensors(block)) for block in blocks_of(model)]
     return sum(sizes), AT_ONCE * max(sizes, default=0)
 
 
 class HostMemory:
-    """Bytes in the host's memory, pinned where a device is to copy them by itself."""
+    """Allocator of the host's memory, pinned for asynchronous copies to a device."""
 
     def __init__(self, pinned: bool):
         self.pinned = pinned
         self.left = torch.empty(0, dtype=torch.uint8)
 
     def take(self, size: int) -> Tensor:
-        """(size,) bytes that nobody else has."""
+        """Return unused bytes (size,)."""
         whole = aligned(size)
         if whole > len(self.left):
             self.left = torch.empty(max(whole, SLAB), dtype=torch.uint8, pin_memory=self.pinned)
@@ -97,7 +97,7 @@ def aligned(size: int) -> int:
 
 
 class Place(NamedTuple):
-    """Where a tensor's values lie in a block's bytes, and what stands for it while they are away."""
+    """Place of a tensor's values in a block's bytes, and a substitute for the tensor while they are absent."""
 
     table: Table
     name: str
@@ -107,18 +107,18 @@ class Place(NamedTuple):
     absent: Tensor
 
     def of(self, values: Tensor) -> Tensor:
-        """The tensor in those bytes; another one each time, as recomputing keeps tensors as they are."""
+        """Return the tensor in those bytes, a new one each time because recomputing keeps the tensors it saw."""
         flat = values[self.begin : self.end].view(self.absent.dtype)
         return like(self.absent, flat.as_strided(self.absent.shape, self.stride))
 
 
 def like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Return these values as a parameter that does not train, where the tensor is one."""
+    """Return the values, as a frozen parameter if `tensor` is a parameter."""
     return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
 
 
 class Block:
-    """A module's frozen weights, in the host's memory."""
+    """Frozen weights of a module, in the host's memory."""
 
     def __init__(self, module: nn.Module, host: HostMemory, device: torch.device):
         self.module, self.places = module, []
@@ -126,7 +126,7 @@ class Block:
         found = [(_place_in_memory(tensor), table, name) for table, name, tensor in frozen_tensors(module)]
         for here, table, name in sorted(found, key=lambda each: each[0]):
             tensor = table[name]
-            begin = end if here == before else aligned(end)  # what is joined stays joined
+            begin = end if here == before else aligned(end)  # joined weights stay joined
             end, before = begin + tensor.nbytes, (here[0], here[1] + tensor.nbytes)
             unknown = torch.zeros((), dtype=torch.float32, device=device)
             absent = (unknown.fill_(torch.nan) if tensor.is_floating_point() else unknown).to(tensor.dtype)
@@ -138,23 +138,23 @@ class Block:
         self.drop()
 
     def show(self, values: Tensor) -> None:
-        """Let the module have its weights, in these bytes."""
+        """Point the module's weights at these bytes."""
         for place in self.places:
             place.table[place.name] = place.of(values)
 
     def drop(self) -> None:
-        """Let it have none."""
+        """Replace the module's weights by their absent substitutes."""
         for place in self.places:
             place.table[place.name] = place.absent
 
 
 def _place_in_memory(tensor: Tensor) -> tuple[int, int]:
-    """A tensor's storage, and its first byte there."""
+    """Return a tensor's storage and its first byte there."""
     return tensor.untyped_storage()._cdata, int(tensor.storage_offset()) * tensor.element_size()
 
 
 class Coming(NamedTuple):
-    """A block's weights on their way to the device; `arrived` is None where copying waits."""
+    """Copy of a block's weights to the device; `arrived` is None where copying is synchronous."""
 
     block: Block
     values: Tensor
@@ -162,7 +162,7 @@ class Coming(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A weight in place of which autograd keeps whose it is."""
+    """Reference to a block's weight that autograd keeps instead of the tensor."""
 
     block: Block
     dtype: torch.dtype
@@ -172,10 +172,10 @@ class Kept(NamedTuple):
 
 
 class WeightStream:
-    """Brings blocks' weights to the device, each one while the block before it computes.
+    """Stream of blocks' weights to the device, each copied while the block before it computes.
 
     Attributes:
-        copies: how many there have been.
+        copies: number of copies so far.
     """
 
     def __init__(self, blocks: list[Block], device: torch.device):
@@ -183,14 +183,14 @@ class WeightStream:
         self.size = max((len(block.values) for block in blocks), default=0)
         self.module = torch.get_device_module(device) if device.type in COUNTING else None
         self.side = self.module.Stream(device) if self.module else None
-        self.order: list[Block] = []  # in which they were first called
+        self.order: list[Block] = []  # of the first calls
         self.coming: Coming | None = None
         self.shown: dict[int, Block] = {}  # by the storage of their weights on the device
         self.unpacked: tuple[Block, Tensor] | None = None  # the one that the backward pass reads
 
     @contextlib.contextmanager
     def at_home(self) -> Iterator[None]:
-        """All blocks have their weights in the host's memory, for what reads them between steps."""
+        """Show all blocks' weights in the host's memory, for readers between steps."""
         for block in self.blocks:
             block.show(block.values)
         try:
@@ -200,7 +200,7 @@ class WeightStream:
                 block.drop()
 
     def enter(self, block: Block, *_) -> None:
-        """Before a block's forward: its weights are there, and the next one's come."""
+        """Show a block's weights before its forward, and begin to copy the next block's."""
         if block not in self.order:
             self.order.append(block)
         self.unpacked = None
@@ -209,19 +209,19 @@ class WeightStream:
         self.shown[values.untyped_storage()._cdata] = block
 
     def leave(self, block: Block, *_) -> None:
-        """After it: they are gone, but for what a block that is recomputed keeps up to the end of its backward."""
+        """Drop a block's weights after its forward; those kept by a recomputed block stay until its backward ends."""
         self.shown = {storage: shown for storage, shown in self.shown.items() if shown is not block}
         block.drop()
 
     def pack(self, tensor: Tensor) -> Tensor | Kept:
-        """What autograd keeps of a tensor."""
+        """Return the object that autograd keeps for a tensor."""
         block = self.shown.get(tensor.untyped_storage()._cdata)
         if block is None:
             return tensor
         return Kept(block, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(self, kept: Tensor | Kept) -> Tensor:
-        """What it finds in the backward pass."""
+        """Return the tensor for the backward pass."""
         if isinstance(kept, Tensor):
             return kept
         if self.unpacked is None or self.unpacked[0] is not kept.block:
@@ -232,10 +232,10 @@ class WeightStream:
         return flat.as_strided(kept.shape, kept.stride, kept.offset)
 
     def bring(self, block: Block) -> Tensor:
-        """Return a block's weights, as bytes on the device, and let the next one's come."""
+        """Return a block's weights as bytes on the device, and begin to copy the next block's."""
         coming, self.coming = self.coming, None
         if coming is not None and coming.arrived is not None:
-            coming.arrived.wait()  # also of one that is not wanted: its memory is about to be used again
+            coming.arrived.wait()  # even for an unwanted block: its memory is about to be reused
         if coming is None or coming.block is not block:
             coming = None
             coming = self._send(block)
@@ -246,7 +246,7 @@ class WeightStream:
         return coming.values
 
     def _following(self, block: Block) -> Block | None:
-        """The one that computes next: backwards in the backward pass."""
+        """Return the block that computes next; in the backward pass, the one before."""
         is_backward = torch._C._current_graph_task_id() != -1
         place = self.order.index(block) + (-1 if is_backward else 1)
         return self.order[place] if 0 <= place < len(self.order) else None
@@ -254,8 +254,8 @@ class WeightStream:
     def _send(self, block: Block) -> Coming:
         """Begin to copy a block's weights.
 
-        The memory is the computing stream's, all pieces of one size: it is used anew once what was enqueued before is
-        done, for which the copying stream waits, and never more of it than blocks are at once.
+        The memory belongs to the computing stream, in pieces of one size, so at most AT_ONCE pieces are ever used. A
+        piece is reused once the work enqueued before is done, for which the copying stream waits.
         """
         self.copies += 1
         values = torch.empty(self.size, dtype=torch.uint8, device=self.device)[: len(block.values)]
