@@ -1,1 +1,1 @@
-"""Optimizers, their rates, and whether one can be used at all."""
+"""Optimizers, their learning rates, and a trial of one before training."""

@@ -1,4 +1,4 @@
-"""Optimizers by name, their parameter groups, and the learning rate of a step."""
+"""Optimizers by name, their parameter groups, and the learning rate of each step."""
 
 import importlib
 import math
@@ -16,7 +16,7 @@ from sdxl_lora.config.unet_blocks import check_blocks, parse_blocks, value_of
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.lora.state import adapter_parameters
 
-# name: (module, class, what pip installs)
+# name: (module, class, pip package)
 CLASSES = {
     "adamw": ("torch.optim", "AdamW", "torch"),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
@@ -31,24 +31,24 @@ CLASSES = {
     "adopt": ("pytorch_optimizer", "ADOPT", "pytorch-optimizer"),
     "muon": ("torch.optim", "Muon", "torch>=2.9"),
 }
-CAME_BETA3 = 0.9999  # of its third average, which Adam has not
+CAME_BETA3 = 0.9999  # of its third average, which Adam lacks
 
 
 def make_optimizer(
     name, parameters, learning_rate: float | None, betas=(0.9, 0.999), weight_decay=1e-2, epsilon=1e-8, arguments=None
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` over float32 parameters or groups of them.
+    """Return the optimizer `name` over float32 parameters or groups of them.
 
-    One of CLASSES, or "module.Class" for any other, which gets the learning rate and `arguments` alone. torch's AdamW
-    is fused: over a thousand small tensors it costs a third of the default's host time. Lion has no epsilon; CAME,
-    ADOPT and Muon have epsilons of another meaning or size; Adafactor and Muon have no betas. Adafactor takes the
-    learning rate as it stands, Muon as AdamW would (arXiv:2502.16982, section 2.2).
+    torch's AdamW is fused: over a thousand small tensors it costs a third of the default's host time. Lion has no
+    epsilon; CAME, ADOPT and Muon have epsilons of another meaning or size; Adafactor and Muon have no betas. Adafactor
+    takes the learning rate as it stands, Muon scales it to match AdamW's (arXiv:2502.16982, section 2.2).
 
     Args:
-        learning_rate: None for one of the optimizer's own: Adafactor's relative step, or what a class takes unasked.
-        arguments: more of the class's own, by name; they win.
+        name: one of CLASSES, or any other "module.Class", which gets only the learning rate and `arguments`.
+        learning_rate: None for the optimizer's own: Adafactor's relative step, or the class's default.
+        arguments: more arguments of the class by name; they override the others.
     Raises:
-        ConfigError: an unknown name, a library that does not load, or arguments that the class does not take.
+        ConfigError: an unknown name, a library that does not load, or arguments that the class rejects.
     """
     own = own_arguments(name, betas, weight_decay, epsilon)
     if name in PRODIGIES and learning_rate is not None and 0 < learning_rate < 0.1:
@@ -62,19 +62,19 @@ def make_optimizer(
     optimizer_class = load_optimizer_class(name)
     try:
         return optimizer_class(parameters, **{**own, **(arguments or {})})
-    except Exception as error:  # of all classes, as they come
+    except Exception as error:  # optimizers raise every kind
         hint = ": give --learning_rate None, it has one of its own" if "argument 'lr'" in str(error) else ""
         raise ConfigError(f"optimizer {name} does not take {arguments or 'these settings'}: {error}{hint}") from error
 
 
 def own_arguments(name: str, betas: tuple[float, float], weight_decay: float, epsilon: float) -> dict[str, Any]:
-    """Return what Adam's settings are called in this class, and what it needs to mean the same by them."""
+    """Return Adam's settings under this class's names, with flags that give them the same meaning."""
     decay, adams = {"weight_decay": weight_decay}, {"betas": betas, "weight_decay": weight_decay}
     special: dict[str, dict[str, Any]] = {
         "adamw": {**adams, "eps": epsilon, "fused": True},
         "lion": adams,
         "lion8bit": adams,
-        "prodigy_plus_schedule_free": {**adams, "eps": epsilon, "split_groups": False},  # one rate, as Prodigy
+        "prodigy_plus_schedule_free": {**adams, "eps": epsilon, "split_groups": False},  # one rate, like Prodigy
         "adafactor": {**decay, "scale_parameter": False, "relative_step": False},
         "came": {**decay, "betas": (*betas, CAME_BETA3)},
         "adopt": {**adams, "weight_decouple": True},
@@ -93,7 +93,7 @@ def load_optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
         package = module.split(".")[0]
     try:
         found = getattr(importlib.import_module(module), class_name, None)
-    except Exception as error:  # a library that is broken raises of all classes
+    except Exception as error:  # a broken library may raise any kind
         raise ConfigError(f"optimizer {name} needs {package}: pip install {package} ({error})") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer is {name!r}, but {module} has no optimizer {class_name}")
@@ -105,14 +105,14 @@ def parameter_groups(
     lora_plus_ratio: float | None = None,
     factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """The groups that an optimizer takes. Each one's lr_factor multiplies the learning rate of a step.
+    """Return an optimizer's parameter groups. A group's lr_factor multiplies the learning rate of each step.
 
     Args:
         named: parameters by name (lora.state.adapter_parameters).
-        lora_plus_ratio: LoRA+ (arXiv:2402.12354): how much faster lora_B, which begins as 0, is to learn than the rest.
-        factors: each parameter's lr_factor before LoRA+, by name; 1 as it stands.
+        lora_plus_ratio: learning rate of lora_B, which starts at 0, over that of the rest (LoRA+, arXiv:2402.12354).
+        factors: each parameter's lr_factor before LoRA+, by name; None for 1.
     Raises:
-        ConfigError: a ratio, but no lora_B.
+        ConfigError: a ratio without any lora_B.
     """
     if lora_plus_ratio is not None and not any(".lora_B" in name for name in named):
         raise ConfigError("lora_plus_ratio is for LoRA's two matrices: leave it out with other kinds of adapters")
@@ -128,12 +128,11 @@ def parameter_groups(
 def learning_rate_at(
     step, total_steps, peak, scheduler="constant", warmup_steps=0, num_cycles=1, power=1.0, decay_share=0.2
 ) -> float:
-    """The learning rate of optimizer step `step` (0 is the first), as diffusers' schedules of these names.
+    """Return the learning rate of optimizer step `step` (0 is the first).
 
-    Beside them rex (arXiv:2107.04197) and wsd: constant, then 1 - sqrt over the last `decay_share` of all steps
-    (arXiv:2405.18392).
-
-    A pure function of the step, so resuming and the number of processes cannot shift it.
+    The schedules are diffusers' of the same names, rex (arXiv:2107.04197), and wsd: constant, then 1 - sqrt over the
+    last `decay_share` of all steps (arXiv:2405.18392). The rate is a pure function of the step, so resuming and the
+    number of processes cannot shift it.
 
     Raises:
         ConfigError: an unknown scheduler.
@@ -165,9 +164,9 @@ def learning_rate_at(
 
 
 def set_learning_rate(optimizer, learning_rate: float | None, step: int = 0) -> None:
-    """Each group gets it times its lr_factor (see `parameter_groups`), and 0 from its end_step on, if it has one.
+    """Give each group the rate times its lr_factor (see `parameter_groups`), and 0 from its end_step on, if any.
 
-    None leaves to the optimizer what it has.
+    None leaves the optimizer's own rates.
     """
     if learning_rate is None:
         return
@@ -177,10 +176,10 @@ def set_learning_rate(optimizer, learning_rate: float | None, step: int = 0) -> 
 
 
 def build_optimizer(config: OptimizerConfig, model, total_steps: int, accelerator):
-    """The optimizer over the adapters of a LoraModel, prepared by Accelerate.
+    """Return the optimizer over the adapters of a LoraModel, prepared by Accelerate.
 
     Raises:
-        ConfigError: blocks without parameters, or settings that the optimizer does not take.
+        ConfigError: blocks without parameters, or settings that the optimizer rejects.
     """
     rates, groups = rates_of_components(config, total_steps), []
     for name, component in model.components.items():
@@ -192,7 +191,7 @@ def build_optimizer(config: OptimizerConfig, model, total_steps: int, accelerato
 
 
 def groups_of(config: OptimizerConfig, name: str, component: nn.Module) -> list[dict]:
-    """The groups of one component's adapter; ConfigError for a block of the UNet without parameters."""
+    """Return the groups of one component's adapter; ConfigError for a block of the UNet without parameters."""
     parameters = adapter_parameters(component)
     factors = block_factors(config, parameters) if name == "unet" else None
     return parameter_groups(parameters, config.lora_plus_ratio, factors)
@@ -211,12 +210,12 @@ def optimizer_of(config: OptimizerConfig, groups: list[dict]) -> torch.optim.Opt
 
 
 def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, dict]:
-    """Return for each model the factor of its learning rate and the step that ends its training."""
+    """Return each model's learning rate factor and the step that ends its training."""
     end_step = None
     if config.stop_text_encoder_training is not None:
         end_step = round(config.stop_text_encoder_training * total_steps)
     base = config.learning_rate or 1.0
-    first = second = base  # where the optimizer has its own, for all
+    first = second = base  # an optimizer's own rate serves all
     if config.learning_rate is not None:
         first = config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr
         second = first if config.text_encoder_2_lr is None else config.text_encoder_2_lr
@@ -228,7 +227,7 @@ def rates_of_components(config: OptimizerConfig, total_steps: int) -> dict[str, 
 
 
 def block_factors(config: OptimizerConfig, modules: Iterable[str]) -> dict[str, float]:
-    """The factor of the learning rate of each of the UNet's parameters by name; ConfigError for an empty block."""
+    """Return the learning rate factor of each UNet parameter by name; ConfigError for an empty block."""
     factors, modules = parse_blocks(config.block_lr_factors, float), list(modules)
     try:
         check_blocks(factors, modules)
@@ -238,7 +237,7 @@ def block_factors(config: OptimizerConfig, modules: Iterable[str]) -> dict[str, 
 
 
 def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, images_per_step: int) -> float | None:
-    """The learning rate of step `step`, 0 being the first; the groups' factors come on top.
+    """Return the learning rate of step `step` (0 is the first) before the groups' factors.
 
     None where the optimizer finds its own.
     """
@@ -258,7 +257,7 @@ def learning_rate_of(config: OptimizerConfig, step: int, total_steps: int, image
 
 @contextmanager
 def rates_kept(optimizer) -> Iterator[None]:
-    """A context after which the groups' rates are what they were before, as the settings may change on a resume."""
+    """Restore the groups' rates after the context: a resumed run may have other settings."""
     rates = [{name: group[name] for name in ("lr_factor", "end_step")} for group in optimizer.param_groups]
     yield
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -266,7 +265,7 @@ def rates_kept(optimizer) -> Iterator[None]:
 
 
 def own_learning_rate(optimizer) -> float:
-    """What the first parameter trains at, where the optimizer finds its rate itself; NaN where it does not tell."""
+    """Return the first parameter's rate for an optimizer that finds its own; NaN where it does not tell."""
     group = optimizer.param_groups[0]
     if group.get("lr") is not None:
         return float(group["lr"])

@@ -1,4 +1,4 @@
-"""An optimizer tried on tiny parameters before the base is loaded: what it cannot do is said in seconds."""
+"""Trial of an optimizer on tiny parameters before the base is loaded, so that errors show within seconds."""
 
 import contextlib
 import io
@@ -12,26 +12,26 @@ from torch.optim import Optimizer
 
 from sdxl_lora.errors import ConfigError
 
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # torch's errors have them, terminal or not
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # torch's errors have them even without a terminal
 LINEAR, CONVOLUTION, MAGNITUDE = (4, 32), (4, 8, 3, 3), (32,)
 
 
 def try_optimizer(
     name: str, make: Callable[[list[dict]], Optimizer], shapes: Sequence[tuple[int, ...]], device: torch.device
 ) -> None:
-    """Two steps, and the state there and back, as a training and its checkpoints do it.
+    """Take two steps, then save and load the state as checkpoints do.
 
     Args:
-        make: the optimizer over parameter groups.
-        shapes: of what trains; see LINEAR, CONVOLUTION and MAGNITUDE.
+        make: makes the optimizer from parameter groups.
+        shapes: of the trained parameters; see LINEAR, CONVOLUTION and MAGNITUDE.
     Raises:
-        ConfigError: it needs a closure, sparse gradients or other shapes, gives NaN, or has no state that can be kept.
+        ConfigError: it needs a closure, sparse gradients or other shapes, gives NaN, or its state cannot be saved.
     """
-    said = io.StringIO()  # and warnings: the run's own optimizer says it
+    said = io.StringIO()  # output and warnings are dropped: the run's own optimizer repeats them
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(said):
         warnings.simplefilter("ignore")
         parameters = [torch.nn.Parameter(torch.full(shape, 0.01, device=device)) for shape in shapes]
-        optimizer = make([{"params": parameters}])  # says itself what it does not take
+        optimizer = make([{"params": parameters}])  # reports arguments it rejects itself
         try:
             for _ in range(2):
                 step(optimizer, parameters)
@@ -43,7 +43,7 @@ def try_optimizer(
             again = make([{"params": parameters}])
             again.load_state_dict(there_and_back(state, device))
             step(again, parameters)
-        except Exception as error:  # optimizers raise of all classes
+        except Exception as error:  # optimizers raise every kind
             raise ConfigError(f"optimizer {name} cannot train here: {reason(error)}") from error
 
 
@@ -57,7 +57,7 @@ def step(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> None:
 
 
 def there_and_back(state: dict, device: torch.device) -> dict:
-    """Return a state as accelerate writes and reads it, which takes tensors and plain values alone."""
+    """Return a state written and read as accelerate does it, which accepts only tensors and plain values."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -65,7 +65,7 @@ def there_and_back(state: dict, device: torch.device) -> dict:
 
 
 def reason(error: Exception) -> str:
-    """Return the words that say what it would need."""
+    """Return a message that names the optimizer's unmet need."""
     said = COLOURS.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])
     if "closure" in said:
         return f"it needs a closure that computes the loss again, which a training of many pictures has not ({said})"
