@@ -1,1 +1,1 @@
-"""The run: what it is made of, and its loop."""
+"""Parts of a training run, and its steps."""

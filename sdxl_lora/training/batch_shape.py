@@ -1,4 +1,4 @@
-"""How a process does its part of a step: so many images at once, so many times, in so much memory."""
+"""Division of a process's part of a step into micro-batches, and the settings that depend on the device's memory."""
 
 import copy
 import functools
@@ -39,26 +39,26 @@ from sdxl_lora.performance.memory_estimate import GIB
 from sdxl_lora.run.resume import settings_before
 from sdxl_lora.training.model import add_adapters, base_dtype, computes_in_half, trained_components, warm_start_of
 
-# An H100 wins 5 ms a step of a megapixel (benchmarks/results/h100.md) and compiles for 22 s: twice what that takes.
+# An H100 gains 5 ms a step of a megapixel (benchmarks/results/h100.md) and compiles for 22 s: twice the break-even.
 PIXELS_TO_COMPILE = 10e9
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """Images of a process at once, and micro-steps of a step."""
+    """Images that a process computes at once, and micro-steps per step."""
 
     micro_batch: int
     micro_steps: int
 
     @classmethod
     def of(cls, batch: BatchConfig, micro_batch: int | None = None) -> "BatchShape":
-        """Return the settings' shape, or one with so many images at once; the images of a step stay the same."""
+        """Return the settings' shape, or that of a given micro-batch; the images of a step stay the same."""
         if micro_batch is None:
             micro_batch = 1 if batch.train_batch_size == "auto" else batch.train_batch_size
         return cls(micro_batch, batch.images_per_process // micro_batch)
 
     def smaller(self, batch: BatchConfig) -> "BatchShape":
-        """The next one with fewer images at once.
+        """Return the shape of the next smaller micro-batch.
 
         Raises:
             torch.OutOfMemoryError: there is none.
@@ -71,18 +71,16 @@ class BatchShape:
 def choose_batch_shape(
     config: TrainConfig, base: Base, data, accelerator, info: Callable[[str], None]
 ) -> tuple[TrainConfig, BatchShape]:
-    """Settle what is left to the device, alike on every process.
-
-    That is --compile, --memory_budget, --train_batch_size and --cuda_graphs.
+    """Settle --compile, --memory_budget, --train_batch_size and --cuda_graphs alike on every process.
 
     Returns:
-        The config as it will be used, and the shape of a step.
+        The config to use, and the shape of a step.
     Raises:
         ConfigError: not even the smallest setting fits.
     """
     asked = config
     if config.compute.compile == "auto":
-        found = gather_object([(has_triton(), compiled_before(config))])  # the main process sees the run's folder
+        found = gather_object([(has_triton(), compiled_before(config))])  # only the main process sees the run's folder
         pixels = data.total_steps * config.batch.images_per_process * pixels_of_image(config, data)
         has_compiler, before = all(has for has, _ in found), found[0][1]
         config = settle_compiling(config, accelerator.device.type, has_compiler, pixels, before, info)
@@ -111,10 +109,10 @@ def settle(
     info: Callable[[str], None],
     asked: TrainConfig | None = None,
 ) -> tuple[TrainConfig, BatchShape]:
-    """First the fastest level that fits with the fewest images at once, then as many as that level has room for.
+    """Choose the fastest level that fits the smallest micro-batch, then the largest micro-batch that fits the level.
 
     Args:
-        asked: the config before --compile auto was settled, which yields where the level needs it; None for the same.
+        asked: the config before --compile auto was settled, as a level may switch compiling off; None for `config`.
     """
     level, shape, said = memory_level_of(config.compute, config.optimizer), BatchShape.of(config.batch), []
     if config.compute.memory_budget is not None:
@@ -131,10 +129,10 @@ def settle(
 
 
 def settle_graphs(config: TrainConfig, device_type: str, sizes: int, info: Callable[[str], None]) -> TrainConfig:
-    """Return the config with --cuda_graphs auto settled to on or off. A GPU's user is told which, and why not.
+    """Return the config with --cuda_graphs auto settled to on or off; on a GPU, report it with the reasons.
 
     Args:
-        sizes: of micro-batches, as far as they are known.
+        sizes: number of known sizes of micro-batches.
     """
     if config.compute.cuda_graphs != "auto":
         return config
@@ -151,14 +149,14 @@ def settle_graphs(config: TrainConfig, device_type: str, sizes: int, info: Calla
 
 
 def pixels_of_image(config: TrainConfig, data) -> float:
-    """Return the pixels of an image that trains, on average; of a stream, those of the square."""
+    """Return the average pixels of a training image; for a stream, those of the resolution's square."""
     if data.stream:
         return config.data.resolution**2
     return statistics.fmean(math.prod(example.target_size) for example in data.examples)
 
 
 def compiled_before(config: TrainConfig) -> bool | None:
-    """Return whether the run that goes on was compiled; None where none goes on."""
+    """Return whether the resumed run was compiled; None for a new run."""
     before = settings_before(config)
     return None if before is None else before.get("compile") in (True, "on")
 
@@ -171,13 +169,13 @@ def settle_compiling(
     before: bool | None,
     info: Callable[[str], None],
 ) -> TrainConfig:
-    """Return the config with --compile auto settled to on or off. A GPU's user is told which, and why.
+    """Return the config with --compile auto settled to on or off; on a GPU, report it with the reason.
 
-    Compiled kernels round otherwise than others, so that a run goes on as it began.
+    Compiled kernels round differently, so a resumed run continues as it began.
 
     Args:
-        pixels: of all images that a process will train on, repeated ones as often.
-        before: whether the run that goes on was compiled; None for a new one.
+        pixels: of all images that a process will train on, counting repeats.
+        before: whether the resumed run was compiled; None for a new run.
     """
     millions = f"{pixels / 1e6:,.0f} of {PIXELS_TO_COMPILE / 1e6:,.0f} million pixels"
     if config.compute.stream_base:
@@ -201,9 +199,9 @@ def settle_compiling(
 
 @dataclass(frozen=True)
 class MetaModels:
-    """A base's models without weights, by name. Those that train have their adapters.
+    """Models of a base without weights, by name; those that train have their adapters.
 
-    values: how many values each has without its adapter.
+    values: number of values of each model without its adapter.
     """
 
     models: dict[str, Model]
@@ -215,26 +213,25 @@ class MetaModels:
 
 
 def meta_models(config: TrainConfig, base: Base, info: Callable[[str], None]) -> MetaModels:
-    """The models of a training as far as they exist without weights."""
+    """Return the models of a training on the meta device, with their adapters and precisions."""
     models = models_without_weights(base)
     values = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
     trained = trained_components(models, config.adapter)
     for model in models.values():
         nn.Module.requires_grad_(model, False)
-    for name, model in ({"unet": models["unet"]} | trained).items():  # the UNet computes where it does not train, too
+    for name, model in ({"unet": models["unet"]} | trained).items():  # the UNet computes even where it does not train
         dtype = base_dtype(config.compute) if name == "unet" else DTYPES[config.compute.mixed_precision]
         nn.Module.to(model, dtype)  # diffusers' own warns
     nn.Module.to(models["vae"], PRECISIONS[config.cache.vae_precision])
-    with torch.device("meta"):  # how a LoRA begins changes no size
+    with torch.device("meta"):  # a LoRA's initial values change no size
         add_adapters(trained, config, warm_start_of(config.adapter, trained), info, init="kaiming")
     return MetaModels(models, trained, values)
 
 
 def encoding_bytes(config: TrainConfig, meta: MetaModels, size: tuple[int, int]) -> int:
-    """Count the bytes of a VAE that encodes as many images of a size at once as it will.
+    """Count the bytes of the VAE and of encoding its batch of images of `size`.
 
-    Its weights are there in float32, and once more in half precision if that is asked for: one image that overflows
-    there is encoded in float32.
+    In half precision its float32 weights are kept as well: an image that overflows is encoded again in float32.
     """
     vae, of_weight = meta.models["vae"], 4
     cost = encoding_cost(vae, size, config.cache.vae_batch_size if config.cache.cache_latents else 1).bytes
@@ -247,7 +244,7 @@ def encoding_bytes(config: TrainConfig, meta: MetaModels, size: tuple[int, int])
 def memory_count(
     config: TrainConfig, meta: MetaModels, examples: Sequence, draws_samples: bool, encoders_stay: bool
 ) -> MemoryCount:
-    """The memory that this training takes."""
+    """Return the count of this training's memory."""
     dtype, values, unet = DTYPES[config.compute.mixed_precision], meta.values, meta.models["unet"]
     left = fuse_lora(unet, config.compute.compile == "on", config.compute.stream_base)
     trains_text = config.adapter.train_text_encoder

@@ -1,4 +1,4 @@
-"""A training's state into checkpoints and back, through accelerator.save_state and load_state."""
+"""Saving and restoring a training's state, through accelerator.save_state and load_state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ STATE_NAME = "lora_state.safetensors"
 
 
 class Checkpointable(Protocol):
-    """State of a training. The main process saves it, or every process where `is_per_process` is there and true."""
+    """State of a training. The main process saves it, or every process where `is_per_process` exists and is true."""
 
     def save(self, folder: Path, step: int) -> None: ...
 
@@ -34,7 +34,7 @@ class Checkpointable(Protocol):
 
 
 class AdapterState:
-    """The adapters' exact weights, without the frozen base."""
+    """Exact weights of the adapters, without the frozen base."""
 
     def __init__(self, components: Mapping[str, nn.Module]):
         self.components = components
@@ -56,12 +56,12 @@ class AdapterState:
 
 
 class Checkpointer:
-    """Saves and restores a training. Every process calls it, and raises what any of them raises.
+    """Saver and restorer of a training. Every process calls it, and raises the errors of any of them.
 
     Args:
         run: its folder holds the checkpoint-<step> folders, its status names the newest.
-        stateful: what a checkpoint holds beside optimizer and random states, in the order of its saving.
-        fingerprint: what a later run must have in common with this one to resume it; JSON values.
+        stateful: parts of a checkpoint beside optimizer and random states, in the order of saving.
+        fingerprint: facts that a later run must share to resume this one; JSON values.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Checkpointer:
         accelerator.register_load_state_pre_hook(self._load_state)
 
     def _save_state(self, _, weights: list, folder: str) -> None:
-        weights.clear()  # of what remains in it Accelerate would write the whole base
+        weights.clear()  # otherwise Accelerate would write the whole base
         for thing in self.stateful:
             if self.accelerator.is_main_process or getattr(thing, "is_per_process", False):
                 thing.save(Path(folder), self.step)
@@ -92,10 +92,10 @@ class Checkpointer:
         """Save the training after `step` steps.
 
         Args:
-            is_due: False for one that is saved only because it is the best.
+            is_due: False for a checkpoint that is saved only because it is the best.
             best: the name of the best step's checkpoint, see `rotate`.
         Raises:
-            DiskError: it could not be written whole; older checkpoints are as they were.
+            DiskError: it could not be written whole; older checkpoints are unchanged.
         """
         self.step = step
         temporary, final = self.run.folder / f".tmp-checkpoint-{step}", self.run.folder / f"checkpoint-{step}"
@@ -115,7 +115,7 @@ class Checkpointer:
         return final
 
     def restore(self, info: Callable[[str], None]) -> int:
-        """Load the checkpoint that `choose_checkpoint` chooses. Returns the steps done, 0 for a new run."""
+        """Load the checkpoint that `choose_checkpoint` chooses, and return the steps done; 0 for a new run."""
 
         folder = self.run.folder
 
@@ -133,7 +133,7 @@ class Checkpointer:
             self.run.update(step=0, last_checkpoint=None)
             return 0
         self.accelerator.load_state(str(chosen))
-        self.accelerator.step = 0  # counts micro-steps; a checkpoint is between steps, whatever the accumulation is now
+        self.accelerator.step = 0  # counts micro-steps; a checkpoint lies between steps, whatever the accumulation
         step, is_ours = read_manifest(chosen)["step"], chosen.absolute().parent == folder.absolute()
         self.run.update(step=step, last_checkpoint=chosen.name if is_ours else str(chosen))
         return step

@@ -1,4 +1,4 @@
-"""What would fail at the end of the night, checked before any work."""
+"""Checks before any work of everything that could fail hours later."""
 
 import importlib.util
 import os
@@ -58,14 +58,14 @@ FULL_SIZE = 500e6  # parameters of a UNet; SDXL has 2.6 billion, the smallest of
 
 
 def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) -> tuple[TrainConfig, Base]:
-    """Look at everything that a training will need: base, names, folders, prompts, the device.
+    """Check everything that a training will need: base, names, folders, prompts, device.
 
-    Every process calls this, and raises what the main one raises.
+    Every process calls this, and raises the errors of the main process.
 
     Returns:
-        The config with the base's variant settled, and what else was left open; and the base.
+        The config with the base's variant and open defaults settled, and the base.
     Raises:
-        ConfigError: what cannot be had, and what to do.
+        ConfigError: what is missing or impossible, and what to do.
         CheckpointError: the run's folder holds a run with other settings.
     """
     check_device(config, accelerator.num_processes, accelerator.device.type)
@@ -87,7 +87,7 @@ def check_inputs(config: TrainConfig, accelerator, info: Callable[[str], None]) 
 
 
 def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -> str | None:
-    """Return why a base of full size should not train here, and what to do; None where nothing is against it."""
+    """Return the reason why a full-size base should not train on this CPU, and the remedy; None where it may."""
     size = report.parts["unet"].values
     if device.type != "cpu" or config.compute.allow_cpu or size < FULL_SIZE:
         return None
@@ -102,13 +102,13 @@ def lack_of_gpu(config: TrainConfig, report: BaseReport, device: torch.device) -
 
 
 def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
-    """Raises ConfigError for a setting that these processes, or this device, cannot have."""
+    """Raise ConfigError for a setting that this number of processes or this device does not support."""
     adapter = config.adapter
     if config.compute.cuda_graphs == "on" and device_type != "cuda":
         raise ConfigError(f"cuda_graphs is for CUDA GPUs, this process is on {device_type}: leave it out")
     if device_type == "mps" and config.compute.base_precision == "fp8":
         raise ConfigError("base_precision fp8 cannot be used on Apple's GPUs, which have no such numbers: use int8")
-    # PEFT leaves LoHa and LoKr layers out by a branch. They have no gradient then, for which others would wait.
+    # PEFT skips dropped LoHa and LoKr layers by a branch. They then have no gradient, and other processes would wait.
     if adapter.module_dropout and adapter.adapter != "lora" and processes > 1:
         raise ConfigError(
             f"module_dropout of a {adapter.adapter} is for one process: use rank_dropout, or adapter lora"
@@ -116,7 +116,7 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
 
 
 def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> BaseReport:
-    """Return what the base is. Raises ConfigError for what the settings name and is not there or cannot be."""
+    """Return a report of the base; raise ConfigError for anything in the settings that is missing or impossible."""
     check_optimizer(config)
     report = check_base(base, needs_weights)
     warn_of_contradiction(config.objective.prediction_type, base)
@@ -144,7 +144,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
 
 
 def warn_of_contradiction(wanted: str | None, base: Base) -> None:
-    """Warn where the settings and the file name different predictions: the settings count."""
+    """Warn where settings and file name different predictions; the settings win."""
     told, _, by = what_it_says(base)
     if wanted and told and wanted != told:
         warnings.warn(
@@ -157,16 +157,16 @@ def warn_of_contradiction(wanted: str | None, base: Base) -> None:
 def confirm_prediction(
     config: TrainConfig, base: Base, base_hash: str, model: LoraModel, data, accelerator, run: Run, info
 ) -> None:
-    """Try what the base predicts, once, where no tensor of its file says so. See models/prediction.py.
+    """Find out what the base predicts by a trial, once, unless a tensor of its file says so (models/prediction.py).
 
-    Every process calls this, and raises what the main one raises; a run that goes on, or whose settings name the
-    prediction_type, is warned alone.
+    Every process calls this, and raises the errors of the main process. A resumed run, or one whose settings name the
+    prediction_type, only gets a warning.
 
     Args:
-        base_hash: SHA-256 of its weights; "" for one on the Hub.
+        base_hash: SHA-256 of its weights; "" for a base on the Hub.
         data: the TrainingData, whose first images are tried.
     Raises:
-        ConfigError: it clearly predicts something else than it would be trained for.
+        ConfigError: the base clearly predicts something else than it would be trained for.
     """
     if what_it_says(base)[2].startswith("tensor"):
         return
@@ -201,7 +201,7 @@ def confirm_prediction(
 
 
 def compare_schedules(errors: dict[str, float], is_zero_snr: bool, name: str) -> None:
-    """Warn where a base that predicts v was clearly trained with the other schedule."""
+    """Warn if a base that predicts v was clearly trained with the other noise schedule."""
     found = winner(errors, MARGIN_FOR_V)
     if found is None or (found == ZERO_SNR) == is_zero_snr:
         return
@@ -214,7 +214,7 @@ def compare_schedules(errors: dict[str, float], is_zero_snr: bool, name: str) ->
 
 
 def try_base(config: TrainConfig, model: LoraModel, data, accelerator) -> dict[str, dict[str, float]] | None:
-    """Return `try_readings` of the first images that train; None where the memory does not hold one."""
+    """Return `try_readings` of the first training images; None where memory does not suffice."""
     augmentation = Augmentation(config.data.random_flip, captions=config.captions)
     samples = islice((sample for _, of_step in data.samples_from(0) for sample in of_step if sample), IMAGES_FOR_V)
     batches = (
@@ -232,7 +232,7 @@ def try_base(config: TrainConfig, model: LoraModel, data, accelerator) -> dict[s
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Try it on tiny parameters of the shapes that train: ConfigError where it cannot."""
+    """Try the optimizer on tiny parameters of the trained shapes; ConfigError where it cannot train them."""
     shapes: list[tuple[int, ...]] = [LINEAR]
     shapes += [CONVOLUTION] if "conv" in config.adapter.targets else []
     shapes += [MAGNITUDE] if config.adapter.use_dora else []
@@ -240,7 +240,7 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def check_start(adapter: AdapterConfig, base: Base) -> None:
-    """Raises ConfigError where init_lora cannot be read, or does not fit the base's models."""
+    """Raise ConfigError where init_lora cannot be read, or does not fit the base's models."""
     start = warm_start_of(adapter, trained_names(adapter))
     models = models_without_weights(base) if start.adapters else {}
     try:
@@ -251,10 +251,10 @@ def check_start(adapter: AdapterConfig, base: Base) -> None:
 
 
 def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> list[SamplePrompt]:
-    """The prompts of samples, with nothing left open.
+    """Return the prompts of samples with all defaults filled in.
 
     Args:
-        size: height and width of those that name none.
+        size: height and width for prompts that name none.
     """
     evaluation = config.evaluation
     lines = list(evaluation.validation_prompt)
@@ -265,7 +265,7 @@ def sample_prompts_of(config: TrainConfig, size: tuple[int, int] = (0, 0)) -> li
 
 
 def load_similarity(config: TrainConfig, accelerator) -> Similarity | None:
-    """The model that compares samples with training images, on the main process; None where there is none."""
+    """Return the model that compares samples with training images, on the main process; None elsewhere or unset."""
     model = config.evaluation.similarity_model
     loaded: list[Similarity] = []
     on_main_and_broadcast(accelerator, lambda: loaded.append(Similarity(model)) if model else None)
@@ -273,9 +273,9 @@ def load_similarity(config: TrainConfig, accelerator) -> Similarity | None:
 
 
 def claim_hub_repository(config: TrainConfig, accelerator, run: Run, info: Callable[[str], None]) -> str | None:
-    """The Hub's repository to upload to, there for us to write to; None where nothing is to be uploaded.
+    """Return the Hub repository to upload to, after claiming it; None where nothing will be uploaded.
 
-    A run that goes on is not kept from it by a Hub that it needs at the end.
+    A resumed run goes on even if the Hub fails now, since the upload comes at the end.
 
     Raises:
         ConfigError: a new run may not upload.

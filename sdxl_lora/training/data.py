@@ -1,4 +1,4 @@
-"""What a training sees: images and captions, encoded once, and the steps that they are dealt into."""
+"""Data of a training: images and captions, encoded once, and their division into steps."""
 
 import time
 from collections import Counter
@@ -36,18 +36,18 @@ from sdxl_lora.training.batch_shape import BatchShape
 from sdxl_lora.training.checks import sample_prompts_of
 from sdxl_lora.training.data_plan import most_common_size, plan_data
 
-STEPS_AHEAD = 2  # collated while the device works on others
+STEPS_AHEAD = 2  # collated while the device computes
 
 
 class TrainingData:
-    """Encoded images and captions, and the steps that are made of them.
+    """Encoded images and captions, and the steps made from them.
 
-    What a step sees is a pure function of the seed and the step.
+    The data of a step is a pure function of the seed and the step.
 
     Attributes:
         images: the pixels; None for a stream.
-        latents, text: the caches, or what encodes in every step.
-        stream: what deals out the images of a stream; None where all are known.
+        latents, text: the caches, or encoders that run in every step.
+        stream: sampler of a stream; None where all images are known.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class TrainingData:
 
     @property
     def text_is_live(self) -> bool:
-        """Return whether models that must not work beside the UNet's step read the captions."""
+        """Return whether captions are read by text encoders, which must not run beside the UNet's step."""
         return self._config.adapter.train_text_encoder or bool(self.text.live_parts)
 
     @property
     def advice_for_speed(self) -> str:
-        """Return what to do where the steps wait for their images."""
+        """Return advice for steps that wait for their images."""
         if self.stream or not self._config.cache.cache_latents:
             return "They are read and encoded in every step: --cache_latents does that once"
         if self.text_is_live:
@@ -86,11 +86,11 @@ class TrainingData:
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """Height and width that most images have; of a stream, the square."""
+        """Return the most common height and width; for a stream, the resolution's square."""
         return most_common_size(self._config, () if self.stream else self.examples)
 
     def fingerprint(self) -> dict:
-        """Return what a resumed run must find as it was."""
+        """Return the facts that a resumed run must find unchanged."""
         words = preservation_of(self._config.objective, self._config.data).words
         return {
             **({"preserved_trigger_words": list(words)} if words else {}),
@@ -100,7 +100,7 @@ class TrainingData:
             "images_per_step": self.images_per_step,
         }
 
-    is_per_process = True  # of a stream each process reads a part of its own
+    is_per_process = True  # each process reads its own part of a stream
 
     def save(self, folder: Path, step: int) -> None:
         if self.stream:
@@ -111,18 +111,18 @@ class TrainingData:
             self.stream.load(folder)
 
     def tag_frequency(self) -> Counter:
-        """Return how many captions hold each tag, a text between commas."""
+        """Count the captions that hold each tag, a text between commas."""
         captions = [caption for example in self.examples for caption in example.captions]
         return Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
 
     def batches(self, start: int, shape: BatchShape) -> Iterator[StepBatch]:
-        """The steps after the first `start`, collated ahead where that needs no model. To be closed after use."""
+        """Yield the steps after the first `start`, collated ahead unless encoding is live. Close it after use."""
         is_live = self.text_is_live or not self._config.cache.cache_latents
         steps = self.collator(shape).steps(self.samples_from(start), start)
         return prefetch(steps, 0 if is_live else STEPS_AHEAD)
 
     def samples_from(self, start: int) -> Iterator[tuple[int, Sequence[SampleKey | None]]]:
-        """(epoch, samples) of each step that is still to be done after the first `start`."""
+        """Yield (epoch, samples) of each remaining step after the first `start`."""
         return islice(self.sampler.from_step(start), max(0, self.total_steps - start))
 
     @cached_property
@@ -150,10 +150,10 @@ class TrainingData:
 
 
 def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger: RunLogger) -> TrainingData:
-    """Encode images and captions once; the encoders are gone from memory when this returns, unless they must stay.
+    """Encode images and captions once; afterwards the encoders are out of memory, unless they must stay.
 
     Raises:
-        ConfigError, DataError, NonFiniteError: what is wrong with settings, images or captions.
+        ConfigError, DataError, NonFiniteError: errors in settings, images or captions.
     """
     if config.data.dataset_streaming:
         return prepare_stream(config, base, accelerator, logger)
@@ -195,7 +195,7 @@ def prepare_data(config: TrainConfig, base: Base, accelerator, run: Run, logger:
 
 
 def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogger) -> TrainingData:
-    """Data that comes image by image: the encoders stay."""
+    """Return the data of a stream, which comes image by image, so that the encoders stay in memory."""
     data = config.data
     stream = main_process_first(
         accelerator,
@@ -233,7 +233,7 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
 
 
 def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> Images:
-    """The training images of all datasets."""
+    """Return the training images of all datasets."""
     entries = config.data.entries()
     parts = [
         ImageDataset(
@@ -255,7 +255,7 @@ def open_images(config: TrainConfig, memo: FileMemo = NO_MEMO) -> Images:
 
 
 def rows_opener(config: TrainConfig) -> Callable[[Rows], ImageDataset]:
-    """Makes training images of a stream's rows; where to crop at random is decided by the image's bytes."""
+    """Return a function that makes training images of a stream's rows; an image's bytes seed its random crop."""
 
     def open_rows(rows: Rows) -> ImageDataset:
         data = rows[0].get(config.data.image_column, {}).get("bytes", b"")
@@ -274,7 +274,7 @@ def rows_opener(config: TrainConfig) -> Callable[[Rows], ImageDataset]:
 
 
 def augmentation_of(config: TrainConfig, num_train_timesteps: int) -> Augmentation:
-    """Return what differs from one use of an image to the next.
+    """Return the variation between the uses of an image.
 
     Raises:
         ConfigError: timesteps that the base does not have, or no trigger word where one is needed.

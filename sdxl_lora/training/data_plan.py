@@ -1,4 +1,4 @@
-"""The images that train, in which steps, and what samples show: planned before anything is encoded."""
+"""Plan of training images, steps and sample prompts, made before anything is encoded."""
 
 import math
 from collections import Counter
@@ -14,18 +14,18 @@ from sdxl_lora.data.sampler import BucketSampler
 from sdxl_lora.data.split import held_out
 from sdxl_lora.training.checks import sample_prompts_of
 
-TIMES, LEAST_TIMES = 100, 10  # that each image is used in a training whose length nobody says
-FEWEST_STEPS, MOST_STEPS = 1000, 3000  # of it: AdamW at 1e-4 has learned little before, and most subjects after
-SMALL = 0.6  # of the resolution's square: buckets of it are larger
+TIMES, LEAST_TIMES = 100, 10  # uses of each image in a training without a given length
+FEWEST_STEPS, MOST_STEPS = 1000, 3000  # AdamW at 1e-4 has learned little before, and most subjects after
+SMALL = 0.6  # of the resolution's square: its buckets are larger
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The images that train, in which steps, and what samples show. Nothing is encoded yet.
+    """Plan of training images, steps and sample prompts. Nothing is encoded yet.
 
     Attributes:
         held_out: indices of the images that no step sees.
-        prompts: of samples, with nothing left open.
+        prompts: of samples, with all defaults filled in.
         captions: every prompt that a step will read; None where captions are encoded in every step.
     """
 
@@ -45,21 +45,21 @@ class DataPlan:
         return self.sampler.images_per_step
 
     def prompts_to_show(self) -> list[str]:
-        """Prompts that samples and validation read beside the captions that train."""
+        """Return the prompts that samples and validation read beside the training captions."""
         drawn = [text for prompt in self.prompts for text in (prompt.text, prompt.negative)]
         return [*drawn, *(caption for index in self.held_out for caption in self.examples[index].captions)]
 
     def written_captions(self) -> list[str]:
-        """All captions of all images, as they are written."""
+        """Return all captions of all images, unaltered."""
         return [caption for example in self.examples for caption in example.captions]
 
 
 def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callable[[str], None]) -> DataPlan:
-    """Return which of the images train, in which steps.
+    """Plan which images train, and in which steps.
 
     Raises:
-        ConfigError: class images that are weighted and not there, shares of captions that do not fit the images, or
-            nothing left to train on.
+        ConfigError: missing class images that are weighted, shares of captions that do not fit the images, or nothing
+            left to train on.
     """
     examples, batch, split = images.examples, config.batch, config.evaluation.validation_split
     preservation = preservation_of(config.objective, config.data)
@@ -85,9 +85,9 @@ def plan_data(config: TrainConfig, images: Images, world_size: int, info: Callab
 
 
 def steps_that_suffice(trained: Sequence[Example], sampler: BucketSampler) -> tuple[int, str]:
-    """Return how long a training is where nobody says, and a line that says so.
+    """Return the default number of steps, and a line that reports it.
 
-    By how often the images of the subject are used, whatever repeats and class images make of an epoch.
+    It depends on how often the subject's images are used, whatever repeats and class images make of an epoch.
     """
     repeats = [float(example.repeats) for example in trained if not example.is_class_image]
     repeats = repeats or [float(example.repeats) for example in trained]
@@ -101,7 +101,7 @@ def steps_that_suffice(trained: Sequence[Example], sampler: BucketSampler) -> tu
 
 
 def notes_on_resolution(resolution: int, images: Images) -> list[str]:
-    """Say it where `resolution` is not that of images which were prepared at another: they train as they are."""
+    """Return a note if images were prepared at another resolution, since they train at their own size."""
     areas = [height * width for height, width in (example.target_size for example in images.examples)]
     if not images.is_prepared or not areas or SMALL * resolution**2 <= max(areas) <= resolution**2:
         return []
@@ -118,7 +118,7 @@ def captions_that_will_occur(
     total_steps: int,
     info: Callable[[str], None],
 ) -> set[str] | None:
-    """Every prompt that the steps read; None if they are to be encoded in every step."""
+    """Return every prompt that the steps read; None if captions are encoded in every step."""
     if config.adapter.train_text_encoder:
         info("the text encoders train: captions are encoded live")
         return None
@@ -136,6 +136,6 @@ def captions_that_will_occur(
 
 
 def most_common_size(config: TrainConfig, examples: Iterable[Example]) -> tuple[int, int]:
-    """Height and width that most images have; of none, the square."""
+    """Return the most common height and width; without images, the resolution's square."""
     count = Counter(example.target_size for example in examples)
     return count.most_common(1)[0][0] if count else (config.data.resolution, config.data.resolution)

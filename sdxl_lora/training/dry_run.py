@@ -1,6 +1,6 @@
-"""--dry_run: what a training would do, from configs and images alone. Reads no weights and writes nothing.
+"""--dry_run: plan of a training from configs and images alone. Reads no weights and writes nothing.
 
-It is the training's own planning over models on the meta device, so its numbers are those of the run.
+It runs the training's own planning on the meta device, so its numbers are those of the run.
 """
 
 import math
@@ -46,10 +46,10 @@ from sdxl_lora.training.schedule import Cadence
 
 
 def dry_run(config: TrainConfig) -> str:
-    """The plan, as lines for a person.
+    """Return the plan as lines for a person.
 
     Raises:
-        ConfigError, DataError: what would end the training itself.
+        ConfigError, DataError: errors that would end the training itself.
     """
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
@@ -69,10 +69,10 @@ def described(plan: "TrainingPlan", warned: list[str]) -> str:
 
 
 def plan_training(config: TrainConfig) -> "TrainingPlan":
-    """All that can be known of a training before it begins.
+    """Return everything that is known of a training before it begins.
 
     Raises:
-        ConfigError, DataError: what would end the training itself.
+        ConfigError, DataError: errors that would end the training itself.
     """
     for text in set_aside(os.environ, config.compute.mixed_precision, config.batch.gradient_accumulation_steps):
         warnings.warn(text, stacklevel=2)
@@ -102,7 +102,7 @@ def plan_training(config: TrainConfig) -> "TrainingPlan":
 
 
 def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
-    """Bytes that the training is to live within; None where nothing is left open, or only to another machine."""
+    """Return the bytes available to the training; None where no setting depends on them, or no GPU is here."""
     if config.compute.memory_budget is not None:
         return bytes_of(config.compute.memory_budget)
     if config.batch.train_batch_size != "auto":
@@ -114,7 +114,7 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
 
 
 def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
-    """Check what the training asks of its settings on the way, beside what is planned here."""
+    """Check the settings that the training itself checks later and that the plan does not cover."""
     schedule, _ = load_schedulers(base, config.objective)
     augmentation_of(config, schedule.config.num_train_timesteps)
     groups = groups_of(config.optimizer, *next(iter(meta.trained.items())))
@@ -123,9 +123,9 @@ def check_rest(config: TrainConfig, base: Base, meta: MetaModels) -> None:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training as far as it is known without weights, and what a person is told of it.
+    """Training as far as it is known without weights, and the lines that describe it.
 
-    device: that would train; None where that is a GPU which this machine has not.
+    device: the one that would train; None where that is a GPU which this machine lacks.
     """
 
     config: TrainConfig
@@ -174,7 +174,7 @@ class TrainingPlan:
         return lines
 
     def of_parameters(self) -> list[str]:
-        """Numbers of values and modules, for the UNet by its three parts."""
+        """Return the numbers of values and modules, for the UNet by its three parts."""
         lines = []
         for name, model in self.meta.trained.items():
             values: Counter[str] = Counter()
@@ -191,7 +191,7 @@ class TrainingPlan:
         return [self.meta.models[name] for name in ENCODERS]
 
     def cached_bytes(self) -> tuple[int, int, int, int]:
-        """Numbers of pictures' and of prompts' records, and bytes of either."""
+        """Return the numbers of images' and of prompts' records, and the bytes of each."""
         config, vae = self.config, self.meta.models["vae"].config
         flips = 1 + config.data.random_flip
         sizes = {example.key: example.target_size for example in self.data.examples}
@@ -222,7 +222,7 @@ class TrainingPlan:
         ]
 
     def of_memory(self) -> list[str]:
-        """While training, by what takes it; and while the cache is filled, where that is more."""
+        """Return the memory while training, by use, and while the cache is filled."""
         parts = self.count.parts(memory_level_of(self.config.compute, self.config.optimizer), self.shape.micro_batch)
         caching = encoding_bytes(self.config, self.meta, self.count.size) + round(CUDA_CONTEXT * GIB)
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
@@ -236,7 +236,7 @@ class TrainingPlan:
         return encoding_cost(self.meta.models["vae"], self.count.size)
 
     def work(self) -> Work:
-        """The products of one process: those of matrices, convolutions and attention, nothing else."""
+        """Return the operations of one process in matrix products, convolutions and attention."""
         config, data, largest = self.config, self.data, math.prod(self.count.size)
         recomputed = memory_level_of(config.compute, config.optimizer).recomputed
         step = self.count.cost(recomputed, self.shape.micro_batch)
@@ -265,14 +265,14 @@ class TrainingPlan:
         )
 
     def rates(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[float]:
-        """Operations a second of this device in the training's precision and in the VAE's, measured now."""
+        """Measure this device's operations a second in the training's precision and in the VAE's."""
         assert self.device is not None, "there is a device to measure"
         set_arithmetic(self.config.compute.allow_tf32, self.config.compute.deterministic)
         dtypes = DTYPES[self.config.compute.mixed_precision], self.meta.models["vae"].dtype
         return [measure(self.device, dtype) for dtype in dtypes]
 
     def of_time(self, measure: Callable[[torch.device, torch.dtype], float] = products_per_second) -> list[str]:
-        """The least time of it all, as its products alone would take."""
+        """Return the least time of the whole training, that of its products alone."""
         work = self.work()
         total = sum(vars(work).values()) / TERA
         counted = f"{total:,.3g} TFLOP of products, {work.training / self.data.total_steps / TERA:.3g} in a step"

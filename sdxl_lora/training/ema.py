@@ -1,7 +1,7 @@
-"""Averages of the trained weights, which draw and publish better than the weights of the last step.
+"""Averages of the trained weights, which give better samples and LoRA files than the weights of the last step.
 
-An exponential moving average of our own, and the one that schedule-free optimizers keep. Within a context the adapter
-holds the average; after it, the training's weights again to the last bit.
+These are an exponential moving average, and the average that schedule-free optimizers keep. Within a context the
+adapter holds the average; after it, exactly the training's weights again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ STATE_NAME = "ema_state.safetensors"
 
 
 class Ema:
-    """The moving average of parameters: each step it goes a share 1 - decay of the way to them.
+    """Exponential moving average of parameters: each step it moves a share 1 - decay of the way to them.
 
-    In step t (1 is the first) the decay is at most (1 + t) / (10 + t), so that the weights of the beginning do not
-    stay in it for long. `save` and `load` are exact.
+    In step t (1 is the first) the decay is at most (1 + t) / (10 + t), so that the initial weights soon fade. `save`
+    and `load` are exact.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
@@ -53,7 +53,7 @@ class Ema:
 
 @contextmanager
 def schedule_free_average(optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """The weights that a schedule-free optimizer averages, which trains at another point; nothing with any other."""
+    """Show the weights that a schedule-free optimizer averages; it trains at another point. No-op for all others."""
     if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
         yield
         return
@@ -67,7 +67,7 @@ def schedule_free_average(optimizer, parameters: Sequence[nn.Parameter]) -> Iter
 
 @contextmanager
 def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """After it the parameters are what they were before."""
+    """Restore the parameters after the context."""
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
@@ -78,22 +78,22 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 class TrainedWeights:
-    """The weights that samples and LoRA files are made of: those that train, or a schedule-free optimizer's average."""
+    """Weights for samples and LoRA files without an EMA: the trained ones, or a schedule-free optimizer's average."""
 
     def __init__(self, optimizer, parameters: Sequence[nn.Parameter]):
         self.optimizer, self.parameters = optimizer, parameters
 
     def update(self, step: int) -> None:
-        """Nothing: the optimizer keeps what there is to keep."""
+        """Do nothing: the optimizer keeps any average."""
 
     def save(self, folder: Path, step: int) -> None:
-        """Nothing: the optimizer's state holds it."""
+        """Do nothing: the optimizer's state holds any average."""
 
     def load(self, folder: Path) -> None:
-        """Nothing, likewise."""
+        """Do nothing: the optimizer's state holds any average."""
 
     def shown(self):
-        """A context in which the adapter holds these weights."""
+        """Return a context in which the adapter holds these weights."""
         return schedule_free_average(self.optimizer, self.parameters)
 
 
@@ -101,7 +101,7 @@ PublishedWeights = Ema | TrainedWeights
 
 
 def published_weights(ema_decay: float | None, named: dict[str, nn.Parameter], optimizer) -> PublishedWeights:
-    """The weights to show and to publish: an EMA where one is asked for.
+    """Return the weights for samples and LoRA files: an EMA if `ema_decay` is given.
 
     Args:
         named: the adapters' parameters by name.

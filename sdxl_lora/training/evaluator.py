@@ -1,6 +1,6 @@
-"""The loss on held-out images, at fixed timesteps with fixed noise, and the best step by it or by similarity.
+"""Loss on held-out images, and the best step by this loss or by similarity.
 
-Fixed, so that its course shows the learning and not the draws.
+Timesteps and noise are fixed, so that the curve shows learning and not random draws.
 """
 
 import json
@@ -28,14 +28,14 @@ TIMESTEPS = 4  # per image, in the middle of equal ranges
 
 
 class EarlyStopping:
-    """The best so far, of step `step`, and how long none was better: the lowest loss, or the highest similarity.
+    """Tracker of the best step so far, by lowest loss or highest similarity, and of the measurements since.
 
-    Its state is part of every checkpoint, so a resumed run decides as the uninterrupted one.
+    Its state is part of every checkpoint, so a resumed run decides like an uninterrupted one.
 
     Args:
-        min_delta: one counts as better if it is so by more than this.
-        patience: stop after so many in a row that were not better; None for never.
-        by_similarity: what is measured is one, of which more is better.
+        min_delta: a measurement is better only if it improves by more than this.
+        patience: measurements in a row without improvement before training stops; None for never.
+        by_similarity: the measurement is a similarity, of which higher is better.
     """
 
     def __init__(self, min_delta: float = 0.0, patience: int | None = None, by_similarity: bool = False):
@@ -46,7 +46,7 @@ class EarlyStopping:
         self.waited = 0
 
     def update(self, step: int, measured: float) -> bool:
-        """Take in what was measured after `step` steps; whether it is the best. NaN never is."""
+        """Record the measurement after `step` steps and return whether it is the best; NaN never is."""
         self.measured_step = step
         if not self.sign * measured < self.loss - self.min_delta:
             self.waited += 1
@@ -60,12 +60,12 @@ class EarlyStopping:
 
     @property
     def name(self) -> str:
-        """What the best is called."""
+        """Return the name of the best measurement."""
         return "lowest validation loss" if self.sign > 0 else "highest similarity"
 
     @property
     def value(self) -> str:
-        """What was measured of the best, and at which step; "" where there is none."""
+        """Return the best measurement and its step as text; "" where there is none."""
         return "" if self.step is None else f"{self.sign * self.loss:.4f}, of step {self.step}"
 
     @property
@@ -75,11 +75,11 @@ class EarlyStopping:
 
     @property
     def checkpoint(self) -> str | None:
-        """The name of the best step's checkpoint."""
+        """Return the name of the best step's checkpoint."""
         return None if self.step is None else f"checkpoint-{self.step}"
 
     def state(self) -> dict:
-        """`loss` is minus the similarity where that decides."""
+        """Return the state to save; `loss` is minus the similarity where that decides."""
         return {name: getattr(self, name) for name in ("step", "loss", "measured_step", "waited")}
 
     def save(self, folder: Path) -> None:
@@ -90,9 +90,9 @@ class EarlyStopping:
 
 
 class Evaluator:
-    """Measures the validation loss, the processes sharing the work, and knows which step is the best.
+    """Measurement of the validation loss, shared among the processes, and of the best step.
 
-    by_similarity: samples decide that, not the loss.
+    by_similarity: samples decide the best step, not the loss.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class Evaluator:
             self.best.load(folder)
 
     def evaluate(self, step: int) -> bool:
-        """Report the loss after `step` steps; not if asked to stop meanwhile.
+        """Log the validation loss after `step` steps, unless a stop is requested meanwhile.
 
         Returns:
-            whether it is the lowest so far, and that decides; the base alone does not compete.
+            Whether the loss decides and is the lowest so far; step 0, the base alone, does not compete.
         """
         if not self.data.held_out:
             return False
@@ -149,12 +149,12 @@ class Evaluator:
         return not self.by_similarity and self._is_best(step, validation_loss=loss)
 
     def judge(self, step: int, draw: Callable[[int], float | None]) -> bool:
-        """Where similarity decides, draw the samples after `step` steps.
+        """Draw the samples after `step` steps if similarity decides.
 
         Args:
             draw: returns their similarity, the same on every process; None where it could not be measured.
         Returns:
-            whether it is the highest so far; the base alone does not compete.
+            Whether the similarity is the highest so far; step 0, the base alone, does not compete.
         """
         if not self.by_similarity or (similarity := draw(step)) is None:
             return False
@@ -181,9 +181,9 @@ class Evaluator:
 def validation_batch(
     index: int, examples: Examples, latents: Latents, text: TextEmbeddings, seed: int, num_train_timesteps: int
 ) -> dict[str, torch.Tensor]:
-    """One held-out image at TIMESTEPS timesteps, as `collate` gives it.
+    """Return one held-out image at TIMESTEPS timesteps, as a batch of `collate`.
 
-    Its keys have epochs below 0, which no training has, so its noise is its own and always the same.
+    Its sample keys have negative epochs, which no training has, so its noise is always the same and never trained on.
     """
     samples = [SampleKey(index, -1 - place) for place in range(TIMESTEPS)]
     batch = collate(samples, examples, latents, text, seed, num_train_timesteps)
@@ -193,7 +193,7 @@ def validation_batch(
 
 @torch.no_grad()
 def validation_sums(unet, scheduler, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """(2, TIMESTEPS): sums and numbers of the plain losses by timestep, without dropout (see `means_by_timestep`)."""
+    """Return sums and numbers of the plain losses by timestep, without dropout: (2, TIMESTEPS)."""
     steps = scheduler.config.num_train_timesteps
     was_training = unet.training
     unet.eval()

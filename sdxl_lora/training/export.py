@@ -1,4 +1,4 @@
-"""The LoRA files of a training, with what is known of it in their metadata."""
+"""LoRA files of a training, with its facts in their metadata."""
 
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ from sdxl_lora.training.samples import SampleWriter
 
 
 class LoraExporter:
-    """Writes the LoRA files of the weights as they are: into each checkpoint, and at the end."""
+    """Writer of the LoRA files of the current weights, into each checkpoint and at the end."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LoraExporter:
             prediction_type=self.model.scheduler.config.prediction_type,
             flow_shift=getattr(self.model.scheduler.config, "shift", None),
         )
-        with self.shown.shown(), self.model.base_at_hand():  # a DoRA's nearest LoRA is found by it
+        with self.shown.shown(), self.model.base_at_hand():  # the base is needed to find a DoRA's nearest LoRA
             return write_lora_files(
                 folder, config.lora_name, self.model.components, config.output.save_precision, metadata
             )
@@ -61,4 +61,4 @@ class LoraExporter:
         self.write(folder, step)
 
     def load(self, folder: Path) -> None:
-        """Nothing: the adapters' own state is exact, these files are for clients."""
+        """Do nothing: the adapters' own state is exact, and these files are for clients."""

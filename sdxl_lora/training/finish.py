@@ -1,4 +1,4 @@
-"""What a finished training leaves for a person: files, a card, the last words, an upload."""
+"""Results of a finished training: LoRA files, a model card, a summary, an upload."""
 
 import contextlib
 import shlex
@@ -39,7 +39,7 @@ def finish(
     logger: RunLogger,
     step: int,
 ) -> None:
-    """Write the LoRA files and say where they are. On the main process, which may take its time."""
+    """Write the LoRA files and the model card, print a summary, upload. Main process only, without a time limit."""
     folder, base, name = run.folder, exporter.base.path, config.lora_name
     trigger_word = ", ".join(trigger_words_of(config.data))
     of_best = best_lora(folder, best.checkpoint, name, logger.info)
@@ -71,7 +71,7 @@ def end_if_finished(
     logger: RunLogger,
     step: int,
 ) -> None:
-    """Raises Stopped where this very command has finished the run before; then nothing is written. All call this.
+    """Raise Stopped if this same command has finished the run before; nothing is written then. Every process calls it.
 
     Args:
         step: steps done before.
@@ -88,7 +88,7 @@ def end_if_finished(
 
 
 def finished_files(config: TrainConfig, run: Run, step: int, repository: str | None) -> list[str]:
-    """Return the LoRA files that a run of this very config left after `step` steps; [] where one of them is missing."""
+    """Return the LoRA files that a run of the same config left after `step` steps; [] if one of them is missing."""
     folder = run.folder
     if read_settings(folder) != to_yaml(config) or not (folder / "README.md").is_file():
         return []
@@ -103,14 +103,14 @@ def finished_files(config: TrainConfig, run: Run, step: int, repository: str | N
 
 
 def read_settings(folder: Path) -> str:
-    """Return config.yaml as text; empty where there is none that can be read."""
+    """Return config.yaml as text; "" if it cannot be read."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return (folder / "config.yaml").read_text(encoding="utf-8")
     return ""
 
 
 def publish(run: Run, repository: str, logger: RunLogger) -> None:
-    """Upload to the Hub. What fails here costs no more than the upload."""
+    """Upload to the Hub. A failure is logged and costs nothing but the upload."""
     try:
         address = upload(run.folder, repository)
     except UploadError as error:
@@ -122,7 +122,7 @@ def publish(run: Run, repository: str, logger: RunLogger) -> None:
 
 
 def settings_to_show(config: TrainConfig) -> Mapping:
-    """Return what a person wants to know of a LoRA: the main settings, and of the others what is not as usual."""
+    """Return the settings worth showing with a LoRA: the main ones, and others that differ from their defaults."""
     fields, values = flat_fields(TrainConfig), flat_values(config) | {"optimizer_name": config.optimizer.name}
     shown = {name: values[name] for name in MAIN_SETTINGS} | config.same_on_resume()
     shown["train_unet"] = values["train_unet"]

@@ -1,7 +1,7 @@
-"""The numbers of the steps since they were last read, kept on the device: reading is the only time the host waits.
+"""Metrics of the steps since the last reading, kept on the device: the host waits only when it reads them.
 
-Also whether one of them was NaN or infinite. An optimizer that can be told so on the device (torch's fused ones) then
-changes no weight, in that step and in every later one, whenever the host gets to know of it.
+They include whether a step was NaN or infinite. An optimizer that reads this on the device (torch's fused ones) then
+changes no weight in that step or any later one, no matter when the host notices.
 """
 
 from collections.abc import Callable, Collection
@@ -17,10 +17,10 @@ from sdxl_lora.run.session import Run
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """The numbers of steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
+    """Numbers of steps `first_step` + 1 to `first_step` + `steps`: their mean loss, the last one's gradient norm.
 
-    finite_steps: how many there were before the first with NaN or infinity, whose loss and norm these then are.
-    parts: the loss by timestep, and that of the steps that keep the base's predictions, where there were such.
+    finite_steps: steps before the first with NaN or infinity, whose loss and norm are then given instead.
+    parts: the loss by timestep, and that of preserving the base's predictions, if any.
     images: how many they saw; names: of each step's images, as far as this process knows them.
     """
 
@@ -37,12 +37,12 @@ class StepNumbers:
 
 
 class StepMetrics:
-    """`begin`, `add` for each micro-step, `close` and `guard` for each step; `flush` when the numbers are wanted.
+    """Metrics of steps: `begin`, `add` for each micro-step, `close` and `guard` for each step; `flush` to read them.
 
     Args:
         first_step: steps done before.
         bins: ranges of timesteps to report the loss for.
-        waiting: makes the context in which the host waits, for the "device".
+        waiting: makes the context in which the host waits; called with "device".
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class StepMetrics:
         self._start_from(first_step)
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the processes: losses, requests to stop, preserving losses and their number, requests to save and
-        to draw, losses by timestep and their numbers."""
+        """Return zeros for sums over the processes: losses, requests to stop, preserving losses and their number,
+        requests to save and to draw, losses by timestep and their numbers."""
         return torch.zeros(6 + 2 * self.bins, device=self.device)
 
     def _start_from(self, step: int) -> None:
@@ -70,12 +70,12 @@ class StepMetrics:
         self.names: list[Collection[str]] = []
 
     def begin(self, images: int, names: Collection[str]) -> None:
-        """A step of so many images, over all processes, begins."""
+        """Begin a step of so many images over all processes."""
         self.images.append(images)
         self.names.append(names)
 
     def add(self, losses: torch.Tensor, timesteps: torch.Tensor, preserves: bool = False) -> None:
-        """The losses (B,) of a micro-batch at its timesteps (B,), or those of keeping the base's predictions."""
+        """Add the losses (B,) of a micro-batch at timesteps (B,), or those of preserving the base's predictions."""
         self.step_sums[0] += losses.detach().sum()
         if preserves:
             self.step_sums[2] += losses.detach().sum()
@@ -85,15 +85,15 @@ class StepMetrics:
         self.step_sums[6:] += by_timestep.flatten()
 
     def close(self, accelerator, stop_requested: bool, is_spoilt: bool = False, asked: Asked = NOTHING) -> None:
-        """All micro-steps of the step are added: sum over the processes."""
+        """Sum over the processes, after all micro-steps of the step."""
         self.step_sums[0] = torch.nan if is_spoilt else self.step_sums[0] / self.images[-1]
         for place, is_asked in zip((1, 4, 5), (stop_requested, *asked), strict=True):
-            if is_asked:  # else nothing is launched
+            if is_asked:  # otherwise nothing is launched on the device
                 self.step_sums[place] += 1
         self.step_sums = accelerator.reduce(self.step_sums, "sum")
 
     def guard(self, grad_norm: torch.Tensor, has_scaler: bool) -> None:
-        """Note the norm and what is not finite; fp16's scaler expects infinite gradients, and skips such a step."""
+        """Note the norm and whether the step is finite; fp16's scaler itself skips a step with infinite gradients."""
         loss_is_finite = self.step_sums[0].isfinite()
         is_finite = loss_is_finite if has_scaler else loss_is_finite & grad_norm.isfinite()
         was_finite = 1 - self.found_inf
@@ -105,7 +105,7 @@ class StepMetrics:
         self.steps += 1
 
     def numbers(self) -> StepNumbers:
-        """The numbers so far. Waits for the device."""
+        """Return the numbers so far. Waits for the device."""
         on_device = torch.cat([self.sums, torch.stack([self.grad_norm, self.finite_steps])])
         with self.waiting("device"):
             loss, stops, preserving, preserved, saves, drawings, *by_timestep, norm, finite_steps = on_device.tolist()
@@ -125,14 +125,14 @@ class StepMetrics:
         )
 
     def flush(self) -> StepNumbers:
-        """The numbers so far; the next ones are of later steps alone. Waits for the device."""
+        """Return the numbers so far and start anew. Waits for the device."""
         numbers = self.numbers()
         self._start_from(self.first_step + self.steps)
         return numbers
 
 
 def check_finite(numbers: StepNumbers, run: Run) -> None:
-    """Raises NonFiniteError where one of the steps was not; it names the step's images."""
+    """Raise NonFiniteError, which names the step's images, if one of the steps was not finite."""
     if numbers.finite_steps == numbers.steps:
         return
     step = numbers.first_step + numbers.finite_steps + 1
@@ -145,7 +145,7 @@ def check_finite(numbers: StepNumbers, run: Run) -> None:
 
 
 def sums_by_timestep(losses, timesteps, num_train_timesteps: int, bins: int) -> torch.Tensor:
-    """(2, bins): the sum and the number of the losses (B,) whose timesteps (B,) lie in each of equal ranges."""
+    """Return sum and number of the losses (B,) whose timesteps (B,) lie in each of equal ranges: (2, bins)."""
     sums = torch.zeros(2, bins, device=losses.device)
     if not bins:
         return sums
@@ -154,7 +154,7 @@ def sums_by_timestep(losses, timesteps, num_train_timesteps: int, bins: int) -> 
 
 
 def means_by_timestep(sums: torch.Tensor, num_train_timesteps: int) -> dict[str, float]:
-    """{"loss_timesteps_0_249": mean, ...} of `sums_by_timestep`, for the ranges that losses fell into."""
+    """Return {"loss_timesteps_0_249": mean, ...} of `sums_by_timestep`, for ranges with losses."""
     bins = sums.shape[1]
     edges = [-(-num_train_timesteps * i // max(bins, 1)) for i in range(bins + 1)]
     return {

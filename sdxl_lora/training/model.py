@@ -1,4 +1,4 @@
-"""The models of a run: the frozen base, its adapters, and how they compute."""
+"""Models of a run: the frozen base, its adapters, and the settings of their computation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -33,16 +33,16 @@ from sdxl_lora.performance.weight_streaming import WeightStream, stream_weights
 
 @dataclass
 class LoraModel:
-    """The model that trains, and what it trains with.
+    """The trained model and everything it trains with.
 
     Attributes:
-        unet: without what Accelerate wraps around it; frozen where only text encoders train.
+        unet: without Accelerate's wrapper; frozen where only text encoders train.
         components: the models with adapters, by name.
-        wrapped: what the loss calls, as Accelerate prepared it: the UNet, and both text encoders as one.
+        wrapped: the modules that the loss calls, prepared by Accelerate: the UNet, and both text encoders as one.
         text: embeddings of prompts, cached or by text encoders that train.
         scheduler: the noise schedule of the objective; sampling_scheduler: that of samples.
         start: the LoRA that the training began from.
-        stream: what brings the frozen base; None where it stays on the device.
+        stream: copies the frozen base's weights to the device; None where they stay there.
     """
 
     unet: nn.Module
@@ -55,7 +55,7 @@ class LoraModel:
     stream: WeightStream | None
 
     def base_at_hand(self) -> AbstractContextManager[None]:
-        """Return a context in which the base's weights can be read, as else only while it computes."""
+        """Return a context in which the base's weights can be read; a streamed base lacks them otherwise."""
         return nullcontext() if self.stream is None else self.stream.at_home()
 
     @property
@@ -63,11 +63,11 @@ class LoraModel:
         return self.scheduler.config.num_train_timesteps
 
     def fingerprint(self) -> dict:
-        """Return what a resumed run must find as it was."""
+        """Return the facts that a resumed run must find unchanged."""
         return {"init_lora": self.start.sha256}
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of all adapters, by model and name."""
+        """Return the parameters of all adapters, by model and name."""
         return {
             f"{name}.{key}": parameter
             for name, model in self.components.items()
@@ -78,10 +78,10 @@ class LoraModel:
 def build_model(
     config: TrainConfig, base: Base, text: TextCache, accelerator, info: Callable[[str], None]
 ) -> LoraModel:
-    """Load the UNet, give the models that train their adapters, and prepare them with Accelerate.
+    """Load the UNet, add adapters to the models that train, and prepare them with Accelerate.
 
     Raises:
-        ConfigError: a setting that this base cannot have.
+        ConfigError: a setting that this base does not support.
     """
     compute = config.compute
     scheduler, sampling_scheduler = load_schedulers(base, config.objective)
@@ -89,7 +89,7 @@ def build_model(
     unet = load_base_unet(compute, base, accelerator.device, info)
     models: dict[str, Model] = {"unet": unet}
     live = None
-    if config.adapter.train_text_encoder:  # from here on prompts are read through the encoders as they are by then
+    if config.adapter.train_text_encoder:  # from here on prompts are read through the current encoders
         assert text.live_parts is not None, "prepare_data leaves encoders that train in memory"
         tokenizers, encoders = text.live_parts
         chunks = config.captions.max_caption_chunks
@@ -101,7 +101,7 @@ def build_model(
         info(note)
     add_adapters(components, config, start, info, config.adapter.init_lora_weights, accelerator.device)
     bare = [unet, *([live.encoders] if live else [])]
-    for model in bare:  # before weights go where no sum of them can be taken
+    for model in bare:  # before weights move to where they cannot be summed
         send_only_what_trains(accelerator, model)
     adapter, stream = config.adapter, None
     for name, model in models.items():
@@ -111,7 +111,7 @@ def build_model(
         elif compute.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-    if is_recorded_by_several(compute, accelerator.num_processes):  # as it is, without DDP
+    if is_recorded_by_several(compute, accelerator.num_processes):  # without DDP
         wrapped = [accelerator.prepare_model(model, evaluation_mode=True) for model in bare]
         share_parameters(
             [parameter for model in components.values() for parameter in adapter_parameters(model).values()]
@@ -122,14 +122,14 @@ def build_model(
 
 
 def prepared(accelerator, model: nn.Module) -> nn.Module:
-    """As Accelerate wraps it; without DDP, which refuses it, where nothing of it trains."""
+    """Return the model as Accelerate wraps it; without DDP, which refuses frozen models, where nothing trains."""
     if any(parameter.requires_grad for parameter in model.parameters()):
         return accelerator.prepare(model)
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def is_recorded_by_several(compute: ComputeConfig, processes: int) -> bool:
-    """Return whether micro-steps are recorded in several processes, which then send gradients by themselves."""
+    """Return whether micro-steps are recorded in several processes, which then average gradients without DDP."""
     return compute.cuda_graphs == "on" and processes > 1
 
 
@@ -138,12 +138,12 @@ def trained_components(models: Mapping[str, Model], adapter: AdapterConfig) -> d
 
 
 def trained_names(adapter: AdapterConfig) -> list[str]:
-    """The names of the models that get adapters."""
+    """Return the names of the models that get adapters."""
     return [*(["unet"] if adapter.train_unet else []), *(ENCODERS if adapter.train_text_encoder else ())]
 
 
 def warm_start_of(adapter: AdapterConfig, components: Iterable[str]) -> WarmStart:
-    """Return what init_lora has for the models that train; ConfigError where it cannot be used."""
+    """Return the adapters that init_lora has for the models that train; ConfigError where it cannot be used."""
     if adapter.init_lora is None:
         return WarmStart()
     try:
@@ -163,10 +163,10 @@ def add_adapters(
     """Give each model its adapter.
 
     Args:
-        init: how it begins, see --init_lora_weights.
-        device: where the base's weights are decomposed, for an `init` that begins with a part of them.
+        init: initial weights, see --init_lora_weights.
+        device: where the base's weights are decomposed, for an `init` that starts with a part of them.
     Raises:
-        ConfigError: targets, ranks or a start that the models do not fit.
+        ConfigError: targets, ranks or an init_lora that do not fit the models.
     """
     adapter = config.adapter
     for name, model in components.items():
@@ -199,7 +199,7 @@ def add_adapters(
 
 
 def ranks_and_targets(adapter: AdapterConfig, name: str, model: nn.Module) -> dict:
-    """`add_lora`'s arguments that say which modules train, and at what rank and alpha."""
+    """Return `add_lora`'s arguments for the trained modules and their rank and alpha."""
     rank, targets = adapter.rank, adapter.targets
     alpha = adapter.lora_alpha or rank
     if name != "unet":
@@ -211,13 +211,13 @@ def ranks_and_targets(adapter: AdapterConfig, name: str, model: nn.Module) -> di
 
 
 def base_dtype(compute: ComputeConfig) -> torch.dtype:
-    """The frozen UNet's; where it is quantized, that of the layers that are not."""
+    """Return the frozen UNet's precision; where it is quantized, that of its other layers."""
     return torch.float32 if compute.base_precision == "fp32" else DTYPES[compute.mixed_precision]
 
 
 def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, info: Callable[[str], None]) -> nn.Module:
-    """Load the UNet, frozen, in the base's precision; the products stay in that of the computation."""
-    # Not before the VAE is gone, which meets many sizes.
+    """Load the frozen UNet in the base's precision; its products stay in that of the computation."""
+    # Only from here on: the VAE, gone by now, meets many sizes, and each would be benchmarked.
     torch.backends.cudnn.benchmark = not compute.deterministic
     unet = load_unet(base, base_dtype(compute))
     if compute.base_precision in KINDS:
@@ -238,12 +238,12 @@ def set_computation(
     device: torch.device,
     trains_text: bool = False,
 ) -> WeightStream | None:
-    """Set how the UNet with its adapter computes: precision, what is recomputed or compiled, where its weights are.
+    """Set the computation of the UNet with its adapter: precision, recomputing, compiling, and place of its weights.
 
     Args:
-        device: where it will.
+        device: where it will compute.
     Returns:
-        What brings its weights, with stream_base.
+        The stream of its weights, with stream_base.
     """
     compiles = compute.compile == "on"
     use_memory_saving_layers(unet, compiles, trains_text)
@@ -264,5 +264,5 @@ def set_computation(
 
 
 def computes_in_half(compute: ComputeConfig, unet: nn.Module, not_fused: dict) -> bool:
-    """Return whether the UNet can do without autocast."""
+    """Return whether the UNet can compute without autocast."""
     return compute.mixed_precision == "bf16" and unet.dtype == torch.bfloat16 and not not_fused

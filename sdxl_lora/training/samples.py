@@ -1,4 +1,4 @@
-"""Samples while a LoRA trains: images of the validation prompts, for the run's folder and the trackers."""
+"""Samples during a training: images of the validation prompts, for the run's folder and the trackers."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SIMILARITY_REFERENCES = 100  # training images that samples are compared with
 
 
 class SampleWriter:
-    """Writes the samples of a step, the processes sharing the work.
+    """Writer of the samples of a step; the processes share the work.
 
     Attributes:
         newest: the first sample of the newest step, on the main process.
@@ -51,17 +51,17 @@ class SampleWriter:
         return self.run.folder / "samples"
 
     def are_written(self, step: int) -> bool:
-        """Return whether all samples of a step are there; the same on every process."""
+        """Return whether all samples of a step exist; the same on every process."""
         return on_main_and_broadcast(self.accelerator, lambda: are_drawn(self.folder, step, self.prompts, self.images))
 
     def write(self, step: int, is_asked: bool = False) -> float | None:
-        """Draw the prompts with the LoRA as it is after `step` steps.
+        """Draw the prompts with the LoRA after `step` steps.
 
         Args:
-            is_asked: a person waits for them, who is told where there is nothing to draw.
+            is_asked: a person asked for the samples, and is told if there are no prompts.
 
         Returns:
-            the similarity of all with the trigger word, the same on every process; None where it was not measured.
+            The similarity of all samples with the trigger word, the same on every process; None if not measured.
         """
         if is_asked and not self.prompts:
             self.logger.info("asked to draw, but the run has no sample prompts: give --validation_prompt")
@@ -97,7 +97,7 @@ class SampleWriter:
         return on_main_and_broadcast(accelerator, lambda: self._show(step))
 
     def _show(self, step: int) -> float | None:
-        """Give the samples of a step to the trackers. On the main process, which may take its time."""
+        """Log the samples of a step and measure their similarity. Only on the main process, without a time limit."""
         images = read_samples(self.folder, step, len(self.prompts), self.images)
         self.newest = next((image for of_prompt in images for image in of_prompt), None)
         grid = write_grid(self.folder, step, self.prompts, self.images, self.logger.info)
@@ -106,18 +106,18 @@ class SampleWriter:
             return None
         try:
             measured = self._similarities(self.similarity, images)
-        except RuntimeError as error:  # nor is a number
+        except RuntimeError as error:  # nor is a similarity
             if not is_out_of_memory(error):
                 raise
             free_memory()
             self.logger.info(f"out of memory while measuring similarity at step {step}, going on ({error})")
             return None
         self.logger.similarity(step, measured)
-        are_all = all(len(of_prompt) == self.images for of_prompt in images)  # else asked to stop meanwhile
+        are_all = all(len(of_prompt) == self.images for of_prompt in images)  # fewer if a stop was requested meanwhile
         return measured.get("similarity") if are_all else None
 
     def _similarities(self, similarity: Similarity, images: list[list[Image.Image]]) -> dict[str, float]:
-        """Return the similarities of the samples to the images that train."""
+        """Return the similarities of the samples to the training images."""
         data, device = self.data, self.accelerator.device
         if similarity.references is None:
             assert data.images is not None, "the config asks for images that can be read again"
@@ -129,7 +129,7 @@ class SampleWriter:
 
 
 def guidance_rescale_of(config: TrainConfig, scheduler_config) -> float:
-    """0.7 is the paper's for a schedule that ends in noise alone (arXiv:2305.08891, section 3.4)."""
+    """Return the guidance rescale: by default 0.7 for zero terminal SNR (arXiv:2305.08891, section 3.4), else 0."""
     if config.evaluation.validation_guidance_rescale is not None:
         return config.evaluation.validation_guidance_rescale
     return 0.7 if scheduler_config.get("rescale_betas_zero_snr") else 0.0

@@ -1,4 +1,4 @@
-"""What is due after which step."""
+"""Schedule of logging, evaluation, checkpoints and samples."""
 
 import math
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from sdxl_lora.run.requests import Asked
 from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.data_plan import DataPlan
 
-MOST_EVALUATIONS = 10  # in a training, where no setting says how often
+MOST_EVALUATIONS = 10  # in a training without a setting for their interval
 
 
 class Due(NamedTuple):
-    """The work that is due after a step; false where there is none."""
+    """Work that is due after a step; false where there is none."""
 
     log: bool = False
     evaluate: bool = False
@@ -25,12 +25,12 @@ class Due(NamedTuple):
         return any(self)
 
     def with_asked(self, asked: Asked) -> "Due":
-        """Return it with what a person asks for at this step."""
+        """Return the due work plus a person's requests."""
         return self._replace(checkpoint=self.checkpoint or asked.save, sample=self.sample or asked.sample)
 
 
 class EvaluationCadence(NamedTuple):
-    """The interval at which a training evaluates between its first step and its end: one of the two is given."""
+    """Interval of evaluations between the first step and the end; one of the two fields is given."""
 
     every_n_epochs: int | None = None
     every_n_steps: int | None = None
@@ -41,7 +41,7 @@ class EvaluationCadence(NamedTuple):
 
 
 def evaluation_cadence(evaluation: EvaluationConfig, sampler, total_steps: int) -> EvaluationCadence:
-    """Return the settings' cadence, else that of every N epochs; at most MOST_EVALUATIONS with the first."""
+    """Return the settings' cadence; by default every N epochs, at most MOST_EVALUATIONS including that of step 0."""
     if evaluation.validation_steps:
         return EvaluationCadence(every_n_steps=evaluation.validation_steps)
     if evaluation.validation_epochs:
@@ -53,7 +53,7 @@ def evaluation_cadence(evaluation: EvaluationConfig, sampler, total_steps: int) 
 
 
 class Cadence:
-    """When a training logs, evaluates (validation and samples) and saves; each always at the end."""
+    """Steps at which a training logs, evaluates (validation and samples) and saves; all three at the end too."""
 
     def __init__(self, config: TrainConfig, data: TrainingData | DataPlan):
         self.config, self.sampler, self.total_steps = config, data.sampler, data.total_steps
@@ -61,7 +61,7 @@ class Cadence:
         self.evaluation = evaluation_cadence(config.evaluation, data.sampler, data.total_steps)
 
     def after(self, step: int) -> Due:
-        """Return what is due after `step` steps, 1 being the first."""
+        """Return the work due after step `step`; 1 is the first."""
         config = self.config
         epochs = self.sampler.epoch_of(step - 1), self.sampler.epoch_of(step)
         evaluate = self.has_evaluation and self._is_due(step, epochs, *self.evaluation)
@@ -71,14 +71,14 @@ class Cadence:
         return Due(self._is_due(step, epochs, None, config.logging.logging_steps), evaluate, checkpoint, evaluate)
 
     def to_come(self, step: int) -> ToCome:
-        """Return what is to be done once step `step` has trained, what is due after it too; 0 is before the first."""
+        """Return the work that remains once step `step` has trained, including that due after it; 0 is the start."""
         saving = self.config.checkpoint
         evaluations = self._times_due(step, *self.evaluation) + (step == 0) if self.has_evaluation else 0
         checkpoints = self._times_due(step, saving.checkpointing_epochs, saving.checkpointing_steps)
         return ToCome(max(0, self.total_steps - step), evaluations, checkpoints)
 
     def _times_due(self, step: int, every_n_epochs: int | None, every_n_steps: int | None) -> int:
-        """How often that is, of the steps from `step` to the last; too often by those where both fall together."""
+        """Count the steps from `step` to the last that are due; those due by epochs and by steps count twice."""
         first, last = max(step, 1), self.total_steps
         if first > last:
             return 0

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, clipping, update."""
+"""Optimizer step: forward, backward, clipping, update."""
 
 import contextlib
 import math
@@ -24,15 +24,15 @@ from sdxl_lora.training.data import TrainingData
 from sdxl_lora.training.metrics import StepMetrics, check_finite
 from sdxl_lora.training.model import LoraModel, is_recorded_by_several
 
-OF_BASE = "base_"  # before the names of embeddings by text encoders without their adapters
-ROOM_TO_DRAW = 12 * 2**30  # bytes that surely suffice for validation and samples of 1024 px
+OF_BASE = "base_"  # prefix of embeddings by text encoders without their adapters
+ROOM_TO_DRAW = 12 * 2**30  # bytes, enough for validation and samples of 1024 px
 
 
 class TrainStep:
-    """Called with a step's batch, it does this process's part of the step.
+    """This process's part of each optimizer step, done when called with the step's batch.
 
-    NaN or infinity changes no weight: an optimizer that sees it on the device goes on without effect until the metrics
-    are read; for others the host looks in every step.
+    NaN or infinity changes no weight: an optimizer that sees it on the device then changes nothing until the metrics
+    are read; for others the host checks every step.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainStep:
         self.sends_gradients = is_recorded_by_several(config.compute, accelerator.num_processes)
         if config.compute.cuda_graphs == "on":
             self.recorded = RecordedMicroStep(self.compute, self.parameters, logger.info)
-        # Only torch's fused optimizers leave out a step by what the device finds; fp16's scaler tells them itself.
+        # Only torch's fused optimizers can skip a step by a flag on the device; fp16's scaler sets it itself.
         are_fused = all(group.get("fused") for group in optimizer.param_groups)
         self.sees_found_inf = are_fused and accelerator.scaler is None
         self.set_batch_shape(shape)
@@ -63,7 +63,7 @@ class TrainStep:
         self.accelerator.gradient_accumulation_steps = shape.micro_steps
 
     def __call__(self, batch: StepBatch, step: int, learning_rate: float | None) -> None:
-        """Do the step after the first `step` of a training.
+        """Do the step after the first `step` steps of a training.
 
         Raises:
             NonFiniteError: NaN or infinity, where the optimizer could not be told on the device.
@@ -81,7 +81,7 @@ class TrainStep:
                 # number of processes.
                 share = counts * self.shape.micro_steps * accelerator.num_processes / batch.image_count
                 preserves = PRESERVES in tensors
-                # Not recorded: while the adapter does little their gradients are rounding, which no replay repeats.
+                # Not recorded: a young adapter's preserving gradients are rounding errors, which no replay repeats.
                 compute = self.compute
                 if self.recorded:
                     compute = self.recorded.beside if preserves else self.recorded
@@ -94,12 +94,12 @@ class TrainStep:
                 self.optimizer.zero_grad(**in_place)
 
     def make_room(self) -> None:
-        """Give back what recorded steps hold where evaluating and drawing may need it; they are recorded anew."""
+        """Release the memory of recorded steps if evaluating and drawing may need it; they are recorded anew later."""
         if self.recorded and torch.cuda.mem_get_info()[0] < ROOM_TO_DRAW:
             self.recorded.release()
 
     def close(self, step: int) -> None:
-        """After a step's last backward: sum over the processes, clip, and see to it that NaN changes no weight."""
+        """Sum over the processes after a step's last backward, clip, and make sure that NaN changes no weight."""
         metrics, is_spoilt = self.metrics, fault_point("step", step + 1)
         if self.sends_gradients:
             average_gradients(self.parameters)
@@ -112,7 +112,7 @@ class TrainStep:
             check_finite(metrics.numbers(), self.run)
 
     def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The losses (B,) of a micro-batch, whose gradients, times its share, are added to those of the parameters."""
+        """Return the losses (B,) of a micro-batch, and add their gradients, times its share, to the parameters'."""
         if isinstance(self.model.text, LiveTextEncoder):
             batch = {**batch, **self.model.text.encode_tokens(batch, self.model.wrapped[1])}
         losses = noise_prediction_loss(
@@ -130,7 +130,7 @@ class TrainStep:
 
     @torch.no_grad()
     def base_prediction(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, C, h, w): what the base predicts for a micro-batch, without the adapters and unwrapped."""
+        """Return the base's prediction (B, C, h, w) for a micro-batch, without the adapters and unwrapped."""
         own = {name.removeprefix(OF_BASE): tensor for name, tensor in batch.items() if name.startswith(OF_BASE)}
         with adapters_off([self.model.unet]):
             return predict(
@@ -143,7 +143,7 @@ class TrainStep:
             )
 
     def on_device(self, batch: dict[str, torch.Tensor | list[str]]) -> dict[str, torch.Tensor]:
-        """The tensors of a micro-batch there; of prompts their tokens, for text encoders that train."""
+        """Return a micro-batch's tensors on the device; prompts become tokens for text encoders that train."""
         tensors, text = {}, self.model.text
         for name, value in batch.items():
             if isinstance(value, torch.Tensor):
@@ -159,9 +159,9 @@ class TrainStep:
         return tensors
 
     def fit_to_memory(self, data: TrainingData, step: int) -> None:
-        """Try the largest image to come as often at once as was counted, and less often where the count was wrong.
+        """Try the chosen micro-batch with the largest coming image, and a smaller one if it runs out of memory.
 
-        Changes no weight and no draw: what is random depends on no state.
+        Changes no weight and no random draw, since those depend on no state.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
@@ -175,7 +175,7 @@ class TrainStep:
         self.logger.pace.begin_steps()
 
     def fits(self, data: TrainingData, sample) -> bool:
-        """Return whether a forward and a backward of so many of this image do."""
+        """Return whether a forward and a backward of a full micro-batch of this image fit into memory."""
         fits = True
         try:
             fault_point("rehearsal")
