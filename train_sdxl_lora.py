@@ -2,7 +2,7 @@
 
     python train_sdxl_lora.py --train_data_dir data/cat --output_dir runs/cat --max_train_steps 1500
 
-`train` reads top to bottom: what is prepared, what trains, what watches it, the loop, what is left behind.
+`train` reads top to bottom: preparation, models, evaluation and checkpoints, the loop, results.
 """
 
 import gc
@@ -15,7 +15,7 @@ from sdxl_lora.startup import quiet_libraries
 if __name__ == "__main__":  # --help and a typo are answered before the imports below, which take seconds
     CONFIG = load_config(TrainConfig, sys.argv[1:])
     quiet_libraries()
-    gc.disable()  # else the imports take longer: collections walk through all that is there so far, again and again
+    gc.disable()  # imports create so many objects that repeated collections would slow them down
 
 import os
 from contextlib import closing
@@ -53,7 +53,7 @@ from sdxl_lora.training.train_step import TrainStep
 
 @dataclass
 class Trained:
-    """What `train` returns: the parts of a training, after its last step."""
+    """Parts of a training after its last step, as `train` returns them."""
 
     config: TrainConfig
     run: Run
@@ -68,18 +68,18 @@ class Trained:
 def train(config: TrainConfig) -> Trained | None:
     """Train one LoRA, from images to its files; the same command again resumes it. Every process calls this.
 
-    Returns what the run was made of, None where it was stopped on request, or finished before. Raises what
-    sdxl_lora/errors.py names.
+    Returns the parts of the run; None if it was stopped on request or had finished before. Raises the errors of
+    sdxl_lora/errors.py.
     """
     config, said = settle_precision(config)
     accelerator = make_accelerator(config.compute, config.batch, config.logging, config.output_dir)
     trained = None
-    # The run's folder: lock, status.json, requests to stop; full disk, lost process, out of memory.
+    # The context holds the folder's lock, writes status.json, heeds requests to stop, and explains errors.
     with open_run(accelerator, config) as run, RunLogger(accelerator, run) as logger:
         for line in (*in_short(accelerator.device, run.folder), *said):
             logger.info(line)
 
-        # Before any work: whatever could fail at the end of the night fails here.
+        # Before any work: errors that would otherwise come hours later.
         config, base = check_inputs(config, accelerator, logger.info)
         similarity = load_similarity(config, accelerator)
         repository = claim_hub_repository(config, accelerator, run, logger.info)
@@ -90,12 +90,12 @@ def train(config: TrainConfig) -> Trained | None:
         end_where_caching_was_asked_for(config, accelerator, run, logger)
         config, shape = choose_batch_shape(config, base, data, accelerator, logger.info)
 
-        # What trains.
+        # Model and optimizer.
         model = build_model(config, base, data.text, accelerator, logger.info)
         optimizer = build_optimizer(config.optimizer, model, data.total_steps, accelerator)
         shown = published_weights(config.optimizer.ema_decay, model.adapter_parameters(), optimizer.optimizer)
 
-        # What watches it, and what it leaves.
+        # Evaluation, samples, LoRA files and checkpoints.
         evaluator = Evaluator(config, accelerator, model, shown, data, run, logger)
         samples = SampleWriter(config, accelerator, base, model, shown, data, similarity, run, logger)
         run.end_if_asked(accelerator, "while loading")
@@ -106,7 +106,7 @@ def train(config: TrainConfig) -> Trained | None:
         facts = {**config.fingerprint(), **model.fingerprint(), **data.fingerprint(), **name_of(base, base_hash)}
         checkpointer = Checkpointer(accelerator, run, config.checkpoint, stateful, facts)
 
-        # From here on steps count.
+        # Resume and train.
         with rates_kept(optimizer):
             step = checkpointer.restore(logger.info)
         end_if_finished(config, accelerator, run, data, evaluator.best, samples, repository, logger, step)
@@ -128,7 +128,7 @@ def train(config: TrainConfig) -> Trained | None:
 
 
 def end_where_caching_was_asked_for(config: TrainConfig, accelerator, run: Run, logger: RunLogger) -> None:
-    """Raises Stopped where someone asked for an end while caching, or for a part of the caches alone."""
+    """Raise Stopped if a stop was requested while caching, or only a part of the caches was asked for."""
     run.end_if_asked(accelerator, "while caching")
     if config.cache.cache_part:
         logger.info(f"part {config.cache.cache_part} of the caches is filled")
@@ -138,12 +138,12 @@ def end_where_caching_was_asked_for(config: TrainConfig, accelerator, run: Run, 
 def fit(
     config, accelerator, run, logger, data, cadence, train_step, shown, evaluator, samples, checkpointer, step
 ) -> int:
-    """Step, log, evaluate, save and draw, until all steps are done, nothing gets better, or someone asks to stop.
+    """Step, log, evaluate, save and draw, until all steps are done, nothing improves, or a stop is requested.
 
     Args:
         step: steps done before.
     Returns:
-        the steps that are done.
+        The number of steps done.
     Raises:
         Stopped: on request, with everything saved.
         NonFiniteError: NaN or infinity in a step; no weight has changed since.
@@ -166,7 +166,7 @@ def fit(
             if not (due or (run.is_alone and (run.stop_requested() or any(run.asked())))):
                 continue  # nothing is read back from the device
 
-            numbers = train_step.metrics.flush()  # what is asked of all processes rides along with the loss
+            numbers = train_step.metrics.flush()  # requests to all processes come with the loss
             check_finite(numbers, run)
             asked = run.take_asked(numbers.asked)
             due = due.with_asked(asked)
@@ -179,7 +179,7 @@ def fit(
                 train_step.make_room()
             if due.evaluate:
                 is_best = not stopping and (evaluator.evaluate(step) or evaluator.judge(step, samples.write))
-                # Perhaps asked to stop while validating: the next start does that again.
+                # After a stop during validation the next start validates again.
                 stopping = run.stop_agreed(accelerator) or stopping
             if stopping:
                 save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
@@ -188,7 +188,7 @@ def fit(
                     checkpointer.save(step, due.checkpoint, evaluator.best.checkpoint)
             if due.sample and not (due.evaluate and evaluator.by_similarity):
                 samples.write(step, asked.sample)
-                if run.stop_agreed(accelerator):  # perhaps while drawing: the next start draws what is missing
+                if run.stop_agreed(accelerator):  # after a stop while drawing the next start draws the rest
                     save_and_end(run, checkpointer, step, evaluator.best.checkpoint)
     return step
 
@@ -201,14 +201,14 @@ def save_and_end(run: Run, checkpointer: Checkpointer, step: int, best: str | No
 
 
 def name_of(base: Base, base_hash: str) -> dict[str, str]:
-    """Return what a resumed run must find of the base: its hash, or of one on the Hub its id."""
+    """Return the base's name that a resumed run must find: its hash, or its id on the Hub."""
     return {"base": base_hash or public_name(base.path)}
 
 
 def plan_in_numbers(
     config: TrainConfig, accelerator, data: TrainingData, model: LoraModel, cadence: Cadence, step: int
 ) -> dict:
-    """Return what will be trained, for the log's first line and the event `started`."""
+    """Return the plan's numbers for the log's first line and the event `started`."""
     return {
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
@@ -238,9 +238,9 @@ def catch_up(step: int, cadence: Cadence, evaluator: Evaluator, samples: SampleW
 
 
 def main(config: TrainConfig) -> int:
-    """Run the command; return its exit code, 0 for a run that is done or was stopped on request.
+    """Run the command and return its exit code, 0 for a run that is done or was stopped on request.
 
-    What a person can cause is told in one line.
+    Errors that a user can cause are printed in one line.
     """
     try:
         if config.dry_run:
@@ -254,11 +254,11 @@ def main(config: TrainConfig) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         tell_launcher(os.environ, f"error: {error}")
         if isinstance(error, LostProcessError):
-            os._exit(error.exit_code)  # leaving in good order would wait for the lost process
+            os._exit(error.exit_code)  # a normal exit would wait for the lost process
         return error.exit_code
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what is imported stays: collections of the run need not walk through it
+    gc.freeze()  # imported objects stay, so later collections can skip them
     gc.enable()
     sys.exit(main(CONFIG))
