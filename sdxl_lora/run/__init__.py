@@ -1,1 +1,1 @@
-"""A run's folder: who holds it, how it stands, what it has left."""
+"""A run's folder: its lock, its status, and its results."""

@@ -1,12 +1,12 @@
-"""Checkpoints on the disk: one directory each, published whole or not at all; the newest valid one; rotation.
+"""Checkpoints on the disk: atomic publication of a directory each, choice of the newest valid one, rotation.
 
     python -m sdxl_lora.run.checkpoints runs/cat          which checkpoints are whole, and why others are not
     python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --step 1500     the LoRA file of one of them
     python -m sdxl_lora.run.checkpoints runs/cat --export cat.safetensors --best          of the best
 
 A checkpoint is written into .tmp-checkpoint-<step> (training/checkpointer.py); every file is flushed to the disk;
-manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. So
-whatever happens, what is called checkpoint-<step> was whole once, and its manifest shows if it still is. stdlib only:
+manifest.json with sizes and checksums comes last; the directory is renamed; only then are older ones removed. A
+directory named checkpoint-<step> was therefore whole once, and its manifest shows whether it still is. stdlib only:
 opens no tensor.
 """
 
@@ -35,7 +35,7 @@ MINIMUM_KEPT = 2
 
 
 def publish(temporary: Path, final: Path, about: dict) -> None:
-    """Give a directory its manifest and its name; `about` goes into the manifest."""
+    """Write a directory's manifest, which includes `about`, and give the directory its final name."""
     fault_point("checkpoint_file")
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {
@@ -54,9 +54,9 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     fault_point("checkpoint_file")
     flush_to_disk(temporary / MANIFEST)
     flush_to_disk(temporary)
-    if final.is_dir():  # a damaged one, or this step done again from an older one
+    if final.is_dir():  # damaged, or of the same step before resuming from an older one
         remove_checkpoint(final)
-    elif os.path.lexists(final):  # somebody's file, or a link to what is gone
+    elif os.path.lexists(final):  # a user's file, or a broken link
         away = free_name(final)
         replace(final, away)
         warnings.warn(f"{final} was no checkpoint: it is now {away.name}", stacklevel=2)
@@ -67,19 +67,19 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
 
 
 def manifest_sha256(manifest: dict) -> str:
-    """Over all its other entries: a changed one is found out."""
+    """Return the checksum of all other entries, which reveals a changed one."""
     others = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def free_name(path: Path) -> Path:
-    """<name>-moved-away, with a number behind it where that is taken."""
+    """Return <name>-moved-away, with a number appended if that is taken."""
     names = (path.with_name(f"{path.name}-moved-away{number or ''}") for number in itertools.count())
     return next(name for name in names if not os.path.lexists(name))
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoint-<step> directories of a run, oldest first."""
+    """Return the checkpoint-<step> directories of a run, oldest first."""
     return sorted(filter(Path.is_dir, named_as_checkpoints(run_dir)), key=lambda path: int(path.name.split("-")[1]))
 
 
@@ -88,7 +88,7 @@ def named_as_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest that has its manifest, whatever its other files are like."""
+    """Return the newest checkpoint with a valid manifest, whatever the state of its other files."""
     for path in reversed(checkpoints(run_dir)):
         with contextlib.suppress(CheckpointError):
             read_manifest(path)
@@ -97,7 +97,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def problem_with(checkpoint: Path) -> str | None:
-    """Return why a checkpoint cannot be used; None if every file is as its manifest says."""
+    """Return the reason why a checkpoint cannot be used; None if every file agrees with its manifest."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:
@@ -124,9 +124,9 @@ def read_manifest(checkpoint: Path) -> dict:
 
 
 def rotate(run_dir: Path, keep: int | None, best: str | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints (None for all), and those that were saved only as the best so far.
+    """Keep the newest `keep` checkpoints (None for all) without those that were saved only as the best so far.
 
-    The newest two stay, and what `best` names.
+    The newest two always stay, as does the one named `best`.
     """
     there = checkpoints(run_dir)
     for newer, old in zip(range(len(there) - 1, -1, -1), there, strict=True):
@@ -144,9 +144,9 @@ def was_best_only(checkpoint: Path) -> bool:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Renamed first, so that a half-removed checkpoint is a leftover and nothing else; else its manifest goes first.
+    """Rename a checkpoint, then remove it, so that half a checkpoint is always recognized as a leftover.
 
-    Of a link only the link goes.
+    Where it cannot be renamed, its manifest is removed first. Only the link of a linked checkpoint is removed.
     """
     doomed = checkpoint.with_name(f".tmp-{checkpoint.name}-old")
     remove(doomed)
@@ -163,7 +163,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> list[Path]:
-    """Remove what an interrupted save left behind; it is never a checkpoint."""
+    """Remove the leftovers of interrupted saves, which are never checkpoints, and return their paths."""
     leftovers = sorted(run_dir.glob(".tmp-checkpoint-*"))
     for path in leftovers:
         remove(path)
@@ -173,15 +173,15 @@ def remove_leftovers(run_dir: Path) -> list[Path]:
 def choose_checkpoint(
     run_dir: Path, wanted: str | None, facts: dict | None, report: Callable[[str], None]
 ) -> Path | None:
-    """The checkpoint to resume from, or None to start anew.
+    """Return the checkpoint to resume from, or None to start anew.
 
     Args:
         wanted: "latest" for the newest valid one if there is any; a path, or a name in run_dir, for that one;
             None to start anew, refused where there are checkpoints.
-        facts: what the present run must have in common with the checkpoint's; None for no such question.
-        report: told of every checkpoint that was passed over, and why.
+        facts: facts of the present run that the checkpoint must share; None to skip the comparison.
+        report: told of every checkpoint that was passed over, with the reason.
     Raises:
-        CheckpointError: `wanted` is not there or damaged, none of several is whole, or it is of another run.
+        CheckpointError: `wanted` is missing or damaged, none of several is whole, or its facts differ.
     """
     there = checkpoints(run_dir)
     if wanted is None:
@@ -216,7 +216,7 @@ def choose_checkpoint(
 
 
 def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
-    """Raises CheckpointError with a table of what differs."""
+    """Raise CheckpointError with a table of the differences, if any."""
     differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
     if differing:
         rows = [f"  {name:24} {saved.get(name)!s:34} {now.get(name)}" for name in differing]
@@ -227,14 +227,14 @@ def check_facts(saved: dict, now: dict, checkpoint: Path) -> None:
 
 
 def describe(checkpoint: Path, best: str | None) -> str:
-    """One line: name, size, whether it is whole, and whether it is the best."""
+    """Return a line with name, size, condition, and a mark if it is the best."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     mark = ", the best" if checkpoint.name == best else ""
     return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}{mark}"
 
 
 def export(run_dir: Path, name: str | None, to: Path) -> Path:
-    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the newest or the named one.
+    """Copy the LoRA file for ComfyUI, A1111 and Forge out of a whole checkpoint, the named one or else the newest.
 
     Raises:
         CheckpointError: there is none, it is not whole, or `to` exists.
@@ -249,10 +249,10 @@ def export(run_dir: Path, name: str | None, to: Path) -> Path:
 
 
 def lora_file_of(checkpoint: Path) -> Path:
-    """The file for ComfyUI, A1111 and Forge in a checkpoint.
+    """Return a checkpoint's LoRA file for ComfyUI, A1111 and Forge.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or has none.
+        CheckpointError: the checkpoint is not whole, or has no such file.
     """
     if problem := problem_with(checkpoint):
         raise CheckpointError(f"{checkpoint.name} cannot be used: {problem}")

@@ -1,6 +1,6 @@
-"""What trains, for how long, and from which of the base's files, where the settings leave it open.
+"""Defaults for the trained modules, the length and the base's variant where the settings leave them open.
 
-A run that goes on keeps what it began with, whatever the default is by now, or the disk holds. A new one gets the
+A resumed run keeps the values it began with, whatever today's default or the disk's contents. A new run gets the
 default, and for --variant auto the half-precision files where they suffice.
 """
 
@@ -15,9 +15,9 @@ LENGTHS = ("max_train_steps", "num_train_epochs")  # the first overrides the sec
 
 
 def settle_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config with what trains, and for how long where the run before knows it; a line for each that was open.
+    """Return the config with target modules, and the former run's length, settled; and a line for each that was open.
 
-    To be called by one process for all, which sees the run's folder.
+    Call it on one process for all, one that sees the run's folder.
     """
     config, of_targets = settle_targets(config)
     config, of_length = settle_length(config)
@@ -27,16 +27,16 @@ def settle_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
 def settle_targets(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if config.adapter.target_modules != AUTO:
         return config, []
-    if config.adapter.init_lora is not None:  # brings its own modules
+    if config.adapter.init_lora is not None:  # it determines the modules
         return replace_flat(config, target_modules=DEFAULT_TARGETS), []
     facts = facts_before(config)
-    before = None if facts.get("init_lora") else facts.get("target_modules")  # whose modules came with a file
+    before = None if facts.get("init_lora") else facts.get("target_modules")  # then the modules were that file's
     targets, why = (before, "as in the run that goes on") if before else (DEFAULT_TARGETS, "the default")
     return replace_flat(config, target_modules=targets), [f"target_modules auto: {targets}, {why}"]
 
 
 def settle_length(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """Let a run that goes on be as long as it was meant to be; a new one's length depends on its images."""
+    """Give a resumed run its original length; that of a new run depends on its images."""
     if any(getattr(config.batch, name) is not None for name in LENGTHS):
         return config, []
     before = settings_before(config) or {}
@@ -48,9 +48,9 @@ def settle_length(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
 
 
 def settle_variant(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config with the variant that is loaded, and a line that says so where auto chose.
+    """Return the config with the variant to load, and a line that reports the choice of auto.
 
-    To be called with the precision settled, by one process for all: what it chooses depends on this disk.
+    Call it after settling the precision, on one process for all: the choice depends on the machine's disk.
     """
     if config.model.variant != "auto":
         return config, []
@@ -67,6 +67,6 @@ def settle_variant(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
 
 
 def variant_before(config: TrainConfig) -> tuple[str | None] | None:
-    """Return the variant by config.yaml of the run that goes on, which may be None; None where no run goes on."""
+    """Return the variant (or None) from config.yaml of the resumed run in a tuple; None for a new run."""
     before = settings_before(config)
-    return None if before is None else (before.get("variant"),)  # None as in all runs before there was a choice
+    return None if before is None else (before.get("variant"),)  # absent in old runs, which had no choice

@@ -1,4 +1,4 @@
-"""What a full or failing disk raises, in whatever words, as one sentence: what is needed, free and safe."""
+"""Errors of a full or failing disk, in one sentence that says what is needed, free and safe."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 @contextlib.contextmanager
 def disk_errors(run_dir: Path, temporary: Path | None = None):
-    """Turn what a full or failing disk raises into a DiskError that says what is needed, free and safe.
+    """Turn errors of a full or failing disk into a DiskError that says what is needed, free and safe.
 
     `temporary` is removed then.
     """
@@ -31,7 +31,7 @@ def disk_errors(run_dir: Path, temporary: Path | None = None):
 
 
 def disk_trouble(run_dir: Path, error: Exception) -> str:
-    """What could not be written, how much room there is and is needed, and what is safe, as far as the disk tells."""
+    """Describe the place of the error, free and needed space, and the newest good checkpoint, if known."""
     place, free, good, size = Path(getattr(error, "filename", None) or run_dir), "an unknown number of", None, 0
     with contextlib.suppress(OSError):
         free = f"{shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free:,}"
@@ -47,7 +47,7 @@ def disk_trouble(run_dir: Path, error: Exception) -> str:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """torch.save and safetensors hide the system's error number in their own exceptions."""
+    """Return whether the disk caused an error, whose number torch.save and safetensors hide in their exceptions."""
     if isinstance(error, OSError) and (
         error.errno in DISK_ERRNOS or (error.errno in UNWELL and error.filename is not None)  # a file's, no socket's
     ):

@@ -1,10 +1,9 @@
-"""A run's events.jsonl: one JSON object a line, with the time and what it is about. No torch.
+"""Events of a run in events.jsonl: one JSON object per line, with time, kind and facts. No torch.
 
-    python -m sdxl_lora.run.events runs/cat        what happens in a run, until it ends
+    python -m sdxl_lora.run.events runs/cat        follow a run's events until it ends
 
-
-What is written: cached, started, step, message, checkpoint, samples, similarity, validation, best, finished, published,
-stopped, failed.
+Kinds: cached, started, step, message, checkpoint, samples, similarity, validation, best, finished, published, stopped,
+failed.
 """
 
 import contextlib
@@ -19,9 +18,9 @@ from sdxl_lora.operating_system import print_any_name
 
 
 class EventLog:
-    """Appends events to a file; every line is on its way to the disk when `write` returns.
+    """Writer that appends events to a file; every line is with the system when `write` returns.
 
-    Half a line at the file's end, of a run that was killed, is closed, so that it costs none but itself.
+    Half a line at the file's end, left by a killed run, is ended first, so that no other line is lost.
     """
 
     def __init__(self, path: Path):
@@ -32,7 +31,7 @@ class EventLog:
             self.is_new_line = self.file.read(1) == b"\n"
 
     def write(self, event: str, **facts) -> None:
-        """Append `{"time": seconds since 1970, "event": event, **facts}`; facts may hold a time of their own.
+        """Append `{"time": seconds since 1970, "event": event, **facts}`; a time among the facts wins.
 
         Raises:
             OSError: the disk is full; nothing of the line stays.
@@ -40,7 +39,7 @@ class EventLog:
         about = {"time": round(time.time(), 3), "event": event, **facts}
         line = json.dumps(about, ensure_ascii=False, default=str) + "\n"
         end = self.file.seek(0, os.SEEK_END)
-        # A file's name that is not UTF-8 holds half characters, which JSON can write as \udc.. alone.
+        # A file name that is not UTF-8 holds lone surrogates, which JSON can only write as \udc..
         left = line.encode("utf-8", "backslashreplace")
         left = left if self.is_new_line else b"\n" + left
         try:
@@ -53,7 +52,7 @@ class EventLog:
 
 
 def read_events(path: Path, event: str | None = None) -> Iterator[dict]:
-    """The events of a file, or those of one kind. Lines that are no events are left out: half written, or damaged."""
+    """Yield the events of a file, or those of one kind. Incomplete and damaged lines are left out."""
     with open(path, "rb") as file:
         for line in file:
             entry = parse_event(line)
@@ -62,11 +61,11 @@ def read_events(path: Path, event: str | None = None) -> Iterator[dict]:
 
 
 def follow_events(path: Path, seconds_between: float = 0.5, should_end: Callable[[], bool] = lambda: False):
-    """The events of a file as they are written, the past ones first, until `should_end` after the last one."""
+    """Yield past and then new events of a file until `should_end`, after the last one."""
     rest = b""
     with open(path, "rb") as file:
         while True:
-            ending = should_end()  # asked before reading, so that what came before the end is not missed
+            ending = should_end()  # asked before reading, so that no event before the end is missed
             *lines, rest = (rest + file.read()).split(b"\n")
             yield from (entry for entry in map(parse_event, lines) if entry is not None)
             if ending:
@@ -75,7 +74,7 @@ def follow_events(path: Path, seconds_between: float = 0.5, should_end: Callable
 
 
 def parse_event(line: bytes) -> dict | None:
-    """The event in a line; None for what is none."""
+    """Return the event in a line; None if there is none."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run's folder was before a command, so that one that is refused leaves it so. No torch."""
+"""Former state of a run's folder, which a refused command restores. No torch."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from sdxl_lora.run.status import status_path
 
 
 class FormerState:
-    """The files that a command writes before its first step, as they were; and which folders were not there yet.
+    """Former content of the files that a command writes before its first step, and the folders that were missing.
 
-    Made before the folder is there. `remember` is called once it is held: the run before may end while this command
-    waits for it. Caches are left out: they are work done, which the command with its mistake mended goes on from.
+    Create it before the folder. Call `remember` once the folder is locked: the former run may end while this command
+    waits. Caches are left out, because the corrected command can use them.
     """
 
     def __init__(self, folder: Path):
@@ -28,7 +28,7 @@ class FormerState:
         self._new = [path for path in (self.folder / "events.jsonl",) if not path.exists()]
 
     def put_back(self) -> None:
-        """Remove the files that have come since, and write back those that have changed."""
+        """Remove the files that are new since, and write back those that have changed."""
         try:
             for path in {*small_files_of(self.folder), *self._new} - self._kept.keys():
                 remove(path)
@@ -39,23 +39,23 @@ class FormerState:
         except OSError as error:
             print(f"cannot leave {self.folder} as it was: {error}", file=sys.stderr)
         if not self._has_lock:
-            with contextlib.suppress(OSError):  # Windows removes it as it is let go
+            with contextlib.suppress(OSError):  # Windows removes it on release
                 (self.folder / ".lock").unlink()  # while it is held: later it may be another run's
 
     def remove_folder(self) -> None:
-        """Remove the folders that were not there, once the lock is let go; not what holds more."""
-        with contextlib.suppress(OSError):  # caches are in it, or another run by now
+        """Remove the folders that were missing before, after the lock's release, unless they hold anything."""
+        with contextlib.suppress(OSError):  # caches, or by now another run
             for path in self._missing:
                 path.rmdir()
 
 
 def small_files_of(folder: Path) -> list[Path]:
-    """The run's status files, and what is asked of it."""
+    """Return the run's status files and its requests."""
     asked = [folder / name for name in ("stop", *FILES.values())]
     found = [status_path(folder), *asked, *sorted(folder.glob("status-rank-*.json"))]
     return [path for path in found if path.is_file()]
 
 
 def bytes_and_time(path: Path) -> tuple[bytes, int]:
-    """Return what a file holds, and since when, in nanoseconds."""
+    """Return a file's content and its modification time in nanoseconds."""
     return path.read_bytes(), path.stat().st_mtime_ns

@@ -1,8 +1,8 @@
-"""One run at a time in a folder, also where several machines share the folder.
+"""Lock that allows one run at a time in a folder, even on a file system shared by several machines.
 
-On one machine the system's file lock tells: it lets go however a process ends. Between machines such locks may not
-reach (NFS with local_lock, Lustre without flock); there the holder's sign of life tells, a file that it touches every
-few seconds. stdlib and filelock.
+On one machine the system's file lock suffices: it is released however a process ends. It may not work between machines
+(NFS with local_lock, Lustre without flock); there the holder's sign of life counts, a file that it touches every few
+seconds. stdlib and filelock.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from sdxl_lora.io.file_system import say_once
 from sdxl_lora.operating_system import is_alive, refusal_to_lock
 
 HEARTBEAT_SECONDS = 5  # between two signs of life
-SILENT_SECONDS = 60  # without one, the holder is gone
+SILENT_SECONDS = 60  # without a sign of life, after which the holder counts as gone
 NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 NO_LOCKS_HERE |= {errno.EACCES, errno.EPERM, errno.ENOTTY, errno.EINVAL, errno.EBADF}
 
 
 class RunLock:
-    """Held from the beginning until `release`, or until the process ends.
+    """Lock of a run's folder, held from construction until `release` or the end of the process.
 
     Raises:
         ConfigError: another process holds the folder, here or on another machine.
@@ -53,7 +53,7 @@ class RunLock:
         self._lock.release(force=True)
 
     def _try_to_lock(self) -> bool:
-        """Return whether the folder's file system can lock; where it cannot, the sign of life tells alone.
+        """Take the lock; return False where the file system cannot lock and only signs of life count.
 
         Raises:
             ConfigError: another process has the lock.
@@ -72,18 +72,18 @@ class RunLock:
         return False
 
     def _take_over(self) -> None:
-        """Write our sign, once that of another machine is old: whoever takes the place of one that went down waits."""
+        """Write our sign of life; first wait for that of another machine, which may have gone down, to grow old."""
         here, until = socket.gethostname(), time.monotonic() + SILENT_SECONDS + HEARTBEAT_SECONDS
         while True:
-            is_late = time.monotonic() > until  # asked first: a sign may grow old while this process does not run
+            is_late = time.monotonic() > until  # checked first: signs grow old while this process is paused
             try:
-                with open(self.sign, "x", encoding="utf-8") as file:  # one machine alone succeeds
+                with open(self.sign, "x", encoding="utf-8") as file:  # succeeds on one machine only
                     json.dump({"host": here, "pid": os.getpid()}, file)
                 return
             except FileExistsError:
                 pass
             is_here, pid = self._holder().get("host") == here, self._holder().get("pid")
-            is_gone = self._is_locked or not (isinstance(pid, int) and is_alive(pid))  # who is here and has no lock
+            is_gone = self._is_locked or not (isinstance(pid, int) and is_alive(pid))  # a holder here without a lock
             if (is_here and is_gone) or self._age() > SILENT_SECONDS:
                 self.sign.unlink(missing_ok=True)
             elif is_here or is_late:
@@ -92,10 +92,10 @@ class RunLock:
                 time.sleep(min(1, HEARTBEAT_SECONDS))
 
     def _age(self) -> float:
-        """Seconds since the last sign of life, both ends by the clock of the machine that keeps the files."""
+        """Return the seconds since the last sign of life, both times by the file server's clock."""
         try:
             with tempfile.TemporaryFile(dir=self.folder) as now, open(self.sign, encoding="utf-8") as sign:
-                # A network file system looks anew at a file that is opened.
+                # Opening a file makes a network file system refresh its attributes.
                 return os.fstat(now.fileno()).st_mtime - os.fstat(sign.fileno()).st_mtime
         except FileNotFoundError:
             return float("inf")

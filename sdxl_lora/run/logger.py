@@ -1,4 +1,4 @@
-"""What a run tells as it goes: to the trackers (trackers.py), events.jsonl, one progress bar."""
+"""Log of a run: trackers (trackers.py), events.jsonl and a progress bar."""
 
 import contextlib
 import sys
@@ -20,9 +20,9 @@ from sdxl_lora.run.trackers import log_samples, start_trackers
 
 
 class RunLogger:
-    """Tells how a run goes. Every process calls it, the main one writes.
+    """Logger of a run's progress. Every process calls it; the main one writes.
 
-    What it is told before `open` is said then, or as its context ends, each line once.
+    Messages before `open` are kept until then, or until the context ends, each line once.
     """
 
     def __init__(self, accelerator, run: Run):
@@ -40,10 +40,10 @@ class RunLogger:
         self.close()
 
     def open(self, config: TrainConfig, first_step: int, total_steps: int, plan: Mapping) -> None:
-        """Record the settings, open the trackers, and tell of steps `first_step` + 1 to `total_steps`.
+        """Record the settings, open the trackers, and begin to log steps `first_step` + 1 to `total_steps`.
 
         Args:
-            plan: what will be trained, in numbers.
+            plan: numbers of the training.
         """
         folder, is_main = self.run.folder, self.accelerator.is_main_process
         if is_main:
@@ -60,7 +60,7 @@ class RunLogger:
     def step(
         self, step: int, images: int, epoch: float, loss: float, learning_rate: float, grad_norm: float, **more: float
     ) -> None:
-        """The steps up to `step`, 1 being the first: `images` over all processes, `epoch` with its part."""
+        """Log the steps up to `step` (1 is the first): `images` over all processes, `epoch` with its fraction."""
         seconds = self.pace.report(step)
         metrics = {
             "loss": loss,
@@ -82,7 +82,7 @@ class RunLogger:
             self.info(line)
 
     def validation(self, step: int, loss: float, by_timestep: dict[str, float]) -> None:
-        """The loss on held-out pictures after `step` steps."""
+        """Log the loss on held-out images after `step` steps."""
         metrics = {"validation_loss": loss, **{f"validation_{name}": value for name, value in by_timestep.items()}}
         self.accelerator.log(metrics, step=step)
         self.run.event("validation", step=step, **metrics)
@@ -90,7 +90,7 @@ class RunLogger:
     def samples(
         self, step: int, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]], grid: Path | None
     ) -> None:
-        """Log what was drawn after `step` steps, by prompt, and the grid of all steps. On the main process alone."""
+        """Log the samples of step `step` by prompt, and the grid of all steps. Only on the main process."""
         log_samples(self.accelerator.trackers, step, prompts, images, grid)
         self.run.event(
             "samples",
@@ -101,13 +101,13 @@ class RunLogger:
         )
 
     def similarity(self, step: int, measures: dict[str, float]) -> None:
-        """Log how similar the samples of `step` are to the training images. On the main process alone."""
+        """Log the similarity of the samples of `step` to the training images. Only on the main process."""
         for tracker in self.accelerator.trackers:
             tracker.log(measures, step=step)
         self.run.event("similarity", step=step, **measures)
 
     def info(self, message: str) -> None:
-        """A line for the person, above the progress bar, and an event."""
+        """Show a line above the progress bar, and log it as an event."""
         if self._early is not None:
             self._early[message] = None
             return
@@ -121,13 +121,13 @@ class RunLogger:
             self.info(line)
 
     def close(self) -> None:
-        """The last step is done: the progress bar ends."""
+        """Close the progress bar after the last step."""
         if self._bar is not None:
             self._bar.close()
 
 
 def where_to_go_on(done_steps: int, total_steps: int) -> str:
-    """Return what a run says of its beginning."""
+    """Return the message about the step where a run starts."""
     if not done_steps:
         return "starting at step 0"
     if done_steps < total_steps:

@@ -1,4 +1,4 @@
-"""Which process of a run is gone or silent, in words."""
+"""Messages that name the process of a run that is gone or silent."""
 
 import contextlib
 import socket
@@ -12,9 +12,9 @@ from sdxl_lora.run.status import read_status
 
 
 def lost_ranks(folder: Path, world_size: int, own_rank: int) -> str:
-    """Return which other processes are gone, or else which has been silent for longest, and at which step, in words.
+    """Return a message that names the processes that are gone, or else the one silent for longest, and its step.
 
-    Those of another machine can only be silent: their process numbers mean nothing here.
+    Processes of another machine can only be silent: their process numbers mean nothing here.
     """
     others = {rank: read_status(folder, rank) for rank in range(world_size) if rank != own_rank}
     here = {rank: status for rank, status in others.items() if status.get("host") == socket.gethostname()}
@@ -33,7 +33,7 @@ def last_seen(status: dict) -> str:
 
 @contextlib.contextmanager
 def explain_lost_ranks(accelerator, folder: Path, status: Mapping):
-    """Turn the error of a collective that another process did not take part in into words about that process."""
+    """Turn the error of a collective into a LostProcessError that names the process that did not take part."""
     try:
         yield
     except RuntimeError as error:

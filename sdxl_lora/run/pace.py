@@ -1,4 +1,4 @@
-"""How long a training takes: what its time goes into, how much is to come, and why it is slow. No torch."""
+"""Pace of a training: its use of time, an estimate of the rest, and causes of slowness. No torch."""
 
 import contextlib
 import time
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
-RECENT = 50  # reports whose steps tell the pace
-STEPS_TO_TELL, SECONDS_TO_TELL = 10, 60  # the estimate is said after the first of them
-SECONDS_TO_BLAME = 30  # of steps before one says why they are slow
+RECENT = 50  # reports that determine the pace
+STEPS_TO_TELL, SECONDS_TO_TELL = 10, 60  # until the estimate is reported, whichever comes first
+SECONDS_TO_BLAME = 30  # of steps, before causes of slowness are reported
 MUCH_WAITING, NO_WAITING, MUCH_ASIDE = 0.15, 0.03, 0.3  # shares of the time
 EVALUATING = ("validation", "samples")
 ADVICE = {
@@ -20,7 +20,7 @@ ADVICE = {
 
 
 class ToCome(NamedTuple):
-    """What a training has still to do."""
+    """Work that remains for a training."""
 
     steps: int
     evaluations: int = 0
@@ -28,7 +28,7 @@ class ToCome(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Some steps, their seconds, and those of them that were spent waiting for data and for the device."""
+    """Number of steps, their seconds, and the part of these spent waiting for data and for the device."""
 
     steps: int
     seconds: float
@@ -37,10 +37,10 @@ class Report(NamedTuple):
 
 
 class Pace:
-    """Times the steps of a training and what comes between them.
+    """Timer of a training's steps and of the work between them.
 
     Args:
-        clock: seconds that only go up.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -54,24 +54,24 @@ class Pace:
     def open(
         self, step: int, to_come: Callable[[int], ToCome], data_advice: str = "", tells_host: bool = False
     ) -> None:
-        """The training begins, or goes on after `step` steps.
+        """Begin the training, or resume it after `step` steps.
 
         Args:
-            to_come: what is still to do once a step has trained: what is due after that step is to come.
-            data_advice: what to do where the steps wait for data.
-            tells_host: the host waits for the device nowhere but in `waiting`.
+            to_come: gives the work that remains once a step has trained, including that due after it.
+            data_advice: advice for steps that wait for data.
+            tells_host: the host waits for the device only within `waiting`.
         """
         self._step, self._to_come, self._opened = step, to_come, self.clock()
         self._data_advice, self._tells_host = data_advice, tells_host
         self.begin_steps()
 
     def begin_steps(self) -> None:
-        """What took time until now is no part of the steps."""
+        """Start timing steps now; earlier time does not count."""
         self._since, self._waited = self.clock(), {"data": 0.0, "device": 0.0}
 
     @contextlib.contextmanager
     def aside(self, what: str) -> Iterator[None]:
-        """Time work that is no step: validation, samples or saving. Where it fails it does not count."""
+        """Time work other than steps: validation, samples or saving. Work that fails does not count."""
         began = self.clock()
         yield
         self._aside[what] = self.clock() - began
@@ -79,13 +79,13 @@ class Pace:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Count the time as one that the steps wait, for `data` or for the `device`."""
+        """Count the time as waiting of the steps for `data` or for the `device`."""
         began = self.clock()
         yield
         self._waited[what] += self.clock() - began
 
     def each(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, counting the time that the steps wait for them."""
+        """Yield the items, and count the time that the steps wait for them."""
         left, end = iter(items), object()
         while True:
             with self.waiting("data"):
@@ -95,7 +95,7 @@ class Pace:
             yield item  # type: ignore[misc]
 
     def report(self, step: int) -> float:
-        """All steps up to `step` are done. Returns the seconds of those since the last report."""
+        """Record that all steps up to `step` are done, and return the seconds since the last report."""
         seconds = self.clock() - self._since
         if len(self._reports) == 1 and not self._is_warm:  # the first steps of a process are the slowest
             self._reports.clear()
@@ -111,7 +111,7 @@ class Pace:
         return sum(report.seconds for report in self._reports) / steps if steps else 0.0
 
     def _parts(self) -> dict[str, tuple[int, float | None]]:
-        """What is to come, each with how often and its seconds; None for what was not timed yet."""
+        """Return count and seconds of each kind of work to come; None for seconds not timed yet."""
         to_come, known = self._to_come(self._step), self._aside
         evaluating = [known[what] for what in EVALUATING if what in known]
         return {
@@ -121,14 +121,14 @@ class Pace:
         }
 
     def seconds_left(self) -> float:
-        """Return the seconds to come, of steps and of what was timed before."""
+        """Return the seconds to come, of steps and of all other work timed so far."""
         return sum(number * (seconds or 0.0) for number, seconds in self._parts().values())
 
     def news(self, gpu_memory: str | None = None) -> list[str]:
-        """Return what is to be said after a report, each once: how long it will take, and why it is slow.
+        """Return the new messages after a report, each only once: the estimate and causes of slowness.
 
         Args:
-            gpu_memory: why its GPU's memory makes the training slow.
+            gpu_memory: message if a full GPU makes the training slow.
         """
         timed = sum(report.steps for report in self._reports)
         is_late = self.clock() - self._opened >= SECONDS_TO_TELL
@@ -143,7 +143,7 @@ class Pace:
         return list(new.values())
 
     def estimate(self) -> str:
-        """Return how long it will take, in words; empty where nothing is to come."""
+        """Return the estimate in words; "" where nothing is to come."""
         parts = []
         for name, (number, seconds) in self._parts().items():
             if number:
@@ -152,7 +152,7 @@ class Pace:
         return f"about {duration(self.seconds_left())} to go: {', '.join(parts)}" if parts else ""
 
     def _causes(self) -> dict[str, str]:
-        """Return why the training is slow, by a name for each cause."""
+        """Return messages about causes of slowness, by name."""
         causes = {}
         seconds = sum(report.seconds for report in self._reports)
         data, device = (sum(getattr(report, what) for report in self._reports) / seconds for what in ("data", "device"))
@@ -173,7 +173,7 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 3 h 05 min, 4 min 30 s, 12 s."""
+    """Return seconds in words: 3 h 05 min, 4 min 30 s, 12 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""What --mixed_precision auto is: on a resume that of the run before, else what the device computes in best."""
+"""Choice of --mixed_precision auto: the former run's precision on a resume, else the best one for the device."""
 
 import torch
 from accelerate.utils import gather_object
@@ -13,7 +13,7 @@ FROM_LOW_TO_HIGH = ("no", "fp16", "bf16")  # processes on several kinds of devic
 
 
 def settle_precision(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config with the precision it will train in, and a line that says so where auto chose. All processes call it.
+    """Return the config with its precision settled, and a line that reports the choice of auto. All processes call it.
 
     Raises:
         ConfigError: see `start_processes`.
@@ -31,7 +31,7 @@ def planned_precision(config: TrainConfig, is_for_a_gpu: bool) -> tuple[TrainCon
     """Settle the precision as `settle_precision` does, for a process that does not train.
 
     Args:
-        is_for_a_gpu: whatever this machine has, the training needs a GPU.
+        is_for_a_gpu: the training needs a GPU, even if this machine has none.
     """
     if config.compute.mixed_precision != "auto":
         return config, []
@@ -45,7 +45,7 @@ def settled(config: TrainConfig, precision: str, why: str) -> tuple[TrainConfig,
 
 
 def precision_given(config: TrainConfig) -> tuple[str, str] | None:
-    """Return what the run before or another setting asks for, whatever the device, and which of them."""
+    """Return the precision of the former run or of base_precision, and the reason; None without either."""
     if before := precision_before(config):
         return before, "as in the run that goes on"
     asked = config.compute.base_precision
@@ -53,7 +53,7 @@ def precision_given(config: TrainConfig) -> tuple[str, str] | None:
 
 
 def precision_of(device: torch.device) -> tuple[str, str]:
-    """Return what a device computes in best, and why."""
+    """Return the best precision for a device, and the reason."""
     if device.type == "cpu":
         return "no", "as this machine computes on its CPU"
     if native_bfloat16(device):
@@ -62,5 +62,5 @@ def precision_of(device: torch.device) -> tuple[str, str]:
 
 
 def precision_before(config: TrainConfig) -> str | None:
-    """Return the precision of the checkpoint that the run will go on from; None where there is none."""
+    """Return the precision of the checkpoint that the run resumes; None where there is none."""
     return facts_before(config).get("mixed_precision")

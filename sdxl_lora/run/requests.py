@@ -1,10 +1,10 @@
-"""What is asked of a run: to stop, by signals, a file, or as its launcher is gone; and of one that goes on, by a file
-in its folder, which goes as it is done.
+"""Requests to a run: to stop, by a signal, a file or the end of its launcher; and others by files in its folder.
 
     touch runs/cat/save_now      save a checkpoint after this step
     touch runs/cat/sample_now    draw the sample prompts after this step
 
-The main process looks for these two; the others hear of them with the numbers of the steps.
+The run removes these two files when it obeys. Only the main process looks for them; the other processes learn of them
+with the metrics of the steps.
 """
 
 import signal
@@ -16,16 +16,16 @@ from sdxl_lora.operating_system import launcher, stop_signals
 
 
 class StopRequest:
-    """Why the run should stop: SIGTERM, SIGINT (a second one ends it at once), SIGUSR1 (a cluster's warning before the
-    time is up), SIGBREAK (Windows: its console is closed), a file `stop`, or its launcher is gone.
+    """Request to stop: SIGTERM, SIGINT (a second one ends the run at once), SIGUSR1 (a cluster's warning before the
+    time is up), SIGBREAK (Windows: its console is closed), a file `stop`, or the end of the launcher.
 
-    A context manager: outside it the signals do what they did before.
+    A context manager: outside it the signals have their former handlers.
     """
 
     def __init__(self, folder: Path):
         self.file = folder / "stop"
         self.signal_name: str | None = None
-        self.launcher = launcher()  # that for one process dies of SIGTERM at once and leaves its worker training
+        self.launcher = launcher()  # a launcher of one process dies of SIGTERM at once and leaves its worker training
 
     def __enter__(self) -> "StopRequest":
         self._handlers = {number: signal.signal(number, self._receive) for number in stop_signals()}
@@ -47,23 +47,23 @@ class StopRequest:
 
 
 class Asked(NamedTuple):
-    """What is asked of a run at a step, beside what is due."""
+    """Work requested of a run at a step, beside the work that is due."""
 
     save: bool = False
     sample: bool = False
 
 
 NOTHING, EVERYTHING = Asked(), Asked(True, True)
-FILES = {"save": "save_now", "sample": "sample_now"}  # by what they ask for
+FILES = {"save": "save_now", "sample": "sample_now"}  # by request
 
 
 def asked_of(folder: Path) -> Asked:
-    """Return what the files in a run's folder ask for."""
+    """Return the requests made by files in a run's folder."""
     return Asked(*((folder / FILES[what]).exists() for what in Asked._fields))
 
 
 def forget(folder: Path, asked: Asked) -> None:
-    """Remove the files of what is being done."""
+    """Remove the files of requests that are being obeyed."""
     for what, is_asked in asked._asdict().items():
         if is_asked:
             remove(folder / FILES[what])

@@ -1,4 +1,4 @@
-"""The run that goes on: its checkpoint, what it was trained with, and whether the settings let it go on."""
+"""The run to resume: its checkpoint, its settings, and a check that they agree with the present ones."""
 
 import contextlib
 from pathlib import Path
@@ -13,11 +13,11 @@ SETTLED_BY_BUDGET = ("base_precision", "optimizer_name", "optimizer_arguments")
 
 
 def checkpoint_before(config: TrainConfig) -> Path | None:
-    """Return the checkpoint that the run will go on from, which may be damaged; None where there is none."""
+    """Return the checkpoint that the run resumes, which may be damaged; None where there is none."""
     wanted, folder = config.checkpoint.resume_from_checkpoint, config.run_dir
     if wanted is None:
         return None
-    with contextlib.suppress(OSError):  # a folder that cannot be looked into, which is told where it is opened
+    with contextlib.suppress(OSError):  # an unreadable folder, reported where it is opened
         if wanted == "latest":
             return newest_checkpoint(folder)
         return folder / wanted if (folder / wanted).is_dir() else Path(wanted)
@@ -25,7 +25,7 @@ def checkpoint_before(config: TrainConfig) -> Path | None:
 
 
 def facts_before(config: TrainConfig) -> dict:
-    """Return what that checkpoint records of its training; {} where there is none that can be read."""
+    """Return the facts recorded in that checkpoint; {} where it is missing or unreadable."""
     checkpoint = checkpoint_before(config)
     with contextlib.suppress(CheckpointError):
         if checkpoint is not None:
@@ -34,7 +34,7 @@ def facts_before(config: TrainConfig) -> dict:
 
 
 def settings_before(config: TrainConfig) -> dict | None:
-    """Return config.yaml of the run that goes on, {} where it cannot be read; None where no run goes on."""
+    """Return config.yaml of the resumed run; {} where it cannot be read, None for a new run."""
     checkpoint = checkpoint_before(config)
     if checkpoint is None or not checkpoint.is_dir():
         return None
@@ -46,12 +46,12 @@ def settings_before(config: TrainConfig) -> dict | None:
 
 
 def check_settings_before(config: TrainConfig) -> None:
-    """Compare the settings with those of the checkpoint that the run will go on from.
+    """Compare the settings with those of the checkpoint that the run resumes.
 
-    Base and data are not looked at: `choose_checkpoint` compares everything, before the first step.
+    Base and data are ignored: `choose_checkpoint` compares everything later, before the first step.
 
     Raises:
-        CheckpointError: they differ, or the folder holds checkpoints and is not to be gone on with.
+        CheckpointError: the settings differ, or the folder holds checkpoints and no resume is asked for.
     """
     wanted = config.checkpoint.resume_from_checkpoint
     if wanted is None:
@@ -61,7 +61,7 @@ def check_settings_before(config: TrainConfig) -> None:
         return
     try:
         saved = read_manifest(checkpoint)["facts"]
-    except CheckpointError:  # choose_checkpoint says so, or finds an older one
+    except CheckpointError:  # choose_checkpoint reports it, or finds an older one
         return
     now = config.fingerprint()
     if config.compute.memory_budget is not None or config.batch.train_batch_size == "auto":

@@ -1,10 +1,10 @@
-"""A run's directory: whoever wants to know of a run reads it there, whoever wants it to stop puts a file there.
+"""A run's directory, through which others read its status and make requests.
 
     config.yaml  events.jsonl  status.json  stop  save_now  sample_now  checkpoint-<step>/  samples/  the LoRA files
 
-The web page, a shell and a cluster job all speak to a run through this directory alone. status.json holds state
-(starting, caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint,
-best_checkpoint, host, pid and heartbeat; status-rank-<n>.json the same of the other processes.
+The web page, a shell and a cluster job all use a run through this directory alone. status.json holds state (starting,
+caching, training, sampling, done, stopped, failed), step, reason, exit_code, last_checkpoint, best_checkpoint, host,
+pid and heartbeat; status-rank-<n>.json holds the same of the other processes.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ REFUSALS = (ConfigError, DataError, CheckpointError)
 
 
 class Run:
-    """One process's view of a run's directory; the main process (rank 0) holds it, and writes the events.
+    """One process's view of a run's directory; the main process (rank 0) locks it and writes the events.
 
-    As a context manager it records how the run ended; being stopped on request is no error. A command that is refused
-    before its first step leaves the folder as it was, or none where there was none; where the run before was done, so
-    does one that finds nothing to do, or is stopped.
+    As a context manager it records the end of the run; a stop on request is no error. A command that is refused before
+    its first step leaves the folder as it was, or no folder if there was none. The same holds, if the former run was
+    done, for a command that finds nothing to do or is stopped.
 
     Attributes:
-        was_done: the run before was done to its end, and this one has not begun.
+        was_done: the former run was done, and this one has not begun.
 
     Raises:
         ConfigError: another run holds the directory (its pid is named), or it cannot be written.
@@ -57,7 +57,7 @@ class Run:
         self.status |= {"host": socket.gethostname(), "pid": os.getpid()}
         self.stop: StopRequest | None = None
         self.is_alone = True  # no other process takes part
-        self._has_begun = False  # with its first step; until then it may be refused, and its events wait
+        self._has_begun = False  # its first step; until then the command may be refused, and its events wait
         self._waiting: list[tuple[str, dict]] = []
         with contextlib.ExitStack() as undo, disk_errors(folder):
             if rank == 0:
@@ -102,7 +102,7 @@ class Run:
             self._waiting.pop(0)
 
     def update(self, **facts) -> None:
-        """Put facts into this process's status file: the step every STATUS_SECONDS, all else at once."""
+        """Write facts to this process's status file: the step every STATUS_SECONDS, all else at once."""
         is_news = any(name != "step" and self.status[name] != fact for name, fact in facts.items())
         self.status |= facts
         if is_news or time.time() - self._written > STATUS_SECONDS:
@@ -111,24 +111,24 @@ class Run:
             replace_text(status_path(self.folder, self.rank), text)
 
     def stop_requested(self) -> str | None:
-        """Return why this process should stop, if it should."""
+        """Return the reason why this process should stop; None if it should not."""
         return self.stop.reason() if self.stop else None
 
     def stop_agreed(self, accelerator) -> bool:
-        """Return whether any process should stop: the same answer on every one. All call this."""
+        """Return whether any process should stop, the same on every process. All processes call this."""
         if self.stop_requested():
             accelerator.set_trigger()
         return accelerator.check_trigger()
 
     def asked(self) -> Asked:
-        """Return what is asked of the run beside an end; the main process alone looks for it."""
+        """Return the requests other than a stop; only the main process looks for them."""
         return asked_of(self.folder) if self.rank == 0 else NOTHING
 
     def take_asked(self, agreed: Asked) -> Asked:
-        """Return what is now to be done of it, the same on every process; it counts as done.
+        """Return the requests to obey now, the same on every process, and mark them as done.
 
         Args:
-            agreed: what the processes have told one another.
+            agreed: the requests known to all processes.
         """
         asked = self.asked() if self.is_alone else agreed
         if self.rank == 0:
@@ -136,12 +136,12 @@ class Run:
         return asked
 
     def end_if_asked(self, accelerator, where: str) -> None:
-        """Raises Stopped where any process should stop. All call this."""
+        """Raise Stopped if any process should stop. All processes call this."""
         if self.stop_agreed(accelerator):
             self.end(where)
 
     def end(self, where: str) -> NoReturn:
-        """Raises Stopped, after a line that says so."""
+        """Print a line about the stop and raise Stopped."""
         words = f"stopped {where} ({self.stop_requested() or 'another process was asked to'})"
         if self.rank == 0:
             print(f"{words}; the same command goes on from there", file=sys.stderr)
@@ -188,12 +188,12 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
-    """The run's directory, held by the main process, in a context that heeds requests to stop and explains what fails.
+    """Open the run's directory, locked by the main process, in a context that heeds requests to stop.
 
     Every process calls this; if the directory is taken, all raise.
 
     Raises:
-        DiskError, LostProcessError, OutOfMemory: in place of what the system and the libraries raise.
+        DiskError, LostProcessError, OutOfMemory: in place of errors of the system and the libraries.
     """
     folder, device, smaller = config.run_dir, accelerator.device, smaller_settings(config)
     with (
@@ -208,7 +208,7 @@ def open_run(accelerator, config: TrainConfig) -> Iterator[Run]:
 
 
 def opened_on_all(accelerator, folder: Path) -> Run:
-    """The Run of this process, once all have theirs: the main one may then clear away after all of them."""
+    """Return the Run of this process once all processes have theirs, so that the main one may clean up after all."""
     with raise_on_all_ranks(accelerator):
         run = main_process_first(accelerator, lambda: Run(folder, accelerator.process_index))
     return run

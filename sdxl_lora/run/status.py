@@ -1,4 +1,4 @@
-"""A run's status file, as others than the run read it; session.py says what stands in it. No torch."""
+"""Reading and writing of a run's status files; session.py lists their content. No torch."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ def status_path(folder: Path, rank: int = 0) -> Path:
 
 
 def read_status(folder: Path, rank: int = 0) -> dict:
-    """Return what a process's status file says; {} where there is none, or it is damaged."""
+    """Return the content of a process's status file; {} where it is missing or damaged."""
     try:
         status = json.loads(status_path(folder, rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -20,5 +20,5 @@ def read_status(folder: Path, rank: int = 0) -> dict:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     write_whole(path, text.encode(), flush=False)

@@ -1,5 +1,6 @@
-"""TensorBoard, W&B and Trackio: opening them so that a resumed run goes on in the same curves, and what they show of
-pictures and files. Numbers go through accelerator.log.
+"""TensorBoard, W&B and Trackio: opening them so that a resumed run continues its curves, and logging images and files.
+
+Numbers go through accelerator.log.
 """
 
 import os
@@ -16,15 +17,12 @@ from sdxl_lora.images.decode import open_own_png
 from sdxl_lora.run.status import replace_text
 
 ID_NAME = "wandb-id.txt"  # in the run's folder
-UPLOAD_SECONDS = 1800  # W&B waits so long for a lost connection at the end; what it has not sent stays in the folder
+UPLOAD_SECONDS = 1800  # W&B's wait for a lost connection at the end; unsent data stays in the folder
 TABLE_COLUMNS = ["step", "prompt", "negative prompt", "size", "seed", "guidance", "denoising steps", "picture"]
 
 
 def check_wandb(environment: Mapping[str, str]) -> None:
-    """
-    Raises:
-        ConfigError: W&B would stop the run at its variables, each of which is named, its value not: it may be a key.
-    """
+    """Raise ConfigError if W&B would reject its variables; they are named without their values, which may be keys."""
     import wandb
 
     problems = []
@@ -48,8 +46,8 @@ def start_trackers(
 ) -> None:
     """Open the accelerator's trackers, with `values` as the run's configuration. Every process calls this.
 
-    A run that goes on after `done_steps` does so under its W&B id; what TensorBoard has of later steps is forgotten.
-    W&B that cannot be reached records the run offline: a lost connection must not cost a night. `report` is told.
+    A run resumed after `done_steps` keeps its W&B id; TensorBoard's later steps are purged. If W&B cannot be reached,
+    it records the run offline, because a lost connection must not end a training; `report` is told.
     """
     kwargs: dict[str, dict] = {
         "tensorboard": {"purge_step": done_steps + 1 if done_steps else 0},
@@ -57,7 +55,7 @@ def start_trackers(
     }
     unreachable: tuple[type[Exception], ...] = ()
     if "wandb" in map(str, accelerator.log_with):
-        import wandb  # takes a second, and a run without it does without it
+        import wandb  # takes a second, and is optional
 
         unreachable = (wandb.errors.Error,)
         settings = wandb.Settings(finish_timeout=UPLOAD_SECONDS)
@@ -69,18 +67,18 @@ def start_trackers(
     except unreachable as error:
         report(f"W&B cannot be reached ({error}): this run is recorded offline, upload it later with `wandb sync`")
         accelerator.trackers.clear()
-        wandb.teardown()  # else its service says that the id is in use,
-        os.environ.pop("WANDB_SERVICE", None)  # and so does one that was started before this process
+        wandb.teardown()  # otherwise its service says that the id is in use,
+        os.environ.pop("WANDB_SERVICE", None)  # as does one started before this process
         kwargs["wandb"]["mode"] = "offline"
         accelerator.init_trackers(project, init_kwargs=kwargs)
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
     for tracker in accelerator.trackers:
-        if not (done_steps and tracker.name == "tensorboard"):  # each time would be one more run there
+        if not (done_steps and tracker.name == "tensorboard"):  # it would add a run each time
             tracker.store_init_configuration(plain)
 
 
 def wandb_id(folder: Path, done_steps: int) -> str:
-    """The id that the run has in W&B: that of before where it goes on, a new one where it starts."""
+    """Return the run's W&B id: its former one on a resume, else a new one."""
     path = folder / ID_NAME
     if not (done_steps and path.exists()):
         replace_text(path, secrets.token_hex(4))
@@ -90,7 +88,7 @@ def wandb_id(folder: Path, done_steps: int) -> str:
 def log_samples(
     trackers, step: int, prompts: Sequence[SamplePrompt], samples: Sequence[Sequence[Image.Image]], grid: Path | None
 ) -> None:
-    """The images of a step by prompt, and the grid of all steps; in W&B also as a table with their settings."""
+    """Log the images of a step by prompt, and the grid of all steps; in W&B also a table with their settings."""
     titled = {f"{number} {prompt.text}": samples[number] for number, prompt in enumerate(prompts) if samples[number]}
     if grid:
         titled["grid"] = [open_own_png(grid)]
@@ -128,7 +126,7 @@ def table_rows(step: int, prompts: Sequence[SamplePrompt], images: Sequence[Sequ
 
 
 def log_lora(trackers, name: str, files: Sequence[Path], about: Mapping) -> None:
-    """The LoRA as an artifact of W&B, with what it was trained by; it is read where it lies, not copied."""
+    """Log the LoRA as a W&B artifact with its metadata; its files are read in place, not copied."""
     for tracker in trackers:
         if tracker.name == "wandb":
             import wandb
