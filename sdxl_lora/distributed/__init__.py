@@ -1,1 +1,1 @@
-"""Several processes as one."""
+"""Training in several processes."""

@@ -1,4 +1,4 @@
-"""The Accelerator of a run, its arithmetic, and what DDP sends."""
+"""Accelerator of a run, its arithmetic, and the tensors that DDP sends."""
 
 import hashlib
 import os
@@ -18,12 +18,12 @@ from sdxl_lora.errors import ConfigError
 
 
 def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: LoggingConfig, run_dir: str) -> Accelerator:
-    """The Accelerator of a run, its precision and accumulation ours whatever the launcher's config says.
+    """Make the Accelerator of a run with our precision and accumulation, whatever the launcher's config says.
 
     Also sets the process's arithmetic, see `set_arithmetic`.
 
     Raises:
-        ConfigError: the precision is not to be had here, or the launched processes do not know of each other.
+        ConfigError: the precision is unavailable here, or the launched processes do not know of each other.
     """
     mixed_precision, micro_steps = compute.mixed_precision, batch.gradient_accumulation_steps
     start_processes(compute, batch)
@@ -34,8 +34,8 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
             gradient_accumulation_steps=micro_steps,
             log_with=trackers,
             project_config=ProjectConfiguration(run_dir, str(Path(run_dir) / logging.logging_dir)),
-            # The frozen base has no buffers that change; a view saves a copy of the gradients; every step has the same
-            # graph, but torch 2.13 fails an assertion where such a DDP begins with a micro-step that sends nothing.
+            # The frozen base has no buffers that change; a view saves a copy of the gradients; all steps share one
+            # graph, but torch 2.13 fails an assertion if a static one begins with a micro-step that sends nothing.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=micro_steps == 1
@@ -60,7 +60,7 @@ def make_accelerator(compute: ComputeConfig, batch: BatchConfig, logging: Loggin
 
 
 def start_processes(compute: ComputeConfig, batch: BatchConfig) -> PartialState:
-    """This process's device, and its connection to the others; `make_accelerator` goes on from it.
+    """Connect this process to the others and return its state with its device; `make_accelerator` uses the same.
 
     Raises:
         ConfigError: the launched processes do not know of each other, or cannot be connected.
@@ -82,15 +82,12 @@ def process_group_of(compute: ComputeConfig) -> InitProcessGroupKwargs:
 
 
 def check_named_device() -> None:
-    """
-    Raises:
-        ConfigError: ACCELERATE_TORCH_DEVICE names a device that is not here.
-    """
+    """Raise ConfigError if ACCELERATE_TORCH_DEVICE names a device that is not here."""
     if (name := os.environ.get("ACCELERATE_TORCH_DEVICE")) is None:
         return
     try:
         torch.zeros(1, device=name)
-    except Exception as error:  # torch's own, of many classes
+    except Exception as error:  # torch raises many kinds
         why = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"ACCELERATE_TORCH_DEVICE is {name!r} in the environment, which is no device here ({why}): unset it"
@@ -102,17 +99,17 @@ def is_cpu_asked_for() -> bool:
 
 
 def device_here() -> torch.device:
-    """The device that Accelerate will choose for a single process, before there is an Accelerator."""
+    """Return the device that Accelerate will choose for a single process, before there is an Accelerator."""
     if is_cpu_asked_for():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
-    """Before `prepare`: let DDP pass over the frozen base, which it would send to all at the start (5 GB for SDXL).
+    """Make DDP ignore the frozen base, which it would send to all at the start (5 GB for SDXL). Call before `prepare`.
 
     Raises:
-        ConfigError: the processes have not read the same base.
+        ConfigError: the processes have read different bases.
     """
     if accelerator.num_processes == 1:
         return
@@ -129,18 +126,18 @@ def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
 
 
 def sum_of_bytes(tensor: torch.Tensor) -> int:
-    """Exact and in any order, so that it is the same on every device."""
+    """Return the sum of a tensor's bytes, exact in any order and so the same on every device."""
     return int(tensor.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def set_arithmetic(allow_tf32: bool, deterministic: bool) -> None:
-    """TF32 or full float32 products on CUDA, and only kernels that give the same bits each time, on the CPU too.
+    """Set TF32 or full float32 products on CUDA, and whether all kernels, even on the CPU, are deterministic.
 
-    To be called before the first product: libraries read their environment then.
+    Call it before the first product, when libraries read their environment.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else, on Intel's CPUs, bits depend on where operands lie
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # without it, bits depend on memory alignment on Intel's CPUs
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(deterministic)

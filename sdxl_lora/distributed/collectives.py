@@ -1,4 +1,4 @@
-"""Decisions that one process takes for all; waits that last as long as there is life in the others."""
+"""Decisions that one process takes for all, and barriers that wait as long as the other processes are alive."""
 
 import contextlib
 import itertools
@@ -16,15 +16,15 @@ from sdxl_lora.distributed.rendezvous import timeout_of
 
 Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 5.0  # between two signs of life
-_blocks = itertools.count()  # every process counts alike, as it takes part in every collective
+_blocks = itertools.count()  # the same on every process, as each takes part in every collective
 
 
 @contextlib.contextmanager
 def patient_barrier(accelerator):
-    """A block at whose end all processes wait for all, however long one works in it: an upload, a slow disk, captions.
+    """Barrier at the end of a block, however long a process works in it: an upload, a slow disk, captions.
 
-    Waiting in a collective would end after the timeout. Here a process counts as lost only where none of those that
-    are still at work gives a sign of life for that long.
+    A collective would time out. Here a process counts as lost only if none of those still at work gives a sign of life
+    for as long as the timeout.
 
     Raises:
         RuntimeError: such a process is lost.
@@ -71,9 +71,9 @@ def patient_barrier(accelerator):
 
 @contextlib.contextmanager
 def raise_on_all_ranks(accelerator):
-    """What the block raises on any process is raised on every one, so that none waits for another that is gone.
+    """Raise on every process the block's error on any of them, so that none waits for a process that is gone.
 
-    A process may take as long as it works, see `patient_barrier`.
+    A process may work in the block for any time, see `patient_barrier`.
     """
     raised = None
     with patient_barrier(accelerator):
@@ -87,9 +87,9 @@ def raise_on_all_ranks(accelerator):
 
 
 def on_main_and_broadcast(accelerator, decide: Callable[[], Result]) -> Result:
-    """Return what `decide` returns on the main process, on every process; what it raises there is raised on every one.
+    """Run `decide` on the main process and return its result, or raise its error, on every process.
 
-    It may take as long as it works, see `patient_barrier`.
+    It may work for any time, see `patient_barrier`.
     """
     answer: list = [None, None]
     with patient_barrier(accelerator):
@@ -105,7 +105,7 @@ def on_main_and_broadcast(accelerator, decide: Callable[[], Result]) -> Result:
 
 
 def main_process_first(accelerator, make: Callable[[], Result]) -> Result:
-    """What `make` returns, by the main process before the others; what it raises there is raised on every one."""
+    """Return the result of `make`, called by the main process first, whose errors are raised on every process."""
     made: list = []
     on_main_and_broadcast(accelerator, lambda: made.append(make()))
     return made[0] if made else make()

@@ -1,6 +1,6 @@
-"""Parameters and gradients of several processes as one message, for a model that is not in DDP.
+"""Parameters and gradients of several processes sent as one message, for a model without DDP.
 
-DDP sends while gradients arise, which is no part of a recorded step; here they are sent once all of them are there.
+DDP sends gradients during the backward pass, which a recorded step cannot do; here they are sent together after it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def share_parameters(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the values of the first one's."""
+    """Copy the first process's values to every process."""
     values = [parameter.detach() for parameter in parameters]
     flat = torch._utils._flatten_dense_tensors(values)
     torch.distributed.broadcast(flat, 0)
@@ -19,9 +19,9 @@ def share_parameters(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Let the gradient of every process be the mean over all of them, where DDP divides too: before the sum.
+    """Replace the gradients of every process by their mean over all, divided before the sum as in DDP.
 
-    Whether a parameter has a gradient must be the same everywhere.
+    The same parameters must have gradients on every process.
     """
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch._utils._flatten_dense_tensors(gradients).div_(torch.distributed.get_world_size())

@@ -1,7 +1,7 @@
-"""What a launcher's config or the environment asks of a training that it does not do: set aside, and said in one line.
+"""Requests of a launcher's config or the environment that this training does not support: ignored, with a line each.
 
-People have a config of accelerate's from other work, or start from a notebook, by MPI or in a cluster that sets some of
-torch's variables. One process, or DistributedDataParallel over several, is what there is here. No torch.
+Users have accelerate's config from other work, or start from a notebook, by MPI or in a cluster that sets some of
+torch's variables. This training supports one process, or DistributedDataParallel over several. No torch.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ PLUGINS = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism",
 }
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-OF_MPI = {  # torch's name: those of Intel's MPI and MPICH, of OpenMPI and of MVAPICH, as accelerate reads them
+OF_MPI = {  # torch's name: those of Intel MPI and MPICH, of OpenMPI and of MVAPICH, as accelerate reads them
     "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
     "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
     "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
@@ -31,10 +31,10 @@ HOW_TO = "start it by `accelerate launch` or `torchrun`, which set all of them, 
 
 
 def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro_steps: int) -> list[str]:
-    """Take out of the environment what accelerate would do and this training does not. Returns what is to be said.
+    """Remove variables for features of accelerate that this training lacks, and return a line about each.
 
     Raises:
-        ConfigError: the processes of a start cannot be told from it.
+        ConfigError: the variables do not define the processes of this start.
     """
     said = []
     settle_flags(environment)
@@ -59,11 +59,7 @@ def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro
 
 
 def settle_flags(environment: MutableMapping[str, str]) -> None:
-    """See that accelerate can read its flags: it fails at a word that is neither yes nor no.
-
-    Raises:
-        ConfigError
-    """
+    """Set accelerate's flags to true or false; raise ConfigError for other words, at which accelerate would fail."""
     for name in FLAGS:
         value = environment.get(name, "no").lower()
         if value not in (*YES, *NO):
@@ -73,13 +69,13 @@ def settle_flags(environment: MutableMapping[str, str]) -> None:
 
 
 def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
-    """See that torch's variables are all there, or none: a single process may have some that mean nothing.
+    """Make torch's variables complete or absent: a single process may have some of them by accident.
 
     Raises:
-        ConfigError: they speak of several processes, or hold no numbers.
+        ConfigError: an incomplete set names several processes, or a value is no valid number.
     """
     for name in [name for name in NUMBERS if environment.get(name, "").strip() == "-1"]:
-        del environment[name]  # older scripts' word for not being one of several
+        del environment[name]  # in older scripts -1 means a single process
     take_from_mpi(environment)
     for name in NUMBERS:
         value = environment.get(name)
@@ -113,7 +109,7 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def take_from_mpi(environment: MutableMapping[str, str]) -> None:
-    """Give the processes that mpirun has started torch's variables, where nobody else has."""
+    """Set torch's variables for processes started by mpirun, unless they are set already."""
     size = next((environment[name] for name in OF_MPI["WORLD_SIZE"] if name in environment), "1")
     if "RANK" in environment or "WORLD_SIZE" in environment or not size.strip().isdigit() or int(size) < 2:
         return
@@ -126,7 +122,7 @@ def take_from_mpi(environment: MutableMapping[str, str]) -> None:
 
 
 def tell_launcher(environment: Mapping[str, str], message: str) -> None:
-    """Give torchrun why this process ends, for its table of failed processes, which would name a page of torch's."""
+    """Tell torchrun why this process ends, for its table of failed processes, instead of a link to torch's docs."""
     path = environment.get("TORCHELASTIC_ERROR_FILE")
     if path:
         about = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}

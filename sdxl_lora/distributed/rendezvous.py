@@ -1,8 +1,8 @@
-"""How the processes of one start find each other, in a launcher's store that may still hold what dead ones wrote.
+"""Rendezvous of the processes of one start, in a launcher's store that may still hold entries of dead processes.
 
-torch 2.13's launcher keeps its store when `--max_restarts` starts the processes again, and nothing in their environment
-tells one start from another on all machines (https://github.com/pytorch/pytorch/issues/135712): a new process that is
-faster than the others reads the address of a dead one. Here they agree on a part of the store that nobody has used.
+torch 2.13's launcher keeps its store when `--max_restarts` restarts the processes, and nothing in their environment
+distinguishes one start from another on all machines (https://github.com/pytorch/pytorch/issues/135712): a new process
+that is faster than the others reads the address of a dead one. Here they agree on an unused part of the store.
 """
 
 import os
@@ -21,15 +21,15 @@ ASK_SECONDS = 0.2
 
 
 def timeout_of(store: Store) -> float:
-    """Seconds; torch's stubs do not know of it."""
+    """Return a store's timeout in seconds, which torch's stubs lack."""
     return getattr(store, "timeout").total_seconds()  # noqa: B009
 
 
 def living_only(store: Store, rank: int, world_size: int) -> Store:
-    """A part of `store` that the `world_size` processes which call this have to themselves.
+    """Return a part of `store` used only by the `world_size` processes that call this.
 
-    The main process (rank 0) invents its name. To each that answers it under this name it answers in turn; a name for
-    which no answer comes is that of a dead main process.
+    The main process (rank 0) chooses its name. The others answer under that name, and the main process confirms each
+    answer; a name without confirmation is that of a dead main process.
 
     Raises:
         LostProcessError: one of them does not come within the store's timeout.
@@ -56,7 +56,7 @@ def living_only(store: Store, rank: int, world_size: int) -> Store:
 
 
 def rendezvous_of_the_living(_url: str, timeout: timedelta, **_) -> Iterator[tuple[Store, int, int]]:
-    """torch's own by environment variables, but for the part of the store.
+    """Yield torch's rendezvous by environment variables, with the store replaced by `living_only`'s part of it.
 
     Raises:
         LostProcessError: nobody answers where the main process should be, or its port is taken.
