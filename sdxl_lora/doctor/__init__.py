@@ -1,1 +1,1 @@
-"""What is wrong with a machine, before a training finds out: `python -m sdxl_lora.doctor`."""
+"""Check of a machine before a training: `python -m sdxl_lora.doctor`."""

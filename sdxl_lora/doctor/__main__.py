@@ -1,7 +1,7 @@
 """python -m sdxl_lora.doctor [--base PATH] [--output_dir FOLDER]: is this machine fit to train?
 
-Looks, changes nothing, and says what to do about each thing that is not as it should be. Works without a GPU and with
-packages missing. Exit code 0 where a training can start, 2 where something would stop it.
+Changes nothing, and suggests a remedy for each problem. Works without a GPU and with packages missing. Exit code 0 if
+a training can start, 2 if something would stop it.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""What the doctor says of one thing."""
+"""Findings of the doctor."""
 
-from __future__ import annotations  # for Pythons that are too old, which it is to find out
+from __future__ import annotations  # so that too old a Python can run this and be reported
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
-    topic: what. text: how it is. remedy: what to do about it; "" where it is as it should be.
-    stops: a training would end because of it.
+    topic: its subject. text: the state found. remedy: advice; "" where nothing is wrong.
+    stops: it would end a training.
     """
 
     topic: str
@@ -19,7 +19,7 @@ class Finding:
     stops: bool = False
 
     def lines(self) -> list[str]:
-        """Return the findings as lines for a person."""
+        """Return the finding as lines for a person."""
         mark = "STOP" if self.stops else "note" if self.remedy else "ok"
         remedy = [f"{'':20} -> {self.remedy}"] if self.remedy else []
         return [f"{mark:5}{self.topic:15} {' '.join(self.text.split())}", *remedy]

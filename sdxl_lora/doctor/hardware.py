@@ -1,4 +1,4 @@
-"""The device that trains: whether torch can use what is in the machine, its memory, and bf16."""
+"""Checks of the device that trains: torch's access to it, its memory, and bf16."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sdxl_lora.graphics_cards import INSTALL, nvidia_cards, why_no_gpu
 
 GIB = 2**30
 SMALLEST = 6 * GIB  # the card of the smallest preset
-MOSTLY_FREE = 0.8  # of a card's memory, where nothing but the desktop has some
+MOSTLY_FREE = 0.8  # of a card's memory, if only the desktop uses some
 
 
 def look_at_torch() -> Iterator[Finding]:
-    """torch, and each device that it can use."""
+    """Check torch, and each device that it can use."""
     try:
         import torch
-    except Exception as error:  # a library that it lacks is an OSError, on Windows too
+    except Exception as error:  # a missing library is an OSError, even on Windows
         yield Finding("torch", f"cannot be imported: {error}", f"install it again, as {INSTALL} says", stops=True)
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
@@ -36,7 +36,7 @@ def look_at_torch() -> Iterator[Finding]:
 
 
 def look_at_card(torch, number: int, driver: str) -> Iterator[Finding]:
-    """A card that torch sees, of NVIDIA or AMD."""
+    """Check an NVIDIA or AMD card that torch sees."""
     try:
         card = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)

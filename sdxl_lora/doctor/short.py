@@ -1,4 +1,4 @@
-"""The doctor in a line or two, for the beginning of a training."""
+"""Short form of the doctor, a line or two for the start of a training."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from sdxl_lora.doctor.surroundings import ROOM_FOR_A_RUN, look_at_folder
 
 
 def in_short(device: torch.device, folder: Path) -> list[str]:
-    """Return what trains and where to, and a line of what is not as it should be, if anything is."""
+    """Return a line with device and output folder, and a line of the problems, if any."""
     if device.type == "cuda":
         on = list(look_at_card(torch, device.index or 0, ""))
     else:

@@ -1,4 +1,4 @@
-"""Python and packages: what is installed, against requirements.txt."""
+"""Checks of Python and the installed packages against requirements.txt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdxl_lora.packages import (
 )
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # as requires-python of pyproject.toml
-OPTIONAL = {  # what a training does without, and what is lost then
+OPTIONAL = {  # packages that a training can do without, and the features that need them
     "bitsandbytes": "8-bit optimizers, base_precision nf4",
     "prodigyopt": "optimizer prodigy",
     "prodigy-plus-schedule-free": "optimizer prodigy_plus_schedule_free",
@@ -47,7 +47,7 @@ def look_at_python() -> Iterator[Finding]:
 
 
 def look_at_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
-    """One finding for each package that is missing or of another version, or one for all."""
+    """Yield a finding for each package that is missing or of another version, or a single one if all is well."""
     try:
         wanted = requirements_here(requirements)
     except ImportError:
@@ -72,13 +72,13 @@ def package_problem(requirement) -> list[Finding]:
 
 
 def look_at_neighbours() -> Iterator[Finding]:
-    """Packages that nothing here needs, and libraries of ours import where they are installed."""
+    """Check packages that nothing here needs but that our libraries import where they are installed."""
     for name in (*NOT_NEEDED, "triton"):
         if (here := installed_version(name)) is None:
             continue
         try:
             import_module(name)
-        except Exception as error:  # torch's own kinds among them
+        except Exception as error:  # of any kind, torch's own too
             yield Finding(name, f"{here} {unfitness(name, error)}", remedy_for(name), stops=True)
             continue
         built_for, torch = torch_asked_for_by(name), installed_version("torch")
@@ -89,7 +89,7 @@ def look_at_neighbours() -> Iterator[Finding]:
 
 
 def torch_asked_for_by(name: str):
-    """The versions of torch that a package says it is for, a SpecifierSet; None where it does not say."""
+    """Return the torch versions that a package requires, a SpecifierSet; None where it does not say."""
     with contextlib.suppress(ImportError, PackageNotFoundError):
         from packaging.requirements import Requirement
 
@@ -99,7 +99,7 @@ def torch_asked_for_by(name: str):
 
 
 def look_at_bitsandbytes() -> Iterator[Finding]:
-    """Whether its library for this device can be loaded: without it, it is imported all the same."""
+    """Check that bitsandbytes finds its library for this device, since it imports even without it."""
     if installed_version("bitsandbytes") is None:
         return
     remedy, lost = remedy_for("bitsandbytes"), OPTIONAL["bitsandbytes"]

@@ -1,4 +1,4 @@
-"""Folders, disk, environment, accelerate's own config, the Hub, and a base."""
+"""Checks of folders, disk, environment, accelerate's own config, the Hub, and a base."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def huggingface_home() -> Path:
 
 
 def look_at_folder(topic: str, folder: Path, setting: str, room: int, stops: bool) -> Iterator[Finding]:
-    """Check that a folder can be made and written, and how much room its disk has.
+    """Check that a folder can be made and written, and the free space of its disk.
 
     Args:
-        setting: what chooses another folder. room: GB that it takes. stops: less than that ends a training.
+        setting: the setting that chooses another folder. room: GB needed. stops: less than that ends a training.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
@@ -45,7 +45,7 @@ def look_at_folder(topic: str, folder: Path, setting: str, room: int, stops: boo
 
 
 def look_at_environment() -> Iterator[Finding]:
-    """Variables of launchers, some of which may be left over."""
+    """Check the variables of launchers, some of which may be left over."""
     environment = dict(os.environ)
     if environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on"):
         yield Finding("environment", "ACCELERATE_USE_CPU asks for the CPU", "unset it to train on a GPU")
@@ -57,7 +57,7 @@ def look_at_environment() -> Iterator[Finding]:
 
 
 def look_at_accelerate() -> Iterator[Finding]:
-    """Find what accelerate's own config asks for that this training would not do."""
+    """Check accelerate's own config for features that this training lacks."""
     folder = huggingface_home() / "accelerate"
     path = next(
         (path for path in (folder / "default_config.yaml", folder / "default_config.yml") if path.exists()), None
@@ -84,7 +84,7 @@ def look_at_accelerate() -> Iterator[Finding]:
 
 
 def variables_of(config: dict) -> dict[str, str]:
-    """The environment that `accelerate launch` makes of its config, as far as `set_aside` looks at it."""
+    """Return the variables that `accelerate launch` makes from its config, of those that `set_aside` reads."""
     kind = str(config.get("distributed_type", "NO")).upper()
     variables = {f"ACCELERATE_USE_{name}": "true" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM") if kind == name}
     variables["ACCELERATE_DYNAMO_BACKEND"] = str((config.get("dynamo_config") or {}).get("dynamo_backend", "no"))
@@ -104,7 +104,7 @@ def look_at_hub() -> Iterator[Finding]:
 
 
 def look_at_base(path: str, variant: str | None = None) -> Iterator[Finding]:
-    """Check by configs and headers that a base can be trained."""
+    """Check by its configs and headers that a base can be trained."""
     try:
         from sdxl_lora.models.base_report import look_at
         from sdxl_lora.models.base_source import Base
@@ -114,7 +114,7 @@ def look_at_base(path: str, variant: str | None = None) -> Iterator[Finding]:
         first, *more = str(error).splitlines()
         yield Finding("base", first, " ".join(more) or "see docs/base_models.md", stops=True)
         return
-    except Exception as error:  # a package that is missing, or does not fit
+    except Exception as error:  # a package is missing or incompatible
         yield Finding("base", f"{path} cannot be looked at: {error}", "mend what stands above first", stops=True)
         return
     problem = report.refusal or (f"weights of {', '.join(report.bare)} are missing" if report.bare else "")
