@@ -1,1 +1,1 @@
-"""What a finished run leaves for people."""
+"""Results of a finished run: side files, a model card, an upload to the Hub."""

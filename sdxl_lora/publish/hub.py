@@ -1,4 +1,4 @@
-"""A trained LoRA to the Hub: who may upload is asked before any work, and what a user needs is uploaded, nothing else.
+"""Upload of a trained LoRA to the Hub: permission is checked before any work, and only files for users are uploaded.
 
 python -m sdxl_lora.publish.hub runs/cat me/cat        again, where an upload failed
 """
@@ -17,16 +17,16 @@ SAMPLE = re.compile(r"\bsamples/[\w.-]+\.png")
 
 
 class UploadError(RuntimeError):
-    """The files are still where they were."""
+    """Error of an upload; the local files are unchanged."""
 
 
 def check_hub(name: str, setting: str) -> str:
-    """The full id of the repository that `name` means.
+    """Return the full id of the repository `name`.
 
     Args:
         setting: the flag that names it.
     Raises:
-        ConfigError: nobody is logged in, the Hub cannot be reached, or the name cannot be one.
+        ConfigError: nobody is logged in, the Hub cannot be reached, or the name is invalid.
     """
     try:
         validate_repo_id(name)
@@ -38,12 +38,12 @@ def check_hub(name: str, setting: str) -> str:
         return name
     try:
         return f"{huggingface_hub.HfApi().whoami()['name']}/{name}"
-    except Exception as error:  # requests, httpx and hub errors of many classes
+    except Exception as error:  # requests, httpx and the Hub's library raise many kinds
         raise ConfigError(f"push_to_hub: the Hub does not answer ({error}); give --{setting} user/name") from None
 
 
 def claim_repository(repository: str, private: bool) -> None:
-    """Create it unless it is there: what the login may not do is known before the training.
+    """Create a repository unless it exists, so that a lack of permission shows before the training.
 
     Raises:
         ConfigError: the Hub refuses, or cannot be reached.
@@ -51,13 +51,13 @@ def claim_repository(repository: str, private: bool) -> None:
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.auth_check(repository, write=True)  # creating what is there succeeds for whoever may read it
+        api.auth_check(repository, write=True)  # create_repo succeeds for anyone who may read an existing one
     except Exception as error:
         raise ConfigError(f"push_to_hub: the Hub does not let us write to {repository}: {first_line(error)}") from None
 
 
 def published_files(folder: Path) -> list[str]:
-    """What of a run's folder belongs on the Hub: the LoRA files, the card, and the pictures that the card shows."""
+    """Return the names of a run's files for the Hub: the LoRA files, the card, and the images that the card shows."""
     card = folder / "README.md"
     shown = sorted(set(SAMPLE.findall(card.read_text(encoding="utf-8")))) if card.exists() else []
     loras = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -65,7 +65,7 @@ def published_files(folder: Path) -> list[str]:
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Upload a run's `published_files`. Returns the address.
+    """Upload a run's `published_files` and return the address.
 
     Raises:
         UploadError: the Hub cannot be reached, or refuses.
@@ -74,7 +74,7 @@ def upload(folder: Path, repository: str) -> str:
     files = published_files(folder)
     try:
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files, commit_message="Upload a LoRA")
-    except Exception as error:  # of many classes
+    except Exception as error:  # of many kinds
         raise UploadError(f"could not upload to {repository}: {first_line(error)}") from error
     return f"{huggingface_hub.constants.ENDPOINT}/{repository}"
 

@@ -1,4 +1,4 @@
-"""The README.md of a trained LoRA, as the Hub shows it: what it is, how to use it, how it was made. Strings only."""
+"""Model card of a trained LoRA, the README.md that the Hub shows: description, use, training. Strings only."""
 
 import json
 import re
@@ -19,15 +19,15 @@ def model_card(
     repository: str | None = None,
     grid: str | None = None,
 ) -> str:
-    """Markdown with the Hub's header.
+    """Return the card as Markdown with the Hub's header.
 
     Args:
         name: of the LoRA file without `.safetensors`.
         base_model: Hub id; of a path only the last part is shown.
-        prompt: for the ready lines; the trigger word is put in front.
-        samples: (prompt, picture's path relative to the card).
-        settings: what the run was trained with, for a table; nothing private.
-        repository: on the Hub, from which the ready lines load; None where the file lies beside the card.
+        prompt: for the code to copy; the trigger word is put in front.
+        samples: (prompt, image's path relative to the card).
+        settings: of the training, for a table; nothing private.
+        repository: on the Hub, from which the code loads; None where the file lies beside the card.
         grid: path of a grid of images by steps, relative to the card.
     """
     base = public_name(base_model)
@@ -53,7 +53,7 @@ def model_card(
 
 
 def strength_section(name: str, trigger_word: str, prompt: str, strength: float, reason: str) -> list[str]:
-    """Lines that say how strong a LoRA should be used, and why.
+    """Return the lines that recommend a LoRA's strength, with the reason.
 
     Args:
         name: of the LoRA file without `.safetensors`.
@@ -71,7 +71,7 @@ def strength_section(name: str, trigger_word: str, prompt: str, strength: float,
 
 
 def with_section(card: str, heading: str, lines: Sequence[str]) -> str:
-    """The card with this section, in the place of the one of that heading or at its end; no lines take it out."""
+    """Return the card with this section, replacing one of the same heading or at the end; no lines remove it."""
     before, *after = re.split(rf"^## {re.escape(heading)}\n", card, maxsplit=1, flags=re.MULTILINE)
     rest = re.split(r"^(?=## )", after[0], maxsplit=1, flags=re.MULTILINE)[1:] if after else []
     section = "\n".join([f"## {heading}", "", *lines]) + "\n" if lines else ""
@@ -79,9 +79,9 @@ def with_section(card: str, heading: str, lines: Sequence[str]) -> str:
 
 
 def _header(base: str, trigger_word: str, samples: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines of YAML that the Hub reads."""
+    """Return the lines of YAML that the Hub reads."""
     header = ["library_name: diffusers", "pipeline_tag: text-to-image"]
-    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a file here
+    header += [f"base_model: {_quoted(base)}"] if "/" in base else []  # the Hub refuses a card that names a local file
     header += [f"instance_prompt: {_quoted(trigger_word)}"] if trigger_word else []
     header += ["tags:", *(f"- {_quoted(tag)}" for tag in TAGS)]
     if samples:
@@ -92,7 +92,7 @@ def _header(base: str, trigger_word: str, samples: Sequence[tuple[str, str]]) ->
 
 
 def _usage(name: str, base: str, trigger_word: str, prompt: str, repository: str | None) -> list[str]:
-    """Lines to copy, for diffusers and for clients that read a prompt's tags."""
+    """Return code to copy, for diffusers and for clients that read a prompt's tags."""
     python, tag = usage_lines(name, trigger_word, prompt)
     load, draw = python.split("; ", 1)
     if repository:
@@ -120,11 +120,11 @@ def _usage(name: str, base: str, trigger_word: str, prompt: str, repository: str
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # right in YAML and in Python
+    return json.dumps(text, ensure_ascii=False)  # valid in YAML and in Python
 
 
 def _escaped(value: object) -> str:
-    """Text that Markdown and HTML show as it is, in one line."""
+    """Return the value as one line that Markdown and HTML show verbatim."""
     text = " ".join(str(value).split())
     for character in "\\`*_|[]":
         text = text.replace(character, f"\\{character}")

@@ -1,4 +1,4 @@
-"""What a finished run leaves for a person beside the LoRA files: copies, side files, a card, and the last words."""
+"""Results of a finished run beside the LoRA files: copies, side files, a model card, and a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from sdxl_lora.sampling.generate import GRID_NAME, sample_path
 
 
 def deliver(lora: Path, base: str, trigger_word: str, step: int, side_files: bool, loras_dir: str | None) -> list[Path]:
-    """Side files and the copy for a client's folder, where asked for. Returns what was written.
+    """Write side files and the copy for a client's folder, where asked for, and return their paths.
 
     Args:
         lora: the file for ComfyUI, A1111 and Forge, in the run's folder.
-        step: of the samples that the picture is taken from.
+        step: of the sample used as preview image.
     """
     written = []
     if side_files:
@@ -40,7 +40,7 @@ def write_card(
     settings: Mapping,
     repository: str | None = None,
 ) -> None:
-    """README.md in the run's folder: what the Hub shows of a LoRA."""
+    """Write the model card, README.md in the run's folder, which the Hub shows."""
     samples = [
         (prompt.text, str(sample_path(Path("samples"), step, number, 0)))
         for number, prompt in enumerate(prompts)
@@ -61,10 +61,10 @@ def write_card(
 
 
 def best_lora(folder: Path, checkpoint: str | None, name: str, say: Callable[[str], None]) -> list[Path]:
-    """<name>-best.safetensors: the LoRA of the best checkpoint. Returns what was written.
+    """Write <name>-best.safetensors, the LoRA of the best checkpoint, and return its path in a list.
 
     Args:
-        checkpoint: its name; None where no loss was measured.
+        checkpoint: its name; None where there is no best one.
     """
     if checkpoint is None:
         return []
@@ -84,10 +84,10 @@ def summary(
     best_name: str = "",
     best_value: str = "",
 ) -> str:
-    """Say where everything is, with a line to paste for each client.
+    """Return the places of all results, with a line to paste for each client.
 
     Args:
-        best_name, best_value: what the best checkpoint is the best by; "" where none is.
+        best_name, best_value: name and value of the measurement that chose the best checkpoint; "" without one.
     """
     for_diffusers, for_others = usage_lines(name, trigger_word)
     return "\n".join(
