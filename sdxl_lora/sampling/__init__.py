@@ -1,1 +1,1 @@
-"""Images from prompts, side by side and measured."""
+"""Images from prompts, grids of them, and their similarity to other images."""

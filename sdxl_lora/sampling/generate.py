@@ -1,9 +1,9 @@
-"""Prompts to pictures with the current adapter: fixed seeds, so that pictures of different steps can be compared.
+"""Images of prompts with the current adapter, with fixed seeds, so that images of different steps can be compared.
 
-    samples/step-000500-prompt-0-image-0.png    step, prompt and picture count from 0; step 0 is before the training
-    samples/grid.png                            prompts by steps, for one look
+    samples/step-000500-prompt-0-image-0.png    step, prompt and image count from 0; step 0 is before the training
+    samples/grid.png                            prompts by steps, at a glance
 
-Each picture's PNG text `parameters` says what it was drawn by, as A1111 writes it.
+Each image's PNG text `parameters` holds its prompt and settings in A1111's format.
 """
 
 import io
@@ -25,7 +25,7 @@ from sdxl_lora.models.latents import latents_for_vae
 from sdxl_lora.sampling.grid import image_grid
 
 GRID_NAME = "grid.png"
-GRID_ROWS, GRID_COLUMNS = 8, 8  # what one look takes in
+GRID_ROWS, GRID_COLUMNS = 8, 8  # as many as can be seen at a glance
 
 
 @torch.no_grad()
@@ -41,13 +41,13 @@ def generate_image(
     seed: int,
     guidance_rescale: float = 0.0,
 ) -> Image.Image:
-    """One picture.
+    """Draw one image.
 
     Args:
-        vae: in float32, on any device: it is moved beside the UNet for the decoding and back.
+        vae: in float32, on any device; moved to the UNet's for the decoding and back.
         prompt, negative: prompt_embeds (77, D) and pooled_embeds (P,).
         size: height, width in pixels.
-        guidance_rescale: how far guided predictions go back to the spread of unguided ones (arXiv:2305.08891, 3.4).
+        guidance_rescale: share of the way from guided predictions' spread to unguided ones' (arXiv:2305.08891, 3.4).
     """
     device = next(unet.parameters()).device
     absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -80,7 +80,7 @@ def generate_image(
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
-    """Return the picture of a tensor (3, H, W) in [-1, 1]."""
+    """Return the image of a tensor (3, H, W) in [-1, 1]."""
     return VaeImageProcessor().postprocess(pixels.float().cpu()[None])[0]
 
 
@@ -101,9 +101,9 @@ def generate_images(
     """Draw every prompt `images_per_prompt` times into `folder`; processes share the work. See `generate_image`.
 
     Args:
-        prompts: with nothing left open.
-        read: a text's embeddings.
-        should_stop: asked before each picture.
+        prompts: with all defaults filled in.
+        read: gives a text's embeddings.
+        should_stop: called before each image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(number, repeat) for number in range(len(prompts)) for repeat in range(images_per_prompt)]
@@ -129,7 +129,7 @@ def generate_images(
 
 
 def png_of(image: Image.Image, parameters: str | None = None) -> bytes:
-    """The picture's file, with the text `parameters` in it."""
+    """Return the bytes of the image's PNG file, with the text `parameters` in it."""
     about, file = PngInfo(), io.BytesIO()
     if parameters is not None:
         about.add_itxt("parameters", parameters)
@@ -142,7 +142,7 @@ def sample_path(folder: Path, step: int, prompt_number: int, image_number: int) 
 
 
 def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_per_prompt: int) -> bool:
-    """Return whether all pictures of a step are there, whole, and by these prompts."""
+    """Return whether all images of a step exist, whole and drawn by these prompts."""
     return all(
         image_by(read_image(sample_path(folder, step, number, image)), prompt.describe(image)) is not None
         for number, prompt in enumerate(prompts)
@@ -151,13 +151,13 @@ def are_drawn(folder: Path, step: int, prompts: Sequence[SamplePrompt], images_p
 
 
 def read_samples(folder: Path, step: int, prompts: int, images_per_prompt: int) -> list[list[Image.Image]]:
-    """The pictures that `generate_images` drew at a step, by prompt."""
+    """Return the images that `generate_images` drew at a step, by prompt."""
     paths = [[sample_path(folder, step, prompt, i) for i in range(images_per_prompt)] for prompt in range(prompts)]
     return [[image for path in of_prompt if (image := read_image(path))] for of_prompt in paths]
 
 
 def read_image(path: Path, report: Callable[[str], None] = lambda reason: None) -> PngImageFile | None:
-    """None where no whole PNG is there; `report` is told of one that is damaged."""
+    """Return the PNG; None where it is missing or damaged. `report` is told of a damaged one."""
     if not path.exists():
         return None
     try:
@@ -174,14 +174,14 @@ def write_grid(
     images_per_prompt: int,
     report: Callable[[str], None] = lambda reason: None,
 ) -> Path | None:
-    """grid.png: each prompt's first pictures in a row, from the first step to this one.
+    """Write grid.png: rows of each prompt's first images, from the first step to this one.
 
-    A picture of an older step stands there only if it was drawn by the same prompt, size, seed, guidance and steps.
+    An image is shown only if it was drawn by the same prompt, size, seed, guidance and steps.
 
     Args:
-        report: told of pictures that are damaged, whose places stay empty.
+        report: told of damaged images, whose places stay empty.
     Returns:
-        its path; None where nothing was drawn.
+        Its path; None where nothing was drawn.
     """
     found = (re.match(r"step-(\d+)-prompt-", path.name) for path in folder.glob("step-*.png"))
     steps = sorted({int(match[1]) for match in found if match and int(match[1]) <= step})
@@ -201,12 +201,12 @@ def write_grid(
 
 
 def image_by(image: PngImageFile | None, about: str) -> Image.Image | None:
-    """The picture if it was drawn by what `about` says."""
+    """Return the image if its text `parameters` is `about`, else None."""
     return image if image and image.text.get("parameters") == about else None
 
 
 def spread(items: list, count: int) -> list:
-    """At most `count` of the items, evenly, the first and the last among them."""
+    """Return at most `count` of the items, evenly spaced, including the first and the last."""
     if len(items) <= count:
         return items
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

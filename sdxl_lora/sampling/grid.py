@@ -1,4 +1,4 @@
-"""Pictures side by side in rows with their prompts, for people. Draws nothing itself."""
+"""Grid of given images in rows with their prompts."""
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -7,15 +7,15 @@ LABEL_WIDTH = 250
 
 
 def image_grid(columns, labels, rows, side=192):
-    """Rows of prompts, columns of pictures.
+    """Return a page with rows of prompts and columns of images.
 
     Args:
-        columns: [(heading, pictures per row)...], e.g. [("training pictures", 2), ("base", 3)].
+        columns: [(heading, images per row)...], e.g. [("training images", 2), ("base", 3)].
         labels: one text per row, written left of it.
-        rows: per label the pictures of all columns, in order; None leaves a place empty.
-        side: pictures are shown as large as fits into a square of so many pixels.
+        rows: per label the images of all columns, in order; None leaves a place empty.
+        side: of the square in pixels into which images are fitted.
     Raises:
-        ValueError: a row with another number of pictures than the columns have together.
+        ValueError: the number of images in a row differs from that of all columns, or that of rows from the labels'.
     """
     wanted = sum(count for _, count in columns)
     if any(len(row) != wanted for row in rows) or len(rows) != len(labels):
@@ -44,7 +44,7 @@ def image_grid(columns, labels, rows, side=192):
 
 
 def fitted(image, side):
-    """Smaller pictures keep their pixels, as whole squares."""
+    """Fit an image into a square; a small one is enlarged by a whole factor, so that its pixels stay sharp."""
     times = side // max(image.size)
     if times > 1:
         return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)

@@ -1,6 +1,6 @@
-"""How much pictures resemble others, by any vision model of transformers: CLIP-I and DINO scores. Knows no files.
+"""Similarity of images to others by any vision model of transformers: CLIP-I and DINO scores.
 
-The mean cosine of the embeddings of all pairs, as in DreamBooth (arXiv:2208.12242, section 4.2): 1 is the same.
+It is the mean cosine of the embeddings of all pairs, as in DreamBooth (arXiv:2208.12242, section 4.2); 1 is identical.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,11 @@ from sdxl_lora.config.sample_prompt import SamplePrompt
 from sdxl_lora.config.sources import check_source
 from sdxl_lora.errors import ConfigError
 
-BATCH = 16  # pictures at once
+BATCH = 16  # images at once
 
 
 def check_similarity_model(model: str, setting: str = "similarity_model") -> None:
-    """
-    Raises:
-        ConfigError: neither a folder of a model nor a Hub id.
-    """
+    """Raise ConfigError unless `model` is a model's folder or a Hub id."""
     check_source(model, setting, "folder")
     folder = Path(model)
     if folder.is_file():
@@ -34,7 +31,7 @@ def check_similarity_model(model: str, setting: str = "similarity_model") -> Non
 
 
 def cannot_be_used(model: str, why: str, setting: str = "similarity_model") -> ConfigError:
-    """Return the error that says what a model must be."""
+    """Return an error that explains which models can be used."""
     return ConfigError(
         f"{setting} {model} cannot be used: {why} (it must be a vision model of transformers with safetensors "
         "and an image processor, e.g. facebook/dinov2-base)"
@@ -42,13 +39,15 @@ def cannot_be_used(model: str, why: str, setting: str = "similarity_model") -> C
 
 
 class Similarity:
-    """To the `references`, which `refer_to` sets. The model waits on the CPU in float32, and comes to a device for use.
+    """Measure of similarity to the `references` set by `refer_to`.
+
+    The model waits on the CPU in float32, and moves to a device for use.
 
     Args:
         model: a folder or a Hub id. Only safetensors are read, and no code of the repository runs.
         setting: the setting that names it.
     Raises:
-        ConfigError: it cannot be loaded, or takes no pictures.
+        ConfigError: it cannot be loaded, or takes no images.
     """
 
     def __init__(self, model: str, setting: str = "similarity_model"):
@@ -60,14 +59,14 @@ class Similarity:
             )
             self.model.eval().requires_grad_(False)
             self.embed([Image.new("RGB", (64, 64))], torch.device("cpu"))
-        except Exception as error:  # transformers raises of many classes
+        except Exception as error:  # transformers raises many kinds
             said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". If you were trying")[0]
             raise cannot_be_used(model, said, setting) from error
         self.references: torch.Tensor | None = None
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
-        """(N, D) of length 1."""
+        """Return embeddings (N, D) of length 1."""
         self.model.to(device)
         parts = [self._features(images[first : first + BATCH], device).cpu() for first in range(0, len(images), BATCH)]
         self.model.to("cpu")
@@ -84,14 +83,14 @@ class Similarity:
         self.references = self.embed(images, device)
 
     def of(self, images: Sequence[Image.Image], device: torch.device) -> float:
-        """The mean over all pairs of a picture and a reference."""
+        """Return the mean similarity over all pairs of an image and a reference."""
         assert self.references is not None, "refer_to comes first"
         return (self.embed(images, device) @ self.references.T).mean().item()
 
     def of_samples(
         self, prompts: Sequence[SamplePrompt], images: Sequence[Sequence[Image.Image]], device: torch.device
     ) -> dict[str, float]:
-        """Return the similarities by prompt; those without the trigger word, which should not show it, apart."""
+        """Return the similarity of all samples with the trigger word, and separately of those without it."""
         groups: dict[str, list[Image.Image]] = {"similarity": [], "similarity_without_trigger": []}
         for prompt, of_prompt in zip(prompts, images, strict=True):
             groups["similarity_without_trigger" if prompt.is_without_trigger else "similarity"].extend(of_prompt)
@@ -99,6 +98,6 @@ class Similarity:
 
 
 def pooled(output) -> torch.Tensor:
-    """(N, D): what a model of transformers says of each input as a whole."""
+    """Return the pooled output (N, D) of a transformers model, one row per input."""
     whole = getattr(output, "pooler_output", None)
     return (output.last_hidden_state.mean(1) if whole is None else whole).flatten(1)
