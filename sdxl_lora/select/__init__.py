@@ -1,1 +1,1 @@
-"""Which checkpoint of a run to keep, and at which strength to use it."""
+"""Choice of a run's checkpoint to keep, and of the strength to use it at."""

@@ -1,7 +1,7 @@
-"""python -m sdxl_lora.select runs/cat: which checkpoint of a run to keep, and at which strength to use it.
+"""python -m sdxl_lora.select runs/cat: choose which checkpoint of a run to keep, and at which strength to use it.
 
 Draws each checkpoint at several strengths, measures the images, and writes runs/cat/select/ with a table, a JSON file
-and a grid, and runs/cat/<name>-recommended.safetensors. The same command again draws only what is missing.
+and a grid, and runs/cat/<name>-recommended.safetensors. The same command again draws only missing images.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def config_of(run_dir: Path) -> TrainConfig:
-    """The run's settings, its folder where it is now.
+    """Return the run's settings with its present folder.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there is no config.yaml.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -56,7 +56,7 @@ def config_of(run_dir: Path) -> TrainConfig:
 
 
 def choose(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for. Every process calls this."""
+    """Execute the command line. Every process calls this."""
     config = config_of(arguments.run_dir)
     if arguments.images < 1:
         raise ConfigError(f"--images is {arguments.images}, it must be at least 1")
@@ -88,7 +88,7 @@ def choose(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, or the exit code of what went wrong, told in one line."""
+    """Return 0, or the exit code of an error, which is printed in one line."""
     return exit_code_of(lambda: choose(parse(argv)))
 
 

@@ -1,4 +1,4 @@
-"""What came along with a run's LoRA: the images that a choice has drawn, described in words. Draws nothing."""
+"""Things that came along with a run's LoRA, found by describing a choice's images in words. Draws nothing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ from sdxl_lora.select.selection import FOLDER, references_of, trained_images
 from sdxl_lora.select.words import FEWEST, Shown, asked_by, came_along, table
 
 TEXT_NAME, WORDS_NAME = "came_along.txt", "came_along.json"
-Describe = Callable[[Sequence[Image.Image]], list[frozenset[str]]]  # images to the words that are said of each
+Describe = Callable[[Sequence[Image.Image]], list[frozenset[str]]]  # images to the words that describe each
 
 
 class Drawn:
-    """The images that `python -m sdxl_lora.select` has drawn of a run, of one checkpoint at one strength and the base.
+    """Images drawn by `python -m sdxl_lora.select` for one checkpoint of a run at one strength, and for the base.
 
     Args:
-        step, strength: None for those that were recommended.
+        step, strength: None for the recommended ones.
     Raises:
-        ConfigError: nothing was drawn, nothing recommended, not at this step and strength, or too few images.
+        ConfigError: nothing was drawn or recommended, nothing at this step and strength, or too few images.
     """
 
     def __init__(self, config: TrainConfig, step: int | None = None, strength: float | None = None):
@@ -64,7 +64,7 @@ class Drawn:
             )
 
     def described(self, cell: Cell, prompts: Sequence[int], describe: Describe) -> dict[str, Shown]:
-        """What is said of a cell's images of some prompts, by file name.
+        """Return the descriptions of a cell's images of some prompts, by file name.
 
         Raises:
             DataError: an image is gone or damaged.
@@ -83,9 +83,9 @@ class Drawn:
 
 
 def split_prompts(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The numbers of the prompts with a trigger word, and of those that are the same without it.
+    """Return the numbers of the prompts with a trigger word, and of their partners without it.
 
-    Where there is no trigger word, all are the first.
+    If there are no trigger words, all prompts are in the first group.
     """
     with_trigger = [
         number
@@ -101,14 +101,14 @@ def split_prompts(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str])
 def report_on(
     config: TrainConfig, describe: Describe, step: int | None = None, strength: float | None = None
 ) -> tuple[str, list[Path]]:
-    """Describe the images of a run's choice and its training images, and write down what came along.
+    """Describe the images of a run's choice and its training images, and write a report of what came along.
 
     Args:
-        step, strength: what to describe; None for what was recommended.
+        step, strength: those to describe; None for the recommended ones.
     Returns:
-        the table, and the paths of what was written: it, and all words as JSON.
+        The table, and the paths of the files written: the table, and all words as JSON.
     Raises:
-        ConfigError, DataError: what was not drawn, too few images, or images that are gone.
+        ConfigError, DataError: images were never drawn, are too few, or are gone.
     """
     drawn = Drawn(config, step, strength)
     references = references_of(*trained_images(config))

@@ -1,4 +1,4 @@
-"""What is drawn to choose by: checkpoints, strengths, prompts, and the name of each image. Draws nothing, no torch."""
+"""Plan of a choice: checkpoints, strengths, prompts, and the name of each image. Draws nothing, no torch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from sdxl_lora.config.trigger_word import has_trigger_word
 from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.run.checkpoints import checkpoints, lora_file_of, problem_with, read_manifest
 
-CAPTIONS_AS_PROMPTS = 4  # where a run has no prompts of its own
+CAPTIONS_AS_PROMPTS = 4  # for a run without prompts of its own
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint's LoRA file. sha256: of that file, by the checkpoint's manifest."""
+    """LoRA file of a checkpoint. sha256: of that file, from the checkpoint's manifest."""
 
     step: int
     lora: Path
@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A checkpoint at a strength, the milder first; step 0 at strength 0 is the base alone."""
+    """Checkpoint at a strength, ordered from mild to strong; step 0 at strength 0 is the base alone."""
 
     strength: float
     step: int
@@ -52,11 +52,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Choice:
-    """All that is compared.
+    """Everything that is compared.
 
     Attributes:
-        prompts: with nothing left open.
-        trigger_words: what a prompt calls the subject up by; empty where the dataset names none.
+        prompts: with all defaults filled in.
+        trigger_words: words by which a prompt evokes the subject; empty where the dataset names none.
         images_per_prompt: each with another seed.
         left_out: a sentence for each checkpoint that cannot be used.
     """
@@ -70,20 +70,20 @@ class Choice:
 
     @property
     def cells(self) -> list[Cell]:
-        """The base, then every checkpoint at every strength."""
+        """Return the base, then every checkpoint at every strength."""
         return [BASE, *(Cell(strength, one.step) for one in self.candidates for strength in self.strengths)]
 
     def drawings(self) -> list[Drawing]:
-        """Every image, cell by cell, so that a LoRA is loaded once."""
+        """Return every image to draw, cell by cell, so that each LoRA is loaded once."""
         return [drawing for cell in self.cells for drawing in self.drawings_of(cell)]
 
     def drawings_of(self, cell: Cell) -> list[Drawing]:
-        """The images of one cell, prompt by prompt."""
+        """Return the images of one cell, prompt by prompt."""
         numbers = range(self.images_per_prompt)
         return [Drawing(cell, prompt, repeat) for prompt in range(len(self.prompts)) for repeat in numbers]
 
     def parameters(self, drawing: Drawing) -> str:
-        """Return the image's text: what it was drawn by, as A1111 writes it. Another text means another image."""
+        """Return the image's parameters in A1111's format; another text means another image."""
         about = self.prompts[drawing.prompt].describe(drawing.repeat)
         if drawing.cell == BASE:
             return about
@@ -92,15 +92,15 @@ class Choice:
         return f'{about}, Lora hashes: "{lora}", Lora strength: {drawing.cell.strength:g}'
 
     def calls_up(self, prompt: SamplePrompt) -> bool:
-        """Return whether a prompt asks for what was trained: it has a trigger word, or there is none to have."""
+        """Return whether a prompt evokes the trained subject: it has a trigger word, or no trigger words exist."""
         return not self.trigger_words or any(has_trigger_word(prompt.text, word) for word in self.trigger_words)
 
 
 def usable_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
-    """The strengths, each once, rising.
+    """Return the strengths in rising order without duplicates.
 
     Raises:
-        ConfigError: none, or one that is not above 0.
+        ConfigError: there are none, or one is not above 0.
     """
     if not strengths or not all(math.isfinite(one) and one > 0 for one in strengths):
         given = " ".join(f"{one:g}" for one in strengths) or "nothing"
@@ -111,10 +111,10 @@ def usable_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
 def find_candidates(
     run_dir: Path, steps: Sequence[int], info: Callable[[str], None]
 ) -> tuple[list[Candidate], list[str]]:
-    """The whole checkpoints of a run, oldest first, and a sentence for each that is not.
+    """Return the whole checkpoints of a run, oldest first, and a sentence for each damaged one.
 
     Args:
-        steps: those to take; none for all.
+        steps: of the checkpoints to take; empty for all.
         info: told of each checkpoint that is left out.
     Raises:
         CheckpointError: there is none, none is whole, or one that was asked for is missing or damaged.
@@ -154,18 +154,18 @@ def prompts_of(
     trigger_words: Sequence[str],
     size: tuple[int, int],
 ) -> tuple[SamplePrompt, ...]:
-    """The prompts to draw, with nothing left open; each that has a trigger word is followed by itself without it.
+    """Return the prompts to draw with all defaults filled in; one with a trigger word is followed by one without it.
 
     Args:
-        lines: as --validation_prompt has them; none for some of the captions.
-        captions: of the images that train.
-        size: height and width of those that name none.
+        lines: in the form of --validation_prompt; empty for some of the captions.
+        captions: of the training images.
+        size: height and width for prompts that name none.
     Raises:
-        ConfigError: a prompt that cannot be read, or none at all.
+        ConfigError: a prompt cannot be read, or there are none at all.
     """
     if not lines:
         distinct = list(dict.fromkeys(caption for caption in captions if caption.strip()))
-        # a caption's own dashes are no options
+        # not parsed: dashes in a caption are no options
         given = [SamplePrompt(caption) for caption in evenly(distinct, CAPTIONS_AS_PROMPTS)]
     else:
         given = [parse_prompt(line) for line in lines]
@@ -181,5 +181,5 @@ def prompts_of(
 
 
 def evenly(items: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the items, at even distances."""
+    """Return at most `count` of the items, evenly spaced."""
     return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)

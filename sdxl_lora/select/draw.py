@@ -1,4 +1,4 @@
-"""The images that a choice compares, drawn once: what is there by the same parameters is kept, the rest is shared."""
+"""Drawing of a choice's images, shared among processes. An image with the same parameters is not drawn again."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -14,12 +14,12 @@ from sdxl_lora.select.models import Painter
 
 
 def missing_drawings(choice: Choice, folder: Path) -> list[Drawing]:
-    """The images that are not there, not whole, or drawn by other parameters."""
+    """Return the images that are missing, damaged, or drawn with other parameters."""
     return [one for one in choice.drawings() if drawn(choice, one, folder) is None]
 
 
 def drawn(choice: Choice, drawing: Drawing, folder: Path):
-    """The image, None where it has yet to be drawn."""
+    """Return the image; None where it is still to be drawn."""
     return image_by(read_image(drawing.path(folder)), choice.parameters(drawing))
 
 
@@ -31,11 +31,11 @@ def draw_missing(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Draw this process's share of what is missing, and show how far it is and how long it will take.
+    """Draw this process's share of the missing images, with a progress bar.
 
     Args:
         missing: the same on every process, see `missing_drawings`.
-        load: the models, which are not loaded where nothing is missing.
+        load: loads the models; not called where nothing is missing.
     """
     share = list(missing[rank::world_size])
     if not share:

@@ -1,4 +1,4 @@
-"""Images to numbers: matches with prompts by CLIP, thumbnails by no model. Features are sampling/similarity.py's."""
+"""Numbers from images: matches with prompts by CLIP, and thumbnails. Features come from sampling/similarity.py."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ THUMBNAIL = 16  # pixels of a side: composition and colours, no detail
 
 
 class PromptMatcher:
-    """How well images match texts, by a CLIP of transformers: the CLIP score, arXiv:2104.08718, not scaled.
+    """Match of images with texts by a CLIP of transformers: the CLIP score (arXiv:2104.08718), not scaled.
 
     Args:
         model: a folder or a Hub id.
@@ -33,12 +33,12 @@ class PromptMatcher:
             )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except Exception as error:  # transformers raises of many classes
+        except Exception as error:  # transformers raises many kinds
             raise ConfigError(f"clip_model {model} has no tokenizer that can be used: {error}") from error
 
     @torch.no_grad()
     def match(self, images: Sequence[Image.Image], texts: Sequence[str], device: torch.device) -> Tensor:
-        """(images, texts) cosines. Longer texts are cut at what the model reads."""
+        """Return cosines (images, texts). Texts longer than the model's context are cut."""
         drawn = self.images.embed(images, device)
         longest = getattr(self.images.model.config, "text_config", self.images.model.config).max_position_embeddings
         tokens = self.tokenizer(
@@ -49,7 +49,7 @@ class PromptMatcher:
 
 
 def thumbnails(images: Sequence[Image.Image]) -> Tensor:
-    """(N, 3 * THUMBNAIL²) of length 1 around their mean, so that a product of two is their correlation.
+    """Return (N, 3 * THUMBNAIL²) centred rows of length 1, so that the product of two is their correlation.
 
     An image of a single colour is all zeros, and correlates with nothing.
     """

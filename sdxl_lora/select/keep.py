@@ -1,4 +1,4 @@
-"""What a choice leaves beside its report: the recommended LoRA, its strength in its metadata and on the model card."""
+"""Results of a choice beside its report: the recommended LoRA, with its strength in metadata and model card."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ HEADING = "Recommended strength"
 def keep_recommended(
     config: TrainConfig, choice: Choice, recommendation: Recommendation, info: Callable[[str], None]
 ) -> None:
-    """Write <name>-recommended.safetensors, and the section of README.md that tells of it.
+    """Write <name>-recommended.safetensors, and a section about it in README.md.
 
-    Where nothing is recommended any more, the section goes, and a file of an earlier choice is named.
+    If nothing is recommended, remove the section, and report the file of an earlier choice.
     """
     run_dir, name = config.run_dir, f"{config.lora_name}-recommended"
     lora, cell, section = run_dir / f"{name}.safetensors", recommendation.cell, []

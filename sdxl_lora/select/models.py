@@ -1,7 +1,7 @@
-"""A run's base with the LoRA of one checkpoint after another, at one strength after another. Draws images, keeps none.
+"""A run's base that draws with one checkpoint's LoRA after another, at one strength after another. Saves no images.
 
-The adapter stays beside the base's weights, in float32, and the base computes as in the training: at strength 1 an
-image is the one that the training drew at that step.
+The adapter stays beside the base's weights, in float32, and the base computes as in the training, so that at strength
+1 an image is the same as the training's sample at that step.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,10 +34,10 @@ Adapters = dict[str, dict[str, Adapter]]  # by component and canonical module na
 
 
 class Painter:
-    """The base, and on it the LoRA that was `put_on` last; `paint` draws.
+    """The base with the LoRA of the last `put_on`; `paint` draws.
 
     Args:
-        first: the LoRA whose modules all others of the run have too.
+        first: a LoRA of the run; all others have the same modules.
         texts: of every prompt; read once where no text encoder has trained.
     """
 
@@ -78,7 +78,7 @@ class Painter:
         self.rescale = guidance_rescale_of(config, self.scheduler.config)
 
     def put_on(self, candidate: Candidate) -> None:
-        """Let the models have this LoRA.
+        """Load this LoRA into the models.
 
         Raises:
             CheckpointError: it cannot be read, or has other modules than the first.
@@ -92,10 +92,10 @@ class Painter:
             raise CheckpointError(f"{candidate.lora} differs from the run's other LoRAs: {error}") from error
 
     def set_strength(self, strength: float) -> None:
-        """Let the LoRA count so much; 0 leaves the base alone."""
+        """Set the LoRA's strength; 0 leaves the base alone."""
         self.strength.set(strength)
         if self.text is not None:
-            self.read.clear()  # by text encoders that have changed
+            self.read.clear()  # the text encoders have changed
 
     def paint(self, prompt: SamplePrompt, repeat: int) -> Image.Image:
         assert prompt.height and prompt.width and prompt.steps and prompt.guidance_scale is not None
@@ -121,7 +121,7 @@ class Painter:
 
 
 def read_adapters(candidate: Candidate) -> tuple[Adapters, str]:
-    """A LoRA file's adapters by component, and their kind.
+    """Return a LoRA file's adapters by component, and their kind.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -137,7 +137,7 @@ def read_adapters(candidate: Candidate) -> tuple[Adapters, str]:
 
 
 def give_adapter(model: nn.Module, component: str, adapters: dict[str, Adapter], kind: str) -> None:
-    """Add just these adapters to a model, with their weights.
+    """Add exactly these adapters to a model, with their weights.
 
     Raises:
         CheckpointError: they do not fit the base.
@@ -151,7 +151,7 @@ def give_adapter(model: nn.Module, component: str, adapters: dict[str, Adapter],
 
 
 class Strength:
-    """How much the adapters of some models count; 1 at first."""
+    """Strength of the adapters of some models; 1 at first."""
 
     def __init__(self, models: Iterable[nn.Module]):
         layers = [layer for model in models for layer in model.modules() if isinstance(layer, BaseTunerLayer)]

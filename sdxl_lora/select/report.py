@@ -1,4 +1,4 @@
-"""A choice for people and programs: table.txt, select.json, grid.png. Draws and measures nothing."""
+"""Report of a choice for people and programs: table.txt, select.json, grid.png. Draws and measures nothing."""
 
 import json
 import textwrap
@@ -29,11 +29,11 @@ def table(
     left_out: Sequence[str],
     training_names: Sequence[str],
 ) -> str:
-    """All numbers in aligned columns; `*` marks the recommended row, `-` what was not measured.
+    """Return all numbers in aligned columns; `*` marks the recommended row, `-` a number that was not measured.
 
     Args:
-        left_out: what is missing, and why.
-        training_names: of the training images, for those that were copied.
+        left_out: the numbers that are missing, with reasons.
+        training_names: names of the training images, to list those that were copied.
     """
     head = ["", "checkpoint", "strength", "score", *SHARES.values(), *NUMBERS.values(), "nearest", "copies"]
     rows = [head]
@@ -59,7 +59,7 @@ def table(
 
 
 def copies_in_words(choice: Choice, scores: Mapping[Cell, Score], training_names: Sequence[str]) -> list[str]:
-    """A line for each image that copies a training image."""
+    """Return a line for each image that copies a training image."""
     return [
         f"a copy: {drawing_name(choice, cell, one)} is {Path(training_names[one.training_image]).name} "
         f"(correlation {one.correlation:.3f})"
@@ -69,7 +69,7 @@ def copies_in_words(choice: Choice, scores: Mapping[Cell, Score], training_names
 
 
 def drawing_name(choice: Choice, cell: Cell, one: Nearest) -> str:
-    """The file name of an image of a cell."""
+    """Return the file name of an image of a cell."""
     return choice.drawings_of(cell)[one.image].path(Path()).name
 
 
@@ -89,7 +89,7 @@ def as_json(
     training_names: Sequence[str],
     about: Mapping[str, object],
 ) -> str:
-    """The same as `table`, and what was drawn."""
+    """Return the content of `table` as JSON, with prompts and number of images."""
 
     def nearest(cell: Cell, one: Nearest) -> dict:
         name = Path(training_names[one.training_image]).name
@@ -126,10 +126,10 @@ def grid(
     recommended: Cell | None,
     image_of: Callable[[Cell, int], Image.Image | None],
 ) -> Image.Image:
-    """Checkpoints down, strengths across: a few images of each, their score below, the recommended ones framed.
+    """Return a grid of checkpoints by strengths: a few images of each, the score below, the recommended cell framed.
 
     Args:
-        image_of: a cell's image of a prompt.
+        image_of: gives a cell's image of a prompt.
     """
     shown = spread(list(range(len(choice.prompts))), 4)
     asked = [textwrap.shorten(choice.prompts[number].text, 60, placeholder="...") for number in shown]
@@ -153,7 +153,7 @@ def grid(
 
 
 def tiled(images: Sequence[Image.Image | None], text: str, is_framed: bool) -> Image.Image:
-    """Up to four images in two columns, a line of text below, and a frame around all."""
+    """Return up to four images in two columns, with a line of text below and optionally a frame around all."""
     columns = min(2, len(images))
     lines = -(-len(images) // 2)
     width = columns * SIDE + (columns + 1) * FRAME + 2 * FRAME
@@ -171,7 +171,7 @@ def tiled(images: Sequence[Image.Image | None], text: str, is_framed: bool) -> I
 
 
 def write_report(folder: Path, text: str, content: str, image: Image.Image) -> list[Path]:
-    """Write the three files. Returns their paths."""
+    """Write the three files and return their paths."""
     paths = [folder / name for name in (TABLE_NAME, JSON_NAME, GRID_NAME)]
     replace_text(paths[0], text)
     replace_text(paths[1], content)

@@ -1,11 +1,11 @@
-"""What a checkpoint at a strength is worth, from embeddings, and which one to recommend. Knows no models and no files.
+"""Scores of checkpoints at strengths, from embeddings, and a recommendation. Independent of models and files.
 
-Three shares, each by a scale that the run itself gives (docs/choosing.md says why):
+A score has three shares, each on a scale set by the run itself (docs/choosing.md gives the reasons):
 
-    learned      how far images with the trigger word go from the base's likeness to the training images (0) to that of
-                 the training images among themselves (1); an image that copies a training image has learned nothing
-    leak         how far images without the trigger word go the same way
-    prompt lost  how far images go from the base's match of their prompts (0) to that of any other prompt (1)
+    learned      position of images with the trigger word between the base's likeness to the training images (0) and
+                 the likeness of training images among themselves (1); a copy of a training image counts as 0
+    leak         position of images without the trigger word on the same kind of scale
+    prompt lost  position of images between the base's match with their own prompts (0) and with other prompts (1)
 
 The score is learned - leak - prompt lost.
 """
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from sdxl_lora.select.choice import BASE, Cell
 
-TIE = 0.01  # scores that are nearer to the best than this are as good
-LEAST_SPAN = 0.01  # of cosines between the two ends of a scale; less tells nothing apart
-COPY = 0.95  # correlation of thumbnails from which an image is called a copy
-USUAL = 0.95  # share of the pairs of training images that a copy must be more alike than
+TIE = 0.01  # scores this close to the best are as good
+LEAST_SPAN = 0.01  # of cosines between the two ends of a scale; a shorter one distinguishes nothing
+COPY = 0.95  # correlation of thumbnails above which an image is called a copy
+USUAL = 0.95  # share of the pairs of training images that a copy's correlation must exceed
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The images of one cell as numbers; rows are images. What no model was given for is None.
+    """Images of one cell as numbers; rows are images. Numbers for which no model was given are None.
 
     features: (N, D) by the similarity model, of length 1.
     prompt_match: (N, P) cosines with each prompt's text, by CLIP.
     thumbnails: (N, T), see images.py.
-    prompts: each image's prompt, as a number; calls_up: whether that asks for what was trained.
+    prompts: each image's prompt, as a number; calls_up: whether that prompt evokes the trained subject.
     """
 
     features: Tensor | None
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Nearest:
-    """An image, its nearest training image, and the correlation of their thumbnails."""
+    """Image, its nearest training image, and the correlation of their thumbnails."""
 
     image: int
     training_image: int
@@ -52,7 +52,7 @@ class Nearest:
 
 @dataclass
 class Score:
-    """A cell's numbers; None is what could not be measured.
+    """Numbers of a cell; None for those that could not be measured.
 
     likeness, likeness_without_trigger: mean cosines with the training images.
     variety: 1 - the mean cosine between seeds of a prompt, with the trigger word.
@@ -72,19 +72,19 @@ class Score:
 
     @property
     def total(self) -> float | None:
-        """Of what was measured; None where it is unknown what was learned."""
+        """Return the total of the measured shares; None where `learned` is unknown."""
         return None if self.learned is None else self.learned - (self.leak or 0) - (self.prompt_lost or 0)
 
 
 class Scale:
-    """The ends of the three scales: the base on one side, the training images and other prompts on the other.
+    """Ends of the three scales: the base on one side, the training images and other prompts on the other.
 
     Args:
         training: features (M, D) of the training images, None without a similarity model.
-        thumbnails: theirs, (M, T).
-        base: what the base alone draws.
+        thumbnails: of the training images, (M, T).
+        base: the images of the base alone.
     Attributes:
-        left_out: a sentence for each number that cannot be had, and why.
+        left_out: a sentence with the reason for each number that cannot be measured.
     """
 
     def __init__(self, training: Tensor | None, thumbnails: Tensor, base: Measured):
@@ -112,7 +112,7 @@ class Scale:
         self.of_base_without = self._end("leak", likeness[~called], "no prompt is without a trigger word")
 
     def _end(self, share: str, likeness: Tensor, lacking: str) -> float | None:
-        """The base's end of a scale of likeness; None, and said, where the scale has no two ends."""
+        """Return the base's end of a scale of likeness; None, with a note in `left_out`, if the scale is too short."""
         assert self.among is not None
         if not len(likeness):
             self.left_out.append(f"{share}: {lacking}")
@@ -143,7 +143,7 @@ class Scale:
         return (measured.features @ self.training.T).mean(1)
 
     def score(self, cell: Cell, measured: Measured) -> Score:
-        """Return what the images of a cell are worth."""
+        """Return the score of a cell's images."""
         score = Score(cell)
         nearest = nearest_images(measured.thumbnails, self.thumbnails)
         if cell != BASE:
@@ -170,7 +170,7 @@ class Scale:
             copied = torch.zeros(len(called), dtype=torch.bool)
             copied[[one.image for one in score.copies]] = True
             credited = torch.where(copied, torch.full_like(likeness, self.of_base), likeness)[called].mean().item()
-            # more alike than the training images among themselves is no merit
+            # exceeding the likeness of training images among themselves is no merit
             score.learned = min((credited - self.of_base) / (self.among - self.of_base), 1.0)
         if self.of_base_without is not None and score.likeness_without_trigger is not None:
             gain = score.likeness_without_trigger - self.of_base_without
@@ -178,7 +178,7 @@ class Scale:
 
 
 def mean_between(features: Tensor) -> float:
-    """The mean cosine of all pairs of different rows; 1 for a single row, which is like itself."""
+    """Return the mean cosine of all pairs of different rows; 1 for a single row."""
     count = len(features)
     if count == 1:
         return 1.0
@@ -186,14 +186,14 @@ def mean_between(features: Tensor) -> float:
 
 
 def own_and_others(match: Tensor, prompts: Sequence[int]) -> tuple[float, float | None]:
-    """Mean cosine of images (N, P) with their own prompt, and with the others; None where there are no others."""
+    """Return from (N, P) the mean cosine of images with their own prompt, and with the others; None without others."""
     own = torch.zeros_like(match, dtype=torch.bool)
     own[torch.arange(len(match)), list(prompts)] = True
     return match[own].mean().item(), match[~own].mean().item() if match.shape[1] > 1 else None
 
 
 def variety(measured: Measured) -> float | None:
-    """1 - the mean cosine between the images of a prompt with the trigger word; None where each has but one image."""
+    """Return 1 - the mean cosine between the images of a prompt with the trigger word; None if each has one image."""
     assert measured.features is not None
     groups: dict[int, list[int]] = {}
     for image, (prompt, calls_up) in enumerate(zip(measured.prompts, measured.calls_up, strict=True)):
@@ -204,7 +204,7 @@ def variety(measured: Measured) -> float | None:
 
 
 def nearest_images(thumbnails: Tensor, training: Tensor) -> list[Nearest]:
-    """For each image (N, T) the training image (M, T) whose thumbnail it is most alike to."""
+    """Return for each image (N, T) the training image (M, T) with the most similar thumbnail."""
     values, places = (thumbnails @ training.T).max(1)
     return [
         Nearest(image, place, value)
@@ -213,7 +213,7 @@ def nearest_images(thumbnails: Tensor, training: Tensor) -> list[Nearest]:
 
 
 def usual_correlation(thumbnails: Tensor) -> float:
-    """What USUAL of the pairs of different training images stay below; -1 of a single one."""
+    """Return the correlation below which USUAL of the pairs of training images lie; -1 for a single image."""
     upper = torch.triu(torch.ones(len(thumbnails), len(thumbnails), dtype=torch.bool), diagonal=1)
     pairs = (thumbnails @ thumbnails.T)[upper]
     return torch.quantile(pairs.float(), USUAL).item() if len(pairs) else -1.0
@@ -221,14 +221,14 @@ def usual_correlation(thumbnails: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The cell to use, None where none is better than the base or nothing is known; and why, in a sentence."""
+    """Recommended cell, None where none is better than the base or nothing is known, with the reason in a sentence."""
 
     cell: Cell | None
     reason: str
 
 
 def recommend(scores: Mapping[Cell, Score]) -> Recommendation:
-    """Return the mildest of the cells whose scores are within TIE of the best: the smallest strength, then step."""
+    """Return the mildest cell (lowest strength, then step) whose score is within TIE of the best."""
     totals = {cell: score.total for cell, score in scores.items() if cell != BASE}
     known = {cell: total for cell, total in totals.items() if total is not None}
     if not known:
@@ -250,7 +250,7 @@ def recommend(scores: Mapping[Cell, Score]) -> Recommendation:
 
 
 def in_words(score: Score) -> str:
-    """Return the score and what it is made of."""
+    """Return the score and its shares as text."""
     assert score.total is not None
     parts = {"learned": score.learned, "leak": score.leak, "prompt lost": score.prompt_lost}
     made_of = ", ".join(f"{name} {100 * value:.0f} %" for name, value in parts.items() if value is not None)

@@ -1,4 +1,4 @@
-"""The way of a choice: what is compared, what it looks like, what it is worth, what is recommended."""
+"""Steps of a choice: plan, draw, measure, recommend."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ from sdxl_lora.training.data import open_images
 from sdxl_lora.training.data_plan import most_common_size
 from sdxl_lora.training.samples import SIMILARITY_REFERENCES
 
-FOLDER = "select"  # in the run's
-NONE = "none"  # in place of a similarity model: draw, and recommend nothing
+FOLDER = "select"  # in the run's folder
+NONE = "none"  # instead of a similarity model: draw, but recommend nothing
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for; what is None or empty is the run's own.
+    """Request of a user; None or empty values stand for the run's own.
 
     steps: of the checkpoints to compare.
-    prompts: as --validation_prompt has them.
+    prompts: in the form of --validation_prompt.
     """
 
     strengths: Sequence[float]
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Judges:
-    """The models that measure, on the main process."""
+    """Models that measure, on the main process."""
 
     similarity: Similarity | None
     matcher: PromptMatcher | None
@@ -64,7 +64,7 @@ class Judges:
 
 @dataclass(frozen=True)
 class References:
-    """The images that trained, some of many, by name."""
+    """Sample of the training images, by name."""
 
     names: list[str]
     images: list[Image.Image]
@@ -76,7 +76,7 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
     Every process calls this; they share the drawing.
 
     Raises:
-        ConfigError, DataError, CheckpointError: what cannot be used or is not there, before anything is drawn.
+        ConfigError, DataError, CheckpointError: something is unusable or missing; raised before anything is drawn.
     """
     config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
     for line in said:
@@ -122,10 +122,10 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
 
 
 def load_judges(config: TrainConfig, request: Request) -> Judges:
-    """The models that measure.
+    """Load the models that measure.
 
     Raises:
-        ConfigError: one cannot be loaded, or none is named.
+        ConfigError: one cannot be loaded, or no similarity model is named.
     """
     similarity = request.similarity_model or config.evaluation.similarity_model
     if similarity is None:
@@ -141,10 +141,10 @@ def load_judges(config: TrainConfig, request: Request) -> Judges:
 
 
 def trained_images(config: TrainConfig) -> tuple[Images, list[int]]:
-    """The run's images, and which of them trained and are no class images.
+    """Return the run's images, and the indices of those that trained, without class images.
 
     Raises:
-        ConfigError: they were a stream.
+        ConfigError: the run trained on a stream.
     """
     if config.data.dataset_streaming:
         raise ConfigError("the run was trained on a stream, whose images cannot be read again to compare with")
@@ -155,7 +155,7 @@ def trained_images(config: TrainConfig) -> tuple[Images, list[int]]:
 
 
 def references_of(images: Images, trained: Sequence[int]) -> References:
-    """Some of the images that trained, to compare with."""
+    """Return a sample of the training images to compare with."""
     chosen = spread(list(trained), SIMILARITY_REFERENCES)
     return References(
         [images.examples[index].name for index in chosen], [to_image(images.load(index)["pixels"]) for index in chosen]
@@ -165,7 +165,7 @@ def references_of(images: Images, trained: Sequence[int]) -> References:
 def look_at_dataset(
     config: TrainConfig, request: Request
 ) -> tuple[References, tuple[SamplePrompt, ...], tuple[str, ...]]:
-    """The images that trained, the prompts to draw, and the trigger words."""
+    """Return references from the training images, the prompts to draw, and the trigger words."""
     images, trained = trained_images(config)
     references = references_of(images, trained)
     lines = list(request.prompts or config.evaluation.validation_prompt)
@@ -185,7 +185,7 @@ def conclude(
     device: torch.device,
     info: Callable[[str], None],
 ) -> Recommendation:
-    """Measure what was drawn, and write down what follows."""
+    """Measure the images, and write the report and the recommendation."""
     folder = config.run_dir / FOLDER
     training = judges.similarity.embed(references.images, device) if judges.similarity else None
     scale = Scale(training, thumbnails(references.images), measure(choice, BASE, folder / "images", judges, device))
@@ -209,10 +209,10 @@ def conclude(
 
 
 def measure(choice: Choice, cell: Cell, folder: Path, judges: Judges, device: torch.device) -> Measured:
-    """The images of a cell as numbers."""
+    """Return the images of a cell as numbers."""
     drawings = choice.drawings_of(cell)
     images = [image_of(choice, one, folder) for one in drawings]
-    # CLIP knows no trigger word; a prompt and its partner ask for the same
+    # CLIP knows no trigger word, so a prompt and its partner without it count as one
     texts = [without_trigger_words(prompt.text, choice.trigger_words) for prompt in choice.prompts]
     distinct = list(dict.fromkeys(texts))
     return Measured(
@@ -225,7 +225,7 @@ def measure(choice: Choice, cell: Cell, folder: Path, judges: Judges, device: to
 
 
 def image_of(choice: Choice, drawing: Drawing, folder: Path) -> Image.Image:
-    """An image that was drawn."""
+    """Return an image that was drawn; DataError if it is gone or damaged."""
     image = drawn(choice, drawing, folder)
     if image is None:
         raise DataError(f"{drawing.path(folder)} is gone or damaged since it was drawn: run the same command again")
@@ -233,5 +233,5 @@ def image_of(choice: Choice, drawing: Drawing, folder: Path) -> Image.Image:
 
 
 def image_at(choice: Choice, cell: Cell, prompt: int, folder: Path) -> Image.Image:
-    """The first image of a prompt."""
+    """Return the first image of a prompt."""
     return image_of(choice, Drawing(cell, prompt, 0), folder / "images")

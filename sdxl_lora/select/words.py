@@ -1,8 +1,8 @@
-"""What images show that no prompt asked for, by the words of whoever describes them. Knows no models and no files.
+"""Things in images that no prompt asked for, found in words that describe the images. Independent of models and files.
 
-A word is a noun, a colour, a pose of a caption ("sofa"), two that follow one another ("red sofa"), or a tag of a tagger
-("long hair"). It has come along where it is said of many more of a LoRA's images than of the base's by the same prompts
-and seeds, more than chance explains. Images whose prompt has the word do not count for it.
+A word is a noun, a colour or a pose from a caption ("sofa"), a pair of consecutive words ("red sofa"), or a tag of a
+tagger ("long hair"). It has come along if it describes many more of a LoRA's images than of the base's with the same
+prompts and seeds, more than chance explains. Images whose prompt has the word do not count.
 """
 
 import re
@@ -13,10 +13,10 @@ from scipy.stats import fisher_exact
 
 from sdxl_lora.config.tags import tags_of
 
-MUCH = 0.25  # of the images: what is said of fewer more of them is not reported
-CHANCE = 0.01  # one-sided, Fisher's exact test; some hundred words are tried
-FEWEST = 5  # images of each: of four, even all against none can be chance
-# words that say nothing of an image, and those by which captioners begin
+MUCH = 0.25  # of the images: the least difference that is reported
+CHANCE = 0.01  # one-sided p-value of Fisher's exact test; some hundred words are tried
+FEWEST = 5  # images of each kind: with four, even all against none can be chance
+# words that say nothing of an image, and the usual beginnings of captions
 STOP_WORDS = frozenset(
     single
     for line in (
@@ -32,7 +32,7 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Shown:
-    """What is said of an image, and the single words of its prompt."""
+    """Words that describe an image, and the single words of its prompt."""
 
     words: frozenset[str]
     asked: frozenset[str]
@@ -43,10 +43,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class CameAlong:
-    """A word, and the share of images that show it unasked; None where every prompt has it, or there is no image.
+    """Word, and the share of images that show it unasked; None where every prompt has it, or there is no image.
 
-    with_trigger, base: of the LoRA's and the base's images, by prompts with the trigger word.
-    without_trigger, base_without: likewise by the same prompts without it.
+    with_trigger, base: of the LoRA's and the base's images, with the trigger word in the prompts.
+    without_trigger, base_without: likewise for the same prompts without it.
     training: of the training images.
     """
 
@@ -65,7 +65,7 @@ def came_along(
     base_without: Sequence[Shown] = (),
     training: Sequence[frozenset[str]] = (),
 ) -> list[CameAlong]:
-    """What a LoRA draws unasked and the base does not, what differs most first; see CameAlong for the arguments."""
+    """Return words for things that a LoRA draws unasked, unlike the base, by falling difference; see CameAlong."""
     found = []
     trained = [Shown(words, frozenset()) for words in training]
     for word in sorted(frozenset[str]().union(*(one.words for one in with_trigger))):
@@ -80,7 +80,7 @@ def came_along(
 
 
 def counts(word: str, images: Sequence[Shown]) -> tuple[int, int]:
-    """How many images show the word, of how many whose prompt does not ask for it."""
+    """Count the images that show the word, and all images, among those whose prompt does not ask for it."""
     unasked = [image for image in images if not image.was_asked(word)]
     return sum(word in image.words for image in unasked), len(unasked)
 
@@ -91,13 +91,13 @@ def share(counted: tuple[int, int]) -> float | None:
 
 
 def chance(hits: int, images: int, base_hits: int, base_images: int) -> float:
-    """The probability that `hits` or more of all hits fall to these images if it makes no difference whose they are."""
+    """Return the probability that chance alone gives these images `hits` or more of all hits."""
     table = [[hits, images - hits], [base_hits, base_images - base_hits]]
     return float(fisher_exact(table, alternative="greater").pvalue)
 
 
 def without_parts(found: Sequence[CameAlong]) -> list[CameAlong]:
-    """Leave out a single word that two say as often, of which it is one: "sofa" beside "red sofa"."""
+    """Leave out a single word that is part of a pair at least as frequent: "sofa" beside "red sofa"."""
     pairs = [one for one in found if " " in one.word]
     return [
         one
@@ -108,7 +108,7 @@ def without_parts(found: Sequence[CameAlong]) -> list[CameAlong]:
 
 
 def words_of_caption(text: str) -> frozenset[str]:
-    """The words of a sentence that say something, and the pairs that follow one another: "a red sofa"."""
+    """Return the meaningful words of a sentence, and pairs of consecutive ones, such as "red sofa"."""
     said: set[str] = set()
     before = None
     for word in re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[,.;:]", text.lower()):
@@ -123,7 +123,7 @@ def words_of_caption(text: str) -> frozenset[str]:
 
 
 def words_of_tags(text: str) -> frozenset[str]:
-    """The tags between commas, as they are."""
+    """Return the tags between commas, in lower case."""
     return frozenset(tag.lower() for tag in tags_of(text))
 
 
@@ -136,12 +136,12 @@ def single_words(text: str) -> list[str]:
 
 
 def singular(word: str) -> str:
-    """Nearly: what only has to be the same for "cat" and "cats"."""
+    """Return an approximate singular, which need only be the same for "cat" and "cats"."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def table(found: Iterable[CameAlong], images: int) -> str:
-    """Percent in aligned columns; `-` where every prompt asks for the word.
+    """Return percentages in aligned columns; `-` where every prompt asks for the word.
 
     Args:
         images: of each kind, with the trigger word.
