@@ -1,4 +1,4 @@
-"""The command line of the LoRA tools: arguments in, one function called, its line printed."""
+"""Command line of the LoRA tools."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,14 @@ def show(
     revision: str | None = None,
     variant: str | None = None,
 ) -> int:
-    """What a LoRA or a base model is. Of a LoRA: ranks, alphas, size of the change per block, metadata, which clients
-    load it. Of a base, without loading it: kind, prediction, VAE, precision, what is missing or unknown.
+    """Describe a LoRA or a base model. For a LoRA: ranks, alphas, size of the change per block, metadata, clients that
+    load it. For a base, without loading it: kind, prediction, VAE, precision, missing and unknown parts.
 
     Args:
         model: LoRA file of any layout, a PEFT adapter's folder; or a base: diffusers folder, Hub id, .safetensors.
-        keys: Of a LoRA: every module too, with its rank, alpha and size of the change.
-        configs: Of a base in one file: diffusers folder or Hub id with its configs.
-        vae: Of a base: another VAE, as for training.
+        keys: For a LoRA: every module too, with its rank, alpha and size of the change.
+        configs: For a base in one file: diffusers folder or Hub id with its configs.
+        vae: For a base: another VAE, as for training.
         revision: Git revision of a base on the Hub.
         variant: Weights variant of a diffusers base.
     """
@@ -39,7 +39,7 @@ def show(
 
 
 def check(lora: Given[Path]) -> int:
-    """Non-finite values, zero modules, changes far out of line. Exit code 3 when the file is not usable."""
+    """Find non-finite values, zero modules and outliers among the changes. Exit code 3 if the file is unusable."""
     from sdxl_lora.lora.formats.reader import read_lora
     from sdxl_lora.tools import describe
 
@@ -59,14 +59,14 @@ def convert(
     precision: Precision = "fp16",
     overwrite: bool = False,
 ) -> int:
-    """Another layout of the same LoRA.
+    """Write the same LoRA in another layout.
 
     Args:
         lora: LoRA file of any layout, or a PEFT adapter's folder.
         output: The file to write; a folder with --to peft.
         to: kohya loads in every client; diffusers has alpha multiplied in; peft for PeftModel.from_pretrained.
         base: Base model (diffusers folder or single .safetensors), which a DoRA needs to become a LoRA.
-        rank: Rank of the LoRA that stands for a DoRA, LoHa or LoKr where the layout has no place for them.
+        rank: Rank of the LoRA that replaces a DoRA, LoHa or LoKr where the layout does not support them.
         precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
         overwrite: Replace what stands at the output.
     """
@@ -79,7 +79,7 @@ def convert(
 def merge(
     lora: Given[Path], base: Given[Path], output: Given[Path], weight: float = 1.0, overwrite: bool = False
 ) -> int:
-    """The base model with a LoRA in it, same layout and numbers; needs little memory.
+    """Merge a LoRA into a base model, in the same layout and precision; needs little memory.
 
     Args:
         lora: LoRA file of any layout and kind.
@@ -102,7 +102,7 @@ def combine(
     precision: Precision = "fp16",
     overwrite: bool = False,
 ) -> int:
-    """The weighted sum of LoRAs as one file.
+    """Write the weighted sum of LoRAs as one file.
 
     Args:
         output: The .safetensors to write, in kohya's layout.
@@ -126,12 +126,12 @@ def resize(
     precision: Precision = "fp16",
     overwrite: bool = False,
 ) -> int:
-    """The same LoRA with fewer ranks.
+    """Write the same LoRA at a lower rank.
 
     Args:
         lora: LoRA file of any layout.
         output: The .safetensors to write, in kohya's layout.
-        rank: The rank to bring it to.
+        rank: The new rank.
         energy: Or the share of each module's change to keep, between 0 and 1, such as 0.95.
         precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
         overwrite: Replace what stands at the output.
@@ -153,14 +153,14 @@ def extract(
     device: str = "cpu",
     overwrite: bool = False,
 ) -> int:
-    """The LoRA that makes a fine-tuned model of its base, by SVD.
+    """Extract the LoRA that turns a base into its fine-tuned model, by SVD.
 
     Args:
         tuned: Fine-tuned model: diffusers folder or single .safetensors.
         base: The model it was made from, in either layout.
         output: The .safetensors to write, in kohya's layout.
         rank: Highest rank of a module.
-        energy: Share of each module's difference to keep where fewer ranks do it; 1 for the full rank.
+        energy: Share of each module's difference to keep where a lower rank suffices; 1 for the full rank.
         targets: Which layers.
         precision: Numbers of the file; fp32 is used where fp16 or bf16 would lose values.
         device: Where the SVDs run, such as cuda.
@@ -180,7 +180,7 @@ COMMANDS = {f.__name__: f for f in (show, check, convert, merge, combine, resize
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 for input that cannot be used (a line says why), 3 when `check` fails, 5 disk, 6 NaN."""
+    """Return exit code 0; 2 for unusable input (a line says why), 3 when `check` fails, 5 for the disk, 6 for NaN."""
     explain_failed_imports()
     try:
         argv = [pasted_path(argument) for argument in (sys.argv[1:] if argv is None else argv)]

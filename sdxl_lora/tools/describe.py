@@ -1,4 +1,4 @@
-"""What a LoRA file holds, which clients load it, and what is wrong with it. Reads, writes nothing."""
+"""Description of a LoRA file: content, clients that load it, and faults. Writes nothing."""
 
 import re
 from collections import defaultdict
@@ -13,17 +13,17 @@ from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.models.base_files import Tensors
 from sdxl_lora.models.base_kinds import PICKLES, kind_of_file, kind_of_folder
 
-OUTLIER = 20  # times the median size of a component's changes
+OUTLIER = 20  # multiple of the median size of a component's changes
 CLIENTS = ("diffusers", "ComfyUI", "A1111", "Forge", "InvokeAI")
 
 
 def show_any(path: str, every_module: bool, configs, vae, revision, variant) -> str:
-    """A page about a LoRA or a base, whichever it is.
+    """Return a page about a LoRA or a base, whichever it is.
 
     Raises:
         ValueError: it is neither, or cannot be read.
     """
-    from sdxl_lora.models.base_report import look_at  # builds the base's models, which takes seconds to import
+    from sdxl_lora.models.base_report import look_at  # takes seconds to import
     from sdxl_lora.models.base_source import Base
 
     if is_base(path):
@@ -32,7 +32,7 @@ def show_any(path: str, every_module: bool, configs, vae, revision, variant) -> 
 
 
 def is_base(path: str) -> bool:
-    """Whether a file, folder or Hub id is to be looked at as a base: whatever is not a LoRA, or no model at all."""
+    """Return whether to treat a file, folder or Hub id as a base, that is, as anything but a LoRA or a non-model."""
     place = Path(path)
     if place.is_dir():
         return kind_of_folder(place) != "a LoRA's folder"
@@ -45,7 +45,7 @@ def is_base(path: str) -> bool:
 
 
 def show(file: LoraFile, every_module: bool = False) -> str:
-    """A page about the file: modules, ranks, alphas, size of the change per block, clients, metadata."""
+    """Return a page about the file: modules, ranks, alphas, size of the change per block, clients, metadata."""
     kinds = sorted({adapter.kind for adapter in file.adapters.values()})
     lines = [f"{file.path.name}: {file.layout}, {', '.join(kinds)}, {len(file.adapters)} modules"]
     lines += [f"keys such as {file.keys[0]}", ""]
@@ -80,7 +80,7 @@ def by_component(file: LoraFile) -> dict[str, dict[str, Adapter]]:
 
 
 def block_of(name: str) -> str:
-    """`down_blocks.1`, `mid_block`, …; the encoders' layers in one."""
+    """Return `down_blocks.1`, `mid_block`, …; all layers of an encoder count as one block."""
     found = re.match(r"(down_blocks|up_blocks)\.\d+|mid_block|text_model\.encoder\.layers", name)
     return found[0] if found else name
 
@@ -99,7 +99,7 @@ def _short(value: str) -> str:
 
 
 def clients(file: LoraFile) -> dict[str, str]:
-    """Return for each client "loads", or what it does instead; from running the clients' own loaders."""
+    """Return for each client "loads", or what it does instead, as observed with the clients' own loaders."""
     if why_not_sdxl(file.adapters):
         return dict.fromkeys(CLIENTS, "not with SDXL")
     kinds = {adapter.kind for adapter in file.adapters.values()}
@@ -144,8 +144,8 @@ def _trouble_in_diffusers(file: LoraFile, kinds: set[str], kohya: bool) -> str:
 
 
 def check(file: LoraFile) -> tuple[list[str], list[str]]:
-    """(errors, warnings): of another model, not finite, no strength, no change at all; zero modules, changes far out of
-    line, what is left out."""
+    """Return errors (another model, non-finite values, no strength, no change at all) and warnings (zero modules,
+    outliers among the changes, omissions of the reader)."""
     why = why_not_sdxl(file.adapters)
     errors, warnings = [why] if why else [], list(file.left_out)
     for component, adapters in by_component(file).items():

@@ -1,6 +1,6 @@
-"""LoRAs and base models: a LoRA merged into a base, and the LoRA that makes one base of another.
+"""Merging of a LoRA into a base, and extraction of the LoRA that turns one base into another.
 
-Both go tensor by tensor: memory stays at a few times the largest tensor, whatever the size of the models.
+Both work tensor by tensor, so memory stays at a few times the largest tensor, whatever the size of the models.
 """
 
 import math
@@ -23,16 +23,17 @@ from sdxl_lora.tools.rewrite import check_output, save
 
 
 def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool = False) -> str:
-    """Writes `base` with `weight` times the LoRA's change added, in the base's layout and dtypes.
+    """Write `base` with `weight` times the LoRA's change added, in the base's layout and dtypes.
 
     Args:
-        base: diffusers folder, or a single .safetensors in the original layout; any kind of LoRA, DoRA too.
+        lora: any kind of LoRA, DoRA too.
+        base: diffusers folder, or a single .safetensors in the original layout.
     Raises:
-        ValueError: the LoRA does not fit the base, a weight leaves the base's number format, or the output exists.
+        ValueError: the LoRA does not fit the base, a weight overflows the base's number format, or the output exists.
     """
     if not math.isfinite(weight):
         raise ValueError(f"weight {weight} must be a finite number, such as 1.")
-    check_output(output, overwrite and base.is_file())  # a folder is never removed to make place
+    check_output(output, overwrite and base.is_file())  # a folder is never removed to make room
     if output.exists() and output.samefile(base):
         raise ValueError(f"{output} is the base itself: choose another name.")
     file = read_lora(lora)
@@ -51,7 +52,7 @@ def merge(lora: Path, base: Path, output: Path, weight: float, overwrite: bool =
 
 
 def _check_shapes(weights: BaseWeights, lora: LoraFile) -> None:
-    """Raises ValueError where a change does not fit its weight, before anything is written."""
+    """Raise ValueError if a change does not fit its weight, before anything is written."""
     for key, adapter in lora.adapters.items():
         path, name, _, count = weights.places[key]
         shape, change = weights.files[path].shapes[name], change_shape(adapter)
@@ -63,7 +64,7 @@ def _check_shapes(weights: BaseWeights, lora: LoraFile) -> None:
 
 
 def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: float) -> None:
-    """Weights of UNet and encoders anew, all else copied; the folder gets its name when it is whole."""
+    """Write the weights of UNet and encoders, copy all else, and give the folder its name once it is complete."""
     temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     trained = {path.parent for path in weights.files}
     try:
@@ -84,7 +85,7 @@ def _merge_folder(weights: BaseWeights, lora: LoraFile, output: Path, weight: fl
 
 
 def _is_other_weights(path: Path, base: Path, trained: set[Path]) -> bool:
-    """Variants and pickles of the parts that are merged, and whole checkpoints beside them: they lack the LoRA."""
+    """Return whether a file holds weights without the LoRA: a merged part's variant or pickle, a whole checkpoint."""
     weights = path.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".onnx_data")
     return weights and (path.parent in trained or path.parent == base)
 
@@ -112,7 +113,7 @@ def _write_merged(
 
 
 def _add(tensor: Tensor, lora: LoraFile, key: tuple[str, str], weight: float, source: Path) -> None:
-    """Adds one module's change in place, in float32."""
+    """Add one module's change in place, computed in float32."""
     change = delta(lora.adapters[key], tensor)
     total = (tensor.float() + weight * change.view(tensor.shape)).to(tensor.dtype)
     if not torch.isfinite(total.float()).all():
@@ -136,11 +137,11 @@ def extract(
     overwrite: bool,
     progress=lambda done, total: None,
 ) -> str:
-    """Writes the LoRA that comes nearest to `tuned` when added to `base`, by SVD of each layer's difference.
+    """Write the LoRA that comes nearest to `tuned` when added to `base`, by SVD of each layer's difference.
 
     Args:
-        energy: share of each difference to keep where fewer than `rank` do it; 1 for `rank` everywhere.
-        targets: one of TARGETS; components that do not differ are left out.
+        energy: share of each difference to keep where a rank below `rank` suffices; 1 for `rank` everywhere.
+        targets: one of TARGETS; layers that do not differ are left out.
     Raises:
         ValueError: a value is out of range, the models do not fit or do not differ, or the output exists.
     """

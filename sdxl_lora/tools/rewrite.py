@@ -1,4 +1,4 @@
-"""LoRA files made from LoRA files: another layout, a weighted sum, a smaller rank."""
+"""LoRA files made from LoRA files: another layout, a weighted sum, a lower rank."""
 
 import math
 from pathlib import Path
@@ -10,14 +10,14 @@ from sdxl_lora.lora.formats.shapes import why_not_sdxl
 from sdxl_lora.lora.formats.writer import Adapters, save_diffusers, save_kohya, save_peft
 from sdxl_lora.models.base_weights import BaseWeights
 
-# What stays true of a rewritten file; hashes and ranks do not.
+# Metadata that is no longer true of a rewritten file, such as hashes and ranks.
 STALE = ("sshs_", "modelspec.hash", "ss_network_", "ss_output_name", "modelspec.title", "modelspec.architecture")
 
 
 def convert(
     lora: Path, output: Path, to: str, precision: str, base: Path | None = None, rank: int = 64, overwrite: bool = False
 ) -> str:
-    """Writes `lora` in another layout; where that has no place for DoRA, LoHa or LoKr, as the nearest LoRA of `rank`.
+    """Write `lora` in another layout; kinds that it does not support become the nearest LoRA of `rank`.
 
     Args:
         base: diffusers folder or single file, for a DoRA that becomes a LoRA.
@@ -38,9 +38,9 @@ def convert(
 
 
 def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None) -> tuple[Adapters, float]:
-    """The adapters with every kind but `kept_kinds` made a LoRA, and the least share of a change that was kept.
+    """Return the adapters with kinds other than `kept_kinds` made LoRA, and the least share of a change kept.
 
-    A file of several kinds, which no client reads, becomes LoRA as a whole.
+    A file of several kinds, which no client reads, is converted as a whole.
     """
     kinds = {adapter.kind for adapter in file.adapters.values()}
     if len(kinds) == 1 and kinds <= set(kept_kinds):
@@ -66,7 +66,7 @@ def plain_loras(file: LoraFile, kept_kinds: tuple, rank: int, base: Path | None)
 def combine(
     loras: list[Path], weights: list[float], output: Path, rank: int | None, precision: str, overwrite: bool
 ) -> str:
-    """Writes the weighted sum of LoRAs: exact, its rank the sum of theirs, or the nearest of `rank`.
+    """Write the weighted sum of LoRAs: exact with the sum of their ranks, or the nearest LoRA of `rank`.
 
     Raises:
         ValueError: not one weight for each LoRA, a file that is no plain LoRA, or the output exists.
@@ -98,9 +98,9 @@ def combine(
 
 
 def resize(lora: Path, output: Path, rank: int | None, energy: float | None, precision: str, overwrite: bool) -> str:
-    """Writes the nearest LoRA of `rank`, or of the smallest ranks that keep `energy` of each module's change.
+    """Write the nearest LoRA of `rank`, or of the smallest ranks that keep `energy` of each module's change.
 
-    Ranks are padded with zeros to one for each component, which diffusers needs.
+    Within a component, ranks are padded with zeros to a common one, which diffusers needs.
 
     Raises:
         ValueError: neither rank nor energy, values out of range, no plain LoRA, or the output exists.
@@ -123,7 +123,7 @@ def resize(lora: Path, output: Path, rank: int | None, energy: float | None, pre
 
 
 def sdxl_file(path: Path) -> LoraFile:
-    """A LoRA file that fits SDXL; ValueError for another, which would be written as if it did."""
+    """Read a LoRA file for SDXL; ValueError for another model's, which would otherwise be written as SDXL's."""
     file = read_lora(path)
     if why := why_not_sdxl(file.adapters):
         raise ValueError(f"{path}: {why}.")
@@ -131,7 +131,7 @@ def sdxl_file(path: Path) -> LoraFile:
 
 
 def plain_file(path: Path) -> LoraFile:
-    """A file of plain LoRAs; ValueError for others, with the remedy."""
+    """Read a file of plain LoRAs; ValueError, with the remedy, for other kinds."""
     file = sdxl_file(path)
     if kinds := {adapter.kind for adapter in file.adapters.values()} - {"lora"}:
         raise ValueError(
@@ -146,7 +146,7 @@ def kept_metadata(file: LoraFile) -> dict[str, str]:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raises ValueError where something stands already, or there is no such folder."""
+    """Raise ValueError if the output exists, unless `overwrite`, or if its folder does not."""
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists: choose another name, or pass --overwrite.")
     if not output.parent.is_dir():
