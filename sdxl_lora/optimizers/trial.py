@@ -31,7 +31,7 @@ def try_optimizer(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(said):
         warnings.simplefilter("ignore")
         parameters = [torch.nn.Parameter(torch.full(shape, 0.01, device=device)) for shape in shapes]
-        optimizer = make([{"params": parameters}])  # reports arguments it rejects itself
+        optimizer = make([{"params": parameters}])  # raises by itself for rejected arguments
         try:
             for _ in range(2):
                 step(optimizer, parameters)

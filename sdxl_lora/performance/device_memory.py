@@ -75,7 +75,7 @@ def free_memory() -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error says that a device's memory did not suffice; for Apple's only its message does."""
+    """Return whether an error means that a device's memory did not suffice; on Apple's only its message shows it."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 

@@ -80,7 +80,7 @@ def choose_batch_shape(
     """
     asked = config
     if config.compute.compile == "auto":
-        found = gather_object([(has_triton(), compiled_before(config))])  # only the main process sees the run's folder
+        found = gather_object([(has_triton(), compiled_before(config))])  # the main process sees the run's folder
         pixels = data.total_steps * config.batch.images_per_process * pixels_of_image(config, data)
         has_compiler, before = all(has for has, _ in found), found[0][1]
         config = settle_compiling(config, accelerator.device.type, has_compiler, pixels, before, info)
