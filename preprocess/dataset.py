@@ -17,7 +17,14 @@ from preprocess.images.recipe import recipe_of
 from preprocess.images.workers import Result, prepare_all, workers_of
 from preprocess.jobs.processes import Team
 from preprocess.jobs.shard import Part
-from preprocess.jobs.state import Shelf, is_list_of_texts, jsonl, words_of_row, write_whole
+from preprocess.jobs.state import (
+    Shelf,
+    is_list_of_texts,
+    jsonl,
+    keep_before_recaption,
+    words_of_row,
+    write_whole,
+)
 from preprocess.output.card import dataset_card
 from preprocess.output.publish import aside, publish
 from preprocess.output.rows import EDITED, Built, Row
@@ -215,7 +222,7 @@ def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memor
     removed = [row for row in memory.removed if row["source"] not in back]
     write_whole(folder / "removed.jsonl", jsonl([*removed, *gone]))
     if plan.recaption and memory.rows:
-        write_whole(folder / "before_recaption.jsonl", jsonl(memory.rows))
+        keep_before_recaption(folder, memory.rows)
     ours = [(row.columns["source"], None if row.is_edited else words_of_row(row.columns)) for row in built.rows]
     ours += [(source, None) for source in [*built.deleted, *deleted_unseen(config, memory)]]
     memory.written.announce(ours, memory.files())

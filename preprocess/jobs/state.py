@@ -149,6 +149,22 @@ def jsonl(rows: Iterable[dict]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def keep_before_recaption(folder: Path, rows: Iterable[dict]) -> None:
+    """Add rows to before_recaption.jsonl in `folder`, after those of earlier recaptions; none is added twice.
+
+    Raises:
+        DiskError: the disk is full or refuses; the file stays as it was.
+    """
+    path = folder / "before_recaption.jsonl"
+    kept = path.read_bytes() if path.exists() else b""
+    if kept and not kept.endswith(b"\n"):
+        kept += b"\n"
+    known = set(kept.splitlines(keepends=True))
+    new = [line for row in jsonl(rows) if (line := row.encode()) not in known]
+    if new:
+        write_whole(path, kept + b"".join(new))
+
+
 def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = True) -> None:
     """Write a file whole or not at all.
 

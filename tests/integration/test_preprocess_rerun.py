@@ -1,5 +1,6 @@
 """A second run: nothing done twice, nothing of a person's work lost, and a kill at any point is survived."""
 
+import json
 import os
 import shutil
 import signal
@@ -75,7 +76,10 @@ def test_recaption_makes_all_anew_and_keeps_the_old_rows(raw, tmp_path):
     edit(out, "a.png", "my own words")
     assert preprocess(raw, out, "--recaption") == 0
     assert texts_of(out)["a.png"] == "a first thing"
-    assert "my own words" in (out / ".preprocess" / "before_recaption.jsonl").read_text()
+    edit(out, "b.png", "other words")
+    assert preprocess(raw, out, "--recaption") == 0
+    kept = [json.loads(line)["text"] for line in (out / ".preprocess" / "before_recaption.jsonl").open()]
+    assert kept.count("my own words") == kept.count("other words") == 1 and kept.count("a first thing") == 1
 
 
 def test_an_edited_caption_survives_a_changed_a_renamed_and_an_absent_picture(raw, tmp_path):

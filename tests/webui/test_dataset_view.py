@@ -259,10 +259,11 @@ def test_a_caption_typed_while_the_captioner_thinks_is_kept(folder, monkeypatch)
     monkeypatch.setattr(module, "caption_batch", typed)
     with pytest.raises(ConfigError, match="was changed elsewhere"):
         recaption(folder, image.file_name)
-    assert texts(folder)[image.source] == "sks, mine" and not (folder / "before_recaption.jsonl").exists()
+    before = folder / ".preprocess" / "before_recaption.jsonl"
+    assert texts(folder)[image.source] == "sks, mine" and not before.exists()
     monkeypatch.setattr(module, "caption_batch", lambda caption, images: [("theirs", None)])
     assert recaption(folder, image.file_name) == texts(folder)[image.source] == "sks, theirs"
-    assert json.loads((folder / "before_recaption.jsonl").read_text())["text"] == "sks, mine"
+    assert json.loads(before.read_text())["text"] == "sks, mine"
 
 
 def test_caption_anew_starts_the_captioner_of_the_dataset_and_says_where_there_is_none(folder, tmp_path):

@@ -2,5 +2,5 @@
 (key) => {
   const say = SAY;
   const isEmpty = key?.startsWith("{") && JSON.parse(key).text === "";
-  return isEmpty || confirm(say("Replace this caption? The old one is kept in before_recaption.jsonl.")) ? key : "";
+  return isEmpty || confirm(say("Replace this caption? The old one is kept in .preprocess/before_recaption.jsonl.")) ? key : "";
 }

@@ -82,7 +82,7 @@ class Captions:
         self.require_captioner(folder)
         config = datasets.read_dataset(folder).config(recaption=True)
         self.context.jobs.add(prepare_job(self.context.jobs, config))
-        tell(say("All captions will be redone; the old ones are kept in before_recaption.jsonl."))
+        tell(say("All captions will be redone; the old ones are kept in .preprocess/before_recaption.jsonl."))
 
 
 def key_of_row(name: str, image: datasets.DatasetImage) -> str:

@@ -10,13 +10,13 @@ from preprocess.captions.caption_all import caption_batch, captions_of
 from preprocess.captions.caption_plan import plan_of
 from preprocess.captions.caption_text import wording_of
 from preprocess.editing.prepared import read_dataset, rows_of, save_text, text_of
-from preprocess.jobs.state import jsonl
+from preprocess.jobs.state import keep_before_recaption
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.images.decode import open_image
 
 
 def recaption(folder: Path, file_name: str, place: int = 0) -> str:
-    """The new text, which then stands in metadata.jsonl; the old row is kept in before_recaption.jsonl.
+    """The new text, which then stands in metadata.jsonl; the old row is kept in .preprocess/before_recaption.jsonl.
 
     Of several captions it is the first, and the others are written beside it.
 
@@ -47,8 +47,7 @@ def recaption(folder: Path, file_name: str, place: int = 0) -> str:
     text, *others = [wording.text(caption, is_class_image) for caption in captions_of(said, plan)]
     if not save_text(folder, file_name, text_of(row), text, place, others):
         return text
-    with open(folder / "before_recaption.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(jsonl([row]))
+    keep_before_recaption(folder / ".preprocess", [row])
     return text
 
 
