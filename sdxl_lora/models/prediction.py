@@ -40,9 +40,9 @@ def try_readings(unet, batches: Sequence[Batch]) -> dict[str, Errors]:
     Args:
         batches: IMAGES_FOR_V of them from `collate`, one image each, on the UNet's device.
     Returns:
-        "readings": by prediction_type; the implied image's squared error over the image's variance plus that of the
-        implied noise. "schedules": by USUAL and ZERO_SNR, if v wins; the implied image's squared error alone, which a
-        wrong timestep raises by a few per cent.
+        "readings": by prediction_type; the implied image's squared error over the image's mean square, plus that
+        of the implied noise. "schedules": by USUAL and ZERO_SNR, if v wins; the implied image's squared error alone,
+        which a wrong timestep raises by a few per cent.
     """
     table = DDPMScheduler(**SDXL_BETAS).alphas_cumprod
     with evaluating(unet):

@@ -39,7 +39,7 @@ def one_rank(adapters: Adapters) -> Adapters:
         ValueError: an adapter is neither LoRA nor DoRA.
     """
     if other := sorted({adapter.kind for adapter in adapters.values()} - {"lora", "dora"}):
-        raise ValueError(f"{', '.join(other)} is not a LoRA: make it one first (lora_math.as_lora).")
+        raise ValueError(f"{', '.join(other)} is not a LoRA: make it one first (python -m sdxl_lora.tools convert).")
     uniform: Adapters = {}
     for component in dict.fromkeys(component for component, _ in adapters):
         own = {name: adapter for (part, name), adapter in adapters.items() if part == component}
