@@ -1,1 +1,1 @@
-"""Photos in, an image/caption dataset out: `python -m preprocess --input_dir raw --output_dir data/cat`."""
+"""Turn images into a dataset of images and captions: `python -m preprocess --input_dir raw --output_dir data/cat`."""

@@ -1,6 +1,6 @@
-"""The command: flags in, a dataset out, one clear message and an exit code where that cannot be.
+"""The command of preprocess: parse the flags, build the dataset, end every failure in one message and an exit code.
 
-Torch, transformers and datasets come only once there is work for them, so that --help and a typo answer at once.
+Torch, transformers and datasets are imported only when needed, so that --help and typos are answered at once.
 """
 
 import errno
@@ -26,7 +26,7 @@ OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; see sdxl_lora/errors.py."""
+    """Run the command and return its exit code; see sdxl_lora/errors.py."""
     print_any_name()
     explain_failed_imports()
     config = load_config(PreprocessConfig, sys.argv[1:] if argv is None else argv)
@@ -67,7 +67,7 @@ def disk_message(error: OSError, output_dir: str) -> str:
 
 
 def run(config: PreprocessConfig) -> None:
-    """Prepare the dataset, or one part of it, or say what would be done."""
+    """Prepare the dataset or one part of it, or print the plan of a dry run."""
     from preprocess.dataset import build
     from preprocess.dry_run import plan_lines
     from preprocess.images.crop import note_on_square
@@ -109,7 +109,7 @@ def run(config: PreprocessConfig) -> None:
 
 
 def write_report(built: "Built", config: PreprocessConfig) -> dict:
-    """The report as a page and as JSON, which is returned."""
+    """Write the report as HTML and as JSON, and return it."""
     from preprocess.captions.token_count import load_tokenizer
     from preprocess.jobs.state import write_whole
     from preprocess.output.html_report import page
@@ -123,7 +123,7 @@ def write_report(built: "Built", config: PreprocessConfig) -> dict:
 
 
 def hand_out(config: PreprocessConfig, repository: str | None) -> None:
-    """The published dataset as shards and to the Hub, where that is asked for."""
+    """Export the published dataset as parquet and upload it to the Hub, where the settings ask for it."""
     from preprocess.output.export import upload, write_parquet
 
     folder = Path(config.output_dir)

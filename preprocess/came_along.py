@@ -1,7 +1,7 @@
-"""python -m preprocess.came_along runs/cat: what a LoRA draws that no prompt has asked for, by a captioner's words.
+"""python -m preprocess.came_along runs/cat: find, in captions, what a LoRA draws without being prompted.
 
-Describes the images that `python -m sdxl_lora.select` has drawn, the base's beside them, and the training images, and
-writes runs/cat/select/came_along.txt and .json. The counting is sdxl_lora/select/words.py's.
+It captions the images drawn by `python -m sdxl_lora.select`, those of the base beside them and the training images, and
+writes runs/cat/select/came_along.txt and .json. The words are counted by sdxl_lora/select/words.py.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def look(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for.
 
     Raises:
-        ConfigError, DataError: see sdxl_lora/select/along.py, or a captioner that cannot be used.
+        ConfigError, DataError: see sdxl_lora/select/along.py; also a captioner that cannot be used.
     """
     quiet_libraries()
     from sdxl_lora.select.__main__ import config_of
@@ -65,7 +65,7 @@ def look(arguments: argparse.Namespace) -> None:
 
 
 def in_batches(caption: Caption, images: Sequence[Image.Image]) -> list[str]:
-    """The captions of images, as many at once as the captioner wants."""
+    """Return the captions of images, taken in batches of the size that the captioner asks for."""
     texts: list[str] = []
     while len(texts) < len(images):
         texts += caption(list(images[len(texts) :][: caption.batch_size]))
@@ -73,7 +73,7 @@ def in_batches(caption: Caption, images: Sequence[Image.Image]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, or the exit code of what went wrong, told in one line."""
+    """Run the command; return 0, or the exit code of a failure, which is printed in one line."""
     explain_failed_imports()
     return exit_code_of(lambda: look(parse(argv)))
 

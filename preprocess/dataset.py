@@ -1,7 +1,7 @@
-"""From a folder of pictures to a dataset: read this file to see what happens, and in which order.
+"""Build a dataset from a folder of images. This file shows all steps in their order.
 
-Every step skips what an earlier run has done, and nothing shows in the dataset before all of it is done.
-Opens no picture and runs no model itself: see images/prepare.py and captions/caption_all.py.
+Every step skips what an earlier run has done, and nothing is published before all of it is done. Opens no image and
+runs no model itself: see images/prepare.py and captions/caption_all.py.
 """
 
 from collections.abc import Callable
@@ -43,15 +43,15 @@ def build(
     part: Part | None = None,
     on_built: Callable[[Built], None] = lambda built: None,
 ) -> Built:
-    """Prepares and captions what is new, then publishes all of it.
+    """Prepare and caption what is new, then publish the dataset.
 
     Args:
-        part: only this part of the pictures, and publish nothing.
-        on_built: called with what the run did, before it is published or refused: writes the report.
+        part: prepare this part of the images only, and publish nothing.
+        on_built: called with the outcome before it is published or refused; writes the report.
     Raises:
         ConfigError: the captioner cannot be loaded; the output folder is not ours.
-        DataError: nothing usable; with `strict` anything not usable.
-        OSError: the disk.
+        DataError: no usable image; with `strict`, any image left out.
+        OSError: a disk error.
     """
     output, plan, reader = Path(config.output_dir), plan_of(config), reader_of(config)
     memory = Memory(output)
@@ -91,7 +91,7 @@ def build(
 
 
 def sources_to_do(found: Found, memory: Memory, built: Built, restore_deleted: bool) -> list[Source]:
-    """All but those that a person has taken out of metadata.jsonl."""
+    """Return all sources but those whose row a person deleted from metadata.jsonl."""
     sources = []
     for source in found.sources:
         if memory.deleted_by_hand(source.name) and not restore_deleted:
@@ -103,14 +103,14 @@ def sources_to_do(found: Found, memory: Memory, built: Built, restore_deleted: b
 
 
 def deleted_unseen(config: PreprocessConfig, memory: Memory) -> list[str]:
-    """The pictures that `leave_out` names and whose lines a person had deleted before: they stay deleted."""
+    """Return the images named by `leave_out` whose rows a person had deleted before: they stay deleted."""
     if config.job.restore_deleted:
         return []
     return [name for name in config.job.leave_out if memory.deleted_by_hand(name)]
 
 
 def prepared_entries(sources: list[Source], config: PreprocessConfig, team: Team, built: Built) -> list[Entry]:
-    """The crops of all sources, in their order, whichever process made them."""
+    """Return the crops of all sources in the order of the sources, whichever process made them."""
     recipe, output, num_workers = recipe_of(config), Path(config.output_dir), workers_of(config.job, team.local_world)
     jobs = [Job(source.path, source.name, source.mask, recipe, output) for source in sources]
     results: dict[str, Result] = {}
@@ -128,7 +128,7 @@ def prepared_entries(sources: list[Source], config: PreprocessConfig, team: Team
 
 
 def add_problems(entries: list[Entry]) -> None:
-    """Warns of what a person should look at: duplicates, blur, fog, extreme shapes."""
+    """Warn of duplicates, blur, low contrast and extreme shapes."""
     first = list({entry.source.name: entry for entry in reversed(entries)}.values())[::-1]
     said = duplicates(
         [entry.source.name for entry in first],
@@ -141,7 +141,7 @@ def add_problems(entries: list[Entry]) -> None:
 
 
 def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: Memory) -> list[Row]:
-    """The lines of metadata.jsonl: one for each crop and repeat, with what a person has edited there."""
+    """Return the rows of metadata.jsonl, one for each crop and repeat, with a person's edits kept."""
     any_class = any(entry.source.is_class_image for entry in entries)
     extra = memory.extra_columns()
     rows = []
@@ -177,7 +177,7 @@ def rows_of(entries: list[Entry], plan: CaptionPlan, wording: Wording, memory: M
 
 
 def of_all(column: str, rows: list[Row]) -> None:
-    """Make it a column of all rows or of none."""
+    """Give the column to all rows, or to none if no row has a value."""
     has_some = any(row.columns.get(column) for row in rows)
     for row in rows:
         if has_some:
@@ -187,7 +187,7 @@ def of_all(column: str, rows: list[Row]) -> None:
 
 
 def mask_of(entry: Entry, number: int, memory: Memory) -> str | None:
-    """The file of a crop's mask: the one that a person has painted over this very crop, else preprocess' own."""
+    """Return the file of a crop's mask: one that a person painted over this very crop, else preprocess' own."""
     crop = entry.prepared
     mask, old = memory.painted_mask(entry.source.name, crop.sha256, number) or ("", {})
     file = next((path for path in (memory.output / mask, aside(memory.output, mask)) if path.is_file()), None)
@@ -201,19 +201,21 @@ def mask_of(entry: Entry, number: int, memory: Memory) -> str | None:
 
 
 def is_of_same_part(mask: Path, old: dict, crop: Prepared) -> bool:
-    """Return whether a mask over an earlier row's crop covers the same part of the same bytes as this one, whatever
-    the names of their files: an image may have been renamed."""
+    """Return whether a mask of an earlier row covers the same part of the same image as this crop.
+
+    The file names may differ: an image may have been renamed.
+    """
     facts = ("sha256", "original_size", "crop_top_left")
     return all(old.get(name) == getattr(crop, name) for name in facts) and size_of(mask) == tuple(crop.bucket)
 
 
 def is_several(columns: dict, captions: list[str]) -> bool:
-    """Return whether the captions of a row are more than its text, or an earlier run's were."""
+    """Return whether a row has several captions now, or had a list of them in an earlier run."""
     return len(captions) > 1 or is_list_of_texts(columns.get(CAPTIONS))
 
 
 def publish_all(config: PreprocessConfig, built: Built, plan: CaptionPlan, memory: Memory) -> None:
-    """Publishes the rows, and tidies up what only earlier runs needed."""
+    """Publish the rows, and remove what only earlier runs needed."""
     output = Path(config.output_dir)
     folder = output / ".preprocess"
     rows = [row.columns for row in built.rows]

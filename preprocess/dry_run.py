@@ -1,4 +1,4 @@
-"""What a run would do, from the headers of the files: decodes no picture and writes nothing."""
+"""Plan of a run from the headers of the files: decodes no image and writes nothing."""
 
 import warnings
 from collections import Counter
@@ -14,9 +14,10 @@ from sdxl_lora.images.decode import ImageError, image_header, upright_size
 
 
 def plan_lines(found: Found, config: PreprocessConfig) -> str:
-    """
+    """Return the lines of the plan.
+
     Raises:
-        ConfigError: the captioner that is needed cannot be loaded.
+        ConfigError: a captioner is needed and cannot be loaded.
     """
     plan, sizes = plan_of(config), Counter[tuple[int, int]]()
     left_out = dict(found.left_out)
@@ -52,13 +53,13 @@ def plan_lines(found: Found, config: PreprocessConfig) -> str:
 
 
 def size_of(source: Source, max_megapixels: float) -> tuple[int, int]:
-    """Width and height of a picture that a run can use, as far as headers tell.
+    """Return the width and height of an image that a run can use, as far as headers tell.
 
     Raises:
-        ValueError: its own or its mask's header says that it would be left out.
+        ValueError: the header of the image or of its mask shows that it would be left out.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImageWarning)  # the run says it
+        warnings.simplefilter("ignore", ImageWarning)  # the run reports it
         size = upright_size(image_header(source.path, source.path, max_megapixels))
         if source.mask is not None:
             try:

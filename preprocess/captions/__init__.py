@@ -1,1 +1,1 @@
-"""Captions: the captioner, and the words around what it says."""
+"""Captioners, taggers, and the wording of captions."""

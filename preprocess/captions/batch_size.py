@@ -1,32 +1,32 @@
-"""How many pictures a captioner gets at once: doubled while memory allows, halved where it did not. Knows no captioner.
+"""Batch size of a captioner: doubled while memory allows, halved after a batch that did not fit.
 
-Only speed depends on the size: in float32 the captions are equal, and so no key of a caption holds it.
+It affects speed alone: in float32 the captions are equal, so no key of a caption contains it.
 """
 
 from collections.abc import Callable
 
-MEASURED = ("cuda", "xpu")  # devices whose peak of memory is told; ROCm's is called cuda too
+MEASURED = ("cuda", "xpu")  # devices that report their peak memory; ROCm's is called cuda too
 MOST_ON_CPU = 8  # memory is not measured there, nor on Apple's GPUs
 MOST_ON_GPU = 64
-USED = 0.8  # of the free memory, at most, by guess; longer captions than the last ones and fragments need the rest
+USED = 0.8  # most of the free memory, a guess; fragmentation and longer captions need the rest
 
 
 def first_and_most(asked: int | None, device_type: str) -> tuple[int, int]:
-    """Size of the first batch and of the largest: what a person asked for is both; None starts with one picture."""
+    """Return the first and the largest batch size: both are `asked` if it is set, else the first is 1."""
     return (asked, asked) if asked else (1, MOST_ON_GPU if device_type in MEASURED else MOST_ON_CPU)
 
 
 def after_fit(size: int, most: int, memory_share: float) -> int:
-    """The size after a whole batch that fitted.
+    """Return the batch size that follows a full batch that fitted.
 
     Args:
-        memory_share: what the batch took of the memory that was free before it; 0 where that is not measured.
+        memory_share: share of the previously free memory that the batch took; 0 where that is not measured.
     """
     return min(2 * size, most) if 2 * memory_share <= USED else size
 
 
 def with_memory_share(work: Callable[[], list[str]], device) -> tuple[list[str], float]:
-    """Return what `work` gives, and the share of the free memory that it took at its peak; 0 where nobody measures."""
+    """Return the result of `work` and its peak share of the free memory, 0 on devices that do not report it."""
     import torch
 
     if device.type not in MEASURED:

@@ -1,4 +1,4 @@
-"""Which crop gets its words from whom: a person's file, the captioner, or the fallback. Runs no model itself."""
+"""Choose the source of each crop's caption: a person's file, the captioner, or the fallback. Runs no model itself."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,12 @@ from sdxl_lora.images.decode import open_image
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """One crop and the words for it."""
+    """A crop and its captions."""
 
     source: Source
     prepared: Prepared
     caption: str = ""  # bare: without trigger word, prefix and suffix
-    more_captions: list[str] = dataclasses.field(default_factory=list)  # the others, where there are several
+    more_captions: list[str] = dataclasses.field(default_factory=list)  # further captions, where there are several
     raw_caption: str = ""  # as the captioner gave it
     caption_from: str = ""  # a file's name, "captioner" or "fallback"
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -35,7 +35,7 @@ class Entry:
 def caption_all(
     entries: list[Entry], plan: CaptionPlan, memory: Memory, output: Path, team: Team
 ) -> tuple[list[Refused], int]:
-    """Gives every entry its captions; returns the pictures that a captioner failed on, and how many texts are new."""
+    """Caption every entry; return the images on which a captioner failed and the number of new texts."""
     wanted = []
     for entry in entries:
         if entry.source.caption is not None:
@@ -60,12 +60,12 @@ def caption_all(
 
 
 def given_captions(source: Source, per_line: bool) -> list[str]:
-    """The captions that a person wrote for an image, one or more; with `per_line` each line of them is one."""
+    """Return the captions that a person wrote for an image; with `per_line`, each line is a caption of its own."""
     return list((per_line and source.lines) or source.captions or [source.caption or ""])
 
 
 def take_texts(entry: Entry, texts: list[str], plan: CaptionPlan) -> None:
-    """Makes the captions of an entry of what its captioners said."""
+    """Set the captions of an entry from the texts of its captioners."""
     if any(isinstance(text, CutOff) for text in texts):
         entry.warnings.append(f"caption cut off at caption_max_new_tokens {plan.max_new_tokens}: raise it")
     if not any(texts):
@@ -75,14 +75,14 @@ def take_texts(entry: Entry, texts: list[str], plan: CaptionPlan) -> None:
 
 
 def captions_of(texts: list[str], plan: CaptionPlan) -> list[str]:
-    """The captions that an image gets by what its captioners said: one, or each text as one of several."""
+    """Return the captions of an image from the texts of its captioners: joined into one, or each on its own."""
     clean = [without_stock_phrase(text) if plan.clean else text for text in texts]
     said = list(dict.fromkeys(text for text in clean if text)) or [""]
     return said if plan.is_several else [joined(said)]
 
 
 def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: Team) -> None:
-    """Warns of writing in the pictures: a LoRA learns watermarks and signatures before anything else."""
+    """Warn of text in the images: a LoRA learns watermarks and signatures before anything else."""
     texts, _ = machine_captions(entries, reader.captioners[0], reader.recaption, output, team)
     for entry, (text, reason) in zip(entries, texts, strict=True):
         if text or reason:
@@ -90,7 +90,7 @@ def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: 
 
 
 def edited_by_hand(entry: Entry, memory: Memory) -> bool:
-    """Return whether every row of this crop holds a person's words, so that a captioner's would go unused."""
+    """Return whether a person has edited every row of this crop, so that a captioner's text would go unused."""
     first = entry.prepared.crop_index * entry.source.repeats
     numbers = range(first, first + entry.source.repeats)
     return all(memory.edited_text(entry.source.name, entry.prepared.sha256, number) is not None for number in numbers)
@@ -104,7 +104,7 @@ def caption_key(entry: Entry, captioner: str) -> str:
 def machine_captions(
     entries: list[Entry], captioner: OneCaptioner, recaption: bool, output: Path, team: Team
 ) -> tuple[list[tuple[str, str]], int]:
-    """Each entry's text and reason of failure, one of them empty; and how many the captioner was asked for."""
+    """Return (text, reason of failure) for each entry, one of them empty, and the number asked of the captioner."""
     hidden = output / ".preprocess"
     shelf, content = Shelf(hidden / "captions"), captioner.content(hidden)
     keys = [caption_key(entry, content) for entry in entries]
@@ -119,9 +119,9 @@ def machine_captions(
         if {key, old[key]} & shelf.damaged:
             entry.warnings.append("its kept caption was damaged: captioned anew")
     missing = [(key, entry) for key, entry in dict(zip(keys, entries, strict=True)).items() if key not in texts]
-    team.wait()  # all have looked at the shelf before anyone changes it
+    team.wait()  # every process has read the shelf before any changes it
     if team.rank == 0:
-        for key in old:  # once: when the captioner's files change, its old captions must not come back
+        for key in old:  # once, so that old captions do not return when the captioner's files change
             shelf.rename(old[key], None if recaption else key)
     mine: list[tuple[str, tuple[str, str]]] = []
     if share := team.share(missing):
@@ -138,10 +138,10 @@ def machine_captions(
 
 
 def text_of(record: Any) -> str:
-    """A caption as the shelf keeps it.
+    """Return a caption from its record on the shelf.
 
     Raises:
-        KeyError, TypeError: something else.
+        KeyError, TypeError: the record is no caption.
     """
     text = record["text"] if isinstance(record, dict) else record
     if not isinstance(text, str):
@@ -150,18 +150,18 @@ def text_of(record: Any) -> str:
 
 
 def open_crop(output: Path, prepared: Prepared) -> Image.Image:
-    """The crop as it will be trained, published or not."""
+    """Open a crop as training will read it, whether or not it is published yet."""
     published = output / prepared.file_name
     path = published if published.exists() else output / ".preprocess" / "images" / published.name
     return open_image(path).convert("RGB")
 
 
 def caption_batch(caption: Caption, images: list[Image.Image]) -> list[tuple[str, str]]:
-    """Text and reason of failure for each picture. What fails in company or stays empty is tried once more, alone."""
+    """Return (text, reason of failure) for each image. One that fails or stays empty in a batch is retried alone."""
     try:
         texts = caption(images)
         assert len(texts) == len(images)
-    except Exception as error:  # one picture must not cost the others their captions
+    except Exception as error:  # one image must not cost the others their captions
         if is_out_of_memory(error):
             raise
         return [caption_alone(caption, image) for image in images]

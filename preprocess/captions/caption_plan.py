@@ -1,4 +1,4 @@
-"""Who writes the captions that no person has written, by the settings. Loads no model."""
+"""The captioners that the settings ask for. Loads no model."""
 
 import dataclasses
 from contextlib import AbstractContextManager
@@ -17,9 +17,9 @@ from sdxl_lora.errors import ConfigError
 
 
 class Caption(Protocol):
-    """Return as many texts as images; it wants `batch_size` of them next.
+    """Return as many texts as images; `batch_size` is the number of images it asks for next.
 
-    may_be_empty: no words are an answer, and not a failure.
+    may_be_empty: an empty text is an answer and not a failure.
     """
 
     batch_size: int
@@ -30,10 +30,10 @@ class Caption(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OneCaptioner:
-    """A captioner of transformers, or a tagger: which of them it is, its files say when they are needed.
+    """A transformers captioner or a tagger; its files tell which, and are read only when needed.
 
     Attributes:
-        config: its settings, which name it alone. tags: those of a tagger.
+        config: the captioner's settings, with this model alone. tags: settings of a tagger.
     """
 
     config: CaptionerConfig
@@ -41,7 +41,7 @@ class OneCaptioner:
 
     @property
     def name(self) -> str:
-        """Return model, task and options, by which earlier versions kept captions."""
+        """Return the model, task and options, the name under which earlier versions stored captions."""
         return captioner_name(self.config)
 
     @property
@@ -49,10 +49,10 @@ class OneCaptioner:
         return is_tagger(self.config.model)
 
     def content(self, hidden: Path) -> str:
-        """Return a name of all that makes a caption, its files and its options: where it differs, it is made again.
+        """Return a key of the files and options that determine a caption; a caption under another key is made again.
 
         Args:
-            hidden: folder for what is kept of the files.
+            hidden: folder that stores the digests of the files.
         """
         if self.is_tagger:
             return tagger_content(self.config.model, self.tags, hidden)
@@ -64,10 +64,10 @@ class OneCaptioner:
         return captioner(self.config)
 
     def check(self) -> dict[str, str]:
-        """Return the settings without effect on it, each with a sentence that says so.
+        """Return the settings without effect on this captioner, each with a sentence that says so.
 
         Raises:
-            ConfigError: it could not be loaded.
+            ConfigError: the captioner cannot be loaded.
         """
         if not self.is_tagger:
             said = "{} has no effect, as no caption_model is a tagger: leave it out"
@@ -84,20 +84,20 @@ class OneCaptioner:
 
 
 def changed(tags: TaggerConfig) -> list[str]:
-    """Names of the tagger's settings that are not as they are by themselves."""
+    """Return the names of the tagger's settings that differ from their defaults."""
     return [field.name for field in dataclasses.fields(tags) if getattr(tags, field.name) != field.default]
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionPlan:
-    """Who writes the captions that no person has written.
+    """Plan for captioning the images that have no caption of a person.
 
     Attributes:
-        captioners: none for no captioner.
-        is_several: what several captioners say are several captions of an image, and not one.
+        captioners: empty for no captioner.
+        is_several: keep the texts of several captioners as several captions of an image instead of joining them.
         max_new_tokens: the length at which a caption is cut off, for the warning.
         clean: leave out stock phrases such as "The image shows".
-        per_line: each line of a person's caption is one of several.
+        per_line: each line of a person's caption is a caption of its own.
     """
 
     captioners: tuple[OneCaptioner, ...] = ()
@@ -109,7 +109,7 @@ class CaptionPlan:
     per_line: bool = False
 
     def check(self) -> None:
-        """Raise ConfigError, before any work, where a captioner could not be loaded or a setting has no effect."""
+        """Raise ConfigError, before any work, if a captioner cannot be loaded or a setting has no effect."""
         refuse_unused([one.check() for one in self.captioners])
 
 
@@ -127,7 +127,7 @@ def plan_of(config: PreprocessConfig) -> CaptionPlan:
 
 
 def reader_of(config: PreprocessConfig) -> CaptionPlan | None:
-    """Florence-2 at its task of reading, with --ocr: the first captioner that is no tagger."""
+    """Return the plan for --ocr, Florence-2's OCR task on the first captioner that is no tagger; else None."""
     if not config.captioner.ocr:
         return None
     plan = plan_of(replace_flat(config, caption_task="<OCR>", caption_prompt=None))

@@ -1,4 +1,4 @@
-"""What a captioner is asked: Florence-2 by a task, others by a prompt. Rules on strings; loads no model."""
+"""Checks of the question put to a captioner: a task for Florence-2, a prompt for others. Loads no model."""
 
 import difflib
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sdxl_lora.errors import ConfigError
 
 CAPTIONS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")  # a fine-tune has its own
-# what each task gives that is not a caption, by the names in transformers' Florence2Processor
+# outputs of the tasks that give no caption, by their names in transformers' Florence2Processor
 NOT_CAPTIONS = {
     "<OD>": "boxes", "<DENSE_REGION_CAPTION>": "boxes", "<REGION_PROPOSAL>": "boxes", "<OCR_WITH_REGION>": "boxes",
     "<CAPTION_TO_PHRASE_GROUNDING>": "boxes for a phrase", "<REFERRING_EXPRESSION_SEGMENTATION>": "polygons",
@@ -18,14 +18,13 @@ USUAL = "<DETAILED_CAPTION>"
 
 
 def check_task(task: str, prompt: str | None, model_type: str, takes_prompt: bool) -> dict[str, str]:
-    """
+    """Check the task and return the settings without effect on this captioner, each with a sentence that says so.
+
     Args:
-        model_type: of the captioner, as its config says.
-        takes_prompt: its processor takes words beside the picture.
-    Returns:
-        the settings without effect on it, each with a sentence that says so.
+        model_type: of the captioner, from its config.
+        takes_prompt: its processor takes text beside the image.
     Raises:
-        ConfigError: a task that Florence-2 does not know or that gives no caption.
+        ConfigError: Florence-2 does not know the task, or the task gives no caption.
     """
     unused = {}
     if model_type == "florence2":
@@ -51,7 +50,7 @@ def refuse_unused(unused: Sequence[dict[str, str]]) -> None:
     """Raise ConfigError for a setting that has no effect on any of the captioners.
 
     Args:
-        unused: for each captioner the settings without effect on it, see check_task.
+        unused: the settings without effect on each captioner, see check_task.
     """
     for setting, sentence in unused[0].items():
         if all(setting in of_captioner for of_captioner in unused):
@@ -78,5 +77,5 @@ def _check_florence2_task(task: str) -> None:
 
 
 def bracketed(task: str) -> str:
-    """A task as Florence-2 spells them: " detailed caption" is <DETAILED_CAPTION>."""
+    """Return a task in Florence-2's spelling: " detailed caption" -> <DETAILED_CAPTION>."""
     return f"<{'_'.join(re.findall(r'[A-Z0-9]+', task.upper()))}>"

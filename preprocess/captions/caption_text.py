@@ -1,4 +1,4 @@
-"""From a bare caption to the text that is trained: stock phrases, prefix, suffix, trigger word. Strings only."""
+"""Wording of a training caption: stock phrases, prefix, suffix, trigger word. Strings only."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sections.preprocess import WordingConfig
 from sdxl_lora.config.trigger_word import with_trigger_word
 
-NO_CAPTION = "no caption: the fallback is used"  # the warning about an image that has no words of its own
+NO_CAPTION = "no caption: the fallback is used"  # the warning for an image without a caption of its own
 STOCK_PHRASES = re.compile(
     r"^(?:in (?:this|the) (?:image|picture|photo|photograph),? (?:we can see|we see|there (?:is|are)|i can see)|"
     r"(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|features|captures|displays|is of|contains|"
@@ -18,17 +18,17 @@ STOCK_PHRASES = re.compile(
 
 
 def without_stock_phrase(caption: str) -> str:
-    """The caption without the words by which captioners begin: "The image shows a cat" -> "a cat"."""
+    """Return the caption without a captioner's opening phrase: "The image shows a cat" -> "a cat"."""
     return STOCK_PHRASES.sub("", caption, count=1).strip()
 
 
 def joined(texts: Sequence[str]) -> str:
-    """What several captioners say as one caption: "1girl, solo" and "A girl." -> "1girl, solo, A girl."."""
+    """Join the texts of several captioners into one caption: "1girl, solo" and "A girl." -> "1girl, solo, A girl."."""
     return ", ".join([*(text.rstrip(" .,") for text in texts[:-1]), *texts[-1:]])
 
 
 def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix: str = "") -> str:
-    """Trigger word, prefix, caption and suffix: "sks, a tabby cat". A trigger word that is there stays alone."""
+    """Join trigger word, prefix, caption and suffix: "sks, a tabby cat". A trigger word in the text is not repeated."""
     text = " ".join(part.strip() for part in (prefix, caption) if part.strip())
     if suffix.strip():
         glue = "" if not text or suffix.strip()[0] in ",.;:!?" else " "
@@ -38,7 +38,7 @@ def training_text(caption: str, trigger_word: str = "", prefix: str = "", suffix
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """The words around each caption; the trigger word only around those of the concept, not of class images."""
+    """The words around each caption; class images get no trigger word."""
 
     trigger_word: str
     words: WordingConfig

@@ -1,7 +1,7 @@
-"""Pictures -> captions, by Florence-2 or any other captioner that transformers serves.
+"""Caption images with Florence-2 or any other captioner that transformers supports.
 
 Knows no folders and no trigger word. Never runs code of a repository (no trust_remote_code) and loads no pickles.
-Torch is imported where it is needed, so that --help and errors in flags do not wait for it.
+Imports torch only where needed, so that --help and errors in flags do not wait for it.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ from sdxl_lora.io.memo import FileMemo
 
 
 class CutOff(str):
-    """A caption that ended because max_new_tokens was reached, most likely in mid-sentence."""
+    """A caption that ended at max_new_tokens, most likely in mid-sentence."""
 
 
 def check_captioner(config: CaptionerConfig) -> dict[str, str]:
-    """Loads all of the captioner but its weights' values, which takes little time and memory.
+    """Load all of the captioner but the values of its weights, which takes little time and memory.
 
     Returns:
         the settings that have no effect on it, each with a sentence that says so.
     Raises:
-        ConfigError: not there, not reachable, of no class that captions, of a layout that is not read, with weights
-            missing or left over, or a task that gives no caption.
+        ConfigError: the captioner is missing, unreachable, no captioning model or of an unsupported layout; weights are
+            missing or left over; or the task gives no caption.
     """
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -52,14 +52,14 @@ def check_captioner(config: CaptionerConfig) -> dict[str, str]:
         raise ConfigError(f"caption_model {config.model} is a {found.model_type}, which writes no captions")
     takes_prompt = not isinstance(processor, Pair)
     unused = check_task(config.caption_task, config.caption_prompt, found.model_type, takes_prompt)
-    if not hasattr(found, "quantization_config"):  # which needs its device; its weights are checked when they load
+    if not hasattr(found, "quantization_config"):  # quantization needs its device: checked on loading
         with loading(config):
             load_model(config, device_map="meta")
     return unused
 
 
 def captioner_name(config: CaptionerConfig) -> str:
-    """The settings that decide a caption, as caches name them: its words stay, whatever the settings are called."""
+    """Return the settings that determine a caption, as caches name them; renamed settings keep these names."""
     return (
         f"CaptionerOptions(model={config.model!r}, task={config.caption_task!r}, "
         f"prompt={config.caption_prompt!r}, num_beams={config.caption_num_beams!r}, "
@@ -69,14 +69,14 @@ def captioner_name(config: CaptionerConfig) -> str:
 
 
 def content_name(config: CaptionerConfig, hidden: Path) -> str:
-    """Return what a caption depends on: the captioner's files, not where they lie, and the settings."""
+    """Return a key of what determines a caption: the captioner's files, wherever they lie, and the settings."""
     content = content_of(config.model, FileMemo(hidden / "captioner_files.json"))
     nameless = dataclasses.replace(config, caption_model=("",))
     return f"{content} {captioner_name(nameless)}"
 
 
 class Captioner:
-    """A function from RGB pictures to as many captions. `batch_size` is how many it wants next; see batch_size.py."""
+    """Return as many captions as RGB images. `batch_size` is the number it asks for next; see batch_size.py."""
 
     def __init__(self, model, processor, config: CaptionerConfig):
         self.model, self.processor, self.config = model, processor, config
@@ -98,7 +98,7 @@ class Captioner:
                 if len(batch) == 1:
                     raise
                 new_texts = None
-            if new_texts is None:  # not above, where the error's traceback still holds the batch's tensors
+            if new_texts is None:  # outside `except`, where the traceback still holds the batch's tensors
                 self.batch_size = self.most = len(batch) // 2
                 free_memory()
                 continue
@@ -110,7 +110,7 @@ class Captioner:
 
 @contextmanager
 def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
-    """A captioner whose model leaves memory when the context ends."""
+    """Yield a captioner whose model leaves memory when the context ends."""
     from sdxl_lora.performance.device_memory import free_memory
 
     device, dtype = device_and_dtype(config.caption_dtype)
@@ -127,7 +127,7 @@ def captioner(config: CaptionerConfig) -> Iterator[Captioner]:
 
 @contextmanager
 def loading(config: CaptionerConfig) -> Iterator[None]:
-    """ConfigError for whatever foreign files make of their loading, in one line."""
+    """Turn any error while loading foreign files into a one-line ConfigError."""
     try:
         yield
     except ConfigError:
@@ -148,7 +148,7 @@ def loading(config: CaptionerConfig) -> Iterator[None]:
 
 
 def load_model(config: CaptionerConfig, **where):
-    """The captioner's model, every weight of it from its files.
+    """Load the captioner's model with every weight from its files.
 
     Args:
         where: dtype, or device_map "meta" for names and shapes alone.
@@ -164,7 +164,7 @@ def load_model(config: CaptionerConfig, **where):
             config.model,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # said by check_weights, with the names
+            ignore_mismatched_sizes=True,  # check_weights reports them by name
             output_loading_info=True,
             **where,
         )
@@ -173,7 +173,7 @@ def load_model(config: CaptionerConfig, **where):
 
 
 def describe(model, processor, images: list[Image.Image], config: CaptionerConfig) -> list[str]:
-    """One batch through the model: inputs, generation, words; a CutOff where max_new_tokens ended it."""
+    """Caption one batch; a caption that ended at max_new_tokens is a CutOff."""
     import torch
 
     inputs = model_inputs(model, processor, images, config).to(model.device)
@@ -185,22 +185,22 @@ def describe(model, processor, images: list[Image.Image], config: CaptionerConfi
             **inputs, max_new_tokens=config.caption_max_new_tokens, num_beams=config.caption_num_beams, do_sample=False
         )
     cut_off = ended_by_limit(model, processor, tokens, config.caption_max_new_tokens)
-    if getattr(processor, "chat_template", None) and not model.config.is_encoder_decoder:  # the question comes first
+    if getattr(processor, "chat_template", None) and not model.config.is_encoder_decoder:  # output repeats the prompt
         tokens = tokens[:, inputs["input_ids"].shape[1] :]
     texts = [" ".join(text.split()) for text in processor.batch_decode(tokens, skip_special_tokens=True)]
     return [CutOff(text) if cut and text else text for text, cut in zip(texts, cut_off, strict=True)]
 
 
 def ended_by_limit(model, processor, tokens, max_new_tokens: int) -> list[bool]:
-    """Return whether each row of tokens (B, L) ended because the limit was reached, and not by itself.
+    """Return whether each row of tokens (B, L) ended at the limit instead of by itself.
 
-    What ends by itself ends in a token that says so, or in padding. Where the model forces such a token at the limit
-    (BART does, and so Florence-2), the length tells.
+    A row that ends by itself ends with an end token or padding. A model that forces an end token at the limit (BART,
+    and so Florence-2) is judged by the length of the output.
     """
     generation, tokenizer = model.generation_config, processor.tokenizer
     padding, forced = generation.pad_token_id, ids_of(generation.forced_eos_token_id)
     ends = ids_of(generation.eos_token_id) | {tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
-    if model.config.is_encoder_decoder and tokens.shape[1] > max_new_tokens:  # one more, to start with
+    if model.config.is_encoder_decoder and tokens.shape[1] > max_new_tokens:  # one more: the start token
         ends -= forced
     return [last != padding and last not in ends for last in tokens[:, -1].tolist()]
 
@@ -210,7 +210,7 @@ def ids_of(setting: int | list[int] | None) -> set[int]:
 
 
 def model_inputs(model, processor, images: list[Image.Image], config: CaptionerConfig):
-    """Return what the processor makes of the pictures and the question that this kind of model is asked."""
+    """Return the processor's inputs for the images and the question, in the form that this kind of model expects."""
     if model.config.model_type == "florence2":
         return processor(images=images, text=[config.caption_task] * len(images), return_tensors="pt")
     if getattr(processor, "chat_template", None):
@@ -227,7 +227,7 @@ def model_inputs(model, processor, images: list[Image.Image], config: CaptionerC
 
 
 class Pair:
-    """Image processor and tokenizer of a model that has no processor of both, such as ViT with GPT-2."""
+    """Image processor and tokenizer of a model without a processor for both, such as ViT with GPT-2."""
 
     def __init__(self, model: str):
         from transformers import AutoImageProcessor, AutoTokenizer
@@ -241,9 +241,10 @@ class Pair:
 
 
 def load_processor(model: str):
-    """
+    """Load the model's processor, or a Pair where it has none for both images and text.
+
     Raises:
-        OSError, ValueError: there is none that takes pictures and gives words.
+        OSError, ValueError: the model has no processor that reads images and writes text.
     """
     from transformers import AutoProcessor
 
@@ -268,7 +269,7 @@ def device_and_dtype(dtype: str):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar for the loading of weights and no advice on models: the console belongs to the pictures."""
+    """Hide transformers' weight-loading bar and model advice; the console shows the images' progress."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

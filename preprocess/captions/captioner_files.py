@@ -1,4 +1,4 @@
-"""A captioner's files before they are used: their layout, whether the weights are whole, a name for their content."""
+"""Checks of a captioner's files before use: layout, completeness of the weights, and a digest of the content."""
 
 import hashlib
 import re
@@ -9,24 +9,25 @@ from sdxl_lora.errors import ConfigError
 from sdxl_lora.io.file_system import weights_sha256
 from sdxl_lora.io.memo import FileMemo, file_stamp
 
-# of the weights, the config, and what makes inputs of pictures and words of tokens
+# weights, config, and the files of the image processor and the tokenizer
 CONTENT = re.compile(
     r"((processor_|preprocessor_|image_processor_|generation_|tokenizer_)?config|tokenizer|vocab|added_tokens"
     r"|special_tokens_map|chat_template)\.json|(vocab|merges)\.txt|.+\.(jinja|model)"
     r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
-# buffers that older versions of transformers saved, computed anew by this one
+# buffers that older versions of transformers saved and this one computes
 BUFFERS = re.compile(
     r"(.*\.)?(position_ids|inv_freq|masked_bias|num_batches_tracked|relative_position_index|attn\.bias)"
 )
 
 
 def check_layout(model: str, config: dict) -> None:
-    """
+    """Check that transformers can read the model without code from its repository.
+
     Args:
-        config: its config.json as it stands.
+        config: the content of its config.json.
     Raises:
-        ConfigError: Florence-2 as Microsoft published it, or a model that needs code of its repository.
+        ConfigError: Florence-2 in Microsoft's layout, or a model that needs code of its repository.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -43,7 +44,7 @@ def check_layout(model: str, config: dict) -> None:
 
 
 def old_florence2(model: str, width: int | None) -> str:
-    """Return what to load instead, by the name and the width of the text model (768 base, 1024 large)."""
+    """Return the message that names a replacement, from the name and the text model's width (768 base, 1024 large)."""
     name = Path(model).name.lower()
     size = "large" if width == 1024 or (width is None and "large" in name) else "base"
     instead = f"florence-community/Florence-2-{size}{'-ft' if name.endswith('-ft') else ''}"
@@ -54,11 +55,12 @@ def old_florence2(model: str, width: int | None) -> str:
 
 
 def check_weights(model: str, model_type: str, found: dict) -> None:
-    """
+    """Check that the files hold exactly the weights of the model.
+
     Args:
-        found: what transformers says of a loading: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
+        found: transformers' loading info: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
     Raises:
-        ConfigError: chance would stand in a weight's place, or a weight of the file goes unused.
+        ConfigError: a weight would be random, or a weight of the file goes unused.
     """
     missing, others = sorted(found["missing_keys"]), sorted(key for key, *_ in found["mismatched_keys"])
     unused = sorted(key for key in found["unexpected_keys"] if not BUFFERS.fullmatch(key))
@@ -73,15 +75,15 @@ def check_weights(model: str, model_type: str, found: dict) -> None:
 
 
 def no_safetensors(error: OSError) -> bool:
-    """Return whether a loading failed for want of weights as .safetensors."""
+    """Return whether loading failed because there are no weights as .safetensors."""
     return ("safetensors" in str(error) and "no file named" in str(error)) or "not appear to have" in str(error)
 
 
 def content_of(model: str, memo: FileMemo) -> str:
-    """A digest of all that makes a captioner's words: equal for equal files, wherever they lie.
+    """Return a digest of the files that determine a captioner's words; equal files have equal digests in any folder.
 
     Args:
-        memo: keeps the digests of files that did not change.
+        memo: keeps the digests of unchanged files.
     """
     from transformers.utils import cached_file
 

@@ -1,4 +1,4 @@
-"""The tags that a tagger knows: the file that lists them, which of them are said of an image, and how they are spelled.
+"""A tagger's tags: read their list, choose those of an image, and spell them for captions.
 
 Follows SmilingWolf's taggers. Runs no model.
 """
@@ -19,7 +19,7 @@ from sdxl_lora.io.text_files import MOST_TABLE_BYTES, read_text
 GENERAL, CHARACTER, RATING = 0, 4, 9  # categories, as danbooru numbers them
 KINDS = {GENERAL: "general", CHARACTER: "character", RATING: "rating"}
 COLUMNS = ("name", "category")
-# tags that are faces, in which an underscore is a mouth; the list that all programs around these taggers share
+# emoticons, whose underscore is a mouth; all programs around these taggers share this list
 EMOTICONS = frozenset(
     ("0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@", "^_^")
     + ("o_o", "u_u", "x_x", "|_|", "||_||")
@@ -35,10 +35,10 @@ class TagList:
 
 
 def read_tag_list(path: Path) -> TagList:
-    """The tags in a tagger's selected_tags.csv.
+    """Read the tags in a tagger's selected_tags.csv.
 
     Raises:
-        ConfigError: it cannot be read, lacks a column, or has a line that is no tag or of a category of another tagger.
+        ConfigError: the file cannot be read, lacks a column, or has a row without a tag or of an unknown category.
     """
     try:
         text = read_text(path, MOST_TABLE_BYTES)
@@ -62,7 +62,7 @@ def read_tag_list(path: Path) -> TagList:
 
 
 def check_blacklist(blacklist: Sequence[str], tags: TagList) -> None:
-    """Raise ConfigError where a tag is to be left out that the tagger does not know."""
+    """Raise ConfigError if the blacklist names a tag that the tagger does not know."""
     known = set(map(plain, tags.names))
     for tag in blacklist:
         if plain(tag) not in known:
@@ -72,12 +72,12 @@ def check_blacklist(blacklist: Sequence[str], tags: TagList) -> None:
 
 
 def plain(tag: str) -> str:
-    """A tag as danbooru spells it, of any of the spellings in captions: "Miku \\(Vocaloid\\)" -> miku_(vocaloid)."""
+    """Return a caption's tag in danbooru's spelling: "Miku \\(Vocaloid\\)" -> miku_(vocaloid)."""
     return tag.strip().lower().replace("\\(", "(").replace("\\)", ")").replace(" ", "_")
 
 
 def tags_said(probabilities: np.ndarray, tags: TagList, config: TaggerConfig) -> list[str]:
-    """The tags of one image as a caption has them: characters, then what is general, each the likeliest first.
+    """Return an image's tags for its caption: characters, then general ones, each likeliest first, then the rating.
 
     Args:
         probabilities: (N,), one for each tag of the list.
@@ -91,12 +91,12 @@ def tags_said(probabilities: np.ndarray, tags: TagList, config: TaggerConfig) ->
 
     said = of_kind(CHARACTER, config.tag_character_threshold) + of_kind(GENERAL, config.tag_threshold)
     if config.tag_ratings:
-        said += of_kind(RATING, 0)[:1]  # they exclude each other: one is always said
+        said += of_kind(RATING, 0)[:1]  # ratings exclude each other: the likeliest is always given
     return [spelled(name, config) for name in said]
 
 
 def spelled(tag: str, config: TaggerConfig) -> str:
-    """A tag as captions spell it: "hatsune_miku_(vocaloid)" -> "hatsune miku (vocaloid)"."""
+    """Return a tag in a caption's spelling: "hatsune_miku_(vocaloid)" -> "hatsune miku (vocaloid)"."""
     text = tag.replace("_", " ") if config.tag_spaces and tag not in EMOTICONS else tag
     if config.tag_escape_parentheses:
         text = text.replace("(", "\\(").replace(")", "\\)")

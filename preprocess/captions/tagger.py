@@ -1,6 +1,6 @@
-"""Images -> tags, by a WD tagger (SmilingWolf's v2 and v3): model.onnx with selected_tags.csv, run by onnxruntime.
+"""Tag images with a WD tagger (SmilingWolf's v2 and v3): model.onnx and selected_tags.csv, run by onnxruntime.
 
-onnxruntime is no dependency: a person installs the build that fits the machine. Runs no code of a repository.
+onnxruntime is no dependency: users install the build that fits their machine. Runs no code of a repository.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ INSTALL = (
 
 
 def is_tagger(model: str) -> bool:
-    """Return whether a folder or a repository of the Hub holds a tagger: a list of tags, or an ONNX model alone."""
+    """Return whether a folder or Hub repository holds a tagger: a tag list or, in a folder, an ONNX model alone."""
     if Path(model).is_dir():
         files = {path.name for path in Path(model).iterdir()}
         return TAGS in files or (MODEL in files and WEIGHTS not in files)
@@ -42,7 +42,7 @@ def is_tagger(model: str) -> bool:
 
 @cache
 def _hub_file(model: str, name: str) -> str | None:
-    """A file of a repository of the Hub; None where it has none of this name, or cannot be reached."""
+    """Return the path of a file from the Hub; None if the repository lacks it or cannot be reached."""
     from transformers.utils import cached_file
 
     try:
@@ -53,15 +53,15 @@ def _hub_file(model: str, name: str) -> str | None:
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )
-    except (OSError, ValueError):  # no such repository: whoever loads it says so
+    except (OSError, ValueError):  # no such repository: loading it reports that
         return None
 
 
 def files_of(model: str) -> tuple[Path, Path]:
-    """The ONNX file and the list of tags of a tagger.
+    """Return the paths of a tagger's ONNX file and tag list.
 
     Raises:
-        ConfigError: one of them is not there.
+        ConfigError: one of them is missing.
     """
     found = []
     for name in (TAGS, MODEL):
@@ -79,11 +79,11 @@ def files_of(model: str) -> tuple[Path, Path]:
 
 
 def check_tagger(model: str, config: TaggerConfig) -> None:
-    """Load the whole tagger and try it on a white image.
+    """Load the whole tagger and run it on a white image.
 
     Raises:
-        ConfigError: onnxruntime or a file is missing, the files are damaged or do not belong together, or a tag of the
-            blacklist is none.
+        ConfigError: onnxruntime or a file is missing, the files are damaged or do not match, or the blacklist names an
+            unknown tag.
     """
     _, tags_path = files_of(model)
     tags = read_tag_list(tags_path)
@@ -92,7 +92,7 @@ def check_tagger(model: str, config: TaggerConfig) -> None:
 
 
 def tagger_content(model: str, config: TaggerConfig, hidden: Path) -> str:
-    """Return what a caption of tags depends on: the tagger's files, not where they lie, and the settings."""
+    """Return a key of what determines the tags: the tagger's files, wherever they lie, and the settings."""
     onnx, tags = files_of(model)
     memo, digest = FileMemo(hidden / "captioner_files.json"), hashlib.blake2b(digest_size=16)
     others = sorted(path for path in onnx.parent.glob(f"{MODEL}*") if path != onnx)  # weights above 2 GB
@@ -110,7 +110,7 @@ def tagger_content(model: str, config: TaggerConfig, hidden: Path) -> str:
 
 @contextmanager
 def tagger(model: str, config: TaggerConfig, batch_size: int | None = None) -> Iterator["Tagger"]:
-    """A tagger whose session leaves memory when the context ends."""
+    """Yield a tagger whose session leaves memory when the context ends."""
     tag = Tagger(model, config, batch_size)
     try:
         yield tag
@@ -119,7 +119,7 @@ def tagger(model: str, config: TaggerConfig, batch_size: int | None = None) -> I
 
 
 class Tagger:
-    """A function from RGB images to as many texts, tags between commas; "" where no tag is likely enough.
+    """Return as many texts as RGB images, tags between commas; "" where no tag is likely enough.
 
     Args:
         batch_size: images at once; None for MOST_ON_CPU.
@@ -148,14 +148,14 @@ class Tagger:
         return texts
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """One row of probabilities for each image.
+        """Return one row of tag probabilities for each image.
 
         Args:
             pixels: (B, side, side, 3) float32, see pixels_of.
         Returns:
             (B, N), in the order of the tag list.
         Raises:
-            ConfigError: the output is nothing of the kind.
+            ConfigError: the output has another shape or is no probability.
         """
         outputs = self.session.run(None, {self.input: pixels})
         wanted = (len(pixels), len(self.tags.names))
@@ -175,7 +175,7 @@ class Tagger:
 
 
 def pixels_of(image: Image.Image, side: int) -> np.ndarray:
-    """An RGB image as WD taggers read it: in a white square, resized; (side, side, 3) float32, BGR from 0 to 255."""
+    """Return an image as WD taggers read it: on a white square, resized; (side, side, 3) float32 BGR, 0 to 255."""
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), WHITE)
     square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
@@ -185,10 +185,10 @@ def pixels_of(image: Image.Image, side: int) -> np.ndarray:
 
 
 def input_of(model: str, session) -> tuple[str, int, int | None]:
-    """Name of the input, side of its square in pixels, and the number of images at once where it is fixed.
+    """Return the name of the input, the side of its square in pixels, and the batch size if that is fixed.
 
     Raises:
-        ConfigError: it takes something else than images with the colours last.
+        ConfigError: the input is no batch of images with the channels last.
     """
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
@@ -203,10 +203,10 @@ def input_of(model: str, session) -> tuple[str, int, int | None]:
 
 
 def open_session(model: str, onnx: Path):
-    """The model on the best device that the installed onnxruntime knows.
+    """Load the model on the best device that the installed onnxruntime supports.
 
     Raises:
-        ConfigError: there is no onnxruntime, or the file cannot be loaded.
+        ConfigError: onnxruntime is missing, or the file cannot be loaded.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(f"caption_model {model} is a tagger; {INSTALL}")
@@ -214,20 +214,20 @@ def open_session(model: str, onnx: Path):
 
     there = onnxruntime.get_available_providers()
     if CUDA in there:
-        import torch  # noqa: F401  its CUDA libraries are found by onnxruntime once they are loaded
+        import torch  # noqa: F401  loads the CUDA libraries that onnxruntime needs
     provider = next(provider for provider in (CUDA, DIRECTML, CPU) if provider in there)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone: the console belongs to the images
+    options.log_severity_level = 3  # errors alone: the console shows the images' progress
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > 1:
         options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // processes)
     if provider == DIRECTML:
-        options.enable_mem_pattern = False  # which DirectML demands
+        options.enable_mem_pattern = False  # required by DirectML
     device = {"device_id": os.environ.get("LOCAL_RANK", "0")} if provider == CUDA else {}
     providers = [CPU] if provider == CPU else [(provider, device), CPU]
     try:
         session = onnxruntime.InferenceSession(str(onnx), options, providers=providers)
-    except Exception as error:  # of many classes, all of them about the file
+    except Exception as error:  # of many classes, all about the file
         line = textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200)
         raise ConfigError(f"cannot load {MODEL} of caption_model {model} ({line}): download it again") from None
     if provider not in session.get_providers():

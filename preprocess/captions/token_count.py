@@ -1,4 +1,4 @@
-"""How long a caption is for CLIP, which reads 75 tokens at once. Knows no pictures."""
+"""Token counts of captions for CLIP, which reads 75 tokens at once."""
 
 import re
 from collections.abc import Callable
@@ -15,16 +15,16 @@ Tokenize = Callable[[str], list[str]]
 
 
 def least_tokens(text: str) -> list[str]:
-    """The pieces that CLIP's tokenizer starts from; it may split them further."""
+    """Return the pieces that CLIP's tokenizer starts from; it may split them further."""
     return PIECES.findall(text)
 
 
 def load_tokenizer(name: str | None) -> tuple[Tokenize, bool]:
-    """A function from text to tokens, and whether it is CLIP's own.
+    """Return a function from text to tokens, and whether it is CLIP's own tokenizer.
 
     Args:
-        name: folder or Hub id of an SDXL base or of a tokenizer; None for SDXL's where a download has left it on this
-            machine, else for least_tokens.
+        name: folder or Hub id of an SDXL base or of a tokenizer; None for SDXL's if it is in the Hub's cache, else for
+            least_tokens.
     Raises:
         ConfigError: no tokenizer under that name.
     """
@@ -37,7 +37,7 @@ def load_tokenizer(name: str | None) -> tuple[Tokenize, bool]:
         name = str(Path(cached).parent)
     from transformers import CLIPTokenizer
 
-    # transformers 5 invents a tokenizer where a folder holds none
+    # transformers 5 makes up a tokenizer for a folder without one
     if Path(name).is_dir() and not any(Path(name).rglob("vocab.json")) and not any(Path(name).rglob("tokenizer.json")):
         raise ConfigError(f"tokenizer {name} holds no vocab.json and no tokenizer.json")
     is_base = not Path(name).is_dir() or (Path(name) / "tokenizer").is_dir()
@@ -49,7 +49,7 @@ def load_tokenizer(name: str | None) -> tuple[Tokenize, bool]:
 
 
 def caption_problems(text: str, trigger_word: str, tokenize: Tokenize) -> tuple[int, list[str]]:
-    """Tokens of the text, and what a person should know of it."""
+    """Return the number of tokens of the text, and the problems to report about it."""
     count, problems = len(tokenize(text)), []
     if count > CHUNK:
         problems.append(f"{count} tokens, more than the {CHUNK} that CLIP reads at once")

@@ -1,1 +1,1 @@
-"""A prepared dataset edited by hand: captions, tags, masks and images taken out, each with a way back. No gradio."""
+"""Manual edits of a prepared dataset: captions, tags, masks and removed images, each with an undo. No gradio."""

@@ -1,4 +1,4 @@
-"""One change to the captions of many images at once, planned, looked at and done; and an image taken out. No gradio."""
+"""Bulk changes of captions, planned and then applied, and the removal of an image. No gradio."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from sdxl_lora.errors import ConfigError
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one row's caption."""
+    """One row's caption before and after a change."""
 
     at: Place
     source: str
@@ -25,9 +25,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """
+    """The changes that an edit would make.
+
     Attributes:
-        chosen: so many images were to be changed, of which some stay as they are.
+        chosen: number of images selected; some of them may stay as they are.
     """
 
     chosen: int
@@ -35,18 +36,18 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Tells whether another plan is the same."""
+        """Return a digest that is equal for equal plans."""
         facts = [(one.at, one.before, one.after) for one in self.changes]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
 def planned(folder: Path, edit: Edit, search: Search | None, reading: Reading) -> Plan:
-    """What the change would do.
+    """Plan a change without applying it.
 
     Args:
-        search: which images; None for all of them.
+        search: selects the images; None for all of them.
     Raises:
-        ConfigError: the change is none; the folder is no dataset.
+        ConfigError: the edit is invalid; the folder is no dataset.
     """
     dataset = read_dataset(folder)
     edit.check(reading, dataset.trigger_word)
@@ -61,7 +62,7 @@ def planned(folder: Path, edit: Edit, search: Search | None, reading: Reading) -
 
 
 def edited_row(row: dict, edit: Edit, reading: Reading, trigger_word: str) -> dict:
-    """The row with its caption changed; of several captions all, but what is added goes into the first alone."""
+    """Return the row with all of its captions edited; tags are added to the first caption alone."""
     trigger_word = "" if row.get("is_class_image") else trigger_word
     new = with_text(row, edited(text_of(row), edit, reading, trigger_word))
     several = new.get("captions")
@@ -71,19 +72,19 @@ def edited_row(row: dict, edit: Edit, reading: Reading, trigger_word: str) -> di
 
 
 def shown(row: dict) -> str:
-    """All captions of a row as a person reads them."""
+    """Return all captions of a row as one line to display."""
     several = row.get("captions")
     texts = [str(one) for one in several] if isinstance(several, list) and several else [text_of(row)]
     return " | ".join(texts)
 
 
 def change_all(folder: Path, edit: Edit, search: Search | None, reading: Reading, digest: str) -> int:
-    """Does what was planned, and keeps what was; returns how many captions it changed.
+    """Apply a plan, keep the old rows for undo, and return the number of changed captions.
 
     Args:
         digest: of the plan that the person has seen.
     Raises:
-        ConfigError: it would do something else by now, since captions have changed; or the dataset is being prepared.
+        ConfigError: captions have changed, so the plan would differ; or the dataset is being prepared.
     """
     with held(folder):
         plan = planned(folder, edit, search, reading)
@@ -99,13 +100,13 @@ def change_all(folder: Path, edit: Edit, search: Search | None, reading: Reading
 
 
 def take_out(folder: Path, at: Place, seen: str) -> None:
-    """Take one row out of the dataset, and lay its image aside where no other row has it. It can be put back.
+    """Remove one row from the dataset, and set its image aside if no other row uses it. Can be undone.
 
     Args:
-        seen: the caption that the person saw with it. Of several rows of one file the one that has it is meant: others
-            may have gone before it.
+        seen: the caption that the person saw. It identifies the row among several of one file, since rows before it may
+            have been removed.
     Raises:
-        ConfigError: no row has it, or several and not the one that was named; the dataset is being prepared.
+        ConfigError: no row has that caption, or several have and none is at `at`; the dataset is being prepared.
         DiskError: its image cannot be moved.
     """
     with held(folder):

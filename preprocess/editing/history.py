@@ -1,7 +1,7 @@
-"""What was before a person's changes to a dataset, and undoing them one by one, the last one first.
+"""History of a person's changes to a dataset, undone one by one from the last.
 
-It is kept in .preprocess/page_undo.jsonl, the last MOST_KEPT changes, one a line. Files that no row names any more
-lie in .preprocess/taken_out until they are put back. No gradio.
+.preprocess/page_undo.jsonl holds the last MOST_KEPT changes, one a line. Files that no row names any more lie in
+.preprocess/taken_out until they are put back. No gradio.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from sdxl_lora.errors import ConfigError, DiskError
 from sdxl_lora.io.file_system import replace
 
 MOST_KEPT = 20
-Place = tuple[str, int]  # a file's name, and which of its rows
+Place = tuple[str, int]  # a file's name, and the index among its rows
 
 
 def placed(rows: list[dict]) -> Iterator[tuple[Place | None, dict]]:
-    """Each row with its place; None for lines that are about no image."""
+    """Yield each row with its place; None for rows without an image."""
     seen: Counter[str] = Counter()
     for row in rows:
         name = row.get("file_name")
@@ -41,8 +41,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def write_rows(folder: Path, before: list[dict], after: list[dict]) -> None:
-    """Write the dataset's lines; lay aside the masks that no row names any more, and put back those that rows name
-    again."""
+    """Write the dataset's rows; set aside masks that no row names any more, and put back those named again."""
     after = without_empty_masks(after)
     write_whole(folder / "metadata.jsonl", jsonl(after))
     old, new = ({str(row["mask_file_name"]) for row in rows if row.get("mask_file_name")} for rows in (before, after))
@@ -63,7 +62,7 @@ def put_back(folder: Path, name: str) -> None:
 
 
 def kept_changes(folder: Path) -> list[dict]:
-    """What can be undone, the last one last; lines that cannot be read are none."""
+    """Return the changes that can be undone, the last one last; unreadable lines give none."""
     try:
         lines = (folder / ".preprocess" / "page_undo.jsonl").read_text(encoding="utf-8").split("\n")
         changes = [json.loads(line) for line in lines if line]  # a caption may hold other line ends
@@ -78,15 +77,17 @@ def keep(folder: Path, change: dict) -> None:
 
 
 def without_empty_masks(rows: list[dict]) -> list[dict]:
-    """The rows without the column of masks where none has one: of nothing but nulls, datasets makes no masks."""
+    """Return the rows without the mask column if none has a mask: datasets cannot infer masks from nulls alone."""
     if any(row.get("mask_file_name") for row in rows):
         return rows
     return [{key: value for key, value in row.items() if key != "mask_file_name"} for row in rows]
 
 
 def change_rows(folder: Path, change: Callable[[Place, dict], dict]) -> int:
-    """Put what `change` makes of every image's row in its place, so that it can be undone, for whoever holds the
-    dataset; return how many changed."""
+    """Apply `change` to every image's row, keep the old rows for undo, and return the number changed.
+
+    The caller holds the dataset.
+    """
     rows = all_rows(folder)
     new = [change(place, row) if place else row for place, row in placed(rows)]
     pairs = zip(placed(rows), new, strict=True)
@@ -98,21 +99,22 @@ def change_rows(folder: Path, change: Callable[[Place, dict], dict]) -> int:
 
 
 def put_back_columns(row: dict, before: dict, after: dict) -> dict | None:
-    """The row with what a change has changed in it as it was before; None where that is no longer as it was after."""
+    """Return the row with a change undone in its columns; None if one of them has changed again since."""
     keys = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     if any(row.get(key) != after.get(key) for key in keys):
         return None
     values = {key: value for key, value in row.items() if key not in keys}
     values |= {key: before[key] for key in keys if key in before}
-    return {key: values[key] for key in [*before, *row] if key in values}  # in the order that they had, to the byte
+    return {key: values[key] for key in [*before, *row] if key in values}  # in their old order, to the byte
 
 
 def undo(folder: Path) -> tuple[int, int]:
-    """Undo the last change that is kept, in the columns that it changed; return in how many rows, and how many stay as
-    they have become since, by a hand or a program.
+    """Undo the last change in the columns that it touched.
 
+    Returns:
+        the number of rows restored, and of rows kept because they have changed again since.
     Raises:
-        ConfigError: nothing is kept; the dataset is being prepared.
+        ConfigError: there is nothing to undo; the dataset is being prepared.
     """
     with held(folder):
         changes = kept_changes(folder)

@@ -1,7 +1,7 @@
-"""Masks that a person paints over the images of a dataset: what is white is learned, what is black is not. No gradio.
+"""Masks that a person paints over images: white areas are learned, black ones are not. No gradio.
 
-A mask is kept as preprocess keeps its own: a grey PNG of the image's size, named by the column mask_file_name. Its name
-follows from what is in it, so a new one never touches what rows speak of until they are exchanged.
+A painted mask has the form of preprocess' own: a grey PNG of the image's size, named by the column mask_file_name. Its
+name follows from its content, so a new one never overwrites a file that rows still name.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ NO_MASK = f"a mask must be a PNG of at most {MOST_BYTES // 2**20} MB"
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """Mode L, as a browser has sent it.
+    """Return a mask sent by a browser, in mode L.
 
     Args:
         size: width and height of the image that it was painted over, as a browser shows it.
     Raises:
-        ConfigError: it is no such mask, or nothing of the image would be learned.
+        ConfigError: it is no valid mask, or nothing of the image would be learned.
     """
     if not data.startswith(b"\x89PNG") or len(data) > MOST_BYTES:
         raise ConfigError(NO_MASK)
@@ -44,7 +44,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
-    """Keep a painted mask for an image, in all of its rows; one that is white everywhere takes the image's mask away.
+    """Store a painted mask in all rows of an image; one that is white everywhere removes the image's mask.
 
     Args:
         seen: name of the mask that the person began with; "" for none.
@@ -52,7 +52,7 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
     Returns:
         whether the image has a mask now.
     Raises:
-        ConfigError: the image is gone or has another mask by now; no mask that can be; the dataset is being prepared.
+        ConfigError: the image is gone or has another mask by now; the mask is invalid; the dataset is being prepared.
         DiskError: it cannot be written.
     """
     with held(folder):
@@ -67,7 +67,7 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
             mask = read_mask(data, upright_size(open_image(path)))
         except ImageError as error:
             raise ConfigError(f"{file_name} cannot be read: {error.reason}") from None
-        # Where preprocess has made one, its next run would put that in place of none.
+        # If preprocess has made a mask, a row without one would get that back in its next run.
         own = own_mask(file_name)
         has_own = any(place.is_file() for place in (folder / own, aside(folder, own)))
         is_none = mask.getextrema()[0] == 255 and not has_own
@@ -82,10 +82,10 @@ def save_mask(folder: Path, file_name: str, seen: str, data: bytes) -> bool:
 
 
 def written(folder: Path, file_name: str, mask: Image.Image) -> str:
-    """Write the mask under the name of its content; return that name."""
+    """Write the mask under a name made from its content, and return that name."""
     digest = hashlib.blake2b(mask.tobytes(), digest_size=6).hexdigest()
     name = str(PurePosixPath(file_name).with_suffix("")) + f"{PAINTED}{digest}.png"
-    put_back(folder, name)  # painted before, and undone
+    put_back(folder, name)  # the same mask was painted before, and undone
     if not (folder / name).is_file():
         write_image(folder / name, mask, "PNG", {"compress_level": 6})
     return name

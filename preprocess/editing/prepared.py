@@ -1,4 +1,4 @@
-"""A prepared dataset as a person looks at it: pictures with crop, size, caption and problems; captions edited.
+"""Read a prepared dataset for display, with its problems, and edit its captions.
 
 Reads metadata.jsonl and preprocess_report.json, writes metadata.jsonl whole under preprocess' own lock. No gradio.
 """
@@ -25,17 +25,20 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.errors import ConfigError, DataError, DiskError
 from sdxl_lora.io.text_files import read_jsonl
 
-SECONDS_TO_WAIT = 3.0  # for another tab that is saving; a preparation takes longer
+SECONDS_TO_WAIT = 3.0  # long enough for another tab's save, but not for a preparation
 
 
 class ChangedElsewhere(ConfigError):
-    """A caption is no longer the one that a person saw."""
+    """A caption differs from the one that the person saw."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetImage:
-    """One row. `at_least` says that `tokens` is a lower bound; `facts` is the report's row, {} without one; `place`
-    counts the rows of this file, of which there may be several, each with a caption of its own; `mask` is a file."""
+    """One row of the dataset.
+
+    `at_least`: `tokens` is a lower bound. `facts`: the report's row, {} without one. `place`: index among the rows of
+    this file, each of which has its own caption. `mask`: a file.
+    """
 
     file_name: str
     text: str
@@ -50,11 +53,12 @@ class DatasetImage:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """
+    """A prepared dataset as the page shows it.
+
     Attributes:
         images: those with problems first, else in the dataset's order.
-        left_out: (source, reason) of what preprocess did not take, pictures or not.
-        settings: preprocess' own, {} where its report is not there.
+        left_out: (source, reason) of every file that preprocess did not use, images or not.
+        settings: preprocess' own, {} without a report.
     """
 
     folder: Path
@@ -67,10 +71,10 @@ class Dataset:
         return str(self.settings.get("trigger_word") or "")
 
     def config(self, **changes) -> PreprocessConfig:
-        """Return what it was prepared with.
+        """Return the settings that prepared the dataset, with `changes`.
 
         Raises:
-            ConfigError: its report does not say.
+            ConfigError: there is no report, or its settings cannot be read.
         """
         if not self.settings:
             raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
@@ -83,10 +87,11 @@ class Dataset:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """
+    """Read a prepared dataset.
+
     Raises:
         ConfigError: the folder holds no metadata.jsonl.
-        DataError: a line of it is no JSON object; or it cannot be read.
+        DataError: the file cannot be read, or a line of it is no JSON object.
     """
     if not (folder / "metadata.jsonl").is_file():
         raise ConfigError(f"{folder} holds no metadata.jsonl")
@@ -99,7 +104,7 @@ def read_dataset(folder: Path) -> Dataset:
     typed = bool(settings.get("fallback_caption")) and not models_in(settings)
     for warning in objects(report, "warnings"):
         if typed and warning.get("message") == NO_CAPTION:
-            continue  # as the person has asked for
+            continue  # the person asked for the fallback
         warnings.setdefault(str(warning.get("source")), []).append(str(warning.get("message")))
     seen: Counter[str] = Counter()
     images = []
@@ -117,13 +122,13 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def objects(report: dict, name: str) -> list[dict]:
-    """The objects in a list of the report, which a person may have edited."""
+    """Return the objects in a list of the report, which a person may have edited."""
     entries = report.get(name)
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def has_facts(row: dict) -> bool:
-    """Return whether a row of the report says what a card shows of it."""
+    """Return whether a row of the report has all facts that a card shows."""
     pairs: list[Any] = [row.get(name) for name in ("original_size", "bucket", "crop_top_left")]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return False
@@ -133,7 +138,7 @@ def has_facts(row: dict) -> bool:
 
 
 def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_word: str, place: int) -> DatasetImage:
-    """What the report says of the text holds while the text is the one that it saw; of another one we judge anew."""
+    """Return a row for display; the report's tokens and problems count only while the text is the one it saw."""
     text, source = text_of(row), str(row.get("source", row["file_name"]))
     trigger_word = "" if row.get("is_class_image") else trigger_word
     tokens, said = caption_problems(text, trigger_word, least_tokens)
@@ -147,19 +152,19 @@ def image_of(row: dict, facts: dict, warnings: dict[str, list[str]], trigger_wor
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """The file of this name in the folder; None where the name, which anyone may have written, leads out of it."""
+    """Return the path of a file in the folder; None if the name, which may be anyone's, leads out of it."""
     try:
         path = (folder / name).resolve()
         return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
-    except (OSError, ValueError):  # too long, or with a NUL in it
+    except (OSError, ValueError):  # the name is too long or contains a NUL
         return None
 
 
 def rows_of(folder: Path) -> list[dict]:
-    """The rows of pictures; lines about something else are left out.
+    """Return the rows of images, without lines about anything else.
 
     Raises:
-        DataError: a line is no JSON object; or the file cannot be read.
+        DataError: a line is no JSON object, or the file cannot be read.
     """
     return [row for row in all_rows(folder) if isinstance(row.get("file_name"), str)]
 
@@ -172,7 +177,7 @@ def all_rows(folder: Path) -> list[dict]:
 
 
 def read_report(folder: Path) -> dict:
-    """Return what preprocess_report.json says; {} where there is none, or a person has broken it."""
+    """Return the content of preprocess_report.json; {} if there is none or it is damaged."""
     try:
         report = json.loads((folder / "preprocess_report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -181,7 +186,7 @@ def read_report(folder: Path) -> dict:
 
 
 def left_out_of(folder: Path, since: float) -> tuple[int, int]:
-    """How many pictures a preparation left out, and of how many; (0, 0) where it has written no report since then."""
+    """Return the numbers of images left out and found by a preparation; (0, 0) without a report since then."""
     path = folder / "preprocess_report.json"
     try:
         changed = path.stat().st_mtime
@@ -199,10 +204,11 @@ def left_out_at(path: Path, changed: float) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The dataset for us alone.
+    """Hold the lock of the dataset.
 
     Raises:
         ConfigError: preprocess is at work in it.
+        DiskError: the lock cannot be written.
     """
     try:
         (folder / ".preprocess").mkdir(exist_ok=True)
@@ -219,9 +225,9 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def changed_rows(folder: Path, change: Callable[[dict], dict]) -> int:
-    """Put what `change` makes of every row in its place, for whoever holds the dataset; return how many changed.
+    """Apply `change` to every image's row and return the number changed; the caller holds the dataset.
 
-    Lines that are no pictures' stay as they are.
+    Other lines stay as they are.
     """
     rows = all_rows(folder)
     new = [change(row) if isinstance(row.get("file_name"), str) else row for row in rows]
@@ -232,18 +238,18 @@ def changed_rows(folder: Path, change: Callable[[dict], dict]) -> int:
 
 
 def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 0, others: Sequence[str] = ()) -> bool:
-    """Gives one row of a picture another caption; returns whether it changed.
+    """Set the caption of one row of an image; return whether it changed.
 
     Args:
         shown: the caption that the person saw.
-        place: which of the rows of this file.
+        place: index among the rows of this file.
         others: further captions of the row.
     Raises:
-        ChangedElsewhere: its caption is no longer the one that was seen.
+        ChangedElsewhere: the caption differs from the one that was seen.
         ConfigError: the row is gone.
     """
     text = " ".join(text.split())
-    with held(folder):  # read and written under one lock: someone else may be saving at this moment
+    with held(folder):  # read and write under one lock: another tab may be saving
         now = [text_of(row) for row in rows_of(folder) if row["file_name"] == file_name]
         if not now:
             raise ConfigError(f"{file_name} is no longer in the dataset: load it again")
@@ -251,7 +257,7 @@ def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 
             if now.count(shown) != 1:
                 now_there = now[min(place, len(now) - 1)]
                 raise ChangedElsewhere(f"the caption of {file_name} was changed elsewhere, to {now_there!r}.")
-            place = now.index(shown)  # rows were added or taken away before it
+            place = now.index(shown)  # rows before it were added or removed
         places = itertools.count()
         place = min(place, len(now) - 1)
 
@@ -262,10 +268,10 @@ def save_text(folder: Path, file_name: str, shown: str, text: str, place: int = 
 
 
 def add_trigger_word(folder: Path, trigger_word: str) -> int:
-    """Puts the word in front of every caption that lacks it, and into the card; returns how many captions changed.
+    """Add the trigger word to every caption that lacks it and to the card; return the number of changed captions.
 
     Raises:
-        ConfigError: no word.
+        ConfigError: the word is empty.
     """
     trigger_word = trigger_word.strip()
     if not trigger_word:

@@ -1,4 +1,4 @@
-"""The text of a line of metadata.jsonl, and the same line with another: of several captions, each in its place."""
+"""Read and replace the captions of a row of metadata.jsonl."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ from preprocess.captions.caption_text import training_text
 
 
 def text_of(row: dict) -> str:
-    """The row's caption, "" where it has none."""
+    """Return the row's caption, "" where it has none."""
     text = row.get("text")
     return "" if text is None else str(text)
 
 
 def with_text(row: dict, text: str, others: Sequence[str] = ()) -> dict:
-    """A row with another text, which of several captions takes the place of the one that was shown.
+    """Return the row with another text, which also replaces the old one in its list of captions.
 
     Args:
-        others: captions in place of the row's others.
+        others: captions that replace the row's others.
     """
     captions = row.get("captions")
     if others:
@@ -26,7 +26,7 @@ def with_text(row: dict, text: str, others: Sequence[str] = ()) -> dict:
 
 
 def with_word(row: dict, trigger_word: str) -> dict:
-    """A row whose captions all have the trigger word; as it is where it is of a class image."""
+    """Return the row with the trigger word in all of its captions; a class image's row stays as it is."""
     if row.get("is_class_image"):
         return row
     new = with_text(row, training_text(text_of(row), trigger_word))

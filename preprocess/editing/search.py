@@ -1,4 +1,4 @@
-"""Which images of a dataset are in view: all, those to look at, those whose captions have certain words or tags."""
+"""Search of a dataset's images: all, those with problems, or those whose captions have certain words or tags."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +11,11 @@ SHOWN = ("all", "to look at", "without a caption")
 
 @dataclass(frozen=True)
 class Search:
-    """What a person asks to see.
+    """A person's search.
 
     Attributes:
-        words: terms with commas between them, all of which must fit: words that are in the caption, [a tag] that it
-            has, and either with a minus before it where it has not.
+        words: terms between commas, all of which must match: words in the caption or [a tag] of it; a minus in front
+            inverts a term.
         shown: one of SHOWN.
     """
 
@@ -23,7 +23,7 @@ class Search:
     shown: str = "all"
 
     def images(self, dataset: Dataset, reading: Reading) -> list[DatasetImage]:
-        """Those of the dataset that fit, in its order."""
+        """Return the images of the dataset that match, in its order."""
         terms = [term.strip() for term in self.words.split(",") if term.strip()]
         return [image for image in dataset.images if self.is_shown(image) and fits(image, terms, reading)]
 
@@ -50,7 +50,7 @@ def fits(image: DatasetImage, terms: Sequence[str], reading: Reading) -> bool:
 
 @dataclass(frozen=True)
 class View:
-    """Which part of which dataset a browser shows."""
+    """The part of a dataset that a browser shows."""
 
     name: str | None
     page: int = 0
@@ -59,7 +59,7 @@ class View:
 
     @classmethod
     def of(cls, facts: dict) -> "View":
-        """The view that a browser brings along, as `facts` has given it; the first page where that makes no sense."""
+        """Return the view that a browser sent as `facts`; without a dataset if they make no sense."""
         try:
             search, reading = Search(**facts["search"]), reading_of(**facts["reading"])
             return cls(str(facts["name"]) if facts["name"] else None, int(facts["page"]), search, reading)
@@ -71,7 +71,7 @@ class View:
 
 
 def reading_of(separator: object, keep_tokens: object, keep_tokens_separator: object) -> Reading:
-    """How the training's form says that captions are read; as by default where it holds nothing that can be."""
+    """Return the Reading that the training form's values describe; the default for values that are unusable."""
     count = keep_tokens if isinstance(keep_tokens, int | float) and keep_tokens > 0 else 0
     mark = keep_tokens_separator if isinstance(keep_tokens_separator, str) else None
     return Reading(separator if isinstance(separator, str) and separator else ",", int(count), mark or None)

@@ -1,7 +1,7 @@
-"""Tags and words of captions, many captions at once: counted, added, removed, replaced. Strings in, strings out.
+"""Count, add, remove and replace tags and words in many captions. Strings in, strings out.
 
-What is a tag, and which ones stay in front, is the trainer's rule (sdxl_lora/config/tags.py). As CLIP reads no
-capitals, two tags that differ in them alone are the same.
+Tags and kept tags follow the trainer's rule (sdxl_lora/config/tags.py). CLIP ignores case, so two tags that differ in
+case alone are the same.
 """
 
 import re
@@ -18,7 +18,7 @@ ACTIONS = ("add", "add in front", "remove", "replace", "replace text")
 
 @dataclass(frozen=True)
 class Reading:
-    """How a training reads captions: the three of its settings that say what a tag is, and which ones are kept."""
+    """The training settings that define tags and kept tags in a caption."""
 
     separator: str = ","
     keep_tokens: int = 0
@@ -37,11 +37,11 @@ PLAIN = Reading()
 
 @dataclass(frozen=True)
 class TagCount:
-    """A tag as it is most often spelled.
+    """A tag in its most frequent spelling.
 
     Attributes:
-        captions: so many have it.
-        kept: in so many of them it stays in front.
+        captions: number of captions that have it.
+        kept: number of captions in which it stays in front.
     """
 
     tag: str
@@ -55,8 +55,8 @@ class Edit:
 
     Attributes:
         action: one of ACTIONS.
-        what: the tag, or several with the separator between them; for "replace text" any text.
-        by: what a replacement puts there; "" for nothing, of text alone.
+        what: a tag, or several with the separator between them; for "replace text" any text.
+        by: the replacement; "" removes, with "replace text" alone.
     """
 
     action: str
@@ -64,9 +64,10 @@ class Edit:
     by: str = ""
 
     def check(self, reading: Reading, trigger_word: str) -> None:
-        """
+        """Check that the edit is valid.
+
         Raises:
-            ConfigError: it says nothing to do, or would take the trigger word out.
+            ConfigError: it does nothing, or would remove the trigger word.
         """
         assert self.action in ACTIONS, self.action
         is_text = self.action == "replace text"
@@ -80,12 +81,12 @@ class Edit:
 
 
 def same(tag: str) -> str:
-    """Return what equal tags have in common."""
+    """Return the form of a tag that equal tags share."""
     return " ".join(tag.split()).casefold()
 
 
 def tag_counts(texts: Iterable[str], reading: Reading) -> list[TagCount]:
-    """Every tag of the captions, the most frequent first, equally frequent ones by the alphabet."""
+    """Return every tag of the captions, the most frequent first, ties in alphabetical order."""
     spelled: dict[str, Counter[str]] = {}
     captions: Counter[str] = Counter()
     kept_in: Counter[str] = Counter()
@@ -100,7 +101,7 @@ def tag_counts(texts: Iterable[str], reading: Reading) -> list[TagCount]:
 
 
 def edited(text: str, edit: Edit, reading: Reading, trigger_word: str = "") -> str:
-    """The caption after the change; all else in it stays as it is written.
+    """Return the caption after the edit; the rest of it stays as written.
 
     A caption that has the trigger word still has it afterwards.
     """
@@ -117,7 +118,11 @@ def edited(text: str, edit: Edit, reading: Reading, trigger_word: str = "") -> s
 
 
 def edited_parts(parts: list[str], edit: Edit, separator: str, trigger_word: str) -> list[str]:
-    """Args: parts: the caption, or what stands before and behind the mark that ends the kept tags."""
+    """Return the edited parts of a caption.
+
+    Args:
+        parts: the caption, or its text before and after the mark that ends the kept tags.
+    """
     what = list(dict.fromkeys(tags_of(edit.what, separator)))
     tags = [same(tag) for part in parts for tag in tags_of(part, separator)]
     if edit.action.startswith("add"):
@@ -135,14 +140,14 @@ def edited_parts(parts: list[str], edit: Edit, separator: str, trigger_word: str
 
 
 def padded(old: str, new: str) -> str:
-    """The new text between the blanks around the old one."""
+    """Return the new text with the whitespace that surrounds the old one."""
     core = old.strip()
     before, _, after = old.partition(core) if core else ("", "", old)
     return f"{before}{new}{after}"
 
 
 def replaced(part: str, gone: set[str], by: list[str], separator: str) -> tuple[str, list[str]]:
-    """A part of a caption without some tags, others where the first of them stood; and those still to be put."""
+    """Replace tags in a part of a caption by others at the first one's place; return it and those not placed."""
     pieces: list[str] = []
     for piece in part.split(separator):
         if not piece.strip() or same(piece) not in gone:
@@ -156,13 +161,13 @@ def replaced(part: str, gone: set[str], by: list[str], separator: str) -> tuple[
 
 
 def with_last(text: str, tags: list[str], separator: str) -> str:
-    """The text with tags behind its last one; a full stop and a separator at its end go."""
+    """Return the text with tags appended; a separator and a full stop at its end are dropped."""
     text = text.removesuffix(separator).rstrip()
     return glued([re.sub(r"(?<=\w)\.$", "", text), *tags], separator)
 
 
 def with_first(text: str, tags: list[str], separator: str, trigger_word: str) -> str:
-    """The text with tags before its first one; behind the trigger word where that comes first."""
+    """Return the text with tags in front, but behind a leading trigger word."""
     first, _, rest = text.partition(separator)
     if trigger_word and has_trigger_word(first, trigger_word):
         return glued([first.rstrip(), *tags, rest.strip()], separator)

@@ -1,1 +1,1 @@
-"""One picture: read, judged, cropped, masked."""
+"""Steps for one image: read, judge, crop, mask."""

@@ -1,4 +1,4 @@
-"""Picture + bucket -> pixels, original_size, crop_top_left. Knows no files and no captions."""
+"""Crop an image to its bucket, with original_size and crop_top_left. Knows no files and no captions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from sdxl_lora.images.decode import cover_and_crop
 
 
 def sizes_of(config: SizeConfig) -> list[Size]:
-    """Every size that a picture may get without being small."""
+    """Return every training size of images that are large enough."""
     if config.buckets == "off":
         return [(config.resolution, config.resolution)]
     return bucket_sizes(config.resolution, config.bucket_step, config.max_aspect)
 
 
 def note_on_square(config: SizeConfig) -> str | None:
-    """Say it where square images get another shape, since no bucket has the resolution's sides."""
+    """Return a note if square images get another shape because no bucket has the resolution's sides; else None."""
     width, height = nearest_bucket((config.resolution, config.resolution), sizes_of(config))
     if width == height == config.resolution:
         return None
@@ -38,10 +38,10 @@ def note_on_square(config: SizeConfig) -> str | None:
 
 
 def bucket_of(config: SizeConfig, size: Size) -> Size:
-    """The training size of a picture.
+    """Return the training size of an image.
 
     Raises:
-        ValueError: the picture would have to be enlarged, and no flag allows that or a smaller bucket.
+        ValueError: the image would have to be enlarged, and no flag allows that or a smaller bucket.
     """
     bucket = nearest_bucket(size, sizes_of(config))
     if not needs_enlarging(size, bucket) or config.enlarge_small:
@@ -64,19 +64,19 @@ def bucket_of(config: SizeConfig, size: Size) -> Size:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """The part of an image that the trainer sees, and what SDXL's conditioning says about it."""
+    """The part of an image that the trainer sees, with its SDXL size conditioning."""
 
     image: Image.Image
     mask: Image.Image | None
     original_size: tuple[int, int]  # height, width before any resize
-    crop_top_left: tuple[int, int]  # y, x in pixels of the resized picture
-    cut_off: float  # share of the picture's area that is not in the crop
+    crop_top_left: tuple[int, int]  # y, x in pixels of the resized image
+    cut_off: float  # share of the image's area that is not in the crop
 
 
 def crop_image(
     image: Image.Image, bucket: Size, positions: Sequence[tuple[float, float]], mask: Image.Image | None = None
 ) -> list[Crop]:
-    """One crop of the bucket's size for each position (x, y from 0 to 1); the mask is cut at the same place.
+    """Return one crop of the bucket's size for each position (x, y from 0 to 1); the mask is cut at the same place.
 
     Args:
         image: RGB, upright.
@@ -91,6 +91,6 @@ def crop_image(
 
 
 def random_positions(seed: int, name: str, count: int) -> list[tuple[float, float]]:
-    """Places drawn once per picture: a function of the seed and the picture's content alone."""
+    """Return random crop positions (x, y) that depend on the seed and the image's content alone."""
     generator = np.random.default_rng([seed, int(name[:16], 16)])
     return [(float(x), float(y)) for x, y in generator.random((count, 2))]

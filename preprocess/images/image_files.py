@@ -1,4 +1,4 @@
-"""Files of single pictures: names that every system can write, hashes, and images written whole or not at all."""
+"""Image files: portable names, hashes, and images written whole or not at all."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ ENCODERS = {
     "jpg": (".jpg", "JPEG", {"quality": 95, "subsampling": 0}),  # not lossless; a sixth of the size
 }
 THUMBNAIL_SIDE = 240  # pixels
-# datasets reads these words in a file name as the name of a split: a picture called test.png would leave training
+# datasets takes these words in a file name for a split: test.png would not be trained
 SPLIT_WORDS = re.compile(
     r"(?<![A-Za-z])(training|train|validation|valid|val|dev|testing|test|evaluation|eval)(?![A-Za-z])"
 )
@@ -26,13 +26,13 @@ def sha256_of(data: bytes) -> str:
 
 
 def slug(name: str) -> str:
-    """The source's stem as far as every system can write it; empty where nothing of it is left."""
+    """Return the portable characters of the source's stem; empty where there are none."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:40].strip("-")
     return SPLIT_WORDS.sub(lambda match: match[0].capitalize(), stem)
 
 
 def write_thumbnail(folder: Path, small: Image.Image, key: str) -> None:
-    """The whole picture, small, for report.html."""
+    """Write the whole image as a thumbnail for report.html."""
     small = small.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     folder.mkdir(exist_ok=True)
@@ -40,14 +40,14 @@ def write_thumbnail(folder: Path, small: Image.Image, key: str) -> None:
 
 
 def write_image(path: Path, image: Image.Image, kind: str, options: dict) -> int:
-    """Writes the file whole or not at all; returns its bytes."""
+    """Write the file whole or not at all, and return its size in bytes."""
     data = encoded(image, kind, options)
     write_whole(path, data)
     return len(data)
 
 
 def encoded(image: Image.Image, kind: str, options: dict) -> bytes:
-    """Pixels and nothing else: PIL would write a comment or a profile that the source had."""
+    """Encode the pixels alone: PIL would also write the source's comment or profile."""
     bare, stream = image.copy(), io.BytesIO()
     bare.info = {}
     bare.save(stream, kind, **options)

@@ -1,6 +1,6 @@
-"""Which parts of a picture count: masks from files, transparency or a background remover, checked for their effect.
+"""Masks of images, from files, transparency or a background remover, checked for their effect.
 
-Runs in worker processes. Which file is whose mask is the finder's.
+Runs in worker processes. The finder matches mask files to images.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from PIL import Image
 from preprocess.images.masks import foreground_mask
 from sdxl_lora.images.decode import ImageError, decode_image, image_header, turned_by_exif, upright_rgb
 
-VERSION = 2  # to be raised when the same file gives another mask: crops with masks from files are made anew then
+VERSION = 2  # raise it when the same file gives another mask, so that crops with masks from files are made again
 BLACK = (0, 0, 0)
 PAINT = "paint white what counts"
 
@@ -25,12 +25,12 @@ def mask_of(
     max_megapixels: float,
     notes: list[str],
 ) -> Image.Image | None:
-    """Mode L, white where the picture counts; None where no masks are asked for. Without effect: said in `notes`.
+    """Return the mask in mode L, white where the image counts; None without masks. Adds to `notes` if it has no effect.
 
     Args:
         kind: --masks.
-        file, data: the mask's, where there is one.
-        stored: the picture as its file has it; image: upright, in RGB.
+        file, data: path and content of the mask file, if there is one.
+        stored: the image as its file has it; image: upright, in RGB.
     Raises:
         ValueError: the mask cannot be read, has another size, or leaves nothing that counts.
     """
@@ -38,7 +38,7 @@ def mask_of(
         return None
     white = Image.new("L", image.size, 255)
     if kind == "folder" and (file is None or data is None):
-        return white  # the finder has said so
+        return white  # the finder has warned of it
     if file is not None and data is not None and kind == "folder":
         mask, name = mask_in(file, data, max_megapixels), f"its mask {file.name}"
     elif kind == "remover":
@@ -59,7 +59,7 @@ def mask_of(
 
 
 def mask_in(file: Path, data: bytes, max_megapixels: float) -> Image.Image:
-    """The mask in a file, as grey; what is transparent there does not count."""
+    """Return the mask in a file as grey; transparent areas do not count."""
     try:
         return upright_rgb(decode_image(data, file, max_megapixels), BLACK).convert("L")
     except ImageError as error:
@@ -67,7 +67,7 @@ def mask_in(file: Path, data: bytes, max_megapixels: float) -> Image.Image:
 
 
 def size_of(file: Path) -> tuple[int, int] | None:
-    """Width and height of the mask in a file, of which no pixel is read; None where it cannot be read."""
+    """Return the width and height of a mask file without decoding it; None if it cannot be read."""
     try:
         return image_header(file, file).size
     except ImageError:
@@ -75,7 +75,7 @@ def size_of(file: Path) -> tuple[int, int] | None:
 
 
 def check_masks_of_crops(masks: Iterable[Image.Image | None]) -> None:
-    """Raises ValueError where a crop has nothing that counts: the trainer could not learn from it."""
+    """Raise ValueError if a crop has nothing that counts: the trainer could not learn from it."""
     for number, mask in enumerate(masks, start=1):
         if mask is not None and mask.getextrema()[1] == 0:
             raise ValueError(f"its mask is black all over crop {number}: {PAINT}, or choose another --crop")

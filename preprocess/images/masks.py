@@ -1,6 +1,6 @@
-"""Masks from the optional package rembg, which finds what stands in front of a background.
+"""Foreground masks by the optional package rembg.
 
-It is no requirement: it brings onnxruntime, and downloads a model of its own at first use.
+It is no dependency: it brings onnxruntime, and downloads a model at first use.
 """
 
 import functools
@@ -12,9 +12,10 @@ from sdxl_lora.errors import ConfigError
 
 
 def check_remover() -> None:
-    """
+    """Check that rembg is installed.
+
     Raises:
-        ConfigError: rembg is not installed.
+        ConfigError: it is not.
     """
     if importlib.util.find_spec("rembg") is None:
         raise ConfigError('--masks remover needs the package rembg: pip install "rembg[cpu]", or use masks/ or alpha')
@@ -22,21 +23,21 @@ def check_remover() -> None:
 
 @functools.cache
 def session():
-    """Loaded once in each worker process."""
+    """Load rembg's model once in each worker process."""
     import rembg
 
     return rembg.new_session()
 
 
 def foreground_mask(image: Image.Image) -> Image.Image:
-    """Mode L, white where the picture's subject is.
+    """Return a mask in mode L, white on the image's subject.
 
     Raises:
-        ValueError: the remover failed on this picture, or could not get its model.
+        ValueError: the remover failed on this image, or could not get its model.
     """
     import rembg
 
     try:
         return rembg.remove(image, session=session(), only_mask=True).convert("L")
-    except Exception as error:  # onnxruntime's and its downloader's are of many classes
+    except Exception as error:  # onnxruntime and its downloader raise many classes
         raise ValueError(f"the background remover failed ({type(error).__name__}: {error})") from None

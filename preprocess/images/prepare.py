@@ -1,7 +1,7 @@
-"""One source file -> its crops, as finished image files and what is known about them. Runs in worker processes.
+"""Prepare one source file: write its crops and return their facts. Runs in worker processes.
 
-A crop's file name follows from the source's bytes and the recipe, so what lies there under that name is not made again.
-Imports no torch.
+A crop's file name follows from the source's bytes and the recipe, so a file of that name is not made again. Imports no
+torch.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from sdxl_lora.images.decode import ImageError, decode_image, frame_count, image
 
 @dataclasses.dataclass(slots=True)
 class Prepared:
-    """One crop of one source, ready to be captioned. Everything is JSON, so that a journal can hold it."""
+    """One crop of one source, ready to be captioned. All values are JSON, so that a shelf can store it."""
 
     source: str
     sha256: str  # of the source file's bytes
@@ -37,17 +37,17 @@ class Prepared:
     original_size: list[int]  # height, width
     crop_top_left: list[int]  # y, x
     cut_off: float  # share of the area outside the crop
-    enlarged: float  # factor of the resize where it is above 1, else 1
+    enlarged: float  # factor of the resize if above 1, else 1
     measures: dict
     warnings: list[str]
-    key: str  # of source and recipe, also that of the thumbnail
+    key: str  # of source and recipe; names the thumbnail too
     mask_file_name: str | None = None
     is_new: bool = True  # made by this run
 
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A picture that cannot be used, and why."""
+    """An image that cannot be used, and the reason."""
 
     source: str
     reason: str
@@ -70,14 +70,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """The files of a job, read once: the hash, the pixels and the mask are of the same moment."""
+    """Contents of a job's files, read once so that hash, pixels and mask are of the same moment."""
 
     image: bytes
     mask: bytes | None
 
     @classmethod
     def of(cls, job: Job) -> "Bytes":
-        """
+        """Read the files of a job.
+
         Raises:
             ImageError: one of them cannot be read.
         """
@@ -91,10 +92,10 @@ class Bytes:
 
 
 def identity(job: Job, files: Bytes) -> str:
-    """Names the result of a job: same bytes, same mask, same recipe, same name of the file.
+    """Return a key of the job's result: the bytes of image and mask, the recipe, and the file's name.
 
     Raises:
-        ImageError: the picture's header says that it cannot be used.
+        ImageError: the image's header says that it cannot be used.
     """
     mask = f"{masks.VERSION} {sha256_of(files.mask)}" if files.mask is not None else ""
     anew = ["colours"] if is_read_anew(image_header(files.image, job.path, job.recipe.images.max_megapixels)) else []
@@ -103,10 +104,10 @@ def identity(job: Job, files: Bytes) -> str:
 
 
 def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
-    """What an earlier run knows of this picture where its bytes, the recipe and its crops are still the same; or anew.
+    """Prepare an image, or return an earlier run's result if its bytes, recipe and crops are unchanged.
 
     Raises:
-        OSError: the disk is full or not writable. What is wrong with the picture comes back as Refused.
+        OSError: the disk is full or not writable. An unusable image is returned as Refused instead.
     """
     try:
         files = Bytes.of(job)
@@ -126,7 +127,7 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
 
 
 def crops_of_record(record: list[dict]) -> list[Prepared]:
-    """Raises TypeError, ValueError or KeyError for what is no record of crops."""
+    """Return the crops in a record. Raises TypeError, ValueError or KeyError if it is no record of crops."""
     crops = [Prepared(**crop) for crop in record]
     if not crops:
         raise ValueError("no crops")
@@ -149,7 +150,7 @@ def crop_is_whole(job: Job, crop: Prepared) -> bool:
 
 
 def prepare_image(job: Job, files: Bytes, key: str) -> list[Prepared] | Refused:
-    """Decodes, crops, measures and writes one picture; nothing is left half written."""
+    """Decode, crop, measure and write one image; every file is written whole or not at all."""
     notes: list[str] = []
     try:
         image, mask = load(job, files, notes)
@@ -179,7 +180,7 @@ def prepare_image(job: Job, files: Bytes, key: str) -> list[Prepared] | Refused:
 
 
 def load(job: Job, files: Bytes, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
-    """The picture upright in RGB and its mask; what was odd about it goes to `notes`."""
+    """Return the image upright in RGB and its mask; oddities are added to `notes`."""
     images = job.recipe.images
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

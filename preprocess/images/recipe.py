@@ -1,4 +1,4 @@
-"""What decides a crop's pixels, and its name in caches."""
+"""The settings that determine a crop's pixels, and their digest in caches."""
 
 import hashlib
 import json
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.sections.preprocess import ImageConfig, SizeConfig
 
-VERSION = 1  # to be raised when the same recipe gives other pixels or Prepared gets other fields: all is made anew then
+VERSION = 1  # raise it when a recipe gives other pixels or Prepared other fields: all crops are made again
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a crop's pixels, beside the source file."""
+    """The settings that determine a crop's pixels, beside the source file."""
 
     sizes: SizeConfig
     images: ImageConfig
 
     def digest(self) -> str:
-        """The recipe's name in caches. So the names in it stay, whatever the settings are called."""
+        """Return the recipe's digest for caches. The names in it stay, even when settings are renamed."""
         sizes, images = self.sizes, self.images
         sizing = {
             "resolution": sizes.resolution,

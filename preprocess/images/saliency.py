@@ -1,17 +1,17 @@
-"""Where a viewer's eye goes first: the place of a crop that keeps most of it. Pixels in, numbers out."""
+"""Saliency of an image, and the position of the crop that keeps most of it. Pixels in, numbers out."""
 
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
-SIDE = 64  # pixels: the method is about large shapes, and is defined at this size
+SIDE = 64  # pixels: the method is defined at this size, for large shapes
 
 
 def saliency(image: Image.Image) -> np.ndarray:
-    """Spectral residual saliency (Hou and Zhang, CVPR 2007, doi:10.1109/CVPR.2007.383267).
+    """Return the spectral residual saliency (Hou and Zhang, CVPR 2007, doi:10.1109/CVPR.2007.383267).
 
     Returns:
-        (64, 64) float, above or equal to 0: what the picture's spectrum does not expect of a picture.
+        (64, 64) float, at least 0: high where the image departs from its smoothed log spectrum.
     """
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
     spectrum = fft.fft2(grey)
@@ -21,7 +21,7 @@ def saliency(image: Image.Image) -> np.ndarray:
 
 
 def attention_position(image: Image.Image, bucket: tuple[int, int]) -> tuple[float, float]:
-    """x, y from 0 to 1 of the crop of the bucket's aspect ratio that holds most saliency; of equals the most central.
+    """Return x, y from 0 to 1 of the crop of the bucket's aspect ratio with the most saliency; ties go to the centre.
 
     Only one side of a covering crop has room to move; the other stays at 0.5.
     """
@@ -33,7 +33,7 @@ def attention_position(image: Image.Image, bucket: tuple[int, int]) -> tuple[flo
 
 
 def best_offset(mass: np.ndarray, share: float) -> float:
-    """Offset, 0 to 1, of the window of `share` of the line that holds most of `mass`."""
+    """Return the offset, 0 to 1, of the window of `share` of the line that holds most of `mass`."""
     window = max(1, round(share * len(mass)))
     if window >= len(mass):
         return 0.5

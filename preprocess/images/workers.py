@@ -1,4 +1,4 @@
-"""Every picture through prepared_or_refused, in worker processes."""
+"""Run prepared_or_refused over all images in worker processes."""
 
 import os
 import signal
@@ -21,13 +21,13 @@ Result = list[Prepared] | Refused
 
 
 def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
-    """Return what became of each picture, by its name.
+    """Return the result of each image, by its name.
 
     Args:
         num_workers: processes that decode and write; 0 for this one alone.
     Raises:
-        DataError: a worker was killed; names the pictures at work.
-        OSError: the disk.
+        DataError: a worker was killed; names the images at work.
+        OSError: a disk error.
     """
     results = run_in_pool(jobs, num_workers) if num_workers and len(jobs) > 1 else map(prepared_or_refused, jobs)
     names = (job.name for job in jobs)
@@ -35,14 +35,14 @@ def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
 
 
 def workers_of(config: JobConfig, processes: int) -> int:
-    """Worker processes for each of the `processes` on this machine."""
+    """Return the number of workers for each of the `processes` on this machine."""
     if config.num_workers is not None:
         return config.num_workers
     return min(8, max(1, usable_cpus() // processes))
 
 
 def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
-    """Results in the order of the jobs; so few jobs wait at once that memory does not grow with their number."""
+    """Yield results in the order of the jobs; the queue is bounded, so memory does not grow with their number."""
     waiting = iter(jobs)
     pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=PROCESSES, initializer=leave_ctrl_c_to_parent)
     try:
@@ -59,7 +59,7 @@ def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
             "start again with --num_workers 1; what is done is kept"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the pictures at work, not for those in line
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images at work, not for queued ones
 
 
 def leave_ctrl_c_to_parent() -> None:
@@ -67,7 +67,7 @@ def leave_ctrl_c_to_parent() -> None:
 
 
 def prepare_under_name(job: Job) -> Result:
-    """Leaves the picture's name on the disk while it is at work: a killed worker cannot say any more what it did."""
+    """Prepare an image while a note on disk holds its name, so that the image of a killed worker is known."""
     note = under_way(job) / f"{socket.gethostname()}-{os.getpid()}"
     note.write_text(job.name, encoding="utf-8")
     result = prepared_or_refused(job)

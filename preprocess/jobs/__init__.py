@@ -1,1 +1,1 @@
-"""Many processes and jobs at once, and what they have done so far."""
+"""Parallel processes and jobs, and the state that they share on disk."""

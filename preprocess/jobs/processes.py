@@ -1,4 +1,4 @@
-"""The processes that prepare one dataset together: alone, or as many as `accelerate launch` started."""
+"""The processes that prepare one dataset together: one alone, or all that `accelerate launch` started."""
 
 import os
 from datetime import timedelta
@@ -11,9 +11,10 @@ LONGEST_WAIT = timedelta(days=7)  # a process may caption for days while another
 
 
 class Team:
-    """
+    """This process and its peers.
+
     Attributes:
-        rank, world: number of this process, and of all of them; local_world: of those on this machine.
+        rank, world: index of this process, and number of all; local_world: number on this machine.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Team:
         return items[self.rank :: self.world]
 
     def gather(self, items: list[Item]) -> list[Item]:
-        """The items of all processes, in the order of their ranks, in every process."""
+        """Return the items of all processes, in the order of their ranks, in every process."""
         if self.world == 1:
             return items
         from accelerate.utils import gather_object

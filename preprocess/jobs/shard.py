@@ -1,7 +1,7 @@
-"""One of many jobs that prepare a dataset at once, each a part of the pictures, on machines that share its folder.
+"""Parallel jobs that each prepare a part of the images, on machines that share the dataset's folder.
 
-What a job has done lies on the shelves of .preprocess, whole or not at all; a run for all parts finds it there. Between
-jobs nothing is locked but each part itself, see sdxl_lora/run/lock.py.
+A job stores its results on the shelves of .preprocess, whole or not at all, where a run for all parts finds them. Jobs
+lock nothing but their own part, see sdxl_lora/run/lock.py.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Part:
-    """Number `number` of `jobs`, from 1."""
+    """Part `number`, from 1, of `jobs`."""
 
     number: int
     jobs: int
@@ -35,7 +35,7 @@ class Part:
 
 @contextlib.contextmanager
 def held(output: Path, part: Part, team: Team) -> Iterator[None]:
-    """The part for this job alone; its first process holds it for all of them.
+    """Lock the part for this job; its first process holds the lock for all of them.
 
     Raises:
         ConfigError: another job has it, or a run for all parts is at work.
@@ -57,7 +57,7 @@ def held(output: Path, part: Part, team: Team) -> Iterator[None]:
 
 
 def check_all_done(output: Path) -> None:
-    """Raises ConfigError where a job is still at work on its part."""
+    """Raise ConfigError if a job is still at work on its part."""
     for folder in sorted((output / ".preprocess" / "parts").glob("*-of-*")):
         try:
             RunLock(folder).release()

@@ -1,15 +1,15 @@
-"""What one run leaves for the next, in the dataset's hidden folder .preprocess: no run does twice what another did.
+"""State that runs share in the dataset's hidden folder .preprocess, so that no run repeats another's work.
 
     images/         crops that are finished and not yet published
-    pictures/       what is known of each picture's crops, by the identity of its bytes and the recipe
-    captions/       the captioner's words, by crop and captioner
+    pictures/       facts about each image's crops, by the identity of its bytes and the recipe
+    captions/       the captioner's texts, by crop and captioner
     captioner_files.json    digests of the captioner's files, by path, size and time of change
-    removed.jsonl   rows whose pictures left the source folder, kept for the captions and masks in them
-    taken_out/      files of images taken out on the page, and painted masks that fit no crop any more
-    written.json    what earlier runs wrote into metadata.jsonl: any other text there is a person's
+    removed.jsonl   rows whose images left the source folder, kept for their captions and masks
+    taken_out/      files of images removed on the page, and painted masks that fit no crop any more
+    written.json    texts that earlier runs wrote into metadata.jsonl: any other text there is a person's
     lock, pid       of the run at work
 
-Hidden folders are not read by datasets.
+datasets does not read hidden folders.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ Record = TypeVar("Record")
 
 
 class Shelf:
-    """Small JSON records by key, one file each, so that any number of processes can read and add to them.
+    """Small JSON records by key, one file each, so that any number of processes can read and add them.
 
-    damaged: keys of records that could not be used, since the machine went down while they were written, or so.
+    damaged: keys of records that could not be used, for example after a crash while writing.
     """
 
     def __init__(self, folder: Path):
@@ -45,10 +45,10 @@ class Shelf:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str, parse: Callable[[Any], Record]) -> Record | None:
-        """The record as `parse` makes it of JSON; None where there is none, or a damaged one.
+        """Return the record as parsed by `parse`; None if there is none or it is damaged.
 
         Args:
-            parse: raises TypeError, ValueError or KeyError for what is no record.
+            parse: raises TypeError, ValueError or KeyError for an invalid record.
         """
         try:
             return parse(json.loads((self.folder / f"{key}.json").read_bytes()))
@@ -62,7 +62,7 @@ class Shelf:
         write_whole(self.folder / f"{key}.json", json.dumps(value, ensure_ascii=False), sync=False)
 
     def rename(self, key: str, new: str | None) -> None:
-        """Gives a record another key, or removes it where there is one of that key already, or none is wanted."""
+        """Give a record another key; remove it if that key is taken or None."""
         path = self.folder / f"{key}.json"
         with contextlib.suppress(FileNotFoundError):
             if new is None or (self.folder / f"{new}.json").exists():
@@ -76,13 +76,13 @@ class Shelf:
                 file.unlink()
 
 
-Texts = list[tuple[str, str | None]]  # source, and the text that we wrote; None for a text of a person, or no row
+Texts = list[tuple[str, str | None]]  # source and the text that we wrote; None for a person's text or no row
 
 
 class Written:
-    """A record of which texts of metadata.jsonl are ours, and which sources a finished run has put there.
+    """Digests of our texts in metadata.jsonl, by the sources that a finished run has published.
 
-    is_damaged: the file could not be read, so that nothing of this is known.
+    is_damaged: the file could not be read, so nothing of this is known.
     """
 
     def __init__(self, folder: Path):
@@ -96,13 +96,13 @@ class Written:
             content, self.is_damaged = {}, True
         self.published: dict[str, list[str]] = content.get("published", {})
         self.pending: dict[str, list[str]] = content.get("pending", {})
-        self.old_files: set[str] = set(content.get("old_files", []))  # image files to go once the new rows stand
+        self.old_files: set[str] = set(content.get("old_files", []))  # image files to delete after publishing
 
     def is_ours(self, source: str, text: str) -> bool:
         return text_digest(text) in [*self.published.get(source, []), *self.pending.get(source, [])]
 
     def announce(self, texts: Texts, old_files: set[str]) -> None:
-        """Before the rows are published: a kill in between leaves old rows or new ones, and both are known as ours."""
+        """Record the texts before publishing: after a kill in between, both old and new rows are known as ours."""
         self.pending, self.old_files = digests_of(texts), self.old_files | old_files
         self.save()
 
@@ -116,7 +116,7 @@ class Written:
 
 
 def check_written(content: Any) -> None:
-    """Raises ValueError for what `Written.save` did not write."""
+    """Raise ValueError if `Written.save` did not write the content."""
     tables = [content.get(name, {}) for name in ("published", "pending")] if isinstance(content, dict) else [None]
     lists = [digests for table in tables if isinstance(table, dict) for digests in table.values()]
     lists += [content.get("old_files", [])] if isinstance(content, dict) else []
@@ -136,7 +136,7 @@ def digests_of(texts: Texts) -> dict[str, list[str]]:
 
 
 def words_of_row(row: dict) -> str:
-    """All captions of a line of metadata.jsonl as one text: of one without several, its text."""
+    """Return all captions of a row of metadata.jsonl as one text; its `text` if it has no list of captions."""
     several = row.get("captions")
     return "\0".join([row["text"], *several]) if several and is_list_of_texts(several) else row["text"]
 
@@ -195,7 +195,7 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = T
 
 @contextlib.contextmanager
 def locked(output: Path, team: Team) -> Iterator[None]:
-    """The dataset's folder for this run alone; its first process holds the lock for all of them.
+    """Lock the dataset's folder for this run; its first process holds the lock for all of them.
 
     Raises:
         ConfigError: another run is at work in this dataset; names its process.
@@ -208,7 +208,7 @@ def locked(output: Path, team: Team) -> Iterator[None]:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     pid_file, lock = folder / "pid", acquired(output)
     try:
-        shutil.rmtree(folder / "under_way", ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder / "under_way", ignore_errors=True)  # notes of a run that was killed
         (folder / "under_way").mkdir(exist_ok=True)
         pid_file.write_text(str(os.getpid()), encoding="utf-8")
         team.wait()
@@ -219,7 +219,7 @@ def locked(output: Path, team: Team) -> Iterator[None]:
 
 
 def acquired(output: Path) -> FileLock:
-    """The lock of a dataset's folder; ConfigError where another run has it."""
+    """Return the acquired lock of a dataset's folder. Raises ConfigError if another run has it."""
     lock, pid_file = FileLock(output / ".preprocess" / "lock", timeout=0), output / ".preprocess" / "pid"
     try:
         lock.acquire()
@@ -238,5 +238,5 @@ def acquired(output: Path) -> FileLock:
 
 
 def check_free(output: Path) -> None:
-    """Raises ConfigError where a run is at work in this dataset."""
+    """Raise ConfigError if a run is at work in this dataset."""
     acquired(output).release()

@@ -1,1 +1,1 @@
-"""The dataset and its reports as files."""
+"""Files of the dataset and its reports."""

@@ -1,4 +1,4 @@
-"""README.md of a dataset: what it is, in words and in YAML that the Hub and the trainer read."""
+"""Dataset card: a README.md with YAML front matter that the Hub and the trainer read."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,18 @@ import yaml
 
 
 def models_in(settings: object) -> list[str]:
-    """The captioners that the settings of a report name, as any version wrote them; none where there was none."""
+    """Return the captioners in a report's settings, as any version wrote them; empty for none."""
     named = settings.get("caption_model") if isinstance(settings, dict) else None
     models = named if isinstance(named, list | tuple) else [named or "none"]
     return [str(model) for model in models if model != "none"]
 
 
 def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_models: Sequence[str]) -> str:
-    """
+    """Return the card of a dataset.
+
     Args:
-        rows: the lines of metadata.jsonl.
-        caption_models: the captioners, none where there was none.
+        rows: the rows of metadata.jsonl.
+        caption_models: the captioners; empty for none.
     Returns:
         Markdown whose front matter has the key trigger_word.
     """

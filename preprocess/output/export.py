@@ -1,4 +1,4 @@
-"""A finished dataset as parquet shards, and on the Hub."""
+"""Export of a finished dataset as parquet shards and to the Hub."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ Shard = list[dict]
 
 
 def write_parquet(output: Path, max_bytes: int) -> int:
-    """<output>/parquet: README.md and shard-*.parquet with the pictures inside, whole or not at all.
+    """Write <output>/parquet, README.md and shard-*.parquet with the images inside, whole or not at all.
 
-    Memory holds one shard at a time, whatever the number of pictures. The names avoid the word train, by which datasets
-    would take the shards for all there is in <output>.
+    Memory holds one shard at a time, whatever the number of images. The file names avoid the word "train": otherwise
+    datasets would read only the shards of <output>.
 
     Args:
-        max_bytes: of image files in a shard, unless one picture alone has more.
+        max_bytes: of image files in a shard, unless one image alone has more.
     Returns:
         the number of shards.
     """
@@ -56,12 +56,12 @@ def sharded(rows: list[dict], output: Path, max_bytes: int) -> Iterator[Shard]:
 
 
 def with_images(row: dict, output: Path) -> dict:
-    """The row with image files in place of their names, in columns image and mask, as imagefolder has it."""
+    """Return the row with files in place of their names, in the columns image and mask, as imagefolder has it."""
     example = {}
     for key, value in row.items():
         if key in ("file_name", "mask_file_name"):
             path = output / value if value else None
-            image = {"bytes": path.read_bytes(), "path": path.name} if path else None  # without a mask all of it counts
+            image = {"bytes": path.read_bytes(), "path": path.name} if path else None  # no mask: the whole image counts
             example["image" if key == "file_name" else "mask"] = image
         else:
             example[key] = value
@@ -69,7 +69,7 @@ def with_images(row: dict, output: Path) -> dict:
 
 
 def features_of(rows: list[dict]):
-    """Column types of all rows, so that shards agree where a column is empty in some of them."""
+    """Return column types inferred from all rows, so that shards agree where a column is empty in some of them."""
     from datasets import Dataset, Features, Image
 
     inferred = Dataset.from_list(rows).features
@@ -78,7 +78,7 @@ def features_of(rows: list[dict]):
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
-    """Uploads a dataset's files and nothing else of the folder; returns one line that says where it is."""
+    """Upload the dataset's files and nothing else of the folder; return one line that says where it is."""
     from huggingface_hub import HfApi
 
     api = HfApi()

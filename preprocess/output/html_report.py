@@ -1,6 +1,6 @@
-"""report.html: one self-contained page from which a person judges a dataset in two minutes, problems first.
+"""report.html: a self-contained page to judge a dataset in two minutes, problems first.
 
-Every text of a person or a file is escaped; the page holds no script and loads nothing.
+All text of persons and files is escaped; the page holds no script and loads nothing.
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 from preprocess.images.image_files import encoded
 from sdxl_lora.images.decode import ImageError, open_image, upright_rgb
 
-MOST_CARDS = 300  # beyond these the page would be slow to open; problems come first, then every n-th picture
+MOST_CARDS = 300  # beyond these the page would be slow to open; problems come first, then every n-th image
 MOST_LEFT_OUT = 60
 MOST_NAMES = 500
 
@@ -39,12 +39,12 @@ del { opacity: .65 } ins { text-decoration: none; font-weight: 600 } .note { opa
 
 
 def page(report: dict, output: Path, paths: Mapping[str, Path]) -> Iterator[str]:
-    """The page's HTML, piece by piece: with its pictures it is larger than all else that is known of them.
+    """Yield the page's HTML in pieces: with its images it is larger than all other data of the run.
 
     Args:
-        report: what report_of gives.
-        output: the dataset's folder, for the thumbnails in it.
-        paths: source name -> file, for those that were left out.
+        report: the result of report_of.
+        output: the dataset's folder, for its thumbnails.
+        paths: source name -> file, for images that were left out.
     """
     problems, common = problems_of(report)
     rows = report["rows"]
@@ -71,7 +71,7 @@ def page(report: dict, output: Path, paths: Mapping[str, Path]) -> Iterator[str]
 
 
 def problems_of(report: dict) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Messages by picture; and apart from them, with a count, those that more than half of the pictures share."""
+    """Return messages by image, and apart from them, with a count, messages that more than half of the images share."""
     counts = Counter(warning["message"] for warning in report["warnings"])
     common = {message: n for message, n in counts.items() if n > max(4, report["counts"]["used"] / 2)}
     problems: dict[str, list[str]] = {}
@@ -104,7 +104,7 @@ def head(report: dict, name: str) -> str:
 
 
 def section(title: str, total: int, shown: list[dict], card_of: Callable[[dict], str]) -> Iterator[str]:
-    """A heading and a card for each that is shown; nothing where there are none at all."""
+    """Yield a heading and a card for each image shown; nothing if `total` is 0."""
     if not total:
         return
     yield f"<h2>{escape(title)}: {total}</h2>"
@@ -116,7 +116,7 @@ def section(title: str, total: int, shown: list[dict], card_of: Callable[[dict],
 
 
 def name_list(title: str, items: list[tuple[str, str]]) -> Iterator[str]:
-    """A heading and a line for each name and what is to be said of it; nothing where there are none."""
+    """Yield a heading and a line for each name with its message; nothing if there are none."""
     if not items:
         return
     yield f"<h2>{escape(title)}: {len(items)}</h2><ul>"
@@ -134,7 +134,7 @@ def left_out_card(entry: dict, paths: Mapping[str, Path]) -> str:
 
 
 def thumbnail_of(path: Path | None) -> str:
-    """The picture of a file that was left out, where it can be opened at all."""
+    """Return the thumbnail of an image that was left out; "" if it cannot be opened."""
     try:
         image = upright_rgb(open_image(path)) if path else None
     except ImageError:
@@ -150,7 +150,7 @@ def img(jpeg: bytes) -> str:
 
 
 def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
-    """One picture: the whole of it with its crop, problems, caption, sizes."""
+    """Return the card of one image: the whole image with its crop, problems, caption and sizes."""
     thumbnail = output / ".preprocess" / "thumbnails" / f"{row['thumbnail']}.jpg"
     image = img(thumbnail.read_bytes()) if thumbnail.exists() else ""
     left, top, width, height = crop_in_percent(row)
@@ -168,7 +168,7 @@ def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
 
 
 def crop_in_percent(row: dict) -> tuple[float, float, float, float]:
-    """left, top, width, height of the crop in percent of the whole picture."""
+    """Return left, top, width and height of the crop in percent of the whole image."""
     original_height, original_width = row["original_size"]
     width, height = row["bucket"]
     scale = max(width / original_width, height / original_height)
@@ -214,7 +214,7 @@ def charts(report: dict) -> str:
 
 
 def bars(values: list[tuple[str, int, str, bool]]) -> str:
-    """Horizontal bars: label, value, words behind the bar, whether it is marked."""
+    """Return horizontal bars from (label, value, words behind the bar, is marked)."""
     most = max((value for _, value, _, _ in values), default=1) or 1
     return "".join(
         f'<div class="bar{" over" * marked}"><span>{escape(label)}</span>'

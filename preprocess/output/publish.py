@@ -1,9 +1,8 @@
-"""Finished crops and rows -> the dataset's folder, such that a kill at any point leaves the old one or the new one.
+"""Publish finished crops and rows so that a kill at any point leaves the old dataset or the new one.
 
-Image files carry their content in their name, so new ones never touch those that old rows speak of:
-images come first, then metadata.jsonl is exchanged by one rename, and only then do images go that no row names.
-A first dataset has no old rows to protect: there metadata.jsonl comes first, so that images without captions never
-stand where datasets would take them for a dataset.
+Image files have a digest of their content in their name, so new files never overwrite those of old rows: images come
+first, then one rename replaces metadata.jsonl, and only then are unused images deleted. A first dataset has no old rows
+to protect: there metadata.jsonl comes first, so that datasets never finds images without captions.
 """
 
 from pathlib import Path
@@ -14,16 +13,17 @@ from sdxl_lora.io.file_system import flush_to_disk, replace
 
 
 def aside(output: Path, name: str) -> Path:
-    """Return where a file of the dataset lies that no row names, and that a person's work is in."""
+    """Return the path in .preprocess/taken_out that stores a file no row names but that holds a person's work."""
     return output / ".preprocess" / "taken_out" / name.replace("/", "~")
 
 
 def publish(output: Path, staged: Path, rows: list[dict], old_files: set[str]) -> None:
-    """
+    """Publish the rows and their images.
+
     Args:
         staged: folder of new image files, by the names that rows give them.
-        rows: the lines of metadata.jsonl.
-        old_files: what earlier rows named; of it goes what no new row names, painted masks to `aside`.
+        rows: the rows of metadata.jsonl.
+        old_files: files of earlier rows; those that no new row names are deleted, painted masks moved to `aside`.
     """
     images, metadata = output / "images", output / "metadata.jsonl"
     named = {name for row in rows for name in (row["file_name"], row.get("mask_file_name")) if name}

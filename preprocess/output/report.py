@@ -1,4 +1,4 @@
-"""preprocess_report.json and the console's last lines: every file of the folder, and what became of it."""
+"""preprocess_report.json and the summary on the console: every file of the folder, and what became of it."""
 
 import json
 from collections import Counter
@@ -15,11 +15,11 @@ SHOWN = 20  # names on the console; the report has all of them
 
 
 def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, exact: bool = False) -> dict[str, Any]:
-    """The run as JSON: counts, what was left out and why, warnings, buckets, and each row as it will be trained.
+    """Return the run as JSON: counts, images left out and why, warnings, buckets, and each row as it will be trained.
 
     Args:
         settings: the command's, with trigger_word.
-        tokenize: gives a text's tokens; with `exact` they are CLIP's, else at least as many are there.
+        tokenize: returns a text's tokens; CLIP's with `exact`, else a lower bound of them.
     """
     warnings = warnings_of(built)
     tokens = []
@@ -60,13 +60,13 @@ def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, e
 
 
 def other_files(found: Found) -> list[tuple[str, str]]:
-    """Names and reasons of what is no picture and not used, first what a person may have meant to be used."""
+    """Return names and reasons of unused files that are no images; those that a person may have meant to use first."""
     plain = ("not a picture", "a hidden file", "a hidden folder")
     return sorted(found.other_files.items(), key=lambda item: (item[1] in plain, item[0]))
 
 
 def warnings_of(built: Built) -> dict[str, list[str]]:
-    """Messages by source, each once."""
+    """Return messages by source, each once."""
     warnings = {name: list(messages) for name, messages in built.found.warnings.items()}
     for row in built.rows:
         messages = warnings.setdefault(row.entry.source.name, [])
@@ -102,7 +102,7 @@ def bucket_table(built: Built) -> list[dict]:
 
 
 def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
-    """Return what a person reads when the run has ended."""
+    """Return the summary that the console shows at the end of a run."""
     counts = report["counts"]
     lines = ["", "bucket        pictures  cut off (mean, most)"]
     for bucket in report["buckets"]:
@@ -134,7 +134,7 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
 
 
 def text_kinds(text_from: dict[str, int]) -> dict[str, int]:
-    """Counts by kind: all files of captions are one kind."""
+    """Return counts by kind of caption; all caption files are one kind."""
     kinds: Counter = Counter()
     for name, count in text_from.items():
         kinds[name if name in ("captioner", "fallback", EDITED) else "caption files"] += count
@@ -147,6 +147,6 @@ def listing(title: str, items: list[str]) -> list[str]:
 
 
 def to_json(report: dict) -> Iterator[str]:
-    """The file's pieces."""
+    """Yield the pieces of the JSON file."""
     yield from json.JSONEncoder(ensure_ascii=False, indent=1).iterencode(report)
     yield "\n"

@@ -1,4 +1,4 @@
-"""Lines of metadata.jsonl with what is known of each, and what a run did: for the dataset and its report."""
+"""Rows of metadata.jsonl with their facts, and the outcome of a run, for the dataset and its report."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ EDITED = "metadata.jsonl, edited by hand"
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """A line of metadata.jsonl, the crop it speaks of, and who wrote its text."""
+    """A row of metadata.jsonl, its crop, and the author of its text."""
 
     entry: Entry
     columns: dict
@@ -30,5 +30,5 @@ class Built:
     rows: list[Row] = dataclasses.field(default_factory=list)
     new_crops: int = 0
     new_captions: int = 0
-    deleted: list[str] = dataclasses.field(default_factory=list)  # sources whose rows a person took out
-    gone: list[str] = dataclasses.field(default_factory=list)  # sources of earlier rows that are no longer there
+    deleted: list[str] = dataclasses.field(default_factory=list)  # sources whose rows a person deleted
+    gone: list[str] = dataclasses.field(default_factory=list)  # sources of earlier rows that no longer exist

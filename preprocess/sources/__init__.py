@@ -1,1 +1,1 @@
-"""What lies in a folder: pictures, captions, masks, earlier runs."""
+"""Contents of the source folders and of earlier runs: images, captions, masks."""

@@ -1,4 +1,4 @@
-"""Where a run reads and where it writes: the checks that come before any work."""
+"""Input and output folders of a run, checked before any work."""
 
 import itertools
 from collections import Counter
@@ -15,9 +15,10 @@ Value = TypeVar("Value")
 
 
 def check_folders(sources: list[Path], output: Path) -> None:
-    """
+    """Check the folders of a run.
+
     Raises:
-        ConfigError: the output would lie among the sources, or is no folder of ours.
+        ConfigError: source and output folders overlap, or the output is no folder of ours.
     """
     out = output.resolve()
     for folder in sources:
@@ -40,13 +41,13 @@ def check_folders(sources: list[Path], output: Path) -> None:
 def find_all(
     input_dir: Path, class_images: Path | None = None, masks: bool = False, leave_out: Collection[str] = ()
 ) -> Found:
-    """The pictures of a run; those for prior preservation under names of their own, class_images/...
+    """Return the images of a run; those for prior preservation are named class_images/...
 
     Args:
-        leave_out: names of pictures that a person does not want.
+        leave_out: names of images that a person does not want.
     Raises:
-        ConfigError: a folder that is not there.
-        DataError: captions that cannot be read, or no picture at all.
+        ConfigError: a folder is missing.
+        DataError: captions cannot be read, or there is no image at all.
     """
     found = find_captioned(input_dir, masks)
     if class_images is not None:
@@ -63,10 +64,10 @@ def find_all(
 
 
 def leave_out_named(found: Found, names: Collection[str]) -> None:
-    """Take pictures out that a person does not want; no failure of theirs, so --strict is content with it.
+    """Remove unwanted images. They are no failures, so --strict accepts them.
 
     Raises:
-        DataError: no picture is left.
+        DataError: no image is left.
     """
     wanted = [source for source in found.sources if source.name not in names]
     out = {source.name: "not wanted: --leave_out names it" for source in found.sources if source.name in names}
@@ -83,7 +84,7 @@ def in_class_images(by_name: dict[str, Value]) -> dict[str, Value]:
 
 
 def find_captioned(folder: Path, masks: bool) -> Found:
-    """Return what a folder holds, its captions as one line each."""
+    """Return the contents of a folder, with each caption on one line."""
     found = find_images(folder, masks)
     if not found.sources:
         raise DataError("\n".join([no_usable(folder, found.left_out), *unused(found)]))
@@ -103,14 +104,14 @@ def one_line(text: str) -> str:
 
 
 def unused(found: Found) -> list[str]:
-    """Lines with the names of what is there instead of pictures."""
+    """Return lines that list the files found instead of images."""
     reasons = [*found.left_out.items(), *found.other_files.items()]
     more = [f"  ... and {len(reasons) - MOST_NAMED} more"] if len(reasons) > MOST_NAMED else []
     return [f"  {name}: {reason}" for name, reason in reasons[:MOST_NAMED]] + more
 
 
 def no_usable(folder: Path | str, reasons: dict[str, str]) -> str:
-    """no usable images in raw: 12 found, 12 rejected (7 truncated, 5 too small)"""
+    """Return the message "no usable images in raw: 12 found, 12 rejected (7 truncated, 5 too small)"."""
     counts: dict[str, int] = {}
     for reason in reasons.values():
         kind = kind_of(reason)
@@ -122,7 +123,7 @@ def no_usable(folder: Path | str, reasons: dict[str, str]) -> str:
 
 
 def kind_of(reason: str) -> str:
-    """A reason in two words, for counting."""
+    """Return a reason's kind in a few words, for counting."""
     if "smaller than" in reason:
         return "too small"
     if "exceeds the limit" in reason:

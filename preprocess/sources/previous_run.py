@@ -1,4 +1,4 @@
-"""What earlier runs and the person's editing have left in metadata.jsonl."""
+"""State of earlier runs and of a person's edits in metadata.jsonl."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,21 @@ from sdxl_lora.io.text_files import read_jsonl
 OUR_COLUMNS = {
     "file_name", "mask_file_name", "text", "original_size", "crop_top_left", "source", "sha256", "is_class_image",
 }  # fmt: skip
-OUR_CAPTION = "caption_is_ours"  # of a row in removed.jsonl that is kept for its painted mask alone
+OUR_CAPTION = "caption_is_ours"  # marks a row in removed.jsonl that is kept for its painted mask alone
 
 
 class Memory:
-    """
+    """Rows of earlier runs, by source and by content.
+
     Raises:
         DataError: metadata.jsonl has a line that is not JSON.
-        ConfigError: it is not ours.
+        ConfigError: preprocess did not write it.
     """
 
     def __init__(self, output: Path):
         self.output, self.written = output, Written(output / ".preprocess")
         removed, path = output / ".preprocess" / "removed.jsonl", output / "metadata.jsonl"
-        self.damaged: dict[str, str] = {}  # files of ours that could not be read whole, and what that means
+        self.damaged: dict[str, str] = {}  # our damaged files, and the consequences
         if self.written.is_damaged:
             self.damaged[".preprocess/written.json"] = (
                 "was damaged and is made anew: texts of metadata.jsonl count as edited by hand, and lines that were "
@@ -47,7 +48,7 @@ class Memory:
             self.by_source.setdefault(row["source"], []).append(row)
 
     def read_removed(self, path: Path) -> list[dict]:
-        """The rows that can be read; where others cannot, the file is kept under another name."""
+        """Return the rows that can be read; a damaged file is also kept under another name."""
         rows, keys = [], ("file_name", "text", "source", "sha256")
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
@@ -66,25 +67,25 @@ class Memory:
         return rows
 
     def files(self) -> set[str]:
-        """Every image file that the rows name."""
+        """Return every image file that the rows name."""
         return {row[key] for row in self.rows for key in ("file_name", "mask_file_name") if row.get(key)}
 
     def deleted_by_hand(self, source: str) -> bool:
-        """A finished run wrote rows for this picture, and a person took them out of metadata.jsonl."""
+        """Return whether a finished run wrote rows for this image and a person deleted them from metadata.jsonl."""
         return self.exists and source in self.written.published and source not in self.by_source
 
     def row_of(self, source: str, sha256: str, number: int) -> dict | None:
-        """The earlier row of a crop: that of its source, else of an equal picture under another name."""
+        """Return the earlier row of a crop: of its source, else of an equal image under another name."""
         rows = self.by_source.get(source) or self.by_content.get(sha256, [])
         return rows[number] if number < len(rows) else None
 
     def edited_text(self, source: str, sha256: str, number: int) -> str | None:
-        """The text that a person gave a crop in metadata.jsonl; None where it is as we wrote it."""
+        """Return the text that a person gave a crop in metadata.jsonl; None if it is as we wrote it."""
         row = self.row_of(source, sha256, number)
         return row["text"] if row and not self.is_ours(row) else None
 
     def edited_captions(self, source: str, sha256: str, number: int) -> list[str]:
-        """The captions of a crop that a person has edited: all where there are several, with the text in its place."""
+        """Return the captions of a crop that a person edited, in a list that includes the row's text."""
         row = self.row_of(source, sha256, number) or {}
         captions = row.get("captions")
         if not captions or not is_list_of_texts(captions):
@@ -92,22 +93,22 @@ class Memory:
         return captions if row["text"] in captions else [row["text"], *captions[1:]]
 
     def painted_mask(self, source: str, sha256: str, number: int) -> tuple[str, dict] | None:
-        """Of an earlier row the mask that a person painted, and the row."""
+        """Return the mask that a person painted in an earlier row, and that row; None if there is none."""
         row = self.row_of(source, sha256, number) or {}
         mask = row.get("mask_file_name")
         return (mask, row) if isinstance(mask, str) and is_painted(mask) else None
 
     def has_handwork(self, row: dict) -> bool:
-        """Return whether a person has given the row its caption or its mask."""
+        """Return whether a person gave the row its caption or its mask."""
         return not self.is_ours(row) or is_painted(str(row.get("mask_file_name")))
 
     def kept(self, row: dict) -> dict:
-        """Return what is kept of a row whose picture goes."""
+        """Return the row to store for an image that is gone; an unedited caption is marked as ours."""
         return {**row, OUR_CAPTION: True} if self.is_ours(row) else row
 
     def is_ours(self, row: dict) -> bool:
         return bool(row.get(OUR_CAPTION)) or self.written.is_ours(row["source"], words_of_row(row))
 
     def extra_columns(self) -> list[str]:
-        """Columns that a person added, in their order."""
+        """Return columns that a person added, in their order."""
         return list(dict.fromkeys(key for row in self.rows for key in row if key not in OUR_COLUMNS))
