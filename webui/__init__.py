@@ -1,1 +1,1 @@
-"""The web page: `python -m webui`. An application beside the trainer and preprocess. Imports no torch."""
+"""The web page, `python -m webui`: an application on top of the trainer and preprocess. Imports no torch."""

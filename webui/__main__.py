@@ -1,7 +1,6 @@
-"""The web page on this machine: python -m webui [--port 7860] [--host 127.0.0.1] [--settings ui.yaml]
-[--root_path /lora]
+"""Serve the web page: python -m webui [--port 7860] [--host 127.0.0.1] [--settings ui.yaml] [--root_path /lora]
 
-Others may come in by --host 0.0.0.0, with a password in SDXL_LORA_UI_PASSWORD.
+--host 0.0.0.0 opens it to others, with a password in SDXL_LORA_UI_PASSWORD.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from webui.server.security import USER, Guard, password_for
 from webui.server.served import private_temporary_folder
 from webui.settings.workspace import Workspace, load_workspace
 
-MOST_UPLOADED = "1mb"  # a YAML file; images come by pieces, see datasets/uploads.py
+MOST_UPLOADED = "1mb"  # a YAML file; images come in pieces, see datasets/uploads.py
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         "--root_path", default="", help="where a proxy shows the page: /lora, or https://example.com/lora"
     )
     arguments = parser.parse_args(argv)
-    for number in closing_signals():  # until the server takes them
+    for number in closing_signals():  # until the server handles them
         signal.signal(number, ended)
     served = None
     try:
@@ -67,10 +66,10 @@ def ended(number: int, frame) -> None:
 
 
 def serve(places: Workspace, sockets: list[socket], host: str, password: str | None, root_path: str) -> None:
-    """Until Ctrl-C or SIGTERM. Runs go on."""
+    """Serve the page until Ctrl-C or SIGTERM. Runs go on afterwards."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    import gradio as gr  # after the two variables, which it reads when imported
+    import gradio as gr  # after setting the variables that it reads when imported
     from fastapi import FastAPI
 
     from webui.page import I18N, create_page
@@ -102,7 +101,7 @@ def serve(places: Workspace, sockets: list[socket], host: str, password: str | N
 
 
 def theme():
-    """The system's own fonts: nothing is fetched from outside."""
+    """Return a theme with the system's own fonts: nothing is fetched from outside."""
     import gradio as gr
 
     sans, mono = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]

@@ -1,10 +1,10 @@
-"""What the page changes of Gradio, in whatever app it is a tab of: its texts, and which files a request may name.
+"""Changes of Gradio for the app that holds the page: its texts, and the files that a request may name.
 
-Gradio takes texts from the app's own I18n, or from none; apps in which the page is have ours in addition.
+Gradio takes texts from the app's own I18n or from none; apps that hold the page get ours in addition.
 
-It copies the file that a dictionary {"path": ...} in any input names to where it can be fetched. Its own check holds
-only in an app that `launch` has started, not in one that is mounted, and lets addresses of the web pass in both. For
-the page it must have been uploaded or offered here: nothing else of machine or web.
+Gradio copies the file named by a dictionary {"path": ...} in any input to where it can be fetched. Its own check works
+only in an app started by `launch`, not in a mounted one, and lets web addresses pass in both. For the page, the file
+must have been uploaded or offered here: nothing else of the machine or the web.
 """
 
 import functools
@@ -17,16 +17,16 @@ from gradio.utils import get_upload_folder
 
 from webui.locale.i18n import I18N
 
-_ours: set[int] = set()  # ids of components, which Gradio gives once in a process
+_ours: set[int] = set()  # ids of components, unique in a process
 
 
 def adopt(components: set[int]) -> None:
-    """From now on these are the page's, in whatever app."""
+    """Mark components as the page's own, in any app."""
     _ours.update(components)
 
 
 def texts_of(app: gr.Blocks) -> gr.I18n | None:
-    """The app's own texts, which win, and ours where the page is in it."""
+    """Return the app's own texts, which take precedence, with ours if the page is in it."""
     own = vars(app).get("i18n_instance")
     if _ours.isdisjoint(app.blocks) or own is I18N:
         return own
@@ -41,7 +41,7 @@ def set_texts(app: gr.Blocks, own: gr.I18n | None) -> None:
 
 
 def named_files(value: Any) -> Iterator[Any]:
-    """Whatever stands for a file in what a browser sends."""
+    """Yield every value that stands for a file in a browser's input."""
     if isinstance(value, dict):
         if "path" in value:
             yield value["path"]
@@ -52,7 +52,7 @@ def named_files(value: Any) -> Iterator[Any]:
 
 
 def is_offered(path: Any) -> bool:
-    """Return whether it lies in the folder of what was uploaded or offered for download."""
+    """Return whether a file lies in the folder of uploads and offered downloads."""
     served = Path(get_upload_folder()).resolve()
     try:
         return Path(path).resolve().is_relative_to(served)
@@ -61,7 +61,7 @@ def is_offered(path: Any) -> bool:
 
 
 def checked(preprocess_data: Callable) -> Callable:
-    """Gradio's step from what a browser sends to what a function is called with, behind the check."""
+    """Return Gradio's step from a browser's input to a function's arguments, with the file check in front."""
 
     @functools.wraps(preprocess_data)
     async def preprocess(blocks: gr.Blocks, block_fn: Any, inputs: list, *arguments, **settings) -> Any:

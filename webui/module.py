@@ -1,4 +1,4 @@
-"""The page for an app that is made of modules: a class with the signature that such apps call, around `create_tab`.
+"""The page for apps made of modules: a class with the signature that such apps call, around `create_tab`.
 
 trainer = SdxlLoraTrainer(translations, model_manager, gestionnaire, global_config)
 with gr.Blocks() as app, gr.Tabs():
@@ -15,19 +15,19 @@ from sdxl_lora.errors import ConfigError
 from webui.page import create_tab, nothing
 from webui.settings.workspace import NAMES, load_workspace
 
-UNLOADING = ("unload_model", "unload")  # what apps call the method of their model manager that frees the GPU
+UNLOADING = ("unload_model", "unload")  # names in apps for the model manager's method that frees the GPU
 
 
 class SdxlLoraTrainer:
-    """
+    """The page as a module of an app.
+
     Args:
-        translations: the app's texts. The page has its own, in the languages of webui/locale.
+        translations: the app's texts; not used. The page has its own, in the languages of webui/locale.
         model_manager: holds the app's model; its `unload_model()` or `unload()` is called whenever a job of the page is
-            about to start. None where the app has no model.
-        gestionnaire: of the app's modules; not used.
+            about to start. None if the app has no model.
+        gestionnaire: the app's manager of modules; not used.
         global_config: may have LORA_PROJECTS_DIR, LORAS_DIR, MODELS_DIR, IMAGES_DIR and DEFAULT_SDXL_MODEL_FOR_LORA,
-            which win over the environment variables of these names, as these over ui.yaml; whatever else it has is
-            left alone.
+            which override the environment variables of these names, as those override ui.yaml; other keys are ignored.
     Raises:
         ConfigError: the model manager has neither method, or ui.yaml cannot be read.
     """
@@ -47,5 +47,5 @@ class SdxlLoraTrainer:
         self.places = load_workspace(environment={**os.environ, **given})
 
     def create_tab(self, translations: Mapping[str, Any] | None = None, title: str = "SDXL LoRA") -> gr.Tab:
-        """The page as a tab; call it inside `gr.Tabs()`."""
+        """Return the page as a tab; call it inside `gr.Tabs()`."""
         return create_tab(before_training=self.unload, places=self.places, title=title)

@@ -1,4 +1,4 @@
-"""The whole page, and the same as a tab of another Gradio app.
+"""The whole page, as an app of its own or as a tab of another Gradio app.
 
 with gr.Blocks() as app:
     with gr.Tabs():
@@ -50,12 +50,12 @@ SCRIPTS = ("uplot/uPlot.iife.min", "images", "plots", "paint", "marks")
 
 
 def nothing() -> None:
-    """A host without a model of its own has nothing to free, and nothing to load again."""
+    """Do nothing: default of a host without a model to free and load again."""
 
 
 def create_page(places: Workspace) -> gr.Blocks:
-    """The page as an app of its own."""
-    # The cache is of this process alone; what was offered for download goes a day after.
+    """Return the page as an app of its own."""
+    # The cache belongs to this process alone; files offered for download are deleted after a day.
     with gr.Blocks(title="SDXL LoRA", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         Page(Context(places, Jobs(places.projects)))
     return page
@@ -67,12 +67,13 @@ def create_tab(
     title: str = "SDXL LoRA",
     after_training: Callable[[], None] = nothing,
 ) -> gr.Tab:
-    """The page as a tab; call it inside `gr.Tabs()`. It brings its texts along, in all its languages.
+    """Return the page as a tab; call it inside `gr.Tabs()`. It brings its own texts, in all its languages.
 
     Args:
-        before_training: called when a job of ours that may want the GPU is about to start, so that the host can free
-            its own model. What it raises is why that job fails.
-        places: default: what the settings file and the environment say.
+        before_training: called when a job of the page that may need the GPU is about to start, so that the host can
+            free
+            its own model. An exception from it fails that job and is its reason.
+        places: default: the settings file and the environment.
         after_training: called when that job is over, however it ended.
     """
     places = places or load_workspace()
@@ -90,7 +91,7 @@ class Page:
         self.context = context
         others = set(get_blocks_context().blocks)
         gr.HTML(f"<style>{STYLE}</style>", padding=False, elem_classes="style")
-        # Out of sight until `open` has filled it, for some seconds at most: what is typed sooner would be overwritten.
+        # Hidden until `open` has filled it, for some seconds at most: earlier input would be overwritten.
         self.curtain = gr.HTML(f"<style>{CURTAIN}</style>", padding=False, elem_classes="style")
         with gr.Column(elem_classes="sdxl-lora"):
             news = 'window.sdxlLoraNews = () => trigger("news");'
@@ -168,7 +169,7 @@ class Page:
             self.live.look, asked, [gr.Textbox(visible=False), *lists], api_name="sdxl_lora_look", **SETTINGS
         )
         Asked(self.context)
-        # Two events, since one that has many outputs costs the browser much, also where it changes none.
+        # Two events, since one with many outputs is slow in the browser even when it changes none.
         gr.Timer(SECONDS_BETWEEN_LOOKS).tick(
             None,
             [self.session, self.dataset.view, *choosers],
@@ -177,7 +178,7 @@ class Page:
                 HERE / "pages" / "look.js",
                 DATASET_AT=len(self.live.outputs),
                 DATASET_OUTPUTS=len(self.dataset.outputs),
-                LISTS=self.live.lists,  # which Gradio itself answers with
+                LISTS=self.live.lists,  # Gradio itself returns these
                 CARDS=CARDS,
             ),
             show_progress_on=(),
@@ -186,8 +187,7 @@ class Page:
         self.scripts.news(None, None, outputs, js="() => window.sdxlLoraLooks.news.splice(0)", **QUIET)
 
     def open(self, request: gr.Request) -> list:
-        """What a freshly opened page shows: the project and the run that are at work, or were last; and in the forms
-        what was last asked for."""
+        """Return the contents of a freshly opened page: the active or latest project and run, and the last settings."""
         jobs = self.context.jobs
         jobs.ensure_worker()
         runs = self.runs.choices()
@@ -206,13 +206,13 @@ class Page:
             gr.Dropdown(runs, value=run),
             gr.Dropdown(datasets, value=dataset),
             gr.Dropdown(finished, value=run if run in finished else (finished[0] if finished else None)),
-            *self.runs.table.about(run)[:2],  # no change of a chosen run is told where it is the one from before
+            *self.runs.table.about(run)[:2],  # no change event comes for a run that was chosen before
             *self.last_asked(self.prepare.form, "prepare", {}),
             *self.last_asked(self.train.form, "train", self.for_next_run(project)),
         ]
 
     def last_asked(self, form: Form, kind: str, others: dict) -> list:
-        """The values of a form's widgets as they last started a job of this kind, but for others."""
+        """Return the values of a form's widgets from the last job of this kind, with `others` in their place."""
         job = self.context.jobs.newest(kind)
         values = dict.fromkeys(form.widgets, gr.skip())
         if job is not None:
@@ -222,17 +222,17 @@ class Page:
         return list({**values, **others}.values())
 
     def for_next_run(self, project: str) -> dict:
-        """Return what is not as in the last training."""
+        """Return the values that differ from the last training's."""
         folders = self.context.places.datasets()
         values = {"output_dir": free_name(self.context, project), "resume_from_checkpoint": "latest", "dry_run": False}
         return {**values, "train_data_dir": newest(folders)} if folders else values
 
     def name_run(self, project: str | None, name: str | None):
-        """A free name for the next run, unless the person has typed one."""
+        """Return a free name for the next run, unless the person has typed one."""
         return free_name(self.context, project) if not name or name.startswith("run-") else gr.skip()
 
     def start(self, start: Callable[..., str], *entered) -> list:
-        """Starts, and shows the run; or shows what has to be mended."""
+        """Start a job and show its run, or show the problems."""
         *inputs, project, name = entered
         complaint = start(*inputs)
         if complaint:
@@ -242,21 +242,24 @@ class Page:
         return ["", gr.Tabs(selected="runs"), runs, following(name)]
 
     def use_settings(self, name: str | None) -> list:
-        """The settings of a run in the form of the next one, under another name."""
+        """Fill the training form with the settings of a run, under another name."""
         config = self.runs.settings_of(name)
         project, _, run = (name or "").partition("/")
         config = replace_flat(config, output_dir=following(run), resume_from_checkpoint="latest", dry_run=False)
         return [gr.Tabs(selected="train"), project, *self.train.form.shown(config)]
 
     def to_captions(self) -> list:
-        """The dataset that was prepared last."""
+        """Show the dataset that was prepared last."""
         job, names = self.context.jobs.newest("prepare"), self.dataset.choices()
         name = dataset_name(Path(job.target)) if job is not None else None
         return [gr.Tabs(selected="dataset"), gr.Dropdown(names, value=name) if name in names else gr.skip()]
 
     def to_training(self, name: str | None, prompts: str, masked: bool) -> list:
-        """The dataset; where there are no sample prompts yet, captions of it: without any, nothing is drawn; and that
-        masks count where it has some, and do not where it has none, with which a training would not start."""
+        """Fill the training form for a dataset.
+
+        Without sample prompts it suggests captions, as nothing would be drawn. It sets `masked_loss` according to
+        whether the images have masks: a training with it and without masks would not start.
+        """
         folder, folders = self.context.dataset_of(name), self.context.places.datasets()
         if folder is None or str(folder) not in folders:
             return [gr.Tabs(selected="train"), gr.skip(), gr.skip(), gr.skip()]
@@ -282,6 +285,6 @@ class Page:
 
 
 def following(name: str) -> str:
-    """The next name: cat-2 after cat-1, cat-2 after cat."""
+    """Return the next name: cat-2 after cat-1, cat-2 after cat."""
     stem, dash, number = name.rpartition("-")
     return f"{stem}-{int(number) + 1}" if dash and number.isdecimal() else f"{name}-2"

@@ -1,1 +1,1 @@
-"""Images on their way to a dataset: uploads, and the folders that there are. No gradio."""
+"""Source images of datasets: uploads and existing folders. No gradio."""

@@ -1,4 +1,4 @@
-"""Folders of images on the machine that the page runs on: to choose from, and what is in one. No gradio."""
+"""Image folders on the machine that serves the page. No gradio."""
 
 import os
 from pathlib import Path
@@ -13,11 +13,11 @@ from sdxl_lora.images.decode import is_image_name
 from webui.settings.workspace import Workspace
 
 MOST_FOLDERS, MOST_LOOKED_AT, DEEPEST = 200, 3000, 3
-MOST_FILES = 20_000  # of a folder that is looked into at once; / has more
+MOST_FILES = 20_000  # most files of a folder that is scanned at once; / has more
 
 
 def roots(places: Workspace) -> list[Path]:
-    """The folders below which the page lists what there is, and shows images: those of the settings file."""
+    """Return the existing folders of the settings file below which the page lists folders and shows images."""
     return [path for path in (places.projects, places.images) if path is not None and path.is_dir()]
 
 
@@ -26,17 +26,19 @@ def is_below_roots(places: Workspace, folder: Path) -> bool:
 
 
 def is_same_folder(one: str | None, other: str | None) -> bool:
-    """Return whether two folders as they were typed are the same."""
+    """Return whether two typed paths name the same folder."""
     first, second = (Path(pasted_path(typed)).absolute() if typed else None for typed in (one, other))
     return first == second
 
 
 def last_left_out(places: Workspace, project: str, dataset: str, folder: str) -> str | None:
-    """The images, a name in a line, that the dataset was last prepared without; None where that was no such dataset, or
-    of another folder."""
+    """Return the images that the dataset was last prepared without, one name a line.
+
+    None if there is no such dataset, or it was prepared from another folder.
+    """
     try:
         settings = read_report(places.dataset_folder(project, dataset)).get("settings")
-    except ConfigError:  # not a name of a dataset: the form says so
+    except ConfigError:  # no name of a dataset: the form reports it
         return None
     if not isinstance(settings, dict) or not folder or not is_same_folder(str(settings.get("input_dir")), folder):
         return None
@@ -45,7 +47,7 @@ def last_left_out(places: Workspace, project: str, dataset: str, folder: str) ->
 
 
 def has_few_files(folder: Path) -> bool:
-    """Return whether all below the folder can be looked at without a wait."""
+    """Return whether the folder has few enough files below it to scan without a wait."""
     count = 0
     for _, folders, files in os.walk(folder):
         count += len(folders) + len(files)
@@ -55,7 +57,7 @@ def has_few_files(folder: Path) -> bool:
 
 
 def image_folders(places: Workspace) -> list[str]:
-    """Folders with images below the roots, but for datasets and runs; the first MOST_FOLDERS of them."""
+    """Return the first MOST_FOLDERS folders with images below the roots, without datasets and runs."""
     found: list[str] = []
     looked_at = 0
     for root in roots(places):

@@ -1,8 +1,8 @@
-"""Images and captions from a person's own machine, piece by piece, into a folder of a project.
+"""Upload of images and captions in pieces, into a folder of a project.
 
-A file grows in the hidden folder .uploading, which preprocess passes over, and gets its real name when it is whole: no
-half of an image is ever seen as one, and an upload that broke off goes on where it was. No file that is there is
-replaced. No gradio.
+A file grows in the hidden folder .uploading, which preprocess ignores, and gets its real name when it is complete. So
+no partial image is ever read, and a broken upload resumes where it stopped. Existing files are never replaced. No
+gradio.
 """
 
 import errno
@@ -28,25 +28,25 @@ from webui.settings.workspace import Workspace
 
 PIECE_BYTES = 2**20
 MOST_FILES = 20_000
-MOST_FOLDERS = 4  # one in another
-LONGEST = 200  # bytes of a name, with room for what is put around it
+MOST_FOLDERS = 4  # nested
+LONGEST = 200  # bytes of a name, with room for prefixes and suffixes
 ELSEWHERE = re.compile(
     r'[<>:"|?*\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 )  # not in every system's names
 UPLOADING = ".uploading"
-DAYS_KEPT = 7  # of what broke off
+DAYS_KEPT = 7  # of broken uploads
 LOG = logging.getLogger(__name__)
-_writing = threading.Lock()  # of two tabs that send the same file, one at a time
+_writing = threading.Lock()  # one writer at a time, if two tabs send the same file
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A file as a browser tells of it.
+    """A file as the browser describes it.
 
     Attributes:
-        path: its name, behind those of the folders that it was chosen with, "/" between them.
+        path: its name behind those of the folders it was chosen with, "/" between them.
         size: bytes.
-        changed: when, in milliseconds; with the name and the size it says whether a file is the same as before.
+        changed: time of change in milliseconds; with path and size it identifies the file.
     """
 
     path: str
@@ -61,12 +61,13 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a file stands.
+    """State of an upload.
 
     Attributes:
-        state: new, or "there" with this size, which `compared` or `put` then compares; done; refused, with `why`.
-        at: so many of its bytes are here.
-        name: under which it is kept.
+        state: "new"; "there", a file of this size, which `compared` or `put` then compares; "done"; or "refused".
+        at: number of its bytes received or compared.
+        why: the reason of a refusal.
+        name: the name that it is kept under.
     """
 
     state: str
@@ -76,10 +77,10 @@ class Answer:
 
 
 def upload_folder(places: Workspace, project: str, name: str) -> Path:
-    """The project's folder that images are brought into.
+    """Return the project's folder for uploaded images.
 
     Raises:
-        ConfigError: a name that cannot be a folder's, or is a dataset's or that of the runs.
+        ConfigError: the name is invalid, or is that of a dataset or of the runs.
     """
     folder = places.dataset_folder(project, name)
     if (folder / "metadata.jsonl").exists() or (folder / ".preprocess").exists():
@@ -88,10 +89,10 @@ def upload_folder(places: Workspace, project: str, name: str) -> Path:
 
 
 def clean_name(path: str) -> PurePosixPath:
-    """A name that every system takes, inside the folder whatever the browser says: signs of others' become "_".
+    """Return a portable name inside the folder, whatever the browser sends; unportable characters become "_".
 
     Raises:
-        ConfigError: nothing is left of it, or it is too long or too deep.
+        ConfigError: nothing is left of the name, or it is too long or too deep.
     """
     parts = []
     for part in unicodedata.normalize("NFC", path).replace("\\", "/").split("/"):
@@ -110,7 +111,7 @@ def clean_name(path: str) -> PurePosixPath:
 
 
 def refusal(name: PurePosixPath) -> str:
-    """Why a file of this name is not taken; "" for images and captions."""
+    """Return the reason to refuse a file of this name; "" for images and captions."""
     lower = name.name.lower()
     if any(part.startswith(".") for part in name.parts):
         return "a hidden file"
@@ -124,7 +125,7 @@ def refusal(name: PurePosixPath) -> str:
 
 
 def begin(folder: Path, files: Sequence[Incoming], now: float | None = None) -> list[Answer]:
-    """How each of the files stands, before any is sent. What of others broke off long ago is removed.
+    """Return the state of each file before any is sent, and remove old uploads that broke off.
 
     Args:
         now: seconds since 1970; default: this moment.
@@ -152,7 +153,7 @@ def begin(folder: Path, files: Sequence[Incoming], now: float | None = None) -> 
 
 
 def remove_abandoned(folder: Path, wanted: set[str], now: float) -> None:
-    """Remove pieces of files that nobody has gone on with for DAYS_KEPT, and that are not among the wanted ones."""
+    """Remove partial files that have not changed for DAYS_KEPT and are not among the wanted ones."""
     for part in (folder / UPLOADING).glob("*.part"):
         try:
             status = part.stat()
@@ -161,7 +162,7 @@ def remove_abandoned(folder: Path, wanted: set[str], now: float) -> None:
                 when, size = time.strftime("%Y-%m-%d", time.localtime(status.st_mtime)), status.st_size / 1e6
                 LOG.warning("removed %s: %.1f MB of an upload that broke off on %s", part, size, when)
         except FileNotFoundError:
-            continue  # another tab has removed it, or given it its name
+            continue  # another tab has removed or finished it
         except OSError as error:
             LOG.warning("%s of an upload that broke off stays, as it cannot be removed: %s", part, error.strerror)
 
@@ -180,7 +181,7 @@ def standing(folder: Path, file: Incoming) -> Answer:
         is_same = target.is_file() and target.stat().st_size == file.size
         return Answer("there", name=str(name)) if is_same else Answer("refused", why=TAKEN, name=str(name))
     part = folder / UPLOADING / f"{file.key}.part"
-    # One that is whole but did not get its name is sent its last byte once more, and then tried again.
+    # A complete file that failed to get its name asks for its last byte again, which retries the renaming.
     return Answer("new", min(part.stat().st_size, file.size - 1) if part.is_file() else 0, name=str(name))
 
 
@@ -188,7 +189,7 @@ TAKEN = "another file of this name is there already, and stays: choose another f
 
 
 def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
-    """How a file stands whose bytes have this hash: done where the one that is there has the same."""
+    """Return the state of a file after comparing hashes: done if the existing file has this one."""
     now = standing(folder, file)
     return (
         beside(folder, now, file, file.size, lambda path: file_sha256(path) == sha256) if now.state == "there" else now
@@ -196,7 +197,7 @@ def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
 
 
 def beside(folder: Path, now: Answer, file: Incoming, end: int, is_same: Callable[[Path], bool]) -> Answer:
-    """How a file stands that is there already, compared up to `end`."""
+    """Return the state of a file that exists already, after comparing it up to `end`."""
     try:
         if not is_same(folder / now.name):
             return Answer("refused", why=TAKEN, name=now.name)
@@ -213,15 +214,16 @@ def piece_of(path: Path, at: int, count: int) -> bytes:
 
 
 def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
-    """Take one piece of a file.
+    """Store one piece of a file.
 
-    Of one that is there already, of the same size, each piece is compared: another file is not taken.
+    If a file of the same size exists already, each piece is compared with it instead, and a difference is refused.
 
     Args:
-        at: the piece's first byte; one that does not follow what is here is not taken, and the answer says what is.
+        at: the piece's first byte; a piece that does not continue the file is ignored, and the answer says where it
+            ends.
     Raises:
         ConfigError: the piece is too large, or goes beyond the file.
-        DiskError: it cannot be written; what was there before stays.
+        DiskError: it cannot be written; the bytes before it stay.
     """
     if len(data) > PIECE_BYTES or at < 0 or at + len(data) > file.size or not data:
         raise ConfigError(f"bytes {at} to {at + len(data)} are no piece of {file.path[:80]!r}")
@@ -250,13 +252,13 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
 
 
 def write_piece(part: Path, at: int, data: bytes) -> None:
-    """From byte `at` on, where the part then ends; none of it where it cannot be written whole."""
+    """Write a piece at byte `at`, which becomes the end before it; on failure none of the piece stays."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab", buffering=0) as file:
         try:
             file.truncate(at)
             written = file.write(data)
-            if written != len(data):  # the disk took some of it
+            if written != len(data):  # the disk took only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             file.truncate(at)
@@ -264,19 +266,19 @@ def write_piece(part: Path, at: int, data: bytes) -> None:
 
 
 def finish(part: Path, target: Path) -> None:
-    """Give a whole file its name, where no other has it.
+    """Give a complete file its name unless that is taken.
 
     Raises:
-        FileExistsError: another has.
+        FileExistsError: it is taken.
     """
     flush_to_disk(part)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(part, target)  # unlike a rename it replaces nothing
+        os.link(part, target)  # unlike a rename, it replaces nothing
         part.unlink()
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         os.rename(part, target)

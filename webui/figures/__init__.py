@@ -1,1 +1,1 @@
-"""Numbers of trainings, before and after: what one would take, and what the runs have left."""
+"""Figures of trainings: estimates before a start, and results of runs."""

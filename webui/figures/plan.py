@@ -1,8 +1,8 @@
-"""What a training would take, counted before it starts: steps, time and memory by the dry run's own planning.
+"""Plan of a training before it starts: steps, time and memory, from the dry run's own planning.
 
     python -m webui.figures.plan CONFIG.yaml
 
-prints them as JSON. It is a process of its own, since planning takes torch, which the page does not import.
+prints it as JSON. This is a process of its own, since planning imports torch and the page does not.
 """
 
 import dataclasses
@@ -19,20 +19,21 @@ from sdxl_lora.errors import RUN_ERRORS, ConfigError
 from webui.runs.jobs import ROOT
 from webui.runs.launch import read_config, write_config
 
-SECONDS = 300  # importing torch and reading the images' sizes takes ten on a quiet machine
+SECONDS = 300  # importing torch and reading image sizes take ten on an idle machine
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """
+    """Estimate of a training.
+
     Attributes:
-        images: that train, those held out not among them.
-        uses: how often each is looked at.
+        images: number of training images, without those held out.
+        uses: times that each image is used.
         gib: GPU memory while training.
-        seconds: the least time, by the name of the device that was measured, or of cards that are known.
+        seconds: the least time by device: the one measured, else known cards.
         drawings: sample images in all.
-        warnings: what the dry run warns of, in English.
+        warnings: the dry run's warnings, in English.
     """
 
     steps: int
@@ -46,16 +47,16 @@ class Plan:
 
 
 def plan_of(config: TrainConfig, processes: int = 1, is_busy: bool = False) -> Plan:
-    """Ask another process, for some seconds.
+    """Plan a training in another process, which takes some seconds.
 
     Args:
-        is_busy: something trains on the GPU; it is then left alone, and time is told for known cards.
+        is_busy: another training uses the GPU; it is then left alone, and times are given for known cards.
     Raises:
-        ConfigError: what would end the training itself.
+        ConfigError: the error that would end the training itself.
     """
     environment = {**os.environ, "PYTHONUTF8": "1"}
     if processes > 1:
-        environment["WORLD_SIZE"] = str(processes)  # as a launcher sets it
+        environment["WORLD_SIZE"] = str(processes)  # as a launcher does
     if is_busy:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory(prefix="sdxl-lora-plan-") as folder:
@@ -75,7 +76,7 @@ def plan_of(config: TrainConfig, processes: int = 1, is_busy: bool = False) -> P
 
 
 def planned(config: TrainConfig) -> Plan:
-    """The plan, in a process that may import torch."""
+    """Return the plan, in a process that may import torch."""
     from sdxl_lora.performance.memory_budget import memory_level_of
     from sdxl_lora.training.dry_run import plan_training
     from sdxl_lora.training.schedule import Cadence

@@ -1,4 +1,4 @@
-"""What `python -m sdxl_lora.select` has left in a run: which checkpoint at which strength, and why. Draws nothing."""
+"""Read the result of `python -m sdxl_lora.select`: the recommended checkpoint and strength, and why. Draws nothing."""
 
 import dataclasses
 import json
@@ -8,13 +8,13 @@ from typing import Any
 
 from webui.figures.curves import finite
 
-FOLDER, JSON_NAME, GRID_NAME = "select", "select.json", "grid.png"  # in the run's, as sdxl_lora/select has them
+FOLDER, JSON_NAME, GRID_NAME = "select", "select.json", "grid.png"  # in the run's folder, as in sdxl_lora/select
 SHARES = ("learned", "leak", "prompt_lost")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A checkpoint at a strength; all shares from 0 to 1, None where nobody has measured one."""
+    """A checkpoint at a strength; shares are from 0 to 1, None where not measured."""
 
     step: int
     strength: float
@@ -27,10 +27,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """
+    """Result of a comparison.
+
     Attributes:
-        cells: all that were compared, in the order of the file, the base not among them.
-        chosen: one of them; None where nothing is recommended.
+        cells: all that were compared, in the order of the file, without the base.
+        chosen: one of them; None if none is recommended.
         notes: what was not measured or is left out, in the program's words.
     """
 
@@ -40,13 +41,13 @@ class Recommendation:
 
     @property
     def best(self) -> Cell | None:
-        """The cell of the highest score."""
+        """Return the cell with the highest score; None if none has one."""
         scored = [cell for cell in self.cells if cell.score is not None]
         return max(scored, key=lambda cell: cell.score or 0.0) if scored else None
 
 
 def recommendation_of(run: Path) -> Recommendation | None:
-    """None where nothing was compared yet, or another version of the program wrote it."""
+    """Return a run's recommendation; None if there is none yet, or in the format of another version."""
     path = run / FOLDER / JSON_NAME
     try:
         return _read(path, path.stat().st_mtime_ns)

@@ -1,5 +1,6 @@
-"""All runs in a table: when, how far, how well, on which base; and some side by side: settings that differ, and newest
-images. Of long files the ends alone are read.
+"""Table of all runs, and the comparison of some: settings that differ, newest images.
+
+Only the ends of long files are read.
 """
 
 import dataclasses
@@ -19,16 +20,17 @@ from webui.runs.context import Context, run_name
 from webui.runs.listing import find_runs, last_change, samples_of, state_of
 from webui.runs.run_history import History, history_of
 
-TAIL = 16_384  # bytes of events.jsonl whose steps the loss is the mean of
+TAIL = 16_384  # bytes at the end of events.jsonl over whose steps the loss is averaged
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 OF_ITSELF = ("output_dir", "output_name", "resume_from_checkpoint", "dry_run")  # these differ between any two runs
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRow:
-    """
+    """A run's row in the table.
+
     Attributes:
-        changed: seconds since 1970; 0 for one that has written nothing.
+        changed: seconds since 1970; 0 for a run that has written nothing.
         loss: the mean over its last steps; None before the first.
     """
 
@@ -46,7 +48,7 @@ class RunRow:
 
 
 def run_rows(context: Context) -> list[RunRow]:
-    """The newest first."""
+    """Return a row for each run, the newest first."""
     return [row_of(context, run) for run in find_runs(context.places.projects, context.jobs)]
 
 
@@ -58,7 +60,7 @@ def row_of(context: Context, run: Path) -> RunRow:
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """What stands in a run's config.yaml; nothing where it cannot be read."""
+    """Return the settings in a run's config.yaml; {} if it cannot be read."""
     path = run / "config.yaml"
     try:
         return _settings(path, path.stat().st_mtime_ns)
@@ -91,7 +93,7 @@ def _loss(path: Path, changed: int) -> float | None:
 
 
 def differing(runs: list[Path]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs, in the order of the config, with each run's value."""
+    """Return the settings that differ between runs, in the order of the config, with each run's value."""
     fields = flat_fields(TrainConfig)
     defaults = {name: list(f.default) if isinstance(f.default, tuple) else f.default for name, f in fields.items()}
     settings = [settings_of(run) for run in runs]
@@ -100,7 +102,7 @@ def differing(runs: list[Path]) -> dict[str, list[Any]]:
 
 
 def newest_samples(runs: list[Path]) -> dict[str, list[tuple[int, Path] | None]]:
-    """By prompt, the step and the file of each run's newest picture of it; None where a run has none."""
+    """Return, by prompt, the step and file of each run's newest sample; None for a run without one."""
     rows: dict[str, list[tuple[int, Path] | None]] = {}
     for place, run in enumerate(runs):
         prompts, _ = prompts_of(run, history_of(run))
@@ -112,7 +114,7 @@ def newest_samples(runs: list[Path]) -> dict[str, list[tuple[int, Path] | None]]
 
 
 def prompts_of(run: Path, history: History) -> tuple[tuple[str, ...], int]:
-    """The prompts that a run draws, and the seed of the first image."""
+    """Return the prompts that a run draws, and the seed of the first image."""
     told = [event.get("prompts") for event in history.messages if event["event"] == "samples"]
     settings = settings_of(run)
     lists = (one for one in [*told[::-1], settings.get("validation_prompt")] if one and isinstance(one, list))

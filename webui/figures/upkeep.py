@@ -1,4 +1,4 @@
-"""What a person does with runs that are over: another name, a note, out of the way. Nothing is deleted here."""
+"""Upkeep of finished runs: rename, note, set aside. Nothing is deleted here."""
 
 import dataclasses
 import os
@@ -27,7 +27,8 @@ def note_of(run: Path) -> str:
 
 
 def keep_note(run: Path, words: str) -> None:
-    """
+    """Save a run's note.
+
     Raises:
         ConfigError: the run has no folder.
         DiskError: it cannot be written.
@@ -41,19 +42,20 @@ def keep_note(run: Path, words: str) -> None:
 
 
 def check_at_rest(context: Context, run: Path) -> None:
-    """
+    """Check that nothing works on the run.
+
     Raises:
-        ConfigError: something works on the run, or waits to.
+        ConfigError: something does, or waits to.
     """
     if state_of(run, context.jobs).is_active or any(not job.is_over for job in context.jobs.of(run)):
         raise ConfigError(f"{run_name(run)} is at work, or waits for its turn: stop or cancel it first")
 
 
 def rename_run(context: Context, run: Path, name: str) -> Path:
-    """Give a run's folder another name; its LoRA files keep theirs, also when it goes on. Returns where it is then.
+    """Rename a run's folder and return its new path; its LoRA files keep their names, even after a resume.
 
     Raises:
-        ConfigError: it is at work, the name cannot be a folder's, or it is taken.
+        ConfigError: it is at work, or the name is invalid or taken.
         DiskError: the folder cannot be moved.
     """
     check_at_rest(context, run)
@@ -73,7 +75,7 @@ def rename_run(context: Context, run: Path, name: str) -> Path:
 
 
 def keep_lora_name(run: Path) -> None:
-    """A LoRA is called as the folder is where no setting says otherwise: from now on one does."""
+    """Set output_name to the LoRA's present name, which otherwise follows the folder's."""
     path = run / "config.yaml"
     if path.exists():
         config = read_config(TrainConfig, path)
@@ -82,7 +84,7 @@ def keep_lora_name(run: Path) -> None:
 
 
 def set_aside(context: Context, run: Path) -> Path:
-    """Move a run and the page's jobs for it out of sight; returns the folder that then holds them.
+    """Move a run and its jobs out of sight; return the folder that then holds them.
 
     Raises:
         ConfigError: it is at work.

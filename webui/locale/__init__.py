@@ -1,1 +1,1 @@
-"""The page's texts in other languages."""
+"""Translations of the page."""

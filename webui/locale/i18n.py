@@ -1,16 +1,16 @@
-"""The page's languages. Texts stand in the code in English; <language>.json beside this module has all others:
+"""The page's languages. The code has the English texts; <language>.json beside this module has all others:
 
-texts: by the English text; what stands in {braces} is filled in
-fields: by config and setting, its label and help
-problems: sentences of ConfigErrors, where {name} stands for whatever is there; the first that fits counts. A
-    {reason} is itself told as a problem, where it is one
-requirements: what {requirement} in a problem can be; a problem with another one stays in English
+texts: by the English text, with placeholders in {braces}
+fields: label and help of each setting, by config
+problems: sentences of ConfigErrors, in which {name} matches any text; the first that matches counts. A {reason} is
+    translated as a problem itself, where it is one
+requirements: texts for {requirement} in a problem; a problem with an unknown one stays in English
 
-en.json has the labels that do not follow from a setting's name, and the help of those in view, in words for who knows
-no flags; the others have the command line's.
+en.json has the labels that do not follow from a setting's name, and the help of the settings in view, for readers who
+know no flags; the others use the command line's help.
 
-`T(text)` is for what stands still on the page: Gradio's I18n lets the browser choose. `say(text, ...)` is for
-what is told while things happen: it goes by the Accept-Language of the request that is being answered.
+`T(text)` is for fixed texts of the page: Gradio's I18n lets the browser choose the language. `say(text, ...)` is for
+texts made in answer to a request, whose Accept-Language header chooses it.
 """
 
 import json
@@ -32,7 +32,7 @@ ACRONYMS = {"lr": "learning rate", "snr": "SNR", "vae": "VAE", "dora": "DoRA", "
 
 
 class Locale:
-    """One language's half of the page's texts: what its file holds."""
+    """Translations of one language, from its file."""
 
     def __init__(self, content: dict[str, Any]):
         self.texts: dict[str, str] = content["texts"]
@@ -57,13 +57,13 @@ class Locale:
         return next((translation.format(**match.groupdict()) for match, translation in found if match), None)
 
     def field(self, config_class: type, name: str) -> tuple[str, str]:
-        """Label and help of a setting; English ones until it has its lines in the file."""
+        """Return label and help of a setting, in English if the file lacks them."""
         told = self.fields[config_class.__name__].get(name, {})
         return told.get("label", label_of(config_class, name)), told.get("help", help_of(config_class, name))
 
 
 def patterns(sentences: dict[str, str]) -> Patterns:
-    """English sentences as patterns, in which each {name} is a group of that name, with their translations."""
+    """Return English sentences as patterns, with a group for each {name}, and their translations."""
     return [
         (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(english)), re.DOTALL), translation)
         for english, translation in sentences.items()
@@ -78,7 +78,7 @@ LANGUAGES = ("en", *LOCALES)
 
 
 def label_of(config_class: type, name: str) -> str:
-    """In English."""
+    """Return the English label of a setting."""
     words = " ".join(ACRONYMS.get(word, word) for word in name.split("_"))
     return ENGLISH[config_class.__name__].get(name, {}).get("label", words[0].upper() + words[1:])
 
@@ -88,13 +88,15 @@ def help_of(config_class: type, name: str) -> str:
 
 
 def key_of(text: str) -> str:
-    """Under which Gradio looks a text up: the text itself, so that it reads well where there is no dictionary. Gradio
-    takes a key to end at its first brace."""
+    """Return the key of a text in Gradio's dictionaries: the text itself, readable even without one.
+
+    Braces become parentheses, since Gradio ends a key at its first brace.
+    """
     return text.replace("{", "(").replace("}", ")")
 
 
 def dictionaries() -> dict[str, dict[str, str]]:
-    """Return what Gradio is given: by language, each text by its key."""
+    """Return the dictionaries for Gradio: by language, each text by its key."""
     by_language: dict[str, dict[str, str]] = {}
     english: dict[str, str] = {}
     for language, locale in LOCALES.items():
@@ -112,19 +114,19 @@ I18N = I18n(**dictionaries())
 
 
 def T(text: str):
-    """The text in the browser's language."""
+    """Return the text in the browser's language."""
     return I18N(key_of(text))
 
 
 def language() -> str:
-    """Return that of the browser whose request is being answered; English where none is."""
+    """Return the language of the request that is being answered; English without one."""
     request = LocalContext.request.get(None)
     return language_of(request.headers.get("accept-language", "")) if request is not None else "en"
 
 
-@lru_cache(maxsize=64)  # others choose what stands there
+@lru_cache(maxsize=64)  # requests choose its argument
 def language_of(accepted: str) -> str:
-    """The first of our languages in an Accept-Language header; English where it has none of them."""
+    """Return the first of our languages in an Accept-Language header; English if it has none of them."""
     wanted = []
     for place, part in enumerate(accepted.split(",")):
         tag, _, quality = part.strip().partition(";q=")
@@ -136,25 +138,25 @@ def language_of(accepted: str) -> str:
 
 
 def say(text: str, **facts) -> str:
-    """The text with the facts in its braces."""
+    """Return the text in the request's language, with the facts in its braces."""
     known = LOCALES.get(language())
     return (known.texts[text] if known else text).format(**facts)
 
 
 def say_label(config_class: type, name: str) -> str:
-    """Return what the page calls a field."""
+    """Return a field's label on the page."""
     known = LOCALES.get(language())
     return known.field(config_class, name)[0] if known else label_of(config_class, name)
 
 
 def say_problem(problem: str) -> str:
-    """A sentence of a ConfigError. Those that the language's file does not know stay as they are."""
+    """Return a ConfigError's sentence in the request's language; unknown ones stay as they are."""
     known = LOCALES.get(language())
     return (known.problem(problem) if known else None) or problem
 
 
 def in_page_words(config_class: type, words: str) -> str:
-    """What a program said of its settings, with the names that the page has for them in place of flags."""
+    """Return a program's message about its settings with the page's labels in place of flags."""
     words = say_problem(words.removeprefix("error: "))
     first, _, rest = words.partition(" ")
     if first.removesuffix(":") in fields_of(config_class) and rest:

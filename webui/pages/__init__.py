@@ -1,1 +1,1 @@
-"""The tabs of the page, and what a look at it brings."""
+"""The tabs of the page, and their periodic updates."""

@@ -1,4 +1,4 @@
-"""What the page's own scripts ask for beside what look.js brings: images at full size, numbers to plot, masks kept."""
+"""Endpoints for the page's scripts beside look.js: full-size images, curves, painted masks."""
 
 import base64
 from pathlib import Path
@@ -16,13 +16,13 @@ from webui.runs.run_history import history_of
 from webui.server.served import publish_image
 from webui.widgets.events import QUIET, as_json, show_errors
 
-MOST_RUNS = 20  # that are plotted in one
-# Nothing in the page triggers these: our scripts ask for them by their names.
+MOST_RUNS = 20  # in one plot
+# No component triggers these: our scripts call them by name.
 SETTINGS: dict[str, Any] = {**QUIET, "api_visibility": "undocumented", "queue": False}
 
 
 class Asked:
-    """Answers images.js, plots.js and paint.js. Make it inside the page."""
+    """Answers images.js, plots.js and paint.js. Create it inside the page."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -32,19 +32,19 @@ class Asked:
         asked.change(as_json(self.keep_mask), [asked, data], answered, api_name="sdxl_lora_mask", **SETTINGS)
 
     def image(self, path: str) -> str:
-        """Let an image of the projects or of IMAGES_DIR be fetched; return where it is then."""
+        """Publish an image of the projects or of IMAGES_DIR; return where it can be fetched."""
         places = self.context.places
         below = (root for root in roots(places) if Path(path).resolve().is_relative_to(root.resolve()))
         return publish_image(Path(path), next(below, places.projects))
 
     def curves(self, asked: str) -> dict:
-        """Numbers of runs over their steps; `asked` says what is known of each run, by its name."""
+        """Return numbers of runs over their steps; `asked` has what the page knows of each run, by name."""
         known = loaded(asked)
         runs = {name: self.context.run_of(name) for name in list(known)[:MOST_RUNS]}
         return answer({name: history_of(run) for name, run in runs.items() if run is not None}, known)
 
     def keep_mask(self, facts: str, data: str) -> dict:
-        """What was painted over an image becomes its mask: see datasets/masks.py. `data` is a PNG in base 64."""
+        """Save a painted mask, see preprocess/editing/masks.py. `data` is a PNG in base64."""
         row = loaded(facts)
         folder = self.context.need_dataset(str(row.get("dataset")))
         if len(data or "") > 2 * MOST_BYTES:

@@ -1,4 +1,4 @@
-"""The box below a dataset's search: its tags with counts, and one change to the captions of many images."""
+"""The box below a dataset's search: its tags with counts, and bulk changes of captions."""
 
 import json
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from webui.widgets.events import QUIET, show_errors, tell
 
 
 class BulkBox:
-    """Nothing is changed before a person has seen what would be: `planned`, which nobody sees, holds what that was."""
+    """Bulk changes, applied only after a preview; the hidden box `planned` holds the change that was previewed."""
 
     def __init__(self, undo: gr.Button):
-        """Args: undo: stands outside, since it undoes more than what is done here."""
+        """Args: undo: a button outside the box, since it undoes more than the changes made here."""
         with gr.Accordion(T("Tags and bulk edits"), open=False, elem_id="bulk"):
             self.tags = gr.HTML(elem_id="bulk-tags", padding=False)
             with gr.Row(equal_height=True):
@@ -46,11 +46,12 @@ class BulkBox:
         self.outputs = [self.tags, self.undo]
 
     def listen(self, inputs: list, view_of: Callable, on: Callable) -> None:
-        """
+        """Connect the buttons.
+
         Args:
-            inputs: what says which dataset is in view, and what its boxes hold.
-            view_of: from the inputs to the folder and the view, with what boxes hold saved.
-            on: does a change to these at events, and shows the view that it returns.
+            inputs: components with the dataset in view and the contents of its boxes.
+            view_of: saves the boxes and returns folder and view from the inputs.
+            on: at events, applies a change to folder and view, and shows the view that it returns.
         """
         state = [self.preview, self.planned, self.apply]
 
@@ -87,11 +88,11 @@ class BulkBox:
         return [gr.update(visible=action.startswith("replace")), *self.forget()]
 
     def forget(self) -> list:
-        """Another change: what was shown was not of it."""
+        """Clear the preview: the change was edited."""
         return ["", "", gr.update(interactive=False)]
 
     def shown(self, dataset: Dataset, view: View) -> list:
-        """Return for each of `outputs` what it shows of a dataset."""
+        """Return the values of `outputs` for a dataset."""
         counts = tag_counts((image.text for image in dataset.images), view.reading)
         tags = templates.datasets.tags(counts, view.reading, dataset.trigger_word)
         return [tags, gr.update(interactive=bool(history.kept_changes(dataset.folder)))]

@@ -1,4 +1,4 @@
-"""The captions that the cards of a dataset show: saved as they are left, or made anew by the captioner."""
+"""Captions on the cards of a dataset: saved when their box loses the focus, or made again by the captioner."""
 
 import json
 from html import escape
@@ -16,13 +16,13 @@ from webui.widgets.events import tell
 
 
 class Captions:
-    """Each card's key says which row its box shows; see `key_of_row`."""
+    """Saves and remakes captions. A card's key identifies the row in its box; see `key_of_row`."""
 
     def __init__(self, context: Context):
         self.context = context
 
     def save(self, key: str, text: str) -> str:
-        """When a caption loses the focus: what its card then shows, where it is still the same row's."""
+        """Save a caption that loses the focus; return the card's new contents as JSON."""
         is_saved = True
         try:
             if not self.save_row(key, text):
@@ -43,10 +43,10 @@ class Captions:
         return json.dumps({**now, "sent": text if is_saved else None})
 
     def save_row(self, key: str, text: str) -> bool:
-        """Saves what a box holds into the row that it showed; whether there was anything to save.
+        """Save the contents of a box to its row; return whether they had changed.
 
         Raises:
-            ChangedElsewhere: another text stands there by now.
+            ChangedElsewhere: the row has another text by now.
             ConfigError: the dataset is being prepared, or is gone.
         """
         row = loaded(key)
@@ -58,7 +58,7 @@ class Captions:
         return True
 
     def save_all(self, held: tuple[str, ...]) -> None:
-        """Before other rows come into view: what could not be saved stays in its box, and that the person reads why."""
+        """Save all boxes before other rows come into view; a failure is raised, and the boxes keep their texts."""
         for key, text in zip(held[::2], held[1::2], strict=True):
             self.save_row(key, text)
 
@@ -76,7 +76,7 @@ class Captions:
             raise ConfigError(words)
 
     def caption_all_anew(self, name: str | None) -> None:
-        if name == "":  # the person was asked, and said no
+        if name == "":  # the person declined
             return
         folder = self.context.need_dataset(name)
         self.require_captioner(folder)
@@ -86,13 +86,13 @@ class Captions:
 
 
 def key_of_row(name: str, image: datasets.DatasetImage) -> str:
-    """Return which row a card shows, and what its box held when it was filled."""
+    """Return the key of a card: its row and the text that its box was filled with."""
     facts = {"dataset": name, "file": image.file_name, "place": image.place, "text": image.text}
     return json.dumps(facts, ensure_ascii=False)
 
 
 def loaded(text: str | None) -> dict:
-    """Return what a box that nobody sees says; {} of one that was not filled yet."""
+    """Return the facts in a hidden box; {} if it is not filled yet."""
     try:
         facts = json.loads(text or "{}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""What moves by itself on the page: asked for by look.js once a second, answered with what has changed since."""
+"""Live parts of the page: look.js asks once a second, and the answer holds what has changed since."""
 
 import json
 import logging
@@ -21,14 +21,15 @@ from webui.widgets import html as show
 from webui.widgets import templates
 
 LOG = logging.getLogger(__name__)
-LISTS = (gr.Dropdown, gr.CheckboxGroup)  # whose choices Gradio must know of, as it checks by them what is chosen
+LISTS = (gr.Dropdown, gr.CheckboxGroup)  # Gradio must know their choices, by which it checks what is chosen
 
 
 class Live:
-    """
+    """The live parts of the page.
+
     Args:
-        now, stop: the strip above the tabs, and its button; spoken: the same for those who hear the page.
-        dataset_field: the training's, to which new datasets are added as choices.
+        now, stop: the strip above the tabs, and its button; spoken: the same for screen readers.
+        dataset_field: the training form's, to which new datasets are added as choices.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Live:
         self.lists = [place for place, output in enumerate(self.outputs) if isinstance(output, LISTS)]
 
     def look(self, seen: str, view: str, run: str, dataset: str, result: str) -> list:
-        """Return news as JSON, "" where there are none, then for each of the lists what has changed of it.
+        """Return news as JSON, "" if there are none, then the updates of the lists.
 
-        News are `seen`, which the browser brings along next time, and `news`: what an output now shows by its place,
+        News are `seen`, which the browser sends back next time, and `news`: new values by the place of their output,
         those of the dataset behind all others.
 
         Args:
-            seen: fingerprints of what the browser shows, "" where it shows nothing yet.
-            view: which images of a dataset it shows.
+            seen: fingerprints of what the browser shows, "" if it shows nothing yet.
+            view: the part of a dataset that it shows.
         """
         jobs = self.context.jobs
         jobs.ensure_worker()
@@ -82,12 +83,12 @@ class Live:
         return [json.dumps({"seen": now, "news": news}) if now != before or news else "", *lists]
 
     def with_files(self) -> list[str]:
-        """Runs that have saved something to use."""
+        """Return the runs that have saved a LoRA."""
         runs = find_runs(self.context.places.projects, self.context.jobs)
         return [run_name(run) for run in runs if stages(run)]
 
     def now_running(self) -> list:
-        """The strip above the tabs: what runs, how far it is; and whether it can be stopped."""
+        """Return the strip above the tabs (the job and its progress), the stop button, and the spoken text."""
         jobs = self.context.jobs
         job = jobs.running()
         others = runs_of_others(jobs) if job is None else []
@@ -111,7 +112,7 @@ class Live:
 
 
 def marks_of(seen: str, count: int) -> list:
-    """The fingerprints that a browser has brought along; none that fits where these are not ours."""
+    """Return the fingerprints sent by a browser; a list of None if they are not ours."""
     try:
         marks = json.loads(seen or "[]")
     except ValueError:
@@ -124,11 +125,12 @@ _PROCESS = secrets.token_hex(8)
 
 
 def part(count: int, make: Callable[[], list]) -> list:
-    """Return what a part of the page shows; where that fails over what nobody thought of, its first output says so, and
-    all other parts go on. The whole of it stands in the server's log, once.
+    """Return the values of a part of the page; after an unexpected error its first output shows that.
+
+    Other parts go on. The traceback is logged once for each error.
 
     Args:
-        count: of its outputs; `make` may give none where nothing is new.
+        count: of its outputs; `make` may return none if nothing is new.
     """
     try:
         return make() or [gr.skip()] * count
@@ -141,25 +143,27 @@ def part(count: int, make: Callable[[], list]) -> list:
 
 
 def chooser(names: list[str], chosen: str | None) -> dict:
-    """New choices. The choice itself is left alone while it is one: it may have changed since the page asked."""
+    """Return an update of the choices. A valid choice is left alone: it may have changed since the request."""
     if chosen in names:
         return gr.update(choices=names)
     return gr.update(choices=names, value=names[0] if names else None)
 
 
 def newest(folders: list[str]) -> str:
-    """The dataset that was prepared last."""
+    """Return the dataset that was prepared last."""
 
     def changed(folder: str) -> float:
         try:
             return (Path(folder) / "metadata.jsonl").stat().st_mtime
-        except OSError:  # it has gone meanwhile
+        except OSError:  # it is gone meanwhile
             return 0.0
 
     return max(folders, key=changed)
 
 
 def fingerprint(value: object) -> int:
-    """Short, as every look brings it along. Another process, after a restart of the page, has others: Gradio has then
-    forgotten which choices it has given, and must be told them again."""
+    """Return a short hash of a value, since every request carries all of them.
+
+    It differs between processes: after a restart Gradio has forgotten the choices it gave and must get them again.
+    """
     return hash((_PROCESS, repr(value))) % 2**32

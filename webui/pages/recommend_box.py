@@ -1,4 +1,4 @@
-"""The part of the results that has checkpoints and strengths compared by measurement. See sdxl_lora/select."""
+"""The part of the results that compares checkpoints and strengths by measurement. See sdxl_lora/select."""
 
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from webui.widgets.events import QUIET, show_errors, tell
 
 
 class RecommendBox:
-    """
+    """Comparison of a run's checkpoints.
+
     Args:
-        chosen: the run that it is about.
+        chosen: the run to compare.
     """
 
     def __init__(self, context: Context, chosen: gr.Dropdown):
@@ -41,7 +42,7 @@ class RecommendBox:
         self.button.click(show_errors(self.start), [chosen, self.similarity, self.clip], None, **QUIET)
 
     def start(self, name: str | None, similarity: str | None, clip: str | None) -> None:
-        """Queue it."""
+        """Queue the comparison."""
         run = self.context.need_run(name)
         if not list(run.glob("checkpoint-*")):
             raise ConfigError(say("This run has no checkpoints to compare."))
@@ -49,7 +50,7 @@ class RecommendBox:
         tell(say("Queued: it starts as soon as nothing else is running."))
 
     def look(self, run: Path | None) -> str:
-        """How the newest comparison stands, and what the last one has found."""
+        """Return the state of the newest comparison, and the result of the last one."""
         if run is None:
             return ""
         jobs = self.context.jobs
@@ -60,7 +61,7 @@ class RecommendBox:
 
 
 def reason(found: Recommendation) -> str:
-    """What is recommended, and why; or why nothing is."""
+    """Return what is recommended and why, or why nothing is."""
     best, chosen = found.best, found.chosen
     if best is None:
         return say("Nothing is recommended: what was learned could not be measured.")

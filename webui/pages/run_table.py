@@ -1,4 +1,4 @@
-"""All runs: a table, several compared, and what is done with one that is over. Part of the tab of runs."""
+"""All runs: a table, a comparison, and the upkeep of finished runs. Part of the tab of runs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from webui.runs.context import Context, run_name
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
-MOST_COMPARED = 8  # as many colours as the plots have
+MOST_COMPARED = 8  # the plots have as many colours
 
 
 class RunTable:
-    """
+    """Table and upkeep of runs.
+
     Args:
-        chosen: the run that the tab shows, which note, name and the way out of sight are of.
+        chosen: the run that the tab shows, to which note, name and deletion apply.
     """
 
     def __init__(self, context: Context, chosen: gr.Dropdown):
@@ -49,14 +50,14 @@ class RunTable:
         self.all.expand(self.listed, None, listed, **QUIET)
         self.compared.change(self.compare, [self.compared], [self.comparison], **QUIET)
         about = [self.note, self.name, self.sure]
-        self.chosen.change(self.about, [self.chosen], about, **QUIET)  # as it opens, page.py fills them
+        self.chosen.change(self.about, [self.chosen], about, **QUIET)  # page.py fills them on opening
         self.keep.click(show_errors(self.noted), [self.chosen, self.note], None, **QUIET)
         self.rename.click(show_errors(self.renamed), [self.chosen, self.name], [self.chosen, *listed, *about], **QUIET)
         self.delete.click(lambda: gr.update(visible=True), None, [self.sure], **QUIET)
         self.sure.click(show_errors(self.deleted), [self.chosen], [self.chosen, *listed, *about], **QUIET)
 
     def listed(self) -> list:
-        """The table and the names to compare, as they are now."""
+        """Return the table and the names to compare, as they are now."""
         rows = run_rows(self.context)
         return [templates.runs.listed(rows), gr.update(choices=[row.name for row in rows])]
 
@@ -91,13 +92,13 @@ class RunTable:
 
 
 def comparison_html(runs: list[Path]) -> str:
-    """Settings that differ, curves in one plot, and images side by side."""
+    """Return settings that differ, curves in one plot, and images side by side, as HTML."""
     settings = {say_label(TrainConfig, name): list(map(words, values)) for name, values in differing(runs).items()}
     return templates.runs.comparison([run_name(run) for run in runs], settings, newest_samples(runs))
 
 
 def words(value: Any) -> str:
-    """A setting's value as a person reads it."""
+    """Return a setting's value for display."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "—"
     return "—" if value is None else str(value)

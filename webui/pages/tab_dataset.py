@@ -1,4 +1,4 @@
-"""The tab that shows a prepared dataset, problems first, and lets a person mend its captions in place."""
+"""The tab of a prepared dataset: problems first, captions editable in place."""
 
 import hashlib
 import json
@@ -24,15 +24,17 @@ from webui.widgets.forms import Form
 from webui.widgets.scripts import script
 
 HERE = Path(__file__).parent
-CARDS = 12  # pictures in view at once
+CARDS = 12  # images in view at once
 NO_CARD = [gr.update(visible=False), "", "", ""]
-READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training's form
+READING = ("caption_separator", "keep_tokens", "keep_tokens_separator")  # of the training form
 
 
 class DatasetTab:
-    """What the person has in view is kept in the browser, in text boxes that nobody sees: `view` says which pictures
-    these are, and of each card `key` says which row its box shows. A press brings both along, and answers
-    may arrive in any order. look.js leaves a box alone that has the focus or holds what is not saved yet.
+    """A page of a dataset as cards.
+
+    The browser keeps what is in view in hidden text boxes: `view` says which images, and each card's `key` which row
+    its box shows. Every click sends both, so answers may arrive in any order. look.js leaves a box alone while it has
+    the focus or holds unsaved text.
     """
 
     def __init__(self, context: Context):
@@ -71,7 +73,7 @@ class DatasetTab:
 
     def _make_cards(self) -> None:
         self.cards: list[tuple[gr.Column, gr.HTML, gr.Textbox, gr.Textbox]] = []
-        self.pressed: list[tuple[gr.Textbox, gr.Button, gr.Button]] = []  # of each card, what is not shown anew
+        self.pressed: list[tuple[gr.Textbox, gr.Button, gr.Button]] = []  # parts of each card that no update replaces
         with gr.Row(elem_classes="cards"):
             for number in range(CARDS):
                 with gr.Column(visible=False, elem_classes="picture", min_width=260) as column:
@@ -88,7 +90,7 @@ class DatasetTab:
                 self.pressed.append((saved, button, delete))
 
     def listen(self, training: Form) -> None:
-        """Args: training: its form, which says what a tag is and which ones are kept in front."""
+        """Args: training: its form, whose settings define tags and kept tags."""
         held = [part for _, _, text, key in self.cards for part in (key, text)]
         reading = [training.widgets[name] for name in READING]
         self.inputs = [self.chosen, self.view, self.words, self.which, *reading, *held]
@@ -119,11 +121,13 @@ class DatasetTab:
         needs_dataset: bool = True,
         **settings,
     ) -> Any:
-        """At these events save what the boxes hold, do `change` to the folder and the view, with what `more` hold, and
-        show the view that it returns; nothing new where it returns none.
+        """At events, save the boxes, call `change` on folder, view and the values of `more`, and show its result.
+
+        If `change` returns no view, nothing is updated.
 
         Args:
-            needs_dataset: where none is chosen, say so; else do nothing, as for a search box that is only left.
+            needs_dataset: report if no dataset is chosen; else do nothing then, as for a search box that merely loses
+                focus.
         """
 
         def answer(*entered) -> list:
@@ -141,7 +145,7 @@ class DatasetTab:
         return [dataset_name(Path(folder)) for folder in self.context.places.datasets()]
 
     def seen(self, name: str | None, view: str, words: str, which: str, *rest) -> tuple[Path, View]:
-        """The folder and the view of what a browser has sent, once what its boxes hold is saved."""
+        """Save the boxes that a browser has sent, and return its folder and view."""
         separator, keep, mark, *held = rest
         self.captions.save_all(tuple(held))
         page = View.of(loaded(view)).page
@@ -157,7 +161,7 @@ class DatasetTab:
         return [*self.shown(dataset, replace(view, page=0)), dataset.trigger_word]
 
     def refresh(self, name: str | None, view: str | None) -> list | None:
-        """Return what to show where the files are others than those in view; None where nothing is new."""
+        """Return new values for the outputs if the dataset's files have changed; None if they have not."""
         folder, seen = self.context.dataset_of(name), loaded(view)
         if folder is None:
             return None
@@ -166,14 +170,14 @@ class DatasetTab:
             return None
         try:
             shown = self.shown(datasets.read_dataset(folder), replace(View.of(seen), name=name))
-            return [*shown[:-1], gr.skip()]  # someone may be typing the number of a page
-        except (ConfigError, DataError) as error:  # the cards stay: the next press on one says the same
+            return [*shown[:-1], gr.skip()]  # the person may be typing a page number
+        except (ConfigError, DataError) as error:  # the cards stay: the next click on one reports the same
             about = templates.parts.failure(str(error))
             skipped = [gr.skip()] * (len(self.outputs) - 2)
             return [about, json.dumps({**seen, "name": name, "stamp": now}), *skipped]
 
     def search(self, folder: Path, wanted: View, view: str) -> View | None:
-        """The first page of what fits; none where that is in view already."""
+        """Return the first page of the matches; None if that is in view already."""
         before = View.of(loaded(view))
         is_same = (wanted.search, wanted.reading) == (before.search, before.reading)
         return None if is_same else replace(wanted, page=0)
@@ -182,7 +186,7 @@ class DatasetTab:
         row = loaded(key)
         if row.get("dataset") != view.name:
             return None
-        take_out(folder, (row["file"], row["place"]), text)  # what was typed is saved by now
+        take_out(folder, (row["file"], row["place"]), text)  # `seen` has saved what was typed
         tell(say("{name} was removed from the dataset. “Undo the last change” brings it back.", name=row["file"]))
         return view
 
@@ -191,7 +195,7 @@ class DatasetTab:
         return view
 
     def shown(self, dataset: datasets.Dataset, view: View) -> list:
-        """Return for each of the outputs what it shows of one page of a dataset."""
+        """Return the values of the outputs for one page of a dataset."""
         found = view.search.images(dataset, view.reading)
         last = max(0, (len(found) - 1) // CARDS)
         page = min(max(0, view.page), last)
@@ -216,6 +220,6 @@ class DatasetTab:
 
 
 def stamp(folder: Path) -> list[int]:
-    """Changes whenever the dataset does."""
+    """Return the times of the dataset's files, which change whenever the dataset does."""
     paths = ("metadata.jsonl", "preprocess_report.json", ".preprocess/page_undo.jsonl")
     return [(folder / path).stat().st_mtime_ns if (folder / path).exists() else 0 for path in paths]

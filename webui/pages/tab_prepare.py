@@ -1,4 +1,4 @@
-"""The tab that turns a folder of pictures into a dataset."""
+"""The tab that turns a folder of images into a dataset."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ KINDS = ("prepare", "caption")
 
 
 class PrepareTab:
-    """Its form, its button, and the card of the newest job."""
+    """The form, its button, and the card of the newest job."""
 
     def __init__(self, context: Context, project: gr.Dropdown):
         self.context = context
@@ -57,7 +57,7 @@ class PrepareTab:
         return complaint, job_card(self.context.jobs, self.context.jobs.newest(*KINDS))
 
     def look(self) -> list:
-        """Return for each of `live` what it shows of the newest job of preparing or captioning."""
+        """Return the values of `live` for the newest job of preparing or captioning."""
         jobs = self.context.jobs
         job = jobs.newest(*KINDS)
         lines = console_lines(jobs, job) if job is not None else []
@@ -65,6 +65,6 @@ class PrepareTab:
         return [job_card(jobs, job), gr.update(visible=is_done), console(lines)]
 
     def job(self, *entered) -> Job:
-        """Queues the preparation that the form asks for."""
+        """Queue the preparation that the form asks for."""
         config = self.form.config(*entered)
         return self.context.jobs.add(prepare_job(self.context.jobs, config))

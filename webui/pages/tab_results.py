@@ -1,4 +1,4 @@
-"""The tab for after training: draw with the LoRA beside the base, fetch its files, put it where a client looks."""
+"""The tab for finished LoRAs: draw with one beside the base, download its files, copy them to a client's folder."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class ResultsTab:
         tell(say("The images appear here as they are drawn."))
 
     def look(self, name: str | None) -> list:
-        """Return for each of `live` what it shows."""
+        """Return the values of `live`."""
         run = self.context.run_of(name)
         choices = stage_choices(run)
         about = templates.runs.files(lora_files(run)) if run is not None else ""
@@ -89,7 +89,7 @@ class ResultsTab:
         return [self.drawn_html(run), *lists, about, *told]
 
     def drawn_html(self, run: Path | None) -> str:
-        """The newest drawing of a run."""
+        """Return the newest drawing of a run as HTML."""
         if run is None:
             return templates.parts.empty(say("No run has saved anything yet."))
         jobs = self.context.jobs
@@ -100,12 +100,12 @@ class ResultsTab:
         return drawing_html(self.context, job, request)
 
     def offer(self, name: str | None, stage: str | None):
-        """The files of one stage, put where Gradio serves them: nothing else of the run is."""
+        """Publish the files of one stage for download; nothing else of the run is served."""
         run = self.context.need_run(name, saved=True)
         stage = stage_of(run, stage)
         folder = stages(run)[stage]
         about = say("For ComfyUI, A1111, Forge and InvokeAI; and for diffusers")
-        label = f"{run.name}, {stage_words(stage)} · {about}"  # the files of all stages have the same names
+        label = f"{run.name}, {stage_words(stage)} · {about}"  # files of all stages have the same names
         return gr.File([publish(path, folder) for path in lora_files(folder)], visible=True, label=label)
 
     def copy_to_loras(self, name: str | None, stage: str | None) -> None:
@@ -118,7 +118,7 @@ class ResultsTab:
 
 
 def stage_choices(run: Path | None) -> list[tuple[str, str]]:
-    """The stages of a run in words; the newest under a name that stays when there is a newer one."""
+    """Return the stages of a run with their labels; the newest has a fixed value, so that it stays chosen."""
     names = list(stages(run)) if run is not None else []
     choices = [(stage_words(stage), stage) for stage in names]
     if names and names[0] != "final":
@@ -133,7 +133,7 @@ def stage_words(stage: str) -> str:
 
 
 def drawing_html(context: Context, job: Job, request: dict) -> str:
-    """A row for each prompt and stage: the base, then each weight."""
+    """Return a row for each prompt and stage: the base, then each weight."""
     folder = context.jobs.folder_of(job.id)
     weights = request["weights"]
     columns = [say("base"), *(say("weight {weight}", weight=f"{w:g}") for w in weights)]

@@ -1,4 +1,4 @@
-"""The tab that shows one run as it goes, stops it, goes on with it; and what waits behind it."""
+"""The tab that shows one run live, stops and resumes it, and lists the waiting jobs."""
 
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from webui.widgets.events import QUIET, show_errors, tell
 
 
 class RunsTab:
-    """`outputs` are what `look` fills for the run that is chosen."""
+    """A run and the queue; `look` fills `outputs` for the chosen run."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -75,7 +75,7 @@ class RunsTab:
         return [run_name(run) for run in find_runs(self.context.places.projects, self.context.jobs)]
 
     def look(self, name: str | None) -> list:
-        """Return for each of the outputs what it shows."""
+        """Return the values of the outputs."""
         jobs = self.context.jobs
         waiting = jobs.waiting()
         jobs_waiting = [(show.words_for(job), job.id) for job in waiting]
@@ -114,10 +114,10 @@ class RunsTab:
         if job is not None and not job.is_over:
             self.context.jobs.stop(job)
         elif run is not None and state_of(run, self.context.jobs).is_active:
-            (run / "stop").touch()  # started from a shell: its folder is all that we share
+            (run / "stop").touch()  # started from a shell: only its folder is shared
 
     def ask(self, what: str, name: str | None) -> None:
-        """Leave the file in the run's folder that asks for it."""
+        """Create the file in the run's folder that requests a save or samples."""
         run = self.context.run_of(name)
         if run is None or state_of(run, self.context.jobs).state not in ("training", "sampling"):
             raise ConfigError(say("This run is not training at the moment."))
@@ -135,7 +135,7 @@ class RunsTab:
         self.context.jobs.add(train_job(self.context.jobs, replace_flat(config, **changes), processes_of(run)))
 
     def settings_of(self, name: str | None) -> TrainConfig:
-        """Return what a run was started with.
+        """Return the settings that a run was started with.
 
         Raises:
             ConfigError: no such run, or another version of the trainer wrote it.
@@ -146,7 +146,7 @@ class RunsTab:
         return read_config(TrainConfig, path)
 
     def config_path(self, run: Path) -> Path | None:
-        """Of one that failed before it had a folder, the settings lie with its job."""
+        """Return the path of a run's settings; those of a run that failed before it had a folder lie with its job."""
         job = self.context.jobs.newest("train", of=run)
         paths = [run / "config.yaml", *([self.context.jobs.folder_of(job.id) / "config.yaml"] if job else [])]
         return next((path for path in paths if path.exists()), None)
@@ -161,6 +161,6 @@ def can_resume(state: RunState) -> bool:
 
 
 def processes_of(run: Path) -> int:
-    """Return the number of processes that it last ran in."""
+    """Return the number of processes that the run last used."""
     started = [event for event in history_of(run).messages if event["event"] == "started"]
     return started[-1].get("processes", 1) if started else 1

@@ -1,4 +1,4 @@
-"""The tab that starts trainings: alone, or behind the preparation of their dataset; and says before what one takes."""
+"""The tab that starts trainings, alone or after the preparation of their dataset, and estimates them before."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -29,7 +29,7 @@ from webui.widgets.widgets import form
 
 
 class TrainTab:
-    """Its form and buttons; page.py listens to these, since what follows is seen under Runs."""
+    """The form and its buttons; page.py listens to these, since the run is shown under Runs."""
 
     def __init__(self, context: Context, project: gr.Dropdown, prepare: PrepareTab):
         self.context, self.prepare, self.gpus = context, prepare, gpu_gib()
@@ -84,7 +84,7 @@ class TrainTab:
             )  # fmt: skip
 
     def _listen(self) -> None:
-        """What a preset sets is shown at once; then, where there is a dataset, what such a training takes."""
+        """Show a preset's values at once; then, if there is a dataset, the estimate of such a training."""
         choice = [self.subject, self.card]
         names = list(preset("", ""))
         fields = [self.form.widgets[name] for name in names]
@@ -98,7 +98,7 @@ class TrainTab:
         self.ask.click(self.told, asked, [self.plan, self.problems], **QUIET)
 
     def suggested(self, subject: str | None, dataset: str | None, prompts: str | None):
-        """The preset's prompts with the dataset's trigger word, where nothing is drawn yet."""
+        """Return the preset's prompts with the dataset's trigger word, unless there are prompts already."""
         folders = self.context.places.datasets()
         if not subject or prompts or dataset not in folders:
             return gr.skip()
@@ -106,11 +106,11 @@ class TrainTab:
         return "\n".join(prompts_of(subject, word)) if word else gr.skip()
 
     def told_if_complete(self, card: str, *asked) -> Iterator[list]:
-        """What it takes; nothing yet for a form in which something is missing."""
+        """Yield the estimate; nothing for an incomplete form."""
         yield from self.told(card, *asked, is_asked=False)
 
     def told(self, card: str, processes: float, *entered, is_asked: bool = True) -> Iterator[list]:
-        """Say in a sentence what the training takes, after some seconds of counting; or what has to be mended first."""
+        """Yield the estimate in a sentence, after some seconds of counting; or the form's problems."""
         complaint = self.form.complaint(*entered)
         if complaint:
             yield ["", complaint if is_asked else gr.skip()]
@@ -125,7 +125,7 @@ class TrainTab:
         yield [plan_html(plan, CARDS.get(card) or next(iter(self.gpus), None)), ""]
 
     def start(self, processes: float, *entered) -> str:
-        """Queues the training; or returns what has to be mended first."""
+        """Queue the training, or return the problems."""
         prepared = {job.target for job in self.context.jobs.all() if job.kind == "prepare" and not job.is_over}
         complaint = self.form.complaint(*entered, expected=prepared)
         if not complaint:
@@ -133,7 +133,7 @@ class TrainTab:
         return complaint
 
     def start_both(self, *entered) -> str:
-        """Queues the preparation of the dataset, and the training on it behind that."""
+        """Queue the preparation of the dataset, and the training on it after that; or return the problems."""
         count = len(self.prepare.form.inputs)
         prepared, (processes, project, *trained) = entered[:count], entered[count:]
         name = self.prepare.form.values(*prepared)["output_dir"]
@@ -151,16 +151,16 @@ class TrainTab:
 
 
 def preset_values(subject: str | None, card: str | None) -> list:
-    """What the fields that presets set then show."""
+    """Return the values of the fields that presets set."""
     fields = fields_of(TrainConfig)
     return [entered_value(fields[name], value) for name, value in preset(subject, card).items()]
 
 
 def plan_html(plan: Plan, card_gib: float | None) -> str:
-    """A plan in a sentence, and what is to be heeded.
+    """Return a plan in a sentence with its warnings.
 
     Args:
-        card_gib: memory of the card that is to train; None where nobody knows.
+        card_gib: memory of the card that is to train; None if unknown.
     """
     here = len(plan.seconds) == 1
     times = ", ".join(duration(s) if here else f"{duration(s)} ({name})" for name, s in plan.seconds.items())
@@ -168,7 +168,7 @@ def plan_html(plan: Plan, card_gib: float | None) -> str:
 
 
 def free_name(context: Context, project: str | None) -> str:
-    """A name for the next run of a project."""
+    """Return a name for the next run of a project."""
     number = 1
     while project and (context.places.projects / project / "runs" / f"run-{number}").exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The part of the results that has tools work on a run's LoRA file. See sdxl_lora/tools."""
+"""The part of the results with tools for a run's LoRA file. See sdxl_lora/tools."""
 
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from webui.widgets import html as show
 from webui.widgets import templates
 from webui.widgets.events import QUIET, show_errors, tell
 
-FOLDER = "tools"  # in the run's: what is written
+FOLDER = "tools"  # for the results, in the run's folder
 
 
 class ToolsBox:
-    """
+    """Tools for a LoRA file.
+
     Args:
-        chosen, stage: the run, and which of its LoRAs is meant.
+        chosen, stage: the run, and which of its LoRAs to use.
     """
 
     def __init__(self, context: Context, chosen: gr.Dropdown, stage: gr.Dropdown):
@@ -46,7 +47,7 @@ class ToolsBox:
         self.button.click(show_errors(self.start), asked, None, **QUIET)
 
     def start(self, name: str | None, stage: str | None, tool: str, rank: float, weight: float) -> None:
-        """Queue it."""
+        """Queue the tool."""
         run = self.context.need_run(name, saved=True)
         loras = lora_files(stages(run)[stage_of(run, stage)])
         if not loras:
@@ -58,7 +59,7 @@ class ToolsBox:
         tell(say("Queued: it starts as soon as nothing else is running."))
 
     def look(self, run: Path | None) -> str:
-        """How the newest one stands, and what it said."""
+        """Return the state of the newest tool job, and its output."""
         jobs = self.context.jobs
         job = jobs.newest("tool", of=run) if run is not None else None
         if job is None:
@@ -68,13 +69,13 @@ class ToolsBox:
 
 
 def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | None, weight: float | None) -> list[str]:
-    """Return what a person would type behind `python -m sdxl_lora.tools`.
+    """Return the arguments of `python -m sdxl_lora.tools`.
 
     Args:
-        folder: where the result goes; one of the same name is replaced.
+        folder: for the result; a file of the same name is replaced.
         base: of the run.
     Raises:
-        ConfigError: a number that is none, or a base that is not on this machine.
+        ConfigError: an invalid number, or a base that is not on this machine.
     """
     if tool in ("show", "check"):
         return [tool, str(lora)]

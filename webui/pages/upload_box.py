@@ -1,4 +1,4 @@
-"""Images from a person's machine into a folder of the project, and what is in the folder that is to be prepared."""
+"""Upload of images into a folder of the project, and the contents of the folder to prepare."""
 
 import base64
 import contextlib
@@ -34,7 +34,7 @@ from webui.widgets.scripts import script
 
 HERE = Path(__file__).parent
 SHOWN_AT_ONCE = 24
-# By these the plan of a folder changes.
+# The plan of a folder depends on these.
 PLANNED_BY = (
     "input_dir", "leave_out", "resolution", "buckets", "bucket_step", "max_aspect", "no_upscale", "enlarge_small",
     "min_bucket_side", "crop",
@@ -42,9 +42,10 @@ PLANNED_BY = (
 
 
 class UploadBox:
-    """
+    """Upload of images, and a preview of their folder.
+
     Args:
-        project: in whose folder they go.
+        project: whose folder receives them.
     """
 
     def __init__(self, context: Context, project: gr.Dropdown):
@@ -64,12 +65,12 @@ class UploadBox:
             )  # fmt: skip
         self.shown = gr.HTML(js_on_load=script(HERE / "folder.js"), elem_id="upload-shown", padding=False)
         self.count = gr.Number(value=SHOWN_AT_ONCE, visible=False)
-        self.before = gr.Textbox(visible=False)  # folder and dataset of which the list in the form is, see listed.js
+        self.before = gr.Textbox(visible=False)  # folder and dataset that the form's list belongs to, see listed.js
         facts, piece, answer = (gr.Textbox(visible=False) for _ in range(3))
         facts.change(as_json(self.take), [facts, piece], [answer], api_name="sdxl_lora_upload", **SETTINGS)
 
     def listen(self, form: Form) -> None:
-        """Args: form: its folder then says what was brought in; what is in it, and becomes of it, is shown below."""
+        """Args: form: its folder is set to the upload's; the contents of that folder and their plan are shown below."""
         self.form = form
         input_dir, output_dir, leave_out = (form.widgets[name] for name in ("input_dir", "output_dir", "leave_out"))
         seen = [self.count, *form.inputs]
@@ -82,14 +83,14 @@ class UploadBox:
         self.shown.more(None, [self.count], [self.count], js=f"(count) => [count + {SHOWN_AT_ONCE}]", **QUIET)
         input_dir.focus(self.choices, None, [input_dir], **QUIET)
         at = {"FOLDER_AT": form.inputs.index(input_dir), "DATASET_AT": form.inputs.index(output_dir)}
-        # Gradio calls it input, too, when the folder's field is only left.
+        # Gradio also fires `input` when the folder's field merely loses the focus.
         gr.on(
             [input_dir.input, output_dir.blur], self.listed, [self.before, *form.inputs], [leave_out],
             js=script(HERE / "listed.js", **at), trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
     def take(self, facts: str, piece: str) -> dict:
-        """One request of upload.js: how files stand before they are sent, or a piece of one."""
+        """Answer one request of upload.js: the states of files before they are sent, or one piece of a file."""
         asked = loaded(facts)
         folder = uploads.upload_folder(self.context.places, str(asked.get("project")), str(asked.get("folder")))
         if "begin" in asked:
@@ -110,8 +111,11 @@ class UploadBox:
         return [gr.Dropdown(choices, value=str(folder)), leave_out, shown]
 
     def listed(self, before: str | None, project: str, *entered):
-        """Names of the images not to use: where a person has chosen another folder, or another name for its dataset,
-        those that it was last prepared without. Of a dataset that is to be made from the same folder, they stay."""
+        """Return the names of images to leave out after the form's folder or dataset has changed.
+
+        They are those that the dataset was last prepared without. If the folder is the same and the dataset new, they
+        stay.
+        """
         values, was = self.form.values(project, *entered), loaded(before)
         folder, dataset = values["input_dir"] or "", values["output_dir"] or ""
         is_same = is_same_folder(was.get("folder"), folder)
@@ -124,16 +128,16 @@ class UploadBox:
         return gr.update(choices=image_folders(self.context.places))
 
     def show(self, count: int, project: str, *entered) -> str:
-        """The images of the folder that the form names, and what becomes of each."""
+        """Return the images of the form's folder, with their plan."""
         values = self.form.values(project, *entered)
         config: Any = None
-        with contextlib.suppress(ConfigError):  # the button says what has to be mended; here it cannot be planned
+        with contextlib.suppress(ConfigError):  # the button reports the problems; here there is no plan
             config = self.form.config(project, *entered)
         out = typed_value(fields_of(PreprocessConfig)["leave_out"], values["leave_out"])
         return self.described(values["input_dir"], count, config, set(out))
 
     def described(self, typed: str | None, *planned) -> str:
-        """What is in a folder; "" where none is typed or chosen. Args: planned: see `images_html`."""
+        """Return the contents of a folder as HTML; "" if none is chosen. Args: planned: see `images_html`."""
         folder = Path(pasted_path(typed or ""))
         if not typed or not folder.is_dir():
             return ""

@@ -1,1 +1,1 @@
-"""Jobs and runs as they lie on the disk. No gradio."""
+"""Jobs and runs on disk. No gradio."""

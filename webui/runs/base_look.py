@@ -1,9 +1,9 @@
-"""Whether a base can be trained, asked of a process of its own: looking takes torch, which the page does not import.
+"""Check that a base can be trained, in a process of its own: the check imports torch, and the page does not.
 
     python -m webui.runs.base_look '["BASE", "VAE", "CONFIGS", "REVISION", "VARIANT"]'
 
-prints the sentence that refuses it, nothing where all is well. Nothing is downloaded: what the Hub's cache lacks is
-looked at when the training starts.
+prints the sentence that refuses it, nothing if all is well. Nothing is downloaded: files missing in the Hub's cache are
+checked when the training starts.
 """
 
 import json
@@ -17,14 +17,14 @@ from sdxl_lora.config.sections.model import ModelConfig
 from sdxl_lora.packages import explain_failed_imports
 from webui.runs.jobs import ROOT
 
-SECONDS = 120  # for one that takes longer, on a disk that is asleep, the training's own look tells
+SECONDS = 120  # a longer check, on a sleeping disk, is left to the training
 Names = tuple[str, str | None, str | None, str | None, str | None]
 
 
 def base_problem(model: ModelConfig) -> str | None:
-    """Return why the chosen base cannot be trained, a sentence; None where it can, or where only the Hub can tell.
+    """Return a sentence that says why the chosen base cannot be trained; None if it can or only the Hub can tell.
 
-    The answer is kept until one of the files changes.
+    The answer is cached until one of the files changes.
     """
     names = (
         model.pretrained_model_name_or_path,
@@ -33,7 +33,7 @@ def base_problem(model: ModelConfig) -> str | None:
         model.revision,
         None if model.variant == "auto" else model.variant,
     )
-    from sdxl_lora.io.hub_files import is_cached  # takes a third of a second, which the page's start saves
+    from sdxl_lora.io.hub_files import is_cached  # takes a third of a second: not at the page's start
 
     if not (Path(names[0]).exists() or is_cached(names[0], model.revision, "model_index.json")):
         return None
@@ -41,7 +41,7 @@ def base_problem(model: ModelConfig) -> str | None:
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of a folder's files and those of its folders."""
+    """Return name, size and time of a file, or of the files in a folder and its subfolders."""
     paths = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("*/*")]) if path.is_dir() else []
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()]
 
@@ -63,7 +63,7 @@ def _asked(names: Names, stamps: tuple) -> str | None:
 
 
 def look(names: Names) -> str:
-    """Return the sentence that refuses a base; "" for one that can be trained as far as this machine's files tell."""
+    """Return the sentence that refuses a base; "" if it can be trained as far as this machine's files tell."""
     from sdxl_lora.errors import ConfigError
     from sdxl_lora.models.base_report import look_at
     from sdxl_lora.models.base_source import has_configs_here

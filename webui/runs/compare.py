@@ -1,9 +1,9 @@
-"""Images with a run's LoRA at several weights beside the base, in a process of its own.
+"""Draw with a run's LoRA at several weights beside the base, in a process of its own.
 
     python -m webui.runs.compare REQUEST.yaml FOLDER
 
-REQUEST holds run, stages (the finished LoRA and checkpoints, by folder), prompts, weights, seed, steps, guidance_scale,
-height and width. Images go to FOLDER as they are done: row-<prompt>-<stage>-<weight>.png, all by the same seed.
+REQUEST has run, stages (the finished LoRA and checkpoints, by folder), prompts, weights, seed, steps, guidance_scale,
+height and width. Images are written to FOLDER as they finish: row-<prompt>-<stage>-<weight>.png, all of the same seed.
 """
 
 import sys

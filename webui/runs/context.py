@@ -1,4 +1,4 @@
-"""The workspace and its jobs, which every part of the page works on. No gradio."""
+"""The workspace and its jobs, shared by all parts of the page. No gradio."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ class Context:
     jobs: Jobs
 
     def run_of(self, name: str | None) -> Path | None:
-        """The folder of "project/run"; None for a name that cannot be one."""
+        """Return the folder of "project/run"; None if that cannot be a name."""
         return self._folder(self.places.run_folder, name)
 
     def need_run(self, name: str | None, saved: bool = False) -> Path:
-        """
+        """Return the folder of a run.
+
         Args:
             saved: it must have saved a LoRA.
         Raises:
@@ -34,12 +35,13 @@ class Context:
         return run
 
     def dataset_of(self, name: str | None) -> Path | None:
-        """The folder of "project/dataset"; None where there is no such dataset."""
+        """Return the folder of "project/dataset"; None if there is no such dataset."""
         folder = self._folder(self.places.dataset_folder, name)
         return folder if folder is not None and (folder / "metadata.jsonl").exists() else None
 
     def need_dataset(self, name: str | None) -> Path:
-        """
+        """Return the folder of a dataset.
+
         Raises:
             ConfigError: there is no such dataset.
         """

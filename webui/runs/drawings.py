@@ -1,4 +1,4 @@
-"""What is asked of compare.py, and where its pictures lie. Imports no torch."""
+"""Requests to compare.py, and the paths of its images. Imports no torch."""
 
 import math
 from pathlib import Path
@@ -19,9 +19,10 @@ def image_path(folder: Path, prompt: int, stage: str, weight: float) -> Path:
 def drawing_request(
     run: Path, chosen: list[str], prompts: str, weights: str, seed: float, steps: float, guidance: float, side: float
 ) -> dict:
-    """
+    """Return the request that a form's values describe.
+
     Raises:
-        ConfigError: with all its problems at once.
+        ConfigError: lists all problems at once.
     """
     problems = []
     lines = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
@@ -60,7 +61,7 @@ def is_whole(number: float | None, low: int, high: int) -> bool:
 
 
 def read_request(folder: Path) -> dict | None:
-    """Return what was asked to be drawn; None where that cannot be read."""
+    """Return the request of a drawing; None if it cannot be read."""
     try:
         request = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -1,10 +1,10 @@
-"""The app that the page is a tab of: told when a job of the page is about to start, and when it is over. No gradio.
+"""Notify the app that holds the page before a job starts and when it is over. No gradio.
 
-The queue's worker is a process of its own and outlives the app, so the two speak through files:
+The queue's worker is a process of its own that outlives the app, so the two communicate through files:
 
     <projects>/.page/hosts/<pid>.lock       held by an app for as long as it lives
-    <projects>/.page/hosts/next             id of the job that would start now
-    <projects>/.page/jobs/<id>/<pid>.ready  written once the app has freed its memory; holds its reason where it refuses
+    <projects>/.page/hosts/next             id of the job to start next
+    <projects>/.page/jobs/<id>/<pid>.ready  written once the app has freed its memory; holds its reason if it refuses
 """
 
 import os
@@ -22,21 +22,22 @@ SECONDS_BETWEEN_LOOKS = 0.3
 
 
 class Host:
-    """
+    """An app that holds the page.
+
     Args:
-        before: called when a job is about to start; what it raises is why the job does not.
+        before: called when a job is about to start; an exception from it fails the job and is its reason.
         after: called when that job is over, however it ended.
     """
 
     def __init__(self, jobs: Jobs, before: Callable[[], None], after: Callable[[], None]):
         self.jobs, self.before, self.after = jobs, before, after
-        self.told: list[str] = []  # of these jobs the app has heard, and they are not over
+        self.told: list[str] = []  # jobs announced to the app and not over
         folder = folder_of_hosts(jobs)
         folder.mkdir(exist_ok=True)
         self.lock = FileLock(folder / f"{os.getpid()}.lock", thread_local=False)
 
     def listen(self) -> None:
-        """Begin to, in a thread that ends with the app."""
+        """Watch the jobs in a thread that ends with the app."""
         self.lock.acquire()
         threading.Thread(target=self._listen, name="sdxl-lora-host", daemon=True).start()
 
@@ -46,7 +47,7 @@ class Host:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def look(self) -> None:
-        """Call what has to be called by now."""
+        """Call `before` and `after` if they are due."""
         for job_id in list(self.told):
             job = self.jobs.read(job_id)
             if job is None or job.is_over:
@@ -61,7 +62,7 @@ class Host:
         try:
             self.before()
             self.told.append(job_id)
-        except Exception as error:  # whatever it is, the job must not start beside what the app still holds
+        except Exception as error:  # whatever it is, the app still holds its model
             refusal = str(error) or type(error).__name__
         replace_text(answer, refusal)
 
@@ -78,7 +79,7 @@ def next_of(jobs: Jobs) -> str:
 
 
 def living_hosts(jobs: Jobs) -> list[str]:
-    """Process numbers, as text, of the apps that live; locks of others are removed."""
+    """Return the process ids, as text, of living apps; locks of dead ones are removed."""
     found = []
     for path in folder_of_hosts(jobs).glob("*.lock"):
         try:
@@ -91,8 +92,7 @@ def living_hosts(jobs: Jobs) -> list[str]:
 
 
 def answers_of_hosts(jobs: Jobs, job_id: str) -> list[str] | None:
-    """Ask all apps to make room for a job. Returns their reasons against it, none where all have made room; or None
-    while one has not answered."""
+    """Ask all apps to free the GPU for a job; return their refusals, or None while one has not answered."""
     hosts = living_hosts(jobs)
     if hosts and next_of(jobs) != job_id:
         replace_text(folder_of_hosts(jobs) / "next", job_id)

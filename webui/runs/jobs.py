@@ -1,9 +1,9 @@
-"""What the page has asked to be run: one job after another, each a folder, so that any page finds it again.
+"""The page's queue of jobs, run one after another. Each is a folder, so that every page finds it.
 
-    <projects>/.page/order.json        the jobs that wait, first to be started first
-    <projects>/.page/jobs/<id>/        job.json, config.yaml, console.log; `stop` and `end` as they are asked for
+    <projects>/.page/order.json        the waiting jobs, the next one first
+    <projects>/.page/jobs/<id>/        job.json, config.yaml, console.log; `stop` and `end` once requested
 
-worker.py starts them. Whoever writes job.json or order.json holds `Jobs.lock`. No gradio.
+worker.py starts them. Writers of job.json and order.json hold `Jobs.lock`. No gradio.
 """
 
 import dataclasses
@@ -24,19 +24,20 @@ from sdxl_lora.run.status import replace_text
 from webui.server.security import PASSWORD_VARIABLE
 
 ROOT = Path(__file__).parents[2]  # where train_sdxl_lora.py and preprocess/ are
-SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is the first one, doubled
+SECONDS_BETWEEN_PRESSES = 2.0  # a second press of Stop within this time is a double click
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """
+    """A job of the queue.
+
     Attributes:
         kind: prepare, caption, train, draw, select or tool.
-        target: the folder that it works on, a dataset's or a run's.
-        command: argument list; never goes through a shell.
-        after: id of a job that must end well first.
+        target: the dataset's or run's folder that it works on.
+        command: argument list; never passed to a shell.
+        after: id of a job that must succeed first.
         state: waiting, running, ended or cancelled.
-        pid, pid_created: of the process and when the system made it, so that another under the same number is known.
+        pid, pid_created: process id and its creation time, which tells it from a later process of the same id.
     """
 
     id: str
@@ -57,18 +58,18 @@ class Job:
         return self.state in ("ended", "cancelled")
 
     def process(self) -> psutil.Process | None:
-        """Its process where that is still at work."""
+        """Return its process if that is still running."""
         try:
             process = psutil.Process(self.pid) if self.pid else None
             if process is None or abs(process.create_time() - (self.pid_created or 0)) >= 1:
                 return None
             return process if process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:  # gone, or its number is now that of another person's process
+        except psutil.Error:  # gone, or its id now belongs to another user's process
             return None
 
 
 def job_of(facts: dict) -> Job:
-    """The job in what its file says.
+    """Return the job that its file describes.
 
     Raises:
         TypeError: a person or another version of the page has written something else there.
@@ -85,7 +86,7 @@ def job_of(facts: dict) -> Job:
 
 
 def wish(job: Job, folder: Path) -> tuple[list[str], str]:
-    """Return what was asked for, whichever job it is: the command and the settings in its folder."""
+    """Return the command without the job's id, and the settings: equal for equal requests."""
     path = folder / "config.yaml"
     settings = path.read_text(encoding="utf-8") if path.exists() else ""
     return [word.replace(job.id, "") for word in job.command], settings
@@ -96,7 +97,7 @@ def new_id() -> str:
 
 
 class Queue:
-    """Ids of the jobs that wait, first to be started first, in a file."""
+    """A file with the ids of the waiting jobs, the next one first."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -113,7 +114,7 @@ class Queue:
 
 
 class Jobs:
-    """The jobs of one folder of projects."""
+    """Jobs of one folder of projects."""
 
     def __init__(self, projects: Path):
         self.folder = projects / ".page"
@@ -127,8 +128,10 @@ class Jobs:
         return self.folder / "jobs" / job_id
 
     def read(self, job_id: str) -> Job | None:
-        """The job as its file says. One that has not changed is not read again, since pages ask every second, and one
-        that is over never changes."""
+        """Return the job from its file; unchanged files are not read again, since pages ask every second.
+
+        A job that is over never changes.
+        """
         if (known := self._read.get(job_id)) and known[1].is_over:
             return known[1]
         path = self.folder_of(job_id) / "job.json"
@@ -148,7 +151,7 @@ class Jobs:
         self._read.pop(job.id, None)
 
     def all(self) -> list[Job]:
-        """Oldest first."""
+        """Return all jobs, the oldest first."""
         found = map(self.read, sorted(os.listdir(self.folder / "jobs")))
         return sorted((job for job in found if job), key=lambda job: job.created)
 
@@ -156,12 +159,12 @@ class Jobs:
         return [job for job in self.all() if job.target == str(target)]
 
     def newest(self, *kinds: str, of: Path | None = None) -> Job | None:
-        """The newest job of these kinds, of all or for one folder."""
+        """Return the newest job of these kinds, optionally for one folder."""
         found = (job for job in reversed(self.all()) if job.kind in kinds)
         return next((job for job in found if of is None or job.target == str(of)), None)
 
     def waiting(self) -> list[Job]:
-        """First to be started first."""
+        """Return the waiting jobs, the next one first."""
         found = (self.read(job_id) for job_id in self.queue.ids())
         return [job for job in found if job and job.state == "waiting"]
 
@@ -169,10 +172,10 @@ class Jobs:
         return next((job for job in reversed(self.all()) if job.state == "running"), None)
 
     def add(self, job: Job) -> Job:
-        """Put it at the end. Asked for twice, a job is one: the one that waits or runs already is returned.
+        """Append a job to the queue; an equal job that waits or runs already is returned instead.
 
         Raises:
-            ConfigError: a training or preparation of this folder, with other settings, is not over yet.
+            ConfigError: a training or preparation of this folder with other settings is not over yet.
         """
         with self.lock:
             for other in self.of(Path(job.target)):
@@ -199,7 +202,7 @@ class Jobs:
                 self.queue.write(ids)
 
     def cancel(self, job_id: str) -> bool:
-        """Return whether it was still waiting."""
+        """Cancel a waiting job; return whether it was still waiting."""
         with self.lock:
             job = self.read(job_id)
             if job is None or job.state != "waiting":
@@ -209,9 +212,9 @@ class Jobs:
             return True
 
     def stop(self, job: Job) -> str:
-        """Ask the job to finish its step and save, or if that was asked before, to end. Returns which it is now.
+        """Ask the job to finish its step and save, or to end if that was asked before; return its new state.
 
-        Pressing again and again changes nothing more.
+        Further presses change nothing.
         """
         if self.cancel(job.id):
             return "cancelled"
@@ -228,7 +231,7 @@ class Jobs:
         return (self.folder_of(job.id) / "stop").exists()
 
     def ensure_worker(self) -> None:
-        """Someone who starts what waits, and tends what runs: a process of its own, which outlives the page."""
+        """Start a worker if there is work and none runs: a process of its own, which outlives the page."""
         with self.lock:
             if not (self.waiting() or self.running()):
                 return

@@ -1,6 +1,6 @@
-"""From a config to the job that runs it, and to the command line that a person could type instead.
+"""Turn a config into a job, and into the equivalent command line for a person.
 
-A job's arguments are a list, and its settings a file that has been read back and found equal. No gradio.
+A job's arguments are a list, and its settings a file that was read back and found equal. No gradio.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from sdxl_lora.run.status import replace_text
 from webui.runs.jobs import Job, Jobs, new_id
 from webui.settings.fields import fields_of
 
-_parsing = threading.Lock()  # the parser, and what it prints to, are of the whole process
+_parsing = threading.Lock()  # the parser and its output streams belong to the whole process
 
 
 def gpu_gib() -> list[float]:
-    """The memory of each of this machine's NVIDIA cards, in GiB; none where there is none or no driver."""
+    """Return the memory of each of this machine's NVIDIA GPUs in GiB; empty without a GPU or driver."""
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -40,7 +40,7 @@ def gpu_gib() -> list[float]:
 
 
 def launcher(processes: int) -> list[str]:
-    """accelerate launch's arguments for so many processes, each with a GPU of its own where there is one."""
+    """Return accelerate launch's arguments for a number of processes, each with a GPU of its own if there is one."""
     if processes == 1:
         return ["--config_file", "accelerate_configs/single_gpu.yaml"]
     return ["--config_file", "accelerate_configs/multi_gpu.yaml", "--num_processes", str(processes)]
@@ -56,12 +56,12 @@ def train_job(jobs: Jobs, config: TrainConfig, processes: int = 1, after: Job | 
 
 
 def caption_job(dataset: Path, file_name: str, place: int = 0) -> Job:
-    """Another caption for one row of a picture of a dataset."""
+    """Return a job that makes a new caption for one row of an image."""
     return new_job("caption", dataset, "webui.runs.recaption", str(dataset), file_name, str(place))
 
 
 def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
-    """Images with a run's LoRA; `request` is what compare.py reads."""
+    """Return a job that draws with a run's LoRA; `request` is read by compare.py."""
     job = new_job("draw", run, "webui.runs.compare")
     folder = jobs.folder_of(job.id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def draw_job(jobs: Jobs, run: Path, request: dict[str, Any]) -> Job:
 
 
 def select_job(run: Path, similarity_model: str, clip_model: str) -> Job:
-    """Checkpoints and strengths of a run compared by measurement; empty names are the run's own model and none."""
+    """Return a job that compares checkpoints and strengths; empty names mean the run's own model and no CLIP."""
     models = {"--similarity_model": similarity_model, "--clip_model": clip_model}
     return new_job("select", run, "sdxl_lora.select", str(run), *(f"{f}={name}" for f, name in models.items() if name))
 
@@ -82,13 +82,13 @@ def new_job(kind: str, target: str | Path, *words: str, after: Job | None = None
 
 
 def configured(jobs: Jobs, job: Job, config: Any) -> Job:
-    """A job whose command reads this config, from a file in its folder."""
+    """Return the job with a command that reads this config, from a file in its folder."""
     path = write_config(config, jobs.folder_of(job.id))
     return dataclasses.replace(job, command=[*job.command, "--config", str(path)])
 
 
 def write_config(config: Any, folder: Path) -> Path:
-    """The config as a file in the folder, which the command line reads as an equal one.
+    """Write the config to a file in the folder, which the command line reads as an equal config.
 
     Raises:
         ConfigError: it would not.
@@ -102,10 +102,10 @@ def write_config(config: Any, folder: Path) -> Path:
 
 
 def read_config(config_class: type, path: Path) -> Any:
-    """The config in a YAML file, by the command line's own parser.
+    """Return the config in a YAML file, read by the command line's own parser.
 
     Raises:
-        ConfigError: what the command line would say.
+        ConfigError: with the command line's message.
     """
     said = io.StringIO()
     try:
@@ -118,13 +118,13 @@ def read_config(config_class: type, path: Path) -> Any:
 
 
 def plain(boxed: str) -> str:
-    """A terminal's text without colours, frames and line ends."""
+    """Return a terminal's text without colours, frames and line ends."""
     text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", boxed)
     return " ".join(text.split())
 
 
 def flags_of_config(config: Any) -> list[str]:
-    """The shortest list of flags that asks for this config."""
+    """Return the shortest list of flags that gives this config."""
     flags = []
     values = flat_values(config)
     for name, field in fields_of(config.__class__).items():
@@ -143,7 +143,7 @@ def flags_of_config(config: Any) -> list[str]:
 
 
 def command_line(config: Any, processes: int = 1) -> str:
-    """Return what a person would type in a shell, in the project's folder."""
+    """Return the command to type in a shell, in the project's folder."""
     if isinstance(config, PreprocessConfig):
         words = ["python", "-m", "preprocess"]
     else:

@@ -1,4 +1,4 @@
-"""Runs as they lie on the disk: which there are, how each stands, what it has left. Speaks to none. No gradio."""
+"""Runs on disk: which there are, their states and their files. Communicates with none. No gradio."""
 
 import dataclasses
 import re
@@ -20,10 +20,11 @@ SAMPLE = re.compile(r"step-(\d+)-prompt-(\d+)-image-(\d+)\.png")
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """
+    """State of a run.
+
     Attributes:
         state: waiting, starting, caching, training, sampling, stopping, done, stopped, failed, killed, planned (by a
-            dry run), or new.
+            dry run), cancelled or new.
         reason: why it ended, in the run's own words.
     """
 
@@ -38,8 +39,10 @@ class RunState:
 
 
 def find_runs(projects: Path, jobs: Jobs) -> list[Path]:
-    """Folders of runs, the newest first: those that have written, and those that were asked for and have not: they wait
-    for their turn, failed before their folder was made, or never got there as a preparation failed."""
+    """Return the folders of runs, the newest first: those that have written, and those requested that have not.
+
+    The latter wait for their turn, failed before their folder was made, or were cancelled as their preparation failed.
+    """
     ages = {path.parent: last_change(path) for path in projects.glob("*/runs/*/status.json")}
     for job in jobs.all():
         if job.kind == "train" and (job.state != "cancelled" or failed_forerunner(jobs, job)):
@@ -56,13 +59,13 @@ def last_change(path: Path) -> float:
 
 
 def failed_forerunner(jobs: Jobs, job: Job) -> Job | None:
-    """The job that this one waited for in vain."""
+    """Return the job that this one waited for, if it failed."""
     forerunner = jobs.read(job.after) if job.after else None
     return forerunner if forerunner is not None and forerunner.is_over and forerunner.exit_code != 0 else None
 
 
 def state_of(run: Path, jobs: Jobs) -> RunState:
-    """Return a run's state from its status file, and from the job that runs it where the page has started it."""
+    """Return a run's state from its status file, and from the page's job for it if there is one."""
     status = known_facts(read_status(run))
     job = jobs.newest("train", of=run)
     facts: dict[str, Any] = {
@@ -86,15 +89,17 @@ def state_of(run: Path, jobs: Jobs) -> RunState:
         state, forerunner = "cancelled", failed_forerunner(jobs, job)
         facts["reason"] = last_error(jobs, forerunner) if forerunner else ""
     if state == "new" and job is not None and job.state == "ended" and job.exit_code == 0:
-        state = "planned"  # a dry run leaves only what it printed
+        state = "planned"  # a dry run leaves only its output
     if job is not None and job.state == "ended" and job.exit_code and status.get("heartbeat", 0) < (job.started or 0):
         state, facts["reason"] = "failed", last_error(jobs, job)
     return RunState(state, **facts)
 
 
 def known_facts(status: dict) -> dict:
-    """What a status file says of what the page asks, each of its type: a person or another version may have written
-    something else there."""
+    """Return the facts of a status file that the page uses and that have the right type.
+
+    A person or another version may have written something else there.
+    """
     types = {"step": int, "reason": str, "last_checkpoint": str, "state": str, "pid": int, "heartbeat": int | float}
     return {name: status[name] for name, kind in types.items() if isinstance(status.get(name), kind)}
 
@@ -105,8 +110,11 @@ KILLED_BELOW = re.compile(r"died with <Signals\.\w+: (\d+)>")
 
 
 def last_error(jobs: Jobs, job: Job) -> str:
-    """Why a job failed: the signal that ended it, else the sentence that our programs end with, else the last exception
-    that is no launcher's, else its last line."""
+    """Return why a job failed.
+
+    That is the signal that ended it, else our programs' last error line, else the last exception that is no launcher's,
+    else the parser's boxed message, else the last line.
+    """
     lines = console_lines(jobs, job)
     below = next((match for line in reversed(lines) if (match := KILLED_BELOW.search(line))), None)
     if number := int(below[1]) if below else -min(0, job.exit_code or 0):
@@ -119,7 +127,7 @@ def last_error(jobs: Jobs, job: Job) -> str:
 
 
 def without_launchers(lines: list[str]) -> list[str]:
-    """What was printed but for the traceback by which a launcher says that what it has launched failed."""
+    """Return the output without the traceback in which a launcher reports that its program failed."""
     start = None
     for place, line in enumerate(lines):
         if line.startswith("Traceback (most recent call last)"):
@@ -139,7 +147,7 @@ def signal_words(number: int) -> str:
 
 
 def boxed_words(lines: list[str]) -> list[str]:
-    """What the parser of the command line has to say of flags and files, without the frame that it draws around it."""
+    """Return the command line parser's message without the frame around it."""
     start = max((place for place, line in enumerate(lines) if line.startswith("\u256d")), default=None)
     if start is None:
         return []
@@ -147,7 +155,7 @@ def boxed_words(lines: list[str]) -> list[str]:
 
 
 def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
-    """The end of what a job has printed: progress bars as they stand now, no colours."""
+    """Return the end of a job's output: progress bars in their last state, no colours."""
     try:
         with open(jobs.folder_of(job.id) / "console.log", "rb") as file:
             size = file.seek(0, 2)
@@ -161,26 +169,28 @@ def console_lines(jobs: Jobs, job: Job, most_bytes: int = 40_000) -> list[str]:
 
 
 def lora_files(folder: Path) -> list[Path]:
-    """The files of a finished run or of a checkpoint: for ComfyUI and A1111, the run's own before its -best and
-    -recommended, then for diffusers."""
+    """Return the LoRA files of a finished run or a checkpoint.
+
+    Those for ComfyUI and A1111 come first, the run's own before -best and -recommended, then those for diffusers.
+    """
     found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "lora_state.safetensors"]
     return sorted(found, key=lambda path: (path.name == DIFFUSERS_NAME, len(path.name)))
 
 
 def stages(run: Path) -> dict[str, Path]:
-    """Folders that hold the LoRA as it was, by name: the finished one first, then checkpoints, the newest first."""
+    """Return folders that hold the LoRA, by name: the finished one first, then checkpoints, the newest first."""
     finished = {"final": run} if (run / DIFFUSERS_NAME).is_file() else {}
     return finished | {path.name: path for path in reversed(checkpoints(run))}
 
 
 def samples_of(run: Path) -> dict[tuple[int, int], dict[int, Path]]:
-    """Sample pictures: by (prompt number, picture number) the files by step."""
+    """Return sample images: by (prompt number, image number) the files by step."""
     folder = run / "samples"
     try:
         changed = folder.stat().st_mtime_ns
     except OSError:
         return {}
-    just_now = time.time_ns() - changed < 2e9  # more may come without the clock of the disk having moved
+    just_now = time.time_ns() - changed < 2e9  # more may come within one tick of the disk's clock
     return samples_in(folder, time.time_ns() if just_now else changed)
 
 
@@ -195,12 +205,12 @@ def samples_in(folder: Path, changed: int) -> dict[tuple[int, int], dict[int, Pa
 
 
 def has_run(folder: Path) -> bool:
-    """Return whether a run has left anything there to go on with or to lose."""
+    """Return whether a folder holds a run's progress, to resume or to lose."""
     return (folder / "events.jsonl").exists() or bool(checkpoints(folder))
 
 
 def state_of_job(jobs: Jobs, job: Job) -> str:
-    """waiting, running, stopping, done, stopped, failed or cancelled."""
+    """Return waiting, running, stopping, done, stopped, failed or cancelled."""
     if job.state == "running":
         return "stopping" if jobs.is_stopping(job) else "running"
     if job.state == "ended":

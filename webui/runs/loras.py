@@ -1,4 +1,4 @@
-"""A run's LoRA as it is handed out: which of its stages is meant, and under which name it goes into the LoRA folder."""
+"""A run's LoRA to hand out: the stage that is meant, and its name in the LoRA folder."""
 
 import filecmp
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 from sdxl_lora.errors import ConfigError, DiskError
 from webui.runs.listing import lora_files, stages
 
-NEWEST = "newest"  # in place of the newest stage's name, so that what a run saves later is meant as well
+NEWEST = "newest"  # stands for the newest stage, including those saved later
 
 
 def stage_of(run: Path, stage: str | None) -> str:
-    """The name of a stage that is there.
+    """Return the name of an existing stage.
 
     Raises:
-        ConfigError: it is gone, as older checkpoints go; or nothing is there.
+        ConfigError: it is gone, as old checkpoints are; or there is none.
     """
     names = list(stages(run))
     if stage in (None, "", NEWEST) and names:
@@ -26,11 +26,13 @@ def stage_of(run: Path, stage: str | None) -> str:
 
 
 def copy_lora_to(folder: Path, run: Path, stage: str) -> Path:
-    """Copies the LoRA of a stage into a client's folder and returns where it is then. The newest has the run's own
-    name, an earlier one its step behind that; where another run's file has the name, the project's stands before it.
+    """Copy the LoRA of a stage into a client's folder and return its path.
+
+    The newest has the run's own name, an earlier one its step appended; if another run's file has that name, the
+    project's name goes in front.
 
     Raises:
-        ConfigError: both names are of other files, or the stage holds no LoRA.
+        ConfigError: other files have both names, or the stage holds no LoRA.
         DiskError: it cannot be written.
     """
     loras = lora_files(stages(run)[stage])

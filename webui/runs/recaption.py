@@ -1,4 +1,4 @@
-"""Another caption for one picture of a dataset, by the captioner that it was prepared with, in a process of its own.
+"""Make a new caption for one image of a dataset, with the captioner that prepared it, in a process of its own.
 
 python -m webui.runs.recaption DATASET FILE_NAME [PLACE]
 """
@@ -16,14 +16,14 @@ from sdxl_lora.images.decode import open_image
 
 
 def recaption(folder: Path, file_name: str, place: int = 0) -> str:
-    """The new text, which then stands in metadata.jsonl; the old row is kept in .preprocess/before_recaption.jsonl.
+    """Make and save a new caption for an image; the old row is kept in .preprocess/before_recaption.jsonl.
 
-    Of several captions it is the first, and the others are written beside it.
+    Returns the caption; of several the first, and the others are saved beside it.
 
     Args:
-        place: which of the rows of this file.
+        place: index among the rows of this file.
     Raises:
-        ConfigError: the dataset was prepared without a captioner, or it cannot be loaded; no such picture; or a person
+        ConfigError: the dataset was prepared without a captioner, or it cannot be loaded; no such image; or a person
             has changed its caption meanwhile, which is kept.
         DataError: the captioner gives no words for it.
     """

@@ -1,4 +1,4 @@
-"""A run's events.jsonl as numbers to plot and lines to read, read on from where it was read before. No gradio."""
+"""A run's events.jsonl as numbers to plot and lines to show, read incrementally. No gradio."""
 
 import math
 import threading
@@ -11,22 +11,22 @@ from pathlib import Path
 from sdxl_lora.run.events import parse_event
 
 KEPT_MESSAGES = 300
-RATE_STEPS = 50  # the speed is that of the last so many steps
-SMOOTHING = 0.95  # of the moving average, once there are enough steps for it
+RATE_STEPS = 50  # number of last steps that the speed is taken from
+SMOOTHING = 0.95  # of the moving average, after its beginning
 
 
 @dataclass
 class History:
-    """The history that one file has told so far; `read` takes in what is new."""
+    """Events that one file has told so far; `read` adds new ones."""
 
     path: Path
     steps: list[dict] = field(default_factory=list)
     validations: list[dict] = field(default_factory=list)
     messages: deque = field(default_factory=lambda: deque(maxlen=KEPT_MESSAGES))
     total_steps: int = 0
-    draws: int = 0  # images each time, the last time at the end
+    draws: int = 0  # sample images drawn each time, also at the end
     version: int = 0  # grows with each event
-    taken_back: int = 0  # how often steps were done again
+    taken_back: int = 0  # number of times that steps were repeated
     _place: int = 0
     _inode: int = 0
 
@@ -34,7 +34,7 @@ class History:
         try:
             status, file = self.path.stat(), open(self.path, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            if self._inode:  # deleted: a new run of this name has told nothing yet
+            if self._inode:  # deleted: a new run of this name has written nothing yet
                 vars(self).update(vars(History(self.path)), version=self.version + 1)
             return self
         except OSError:
@@ -67,22 +67,22 @@ class History:
 
     @property
     def token(self) -> str:
-        """Another one where steps that were told of are no longer so, also for a page that was started anew."""
+        """Return a token that changes when steps already sent become void, even for a restarted page."""
         return f"{self._inode}-{self.taken_back}"
 
     def seconds_per_step(self) -> float | None:
-        """Return the seconds of the last steps; None before two are told of."""
+        """Return the median seconds of the last steps; None before the second step."""
         paces = sorted(
             (after["time"] - before["time"]) / (after["step"] - before["step"])
             for before, after in pairwise(self.steps[-RATE_STEPS:])
             if after["time"] >= before["time"]
         )
-        return paces[len(paces) // 2] if paces else None  # the median: a save or pictures between steps do not count
+        return paces[len(paces) // 2] if paces else None  # the median ignores saves and samples between steps
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Return the seconds to come at `now`, else at this moment; None where nobody knows."""
+        """Return the seconds left at `now`, else at this moment; None if unknown."""
         last = self.steps[-1] if self.steps else {}
-        if "seconds_left" in last:  # with the samples and checkpoints to come
+        if "seconds_left" in last:  # includes the samples and checkpoints to come
             left = last["seconds_left"] - ((time.time() if now is None else now) - last["time"])
             return left if left > 0 else None
         pace = self.seconds_per_step()
@@ -93,11 +93,11 @@ NUMBERS = (
     "time", "step", "total_steps", "draws", "loss", "epoch", "learning_rate", "memory_gib", "validation_loss",
     "seconds_left",
 )  # fmt: skip
-MOST_SECONDS = 1e11  # since 1970, that a date can be made of
+MOST_SECONDS = 1e11  # since 1970, still a valid date
 
 
 def is_sound(event: dict) -> bool:
-    """Return whether its numbers are some: a line may be damaged, or of another version."""
+    """Return whether an event's numbers are valid: a line may be damaged, or of another version."""
     are_numbers = all(isinstance(event[name], int | float) for name in NUMBERS if event.get(name) is not None)
     needed = [event.get(name) for name in ("time", "step")] if event["event"] in ("step", "validation") else [0]
     are_there = are_numbers and all(number is not None and math.isfinite(number) for number in needed)
@@ -105,7 +105,7 @@ def is_sound(event: dict) -> bool:
 
 
 def drop_from(events: list[dict], step: int) -> bool:
-    """A resumed run does some steps again: what it told of them before no longer counts. Returns whether it did so."""
+    """Remove the events from a step on, which a resumed run does again; return whether there were any."""
     count = len(events)
     while events and events[-1]["step"] >= step:
         events.pop()
@@ -113,7 +113,7 @@ def drop_from(events: list[dict], step: int) -> bool:
 
 
 def smoothed(values: list[float], keep: float = SMOOTHING) -> list[float]:
-    """Exponential moving average whose beginning is unbiased, as TensorBoard draws it."""
+    """Return the exponential moving average with an unbiased beginning, as TensorBoard draws it."""
     result, average, weight = [], 0.0, 0.0
     for value in values:
         average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
@@ -126,6 +126,6 @@ _reading = threading.Lock()
 
 
 def history_of(run: Path) -> History:
-    """The one History of this run in this process, up to date."""
+    """Return this process' only History of the run, up to date."""
     with _reading:
         return _histories.setdefault(run, History(run / "events.jsonl")).read()

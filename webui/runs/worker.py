@@ -1,7 +1,7 @@
-"""Runs the page's jobs one after another, and outlives the page: python -m webui.runs.worker PROJECTS_DIR
+"""Run the page's jobs one after another, outliving the page: python -m webui.runs.worker PROJECTS_DIR
 
-Ends when nothing is left to do; jobs.py starts it when there is. Being killed costs nothing: the job it tended goes on,
-and the next worker takes it over.
+Ends when there is nothing to do; jobs.py starts it again. It may be killed at any time: the job it tended goes on, and
+the next worker takes it over.
 """
 
 import dataclasses
@@ -28,8 +28,10 @@ KEPT_JOBS = 50
 
 
 def work(jobs: Jobs) -> None:
-    """Until nothing waits and nothing runs; what waits also waits for trainings that were started elsewhere. Returns at
-    once where another worker is at work."""
+    """Run jobs until none waits or runs. Waiting jobs also wait for trainings started elsewhere.
+
+    Returns at once if another worker runs.
+    """
     try:
         jobs.worker_lock.acquire(timeout=0)
     except Timeout:
@@ -42,7 +44,7 @@ def work(jobs: Jobs) -> None:
                 job, child = start(jobs, following)
             if job is None and following is None:
                 prune(jobs)
-                jobs.worker_lock.release()  # still holding the other: whoever adds a job now sees that no one works
+                jobs.worker_lock.release()  # under jobs.lock, so that whoever adds a job next finds no worker
                 return
         if job is None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -54,7 +56,7 @@ def work(jobs: Jobs) -> None:
 
 
 def next_job(jobs: Jobs) -> Job | None:
-    """The first of those that wait and may start. One whose forerunner did not end well is cancelled."""
+    """Return the first waiting job that may start. A job whose forerunner failed is cancelled."""
     for job in jobs.waiting():
         forerunner = jobs.read(job.after) if job.after else None
         if forerunner is None or (forerunner.is_over and forerunner.exit_code == 0):
@@ -65,8 +67,10 @@ def next_job(jobs: Jobs) -> Job | None:
 
 
 def start(jobs: Jobs, job: Job) -> tuple[Job | None, subprocess.Popen | None]:
-    """The job as it runs, and its process; nothing while an app that the page is a tab of makes room, or where it
-    refuses to: then the job has failed."""
+    """Return the started job and its process; (None, None) while an app frees the GPU, or refuses.
+
+    A refusal ends the job as failed.
+    """
     refusals = answers_of_hosts(jobs, job.id)
     if refusals is None:
         return None, None
@@ -85,8 +89,11 @@ def start(jobs: Jobs, job: Job) -> tuple[Job | None, subprocess.Popen | None]:
 
 
 def prune(jobs: Jobs) -> None:
-    """Delete jobs that are over, except the last ones, the last of each kind for each folder (its drawings, or why it
-    failed), and those that others came after."""
+    """Delete old jobs that are over.
+
+    Kept are the last ones, the last of each kind for each folder (its drawings, or why it failed), and those that other
+    jobs come after.
+    """
     everything = jobs.all()
     forerunners = {job.after for job in everything}
     seen: set[tuple[str, str]] = set()
@@ -97,11 +104,11 @@ def prune(jobs: Jobs) -> None:
 
 
 def tend(jobs: Jobs, job: Job) -> None:
-    """Until the job's process is gone; hands on to it what it is asked."""
+    """Wait until the job's process is gone, passing on requests to stop or end."""
     folder, asked_to_stop, ends_at = jobs.folder_of(job.id), False, None
     while (process := job.process()) is not None:
         if (folder / "stop").exists():
-            if job.kind == "train":  # again and again: a run that is just starting removes the file of the one before
+            if job.kind == "train":  # repeatedly: a starting run removes the file of an earlier one
                 if Path(job.target).is_dir():
                     (Path(job.target) / "stop").touch()
             elif not asked_to_stop:

@@ -1,1 +1,1 @@
-"""Who may speak to the page, and how it is served."""
+"""Access control and serving of the page."""

@@ -1,4 +1,4 @@
-"""The address that the page listens on, and the one under which it is opened. No gradio."""
+"""The address that the page listens on, and the one to open in a browser. No gradio."""
 
 import errno
 import socket
@@ -8,10 +8,10 @@ from sdxl_lora.errors import ConfigError
 
 
 def bound(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen there, of a name all that it means; port 0 is any that is free.
+    """Return listening sockets for all addresses of a host; port 0 takes any free port.
 
     Raises:
-        ConfigError: the port is taken or is none, or this machine has no such address.
+        ConfigError: the port is taken or invalid, or this machine has no such address.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}, it must be from 0 to 65535")
@@ -23,7 +23,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
     try:
         for family, _, _, _, address in dict.fromkeys(places):
             same = sockets[0].getsockname()[1] if sockets else port
-            # From now on it is ours: two pages that start at once cannot both have it.
+            # This reserves the port: two pages that start at once cannot both have it.
             sockets.append(socket.create_server((address[0], same, *address[2:]), family=family, backlog=128))
     except OSError as error:
         for one in sockets:
@@ -41,14 +41,14 @@ def why_not(error: OSError, host: str, port: int) -> str:
 
 
 def address_of(host: str, port: int) -> str:
-    """Return what to open in a browser on this machine."""
+    """Return the address to open in a browser on this machine."""
     host = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def checked_root_path(root_path: str) -> str:
-    """The path or address under which a proxy shows the page, without its last slash.
+    """Return the path or address under which a proxy shows the page, without its last slash.
 
     Raises:
         ConfigError: it is neither.

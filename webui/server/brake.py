@@ -1,11 +1,11 @@
-"""How fast passwords may be guessed: a few at once, then ever more slowly, by the address that guesses. No gradio."""
+"""Rate limit for guessing passwords: a few at once, then ever more slowly, by address. No gradio."""
 
 import ipaddress
 import math
 from collections.abc import Callable
 
-FREE_GUESSES = 5  # of one address, before it has to wait
-FREE_GUESSES_BEHIND_PROXY = 50  # of all addresses that one proxy tells of: it may tell of any
+FREE_GUESSES = 5  # by one address, before it has to wait
+FREE_GUESSES_BEHIND_PROXY = 50  # by all addresses that one proxy reports: it may report any
 FIRST_WAIT_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 900.0
 SECONDS_UNTIL_FORGOTTEN = 3600.0
@@ -13,18 +13,18 @@ MOST_ADDRESSES = 10_000
 
 
 class Brake:
-    """A right password between wrong ones changes nothing: behind a proxy both may come from one address.
+    """Counts wrong passwords by address. A right one resets nothing: behind a proxy, others may share its address.
 
     Args:
-        clock: seconds that only grow.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float]):
         self.clock = clock
-        self._wrong: dict[str, tuple[int, float]] = {}  # by address: how many in a row, when the last was
+        self._wrong: dict[str, tuple[int, float]] = {}  # by address: number in a row, time of the last
 
     def wait_seconds(self, address: str, free: int = FREE_GUESSES) -> int:
-        """Return how long it has to wait before it may guess again; 0 where it may."""
+        """Return the seconds until an address may guess again; 0 if it may now."""
         count, last = self._wrong.get(address, (0, 0.0))
         if count < free:
             return 0
@@ -32,18 +32,18 @@ class Brake:
         return max(0, math.ceil(last + wait - self.clock()))
 
     def wrong(self, address: str) -> int:
-        """Counts a wrong password; returns how many there were in a row."""
+        """Count a wrong password; return the number in a row."""
         now = self.clock()
         count, last = self._wrong.pop(address, (0, now))
         count = 1 if now - last > SECONDS_UNTIL_FORGOTTEN else count + 1
         self._wrong[address] = (count, now)
         if len(self._wrong) > MOST_ADDRESSES:
-            del self._wrong[next(iter(self._wrong))]  # who has not guessed for the longest time
+            del self._wrong[next(iter(self._wrong))]  # the address that last guessed longest ago
         return count
 
 
 def network_of(address: str) -> str:
-    """The address as the brake counts it: of IPv6 the network of 64 bits, whose every address one machine may take."""
+    """Return the address as the brake counts it: IPv6 by its /64 network, all of which one machine may use."""
     try:
         ip = ipaddress.ip_address(address.strip("[]").partition("%")[0])
     except ValueError:

@@ -1,16 +1,16 @@
-"""Lets the page work under whatever address a browser has it, as ASGI middleware. No gradio.
+"""ASGI middleware that makes the page work under whatever address the browser uses. No gradio.
 
-Gradio writes into the page the address under which the server was asked, which behind a proxy is not the browser's.
+Gradio writes the server's requested address into the page, which behind a proxy is not the browser's.
 """
 
 from starlette.middleware.gzip import GZipMiddleware
 
 AT_HOME = b'<script>window.gradio_config.root = new URL("./", location.href).href.replace(/\\/$/, "");</script>'
-AFTER_CONFIG = b"<script>window.gradio_api_info"  # what follows the configuration in Gradio's page
+AFTER_CONFIG = b"<script>window.gradio_api_info"  # follows the configuration in Gradio's page
 
 
 class AtHome:
-    """Puts a line into the page that asks the browser where it is."""
+    """Adds a line to the page that asks the browser for its address."""
 
     def __init__(self, app):
         self.app = app
@@ -37,7 +37,7 @@ class AtHome:
 
 
 class Compressed:
-    """Compresses what is sent, except files: images and weights would only cost time."""
+    """Compresses responses, except files: images and weights would only cost time."""
 
     def __init__(self, app):
         self.app, self.compressing = app, GZipMiddleware(app, minimum_size=2000, compresslevel=5)

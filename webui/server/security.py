@@ -1,4 +1,4 @@
-"""Who may speak to the page: this machine alone, or whoever knows the password; never another site's script.
+"""Access to the page: this machine alone, or anyone with the password; never another site's script.
 
 `Guard` stands in front of all of Gradio, as ASGI middleware. Files leave only through served.py. No gradio.
 """
@@ -17,17 +17,17 @@ from urllib.parse import quote, unquote, urlsplit
 from sdxl_lora.errors import ConfigError
 from webui.server.brake import FREE_GUESSES, FREE_GUESSES_BEHIND_PROXY, Brake, network_of
 
-PASSWORD_VARIABLE = "SDXL_LORA_UI_PASSWORD"  # not a flag: a command line is seen by every user of the machine
+PASSWORD_VARIABLE = "SDXL_LORA_UI_PASSWORD"  # not a flag: every user of the machine can see command lines
 LEAST_PASSWORD_LENGTH = 8
 USER = "lora"
 LOG = logging.getLogger(__name__)
 ADDRESSES = ("host", "origin", "x-forwarded-host")  # headers that name an address
-# Ways of Gradio's that the page does not use: to files of other addresses, and past the queue to its functions.
+# Gradio's routes that the page does not use: to files of other addresses, and to its functions past the queue.
 REFUSED_PATHS = (
     "/file=http", "/proxy=", "/stream/", "/vibe", "/monitoring", "/component_server",
     "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
 )  # fmt: skip
-# What our scripts ask; Gradio lets only functions that do not queue through.
+# Requests of our scripts; Gradio accepts them only for functions that do not queue.
 OWN_PATHS = tuple(f"/gradio_api/run/sdxl_lora_{name}" for name in ("look", "image", "upload", "curves", "mask"))
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 
 def password_for(host: str, environment: dict[str, str] | os._Environ = os.environ) -> str | None:
-    """The password that requests must bring; None where only this machine can ask.
+    """Return the password that requests must bring; None if only this machine can ask.
 
     Raises:
         ConfigError: others could ask, and there is no password, or a short one.
@@ -69,19 +69,19 @@ def password_for(host: str, environment: dict[str, str] | os._Environ = os.envir
 class Guard:
     """Refuses, before Gradio sees it, every request that does not come from this page or lacks the password.
 
-    400: headers that make no sense. 401: no password or a wrong one. 403: another site's script (Origin,
-    Sec-Fetch-Site), or another name for this machine (Host), by which a site could pass for it. 404: a way of Gradio's
-    that the page does not use. 429: too many wrong passwords from there.
+    400: invalid headers. 401: no password or a wrong one. 403: another site's script (Origin, Sec-Fetch-Site), or
+    another name for this machine (Host), by which a site could pass for it. 404: a route of Gradio's that the page does
+    not use. 429: too many wrong passwords from that address.
 
     Args:
         root_path: where a proxy shows the page: a path, or the whole address.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
     """
 
     def __init__(self, app, password: str | None = None, root_path: str = "", clock: Callable = time.monotonic):
         self.app, self.password, self.root_path = app, password, root_path
         self.brake = Brake(clock)
-        self.known_browser = f"sdxl_lora_known={secrets.token_urlsafe(24)}"  # the password was right there: no brake
+        self.known_browser = f"sdxl_lora_known={secrets.token_urlsafe(24)}"  # it had the right password: no brake
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -108,8 +108,10 @@ class Guard:
         return send_with_headers
 
     def as_asked(self, scope: dict, path: str, headers: dict[str, str]) -> dict:
-        """The request as the browser made it, where a proxy has put its own address for the page's: Gradio makes the
-        addresses of files from it."""
+        """Return the request as the browser made it, even if a proxy has put in its own address.
+
+        Gradio builds the addresses of files from it.
+        """
         others = [pair for pair in scope["headers"] if pair[0].lower() not in (b"x-gradio-server", b"x-forwarded-host")]
         public = urlsplit(headers.get("origin", ""))
         if public.netloc:
@@ -123,7 +125,7 @@ class Guard:
     def refusal(
         self, method: str, path: str, headers: dict[str, str], peer: str = "unknown"
     ) -> tuple[int, str] | tuple[int, str, int] | None:
-        """The status to refuse with and the reason, of 429 with the seconds to wait; or None."""
+        """Return the status and reason of a refusal, for 429 also the seconds to wait; None to accept."""
         host = headers.get("host", "")
         if self.password is None and not is_loopback(host_name(host)):
             return 403, (
@@ -139,13 +141,16 @@ class Guard:
         return None
 
     def is_of_another_site(self, method: str, headers: dict[str, str]) -> bool:
-        """Behind a password the browser's own word is enough, which no script can set and no proxy changes."""
+        """Return whether another site's script makes the request.
+
+        With a password set, Sec-Fetch-Site: same-origin is trusted: no script can set it and no proxy changes it.
+        """
         if self.password is not None and is_same_origin(headers):
             return False
         origin = headers.get("origin")
         if origin is not None:
             names = [headers.get("host", ""), urlsplit(self.root_path).netloc]
-            if self.password is not None:  # another site's script must ask before it may set this, and is refused
+            if self.password is not None:  # another site's script needs a preflight to set this, and is refused
                 names.append(first_of(headers.get("x-forwarded-host", "")))
             scheme = urlsplit(origin).scheme
             ours = [origin_of(f"{scheme}://{name}") for name in names if name]
@@ -188,12 +193,12 @@ def is_same_origin(headers: dict[str, str]) -> bool:
 
 
 def first_of(forwarded: str) -> str:
-    """Return what the first proxy wrote into a header to which every one on the way adds."""
+    """Return the first proxy's value in a header to which every proxy appends."""
     return forwarded.partition(",")[0].strip()
 
 
 def origin_of(address: str) -> tuple[str, str, int | None]:
-    """Scheme, name and port of an address, the scheme's own port where it names none."""
+    """Return scheme, name and port of an address, with the scheme's default port if it names none."""
     parts = urlsplit(address)
     return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
@@ -207,7 +212,7 @@ def other_site_words(headers: dict[str, str]) -> str:
 
 
 def is_odd(address: str) -> bool:
-    """Return whether a header that names an address cannot be read as one."""
+    """Return whether a header that should name an address cannot be read as one."""
     name = first_of(address)
     try:
         parts = urlsplit(name if "://" in name else f"//{name}")
@@ -218,13 +223,13 @@ def is_odd(address: str) -> bool:
 
 
 def path_of(path: str, root_path: str) -> str:
-    """Without the path under which a proxy shows the page, where the proxy has left it there."""
+    """Return the path without the proxy's prefix, if the proxy has left it there."""
     below = urlsplit(root_path).path.rstrip("/")
     return path[len(below) :] or "/" if below and f"{path}/".startswith(f"{below}/") else path
 
 
 def host_name(host: str) -> str:
-    """Without its port: localhost, 127.0.0.1 or ::1."""
+    """Return the host without its port: localhost, 127.0.0.1 or ::1."""
     return urlsplit(f"//{host}").hostname or ""
 
 

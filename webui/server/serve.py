@@ -1,4 +1,4 @@
-"""uvicorn for the page: says where it is once it answers, and ends in good order by a signal."""
+"""uvicorn for the page: prints the address once it answers, and shuts down cleanly on a signal."""
 
 import asyncio
 import contextlib
@@ -11,18 +11,19 @@ import uvicorn
 
 from sdxl_lora.operating_system import closing_signals
 
-SECONDS_TO_ANSWER = 1.0  # what was asked before the end
-SECONDS_TO_CLOSE = 10  # whatever then still holds on
+SECONDS_TO_ANSWER = 1.0  # requests made before the shutdown
+SECONDS_TO_CLOSE = 10  # connections that are still open then
 
 
 class PageServer(uvicorn.Server):
-    """
+    """Server of the page.
+
     Args:
         words: printed as soon as requests are answered.
     """
 
     def __init__(self, app, words: str):
-        # The guard reads a proxy's headers by itself.
+        # The guard reads a proxy's headers itself.
         limit = SECONDS_TO_CLOSE
         super().__init__(uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=limit))
         self.words = words
@@ -37,13 +38,13 @@ class PageServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def hang_up(self) -> None:
-        """An open tab listens for as long as it is open."""
+        """Close all connections: an open tab would listen for as long as it is open."""
         for connection in list(self.server_state.connections):
             connection.transport.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises them anew once it has ended, which would end us before we have cleaned up."""
+        """Handle signals without raising them again afterwards as uvicorn does, which would prevent the cleanup."""
         assert threading.current_thread() is threading.main_thread()
         before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, *closing_signals())}
         try:

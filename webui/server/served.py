@@ -1,5 +1,6 @@
-"""The only files that leave the machine: those linked or copied into the folder that Gradio serves, and small images
-made there. No gradio.
+"""The only files that leave the machine: those linked or copied into the folder that Gradio serves, and thumbnails.
+
+No gradio.
 """
 
 import os
@@ -13,13 +14,13 @@ from urllib.parse import quote
 from sdxl_lora.errors import ConfigError
 from sdxl_lora.images.decode import ImageError, open_image
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # what browsers show and no script can stand in
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")  # formats that browsers show and that cannot hold a script
 THUMBNAIL_PIXELS = 384
-_broken: set[Path] = set()  # where no small one can be made, which would be tried again at every look
+_broken: set[Path] = set()  # thumbnails that cannot be made, which every look would try again
 
 
 def private_temporary_folder() -> Path:
-    """A folder of this process alone for what Gradio serves; else all of the user's Gradio pages would share one."""
+    """Make a folder for what this process serves through Gradio; the user's Gradio pages share one by default."""
     folder = Path(tempfile.mkdtemp(prefix="sdxl-lora-ui-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
@@ -30,7 +31,7 @@ def served_folder() -> Path:
 
 
 def publish(path: Path, folder: Path) -> str:
-    """Let a file that a run has written be fetched; return where it then is.
+    """Make a run's file available and return its served path.
 
     Args:
         folder: of the run; a file outside it is not published.
@@ -43,12 +44,12 @@ def publish(path: Path, folder: Path) -> str:
 
 
 def publish_image(path: Path, folder: Path) -> str:
-    """Let an image be fetched as it is, always under the same name; return where it then is.
+    """Make an image available as it is, always under the same name, and return its served path.
 
     Args:
-        folder: of all projects; what lies outside it, or is no image by its name, is not published.
+        folder: of all projects; files outside it or without an image's suffix are not published.
     Raises:
-        ConfigError: it is not published; or it has gone.
+        ConfigError: it is not published, or is gone.
     """
     if path.suffix.lower() not in IMAGES or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         raise ConfigError(f"{path.name} is not there any more, or no image that can be shown")
@@ -57,13 +58,13 @@ def publish_image(path: Path, folder: Path) -> str:
 
 
 def served_image(path: Path, changed: int, suffix: str) -> Path:
-    """Return where the image of this name and time is served from, once it is put there."""
+    """Return the path that serves the image of this name and time, once it is put there."""
     name = blake2b(f"{path} {changed}".encode(errors="replace"), digest_size=16).hexdigest()
     return served_folder() / "sdxl-lora-images" / f"{name}{suffix}"
 
 
 def linked(path: Path, to: Path) -> Path:
-    """A link to the file, or a copy where there can be none."""
+    """Link the file to `to`, or copy it if it cannot be linked; return `to`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path.resolve(), to)
@@ -75,10 +76,10 @@ def linked(path: Path, to: Path) -> Path:
 
 
 def thumbnail_url(path: Path) -> str:
-    """Return where the browser finds a small one of this image, relative to the page; "" where it cannot be opened."""
+    """Return the URL of an image's thumbnail, relative to the page; "" if the image cannot be opened."""
     try:
         file = served_image(path, path.stat().st_mtime_ns, ".jpg")
-    except OSError:  # gone, or not for us to read
+    except OSError:  # gone, or not readable
         return ""
     if file in _broken:
         return ""

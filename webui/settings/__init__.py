@@ -1,1 +1,1 @@
-"""Settings as the page sees them: fields of a form, and the page's own folders."""
+"""Settings of the page: fields of a form, and its own folders."""

@@ -1,6 +1,6 @@
-"""A config's fields as a form sees them: name, kind, default, help, section, choices; from what is typed to a config.
+"""A config's fields for a form (name, kind, default, help, section, choices), and the config from what is typed.
 
-Knows no widgets. What may stand in a field is judged by the config itself, as on the command line.
+Knows no widgets. The config itself checks the values, as on the command line.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError
 
-FILE_NAMES = ("leave_out",)  # of files, which may begin with a blank or hold other ends of lines than ours
+FILE_NAMES = ("leave_out",)  # file names may begin with a blank or contain other line ends
 BASIC = {  # fields that are always in view
     PreprocessConfig: (
         "input_dir", "output_dir", "trigger_word", "fallback_caption", "caption_task", "resolution",
@@ -31,13 +31,14 @@ BASIC = {  # fields that are always in view
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """
+    """A field of a form.
+
     Attributes:
         kind: bool, int, float, text, choice, lines (several texts), numbers (whole, as many as the default has) or
             fractions (any number of them).
         optional: whether it may be None, which a form shows as nothing.
         section: the title of its group.
-        choices: all there are; of an int, words that may stand in its place.
+        choices: all choices; for an int, words that may replace a number.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Field:
 
 @cache
 def fields_of(config_class: type) -> dict[str, Field]:
-    """All fields by name, in their order."""
+    """Return all fields by name, in their order."""
     fields = {}
     for name, setting in flat_fields(config_class).items():
         kind, optional, choices = kind_of(setting.type)
@@ -61,7 +62,7 @@ def fields_of(config_class: type) -> dict[str, Field]:
 
 
 def groups_of(config_class: type) -> dict[str, list[str]]:
-    """The names of the fields by title: first, under "", those that are always in view, then each section's others."""
+    """Return the fields' names by title: under "" those that are always in view, then each section's others."""
     groups = {"": list(BASIC[config_class])}
     for name, field in fields_of(config_class).items():
         if name not in groups[""]:
@@ -70,7 +71,7 @@ def groups_of(config_class: type) -> dict[str, list[str]]:
 
 
 def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
-    """Kind, whether None may stand there, and the choices."""
+    """Return the kind, whether None is allowed, and the choices."""
     if get_origin(type_) in (types.UnionType, Union):
         (kind, _, choices), *words = [kind_of(member) for member in get_args(type_) if member is not types.NoneType]
         return kind, types.NoneType in get_args(type_), sum((more for _, _, more in words), choices)
@@ -83,10 +84,10 @@ def kind_of(type_: Any) -> tuple[str, bool, tuple[str, ...]]:
 
 
 def typed_value(field: Field, entered: Any) -> Any:
-    """Return what was entered, as the field's type has it.
+    """Return the entered value in the field's type.
 
     Raises:
-        ConfigError: not a number where one is meant, or nothing where something must be.
+        ConfigError: no number where one is needed, or nothing where something must be.
     """
     if field.kind == "bool":
         return bool(entered)
@@ -109,14 +110,14 @@ def typed_value(field: Field, entered: Any) -> Any:
 
 
 def numbers_in(text: str) -> list[str]:
-    """The numbers of a list: commas stand between them, or before decimals where blanks stand between them."""
+    """Return the numbers of a list. Commas separate them, or are decimal commas if blanks separate them."""
     if "." not in text and re.search(r"\d,\d+,?\s+\S", text):
         return re.sub(r",(?=\s)", " ", text).split()
     return text.replace(",", " ").split()
 
 
 def number(field: Field, text: str) -> int | float:
-    is_thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text)  # or a decimal: it stays in doubt, and is refused
+    is_thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text)  # or a decimal: ambiguous, so refused
     if re.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", text) and not is_thousands:
         text = text.replace(",", ".")
     try:
@@ -129,7 +130,7 @@ def number(field: Field, text: str) -> int | float:
 
 
 def entered_value(field: Field, value: Any) -> Any:
-    """The value as a form shows it: what `typed_value` turns back into it."""
+    """Return the value as a form shows it, the inverse of `typed_value`."""
     if field.kind == "lines":
         return "\n".join(value or ())
     if field.kind == "fractions":
@@ -146,10 +147,10 @@ def entered_value(field: Field, value: Any) -> Any:
 
 
 def config_of(config_class: type, entered: Mapping[str, Any]) -> Any:
-    """The config that a form asks for; fields that it lacks keep their defaults.
+    """Return the config of a form's values; fields that it lacks keep their defaults.
 
     Raises:
-        ConfigError: with all its problems at once.
+        ConfigError: lists all problems at once.
     """
     values, problems = {}, []
     for name, field in fields_of(config_class).items():
@@ -168,7 +169,7 @@ def config_of(config_class: type, entered: Mapping[str, Any]) -> Any:
 
 
 def stand_ins(config_class: type) -> dict[str, str]:
-    """Something for the fields without a default, so that the others can be judged where those are missing."""
+    """Return placeholders for fields without a default, so that the others can be checked when those are missing."""
     return {
         field.name: "unnamed"
         for field in fields_of(config_class).values()
@@ -177,5 +178,5 @@ def stand_ins(config_class: type) -> dict[str, str]:
 
 
 def named_fields(config_class: type, problem: str) -> list[str]:
-    """The fields that a problem names."""
+    """Return the fields that a problem names."""
     return list(dict.fromkeys(word for word in re.findall(r"\w+", problem) if word in fields_of(config_class)))

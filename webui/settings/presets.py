@@ -1,6 +1,6 @@
-"""Presets of the training form: the files in examples/, chosen by what is trained and by the card that trains it.
+"""Presets of the training form: the files in examples/, chosen by subject and by graphics card.
 
-A subject says what is learned and how; a card says how that fits into its memory, with as many images a step.
+A subject sets what is learned and how; a card fits that into its memory, with as many images a step.
 """
 
 from functools import cache
@@ -20,12 +20,12 @@ OF_CARDS = (
     "base_precision", "optimizer", "gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps",
     "mixed_precision", "variant",
 )  # fmt: skip
-OF_NO_PRESET = ("train_data_dir", "output_dir", "validation_prompt")  # these are the person's
+OF_NO_PRESET = ("train_data_dir", "output_dir", "validation_prompt")  # the person sets these
 
 
 @cache
 def settings_of(name: str) -> dict[str, Any]:
-    """What a preset's file sets, by the setting's name."""
+    """Return the settings in a preset's file, by name."""
     path = FOLDER / f"{name}.yaml"
     values = flat_values(load_config(TrainConfig, ["--config", str(path)]))
     return {key: values[key] for key in yaml.safe_load(path.read_text(encoding="utf-8")) if key not in OF_NO_PRESET}
@@ -33,16 +33,16 @@ def settings_of(name: str) -> dict[str, Any]:
 
 @cache
 def preset_settings() -> dict[str, Any]:
-    """Every setting that some preset sets, at its default."""
+    """Return every setting that some preset sets, at its default."""
     fields = flat_fields(TrainConfig)
     return {key: fields[key].default for name in (*SUBJECTS, *CARDS) for key in settings_of(name)}
 
 
 def preset(subject: str | None, card: str | None) -> dict[str, Any]:
-    """Return the settings of a subject on a card, each by its name; those of no choice are the defaults.
+    """Return the settings of a subject on a card, by name; settings of neither are at their defaults.
 
-    Another choice so leaves nothing of the one before. A card alone is its whole file; beside a subject it only
-    settles what takes memory, and the images of a step stay as many as the subject has.
+    So another choice leaves nothing of the one before. A card alone gives its whole file; with a subject it only sets
+    what takes memory, and a step keeps the subject's number of images.
     """
     settings = preset_settings() | (settings_of(subject) if subject else {})
     if not card:
@@ -57,12 +57,12 @@ def preset(subject: str | None, card: str | None) -> dict[str, Any]:
 
 
 def prompts_of(subject: str, trigger_word: str) -> list[str]:
-    """Return what a subject's preset draws, with another trigger word in place of the file's."""
+    """Return the prompts of a subject's preset with another trigger word."""
     prompts = yaml.safe_load((FOLDER / f"{subject}.yaml").read_text(encoding="utf-8"))["validation_prompt"]
     return [prompt.replace("sks", trigger_word, 1) for prompt in prompts]
 
 
 def card_for(memory_gib: float) -> str | None:
-    """The largest card's preset that a card of this memory can have; None for less than the smallest."""
-    fitting = [name for name, size in CARDS.items() if name != "t4" and size <= memory_gib + 0.6]  # it says 23.6 of 24
+    """Return the largest card's preset that fits this memory; None for less than the smallest."""
+    fitting = [name for name, size in CARDS.items() if name != "t4" and size <= memory_gib + 0.6]  # 24 GB report 23.6
     return fitting[-1] if fitting else None

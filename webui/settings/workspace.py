@@ -1,10 +1,10 @@
-"""Where the page finds and puts things: a small settings file, environment variables over it, and names inside them.
+"""The page's folders: a small settings file, overridden by environment variables, and names inside them.
 
-LORA_PROJECTS_DIR: LoRA_Projects_Internal     every project is a folder here: dataset/, runs/<name>/
-LORAS_DIR: models/loras        where finished LoRA files are copied to
-MODELS_DIR: models                     base models to choose from
-IMAGES_DIR: pictures           folders of images to choose from, beside those of the projects
-DEFAULT_SDXL_MODEL_FOR_LORA: sdxl.safetensors      one of them, a path, or a Hub id
+LORA_PROJECTS_DIR: LoRA_Projects_Internal           every project is a folder here: dataset/, runs/<name>/
+LORAS_DIR: models/loras                             finished LoRA files are copied here
+MODELS_DIR: models                                  base models to choose from
+IMAGES_DIR: pictures                                image folders to choose from, beside those of the projects
+DEFAULT_SDXL_MODEL_FOR_LORA: sdxl.safetensors       one of the models, a path, or a Hub id
 """
 
 import os
@@ -35,7 +35,7 @@ class Workspace:
     images: Path | None = None
 
     def make_folders(self) -> None:
-        """Those that the page itself has chosen. One that a person has named may be a disk that is not there today."""
+        """Create the default folders. One that a person has named may be a disk that is not mounted today."""
         self.projects.mkdir(parents=True, exist_ok=True)
         if self.loras == DEFAULT_LORAS.absolute():
             self.loras.mkdir(parents=True, exist_ok=True)
@@ -49,16 +49,16 @@ class Workspace:
         return inside(self.projects, project, "runs", name)
 
     def project_names(self) -> list[str]:
-        """Those that are there, or one to begin with."""
+        """Return the existing projects, or a name to begin with."""
         found = self.projects.iterdir() if self.projects.is_dir() else ()
         return sorted(path.name for path in found if path.is_dir() and NAME.fullmatch(path.name)) or ["my-lora"]
 
     def datasets(self) -> list[str]:
-        """Folders that preprocess has filled."""
+        """Return the folders that preprocess has filled."""
         return sorted(str(path.parent) for path in self.projects.glob("*/*/metadata.jsonl"))
 
     def bases(self) -> list[str]:
-        """The default, and what MODELS_DIR holds: .safetensors files and diffusers folders."""
+        """Return the default base, and the .safetensors files and diffusers folders in MODELS_DIR."""
         found = []
         if self.models is not None and self.models.is_dir():
             found = [
@@ -69,10 +69,10 @@ class Workspace:
 
 
 def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os.environ) -> Workspace:
-    """The places that the file and the environment name; SETTINGS_FILE is read where it is there.
+    """Return the folders that the file and the environment name; SETTINGS_FILE is read if it exists.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown name.
+        ConfigError: no such file, no YAML, or an unknown name.
     """
     path = file or SETTINGS_FILE
     values: dict = {}
@@ -101,16 +101,16 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
 
 
 def default_projects() -> Path:
-    """The folder that earlier versions of the page used stays in use where they have."""
+    """Return the default folder of projects, or that of earlier versions if it is in use."""
     is_former = (FORMER_PROJECTS / ".page").is_dir() and not DEFAULT_PROJECTS.exists()
     return FORMER_PROJECTS if is_former else DEFAULT_PROJECTS
 
 
 def check_folder_name(name: str | None, what: str) -> str:
-    """The name, if it can be a folder's everywhere.
+    """Return the name if every system accepts it for a folder.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it is invalid.
     """
     if name is None or not NAME.fullmatch(name):
         raise ConfigError(
@@ -123,10 +123,10 @@ def check_folder_name(name: str | None, what: str) -> str:
 
 
 def inside(base: Path, *names: str) -> Path:
-    """base/names..., which really lies inside base.
+    """Return base/names..., checked to lie inside base.
 
     Raises:
-        ConfigError: a name that cannot be a folder's, or a link that leads out.
+        ConfigError: an invalid name, or a link that leads out.
     """
     path = base.joinpath(*(check_folder_name(name, "name") for name in names))
     if not path.resolve().is_relative_to(base.resolve()):

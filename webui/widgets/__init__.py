@@ -1,1 +1,1 @@
-"""What the tabs are made of: forms, plots, HTML, and how events are answered."""
+"""Building blocks of the tabs: forms, plots, HTML, and event handling."""

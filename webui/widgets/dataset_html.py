@@ -1,4 +1,4 @@
-"""Images as HTML: of a prepared dataset, and of a folder before it is prepared."""
+"""HTML for images of a prepared dataset, and of a folder before its preparation."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -16,15 +16,15 @@ from webui.runs.context import dataset_name
 from webui.server.served import IMAGES
 from webui.widgets import templates
 
-MOST_MEASURED = 1000  # images whose headers are read while a person waits
+MOST_MEASURED = 1000  # images whose headers are read at once
 
 
 def card_html(folder: Path, shown: datasets.DatasetImage, saved: bool = False) -> str:
-    """The whole image with its crop framed, problems, sizes and tokens; the caption itself is the text box below."""
+    """Return a card: the whole image with its crop framed, problems, sizes and tokens. The caption has its own box."""
     facts, own = shown.facts, datasets.own_file(folder, shown.file_name)
     thumbnail = datasets.own_file(folder, f".preprocess/thumbnails/{facts.get('thumbnail', '')}.jpg") if facts else None
     painted = None
-    if own is not None and own.suffix.lower() in IMAGES:  # a browser shows no other, and nothing can be painted over it
+    if own is not None and own.suffix.lower() in IMAGES:  # browsers show no others, so those cannot be painted over
         mask = datasets.own_file(folder, shown.mask) if shown.mask else None
         painted = {"dataset": dataset_name(folder), "mask": mask}
     crop = crop_in_percent(facts) if facts else None
@@ -38,10 +38,10 @@ def images_html(
     config: PreprocessConfig | None = None,
     taken_out: Collection[str] = (),
 ) -> str:
-    """Counts, what is not used and why, and the first `count` images, each with what will be cut off.
+    """Return counts, unused files with reasons, and the first `count` images, each with the crop to come.
 
     Args:
-        config: what they are to be prepared with, where that is known.
+        config: the settings to prepare them with, if known.
         taken_out: names of images that the person does not want.
     """
     sizes: dict[str, tuple[Size, Size]] = {}
@@ -74,7 +74,7 @@ def images_html(
 
 
 def center_in_percent(size: Size, bucket: Size) -> tuple[float, float, float, float]:
-    """left, top, width, height of a crop from the middle in percent of the whole image."""
+    """Return left, top, width and height of a centre crop in percent of the whole image."""
     scale = max(bucket[0] / size[0], bucket[1] / size[1])
     top_left = [(max(bucket[at], round(size[at] * scale)) - bucket[at]) // 2 for at in (1, 0)]
     return crop_in_percent({"original_size": size[::-1], "bucket": bucket, "crop_top_left": top_left})

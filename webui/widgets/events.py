@@ -1,4 +1,4 @@
-"""How the page listens to what a person does, and how it answers: messages, and errors that can be mended."""
+"""Event settings and handlers: messages, and errors that a person can fix."""
 
 import functools
 import json
@@ -14,20 +14,19 @@ from webui.locale.i18n import say, say_problem
 
 LOG = logging.getLogger(__name__)
 
-# How every event of the page is listened to: without a sign of progress, and with no component to show one on. Gradio's
-# browser side gives each component that an event could show it on a clock, which it redraws at every frame while the
-# server thinks, and looks all of them up in the whole page whenever any event begins or ends: a quarter of a core for
-# a page that looks once a second.
+# For every event of the page: show no progress, on no component. Gradio's browser side gives each component that could
+# show it a timer, redraws that at every frame while the server works, and searches the whole page for these components
+# whenever an event begins or ends. For a page that asks once a second this takes a quarter of a core.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": (), "api_visibility": "private"}
 
 
 def tell(words: str) -> None:
-    """A message that goes by itself."""
+    """Show a message that closes by itself."""
     gr.Info(escape(words), duration=5, title="SDXL LoRA")
 
 
 def show_errors(handler: Callable) -> Callable:
-    """A handler whose errors that a person can mend become a message."""
+    """Return a handler that shows errors a person can fix as a message."""
 
     @functools.wraps(handler)
     def wrapped(*arguments):
@@ -42,7 +41,7 @@ def show_errors(handler: Callable) -> Callable:
 
 
 def as_json(handler: Callable) -> Callable:
-    """A handler that a script of ours asks: its answer as JSON, or {"error": words} where it fails."""
+    """Return a handler for our scripts that answers in JSON, {"error": words} if it fails."""
 
     @functools.wraps(handler)
     def wrapped(*arguments) -> str:
@@ -50,7 +49,7 @@ def as_json(handler: Callable) -> Callable:
             return json.dumps(handler(*arguments), separators=(",", ":"))
         except (ConfigError, DataError, DiskError) as error:
             return json.dumps({"error": say_problem(str(error))})
-        except (KeyError, TypeError, ValueError, OSError) as error:  # it asks for what makes no sense, or we are wrong
+        except (KeyError, TypeError, ValueError, OSError) as error:  # an invalid request, or our mistake
             LOG.exception("a request of the page's own scripts failed")
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 

@@ -1,6 +1,4 @@
-"""Finds a form's settings, shows those that were changed, and each only where it means something. finder.js does it, in
-the browser alone.
-"""
+"""Search of a form's settings, with those that changed or have no effect. finder.js does it, in the browser alone."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from webui.widgets.scripts import script
 
 
 class Finder:
-    """The search and the tick above a form.
+    """Search box and checkbox above a form.
 
     Args:
         widgets: by the setting's name, in the order of the form's inputs.
@@ -37,12 +35,12 @@ class Finder:
 
 
 def begin_script(prefix: str, names: list[str]) -> str:
-    """JavaScript by which what these fields hold, the event's inputs, counts as what they began with."""
+    """Return JavaScript that takes these fields' present values, the event's inputs, as their initial ones."""
     return f'(...values) => window.sdxlLoraFinders["{prefix}"].begin({json.dumps(names)}, values)'
 
 
 def facts(config_class: type, widgets: Mapping[str, gr.components.Component]) -> dict[str, dict[str, Any]]:
-    """What the script knows of each setting: what its field begins with, its section, and where it means something."""
+    """Return the script's facts about each setting: initial value, section, and the condition that it applies under."""
     sections = {name: place for place, names in enumerate(groups_of(config_class).values()) for name in names}
     settings, fields = flat_fields(config_class), fields_of(config_class)
     found = {}

@@ -1,4 +1,4 @@
-"""From what a form's widgets hold to a config inside the chosen project, and its problems beside the fields."""
+"""Turn a form's values into a config inside the chosen project, with problems beside the fields."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ from webui.widgets import templates
 
 @dataclasses.dataclass
 class Form:
-    """A config's widgets; their values arrive as a list: the project's name, then `names` in order."""
+    """A config's widgets; their values arrive as a list: the project's name, then those of the widgets in order."""
 
     config_class: type
     project: gr.Dropdown
@@ -35,21 +35,22 @@ class Form:
         return [self.project, *self.widgets.values()]
 
     def config(self, project: str, *entered) -> Any:
-        """
+        """Return the config of the form's values.
+
         Raises:
-            ConfigError: with all its problems at once.
+            ConfigError: lists all problems at once.
         """
         return self.build(project, self.values(project, *entered))
 
     def values(self, project: str, *entered) -> dict[str, Any]:
-        """What the widgets hold, by their names."""
+        """Return the widgets' values by name."""
         return dict(zip(self.widgets, entered, strict=True))
 
     def complaint(self, project: str, *entered, expected: Collection[str] = ()) -> str:
-        """Return what has to be mended: a list for the button, and a mark beside each field; "" where all is well.
+        """Return the problems as HTML: a list for the button, and a mark beside each field; "" if there are none.
 
         Args:
-            expected: folders that jobs will have made by then.
+            expected: folders that queued jobs will have made by then.
         """
         try:
             problems = source_problems(self.config(project, *entered), expected)
@@ -65,29 +66,29 @@ class Form:
         )
 
     def ids(self, problem: str) -> list[str]:
-        """Those of the widgets that a problem is about."""
+        """Return the ids of the widgets that a problem concerns."""
         return [
             str(self.widgets[name].elem_id) for name in named_fields(self.config_class, problem) if name in self.widgets
         ]
 
     def named(self, problem: str) -> str:
-        """The problem, behind the name that its first field has on the page."""
+        """Return the problem with its first field's label in front."""
         words = in_page_words(self.config_class, problem)
         names = named_fields(self.config_class, problem)
         label = say_label(self.config_class, names[0]) if names else ""
         return words if words.startswith(label) else f"{label}: {words}"
 
     def shown(self, config: Any) -> list[Any]:
-        """The values of the widgets that stand for a config, names in place of folders."""
+        """Return the widgets' values for a config, with names in place of folders."""
         settings = flat_values(config)
         values = {name: entered_value(field, settings[name]) for name, field in fields_of(config.__class__).items()}
         values["output_dir"] = str(config.output_dir).replace("\\", "/").rstrip("/").split("/")[-1]
         run = Path(config.output_dir)
         if values.get("output_name") == numbered_name(run.parent.parent.name, values["output_dir"]):
-            values["output_name"] = ""  # ours, and not the next run's
+            values["output_name"] = ""  # made by the page for this run alone
         if "auto_caption" in self.widgets:
             values["auto_caption"] = bool(config.captioner.models)
-            if not values["auto_caption"]:  # the tick says so; ticked again, there must be a captioner to take
+            if not values["auto_caption"]:  # off; when ticked again, there must be a captioner
                 values["caption_model"] = "\n".join(flat_fields(type(config))["caption_model"].default)
         return [
             values[name].splitlines() if getattr(component, "multiselect", False) else values[name]
@@ -96,8 +97,10 @@ class Form:
 
 
 def source_problems(config: Any, expected: Collection[str] = ()) -> list[str]:
-    """What the config reads and is not there: told at the press, not when the job's turn comes, which may be hours
-    later."""
+    """Return the sources of the config that are missing.
+
+    They are reported on the click, not when the job's turn comes, which may be hours later.
+    """
     if isinstance(config, PreprocessConfig):
         return folder_problems("input_dir", config.input_dir)
     dataset = config.data.train_data_dir
@@ -119,9 +122,10 @@ def folder_problems(setting: str, folder: str) -> list[str]:
 
 
 def preprocess_config(places: Workspace, project: str, entered: dict[str, Any]) -> PreprocessConfig:
-    """
+    """Return the config of a preparation.
+
     Raises:
-        ConfigError: with all its problems at once.
+        ConfigError: lists all problems at once.
     """
     problems, folder = place_of(places.dataset_folder, project, entered["output_dir"])
     entered = {**entered, "output_dir": folder}
@@ -131,9 +135,10 @@ def preprocess_config(places: Workspace, project: str, entered: dict[str, Any]) 
 
 
 def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> TrainConfig:
-    """
+    """Return the config of a training.
+
     Raises:
-        ConfigError: with all its problems at once; also where an earlier run has that name.
+        ConfigError: lists all problems at once; also if an earlier run has that name.
     """
     problems, folder = place_of(places.run_folder, project, entered["output_dir"])
     if not problems and has_run(places.run_folder(project, entered["output_dir"])):
@@ -153,16 +158,16 @@ def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> Tr
     return config
 
 
-NUMBERED = re.compile(r"run-\d+")  # names that the page gives by itself, in every project the same
+NUMBERED = re.compile(r"run-\d+")  # names that the page itself gives, the same in every project
 
 
 def numbered_name(project: str, run: str) -> str:
-    """The LoRA's name of such a run: it says what it is of, as LoRAs of all projects stand side by side in clients."""
+    """Return the LoRA's name for such a run, with the project in it: clients list LoRAs of all projects together."""
     return f"{project[: 64 - len(run) - 1]}-{run}"
 
 
 def place_of(folder_of: Callable, project: str, name: str) -> tuple[list[str], str]:
-    """Problems with the two names, and the folder they mean; a stand-in where they mean none."""
+    """Return problems with the two names, and the folder they mean; a placeholder if they are invalid."""
     problems = []
     for value, what in ((project, "project"), (name, "output_dir")):
         try:

@@ -1,4 +1,4 @@
-"""What a run and a job tell, as HTML: where they stand, their images, their log."""
+"""HTML for runs and jobs: their states, images and logs."""
 
 import re
 import time
@@ -16,7 +16,7 @@ from webui.widgets import templates
 
 SHOWN_SAMPLE_STEPS = 6
 SHOWN_LOG_LINES = 200
-LOSS_STEPS = 400  # older ones weigh less than 1e-8 in the smoothed loss
+LOSS_STEPS = 400  # older steps weigh less than 1e-8 in the smoothed loss
 CONSOLE = {"padding": False, "max_height": 352, "autoscroll": True}  # of an HTML that holds a log
 
 KINDS = {
@@ -35,14 +35,14 @@ def words_for(job: Job) -> str:
 
 
 def progress(name: str, state: RunState, history: History) -> str:
-    """One card: name, state, bar, and the numbers of the last step."""
+    """Return a card: name, state, bar, and the numbers of the last step."""
     has_loss = bool(history.steps) and "loss" in history.steps[-1]
     loss = smoothed([step["loss"] for step in history.steps[-LOSS_STEPS:]])[-1] if has_loss else None
     return templates.runs.progress(name, state, history, loss, history.seconds_per_step(), sentence(state, history))
 
 
 def sentence(state: RunState, history: History) -> str:
-    """What it does at the moment, for who reads no numbers; "" for a run that is over or waits."""
+    """Return the present activity in a sentence without jargon; "" for a run that is over or waits."""
     if state.state == "starting":
         return say("Loading the base model, before the first step.")
     if state.state == "caching":
@@ -60,13 +60,13 @@ def sentence(state: RunState, history: History) -> str:
 
 
 def spoken(words: str, state: str, step: int, total: int) -> str:
-    """How far a job is, for those who hear the page: another text only at every tenth, and as its state changes."""
+    """Return a job's progress for screen readers; the text changes at every tenth and with the state alone."""
     tenths = f", {10 * (10 * step // total)} %" if total else ""
     return escape(f"{words}: {templates.state_words(state)}{tenths}")
 
 
 def gallery(folder: Path, images: dict[tuple[int, int], dict[int, Path]], prompts: tuple[str, ...], seed: int) -> str:
-    """A row for each prompt and seed, a column for each of the last steps."""
+    """Return a row for each prompt and seed, with a column for each of the last steps."""
     parts = {step: path.name.partition("-prompt")[0] for by_step in images.values() for step, path in by_step.items()}
     steps = {step: (say("step {step}", step=step), parts[step]) for step in sorted(parts, reverse=True)}
     return templates.runs.gallery(folder, images, prompts, seed, steps, SHOWN_SAMPLE_STEPS)
@@ -76,7 +76,7 @@ LEVELS = {"failed": "error", "stopped": "warning", "checkpoint": "good", "finish
 
 
 def happened(history: History) -> str:
-    """What a run has told, in the order of reading, coloured by level."""
+    """Return a run's events in chronological order, coloured by level."""
     events = list(history.messages)[-SHOWN_LOG_LINES:]
     times = [time.strftime("%H:%M:%S", time.localtime(event.get("time", 0))) for event in events]
     levels = [LEVELS.get(event["event"], "") for event in events]
@@ -84,13 +84,13 @@ def happened(history: History) -> str:
 
 
 def console(lines: list[str]) -> str:
-    """What a job has printed, likewise."""
+    """Return a job's output, coloured by level."""
     kept = without_launchers(lines)[-SHOWN_LOG_LINES:]
     return templates.runs.log([("", level_of(line), line) for line in kept])
 
 
 def words_of(event: dict) -> str:
-    """An event in the run's own words, without lists, and with names in place of paths."""
+    """Return an event in the run's own words, without lists, and with names in place of paths."""
     if event["event"] == "message":
         return str(event.get("text", ""))
     facts = {name: value for name, value in event.items() if name not in ("time", "event")}
@@ -106,7 +106,7 @@ def level_of(line: str) -> str:
 
 
 def standing(jobs: Jobs, job: Job) -> str:
-    """How a job stands, with the last line that it printed, or why it failed."""
+    """Return a job's state, with its last line of output, or why it failed."""
     state = state_of_job(jobs, job)
     newest = "".join(console_lines(jobs, job)[-1:]) if state == "running" else ""
     failure = last_error(jobs, job).removeprefix("error: ") if state == "failed" else ""
@@ -114,7 +114,7 @@ def standing(jobs: Jobs, job: Job) -> str:
 
 
 def job_card(jobs: Jobs, job: Job | None) -> str:
-    """How a job of preparing or captioning stands."""
+    """Return the card of a job of preparing or captioning."""
     if job is None:
         return ""
     state, kind, said = state_of_job(jobs, job), "", ""

@@ -1,4 +1,4 @@
-"""The page's own JavaScript: each script with its constants, and what it says in the languages of the page."""
+"""The page's own JavaScript: scripts with their constants and the translations of their texts."""
 
 import json
 import re
@@ -11,13 +11,15 @@ SAY = """((texts) => (text, facts = {}) => (texts[navigator.language.slice(0, 2)
 
 
 def texts_in(source: str) -> list[str]:
-    """The texts that a script says: `say("...", facts)`."""
+    """Return the texts of a script's calls `say("...", facts)`."""
     return [json.loads(text) for text in re.findall(r'\bsay\(\s*("[^"\\]*")', source)]
 
 
 def script(path: Path, **constants: object) -> str:
-    """A script; `SAY` in it becomes the function that says a text, with the facts in its braces, in the browser's
-    and each of the other constants its value."""
+    """Return a script with its constants filled in.
+
+    `SAY` becomes the function that returns a text in the browser's language with the facts in its braces.
+    """
     source = path.read_text(encoding="utf-8")
     texts = {language: {text: known.texts[text] for text in texts_in(source)} for language, known in LOCALES.items()}
     values = {name: json.dumps(value) for name, value in constants.items()}

@@ -1,4 +1,4 @@
-"""A form's settings as a YAML file to copy, keep, share and load, and as the command line that does the same."""
+"""A form's settings as a YAML file to copy, keep, share and load, and as the equivalent command line."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ BASE = "pretrained_model_name_or_path"
 
 
 class SettingsBox:
-    """
+    """Settings as a file and as a command.
+
     Args:
-        problems: what the form's button last complained of; it goes as it is mended.
-        processes: the number of processes, where the form has one.
+        problems: the last complaint of the form's button, cleared once fixed.
+        processes: the number of processes, if the form has one.
     """
 
     def __init__(self, form: Form, prefix: str, problems: gr.HTML, processes: gr.components.Component | None = None):
@@ -51,7 +52,7 @@ class SettingsBox:
         self.upload.upload(show_errors(self.load), [self.upload], [*form.widgets.values()], **QUIET)
 
     def texts(self, processes: float, complaint: str, *entered) -> tuple:
-        """Command line and YAML, or what has to be mended; and the complaint that stands, brought up to date."""
+        """Return command line and YAML, or the problems in their place; and the complaint, brought up to date."""
         complained = self.form.complaint(*entered) if complaint else gr.skip()
         try:
             config = self.form.config(*entered)
@@ -62,7 +63,7 @@ class SettingsBox:
         return command_line(config, int(processes or 1)), to_yaml(config), complained
 
     def load(self, file: str) -> list:
-        """Return what the file says; a base that it leaves out stays, as the page may have its own default."""
+        """Return the settings in the file; a base that it leaves out stays, as the page may have its own default."""
         config = read_config(self.form.config_class, Path(file))
         values = dict(zip(self.form.widgets, self.form.shown(config), strict=True))
         if BASE in values and BASE not in yaml.safe_load(Path(file).read_text(encoding="utf-8")):

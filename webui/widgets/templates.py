@@ -1,5 +1,6 @@
-"""The page's HTML: macros of the files in templates/, called as functions. What they are given is escaped, and told in
-the language of the request at hand.
+"""The page's HTML: macros of the files in templates/, called as functions.
+
+Their arguments are escaped, and texts are in the language of the current request.
 """
 
 import difflib
@@ -26,12 +27,12 @@ STATES = {
 
 
 def state_words(state: str) -> str:
-    """A state of another version of the trainer is told in its own word."""
+    """Return a state in words; one of another trainer version in its own word."""
     return say(STATES[state]) if state in STATES else state
 
 
 def short(number: float) -> str:
-    """Three digits that count; small ones as 1e-4."""
+    """Return three significant digits; small numbers as 1e-4."""
     if number and abs(number) < 1e-3:
         mantissa, exponent = f"{number:.2e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
@@ -43,12 +44,12 @@ def percent(share: float | None) -> str:
 
 
 def css_text(text: str) -> str:
-    """The text as the inside of a CSS string: nothing in it can end the string or the sheet."""
+    """Return the text for a CSS string, escaped so that nothing in it can end the string or the sheet."""
     return "".join(c if c.isascii() and (c.isalnum() or c in " .,:-") else f"\\{ord(c):x} " for c in text)
 
 
 def difference(before: str, after: str) -> Iterator[tuple[str, str]]:
-    """The pieces of a caption: what goes with "del", what comes with "ins", what stays with ""."""
+    """Yield the pieces of a caption: "del" for removed ones, "ins" for new ones, "" for the rest."""
     old, new = (re.findall(r"\s+|,|[^\s,]+", text) for text in (before, after))
     for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         pieces = [("", old[i:j])] if kind == "equal" else [("del", old[i:j]), ("ins", new[k:m])]

@@ -1,4 +1,4 @@
-"""One widget for each field of a config: the basic ones in view, the others in sections that open."""
+"""A widget for each field of a config: the basic ones in view, the others in sections that open."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,11 +50,11 @@ SUGGESTIONS: dict[type, dict[str, Choices]] = {
 def form(
     config_class: type, suggestions: Mapping[str, Choices], values: Mapping[str, object], prefix: str
 ) -> dict[str, gr.components.Component]:
-    """Widgets by field, in the fields' order, below what finds them.
+    """Return widgets by field, in the fields' order, with the search above them.
 
     Args:
-        suggestions: more choices for fields, by name; what is typed may be something else.
-        values: what to show in place of the default.
+        suggestions: more choices for fields, by name; other values may be typed.
+        values: shown in place of the default.
     """
     fields = fields_of(config_class)
     suggestions = {**SUGGESTIONS[config_class], **suggestions}
@@ -100,7 +100,7 @@ def widget(
         )
     if choices is not None:
         return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **about)
-    if field.kind == "int" and not field.optional and not field.choices:  # Gradio shows a number that is not there as 0
+    if field.kind == "int" and not field.optional and not field.choices:  # Gradio shows a missing number as 0
         return gr.Number(value=value, step=1, **about)
     if field.kind == "lines":
         return gr.Textbox(value=value, lines=2, placeholder=T("one per line"), **about)
