@@ -1,14 +1,14 @@
-"""The caches' records in three formats: a safetensors file each, safetensors shards, and one Arrow file.
+"""Compare three formats for cache records: one safetensors file each, safetensors shards, and one Arrow file.
 
     python -m benchmarks.cache_formats --records 1024 --output benchmarks/results/cache_formats.json
 
-A record is a picture's of 1024 px with its caption's embeddings, 0.58 MB. Measured are writing all, opening all (for
-files: looking whether each is whole, as a start does), reading them in random order, copies included, and how much
-memory that leaves. Every file is in the page cache.
+A record holds the latents of an image of 1024 px and the embeddings of its caption, 0.58 MB. Measured are writing all,
+opening all (for files: checking that each is whole, as a start does), reading them in random order with a copy, and the
+memory used after that. Every file is in the page cache.
 
-Kept is a file each: shards were read three times as fast (0.7 against 2.4 ms, opening and a checksum included, on busy
-cores), but a thread reads the next batch while a step works, memory stays flat (2.5 against 162 and 206 MB), and what
-changes redoes its own file alone.
+The trainer keeps one file each. Shards were read three times as fast (0.7 against 2.4 ms, opening and a checksum
+included, on busy cores), but a thread reads the next batch during a step, memory stays flat (2.5 against 162 and 206
+MB), and a changed image rewrites its own file alone.
 """
 
 import argparse

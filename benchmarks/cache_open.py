@@ -1,11 +1,11 @@
-"""How long a start takes with everything cached, and by how much memory grows, against the number of pictures.
+"""Measure the time of a start with everything cached and its memory, against the number of images.
 
     python -m benchmarks.cache_open --output benchmarks/results/cache_open.json
 
-A start is what a training does, in a process of its own: open the pictures, know the encoders by their files, look
-whether each record is whole, read the first. Pictures are of 64 px, on the toy base of sizes.py: a start reads the
-headers of records alone, so their size does not matter. The first start fills the cache; of the later ones the
-quickest counts. On busy cores look at cpu_seconds.
+A start does what a training does, in a process of its own: open the images, identify the encoders by their files, check
+that each record is whole, read the first. Images are of 64 px, on the toy base of sizes.py: a start reads only the
+headers of records, so their size does not matter. The first start fills the cache; of the later ones the fastest
+counts. On busy cores look at cpu_seconds.
 """
 
 import argparse
@@ -32,14 +32,14 @@ REPEATS = 3  # starts with everything cached
 
 
 def held_mb() -> tuple[float, float]:
-    """Return what this process holds, and the most that it has held."""
+    """Return the present and the peak memory of this process in MB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     now, most = (int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
     return now, most
 
 
 def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
-    """Return what `prepare_data` does before the steps are planned."""
+    """Run the part of `prepare_data` before the steps are planned, and return its time and memory."""
     config = from_flat(
         TrainConfig,
         {
@@ -70,7 +70,7 @@ def start(base: Path, data: Path, cache: Path) -> dict[str, float]:
 
 
 def alone(function, *arguments):
-    """Return what a function gives in a process of its own."""
+    """Return the result of a function run in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 

@@ -1,12 +1,12 @@
-"""Pictures a second of filling the cache of latents: one and four at once in the VAE, beside decoding alone.
+"""Measure images per second when filling the cache of latents: one and four at once in the VAE, beside decoding alone.
 
     python -m benchmarks.caching_speed --size toy
     python -m benchmarks.caching_speed --size sdxl --precisions fp32 bf16 --workers 0 4 --pictures 256
 
-Each round fills an empty cache in every way, in turn, in one process, by the trainer's own LatentCache: read, decode,
-encode, write. The first round does not count. Pictures are of one size, weights are random. Worker processes start anew
-each time, which counts: give many pictures. On busy cores look at the processor's seconds, which leave out those of
-worker processes. Writes <name>.json and <name>.md into --output_dir.
+Each round fills an empty cache in every way, in turn, in one process, with the trainer's own LatentCache: read, decode,
+encode, write. The first round does not count. Images are of one size, weights are random. Worker processes start again
+each time, which counts: give many images. On busy cores look at the CPU seconds, which exclude those of worker
+processes. Writes <name>.json and <name>.md into --output_dir.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main(argv=None) -> None:
 
 
 def ways(args, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Functions that fill an empty cache, by name, and those that only decode what goes into it."""
+    """Return functions that fill an empty cache, and some that only decode its images, by name."""
     torch.manual_seed(0)
     vae = AutoencoderKL(**VAES[args.size]).requires_grad_(False).eval().to(device)
     images = ImageDataset(open_dataset(str(write_images(args.work_dir, args.pictures, args.resolution))))

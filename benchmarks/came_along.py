@@ -1,9 +1,9 @@
-"""What a report of what came along finds of a planted fault: every training image of the object concept is red.
+"""Test the came-along report on a planted fault: every training image of the object concept is red.
 
     python -m benchmarks.came_along
 
 Trains the object concept of examples/shapes twice, on captions that name no colour ("sks, a shape on a blue
-background"): with images in red alone, and with images in every colour. Draws five prompts that name no colour either,
+background"): with red images alone, and with images of every colour. Draws five prompts that name no colour either,
 four images each, with and without the trigger word, by `python -m sdxl_lora.select`. Reports what came along, with the
 words of examples/shapes/scorer.py in place of a captioner's. Writes came_along.md into --output_dir.
 """
@@ -59,7 +59,7 @@ def main(argv=None):
 
 
 def described(images: Sequence[Image.Image]) -> list[frozenset[str]]:
-    """The scorer's words: shape, colour, and background."""
+    """Return the scorer's words for each image: shape, colour, and background."""
     readings = [read(image) for image in images]
     return [
         frozenset({reading.shape, reading.colour, f"{reading.background} background"} - {"none", "none background"})
@@ -68,7 +68,7 @@ def described(images: Sequence[Image.Image]) -> list[frozenset[str]]:
 
 
 def one_run(args, kind):
-    """Train and draw; what is there stays."""
+    """Train and draw; existing results are kept."""
     folder = args.work_dir / kind
     if not (folder / "data" / "metadata.jsonl").exists():
         write_class_images(folder / "class", CLASS_IMAGES)
@@ -94,7 +94,7 @@ def one_run(args, kind):
 
 
 def write_concept_images(folder, kind):
-    """Six-armed stars, red ones or of every colour, with captions that name the background alone."""
+    """Write six-armed stars, red or of every colour, with captions that name the background alone."""
     folder.mkdir(parents=True)
     for index, scene in enumerate(concept_scenes("object", IMAGES, seed=0)):
         draw_object(replace(scene, colour="red") if kind == "red" else scene).save(folder / f"{index:02d}.png")

@@ -1,10 +1,10 @@
-"""What saving adds to a training, at the default interval.
+"""Measure the time that saving adds to a training, at the default interval.
 
     python -m benchmarks.checkpoint_cost --output benchmarks/results/checkpoint_cost.json
 
-Trains the tiny SDXL for --steps with a checkpoint every --every, reads the steps' times from events.jsonl, and takes a
-save for what the step after it lasted beyond the median. The share is for the default of 500 steps: the dearer a step,
-the smaller it is, and no model has cheaper steps than this one.
+Trains the tiny SDXL for --steps with a checkpoint every --every steps and reads the times of steps from events.jsonl. A
+save takes what the step after it lasted beyond the median. The share is for the default of 500 steps: it shrinks with
+slower steps, and no model has faster ones than this.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""How good the checkpoint and strength are that `python -m sdxl_lora.select` recommends, where the truth is known.
+"""Measure how good the checkpoint and strength are that `python -m sdxl_lora.select` recommends, against the truth.
 
     python -m benchmarks.choosing --judge runs/choosing/judge --seeds 0 1 2 3 4
 
 Trains the object concept of examples/shapes, with many class images and with few, so that some LoRAs leak and some do
-not; lets each run choose by a similarity model that knows other shapes and not the concept (choosing_judge), without a
-CLIP; and scores every checkpoint at every strength by the scorer, on other prompts and seeds:
+not. Each run chooses by a similarity model that knows other shapes but not the concept (choosing_judge), without CLIP.
+The scorer then scores every checkpoint at every strength, on other prompts and seeds:
 
     truth = concept drawn with the trigger word - concept drawn without it - known shapes lost against the base
 
-What the recommendation falls short of the best cell is its loss, in points. Beside it: the last checkpoint at strength
-1, what people use who do not choose. Runs that choosing.json has are kept; it is written anew after each.
+The loss is the distance of the recommendation from the best cell, in points. It is compared with that of the last
+checkpoint at strength 1, the usual choice. Runs in choosing.json are kept; the file is rewritten after each run.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from examples.shapes.quality import BASE, GUIDANCE, plain_prompt
 from examples.shapes.world import colour_pairs, combinations
 
 CLASS_IMAGES = {"many class images": 200, "few class images": 12}
-SEED = 1000  # of the images that are chosen by; the truth's begin at 0
-CLOSE = 0.02  # what the recommendation may fall short of the best
+SEED = 1000  # of the images for choosing; the truth's seeds begin at 0
+CLOSE = 0.02  # largest distance from the best that still counts as close
 
 
 def parse(argv=None):
@@ -74,7 +74,7 @@ def settings(args):
 
 
 def one_run(args, kind, seed, base):
-    """Train, choose, and score everything that could have been chosen."""
+    """Train, choose, and score every cell."""
     began = time.time()
     run = args.work_dir / f"{kind.replace(' ', '-')}-{seed}"
     train(args, kind, seed, run)
@@ -97,7 +97,7 @@ def one_run(args, kind, seed, base):
 
 
 def train(args, kind, seed, run):
-    """Train as `make demo` does, for fewer steps; a run that is there goes on, or is left as it is."""
+    """Train as `make demo` does, for fewer steps; an existing run goes on, or is left as it is."""
     data = args.work_dir / kind.replace(" ", "-")
     if not (data / "data" / "metadata.jsonl").exists():
         write_images(data, class_images=CLASS_IMAGES[kind])
@@ -128,7 +128,7 @@ def train(args, kind, seed, run):
 
 
 def prompts(count):
-    """What is chosen by: the concept in colours that no training image has, and known shapes."""
+    """Return the prompts for choosing: the concept in colours that no training image has, and known shapes."""
     trained = {(scene.colour, scene.background) for scene in concept_scenes("object", IMAGES, seed=0)}
     new = [pair for pair in colour_pairs() if pair not in trained]
     concept = [f"{TRIGGER_WORD}, {plain_prompt('shape', *pair)}" for pair in spread(new, count)]
@@ -137,7 +137,7 @@ def prompts(count):
 
 
 def losses(record):
-    """How far the recommendation, and the last checkpoint at strength 1, are from the best of a run."""
+    """Return the distances of the recommendation and of the last checkpoint at strength 1 from the best of a run."""
     truth = {(cell["step"], cell["strength"]): cell["truth"] for cell in record["cells"]}
     best = max(truth, key=truth.__getitem__)
     recommended = record["recommended"] and (record["recommended"]["step"], record["recommended"]["strength"])
@@ -146,14 +146,14 @@ def losses(record):
         "best": best,
         "best_truth": truth[best],
         "recommended": recommended,
-        # nothing recommended means the base alone, whose truth is 0
+        # no recommendation means the base alone, whose truth is 0
         "loss": truth[best] - (truth[recommended] if recommended else 0.0),
         "loss_of_last": truth[best] - truth[last] if last in truth else None,
     }
 
 
 def report(results):
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     asked, known = results["settings"]["asked"], results["settings"]["known"]
     rows = [(run, losses(run)) for run in results["runs"]]
     close = sum(loss["loss"] <= CLOSE + 1e-9 for _, loss in rows)

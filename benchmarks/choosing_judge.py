@@ -1,10 +1,10 @@
-"""A small vision model of the shapes world, in the place of DINOv2 where nothing is downloaded.
+"""Train a small vision model of the shapes world, which replaces DINOv2 where nothing is downloaded.
 
     python -m benchmarks.choosing_judge runs/choosing/judge
 
 It is to the shapes what a model trained on ImageNet is to photographs: it has learned to name shapes, the world's five
-and stars of 3, 4, 5 and 8 arms, in any colours, and has never seen the concept, whose star has six. Half a minute on
-one core. Prints how like the concept's training images other images are.
+and stars of 3, 4, 5 and 8 arms, in any colours, and has never seen the concept, whose star has six. Takes half a minute
+on one core. Prints the similarity of other images to the concept's training images.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv=None):
 
 
 def make_judge(folder, steps=400, seed=0):
-    """Train it and save it."""
+    """Train the model and save it."""
     torch.manual_seed(seed)
     model = ResNetForImageClassification(ResNetConfig(**SIZES, num_labels=len(SHAPES) + len(ARMS)))
     train(model, steps, seed)
@@ -72,7 +72,7 @@ def train(model, steps, seed):
 
 
 def shape_of(label, rng):
-    """A drawing of a class: a shape of the world, or a star."""
+    """Return a drawing of a class: a shape of the world, or a star."""
     scene = random_scene(rng)
     if label < len(SHAPES):
         return draw(replace(scene, shape=SHAPES[label]))
@@ -80,7 +80,7 @@ def shape_of(label, rng):
 
 
 def other_star(scene, arms, rng):
-    """A star of so many arms at the scene's place, narrow or wide, turned anyhow."""
+    """Return a star with this number of arms at the scene's place, of random width and turn."""
     inner, turn, radius = rng.uniform(0.3, 0.8), rng.uniform(0, 360), scene.radius * 1.15
     points = []
     for index in range(2 * arms):
@@ -93,14 +93,14 @@ def other_star(scene, arms, rng):
 
 
 def other_colours(images, generator):
-    """The images (B, 3, H, W) with their channels mixed at random, and some mirrored."""
+    """Return the images (B, 3, H, W) with randomly mixed channels, half of the time mirrored."""
     mix = torch.randn(len(images), 3, 3, generator=generator)
     mixed = torch.einsum("bij,bjhw->bihw", mix / mix.abs().sum(2, keepdim=True), images)
     return mixed.flip(3) if torch.rand(1, generator=generator) < 0.5 else mixed
 
 
 def apart(folder):
-    """Say how like the concept's images new ones of it are, and others, by the mean cosine with them."""
+    """Return, as text, the mean cosine of new images of the concept, and of other images, with its training images."""
     judge, device, rng = Similarity(folder), torch.device("cpu"), random.Random(1)
     judge.refer_to([draw_object(scene) for scene in concept_scenes("object", 20, seed=0)], device)
     kinds = {

@@ -1,14 +1,13 @@
-"""How often the rule of `sdxl_lora.select` finds a checkpoint and strength within 2 points of the best, by simulation.
+"""Simulate how often the rule of `sdxl_lora.select` finds a checkpoint and strength within 2 points of the best.
 
     python -m benchmarks.choosing_rule --judge runs/choosing/judge
 
-No LoRA is trained and nothing is generated: what a LoRA would draw is played by drawings of the shapes world, the
-concept or something else in the right colours, in shares that are known. Each simulated run has 4 checkpoints at 4
-strengths; with the dose, steps times strength, the concept comes, then it leaks, then known shapes are lost, each at
-doses drawn at random; a lost known shape shows the concept. The model of benchmarks.choosing_judge sees the drawings,
-there is no CLIP; the scale, the score and the recommendation are the command's own. So this measures the rule and its
-sample size, and not how faithful a similarity model is to generated images; for that see benchmarks.choosing. Writes
-choosing_rule.md.
+No LoRA is trained and nothing is generated: drawings of the shapes world stand for a LoRA's images, the concept or
+something else in the right colours, in known shares. Each simulated run has 4 checkpoints at 4 strengths. With the
+dose, steps times strength, the concept comes, then it leaks, then known shapes are lost, each at random doses; a lost
+known shape shows the concept. The model of benchmarks.choosing_judge sees the drawings, there is no CLIP; the scale,
+the score and the recommendation are the command's own. So this measures the rule and its sample size, but not how
+faithful a similarity model is to generated images; for that see benchmarks.choosing. Writes choosing_rule.md.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from sdxl_lora.select.scores import Measured, Scale, recommend
 from sdxl_lora.startup import quiet_libraries
 
 CHECKPOINTS, STRENGTHS = (250, 500, 750, 1000), (0.6, 0.8, 1.0, 1.2)
-DRAWN = 8  # drawings of each kind for each prompt, from which a run's are chosen
+DRAWN = 8  # drawings of each kind for each prompt, from which a run draws
 MOST_PROMPTS = 8
 CLOSE = 0.02
 DEVICE = torch.device("cpu")
@@ -55,7 +54,7 @@ def main(argv=None):
 
 
 class Bank:
-    """Drawings as the judges see them, by (kind of prompt, prompt, what is shown)."""
+    """Features of drawings, by (kind of prompt, prompt, content)."""
 
     def __init__(self, judge):
         scenes = concept_scenes("object", IMAGES, seed=0)
@@ -81,11 +80,13 @@ class Bank:
         self.features, self.thumbnails = vision.embed(shown, DEVICE), thumbnails(shown)
 
     def measured(self, seeds, prompts, images, with_trigger, without_trigger, known):
-        """What `prompts` of each kind would give: shares of the images that show the concept, or what was asked for.
+        """Return the measurements of `prompts` of each kind, at given shares of images that show what is wanted.
+
+        That is the concept with the trigger word, the concept without it, and known shapes as asked for.
 
         Args:
-            seeds: of the run. As a LoRA's images by the same seeds, an image is the same in every cell until the share
-                passes its threshold.
+            seeds: of the run. As with a LoRA and equal seeds, an image is the same in every cell until the share passes
+                its threshold.
         """
         rng, rows, numbers, calls_up = random.Random(seeds), [], [], []
         for number in range(prompts):
@@ -107,13 +108,13 @@ def star(rng, pair):
 
 
 def nameless(rng, pair):
-    """What the base makes of "a red shape": a star of another number of arms, or a known shape, in these colours."""
+    """Return a base's image for "a red shape": a star of another number of arms, or a known shape, in these colours."""
     scene = random_scene(rng, combination=(rng.choice(SHAPES), *pair))
     return draw(scene) if rng.random() < 0.5 else other_star(scene, rng.choice(ARMS), rng)
 
 
 def one_run(bank, rng, prompts, images):
-    """(what the recommendation falls short of the best, the same of the last checkpoint at strength 1)."""
+    """Return the distances from the best of the recommendation, and of the last checkpoint at strength 1."""
     comes, leaks, loses = rng.uniform(0.2, 0.7), rng.uniform(0.6, 1.6), rng.uniform(0.7, 1.6)
     steep, most = rng.uniform(6, 16), rng.uniform(0.7, 1.0)
     truth, seeds = {}, rng.random()

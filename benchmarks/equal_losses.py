@@ -1,13 +1,13 @@
-"""Whether our loss is that of diffusers' script: same pictures, captions, latents, noise and timesteps, step for step.
+"""Check that our loss is that of diffusers' script, step for step, on the same images, captions, noise and timesteps.
 
     python -m benchmarks.equal_losses --peer train_text_to_image_lora_sdxl.py --steps 30
 
 The peer is diffusers' examples/text_to_image/train_text_to_image_lora_sdxl.py (it needs torchvision); it is not part of
-this repository. It trains on pictures of examples/shapes in a process where what it draws is written down: the pixels
-it read, the VAE's draw, noise, timesteps, its LoRA's first weights, its losses. We then take the same steps by our own
-parts, from the pictures on: captions, tokens, embeddings, size conditioning, latents, LoRA, loss, clipping, AdamW. So
-equal losses at every step mean equal weights, too. Writes equal_losses.json and equal_losses.md into --output_dir, and
-ends with 1 where a loss differs by more than 1e-5.
+this repository. It trains on images of examples/shapes in a process that records its random draws: the pixels it read,
+the VAE's draw, noise, timesteps, its LoRA's first weights, its losses. We then take the same steps with our own parts,
+from the images on: captions, tokens, embeddings, size conditioning, latents, LoRA, loss, clipping, AdamW. So equal
+losses at every step mean equal weights, too. Writes equal_losses.json and equal_losses.md into --output_dir, and exits
+with 1 if a loss differs by more than 1e-5.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def run_peer(args, data, record, options):
 
 
 def record(to, peer, *flags):
-    """Runs the peer in this process and writes down what it draws and what comes of it."""
+    """Run the peer in this process and record its random draws and its losses."""
     import accelerate
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from diffusers.models.autoencoders import vae as vae_module
@@ -110,7 +110,7 @@ def record(to, peer, *flags):
     first_weights: dict = {}
 
     def before(owner, name, note):
-        """Has `note` see the arguments of every call."""
+        """Call `note` with the arguments of every call."""
         original = getattr(owner, name)
 
         def noted(*args, **kwargs):
@@ -142,7 +142,7 @@ def record(to, peer, *flags):
 
 
 def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
-    """The losses of the peer's steps, taken by our parts."""
+    """Return the losses of the peer's steps, computed by our parts."""
     base = Base(str(BASE))
     images = ImageDataset(open_dataset(str(data)), resolution=64)
     loaded = [images.load(index) for index in range(len(images))]
@@ -177,7 +177,7 @@ def our_losses(peer, data, options, learning_rate=LEARNING_RATE):
 
 
 def begin_like(unet, first_weights):
-    """Our LoRA with the peer's first weights; the same layers must have one."""
+    """Give our LoRA the peer's first weights; both must have the same layers."""
     ours = adapter_parameters(unet)
     theirs = {name.replace(".default", ""): tensor for name, tensor in first_weights.items()}
     assert ours.keys() == theirs.keys()
@@ -187,7 +187,7 @@ def begin_like(unet, first_weights):
 
 
 def index_of(pixels, loaded):
-    """Return which of our pictures the peer read, by its pixels."""
+    """Return the index of our image that the peer read, by its pixels."""
     found = [row for row, image in enumerate(loaded) if torch.allclose(image["pixels"], pixels, atol=1e-5)]
     assert found, "the peer read a picture that is none of ours"
     return found[0]

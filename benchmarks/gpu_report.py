@@ -1,4 +1,4 @@
-"""All tables that gpu.sh has measured on one page, with one of its trainings within a limit of memory.
+"""Collect all tables that gpu.sh has measured on one page, with its trainings under a memory limit.
 
 python -m benchmarks.gpu_report OUTPUT_FOLDER
 """
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def report(folder: Path) -> str:
-    """The page, of all that is there by now."""
+    """Return the page with all results so far."""
     tables = [path for path in folder.glob("*.md") if path.name != PAGE]
     parts = [f"## {path.stem}\n\n{path.read_text(encoding='utf-8')}" for path in sorted(tables, key=modified)]
     runs = {path.parent for path in folder.glob("*/events.jsonl")}
@@ -45,20 +45,20 @@ def modified(path: Path) -> float:
 
 
 def observed(run: Path) -> Path:
-    """The file that observed.py leaves of a training's process."""
+    """Return the file that observed.py writes about a training's process."""
     return run.with_name(f"{run.name}.json")
 
 
 def ended(run: Path) -> float:
-    """When its process ended; of one that did not, when it last made a file."""
+    """Return the time at which its process ended; for one that did not, when its folder last changed."""
     return modified(observed(run) if observed(run).exists() else run)
 
 
 def row(run: Path) -> str:
-    """One training's line: what observed.py wrote of its process, and its events."""
+    """Return a training's row, from observed.py's file and its events."""
     file = observed(run)
     took = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    events = list(read_events(run / "events.jsonl")) if run.exists() else []  # a refused one leaves none
+    events = list(read_events(run / "events.jsonl")) if run.exists() else []  # a refused training has none
     steps = [event for event in events if event["event"] == "step"]
     pace = median(step["images_per_second"] for step in steps[len(steps) // 2 :]) if steps else None
     failed = [event["reason"] for event in events if event["event"] == "failed"]

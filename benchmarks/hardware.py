@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what a training step needs at least: FLOPs, bytes, and the floors they set."""
+"""Peak rates of the machine, and the FLOPs and bytes that a training step needs at least."""
 
 import json
 import time
@@ -15,9 +15,9 @@ from sdxl_lora.lora.inject import add_lora
 def step_flops(
     config: dict, rank: int, batch: int, resolution: int, checkpointing: bool = False, remember_in: Path | None = None
 ) -> dict[str, float]:
-    """FLOPs of matrix products, convolutions and attention in a UNet of this config, with its LoRA.
+    """Return the FLOPs of matrix products, convolutions and attention in a UNet of this config, with its LoRA.
 
-    Counted by torch while the model runs on the meta device, as our trainer runs it: `forward` without LoRA, and
+    torch counts them while the model runs on the meta device, as our trainer runs it: `forward` without LoRA, and
     `step`, forward and backward with LoRA. Also the number of `weights` and of trained `parameters`.
 
     Args:
@@ -30,7 +30,7 @@ def step_flops(
 def flops_of_one(
     config: dict, rank: int, resolution: int, checkpointing: bool, remember_in: Path | None
 ) -> dict[str, float]:
-    """`step_flops` of one image: those of a batch are so many times as many."""
+    """Return `step_flops` of one image, to which those of a batch are proportional."""
     counted = f"flops-{config['block_out_channels'][0]}-{rank}-{resolution}-{checkpointing:d}.json"
     if remember_in is not None and (remember_in / counted).exists():
         return json.loads((remember_in / counted).read_text())
@@ -73,7 +73,7 @@ def run_unet(unet, batch: int, resolution: int) -> torch.Tensor:
 
 
 def step_bytes(flops: dict[str, float], precision: str) -> float:
-    """The least that a step moves: all weights for the forward, again for the backward, and the optimizer's work.
+    """Return the least bytes that a step moves: all weights for forward and again for backward, and the optimizer's.
 
     AdamW reads a parameter, its gradient and two moments and writes three of them, each of 4 bytes. Activations are
     left out, as they may stay in caches.
@@ -82,7 +82,7 @@ def step_bytes(flops: dict[str, float], precision: str) -> float:
 
 
 def measured_peaks(precision: str, threads: int) -> dict[str, float]:
-    """FLOP/s of the best of some square matrix products in the step's precision, and bytes/s of a large copy."""
+    """Return the FLOP/s of the best of some square matrix products in the step's precision, and bytes/s of a copy."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(threads)
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -101,7 +101,7 @@ def product(size: int, dtype: torch.dtype, device: torch.device):
 
 
 def seconds_of(call, device: torch.device, times: int = 7) -> float:
-    """The median time of a call, after two that do not count."""
+    """Return the median time of a call, after two that do not count."""
     seconds = []
     for _ in range(times + 2):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""kohya's sd-scripts on the same pictures: its bucketing script, and its load + resize + crop alone, beside ours.
+"""Run kohya's sd-scripts on the same images: its bucketing script, and its load + resize + crop alone, beside ours.
 
-Measured at revision 48d368f of 2026-02-16, whose script encodes all pictures but writes no latents: in
+Measured at revision 48d368f of 2026-02-16, whose script encodes all images but writes no latents: in
 cache_batch_latents of library/train_util.py, that line is commented out. So it lacks the cost of writing.
 
-Nothing of sd-scripts is here: it is run where it lies, by a Python that has what it imports. One way to such a Python,
-with torch, torchvision and what transformers needs already there (--no-deps, so that they stay as they are):
+Nothing of sd-scripts is part of this repository: it is run from its checkout, by a Python with its dependencies. One
+way to such a Python, with torch, torchvision and transformers' dependencies already there (--no-deps keeps them):
 
     pip install --no-deps opencv-python-headless==4.10.0.84 imagesize==1.4.1 toml==0.10.2 einops==0.7.0 \\
         voluptuous==0.15.2 diffusers==0.32.1 transformers==4.54.1 huggingface-hub==0.34.3 tokenizers==0.21.4 \\
@@ -71,13 +71,13 @@ LatentCache(Path(sys.argv[3]), pictures, "vae").fill(vae, [False], 0, Workers())
 
 
 def crop_alone(folder: Path, code: str, python: str = sys.executable, home: Path = Path()) -> dict:
-    """Seconds of loading, resizing and cropping, without imports, in one process; nothing is written."""
+    """Return seconds of loading, resizing and cropping, without imports, in one process; nothing is written."""
     done = run([python, "-c", code, str(folder.resolve())], home)
     return json.loads(done.stdout.split("RESULT")[1])
 
 
 def kohya_script(folder: Path, vae: Path, python: str, home: Path, workers: int, out: Path) -> dict:
-    """Seconds of the whole command, imports included: load, resize, crop and encode; and the sizes it chose."""
+    """Return seconds of the whole command, imports included (load, resize, crop and encode), and its sizes."""
     out.mkdir()
     (out / "in.json").write_text("{}")
     paths = [folder, out / "in.json", out / "out.json", vae]
@@ -91,12 +91,12 @@ def kohya_script(folder: Path, vae: Path, python: str, home: Path, workers: int,
 
 
 def our_latents(dataset: Path, vae: Path, out: Path) -> dict:
-    """Seconds of encoding a prepared dataset, imports included, as the trainer's cache does it."""
+    """Return seconds of encoding a prepared dataset with the trainer's cache, imports included."""
     return timed_run([sys.executable, "-c", OUR_LATENTS, str(dataset), str(vae), str(out)], Path())
 
 
 def seconds_of_imports(python: str, home: Path) -> dict[str, float]:
-    """CPU seconds before the first picture, which the two commands above include."""
+    """Return the CPU seconds before the first image, which the two commands above include."""
     theirs = timed_run([python, "finetune/prepare_buckets_latents.py", "--help"], home)
     ours = timed_run([sys.executable, "-c", OUR_IMPORTS], Path())
     return {"kohya": round(theirs["cpu_seconds"], 1), "ours": round(ours["cpu_seconds"], 1)}
@@ -109,7 +109,7 @@ def timed_run(command: list[str], home: Path) -> dict:
 
 
 def run(command: list[str], home: Path) -> subprocess.CompletedProcess:
-    """Run a command in the folder `home`, from which the command imports too; what it said is shown where it fails."""
+    """Run a command in the folder `home`, which it also imports from; exit with its last messages if it fails."""
     done = subprocess.run(
         command, cwd=home, env=os.environ | {"PYTHONPATH": str(home.resolve())}, capture_output=True, text=True
     )

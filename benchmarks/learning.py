@@ -1,18 +1,18 @@
-"""What a LoRA has learned, and what the base has kept, after equal steps, images and seconds: our trainer and a peer.
+"""Compare what a LoRA learns and what the base keeps at equal steps, images and seconds: our trainer and a peer.
 
     python -m benchmarks.learning --peer train_text_to_image_lora_sdxl.py --clock cpu
 
 All train the object concept of examples/shapes on the same base, dataset, rank, learning rate, schedule, loss weights,
-batch and seeds, both text encoders too, one after the other on the same cores. "ours" is as the peer trains: attention
-alone, begun as it begins. "ours, defaults" is with our own default layers and start, "ours, all layers" with all linear
-layers and convolutions, which the peer has no flag for.
+batch and seeds, both text encoders too, one after the other on the same cores. "ours" trains as the peer does:
+attention alone, with the same initialisation. "ours, defaults" uses our own default layers and initialisation, "ours,
+all layers" all linear layers and convolutions, which the peer has no flag for.
 
-Each trainer is scored at its end, and at the newest of its checkpoints (one every --every steps) that lay ready when
-the first trainer of that seed had ended, which is the peer where one is given: its schedule has ended then, ours
-perhaps not. Batches are equal, so equal steps are equal images. Seconds run from the launch to the checkpoint's last
-file and so include imports and caching, which every run does anew; with --clock cpu they are scaled to the run's CPU
-time, for machines that other work shares. Writes learning.json, learning.md and learning.png into --output_dir, anew
-after every training. Those that learning.json has are kept: the same command goes on where it was stopped.
+Each trainer is scored at its end, and at the newest of its checkpoints (one every --every steps) that was ready when
+the first trainer of that seed had ended, which is the peer if one is given: its schedule has ended then, ours perhaps
+not. Batches are equal, so equal steps are equal images. Seconds run from the launch to the checkpoint's last file and
+so include imports and caching, which every run repeats; with --clock cpu they are scaled to the run's CPU time, for
+machines that other work shares. Writes learning.json, learning.md and learning.png into --output_dir after every
+training. Results in learning.json are kept, so the same command resumes where it was stopped.
 
 The peer is diffusers' script, see benchmarks/trainers.py. Without --peer only our trainer runs.
 """
@@ -37,7 +37,7 @@ SCORES = {
     "known": "known shapes drawn right",
 }
 PEER = "diffusers"
-OWN: dict[str, dict] = {  # our trainers: how each differs from the peer
+OWN: dict[str, dict] = {  # our trainers, by their differences from the peer
     "ours": {"target_modules": "attention", "init_lora_weights": "gaussian"},
     "ours, defaults": {"target_modules": "auto"},
     "ours, all layers": {"target_modules": "all-linear+conv", "init_lora_weights": "gaussian"},
@@ -80,7 +80,7 @@ def main(argv=None):
 
 
 def former_results(args):
-    """What learning.json has already; else nothing but the settings."""
+    """Return the results in learning.json; without that file, the settings and no records."""
     path = args.output_dir / "learning.json"
     results = json.loads(path.read_text()) if path.exists() else {"settings": settings(args), "records": []}
     if results["settings"] != settings(args):
@@ -94,7 +94,7 @@ def settings(args):
 
 
 def one_seed(args, data, seed, results):
-    """Every trainer once, and the scores of the checkpoints that are compared, where they are not there yet."""
+    """Train with every trainer once and score the checkpoints to compare, unless there are results already."""
     commands = {PEER: peer_command(args, data, seed)} if args.peer else {}
     commands |= {name: our_command(args, data, seed, name) for name in OWN}
     commands = {name: command for name, command in commands.items() if name in args.trainers}
@@ -115,9 +115,9 @@ def one_seed(args, data, seed, results):
 
 
 def make_dataset(work_dir, repeats=1, class_images=IMAGES):
-    """The object concept and class pictures, through our preprocess; a plain imagefolder for the peer.
+    """Prepare images of the object concept and of the class with preprocess; a plain imagefolder for the peer.
 
-    Repeats are rows of metadata.jsonl, so both trainers meet the same mixture. With 0 class_images there are none.
+    Repeats are rows of metadata.jsonl, so both trainers see the same mixture. With 0 class_images there are none.
     """
     write_images(work_dir, repeats=repeats, class_images=class_images or 1)
     flags = {"input_dir": work_dir / "raw", "output_dir": work_dir / "data"}
@@ -163,17 +163,17 @@ def peer_command(args, data, seed):
 
 
 def run(command, run_dir, args):
-    """Runs a trainer and returns {step: seconds from the launch until that checkpoint was whole}.
+    """Run a trainer and return {step: seconds from the launch until that checkpoint was complete}.
 
     Raises:
         RuntimeError: it failed, or left out a checkpoint.
     """
-    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was stopped
+    shutil.rmtree(run_dir, ignore_errors=True)  # left by a stopped run
     run_dir.mkdir(parents=True)
     began, cpu_began = time.time(), cpu_of_children()
     with open(run_dir / "output.log", "w", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)).returncode
-    ended = (run_dir / "output.log").stat().st_mtime  # this process may have been halted since
+    ended = (run_dir / "output.log").stat().st_mtime  # this process may have been paused since
     scale = (cpu_of_children() - cpu_began) / (ended - began) if args.clock == "cpu" else 1.0
     seconds = {}
     for step in range(args.every, args.steps + 1, args.every):
@@ -192,7 +192,7 @@ def write_results(args, results):
 
 
 def table(args, records, base):
-    """Means over the seeds, with the lowest and the highest in brackets, as Markdown."""
+    """Return means over the seeds, with the lowest and the highest in brackets, as Markdown."""
     lines = [
         f"Means over the seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
         f"{args.rank}, learning rate {args.learning_rate:g} falling as a cosine, min-SNR {args.snr_gamma:g}, both text "
@@ -227,7 +227,7 @@ def row(heading, chosen, batch):
 
 
 def percent(shares):
-    """Mean of some shares, with their range if they differ."""
+    """Return the mean of some shares, with their range if they differ."""
     middle = f"{100 * sum(shares) / len(shares):.0f} %"
     if min(shares) == max(shares):
         return middle
@@ -235,7 +235,7 @@ def percent(shares):
 
 
 def plot(args, records, base, path):
-    """Each training a dot, the means of the seeds at the end a line from the base: over steps above, seconds below."""
+    """Plot trainings as dots and means at the end as lines from the base: over steps above, over seconds below."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
-"""What a LoRA learns and what the base keeps, by what trains and by what preserves the base: our trainer alone.
+"""Compare what a LoRA learns and what the base keeps, by trained modules and by preservation: our trainer alone.
 
     python -m benchmarks.learning_choices --seeds 0 1 2
 
-Every choice trains the object concept of examples/shapes on the same base with equal settings and steps, the text
-encoders left as they are, one after the other on the same cores. Those of the modules are compared at equal seconds
-too, by the newest checkpoint that lay ready when attention alone had ended; those of the preservation train all layers,
-with class pictures, with output_preservation, or with neither. Seconds are of CPU, so that other work does not count.
-Writes learning_choices.json and learning_choices.md into --output_dir, anew after every training.
+Every choice trains the object concept of examples/shapes on the same base with equal settings and steps, without the
+text encoders, one after the other on the same cores. Choices of modules are also compared at equal seconds, by the
+newest checkpoint that was ready when attention alone had ended; choices of preservation train all layers, with class
+images, with output_preservation, or with neither. Seconds are of CPU, so that other work does not count. Writes
+learning_choices.json and learning_choices.md into --output_dir after every training.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from examples.shapes.learning import IMAGES, REPEATS, lora_quality
 from examples.shapes.quality import BASE
 
 ALL: dict[str, Any] = {"target_modules": "all-linear+conv"}
-CHOICES: dict[str, tuple[bool, dict[str, Any]]] = {  # name: (has class pictures, flags)
+CHOICES: dict[str, tuple[bool, dict[str, Any]]] = {  # name: (has class images, flags)
     "attention": (True, {"target_modules": "attention"}),
     "attention+ff": (True, {"target_modules": "attention+ff"}),
     "all-linear": (True, {"target_modules": "all-linear"}),
@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[bool, dict[str, Any]]] = {  # name: (has class pictures
     "all-linear+conv, preserved in 30 %": (False, ALL | {"output_preservation": 0.3}),
     "all-linear+conv, preserved in 50 %": (False, ALL | {"output_preservation": 0.5}),
 }
-FIRST = "attention"  # whose seconds the others are given
+FIRST = "attention"  # the others get as many seconds as this
 
 
 def parse(argv=None):
@@ -69,7 +69,7 @@ def main(argv=None):
 
 
 def one_seed(args, data, seed):
-    """Every choice once; yields its scores at the end and at equal seconds, each a list of records."""
+    """Train every choice once; yield its records, at the end and at equal seconds."""
     budget = None
     for name in args.choices:
         folder = args.work_dir / f"{list(CHOICES).index(name)}-{seed}"
@@ -107,7 +107,7 @@ def write_results(args, records, base):
 
 
 def table(args, records, base):
-    """Means over the seeds, with the lowest and the highest in brackets, as Markdown."""
+    """Return means over the seeds, with the lowest and the highest in brackets, as Markdown."""
     lines = [
         f"Means over {len({record['seed'] for record in records})} seeds (lowest to highest), at step {args.steps}, "
         f"and at equal seconds of CPU: {args.batch} pictures a step, rank {args.rank}, learning rate "

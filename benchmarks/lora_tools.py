@@ -1,9 +1,9 @@
-"""Time and memory of the LoRA tools at SDXL's full size, on random weights that it writes itself (7 GB of disk).
+"""Measure time and memory of the LoRA tools at SDXL's full size, on random weights that it writes (7 GB of disk).
 
     python -m benchmarks.lora_tools --work_dir /path/with/15/GB
 
-Prints seconds and the growth of the process's peak memory for: writing both LoRA files of rank 16, merging one into
-a 7 GB single file, and the SVDs that make LoRAs of DoRAs and of fine-tuned models.
+Prints seconds and the growth of the process's peak memory for: writing both LoRA files of rank 16, merging one into a 7
+GB single file, and the SVDs that make LoRAs of DoRAs and of fine-tuned models.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RANK = 16
 
 
 def layers_of(models: dict) -> dict:
-    """{(component, canonical name): shape of the weight} of every linear layer and convolution."""
+    """Return {(component, canonical name): shape of the weight} of every linear layer and convolution."""
     return {
         (component, canonical(component, name)): tuple(layer.weight.shape)
         for component, model in models.items()
@@ -42,7 +42,7 @@ def measured(what: str, call) -> None:
 
 
 def write_base(path: Path, models: dict) -> None:
-    """UNet and first encoder under the original names; the second as weights that no LoRA touches."""
+    """Write UNet and first encoder under the original names, and the second as weights that no LoRA touches."""
     layout = {}
     for name, weight in models["unet"].state_dict().items():
         module, _, kind = name.rpartition(".")

@@ -1,9 +1,9 @@
-"""Run a training script as it stands, and write what its process took.
+"""Run a training script unchanged, and write the time and memory of its process.
 
     python -m benchmarks.observed took.json train_sdxl_lora.py --its flags ...
 
-The script is not changed: it runs as __main__ in this process, which looks at itself when the script has ended.
-CUDA_LIMIT_GIB in the environment keeps torch from reserving more than that on the GPU.
+The script runs as __main__ in this process, which reads its own counters when the script has ended. CUDA_LIMIT_GIB in
+the environment keeps torch from reserving more than that on the GPU.
 """
 
 import json

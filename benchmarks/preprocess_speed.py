@@ -1,16 +1,16 @@
-"""Pictures per second of crop + encode against a plain PIL loop, and peak memory at two sizes of dataset.
+"""Measure images per second of crop + encode against a plain PIL loop, and peak memory at two sizes of dataset.
 
     python -m benchmarks.preprocess_speed --pictures 60 --memory 100 5000
     python -m benchmarks.preprocess_speed --pictures 0 --memory 100 1000 5000 --output FILE.json
     python -m benchmarks.preprocess_speed --pictures 24 --memory --kohya ../sd-scripts --kohya_python PYTHON
 
-The pictures are JPEGs of 12 megapixels, mirrored and turned from photographs of scikit-image, prepared at 1024 px;
-for memory they are of 640x480 px, prepared at 256 px. No captioner runs. The plain loop does the least that gives the
-same sizes (open, EXIF, RGB, resize, crop, save), without hashes, measures, thumbnails, checks, or a way to go on.
+The images are JPEGs of 12 megapixels, mirrored and turned from photographs of scikit-image, prepared at 1024 px; for
+memory they are of 640x480 px, prepared at 256 px. No captioner runs. The plain loop does the least that gives the same
+sizes (open, EXIF, RGB, resize, crop, save), without hashes, measures, thumbnails, checks, or resuming.
 
-Runs take turns; of several rounds the one of least CPU counts, as other processes can only add. With --kohya, a
-checkout of sd-scripts, its bucketing script and its crop run in turn with ours on the same pictures, with the tiny VAE
-of examples/tiny_sdxl.py; see kohya_buckets.py.
+Runs take turns; of several rounds the one with the least CPU time counts, as other processes can only add to it. With
+--kohya, a checkout of sd-scripts, its bucketing script and its crop run in turn with ours on the same images, with the
+tiny VAE of examples/tiny_sdxl.py; see kohya_buckets.py.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs of this size; no two have the same bytes."""
+    """Write JPEGs of this size; no two have the same bytes."""
     folder.mkdir(parents=True)
     for index in range(count):
         image = Image.fromarray(getattr(data, PHOTOGRAPHS[index % 4])()).convert("RGB")
@@ -49,7 +49,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def plain_loop(folder: Path, out: Path, resolution: int, compress_level: int) -> dict:
-    """Seconds of a loop as a person would write it in a notebook."""
+    """Return seconds of a loop as a person would write it in a notebook."""
     out.mkdir(parents=True)
     buckets = bucket_sizes(resolution)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -64,7 +64,7 @@ def plain_loop(folder: Path, out: Path, resolution: int, compress_level: int) ->
 
 
 def measured_command(folder: Path, out: Path, resolution: int, workers: int) -> dict:
-    """Seconds of the whole command, imports included, and its peak memory in MB: its own, and of its largest worker."""
+    """Return seconds of the whole command, imports included, and the peak MB of itself and its largest worker."""
     code = (
         "import re, resource, sys; from preprocess.__main__ import main; status = main(sys.argv[1:]);"
         "own = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read());"  # ru_maxrss counts the parent's too
@@ -86,7 +86,7 @@ def measured_command(folder: Path, out: Path, resolution: int, workers: int) -> 
 
 
 def per_image(run: dict, images: int) -> dict:
-    """Pictures per second by the clock, and milliseconds of CPU per picture, which other processes disturb less."""
+    """Return images per second by the clock, and milliseconds of CPU per image, which other processes disturb less."""
     return {
         "pictures_per_second": round(images / run["seconds"], 2),
         "cpu_ms_per_picture": round(1000 * run["cpu_seconds"] / images),
@@ -94,7 +94,7 @@ def per_image(run: dict, images: int) -> dict:
 
 
 def own_runs(images: Path, work: Path) -> dict[str, Callable[[int], dict]]:
-    """Return by name what is timed; it is given the number of the round."""
+    """Return the functions to time by name; each takes the number of the round."""
     return {
         "plain loop, PNG level 6": lambda i: plain_loop(images, work / f"plain6-{i}", 1024, 6),
         "plain loop, PNG level 1": lambda i: plain_loop(images, work / f"plain1-{i}", 1024, 1),
@@ -106,7 +106,7 @@ def own_runs(images: Path, work: Path) -> dict[str, Callable[[int], dict]]:
 
 
 def runs_beside_kohya(images: Path, work: Path, home: Path, python: str) -> dict[str, Callable[[int], dict]]:
-    """Return what of theirs and ours does the same work; `preprocess` must have run before."""
+    """Return functions of theirs and ours that do the same work; `preprocess` must have run before."""
     vae = work / "tiny" / "vae"
     subprocess.run([sys.executable, "-m", "examples.tiny_sdxl", vae.parent], check=True, capture_output=True)
     script = partial(kohya_script, images, vae, python, home)
@@ -160,14 +160,14 @@ def main() -> None:
 
 
 def save(result: dict, path: Path) -> None:
-    """Also between the long parts: the last one takes minutes."""
+    """Write the results, also between the long parts: the last one takes minutes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"load_at_the_end": round(psutil.getloadavg()[0], 1)}
     path.write_text(json.dumps(result | facts, indent=1) + "\n", encoding="utf-8")
 
 
 def compared(runs: dict[str, dict]) -> dict:
-    """Return whether both cut to the same sizes, and what the script left behind."""
+    """Compare the sizes of both crops, and return what the script left behind."""
     theirs, ours = (runs[f"{who}: load, resize, crop"]["sizes"] for who in ("kohya", "ours"))
     script = runs["kohya: bucketing script, 0 workers"]
     assert script["sizes"] == theirs

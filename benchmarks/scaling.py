@@ -1,13 +1,13 @@
-"""Images per second of one process and of several, measured here; the formula of scaling_model.py, checked against it.
+"""Measure images per second of one process and of several here, and check the formula of scaling_model.py against them.
 
     python -m benchmarks.scaling --rounds 5
 
 On a machine with several GPUs: one process on each, up to all of them. Without: one and two processes, one thread each.
-Two processes also contend for memory and caches, and not only talk; so two trainings that know nothing of each other
-are measured too: what is left between the slower of these and two that train together is communication. The formula
-predicts that from an all-reduce of the same bytes by itself. Small and large gradients in turns, medians of all rounds.
-Where a machine does other things too, --quantile 0.2 takes the steps that were disturbed least in place of medians.
-Writes scaling.json, scaling.md and scaling.png into --output_dir.
+Two processes not only communicate but also contend for memory and caches; so two independent trainings are measured
+too: the difference between the slower of these and two that train together is communication. The formula predicts it
+from an all-reduce of the same bytes by itself. Small and large gradients in turns, medians of all rounds. On a machine
+with other work, --quantile 0.2 takes the least disturbed steps in place of medians. Writes scaling.json, scaling.md and
+scaling.png into --output_dir.
 """
 
 import argparse
@@ -36,7 +36,7 @@ assert sys.platform != "win32", "its processes come from a fork server, which Wi
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_sdxl_lora"])
 KINDS = ("one", "apart", "together")
-STEPS_LEFT_OUT = 5  # the first ones warm up
+STEPS_LEFT_OUT = 5  # first steps, which warm up
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def gpus() -> int:
 
 
 def measure(args, folder: Path) -> Iterator[list[dict]]:
-    """After each round, for each rank of the LoRA: medians so far, and what the formula says of them."""
+    """Yield after each round, for each rank of the LoRA, the medians so far and the formula's prediction."""
     write_images(folder / "pictures", 4 * args.batch * args.processes, args.resolution)
     n, parameters = args.processes, {}
     seconds: dict[tuple[int, str], list[float]] = {(rank, kind): [] for rank in args.ranks for kind in KINDS}
@@ -115,13 +115,13 @@ def measure(args, folder: Path) -> Iterator[list[dict]]:
 
 
 def slowest_of(n: int, seconds: list[float]) -> np.ndarray:
-    """Return what n processes wait for that each take one of these times, by 10,000 draws."""
+    """Return samples of the slowest of n processes that each take one of these times, by 10,000 draws."""
     return np.random.default_rng(0).choice(seconds, (10_000, n)).max(axis=1)
 
 
 def about(rank, rounds, batch, n, gradient_bytes, allreduce, one, apart, together, slowest) -> dict:
     link = 2 * (n - 1) / n * gradient_bytes / allreduce
-    # On a CPU the backward pass and gloo share a core: nothing is hidden behind it.
+    # On a CPU the backward pass and gloo share a core: no communication is hidden.
     overlap = Cluster.overlap if gpus() else 0.0
     cluster = Cluster("here", slowest, batch, n, link, link, latency=0, jitter=0, overlap=overlap,
                       gradients=gradient_bytes)  # fmt: skip
@@ -137,7 +137,8 @@ def about(rank, rounds, batch, n, gradient_bytes, allreduce, one, apart, togethe
 
 
 def train(args, folder: Path, rank: int, runs: int, world_size: int) -> tuple[list[float], int]:
-    """`runs` trainings at once, of `world_size` processes each: seconds of every step but the first, and parameters."""
+    """Run `runs` trainings of `world_size` processes each; return the seconds of steps after the warm-up and
+    parameters."""
     processes, outputs = [], []
     for run in range(runs):
         outputs.append(Path(tempfile.mkdtemp(dir=folder)))
@@ -188,7 +189,7 @@ def train_in_process(config: TrainConfig, variables: dict[str, str]) -> None:
 
 
 def environment(place: int, world_size: int, port: str, device: int) -> dict[str, str]:
-    """Return what a launcher gives a process; several trainings at once get a GPU each."""
+    """Return the variables that a launcher sets for a process; parallel trainings get a GPU each."""
     variables = {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
     variables |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     if not gpus():

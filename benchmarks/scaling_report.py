@@ -1,4 +1,4 @@
-"""Table and plot of what benchmarks/scaling.py measured."""
+"""Table and plot of the results of benchmarks/scaling.py."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""What the speed benchmark trains: a base of random weights, saved as a diffusers folder, and pictures to go with it.
+"""Models and data of the speed benchmarks: bases of random weights, saved as diffusers folders, and images.
 
 toy: for two CPU cores. An SDXL with a fifth of the channels and a fifth of the transformer layers; its VAE and text
-encoders have the share of the UNet's work that SDXL's have (an encoding is 0.71 of a UNet forward; SDXL: 0.72).
-sdxl: the full architecture in bfloat16, for a GPU.
+encoders have the share of the UNet's work that SDXL's have (an encoding is 0.71 of a UNet forward; SDXL: 0.72). sdxl:
+the full architecture in bfloat16, for a GPU.
 """
 
 import json
@@ -34,7 +34,7 @@ UNETS, VAES = {"toy": TOY_UNET, "sdxl": full_sdxl.UNET}, {"toy": TOY_VAE, "sdxl"
 
 
 def save_base(size: str, folder: Path) -> Path:
-    """The base of a size under `folder`, made once."""
+    """Return the base of a size under `folder`, made once."""
     path = folder / f"base-{size}"
     if not (path / "model_index.json").exists():
         make_base(size).save_pretrained(path)
@@ -69,7 +69,7 @@ def make_base(size: str) -> StableDiffusionXLPipeline:
 
 
 def write_images(folder: Path, count: int, resolution: int) -> Path:
-    """A dataset as preprocess writes it: smooth random pictures of the training's size, each with its caption."""
+    """Write a dataset as preprocess does: smooth random images of the training's size, each with a caption."""
     path = folder / f"pictures-{count}-{resolution}"
     if (path / "metadata.jsonl").exists():
         return path

@@ -1,12 +1,12 @@
-"""What each part of a step is worth: the whole step with it and without, in turn, in one process, on the same weights.
+"""Measure what each part of a step is worth: the whole step with and without it, in turn, in one process, same weights.
 
     python -m benchmarks.step_ratios --size toy
     python -m benchmarks.step_ratios --size sdxl --precision bf16
 
 Each way is compared with the trainer's own in time, in memory beyond the weights, and in the loss and gradient of its
-first step (how far they are from PEFT's layers in the same precision). Weights are random, the batch is fixed: loading,
-collating and logging are left to benchmarks/train_speed.py. Writes <name>.json and <name>.md into --output_dir, with
---profile also what a step's time goes into, by kernel.
+first step (their distance from PEFT's layers in the same precision). Weights are random and the batch is fixed:
+loading, collating and logging are left to benchmarks/train_speed.py. Writes <name>.json and <name>.md into
+--output_dir, with --profile also a step's time by kernel.
 """
 
 import argparse
@@ -42,7 +42,7 @@ BLOCKS = ("BasicTransformerBlock",)
 
 @dataclass(frozen=True)
 class Way:
-    """The way a step computes. The defaults are the trainer's."""
+    """Settings of a step's computation. The defaults are the trainer's."""
 
     fuses: bool = True
     keeps_less: bool = True  # for the backward pass
@@ -53,7 +53,7 @@ class Way:
     recomputes: str = "none"
     base: str | None = None  # precision of the frozen base, if another
     looks: bool = False  # the host reads the loss in each step
-    encodes: bool = False  # the VAE reads each picture anew, in float32
+    encodes: bool = False  # the VAE reads each image anew, in float32
     channels_last: bool = False
 
 
@@ -113,7 +113,7 @@ def main(argv=None):
             step = bench.prepare(WAYS[name])
             first[name] = bench.first_step(step)
             steps[name] = step
-        except Exception as error:  # listed with its reason
+        except Exception as error:  # reported with its reason
             failures[name] = str(error).strip().splitlines()[0][:300]
             print(name, "failed:", error, flush=True)
         if name in first:
@@ -184,7 +184,7 @@ class Bench:
         }
 
     def prepare(self, way: Way) -> "Step":
-        """A UNet that shares the base's weights, with an adapter that is the same for all ways."""
+        """Return a step on a UNet that shares the base's weights, with the same adapter for all ways."""
         with torch.device("meta"):
             unet = UNet2DConditionModel(**UNETS[self.args.size])
         unet.load_state_dict(self.weights, assign=True)
@@ -221,14 +221,14 @@ class Bench:
             torch.cuda.synchronize()
 
     def first_step(self, step: "Step") -> dict:
-        """Its loss, gradient, seconds (compiling included) and the most bytes beyond what was there before."""
+        """Return its loss, gradient, seconds (compiling included) and the peak bytes beyond those allocated before."""
         self.synchronize()
         before = self._reset_peak()
         began = time.perf_counter()
         loss, gradient = step(keep_gradient=True)
         self.synchronize()
         spent = time.perf_counter() - began
-        step(), step()  # the peak of the second, in which the optimizer's state is there; the third warms up
+        step(), step()  # the second has the peak, with the optimizer's state; the third warms up
         return {
             "loss": loss.item(),
             "gradient": gradient.cpu(),
@@ -244,7 +244,7 @@ class Bench:
         return torch.cuda.memory_allocated()
 
     def seconds(self, step: "Step") -> float:
-        """Return the seconds of one step, the mean over a round."""
+        """Return the mean seconds of a step over a round."""
         self.synchronize()
         began = time.perf_counter()
         for _ in range(self.args.steps):

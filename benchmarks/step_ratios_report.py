@@ -1,4 +1,4 @@
-"""Differences and table of what benchmarks/step_ratios.py measured."""
+"""Differences and table of the results of benchmarks/step_ratios.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ REFERENCE = "PEFT's layers"
 
 
 def distance(one: dict, reference: dict) -> dict[str, float]:
-    """Relative difference of the losses, and of the (clipped) gradients as vectors."""
+    """Return the relative difference of the losses, and of the (clipped) gradients as vectors."""
     gradient = torch.linalg.vector_norm(one["gradient"] - reference["gradient"])
     return {
         "loss_difference": abs(one["loss"] - reference["loss"]) / abs(reference["loss"]),
@@ -42,7 +42,7 @@ def table(args, result: dict) -> str:
 
 
 def profile_steps(step: Callable, synchronize: Callable, path: Path, times: int = 3) -> str:
-    """Write the slowest kernels of a step to `path`; return how many there are and their milliseconds."""
+    """Write the slowest kernels of a step to `path`; return their number and milliseconds as text."""
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU]

@@ -1,12 +1,12 @@
-"""Seconds per step, memory and start of our trainer and a peer's, run in turn on the same model, data, seed, precision.
+"""Measure seconds per step, memory and start of our trainer and a peer, in turn on the same model, data and precision.
 
     python -m benchmarks.train_speed --peer train_text_to_image_lora_sdxl.py --size toy
     python -m benchmarks.train_speed --peer ... --size sdxl --precision bf16 --variant "compiled=--compile"
 
-Each round runs every trainer once, so that a slow minute of the machine meets all of them. Times are those of the
-TensorBoard lines that each trainer writes per step, memory is what the system (or torch, on a GPU) counted for the
-process: nothing is put into a trainer's loop. See benchmarks/sizes.py for the models, benchmarks/trainers.py for the
-peer. --growth also measures ours over pixels, batches, pictures to cache and processes.
+The seed is the same too. Each round runs every trainer once, so that a slow minute of the machine affects all of them.
+Times are those of the TensorBoard lines that each trainer writes per step, memory is what the system (or torch, on a
+GPU) counted for the process: nothing is added to a trainer's loop. See benchmarks/sizes.py for the models,
+benchmarks/trainers.py for the peer. --growth also measures ours over pixels, batches, images to cache and processes.
 
 Writes <name>.json, <name>.md and <name>.png into --output_dir.
 """
@@ -65,7 +65,7 @@ def parse(argv=None):
 
 
 def main(argv=None) -> None:
-    """A training that fails is listed with its reason and stops no other; what is known is written as it comes."""
+    """Run the benchmark, writing results as they come. A failed training is listed with its reason; the others go on."""
     args = parse(argv)
     if args.peer is None:
         print("left out: diffusers' script, whose path was not given by --peer", flush=True)
@@ -100,7 +100,7 @@ def main(argv=None) -> None:
 
 
 def trainers_of(args) -> dict[str, tuple[Path, list[str]]]:
-    """Script and further flags of each training, by its name."""
+    """Return the script and further flags of each training, by its name."""
     trainers = {"ours": (OURS, [])} | ({"diffusers": (args.peer, [])} if args.peer else {})
     variants = [(OURS, variant) for variant in args.variant]
     variants += [(args.peer, variant) for variant in args.peer_variant if args.peer]
@@ -126,7 +126,7 @@ def machine(args) -> str:
 
 
 def floors(args, peak: dict[str, float]) -> dict[str, float]:
-    """Model FLOPs of a step, and the seconds below which no step of this machine can go."""
+    """Return the model FLOPs of a step, and the least seconds that a step can take on this machine."""
     flops = step_flops(UNETS[args.size], args.rank, args.batch, args.resolution, remember_in=args.work_dir)
     moved = step_bytes(flops, args.precision)
     return {
@@ -138,7 +138,7 @@ def floors(args, peak: dict[str, float]) -> dict[str, float]:
 
 
 def run(args, script, flags, base, data, batch=None, resolution=None, processes=1) -> dict:
-    """Train warmup + steps once; what it took."""
+    """Train warmup + steps once and return the measurements."""
     run_dir = args.work_dir / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
@@ -168,7 +168,7 @@ def run(args, script, flags, base, data, batch=None, resolution=None, processes=
     threads = str(max(1, args.threads // processes))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if processes > 1 and not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "true"  # else accelerate has each of them train alone
+        environment["ACCELERATE_USE_CPU"] = "true"  # else accelerate lets each of them train alone
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
     if args.memory_limit_gib:
         environment["CUDA_LIMIT_GIB"] = str(args.memory_limit_gib)
@@ -195,7 +195,7 @@ def run(args, script, flags, base, data, batch=None, resolution=None, processes=
 
 
 class Watch:
-    """A process's memory high-water mark and processor time, as the system counts them, looked up as time passes."""
+    """Peak memory and CPU time of a process, as the system counts them, sampled over time."""
 
     def __init__(self, pid: int):
         self.process = psutil.Process(pid)
@@ -223,7 +223,7 @@ class Watch:
 
 
 def step_times(run_dir: Path) -> list[float]:
-    """When each step was logged, by the run's TensorBoard file."""
+    """Return the time at which each step was logged, from the run's TensorBoard file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for file in run_dir.rglob("events.out.tfevents.*"):
@@ -236,21 +236,21 @@ def step_times(run_dir: Path) -> list[float]:
 
 
 def cache_seconds(run_dir: Path) -> float:
-    """Return what filling our caches took; 0 for a peer."""
+    """Return the seconds to fill our caches; 0 for a peer."""
     file = run_dir / "events.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return next((line["seconds"] for line in lines if line["event"] == "cached"), 0.0)
 
 
 def growth(args, base: Path) -> dict[str, list]:
-    """Measure ours: s/step against pixels, batch and processes; seconds of the cache against pictures."""
+    """Measure ours: s/step against pixels, batch and processes; seconds of the cache against images."""
 
     def seconds(**settings) -> float:
         resolution = settings.get("resolution", args.resolution)
         return median(run(args, OURS, [], base, write_images(args.work_dir, 16, resolution), **settings)["seconds"])
 
     def caching(count: int) -> list[float]:
-        """Seconds of the first run and of a second that finds all in the cache."""
+        """Return seconds of the first run and of a second one that finds everything in the cache."""
         cache = args.work_dir / f"cache-{count}"
         shutil.rmtree(cache, ignore_errors=True)
         data = write_images(args.work_dir, count, 64)

@@ -1,4 +1,4 @@
-"""Summary, table and plot of what benchmarks/train_speed.py measured."""
+"""Summary, table and plot of the results of benchmarks/train_speed.py."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,7 @@ from statistics import mean, median, quantiles
 
 
 def summary(records: list[dict]) -> dict:
-    """Over the rounds of one trainer."""
+    """Summarise the rounds of one trainer."""
     seconds = [second for record in records for second in record["seconds"]]
     first, _, third = quantiles(seconds, n=4)
     memory = "cuda_reserved_gib" if "cuda_reserved_gib" in records[0] else "peak_gib"
@@ -21,7 +21,7 @@ def summary(records: list[dict]) -> dict:
 
 
 def summaries(names: Iterable[str], records: list[dict]) -> dict[str, dict]:
-    """Of each trainer that has records."""
+    """Summarise each trainer that has records."""
     of_name = {name: [record for record in records if record["trainer"] == name] for name in names}
     return {name: summary(of_trainer) for name, of_trainer in of_name.items() if of_trainer}
 

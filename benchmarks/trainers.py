@@ -1,4 +1,4 @@
-"""How the benchmarks start our trainer and a peer's script: the same flags, as far as both know them.
+"""Command lines of our trainer and a peer's script for the benchmarks: the same flags, as far as both know them.
 
 The peer is diffusers' examples/text_to_image/train_text_to_image_lora_sdxl.py (it needs torchvision; PYTHONPATH may
 name a folder that has it). Its path is given; nothing of it is part of this repository.
@@ -11,7 +11,7 @@ OURS = Path("train_sdxl_lora.py")
 
 
 def our_flags(**common) -> list[str]:
-    """What the peer trains, attention, but where `common` says otherwise."""
+    """Return our flags to train attention, as the peer does, unless `common` says otherwise."""
     return as_flags({"target_modules": "attention"} | common | {"report_to": "tensorboard"})
 
 
@@ -20,7 +20,7 @@ def peer_flags(**common) -> list[str]:
 
 
 def as_flags(values: dict) -> list[str]:
-    """{"rank": 4, "center_crop": True} as --rank 4 --center_crop."""
+    """Return {"rank": 4, "center_crop": True} as --rank 4 --center_crop."""
     return [
         word
         for name, value in values.items()
@@ -29,7 +29,7 @@ def as_flags(values: dict) -> list[str]:
 
 
 def launch(script: str | Path, flags: list[str], precision: str = "no", processes: int = 1) -> list[str]:
-    """Under `accelerate launch`, which is told everything: what a person has configured does not count."""
+    """Return a command for `accelerate launch` with all options set, so that no person's configuration counts."""
     return [
         sys.executable, "-m", "accelerate.commands.launch", *(["--multi_gpu"] if processes > 1 else []),
         "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", precision,

@@ -1,4 +1,4 @@
-"""What processes have used, as POSIX counts it: these benchmarks do not run on Windows."""
+"""CPU time and memory of processes, as POSIX counts them: these benchmarks do not run on Windows."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ HOW = "Windows does not count what a process has used in this way"
 
 
 def cpu_of_children() -> float:
-    """Seconds of processor time, of the children that have ended."""
+    """Return the CPU seconds of the children that have ended."""
     if sys.platform == "win32":
         raise OSError(HOW)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -15,7 +15,7 @@ def cpu_of_children() -> float:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process."""
     if sys.platform == "win32":
         raise OSError(HOW)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
