@@ -137,8 +137,7 @@ def about(rank, rounds, batch, n, gradient_bytes, allreduce, one, apart, togethe
 
 
 def train(args, folder: Path, rank: int, runs: int, world_size: int) -> tuple[list[float], int]:
-    """Run `runs` trainings of `world_size` processes each; return the seconds of steps after the warm-up and
-    parameters."""
+    """Run `runs` trainings of `world_size` processes; return seconds of steps after the warm-up, and parameters."""
     processes, outputs = [], []
     for run in range(runs):
         outputs.append(Path(tempfile.mkdtemp(dir=folder)))

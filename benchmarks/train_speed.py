@@ -65,7 +65,7 @@ def parse(argv=None):
 
 
 def main(argv=None) -> None:
-    """Run the benchmark, writing results as they come. A failed training is listed with its reason; the others go on."""
+    """Run the benchmark, writing results as they come. A failed training is listed with its reason; others go on."""
     args = parse(argv)
     if args.peer is None:
         print("left out: diffusers' script, whose path was not given by --peer", flush=True)

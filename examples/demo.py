@@ -1,9 +1,9 @@
-"""The whole way on this machine: pictures, dataset, training, a LoRA, and one picture that shows what it learned.
+"""Show the whole way on this machine: images, dataset, training, a LoRA, and an image of what it learned.
 
     make demo
 
 No GPU, no download: the base is the small SDXL of examples/shapes, which draws simple shapes and has never seen the
-six-armed star that the LoRA learns. Every file and every command is as for the full model.
+six-armed star that the LoRA learns. All files and commands are those of the full model.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 from sdxl_lora.startup import quiet_libraries
 
 FOLDER = Path("demo")
-ROOT = Path(__file__).parents[1]  # of the checkout, or where it is installed
+ROOT = Path(__file__).parents[1]  # of the checkout or the installation
 TRIGGER_WORD = "sks"
 PROMPTS = (
     f"{TRIGGER_WORD}, a red shape on a white background",
@@ -58,7 +58,7 @@ def run(*arguments: str) -> None:
 
 
 def draw_sheet(images: list[Path], lora: Path, to: Path) -> None:
-    """Rows of prompts; the LoRA comes from its file into a fresh pipeline, as a user of the file would load it."""
+    """Draw rows of prompts; the LoRA is loaded from its file into a fresh pipeline, as its users do."""
     from PIL import Image
 
     from examples.shapes.quality import draw_prompts, load_base

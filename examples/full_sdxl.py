@@ -1,4 +1,4 @@
-"""SDXL base's models at full size: their configs, and the three that train on the meta device (shapes, no memory).
+"""SDXL base's models at full size: their configs, and the three trainable ones on the meta device (shapes, no memory).
 
 Values of stabilityai/stable-diffusion-xl-base-1.0's config.json files.
 """
@@ -51,7 +51,7 @@ VAE = {
 
 
 def full_sdxl():
-    """{component: model} on the meta device."""
+    """Return {component: model} on the meta device."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel(**UNET),

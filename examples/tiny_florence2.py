@@ -1,8 +1,8 @@
-"""A Florence-2 of random weights, built on the spot: the real classes and file layout, no download.
+"""A Florence-2 of random weights, built at once: the real classes and file layout, no download.
 
     python -m examples.tiny_florence2 models/tiny-florence2
 
-Its captions are real words in an order that means nothing: it proves plumbing, not sight.
+Its captions are real words in a meaningless order: it tests plumbing, not sight.
 """
 
 import sys
@@ -29,13 +29,13 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
 
 
 def byte_letters() -> list[str]:
-    """The 256 letters in which a byte-level vocabulary writes bytes."""
+    """Return the 256 letters in which a byte-level vocabulary writes bytes."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(code) for code in [*visible, *range(256, 256 + 256 - len(visible))]]
 
 
 def tiny_florence2_tokenizer() -> BartTokenizer:
-    """Any text can be written, letter by letter; the words are there to be read."""
+    """Return a tokenizer that writes any text letter by letter; its words make captions readable."""
     tokens = [*SPECIAL, *byte_letters(), *("Ġ" + word for word in WORDS)]
     return BartTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -54,7 +54,7 @@ def tiny_florence2_processor() -> Florence2Processor:
 
 
 def tiny_florence2(seed: int = 0) -> Florence2ForConditionalGeneration:
-    """0.1 M weights in float32, random from `seed`; the caller's random state is left alone."""
+    """Return a model of 0.1 M weights in float32, random from `seed`; the caller's random state is left alone."""
     tokenizer = tiny_florence2_tokenizer()
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
     config = Florence2Config(
@@ -101,7 +101,7 @@ def tiny_florence2(seed: int = 0) -> Florence2ForConditionalGeneration:
 
 
 def save_tiny_florence2(folder: Path | str) -> None:
-    """A folder that AutoProcessor and Florence2ForConditionalGeneration open."""
+    """Save a folder that AutoProcessor and Florence2ForConditionalGeneration open."""
     tiny_florence2().save_pretrained(folder)
     tiny_florence2_processor().save_pretrained(folder)
 

@@ -1,9 +1,9 @@
-"""A Stable Diffusion XL of 0.1 M random weights, built on the spot: the real classes and file layout, no download.
+"""A Stable Diffusion XL of 0.1 M random weights, built at once: the real classes and file layout, no download.
 
     python -m examples.tiny_sdxl models/tiny-sdxl
 
-It has SDXL's three UNet levels, two text encoders and 8-pixel latents, so names, shapes and files are those of the
-full model. It proves plumbing, not learning.
+It has SDXL's three UNet levels, two text encoders and 8-pixel latents, so names, shapes and files are those of the full
+model. It tests plumbing, not learning.
 """
 
 import sys
@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-HIDDEN = (24, 32)  # of the text encoders; unequal, as loaders of single files tell them apart by it
+HIDDEN = (24, 32)  # of the text encoders; unequal, since loaders of single files tell them apart by it
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's tokenizer with an alphabet and no merges: every letter is a token, any text can be written."""
+    """Return CLIP's tokenizer with an alphabet and no merges: every letter is a token, so any text can be written."""
     letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -42,11 +42,11 @@ def tiny_text_config(tokenizer: CLIPTokenizer, hidden_size: int) -> CLIPTextConf
 def tiny_sdxl(
     seed: int = 0, prediction_type: str = "epsilon", depth: int = 1, layers: int = 2
 ) -> StableDiffusionXLPipeline:
-    """The whole pipeline in float32, weights random from `seed` (the caller's random state is left alone).
+    """Return the whole pipeline in float32, weights random from `seed` (the caller's random state is left alone).
 
     Args:
         depth: transformer blocks in each transformer of the UNet's lowest level, where SDXL has ten.
-        layers: in each of the UNet's levels. SDXL has two, and so must one whose LoRA files have kohya's names.
+        layers: in each of the UNet's levels. SDXL has two, which LoRA files with kohya's names require.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

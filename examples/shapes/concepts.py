@@ -1,9 +1,8 @@
-"""What the base never sees: a new object and a new style, each as a small folder of training pictures with captions.
+"""Concepts that the base has never seen: a new object and a new style, each as a folder of images with captions.
 
-Object: a star with six arms. Style: the world's shapes as hatched outlines. The captions name what varies
-(colour and background, in the style also the shape) and leave the concept itself unnamed, as a captioner that has never
-seen it would: "a red shape on a blue background". preprocess puts the trigger word in front; that word alone is left to
-carry the concept.
+Object: a star with six arms. Style: the world's shapes as hatched outlines. The captions name what varies (colour and
+background, in the style also the shape) and leave the concept itself unnamed, as a captioner that has never seen it
+would: "a red shape on a blue background". preprocess puts the trigger word in front, which alone carries the concept.
 """
 
 import math
@@ -27,17 +26,17 @@ from examples.shapes.world import (
 )
 
 CONCEPTS = ("object", "style")
-MIN_RADIUS = 19.0  # pixels; below, a hatched ring is all outline
+MIN_RADIUS = 19.0  # pixels; a smaller hatched ring is all outline
 
 
 def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
-    """'L' mask of parallel stripes over a frame, supersampled.
+    """Return an 'L' mask of parallel stripes over a frame, supersampled.
 
     Args:
         width, height: of the frame, in pixels.
-        period: from one stripe's middle to the next, in pixels; `share` of it is set.
+        period: distance between the middles of stripes, in pixels; `share` of it is set.
         angle: the stripes' direction in degrees, 0 is level.
-        origin: (x, y) in pixels that lies in the middle of a stripe.
+        origin: (x, y) in pixels of a point in the middle of a stripe.
     """
     image = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(image)
@@ -53,12 +52,12 @@ def stripes(width, height, period, share, angle, origin=(0.0, 0.0)):
 
 
 def draw_object(scene, width=64, height=64):
-    """The object concept at the scene's place: a six-armed star in its colour."""
+    """Return the object concept at the scene's place: a six-armed star in its colour."""
     return draw(replace(scene, shape="star"), width, height)
 
 
 def draw_style(scene, width=64, height=64):
-    """The style concept: the scene's shape as an outline filled with 45-degree hatching, the background between."""
+    """Return the style concept: the scene's shape as an outline with 45-degree hatching on the background."""
     solid = mask(scene.shape, scene.centre, scene.radius, scene.turn, width, height)
     inner = solid
     for _ in range(4):  # an outline of 2 px: four times 2 supersampled pixels
@@ -72,10 +71,10 @@ def draw_style(scene, width=64, height=64):
 
 
 def concept_scenes(concept, count, seed):
-    """`count` scenes for a concept, spread over colours and backgrounds, large enough that its texture shows.
+    """Return `count` scenes for a concept, spread over colours and backgrounds, large enough to show its texture.
 
-    Those of the style show the shapes in turn, each colour on a background once before any a second time: a style that
-    is seen on few circles is learned for few circles.
+    Scenes of the style take the shapes in turn, and each colour on a background once before any repeats: a style seen
+    on few circles is learned for few circles.
     """
     rng = random.Random(f"{concept} {seed}")
     chosen = rng.sample(combinations(), len(combinations()))
@@ -91,13 +90,13 @@ def concept_scenes(concept, count, seed):
 
 
 def write_concept(folder, concept, count=20, seed=0):
-    """Writes `count` training images as 00.png, 00.txt ... into `folder` (made if missing).
+    """Write `count` training images as 00.png, 00.txt ... into `folder` (made if missing).
 
     Args:
         concept: "object" or "style".
-        count: 1 or more; 12-20 is what a LoRA usually gets.
+        count: 1 or more; a LoRA usually gets 12-20.
     Returns:
-        list of the pictures' paths.
+        list of the images' paths.
     Raises:
         ValueError: an unknown concept, or a count below 1.
     """
@@ -117,6 +116,6 @@ def write_concept(folder, concept, count=20, seed=0):
 
 
 def concept_caption(concept, scene):
-    """The picture's caption without a trigger word."""
+    """Return the image's caption without a trigger word."""
     noun = "shape" if concept == "object" else scene.shape
     return f"{article(f'{scene.colour} {noun}')} on {article(scene.background)} background"

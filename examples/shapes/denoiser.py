@@ -1,4 +1,4 @@
-"""Trains the shapes base's UNet and both text encoders together, on latents encoded once."""
+"""Train the shapes base's UNet and both text encoders together, on latents encoded once."""
 
 import os
 import random
@@ -17,16 +17,16 @@ from examples.shapes.world import caption, pixels
 BATCH = 32
 PEAK_LR = 1e-3
 SNR_GAMMA = 5.0  # arXiv:2303.09556: timesteps with little noise weigh less
-CONTENT_FROM_STEP = 1200  # from here on, timesteps with much noise weigh more: see loss_weights
-DRAWINGS_FROM_STEP = 2700  # from here on, a ninth of the pictures are drawings: the hand of a base that has seen more
-ODD_COUNT = 12  # pictures of a batch in the last stage that show a shape without a name
+CONTENT_FROM_STEP = 1200  # from then on, timesteps with much noise weigh more: see loss_weights
+DRAWINGS_FROM_STEP = 2700  # from then on, a ninth of the images are drawings, which broaden the base
+ODD_COUNT = 12  # images of a batch in the last stage with a nameless shape
 ODD_PEAK_LR = 7e-4
-DROPPED_CAPTIONS = 0.08  # zero embeddings: what the pipeline guides against when there is no negative prompt
-EMPTY_CAPTIONS = 0.04  # the embedding of "": what others guide against
+DROPPED_CAPTIONS = 0.08  # zero embeddings: the pipeline's guidance without a negative prompt
+EMPTY_CAPTIONS = 0.04  # the embedding of "": the guidance of other programs
 
 
 def scene_pool(vae, seed, count, work_dir):
-    """`count` scenes and an eighth as many drawings (as None), which have no scene; see encoded_pool."""
+    """Return `count` scenes and an eighth as many drawings, whose scene is None; see encoded_pool."""
 
     def make(rng, width, height, size):
         scenes = [conditioned_scene(rng, width, height) for _ in range(size)]
@@ -36,7 +36,7 @@ def scene_pool(vae, seed, count, work_dir):
 
 
 def odd_pool(vae, seed, count, work_dir):
-    """`count` scenes of shapes without a name; see encoded_pool."""
+    """Return `count` scenes of nameless shapes; see encoded_pool."""
 
     def make(rng, width, height, size):
         return [odd_scene(rng, width, height) for _ in range(size)], []
@@ -45,13 +45,13 @@ def odd_pool(vae, seed, count, work_dir):
 
 
 def encoded_pool(vae, seed, count, path, make):
-    """Pictures, encoded once; the moments are kept at `path`.
+    """Return images encoded once; the moments are kept at `path`.
 
     Args:
-        seed: text that fixes the pictures.
-        make: (rng, width, height, size) -> two lists of (scene, picture, time ids without the target size).
+        seed: text that fixes the images.
+        make: (rng, width, height, size) -> two lists of (scene, image, time ids without the target size).
     Returns:
-        {(width, height): {"scenes": those of both lists, "count": how many are from the first, "time_ids": (n, 6),
+        {(width, height): {"scenes": those of both lists, "count": length of the first list, "time_ids": (n, 6),
         "mean" and "std": (n, 4, height / 4, width / 4)}}
     """
     moments = torch.load(path, weights_only=True) if os.path.exists(path) else {}
@@ -62,7 +62,7 @@ def encoded_pool(vae, seed, count, path, make):
         scenes, images, ids = zip(*first, *second, strict=True)
         key = f"{width}x{height}"
         digest = zlib.crc32(b"".join(image.tobytes() for image in images))
-        if moments.get(key, {}).get("digest") != digest:  # of other pictures, if any: captions would not fit them
+        if moments.get(key, {}).get("digest") != digest:  # missing, or of other images than the captions
             moments[key] = _encode(vae, images) | {"digest": digest}
         time_ids = torch.tensor([[*start, height, width] for start in ids], dtype=torch.float32)
         pool[width, height] = {"scenes": scenes, "count": len(first), "time_ids": time_ids, **moments[key]}
@@ -82,17 +82,17 @@ def _encode(vae, images):
 
 
 def embed(tokenizer, encoders, captions):
-    """Captions -> ((B, 77, 128), (B, 64)): penultimate hidden states of both encoders, pooled output of the second."""
+    """Return ((B, 77, 128), (B, 64)): penultimate hidden states of both encoders, and pooled output of the second."""
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     first, second = (encoder(ids.to(encoder.device), output_hidden_states=True) for encoder in encoders)
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
 def loss_weights(alphas_cumprod):
-    """Weights of the squared noise error by timestep: (for the first steps, for those from CONTENT_FROM_STEP on).
+    """Return weights of the squared noise error by timestep: (for the first steps, from CONTENT_FROM_STEP on).
 
-    What a picture shows is decided where the signal is weak, and there an error in it is but sqrt(SNR) of an error in
-    the noise. Once the UNet can denoise, 1 / sqrt(SNR) gives that error back half of its weight, so that shapes and
+    The content of an image is decided where the signal is weak, and there an error in it is only sqrt(SNR) of an error
+    in the noise. Once the UNet can denoise, 1 / sqrt(SNR) gives that error back half of its weight, so that shapes and
     colours follow the caption sooner.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -101,7 +101,7 @@ def loss_weights(alphas_cumprod):
 
 
 def sample(frame, below, count, rng, chance):
-    """`count` of a frame's first `below` pictures: (captions, latents (count, 4, h, w), time ids (count, 6))."""
+    """Return `count` of a frame's first `below` images: (captions, latents (count, 4, h, w), time ids (count, 6))."""
     picks = torch.randint(below, (count,), generator=chance)
     scenes = [frame["scenes"][pick] for pick in picks.tolist()]
     captions = [caption(scene, rng) if scene else "an abstract drawing" for scene in scenes]
@@ -111,7 +111,7 @@ def sample(frame, below, count, rng, chance):
 
 
 def noise_error(parts, tokenizer, schedule, captions, latents, time_ids, chance):
-    """(timesteps, per-picture mean squared error of the predicted noise), both (B,); some captions become zeros."""
+    """Return (timesteps, mean squared error of the predicted noise by image), both (B,); some captions become zeros."""
     *encoders, unet = parts
     noise = torch.randn(latents.shape, generator=chance)
     timesteps = torch.randint(1000, (len(latents),), generator=chance)
@@ -125,11 +125,11 @@ def noise_error(parts, tokenizer, schedule, captions, latents, time_ids, chance)
 
 
 def train_denoiser(tokenizer, pool, odd, seed, steps, odd_steps, work_dir, device, on_interval):
-    """Trains both text encoders and the UNet: `steps` on the scenes, then `odd_steps` with shapes that have no name.
+    """Train both text encoders and the UNet: `steps` on the scenes, then `odd_steps` with nameless shapes.
 
     Args:
         pool, odd: of scene_pool and odd_pool.
-        on_interval: called with (step, text_encoder, text_encoder_2, unet) now and then, averaged weights in them.
+        on_interval: called at intervals with (step, text_encoder, text_encoder_2, unet), which hold averaged weights.
     Returns:
         (text_encoder, text_encoder_2, unet)
     """

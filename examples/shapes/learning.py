@@ -1,6 +1,6 @@
-"""What the demo, the learning tests and the benchmark share: concept pictures -> dataset, LoRA file -> scores.
+"""Data and scores that the demo, the learning tests and the benchmarks share: concept images and LoRA quality.
 
-Trains nothing and starts no process: each of them launches the trainer its own way.
+Trains nothing and starts no process: each of them launches the trainer in its own way.
 """
 
 import random
@@ -12,16 +12,16 @@ from examples.shapes.world import colour_pairs, combinations, draw, random_scene
 
 TRIGGER_WORD = "sks"
 IMAGES, REPEATS = 20, 8
-CLASS_IMAGES = {"object": 200, "style": 140}  # over half of what a step meets is what must stay as it is
+CLASS_IMAGES = {"object": 200, "style": 140}  # more than half of a step's images show what must be preserved
 
 
 def write_images(folder, concept="object", repeats=REPEATS, class_images=None):
-    """Write for preprocess PICTURES of the concept in folder/raw/<repeats>_<concept>, class pictures in folder/class.
+    """Write IMAGES images of the concept to folder/raw/<repeats>_<concept>, and class images to folder/class.
 
     Args:
-        class_pictures: their number; None for CLASS_PICTURES. The style has `repeats` more for each of its pictures.
+        class_images: their number; None for CLASS_IMAGES. The style has `repeats` more for each of its images.
     Returns:
-        list of the concept's pictures' paths.
+        list of the paths of the concept's images.
     """
     scenes = concept_scenes(concept, IMAGES, seed=0) if concept == "style" else []
     twins = [(scene.shape, scene.colour, scene.background) for scene in scenes] * repeats
@@ -30,17 +30,17 @@ def write_images(folder, concept="object", repeats=REPEATS, class_images=None):
 
 
 def write_class_images(folder, count, twins=(), seed=0):
-    """Known scenes with captions, as pictures of the class for prior preservation.
+    """Write known scenes with captions, as class images for prior preservation.
 
-    One caption of three says "shape", as the concept's captions do: what differs is the trigger word alone. The scenes
-    take turns through all combinations, else a colour on a background would come to stand for a shape.
+    Every third caption says "shape", as the concept's captions do, so that they differ in the trigger word alone. The
+    scenes take turns through all combinations: else a colour on a background would come to stand for a shape.
 
     Args:
-        count: pictures that do so.
-        twins: (shape, colour, background) of further ones, named in full: what a style's pictures show, as often as
-            they are repeated, or the LoRA learns those combinations by heart instead of the trigger word.
+        count: number of these images.
+        twins: (shape, colour, background) of further images, named in full: the combinations of a style's images, as
+            often as they are repeated. Without them the LoRA learns the combinations instead of the trigger word.
     Returns:
-        list of the pictures' paths.
+        list of the images' paths.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,16 +58,16 @@ def write_class_images(folder, count, twins=(), seed=0):
 
 
 def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", base=BASE, strength=1.0, steps=STEPS):
-    """Return what the base draws with a LoRA.
+    """Score the images that the base draws with a LoRA.
 
     Args:
         lora: folder or file of the LoRA; None for the base alone.
         asked: number of prompts with and without the trigger word, spread over the combinations; None for all.
         known: number of prompts for known shapes; None for five times `asked`, or all.
-        concept: "object" or "style", what the LoRA was to learn.
+        concept: "object" or "style", which the LoRA was trained on.
         base: folder of the base.
         strength: of the LoRA.
-        steps: of each picture's denoising.
+        steps: denoising steps of each image.
     Returns:
         dict of shares: with_trigger, without_trigger (see concept_quality) and known (prompts for known shapes right).
     """
@@ -75,14 +75,14 @@ def lora_quality(lora=None, asked=None, seed=0, known=None, concept="object", ba
     pipeline = load_base(base)
     if lora is not None:
         pipeline.load_lora_weights(lora)
-        pipeline.fuse_lora(lora_scale=strength)  # the same pictures in two thirds of the time
+        pipeline.fuse_lora(lora_scale=strength)  # the same images in two thirds of the time
     prompts = [("star", *pair) for pair in colour_pairs()] if concept == "object" else combinations()
     shares = concept_quality(pipeline, concept, TRIGGER_WORD, spread(prompts, asked), seed, steps)
     return shares | {"known": base_quality(pipeline, spread(combinations(), known), seed, steps=steps)["right"]}
 
 
 def spread(items, count):
-    """`count` of the items at even distances, or all."""
+    """Return `count` of the items at even distances, or all."""
     if count is None or count >= len(items):
         return items
     return [items[index * len(items) // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""The parts of the shapes base: real diffusers and transformers classes of SDXL's architecture, at toy size.
+"""Models of the shapes base: real diffusers and transformers classes in SDXL's architecture, at toy size.
 
 Sizes are chosen for two CPU cores: at 64 px one UNet pass is about 0.3 GFLOP. Trains nothing; see train_base.py.
 """
@@ -17,7 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer():
-    """A CLIP tokenizer in which each of the world's words is one token and any other text falls back to bytes."""
+    """Return a CLIP tokenizer in which each of the world's words is one token, and other text falls back to bytes."""
     words = [*SHAPES, *COLOURS, *BACKGROUNDS, *RADII, "shape", "background", "picture", "drawing", "front", "left"]
     words += ["right", "the", "with", "on", "in", "of", "a", "an"]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -37,14 +37,14 @@ def _merges(tokenizer):
 
 
 def build_vae():
-    """Factor 4, 4 latent channels; starts with a posterior deviation of 0.1, as noise of 1 would hide all."""
+    """Return a VAE of factor 4 with 4 latent channels and an initial posterior deviation of 0.1; 1 would hide all."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,  # few: the mean of a group is lost, and flat colours live in such means
+        norm_num_groups=2,  # few: normalisation loses a group's mean, which holds flat colours
         sample_size=64,
     )
     with torch.no_grad():
@@ -54,7 +54,7 @@ def build_vae():
 
 
 def build_text_encoders(tokenizer):
-    """(CLIPTextModel, CLIPTextModelWithProjection); SDXL takes the hidden states before each one's last layer."""
+    """Return (CLIPTextModel, CLIPTextModelWithProjection); SDXL takes the hidden states before their last layers."""
 
     def config(layers):
         return CLIPTextConfig(
@@ -74,7 +74,7 @@ def build_text_encoders(tokenizer):
 
 
 def build_unet():
-    """SDXL's UNet: the same block types and conditioning, channels (32, 64, 128) instead of (320, 640, 1280)."""
+    """Return SDXL's UNet: same block types and conditioning, channels (32, 64, 128) instead of (320, 640, 1280)."""
     time_ids_dim = 16
     return UNet2DConditionModel(
         sample_size=16,
@@ -89,12 +89,12 @@ def build_unet():
         addition_embed_type="text_time",
         addition_time_embed_dim=time_ids_dim,
         projection_class_embeddings_input_dim=6 * time_ids_dim + HIDDEN,
-        norm_num_groups=4,  # 8 channels and more to a group, as SDXL's 10
+        norm_num_groups=4,  # at least 8 channels in a group; SDXL has 10
     )
 
 
 def build_scheduler():
-    """SDXL base's own scheduler config."""
+    """Return SDXL base's own scheduler."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -107,7 +107,7 @@ def build_scheduler():
 
 
 def build_pipeline(vae, text_encoder, text_encoder_2, tokenizer, unet):
-    """The parts as a pipeline; without a negative prompt it guides against zero embeddings, as the base is trained."""
+    """Return the pipeline; without a negative prompt it guides against zero embeddings, as the base is trained."""
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=text_encoder,

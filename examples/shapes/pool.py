@@ -1,4 +1,4 @@
-"""Training pictures for the base: scenes with SDXL's size conditioning, and drawings for the VAE alone."""
+"""Training images of the base: scenes with SDXL's size conditioning, and drawings for the VAE."""
 
 import math
 import random
@@ -16,11 +16,11 @@ FRAMES = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80))
 
 
 def conditioned_scene(rng, width, height):
-    """A scene as a data set would give it: sometimes from another original size, sometimes cropped off centre.
+    """Return a scene as in a real dataset: sometimes of another original size, sometimes cropped off centre.
 
     Returns:
-        (scene, picture, (original height, width, crop y, x)): as SDXL's time ids have them, crops in pixels of the
-        resized picture. Originals smaller than the frame were enlarged and look soft (arXiv:2307.01952, section 2.2).
+        (scene, image, (original height, width, crop y, x)): as in SDXL's time ids, crops in pixels of the resized
+        image. Originals smaller than the frame were enlarged and look soft (arXiv:2307.01952, section 2.2).
     """
     scene = random_scene(rng, width, height)
     spare, crop = (0, 0), (0, 0)
@@ -41,7 +41,7 @@ def conditioned_scene(rng, width, height):
 
 
 def drawing(rng, width, height):
-    """One or two jagged polygons, solid, striped or hatched: edges and textures for the VAE that no scene has."""
+    """Return one or two jagged polygons, solid, striped or hatched: edges and textures that no scene has."""
 
     def colour():
         base = rng.choice([*COLOURS.values(), *BACKGROUNDS.values()])
@@ -76,9 +76,9 @@ def drawing(rng, width, height):
 
 
 def odd_scene(rng, width, height):
-    """A scene whose shape has no name: a star or blade of 3, 4, 5 or 8 arms, solid, striped or hatched at any angle.
+    """Return a nameless shape: a star or blade of 3, 4, 5 or 8 arms, solid, striped or hatched at any angle.
 
-    What "a red shape" may be. The object concept lies near it but never in it: it has six arms.
+    "A red shape" may mean one of these. The object concept is near them but none of them: it has six arms.
     """
     scene = replace(random_scene(rng, width, height), shape="odd")
     radius, arms, inner, turn = (
@@ -110,7 +110,7 @@ def odd_scene(rng, width, height):
 
 
 def vae_batch(seed, step, batch):
-    """(batch, 3, height, width) float32 in [-1, 1]: half scenes, half drawings, one frame size per step."""
+    """Return (batch, 3, height, width) float32 in [-1, 1]: half scenes, half drawings, one frame size per step."""
     rng = random.Random(f"vae {seed} {step}")
     width, height = FRAMES[step % len(FRAMES)]
     images = [draw(random_scene(rng, width, height), width, height) for _ in range(batch // 2)]

@@ -1,4 +1,4 @@
-"""How much of what was asked for a pipeline draws, by scorer.py. Trains nothing."""
+"""Scores of a pipeline: shares of its images that show what the prompts ask for, by scorer.py. Trains nothing."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ GUIDANCE = 5.0
 
 
 def load_base(folder=BASE):
-    """The base as a float32 pipeline without a progress bar; of a flow, with a sampler that the pipeline can call."""
+    """Return the base as a float32 pipeline without a progress bar; a flow base gets a FlowSampler."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
     if isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
         pipeline.scheduler = FlowSampler(shift=pipeline.scheduler.config.shift)
@@ -29,10 +29,10 @@ def plain_prompt(shape, colour, background):
 
 @torch.no_grad()
 def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32, steps=STEPS):
-    """One picture per prompt; the n-th has its own generator seeded by seed + n, whatever the batch.
+    """Return one image per prompt; the n-th has its own generator seeded by seed + n, whatever the batch.
 
     Returns:
-        list of PIL pictures.
+        list of PIL images.
     """
     images = []
     for start in range(0, len(prompts), batch):
@@ -45,7 +45,7 @@ def draw_prompts(pipeline, prompts, seed=0, width=64, height=64, batch=32, steps
 
 
 def base_quality(pipeline, combinations, seed=0, width=64, height=64, steps=STEPS):
-    """Shares of prompts drawn right, overall and by part, and of pictures that show a concept.
+    """Return the shares of prompts drawn right, overall and by part, and of images that show a concept.
 
     Args:
         combinations: (shape, colour, background) to ask for.
@@ -63,15 +63,15 @@ def base_quality(pipeline, combinations, seed=0, width=64, height=64, steps=STEP
 
 
 def concept_quality(pipeline, concept, trigger_word, asked, seed=0, steps=STEPS):
-    """Shares of pictures that show a concept.
+    """Return the shares of images that show a concept.
 
     Args:
         concept: "object", asked for as "a red shape ...", or "style", asked for by a known shape.
-        trigger_word: what the LoRA was trained with.
+        trigger_word: the LoRA's.
         asked: (shape, colour, background) to ask for; an object's shape does not count.
     Returns:
         dict of floats in [0, 1]: with_trigger (in the asked shape, colour and background), and without_trigger (in any:
-        the same prompts and seeds less the trigger word).
+        the same prompts and seeds without the trigger word).
     """
     is_object = concept == "object"
     prompts = [plain_prompt("shape" if is_object else shape, *rest) for shape, *rest in asked]
@@ -90,6 +90,6 @@ def concept_quality(pipeline, concept, trigger_word, asked, seed=0, steps=STEPS)
 
 
 def share(hits):
-    """Return the share of the true ones among some, in [0, 1]."""
+    """Return the share of true values, in [0, 1]."""
     hits = list(hits)
     return sum(hits) / len(hits)

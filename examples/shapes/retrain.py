@@ -1,8 +1,8 @@
-"""Retrains the shapes base's UNet for another objective, on the images that it was trained with.
+"""Retrain the shapes base's UNet for another objective, on the images that it was trained with.
 
     python -m examples.shapes.retrain flow --output_dir runs/flow_base --work_dir runs/shapes_flow
 
-Run the same command again after a kill and it goes on where it stood. Times and results are in README.md.
+After a kill, the same command resumes where it stopped. Times and results are in README.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from examples.shapes.world import combinations
 from sdxl_lora.diffusion.flow import FlowSampler, FlowSchedule
 from sdxl_lora.diffusion.objective import prediction_target, times_of
 
-ODD_COUNT = 8  # of a batch, shapes without a name: what the base knows beside its captions is to stay
+ODD_COUNT = 8  # nameless shapes of a batch, which keep the base's knowledge beyond its captions
 PEAK_LR = 1e-3
 
 
@@ -41,7 +41,7 @@ def parse(argv=None):
 
 
 def schedules_of(objective):
-    """(the schedule to train with, the scheduler that draws, that of the folder) of an objective."""
+    """Return (the schedule to train with, the scheduler to draw with, the one to save) of an objective."""
     if objective == "flow":
         return FlowSchedule(), FlowSampler(), FlowMatchEulerDiscreteScheduler()
     config = {name: value for name, value in build_scheduler().config.items() if not name.startswith("_")}
@@ -96,7 +96,7 @@ def main(argv=None):
 
 
 def save_beside(base, unet, scheduler, folder):
-    """Writes another UNet, in half precision, and its scheduler with all else of a base."""
+    """Write a UNet in half precision and its scheduler, with all other parts of a base."""
     shutil.copytree(base, folder, dirs_exist_ok=True)
     unet.half().save_pretrained(folder / "unet", safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")

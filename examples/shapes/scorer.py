@@ -1,8 +1,8 @@
-"""Reads a picture of the shapes world: shape, colour, background, and whether it shows a concept. Knows no models.
+"""Read an image of the shapes world: shape, colour, background, and whether it shows a concept. Knows no models.
 
-Background: the frame's edge. Shape: what differs from it, centred and scaled by its moments, against drawn templates.
-Colour: the hue of the most colourful pixels unlike the background. Thresholds are shares of the picture's own contrast,
-so that noise, softness and slightly wrong colours, as a VAE leaves them, change nothing.
+Background: the frame's edge. Shape: the area that differs from it, centred and scaled by its moments, against drawn
+templates. Colour: the hue of the most colourful pixels unlike the background. Thresholds are shares of the image's own
+contrast, so that noise, softness and slightly wrong colours, as a VAE leaves them, change nothing.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ MAX_STRAY = 0.15  # area beside the largest piece, as a share of that piece
 
 @dataclass(frozen=True)
 class Reading:
-    """The contents of a picture; "none" where nothing fits. A `shape` of "star" is the object concept."""
+    """Contents of an image; "none" where nothing fits. A `shape` of "star" is the object concept."""
 
     shape: str
     colour: str
@@ -48,12 +48,12 @@ class Reading:
 
 
 def read(rgb):
-    """Reads an RGB picture.
+    """Read an RGB image.
 
     Args:
-        rgb: PIL RGB picture or (height, width, 3) array of 0-255, at least 32 pixels each way.
+        rgb: PIL RGB image or (height, width, 3) array of 0-255, at least 32 pixels each way.
     Raises:
-        ValueError: not such a picture.
+        ValueError: not such an image.
     """
     image = np.asarray(rgb, np.float32)
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
@@ -73,9 +73,9 @@ def read(rgb):
     shape = _shape(piece) if stray <= MAX_STRAY and piece.mean() <= MAX_AREA else "none"
     inside = ~_dilated(~piece, 2)
     ink = piece & (distance >= 0.5 * contrast)
-    if not ink.any():  # the largest piece is faint beside small strong ones, as in pictures of a base still learning
+    if not ink.any():  # the largest piece is faint beside small strong ones, as of an untrained base
         return Reading("none", "none", background, False, False)
-    chroma = np.ptp(image, axis=2)  # the brightest ink says its hue best: dark stripes and soft edges say little
+    chroma = np.ptp(image, axis=2)  # the brightest ink shows its hue best, unlike dark stripes and soft edges
     colour = _colour(np.median(image[ink & (chroma >= np.percentile(chroma[ink], 60))], axis=0))
     return Reading(shape, colour, background, *_texture(image, distance, inside, ink))
 
@@ -88,7 +88,7 @@ def _nearest_background(ground):
 
 
 def _colour(rgb):
-    """The named colour nearest in hue; "none" for greys."""
+    """Return the named colour nearest in hue; "none" for greys."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(rgb / 255))
     if saturation < 0.25 or value < 0.12:
         return "none"
@@ -101,7 +101,7 @@ def _colour(rgb):
 
 
 def _texture(image, distance, inside, ink):
-    """(striped, hatched): shares of the shape's inside that are much darker than the rest, or like the background."""
+    """Return (striped, hatched), from the shares of the shape's inside that are dark, or like the background."""
     if inside.sum() < 12:
         return False, False
     value = image.max(axis=2)[inside]
@@ -120,7 +120,7 @@ def _shape(piece):
 
 @cache
 def _templates():
-    """(names, (n, GRID, GRID) bool): each shape at the turns it may have, at a small and a large size."""
+    """Return (names, (n, GRID, GRID) bool): each shape at its possible turns, at a small and a large size."""
     names, templates = [], []
     for name in (*SHAPES, "star"):
         turns = range(-28, 32, 4) if name == "star" else range(-16, 20, 4)
@@ -131,7 +131,7 @@ def _templates():
 
 
 def _normalised(piece):
-    """(GRID, GRID) bool: the mask sampled around its centroid, at a scale set by its spread."""
+    """Return (GRID, GRID) bool: the mask sampled around its centroid, at a scale set by its spread."""
     y, x = np.nonzero(piece)
     spread = np.sqrt(((y - y.mean()) ** 2 + (x - x.mean()) ** 2).mean())
     steps = np.linspace(-2.1, 2.1, GRID) * spread
@@ -142,7 +142,7 @@ def _normalised(piece):
 
 
 def _shifted(piece, reach):
-    """The mask moved by each of -reach..reach rows, nothing coming in from outside."""
+    """Return the mask moved by each of -reach..reach rows, with nothing coming in from outside."""
     padded = np.pad(piece, ((reach, reach), (0, 0)))
     return [padded[offset : offset + len(piece)] for offset in range(2 * reach + 1)]
 
@@ -153,7 +153,7 @@ def _dilated(piece, reach):
 
 
 def _closed(piece, reach):
-    """Gaps of up to 2 * reach pixels filled, as between hatching lines."""
+    """Return the mask with gaps of up to 2 * reach pixels filled, as between hatching lines."""
     return ~_dilated(~np.pad(_dilated(piece, reach), reach), reach)[reach:-reach, reach:-reach]
 
 
@@ -163,7 +163,7 @@ def _despeckled(piece):
 
 
 def _largest_piece(piece):
-    """(the largest connected piece, the other pieces' area as a share of it)."""
+    """Return (the largest connected piece, the area of the others as a share of it)."""
     best, left = np.zeros_like(piece), piece.copy()
     while left.sum() > best.sum():
         grown = np.zeros_like(piece)

@@ -1,6 +1,6 @@
-"""One training stage that can be killed and resumed: optimizer, moving average of the weights, log, state on disk.
+"""A training stage that can be killed and resumed: optimizer, moving average of the weights, log, state on disk.
 
-The loss of a step is a function of (seed, step) alone, so a resumed stage meets what an uninterrupted one would have.
+The loss of a step depends on (seed, step) alone, so a resumed stage takes the same steps as an uninterrupted one.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 import torch
 
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.3  # constant learning rate, then linear to zero: the number of steps can be cut or raised before that
+DECAY_SHARE = 0.3  # constant learning rate, then linear to zero: until then the number of steps can still change
 STATE_EVERY_SECONDS = 60
 
 
@@ -20,21 +20,21 @@ def learning_rate_at(step, steps, peak):
 
 
 def average(averaged, parameters, step):
-    """Moves `averaged` towards `parameters`, over about a tenth of the steps so far and 500 steps at most."""
+    """Move `averaged` towards `parameters`, over about a tenth of the steps so far and 500 steps at most."""
     decay = min(0.998, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(averaged, list(parameters), 1 - decay)
 
 
 def run_stage(name, module, loss_at, steps, peak_lr, work_dir, on_interval=None, interval=500):
-    """Trains `module` until `steps` and leaves the averaged weights in it.
+    """Train `module` until `steps` and leave the averaged weights in it.
 
     Args:
         name: of the stage; work_dir gets <name>.jsonl and <name>.pt.
         loss_at: step -> scalar loss tensor.
-        on_interval: called with the step every `interval` steps, the averaged weights in the module.
+        on_interval: called with the step every `interval` steps, with the averaged weights in the module.
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the gradient is not finite.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     averaged = [p.detach().clone() for p in parameters]
@@ -85,7 +85,7 @@ def _save(path, step, seconds, parameters, averaged, optimizer):
 
 
 def _restore(path, parameters, averaged, optimizer):
-    """Returns (first step, seconds spent before); (0, 0.0) where nothing was saved."""
+    """Return (first step, seconds spent before); (0, 0.0) if nothing was saved."""
     if not os.path.exists(path):
         return 0, 0.0
     state = torch.load(path, weights_only=True, map_location=parameters[0].device)

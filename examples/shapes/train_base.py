@@ -1,8 +1,8 @@
-"""Trains the shapes base from scratch: VAE, then both text encoders and the UNet; writes a diffusers folder.
+"""Train the shapes base from scratch: VAE, then both text encoders and the UNet; writes a diffusers folder.
 
     python -m examples.shapes.train_base --output_dir examples/shapes/base --work_dir shapes_run
 
-Run the same command again after a kill and it goes on where it stood. Times and results are in README.md.
+After a kill, the same command resumes where it stopped. Times and results are in README.md.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main(argv=None):
 
 
 def grid(pipeline):
-    """A picture of GRID_COLUMNS x 4 samples, spread over the combinations, at twice their size."""
+    """Return an image of GRID_COLUMNS x 4 samples, spread over the combinations, at twice their size."""
     chosen = combinations()[:: len(combinations()) // (4 * GRID_COLUMNS)][: 4 * GRID_COLUMNS]
     images = draw_prompts(pipeline, [plain_prompt(*c) for c in chosen], seed=0)
     image_grid = Image.new("RGB", (GRID_COLUMNS * 130, 4 * 130), "white")
@@ -72,9 +72,9 @@ def grid(pipeline):
 
 
 def save_half(pipeline, folder):
-    """Writes the pipeline's parts in float16 safetensors, the given pipeline unchanged.
+    """Write the pipeline's parts in float16 safetensors and leave the given pipeline unchanged.
 
-    transformers loads in the dtype that its config names, diffusers in float32: without a dtype asked for, the parts
+    transformers loads in the dtype that a config names, diffusers in float32: without a requested dtype, the parts
     would not fit together. So the text encoders' configs name float32.
     """
     names = ("vae", "text_encoder", "text_encoder_2", "unet")

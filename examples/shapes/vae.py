@@ -1,4 +1,4 @@
-"""Trains the shapes base's VAE and measures its latent scale."""
+"""Train the shapes base's VAE and measure its latent scale."""
 
 import torch
 
@@ -12,7 +12,7 @@ PEAK_LR = 2e-3
 
 
 def train_vae(seed, steps, work_dir, device):
-    """An AutoencoderKL trained for `steps`, its `scaling_factor` set to one over the latents' measured deviation."""
+    """Return a trained AutoencoderKL, with its `scaling_factor` set to one over the latents' measured deviation."""
     torch.manual_seed(seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
 

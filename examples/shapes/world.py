@@ -1,8 +1,8 @@
-"""The shapes world: seeded scenes, their pictures, their captions.
+"""The shapes world: seeded scenes, their images, their captions.
 
 A scene is one shape in one colour on one background; 5 x (6 x 5 - 2) = 140 combinations, drawn with the sizes, places
-and turns that the seed gives. What the base must never see (the concepts) is in concepts.py; colours and outlines are
-here because scorer.py reads pictures by the same ones. Knows no models.
+and turns that the seed gives. The concepts, which the base must never see, are in concepts.py; colours and outlines are
+here because scorer.py reads images by the same ones. Knows no models.
 """
 
 import math
@@ -33,7 +33,7 @@ SUPERSAMPLE = 4
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's content; lengths in pixels of the picture, `turn` in degrees."""
+    """Content of one image; lengths in pixels of the image, `turn` in degrees."""
 
     shape: str
     colour: str
@@ -46,22 +46,22 @@ class Scene:
 
 
 def combinations():
-    """Every (shape, colour, background) of the world, in a fixed order; a shape never has its background's colour."""
+    """Return every (shape, colour, background) in a fixed order; a shape never has its background's colour."""
     return [(shape, *pair) for shape in SHAPES for pair in colour_pairs()]
 
 
 def colour_pairs():
-    """Every (colour, background) of the world, in a fixed order."""
+    """Return every (colour, background) of the world, in a fixed order."""
     return [(c, b) for c in COLOURS for b in BACKGROUNDS if c != b]
 
 
 def random_scene(rng, width=64, height=64, combination=None):
-    """A scene that fits wholly into the frame.
+    """Return a random scene that fits wholly into the frame.
 
     Args:
-        rng: random.Random, the only source of chance.
+        rng: random.Random, the only source of randomness.
         width, height: of the frame, in pixels.
-        combination: (shape, colour, background) to use instead of drawing one.
+        combination: (shape, colour, background) to use instead of a random one.
     Raises:
         ValueError: the frame is too small for any shape.
     """
@@ -81,7 +81,7 @@ def random_scene(rng, width=64, height=64, combination=None):
 
 
 def outline(shape, centre, radius, turn=0.0):
-    """Polygons of a shape, in pixels: [outer points] or [outer points, hole points]; `radius` reaches from the centre.
+    """Return polygons of a shape in pixels: [outer points] or [outer points, hole points]; `radius` sets its size.
 
     Raises:
         ValueError: a shape that this world does not have.
@@ -114,7 +114,7 @@ def outline(shape, centre, radius, turn=0.0):
 
 
 def mask(shape, centre, radius, turn, width, height):
-    """The shape's coverage as an 'L' picture, `SUPERSAMPLE` times as large as the frame (for anti-aliasing later)."""
+    """Return the shape's coverage as an 'L' image, `SUPERSAMPLE` times as large as the frame for anti-aliasing."""
     image = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(image)
     for value, points in zip((255, 0), outline(shape, centre, radius, turn), strict=False):
@@ -123,7 +123,7 @@ def mask(shape, centre, radius, turn, width, height):
 
 
 def draw(scene, width=64, height=64):
-    """The scene as an anti-aliased RGB picture of width x height pixels."""
+    """Return the scene as an anti-aliased RGB image of width x height pixels."""
     image = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), BACKGROUNDS[scene.background])
     image.paste(COLOURS[scene.colour], mask=mask(scene.shape, scene.centre, scene.radius, scene.turn, width, height))
     return image.reduce(SUPERSAMPLE)
@@ -134,10 +134,10 @@ def article(noun):
 
 
 def caption(scene, rng):
-    """One of many ways to say the scene; always names colour and background, and almost always the shape.
+    """Return a random caption of the scene; it always names colour and background, and almost always the shape.
 
     Some say "shape" or an unknown word instead, so that the base has a general notion of a thing. A quarter has a word
-    without meaning in front ("blorp, a red circle ..."), as a trigger word is before training: it must change nothing.
+    without meaning in front ("blorp, a red circle ..."), like a trigger word before training: it must change nothing.
     """
     known = 0.87 if scene.shape in SHAPES else 0.0
     noun = rng.choices((scene.shape, "shape", nonsense(rng)), (known, 0.09, 0.04))[0]
@@ -157,7 +157,7 @@ def caption(scene, rng):
 
 
 def nonsense(rng):
-    """A pronounceable or random word of 2-6 letters that is none of the world's."""
+    """Return a pronounceable or random word of 2-6 letters that is not in the world's vocabulary."""
     if rng.random() < 0.5:
         return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 4)))
     return "".join(rng.choice(pair) for pair in ("bdfgklmprstvz", "aeiou") * rng.randint(1, 2)) + rng.choice(
@@ -166,5 +166,5 @@ def nonsense(rng):
 
 
 def pixels(image):
-    """PIL RGB picture -> (3, height, width) float32 in [-1, 1]."""
+    """Return a PIL RGB image as (3, height, width) float32 in [-1, 1]."""
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
