@@ -1,6 +1,6 @@
-"""Writes docs/settings.md from the config classes: every setting with its values, default and help.
+"""Write docs/settings.md from the config classes: every setting with its values, default and help.
 
-python -m docs.generate_settings
+    python -m docs.generate_settings
 
 A test compares the file with `settings_page()`, so run this after a setting has changed. Imports no torch.
 """
@@ -39,7 +39,7 @@ WORDS = {bool: "on, off", int: "whole number", float: "number", str: "text"}
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One line of the page, as plain text."""
+    """A row of the page, as plain text."""
 
     name: str
     values: str
@@ -48,7 +48,7 @@ class Setting:
 
 
 def grouped_settings(config_class: type) -> list[tuple[str, list[Setting]]]:
-    """The settings of a command by section, as (title, settings), in the order of their declaration."""
+    """Return the settings of a command by section, as (title, settings), in the order of their declaration."""
     groups: dict[str, list[Setting]] = {}
     for name, field in flat_fields(config_class).items():
         when = f" Only with {field.applies_when}." if field.applies_when else ""
@@ -58,7 +58,7 @@ def grouped_settings(config_class: type) -> list[tuple[str, list[Setting]]]:
 
 
 def values_of(hint: typing.Any) -> str:
-    """What may be given for a type, in words: `int | None` is "whole number", a Literal its choices."""
+    """Return the values of a type in words: `int | None` is "whole number", a Literal its choices."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
@@ -83,7 +83,7 @@ def default_of(value: typing.Any) -> str:
 
 
 def settings_page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     parts = [INTRODUCTION]
     for heading, (config_class, command) in COMMANDS.items():
         parts.append(f"\n## {heading}\n\nFor `{command}`.\n")
@@ -98,7 +98,7 @@ def settings_page() -> str:
 
 
 def as_text(text: str) -> str:
-    """Text that Markdown shows as it is; what stands between backticks is left alone."""
+    """Return text that Markdown shows literally; text between backticks stays as it is."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\<>*\[\]])", r"\\\1", part) for part in parts)
 

@@ -1,4 +1,4 @@
-"""What the LoRA tests share: trained-looking adapters on the tiny base, and what its three models put out."""
+"""Helpers of the LoRA tests: trained-looking adapters on the tiny base, and outputs of its three models."""
 
 import torch
 
@@ -11,7 +11,7 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def tiny_with_lora(rank=4, alpha=4, targets="attention", components=COMPONENTS, layers=2, **options):
-    """(pipeline, its models by component) with a random, thus trained-looking, adapter on each of `components`."""
+    """Return (pipeline, its models by component) with a random, so trained-looking, adapter on each of `components`."""
     pipeline = tiny_sdxl(layers=layers)
     models = {component: getattr(pipeline, component).eval() for component in components}
     generator = torch.Generator().manual_seed(7)
@@ -23,7 +23,7 @@ def tiny_with_lora(rank=4, alpha=4, targets="attention", components=COMPONENTS, 
 
 @torch.no_grad()
 def outputs(pipeline):
-    """What the UNet and both text encoders give for fixed inputs, one tensor each."""
+    """Return the outputs of the UNet and both text encoders for fixed inputs, one tensor each."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):

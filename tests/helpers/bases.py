@@ -1,4 +1,4 @@
-"""Bases as people share them: the tiny one in single files and folders, changed at will."""
+"""Bases in the forms that people share: the tiny one in single files and folders, changed at will."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"
 
 @pytest.fixture(scope="module")
 def original(tiny_base, tmp_path_factory):
-    """The tensors of the tiny base by their original names."""
+    """Tensors of the tiny base by their original names."""
     path = tmp_path_factory.mktemp("original") / "tiny.safetensors"
     write_original_layout(StableDiffusionXLPipeline.from_pretrained(tiny_base), path)
     return load_file(path)
@@ -27,7 +27,7 @@ def original(tiny_base, tmp_path_factory):
 
 @pytest.fixture
 def base_of(tiny_base, tmp_path):
-    """A function from tensors to a Base of one file with them."""
+    """Function from tensors to a Base of one file with them."""
 
     def make(tensors, name="model.safetensors", metadata=None, **more):
         save_file(tensors, tmp_path / name, metadata)
@@ -46,7 +46,7 @@ def set_config(path, **values):
 
 
 def one_line(base):
-    """What check_base refuses the base with."""
+    """Return the one-line message with which check_base refuses the base."""
     with pytest.raises(ConfigError) as raised:
         check_base(base)
     assert "\n" not in str(raised.value)

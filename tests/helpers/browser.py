@@ -1,4 +1,4 @@
-"""The page in a real chromium: one server, one browser, and the hands and eyes of a person."""
+"""The page in a real chromium: one server, one browser, and the actions of a person."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ playwright_api = pytest.importorskip("playwright.sync_api")
 
 SCREENSHOTS = ROOT / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-LONG = 240_000  # milliseconds; a training starts in ten seconds on a quiet machine
+LONG = 240_000  # milliseconds; a training starts in ten seconds on an idle machine
 SKIP = {"__type__": "update"}
 
 
 class Story:
-    """One server, one browser, one page in it that goes through all of it; and what must never happen."""
+    """A server, a browser and a page that goes through the whole story, and records of what must never happen."""
 
     def __init__(self, server: Server, browser):
         self.server, self.browser = server, browser
@@ -36,7 +36,7 @@ class Story:
             locale=locale, viewport=size or DESKTOP, color_scheme="dark" if dark else "light", reduced_motion="reduce"
         )
         page = context.new_page()
-        page.set_default_timeout(120_000)  # a machine may be busy; what is there is not waited for
+        page.set_default_timeout(120_000)  # a machine may be busy; present elements cause no wait
         page.on(
             "request",
             lambda r: None if r.url.startswith((self.server.url, "data:", "blob:")) else self.outside.append(r.url),
@@ -47,7 +47,7 @@ class Story:
         return page
 
     def check_nothing_broke(self) -> None:
-        """Nothing came from outside, and neither browser nor server has failed at anything."""
+        """Assert that nothing came from outside, and that neither browser nor server failed."""
         assert self.outside == [] and self.errors == []
         assert "Traceback" not in self.server.log.read_text()
 
@@ -62,7 +62,7 @@ class Story:
 
 @contextlib.contextmanager
 def browsing(server: Server) -> Iterator[Story]:
-    """A browser at the page of a server; it ends with both."""
+    """Yield a browser on the page of a server; both end with the context."""
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield Story(server, browser)
@@ -75,7 +75,7 @@ def tab(page, number: int) -> None:
 
 
 def box(page, elem_id: str):
-    """Where one types, of a field."""
+    """Return the input element of a field."""
     return page.locator(f"#{elem_id} textarea, #{elem_id} input").first
 
 
@@ -98,17 +98,17 @@ def upload(page, path: Path, form: str = "train") -> None:
 
 
 def shoot(page, name: str) -> None:
-    """The whole page, as wide as a desk and as a telephone. It must not be wider than either."""
+    """Take screenshots of the whole page at desktop and phone width; it must not be wider than either."""
     SCREENSHOTS.mkdir(exist_ok=True)
     for size, words in ((PHONE, "phone"), (DESKTOP, "desktop")):
         page.set_viewport_size(size)
-        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # laid out anew
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # after layout
         page.screenshot(path=SCREENSHOTS / f"{name}-{words}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], (name, words)
 
 
 def looked(page, times: int = 2) -> list[dict | str]:
-    """What the next answers to the page's looks bring, once they have come: what changed, of all that it may show."""
+    """Return the changes in the next answers to the page's looks, of all that it may show."""
     answers = []
     for _ in range(times):
         with page.expect_response(lambda response: response.url.endswith("/run/sdxl_lora_look")) as answer:
@@ -119,10 +119,10 @@ def looked(page, times: int = 2) -> list[dict | str]:
 
 
 def mark_at(page, elem_id: str) -> str:
-    """What stands beside a field."""
+    """Return the mark beside a field."""
     return page.evaluate(f"getComputedStyle(document.querySelector('#{elem_id}'), '::after').content")
 
 
 def drawn(page) -> str:
-    """How many steps the plot of the loss shows; "0" for none."""
+    """Return the number of steps in the plot of the loss; "0" for none."""
     return page.locator("#run-plots figure").first.get_attribute("data-points") or "0"

@@ -1,4 +1,4 @@
-"""What a training is made of, each part by itself."""
+"""The parts of a training, each by itself."""
 
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 
 
 def forget_accelerators():
-    """Accelerate keeps one state per process; a test that makes an accelerator begins anew."""
+    """Reset Accelerate's state, of which a process has one, for a test that makes an accelerator."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     for state in (AcceleratorState, GradientState, PartialState):
@@ -16,7 +16,7 @@ def forget_accelerators():
 
 @pytest.fixture
 def build(train_config):
-    """A function from settings to what `train` makes before it watches or steps, under the names it has there."""
+    """Function from settings to what `train` makes before it watches or steps, under the same names."""
     from sdxl_lora.distributed.accelerator import make_accelerator
     from sdxl_lora.models.loading import base_of
     from sdxl_lora.optimizers.optimizers import build_optimizer
@@ -40,7 +40,7 @@ def build(train_config):
             model = build_model(config, base, data.text, accelerator, logger.info)
             optimizer = build_optimizer(config.optimizer, model, data.total_steps, accelerator)
             shown = published_weights(config.optimizer.ema_decay, model.adapter_parameters(), optimizer.optimizer)
-            run.event("started")  # events before it wait
+            run.event("started")  # earlier events wait for it
             return SimpleNamespace(
                 config=config, accelerator=accelerator, run=run, logger=logger, base=base, data=data, model=model,
                 optimizer=optimizer, shown=shown, shape=BatchShape.of(config.batch),

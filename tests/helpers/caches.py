@@ -1,4 +1,4 @@
-"""The caches of four photographs, filled by the tiny base."""
+"""Caches of four photographs, filled by the tiny base."""
 
 from pathlib import Path
 
@@ -27,5 +27,5 @@ def records(folder):
 
 
 def nothing_is_cached(folder: Path) -> bool:
-    """Return whether the cache in a folder holds no more than what is known of the base, see `tried_base`."""
+    """Return whether the cache in a folder holds no more than facts about the base, see `tried_base`."""
     return all(path.name == "memo.json" for path in (folder / "cache").rglob("*"))

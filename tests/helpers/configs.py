@@ -1,4 +1,4 @@
-"""Configs from settings by their flat names, as flags and YAML files have them."""
+"""Configs from settings by their flat names, as in flags and YAML files."""
 
 from sdxl_lora.config.fields import from_flat
 from sdxl_lora.config.preprocess import PreprocessConfig

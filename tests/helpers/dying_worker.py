@@ -1,4 +1,4 @@
-"""Workers that the system kills at one picture; a module of its own, so that workers need not import pytest."""
+"""Workers that the system kills at one image; a module of its own, so that workers need not import pytest."""
 
 import os
 import time
@@ -13,7 +13,7 @@ def die_at_3(job):
 
 
 def prepare_and_die_at_3(job):
-    """workers.prepare_under_name, in a process where nothing was patched yet."""
+    """Call workers.prepare_under_name in a process where nothing was patched yet."""
     workers.prepared_or_refused = die_at_3
     return prepare_under_name(job)
 
@@ -22,7 +22,7 @@ prepare_under_name = workers.prepare_under_name
 
 
 class FaultyImages:
-    """ImageDataset at whose third picture a process dies or hangs."""
+    """An ImageDataset at whose third image a process dies or hangs."""
 
     def __init__(self, images, fault):
         self.images, self.fault, self.examples = images, fault, images.examples

@@ -1,4 +1,4 @@
-"""Runs of six steps that faults befall, against one that nothing happens to."""
+"""Runs of six steps with faults, compared with an uninterrupted one."""
 
 import time
 
@@ -15,7 +15,7 @@ STEPS = 6
 
 @pytest.fixture
 def config(train_config, tmp_path):
-    """Settings to the config of a run of six steps, a checkpoint after every second one, two pictures a step."""
+    """Function from settings to the config of a run of six steps, a checkpoint every second step, two images a step."""
 
     def make(name="run", **settings):
         defaults = {"max_train_steps": STEPS, "checkpointing_steps": 2, "checkpoints_total_limit": 2}
@@ -28,7 +28,7 @@ def config(train_config, tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Final weights of a run that nothing happened to, by the settings that matter; trained once each."""
+    """Final weights of uninterrupted runs, by the settings that matter; each is trained once."""
     return {}
 
 
@@ -37,7 +37,7 @@ def weights(folder):
 
 
 def assert_ends_as_uninterrupted(uninterrupted, config, folder, **settings):
-    """Bit for bit."""
+    """Assert that the final weights are equal bit for bit."""
     key = str(sorted(settings.items()))
     if key not in uninterrupted:
         whole = config("whole", **settings)

@@ -28,7 +28,7 @@ def tiny_florence2(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_blip(tmp_path_factory):
-    """A second captioner, of another family."""
+    """Path of a second captioner, of another family."""
     import torch
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -55,7 +55,7 @@ def tiny_blip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_sizes(photographs, tmp_path_factory):
-    """Path of a dataset of two pictures of 64x64 and two of 96x64, as preprocess writes them."""
+    """Path of a dataset of two images of 64x64 and two of 96x64, as preprocess writes them."""
     folder = tmp_path_factory.mktemp("two sizes")
     lines = []
     for number, path in enumerate(sorted(photographs.iterdir())):
@@ -69,7 +69,7 @@ def two_sizes(photographs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def five_of_two_sizes(photographs, tmp_path_factory):
-    """Path of a saved dataset of prepared pictures: three of 64x64, two of 96x64."""
+    """Path of a saved dataset of prepared images: three of 64x64, two of 96x64."""
     from datasets import Dataset
     from datasets import Image as ImageFeature
 
@@ -90,7 +90,7 @@ def five_of_two_sizes(photographs, tmp_path_factory):
 
 @pytest.fixture
 def nine_images(tmp_path):
-    """Nine pictures of three shapes, one of them broken, and one caption."""
+    """Nine images of three shapes, one of them broken, and one caption."""
     from tests.helpers.preparing import noise
 
     folder = tmp_path / "raw"

@@ -1,6 +1,6 @@
-"""Processes forked from one that has the imports of a training and of the page behind it: a start costs no import.
+"""Processes forked from one that has imported all that a training and the page need, so that a start is quick.
 
-multiprocessing has one such process for all contexts, so what it imports is said once, here.
+multiprocessing has one such process for all contexts, so its imports are listed once, here.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ CONTEXT.set_forkserver_preload(["train_sdxl_lora", "tests.helpers.page_imports",
 
 
 def settle(log: Path, environment: Mapping[str, str]) -> None:
-    """In a process that was just forked: its environment, its folder, and `log` for what it prints."""
+    """Set environment, working folder and `log` for the output of a process that was just forked."""
     os.environ.update(environment)
     os.chdir(ROOT)
     with open(log, "a", encoding="utf-8") as file:
@@ -25,7 +25,7 @@ def settle(log: Path, environment: Mapping[str, str]) -> None:
 
 
 def leave(main: Callable[[], int]) -> None:
-    """End the process by the code that `main` returns, as a program of its own ends."""
+    """End the process with the code that `main` returns, as a program of its own does."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

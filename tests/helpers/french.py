@@ -1,4 +1,4 @@
-"""What the page says to a browser that asks for French."""
+"""Texts of the page for a browser that asks for French."""
 
 import types
 from collections.abc import Callable

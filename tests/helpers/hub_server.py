@@ -1,7 +1,6 @@
-"""A Hub of one machine: enough of its web interface for huggingface_hub's own client to create and upload, and for
-`datasets` to read a stream.
+"""A Hub on this machine: enough of its API for huggingface_hub to create and upload, and for `datasets` to stream.
 
-What is committed lies in `folder`/<repository>, as do the files of datasets; `refuse` names a path whose requests fail.
+Commits are stored in `folder`/<repository>, as are the files of datasets; requests for the path `refuse` fail.
 """
 
 import base64
@@ -52,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def give_file(self, repository: str, revision_and_name: str) -> None:
-        """Or the part of it that is asked for."""
+        """Send a file, or the requested part of it."""
         file = self.hub.folder / repository / revision_and_name.split("/", 1)[1]
         if not file.is_file():
             self.answer({}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "0" * 40})

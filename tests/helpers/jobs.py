@@ -14,7 +14,7 @@ from webui.runs.launch import new_job
 
 @contextmanager
 def queue_of(folder: Path) -> Iterator[Jobs]:
-    """The queue of a folder; whatever still runs in it at the end is killed."""
+    """Yield the queue of a folder; whatever still runs in it at the end is killed."""
     jobs = Jobs(folder)
     yield jobs
     for job in jobs.all():

@@ -1,7 +1,7 @@
-"""Real training processes, forked (see forking.py): a start costs a second, not ten.
+"""Real training processes, forked (see forking.py): a start takes a second, not ten.
 
-`Launched` gives them the environment that a launcher gives: two of them are what torchrun starts. They can be killed.
-LIMIT_FILE_SIZE in the environment limits their files to that many bytes.
+`Launched` sets the environment that a launcher such as torchrun sets. Its processes can be killed. LIMIT_FILE_SIZE in
+the environment limits their files to that many bytes.
 """
 
 import gc
@@ -22,7 +22,7 @@ def _run(config, log: Path, environment: dict[str, str], machine: Machine | None
 
     import train_sdxl_lora
 
-    gc.freeze()  # else each of a run's two collections walks half a second through the imports
+    gc.freeze()  # else each of a run's two collections spends half a second on the imports
     torch.set_num_threads(1)
     if limit := environment.get("LIMIT_FILE_SIZE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
@@ -37,9 +37,9 @@ def free_port() -> str:
 
 
 class Launched:
-    """One run in `world_size` processes; `log` holds what they print.
+    """One run in `world_size` processes; `log` holds their output.
 
-    With `machines`, one on each of these. Each calls `first`, a function of a module, before it trains.
+    With `machines`, one process on each of these. Each calls `first`, a function of a module, before it trains.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Launched:
             self.processes.append(process)
 
     def wait(self, seconds: float = 300) -> list[int]:
-        """Exit codes of the processes by rank, negative for signals. AssertionError if one is still there."""
+        """Return exit codes of the processes by rank, negative for signals. AssertionError if one still runs."""
         for process in self.processes:
             process.join(seconds)
         hanging = [process for process in self.processes if process.is_alive()]
@@ -75,7 +75,7 @@ class Launched:
 
 
 def launch(config, log: Path, world_size: int = 1, **more) -> tuple[list[int], str]:
-    """Run to the end: (exit codes, what was printed). See `Launched`."""
+    """Run to the end and return (exit codes, output). See `Launched`."""
     log.unlink(missing_ok=True)
     launched = Launched(config, log, world_size, **more)
     return launched.wait(), launched.printed()

@@ -1,6 +1,6 @@
-"""Two machines on one: network namespaces with a cable between them that can be cut, and host names of their own.
+"""Two machines on one: network namespaces with a cable between them that can be cut, and their own host names.
 
-Files are common to both, as on a cluster. Needs root and iproute2.
+They share all files, as on a cluster. Needs root and iproute2.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class Machine:
 
     @property
     def files(self) -> Path:
-        """What commands there find in place of /etc's."""
+        """Folder whose files replace those of /etc for commands there."""
         return Path("/etc/netns") / self.name
 
     def cut(self) -> None:
@@ -42,7 +42,7 @@ class Machine:
         return links[0]["stats64"]["tx"]["bytes"]
 
     def command(self, *words: str) -> list[str]:
-        """The words of a command as they run there."""
+        """Return a command that runs these words there."""
         inside = f'hostname {self.name} && exec "$@"'
         return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", inside, "sh", *words]
 
@@ -55,7 +55,7 @@ def ip(*words: str) -> str:
 
 
 def why_not() -> str | None:
-    """Why there cannot be machines here; None if there can."""
+    """Return why there cannot be machines here; None if there can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
@@ -71,7 +71,7 @@ def why_not() -> str | None:
 
 @contextlib.contextmanager
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
-    """They are gone afterwards, whatever happened."""
+    """Yield two machines, which are removed in any case."""
     number = os.getpid()
     machines = [Machine(f"sdxl-{number}-{end}", f"cable{number}{end}", f"10.77.0.{1 + place}") for place, end in
                 enumerate("ab")]  # fmt: skip
@@ -96,7 +96,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 def enter(machine: Machine) -> None:
-    """From here on this process is on that machine."""
+    """Move this process to that machine."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{machine.name}", encoding="utf-8") as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS):

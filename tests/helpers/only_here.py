@@ -1,4 +1,4 @@
-"""What a test changes in its own process: a process that was started anew does not know of it. Imports nothing."""
+"""A flag that a test changes in its own process, unknown to a process that was started anew. Imports nothing."""
 
 CHANGED = False
 

@@ -1,4 +1,4 @@
-"""Writes a pipeline as one .safetensors file in the layout of Stability's SDXL release, as CivitAI serves them."""
+"""Write a pipeline as one .safetensors file in the layout of Stability's SDXL release, as on CivitAI."""
 
 import re
 
@@ -9,7 +9,7 @@ from sdxl_lora.lora.formats.keys import to_sgm
 
 
 def write_original_layout(pipeline, path, extra=()):
-    """`extra` names empty tensors to add, e.g. v_pred."""
+    """Write the file; `extra` names empty tensors to add, e.g. v_pred."""
     tensors = {name: torch.zeros(0) for name in extra}
     for name, tensor in pipeline.unet.state_dict().items():
         module, parameter = name.rsplit(".", 1)
@@ -27,7 +27,7 @@ def write_original_layout(pipeline, path, extra=()):
 
 
 def unet_name(module):
-    """lora_keys knows the layers that a LoRA can have; the norms stand beside them."""
+    """Return a module's original name. to_sgm knows the layers that a LoRA can have; norms are beside them."""
     module = module.replace("conv_norm_out", "out.0")
     for norm, place in (("norm1", "in_layers.0"), ("norm2", "out_layers.0")):
         if found := re.fullmatch(rf"(.*resnets\.\d+)\.{norm}", module):

@@ -1,4 +1,4 @@
-"""Package indexes of empty packages, served on this machine: what an installer would choose, without a connection."""
+"""Package indexes of empty packages, served on this machine: test an installer's choice without a connection."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def add_package(index: Path, name: str, version: str, tags: Iterable[str] = ("py3-none-any",), needs=()) -> None:
-    """Add a package of one version to an index, with a wheel for each tag that holds nothing but its description."""
+    """Add a package of one version to an index, with a wheel for each tag that holds only its metadata."""
     folder = index / name.lower().replace("_", "-")
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name.replace('-', '_')}-{version}"
@@ -26,7 +26,7 @@ def add_package(index: Path, name: str, version: str, tags: Iterable[str] = ("py
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
+    """Serves files without a log."""
 
     def log_message(self, *_):
         pass
@@ -34,7 +34,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address under which a folder's indexes answer."""
+    """Yield the address of a folder's indexes."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Imported before `launch`: else Gradio gives up on its server after five seconds, which a busy machine may take."""
+"""Patch to import before `launch`: Gradio gives up on its server after five seconds, too few for a busy machine."""
 
 import time
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Packages that are installed and do not work, in a folder of their own before all others."""
+"""Installed packages that do not work, in a folder of their own in front of all others."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from tests.helpers.paths import ROOT
 
 
 def plant_package(folder, name, version, code, requires=None):
-    """Write a package `name` that runs `code` when it is imported, with the metadata that pip leaves of it."""
+    """Write a package `name` that runs `code` on import, with metadata as pip writes it."""
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(f"{code}\n", encoding="utf-8")
     about = folder / f"{name}-{version}.dist-info"
@@ -19,7 +19,7 @@ def plant_package(folder, name, version, code, requires=None):
 
 
 def run_beside(folder, *arguments):
-    """Run Python with the packages of `folder`; return (exit code, what was printed to stderr)."""
+    """Run Python with the packages of `folder`; return (exit code, stderr)."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Pictures as the bytes of their files: PNGs byte by byte, and what Pillow writes."""
+"""Images as the bytes of their files: PNGs byte by byte, and Pillow's output."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def png_header(width, height):
-    """A PNG that says it has so many pixels, and no more than that."""
+    """Return a PNG that declares this size and has no such pixels."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -19,7 +19,7 @@ def png_header(width, height):
 
 
 def gradient(width=48, height=32):
-    """RGB picture in which every pixel tells where it is."""
+    """Return an RGB image in which every pixel tells its place."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, x * 0 + 90], -1).astype(np.uint8))
 

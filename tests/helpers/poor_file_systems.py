@@ -1,4 +1,4 @@
-"""File systems that cannot do what others can: flush a folder, rename, map."""
+"""File systems without features of others: flush a folder, rename, map."""
 
 import errno
 import mmap

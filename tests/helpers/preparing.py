@@ -1,4 +1,4 @@
-"""The preparing command in this process, and what it leaves."""
+"""The preparing command in this process, and its results."""
 
 import json
 
@@ -10,7 +10,7 @@ from preprocess.__main__ import main
 
 
 def preprocess(raw, out, *flags, resolution=64):
-    """Runs the command in this process, at a tiny size and without a captioner unless flags say otherwise."""
+    """Run the command in this process, at a tiny size and without a captioner unless flags say otherwise."""
     small = ["--resolution", str(resolution), "--bucket_step", "16", "--num_workers", "0", "--caption_model", "none"]
     return main(["--input_dir", str(raw), "--output_dir", str(out), *small, *map(str, flags)])
 
@@ -41,7 +41,7 @@ def snapshot(folder):
 
 
 def content(out):
-    """Everything of a dataset that must not depend on how many worked on it."""
+    """Return the contents of a dataset that must not depend on the number of its workers."""
     return (
         rows_of(out),
         {name: data for name, (data, _) in snapshot(out / "images").items()},
@@ -50,7 +50,7 @@ def content(out):
 
 
 def edit(out, source, text):
-    """What a person does in an editor."""
+    """Change a text as a person does in an editor."""
     rows = rows_of(out)
     for row in rows:
         if row["source"] == source:

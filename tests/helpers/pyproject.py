@@ -1,4 +1,4 @@
-"""pyproject.toml as it stands; tomllib is new in Python 3.11, and ruff's own reader is no library."""
+"""Content of pyproject.toml; tomllib is new in Python 3.11, and ruff's own reader is no library."""
 
 from setuptools.config.pyprojecttoml import load_file
 

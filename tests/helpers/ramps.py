@@ -1,4 +1,4 @@
-"""Pictures whose pixels say where they are."""
+"""Images whose pixels tell their places."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def ramp(width, height):
-    """A picture whose pixels say where they are: red is x, green is y."""
+    """Return an image whose pixels tell their places: red is x, green is y."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
 

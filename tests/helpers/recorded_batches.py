@@ -1,4 +1,4 @@
-"""What the pictures of a step meet, noted by every process: equal for equal trainings, however their work is split."""
+"""Records of the images of each step, by every process: equal for equal trainings, however their work is split."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ DRAWN = ("latents", "noise", "time_ids", "prompt_embeds", "pooled_embeds", "loss
 
 
 def note_what_is_met():
-    """In a process that is about to train: add to the file MET.<rank> a line for each picture of each step."""
+    """Make the training of this process add a line for each image of each step to the file MET.<rank>."""
     from sdxl_lora.training.train_step import TrainStep
 
     do, rank = TrainStep.__call__, os.environ.get("RANK", "0")
@@ -28,7 +28,7 @@ def note_what_is_met():
 
 
 def met(noted: Path) -> dict[int, list]:
-    """Of each step: (pictures of the step, learning rate, hash of what was drawn, timestep), in no order."""
+    """Return by step, sorted: (images of the step, learning rate, hash of the draws, timestep)."""
     steps = defaultdict(list)
     for file in noted.parent.glob(f"{noted.name}.*"):
         for line in file.read_text().splitlines():

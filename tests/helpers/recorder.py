@@ -1,10 +1,10 @@
-"""A recorder of micro-steps without CUDA, see performance/cuda_graphs.py: what it replays it computes anew."""
+"""A recorder of micro-steps without CUDA, see performance/cuda_graphs.py: a replay computes them again."""
 
 import torch
 
 
 class OnTheCpu:
-    """Records by keeping what was called. A capture raises `fault`; `skew` is added to what is replayed."""
+    """Records the call itself. A capture raises `fault`; `skew` is added to the gradients of a replay."""
 
     def __init__(self, parameters, fault=None, skew=0.0):
         self.parameters, self.fault, self.skew = parameters, fault, skew
@@ -36,7 +36,7 @@ class OnTheCpu:
 
 
 def record_on_the_cpu():
-    """In a process that is about to train: let cuda_graphs be had on the CPU. It says how often it has replayed."""
+    """Allow cuda_graphs on the CPU in a process that is about to train; it reports each recording."""
     from sdxl_lora.performance.cuda_graphs import RecordedMicroStep
     from sdxl_lora.training import checks, train_step
 

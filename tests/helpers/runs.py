@@ -1,4 +1,4 @@
-"""What a run's folder says of its steps, and the weights in its checkpoints."""
+"""Steps of a run from its folder, and the weights in its checkpoints."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def assert_equal_weights(one, two):
 
 
 def assert_resumes_exactly(train, folder, **settings):
-    """Three steps at once, and the third alone from the checkpoint of the second. Returns the run of three at once."""
+    """Assert that three steps equal two and a resumed third; return the run of three."""
     settings |= {"max_train_steps": 3, "checkpointing_steps": 2}
     whole = train(**settings, output_dir=str(folder / "whole"))
     shutil.copytree(whole / "checkpoint-2", folder / "parts" / "checkpoint-2")
@@ -40,6 +40,6 @@ def largest_difference(one, two):
 
 
 def first_batch(trained):
-    """What the first step of a `Trained` was given, on the device."""
+    """Return the first step's batch of a `Trained`, on the device."""
     train_step = trained.train_step
     return train_step.on_device(trained.data.collator(train_step.shape)(trained.data.sampler.epoch(0)[0]))

@@ -1,4 +1,4 @@
-"""Streams of pictures: the same twenty in Parquet files and in tars, and what is read of them."""
+"""Streams of images: the same twenty in Parquet files and in tars, and the samples read from them."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def png(width, height, seed):
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """A folder of four Parquet files as preprocess writes them: 20 pictures of two sizes."""
+    """Folder of four Parquet files as preprocess writes them: 20 images of two sizes."""
     folder = tmp_path_factory.mktemp("shards")
     features = {"image": datasets.Image(), "text": datasets.Value("string")}
     features |= {name: [datasets.Value("int64")] for name in ("original_size", "crop_top_left")}
@@ -51,7 +51,7 @@ def add_to_tar(tar, name, data):
 
 @pytest.fixture(scope="session")
 def tars(shards, tmp_path_factory):
-    """The same as four WebDataset tars."""
+    """Folder of four WebDataset tars with the same images."""
     folder = tmp_path_factory.mktemp("tars")
     for shard in sorted(shards.glob("*.parquet")):
         with tarfile.open(folder / f"{shard.stem}.tar", "w") as tar:
@@ -70,7 +70,7 @@ def batches_of(folder, batch_size=2, micro_steps=1, rank=0, world_size=1, block_
 
 
 def steps_of(batches, first, number):
-    """Captions and epochs of the turns, and their sizes; None for those of other processes."""
+    """Return captions, epochs and sizes by step; None for samples of other processes."""
     steps = []
     for _, (_, samples) in zip(range(number), batches.from_step(first), strict=False):
         own = [batches.examples[sample.example] if sample else None for sample in samples]

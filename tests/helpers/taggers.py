@@ -1,4 +1,4 @@
-"""A WD tagger at tiny size: a real ONNX model with random weights and a made list of tags."""
+"""A WD tagger at tiny size: a real ONNX model with random weights and a made-up list of tags."""
 
 import csv
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-SIDE, CELL = 32, 8  # of the square that it sees, and of the squares whose mean colours decide; in pixels
+SIDE, CELL = 32, 8  # of the input, and of the squares whose mean colours decide; in pixels
 TAGS = [
     ("general", 9), ("sensitive", 9), ("questionable", 9), ("explicit", 9), ("1girl", 0), ("long_hair", 0),
     ("^_^", 0), ("star_(symbol)", 0), ("monochrome", 0), ("hatsune_miku_(vocaloid)", 4), ("cat_(nier)", 4),
@@ -14,12 +14,12 @@ TAGS = [
 
 
 def save_tiny_tagger(folder, tags=TAGS, seed=0, outputs=None, images="images", side=SIDE, last="Sigmoid"):
-    """Write model.onnx and selected_tags.csv; returns weights (3 * cells, tags) and biases (tags,) of its one layer.
+    """Write model.onnx and selected_tags.csv; return weights (3 * cells, tags) and biases (tags,) of its one layer.
 
     Args:
-        outputs: of the model, if not as many as there are tags.
-        images: how many it takes at once: a name for any number.
-        last: what is done with the layer's numbers.
+        outputs: of the model, if not as many as tags.
+        images: batch size of the model: a name for any number.
+        last: the operation on the layer's output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = outputs or len(tags)
@@ -51,7 +51,7 @@ def save_tiny_tagger(folder, tags=TAGS, seed=0, outputs=None, images="images", s
 
 
 def expected_probabilities(image, weights, biases):
-    """Return by numpy alone what the tiny tagger gives for an image whose longer side it need not resize.
+    """Return the tiny tagger's output, computed in numpy, for an image that needs no resizing.
 
     Returns:
         (tags,) in the order of the list.

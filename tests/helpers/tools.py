@@ -1,4 +1,4 @@
-"""What the tests of the tools share: adapters of each kind in files, bases, and the command in this process."""
+"""Helpers of the tools' tests: adapters of each kind in files, bases, and the command in this process."""
 
 import pytest
 

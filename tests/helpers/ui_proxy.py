@@ -1,4 +1,4 @@
-"""A small reverse proxy, for tests of the page behind one: passes requests on as nginx does with `proxy_pass`."""
+"""A small reverse proxy for tests of the page behind one: passes requests on as nginx does with `proxy_pass`."""
 
 import contextlib
 import socket
@@ -17,12 +17,12 @@ OWN = ("host", "connection", "content-length", "transfer-encoding", "accept-enco
 
 @contextlib.contextmanager
 def proxy(port: int, to: str, below: str = "", strips: bool = False, **headers: str) -> Iterator[str]:
-    """Shows the page `to` at a port of this machine.
+    """Serve the page `to` at a port of this machine.
 
     Args:
         below: the path under which it is shown; others are not found.
-        strips: whether `below` is taken off again, as by a slash behind proxy_pass' address.
-        headers: set by the proxy, underscores for dashes; without `host` it is the page's own address, as nginx has it.
+        strips: whether `below` is removed from requests, as by a slash behind proxy_pass' address.
+        headers: set by the proxy, underscores for dashes; default of `host`: the page's own address, as in nginx.
     """
     client = httpx.AsyncClient(base_url=to, timeout=None)
 
@@ -41,7 +41,7 @@ def proxy(port: int, to: str, below: str = "", strips: bool = False, **headers: 
 
     app = Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST", "HEAD", "OPTIONS"])])
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1))
-    own = socket.create_server(("127.0.0.1", port))  # listens at once: who comes too early waits
+    own = socket.create_server(("127.0.0.1", port))  # listens at once: early requests wait
     thread = threading.Thread(target=server.run, args=([own],))
     thread.start()
     try:

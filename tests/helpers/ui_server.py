@@ -1,4 +1,4 @@
-"""A real page in a process of its own, for tests that ask it over HTTP or through a browser."""
+"""A real page in a process of its own, for tests over HTTP or through a browser."""
 
 import os
 import socket
@@ -24,21 +24,21 @@ def free_port() -> int:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=10, verify=False).status_code > 0  # else it reads all authorities each time
+        return httpx.get(url, timeout=10, verify=False).status_code > 0  # verifying reads all authorities each time
     except httpx.TransportError:
         return False
 
 
 def _serve(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     settle(log, environment)
-    tempfile.tempdir = None  # found anew, by the environment
+    tempfile.tempdir = None  # determined again, from the environment
     leave(lambda: main(arguments))
 
 
 class Server:
     """The page with its projects in a folder; `url` answers once this is made.
 
-    It is forked (see forking.py); with `of_its_own`, `python -m webui`, which costs four times as much to start.
+    It is forked (see forking.py); with `of_its_own` it is `python -m webui`, which takes four times as long to start.
     """
 
     def __init__(

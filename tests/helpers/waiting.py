@@ -1,10 +1,10 @@
-"""Waiting for what a process, a file or a browser is about to do, without knowing when."""
+"""Wait for a process, a file or a browser without knowing how long."""
 
 import time
 
 
 def until(condition, seconds: float = 120):
-    """What the condition gives once it is true; `seconds` is when to give up."""
+    """Return the condition's value once it is true; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():

@@ -1,4 +1,4 @@
-"""Reads what W&B writes offline: a .wandb file is a LevelDB log of protobuf records."""
+"""Read W&B's offline files: a .wandb file is a LevelDB log of protobuf records."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ FULL, FIRST, LAST = 1, 2, 4
 
 
 def records(path: Path, kind: str) -> list:
-    """All records of a kind (run, history, artifact ...) in the file."""
+    """Return all records of a kind (run, history, artifact ...) in the file."""
     data, position, parts, found = path.read_bytes(), 7, b"", []
     assert data[:4] == b":W&B"
     while position + 7 <= len(data):
@@ -31,14 +31,14 @@ def records(path: Path, kind: str) -> list:
 
 
 def config_of(path: Path) -> dict:
-    """The run's configuration as it stands at the end."""
+    """Return the run's configuration as it is at the end."""
     updates = [item for record in records(path, "run") for item in record.config.update]
     updates += [item for record in records(path, "config") for item in record.update]
     return {item.key: json.loads(item.value_json) for item in updates}
 
 
 def history_of(path: Path) -> dict[int, dict]:
-    """What was logged, by step; nested keys as "a.b"."""
+    """Return the logged values by step; nested keys as "a.b"."""
     return {
         record.step.num: {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.item}
         for record in records(path, "history")

@@ -1,4 +1,4 @@
-"""A run that is over, as its folder tells of it, without a training."""
+"""A finished run, written to its folder without a training."""
 
 import json
 import math
