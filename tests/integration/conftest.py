@@ -1,4 +1,4 @@
-"""What several of these tests share: bases, a stream, and runs that faults befall."""
+"""Fixtures of these tests: bases, a stream, and runs with faults."""
 
 from tests.helpers.bases import base_of, original  # noqa: F401
 from tests.helpers.fault_runs import config, uninterrupted  # noqa: F401

@@ -1,4 +1,4 @@
-"""What two processes send each other: the gradients of the adapter once a step, a few numbers, and nothing else."""
+"""Traffic between two processes: the gradients of the adapter once a step, a few numbers, and nothing else."""
 
 import json
 import os

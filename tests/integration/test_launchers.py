@@ -1,4 +1,4 @@
-"""What starts processes again: Slurm's queue after a preemption, torchrun after a death. Through the real launcher."""
+"""Processes started again: Slurm's queue after a preemption, torchrun after a death. Through the real launcher."""
 
 import os
 import signal

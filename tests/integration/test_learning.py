@@ -1,4 +1,4 @@
-"""What a LoRA learns on the shapes base: its concept under the trigger word, and nothing else."""
+"""Learning on the shapes base: a LoRA learns its concept under the trigger word, and nothing else."""
 
 import warnings
 from functools import cache

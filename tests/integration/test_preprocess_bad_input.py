@@ -1,4 +1,4 @@
-"""What a person's folder may hold: every row of a table of bad input, each file made on the spot."""
+"""Bad input in a person's folder: every row of a table, each file made by the test."""
 
 import io
 import os

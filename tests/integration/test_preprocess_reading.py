@@ -1,4 +1,4 @@
-"""How preprocess reads single files: once, whole, regular ones alone, and nothing of them but pixels goes out."""
+"""Reading of single files by preprocess: once, whole, regular ones alone, and only their pixels are passed on."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What a run must not do: write secrets, wait for W&B, grow."""
+"""Side effects that a run must not have: write secrets, wait for W&B, grow."""
 
 import getpass
 import os

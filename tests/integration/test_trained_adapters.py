@@ -1,4 +1,4 @@
-"""What trains is the adapter alone, and its files give what was trained, in the real loop on the tiny base."""
+"""Training changes the adapter alone, and its files hold the trained weights, in the real loop on the tiny base."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How the tests are laid out."""
+"""Layout of the tests."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""What Windows and macOS lack or do otherwise, as far as it can be brought about on Linux."""
+"""Differences of Windows and macOS, as far as they can be simulated on Linux."""
 
 import ast
 import contextlib

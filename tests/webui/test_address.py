@@ -1,4 +1,4 @@
-"""Where the page is to be opened, that it says so when it answers, and that it ends by a signal and leaves nothing."""
+"""Address of the page: printed once it answers; a signal ends the page, and nothing is left."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""That passwords are not guessed at leisure, and that a proxy does not keep the right person out."""
+"""Limits on guessing passwords, which do not lock out the right person behind a proxy."""
 
 import base64
 

@@ -1,6 +1,6 @@
-"""That no input of any function of the page takes a file of the machine: Gradio would copy it to where it is served.
+"""No input of any function of the page accepts a file of the machine, which Gradio would copy and serve.
 
-Asked over HTTP of the page, and of apps of others that have it as a tab, launched or mounted.
+Requests go over HTTP to the page, and to apps of others that have it as a tab, launched or mounted.
 """
 
 import os

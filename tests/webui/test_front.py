@@ -1,4 +1,4 @@
-"""What stands between a browser and Gradio."""
+"""Middleware between a browser and Gradio."""
 
 import asyncio
 

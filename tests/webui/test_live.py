@@ -1,4 +1,4 @@
-"""What the page hears once a second: only what is new, whatever there is of old jobs and runs. Without a browser."""
+"""Answers to the page's look once a second: only news, whatever there is of old jobs and runs. Without a browser."""
 
 import dataclasses
 import json

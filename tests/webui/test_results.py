@@ -1,4 +1,4 @@
-"""Which LoRA is handed out, drawn and copied, while its run goes on and where other runs have the same name."""
+"""Choice of the LoRA to hand out, draw and copy, while its run goes on and other runs have the same name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run tells, as the page shows it."""
+"""Events, logs and images of a run as the page shows them."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Who may speak to the page, and what it hands out, asked by a real HTTP client."""
+"""Access to the page and the files that it serves, with a real HTTP client."""
 
 import base64
 import json

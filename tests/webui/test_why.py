@@ -1,4 +1,4 @@
-"""That what failed is in the page's list with the real reason, however early it failed. With real processes."""
+"""Failed jobs are listed on the page with the real reason, however early they failed. With real processes."""
 
 import dataclasses
 import os

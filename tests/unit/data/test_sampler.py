@@ -1,4 +1,4 @@
-"""Who sees what, when: nothing lost, nothing repeated, whatever the split."""
+"""Order of samples: nothing lost, nothing repeated, whatever the split."""
 
 import random
 from collections import Counter

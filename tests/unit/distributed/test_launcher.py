@@ -1,4 +1,4 @@
-"""What accelerate's config and the environment ask for and this training does not do: one line, and the run goes on."""
+"""Options of accelerate's config and the environment that this training ignores: one line each, and the run goes on."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Whatever lies in a folder of pictures is used or named, with the reason."""
+"""Every file in a folder of images is used or reported with the reason."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What would be downloaded from a Hub on this machine, and how it is said before it is."""
+"""Downloads from a Hub on this machine: predicted, and announced before they start."""
 
 import huggingface_hub
 import pytest

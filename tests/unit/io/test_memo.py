@@ -1,4 +1,4 @@
-"""What is remembered between starts, and what of it no longer fits."""
+"""Facts kept between starts, and those that no longer apply."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How an adapter begins: as a LoRA file of any layout, as the base's main directions; and what drops out of it."""
+"""Starts of an adapter: from a LoRA file of any layout, from the base's main directions; and what drops out of it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where a base's weights lie: one file, shards, variants, the Hub's cache; and what is none."""
+"""Places of a base's weights: one file, shards, variants, the Hub's cache; and files that are no weights."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What a base is, by headers and configs: bases as they are shared, and what is said of each before any work."""
+"""Report on a base from headers and configs: bases as they are shared, each described before any work."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which weights of a base are taken where no variant is named."""
+"""Choice of a base's weights where no variant is named."""
 
 import pytest
 from huggingface_hub import constants

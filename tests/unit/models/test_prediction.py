@@ -1,4 +1,4 @@
-"""What a base predicts, found out by trying it: on the base that draws shapes, as it is and answering in other ways."""
+"""Prediction type of a base, found by trying it: on the base that draws shapes, as it is and with other answers."""
 
 import random
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What is asked of a GPU's memory, by devices that are not here: each answers only what torch offers of it."""
+"""Queries of GPU memory, on simulated devices: each answers only what torch offers for it."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""How fast a device multiplies, by a clock that the test moves."""
+"""Speed of a device's matrix products, by a clock that the test moves."""
 
 from itertools import count
 

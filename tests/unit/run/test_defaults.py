@@ -1,4 +1,4 @@
-"""What a training is where nobody says: the default, or what the run that goes on was."""
+"""Settings that nobody gives: the default, or the value of the run that goes on."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""How long a training takes and why it is slow, told from a clock that the test moves."""
+"""Length of a training and reasons for its slowness, by a clock that the test moves."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What --mixed_precision auto becomes, and a full-size base without a GPU."""
+"""Resolution of --mixed_precision auto, and a full-size base without a GPU."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What the environment says to W&B, looked at before any work."""
+"""W&B's settings in the environment, checked before any work."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which images are drawn, what they are called, and what is told of each in its file."""
+"""Images to draw, their names, and the facts about each in its file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is there by the same parameters is kept, all else is drawn once, each process its share."""
+"""Drawings of equal parameters are kept, all others are drawn once, each process its share."""
 
 from dataclasses import replace
 

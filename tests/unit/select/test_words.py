@@ -1,4 +1,4 @@
-"""What came along, counted by hand: what is said unasked, and more often than of the base's images."""
+"""Words that came along, counted by hand: unasked, and more frequent than for the base's images."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a training's images are said to be before anything is encoded."""
+"""Plan of a training's images before anything is encoded."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What --dry_run says before a training is what the training then does."""
+"""Forecast of --dry_run: the training then does the same."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""How often a training evaluates where no setting says so."""
+"""Evaluations of a training where no setting says how often."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself, and what it keeps to itself."""
+"""Metadata of a LoRA file: what it states, and what it must not reveal."""
 
 import json
 

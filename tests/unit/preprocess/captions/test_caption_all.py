@@ -1,4 +1,4 @@
-"""Who is captioned, and what is said of what was not."""
+"""Choice of the crops to caption, and messages about those without captions."""
 
 import json
 

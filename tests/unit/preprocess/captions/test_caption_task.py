@@ -1,4 +1,4 @@
-"""What a captioner may be asked: tasks as Florence-2 spells them, and no setting without effect."""
+"""Questions to a captioner: tasks in Florence-2's spelling, and no setting without effect."""
 
 import pytest
 
