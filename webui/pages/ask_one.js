@@ -1,4 +1,4 @@
-// Asks before a caption is replaced, of a card that has one; hands on nothing where the answer is no.
+// Asks before a card's caption is replaced; passes nothing on if the answer is no.
 (key) => {
   const say = SAY;
   const isEmpty = key?.startsWith("{") && JSON.parse(key).text === "";

@@ -1,5 +1,5 @@
-// Keys and presses within a dataset: Ctrl+Enter and Ctrl+Down go to the next caption, Ctrl+Up to the one before, over
-// the ends of the page too; a tag that is pressed becomes the search; a turned page is seen from its top.
+// Keys and clicks within a dataset: Ctrl+Enter and Ctrl+Down go to the next caption, Ctrl+Up to the previous one, also
+// across pages; a clicked tag becomes the search; a turned page is shown from its top.
 const root = element.closest(".sdxl-lora");
 const box = (number) => root.querySelector(`#caption-${number} textarea`);
 const isSeen = (part) => part && part.offsetParent !== null;

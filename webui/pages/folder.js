@@ -1,4 +1,4 @@
-// Says which press on an image of the folder it was, and gives the focus back to its button, which the answer makes anew.
+// Reports which image of the folder was clicked, and returns the focus to its button, which the answer recreates.
 element.addEventListener("click", ({ target }) => {
   const button = target.closest("[data-leave-out], [data-more]");
   if (!button) return;
@@ -11,8 +11,8 @@ new MutationObserver(() => {
   if (button && document.activeElement === document.body) button.focus({ preventScroll: true });
 }).observe(element, { childList: true, subtree: true });
 
-// What stands in the form as one of these fields is gone into: listed.js brings it along. An event of Gradio's comes too
-// late for who only passes through.
+// Records the form's values when one of these fields gets the focus; listed.js sends them. An event of Gradio's would
+// come too late if the focus only passes through.
 const root = element.closest(".sdxl-lora");
 const held = (name) => root.querySelector(`#prepare-${name} :is(input, textarea)`)?.value;
 root.addEventListener("focusin", ({ target }) => {

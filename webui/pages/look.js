@@ -1,15 +1,14 @@
-// What the page does once a second: asks the server what has changed, and gives Gradio that and nothing else.
-// Not an event of Gradio's: each of those makes its browser side look up every widget that ever took part in one, four
-// times over, whatever it answers.
+// Asks the server once a second for changes, and passes only these to Gradio. This is no event of Gradio's: each of those
+// makes its browser side look up every widget that ever took part in one, four times over, whatever the answer.
 async (session, view, ...chosen) => {
   const looks = (window.sdxlLoraLooks ??= { underway: false, seen: "", later: {}, unsaved: [], news: [] });
   looks.at = Date.now(); // see watch.js
   if (!session || looks.underway || !window.sdxlLoraNews) return;
-  // What came last was not taken, as where Gradio had lost the server: it would never be told again.
+  // The last news was not taken, for instance because Gradio had lost the server: it would not be sent again.
   if (looks.news.length) return window.sdxlLoraNews();
   looks.underway = true;
 
-  // A caption's box is left alone while someone types in it, and as long as it holds what is not saved.
+  // A caption's box is left alone while someone types in it, and while its text is not saved.
   const shown = () => document.querySelector("#dataset-about [data-which]")?.dataset.which ?? "";
   const box = (number) => document.querySelector(`#caption-${number} textarea`);
   const words = (text) => text.replace(/\s+/g, " ").trim(); // as they are saved
@@ -19,16 +18,16 @@ async (session, view, ...chosen) => {
   };
   const isHeld = (number) => isUnsaved(number) || (box(number) !== null && document.activeElement === box(number));
   const numbers = [...Array(CARDS).keys()];
-  const cards = DATASET_AT + 2; // behind what is about the dataset, and the view; four outputs each
+  const cards = DATASET_AT + 2; // after the dataset's facts and the view; four outputs each
 
   const mark = () => {
     for (const number of numbers) {
       const unsaved = isUnsaved(number) && document.activeElement !== box(number);
-      // Saving takes a moment: only what is there for the second time is marked.
+      // Saving takes a moment: text is marked only when it is unsaved for the second time.
       if (unsaved && looks.unsaved[number]) box(number).dataset.unsaved = "";
       else if (!unsaved && box(number)?.dataset.unsaved !== undefined) delete box(number).dataset.unsaved;
       looks.unsaved[number] = unsaved;
-      // Which image a button is about, for those who do not see it.
+      // Names the image of a button for screen readers.
       const name = document.querySelector(`#caption-${number} label`);
       for (const button of document.querySelectorAll(`#recaption-${number}, #delete-${number}`))
         if (name) button.ariaLabel = `${button.textContent.trim()}: ${name.textContent.trim()}`;
@@ -39,8 +38,8 @@ async (session, view, ...chosen) => {
     window.addEventListener("beforeunload", looks.asks);
   }
 
-  // The newest dataset goes into the training's form only while there stands what the page itself has put there. Its
-  // field is made when the tab is first opened.
+  // The newest dataset goes into the training form only while the field holds what the page itself has put there. The
+  // field is created when the tab is first opened.
   const training = document.querySelector("#train-train_data_dir input");
   if (training) looks.dataset ??= training.value;
   const withoutChosen = (data) => {
@@ -57,7 +56,7 @@ async (session, view, ...chosen) => {
     if (news !== undefined) {
       const comes = JSON.parse(news || "{}").which ?? "";
       const isOther = comes !== shown();
-      // Turned meanwhile; or other rows would come while something is held: the server is asked again.
+      // The page was turned meanwhile, or other rows would come while a box is held: the server is asked again.
       if (asked !== shown() || (isOther && numbers.some(isHeld))) {
         for (let at = DATASET_AT; at < data.length; at++) data[at] = undefined;
       } else {
@@ -87,7 +86,7 @@ async (session, view, ...chosen) => {
     const { root, api_prefix } = window.gradio_config;
     const answer = await fetch(`${root}${api_prefix}/run/sdxl_lora_look`, {
       method: "POST",
-      signal: AbortSignal.timeout(30_000), // a machine that has gone, or slept, sends no end
+      signal: AbortSignal.timeout(30_000), // a machine that is gone or asleep never ends the answer
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ data: [looks.seen, view, ...chosen], session_hash: session }),
     });
@@ -105,7 +104,7 @@ async (session, view, ...chosen) => {
   } catch {
     const told = looks.isLost;
     looks.isLost = true;
-    looks.seen = ""; // what was sent may be lost, and is asked for again
+    looks.seen = ""; // the answer may be lost, so all is asked for again
     const say = SAY;
     if (!told) tell([`<div class="now idle">${say("The page's server is not responding. Jobs continue.")}</div>`]);
   } finally {

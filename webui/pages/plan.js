@@ -1,4 +1,4 @@
-// What a plan says holds until something in the form is another.
+// Removes the plan as soon as something in the form changes.
 for (const kind of ["input", "mousedown"])
   element.closest(".sdxl-lora").addEventListener(kind, (event) => {
     const isChoice = event.target.closest("[role=option]") || kind === "input";

@@ -1,8 +1,8 @@
-// Images from this machine into a folder of the project, piece by piece: what broke off goes on where it was.
+// Uploads images from this machine into a folder of the project, in pieces; a broken upload resumes where it stopped.
 const say = SAY;
 const PIECE = PIECE_BYTES;
-const MOST_HASHED = 2 ** 28; // bytes, since a browser hashes a file as a whole
-const AT_ONCE = 3; // files, since small ones wait more than they are sent
+const MOST_HASHED = 2 ** 28; // bytes; a browser hashes a file as a whole
+const AT_ONCE = 3; // files; small ones wait longer than they take to send
 const PAUSES = [1, 2, 4, 8, 15]; // seconds before a piece is sent again
 const root = element.closest(".sdxl-lora");
 const zone = element.querySelector(".drop");
@@ -20,12 +20,12 @@ part("[data-pick=folder]").textContent = say("Choose a folder");
 part("[data-stop]").textContent = say("Stop the upload");
 part("[data-on]").textContent = say("Continue the upload");
 part("progress").setAttribute("aria-label", say("Upload progress"));
-let sending = null; // what is being sent, or was when it broke off
+let sending = null; // the upload in progress, or the one that broke off
 
 const field = (name) => root.querySelector(`#${name} input, #${name} textarea`).value;
 const megabytes = (bytes) => (bytes / 1e6).toLocaleString(undefined, { maximumFractionDigits: 1 });
 
-// What the server answers to one request; null where it cannot be reached, or has no answer.
+// Returns the server's answer to one request; null if it cannot be reached or has no answer.
 const asked = async (facts, piece = "") => {
   const { root: home, api_prefix } = window.gradio_config;
   const body = JSON.stringify({ data: [JSON.stringify(facts), piece] });
@@ -49,7 +49,7 @@ const insisted = async (now, facts, piece) => {
   }
 };
 
-// The hash of a file, in hex; null where the browser has none: beyond this machine it wants https for it.
+// Returns a file's hash in hex; null if the browser cannot compute it: from other machines it requires https.
 const sha256 = async (file) => {
   if (!window.crypto?.subtle || file.size > MOST_HASHED) return null;
   try {
@@ -77,11 +77,11 @@ const refused = (now, name, why) => {
   now.refused.push(`${name}: ${why}`);
 };
 
-// One file, piece after piece. What stops all of them stands in `now.broken`.
+// Sends one file, piece by piece. A failure that stops all files is set in `now.broken`.
 const send = async (now, { file, path }, { state, at }) => {
   let next = at;
   now.sent += next;
-  let hash = state === "there" ? await sha256(file) : null; // spares sending what is there
+  let hash = state === "there" ? await sha256(file) : null; // avoids sending an existing file
   while (!now.stopped && !now.broken) {
     const piece = hash ? "" : await base64(file.slice(next, next + PIECE));
     if (piece === null) return refused(now, path, say("it cannot be read"));
@@ -93,7 +93,7 @@ const send = async (now, { file, path }, { state, at }) => {
     else if (answer.state === "refused") return refused(now, answer.name, answer.why);
     else {
       now.sent += answer.at - next;
-      [next, hash] = [answer.at, null]; // what was there may have gone: then it is sent
+      [next, hash] = [answer.at, null]; // the existing file may be gone: then it is sent
       if (answer.state === "done") {
         now.done += 1;
         now.there += state === "there";
@@ -171,7 +171,7 @@ zone.addEventListener("click", ({ target }) => {
 zone.addEventListener("change", ({ target }) => {
   if (!target.dataset.of) return;
   const files = ofInput(target);
-  target.value = ""; // the same files may be chosen once more
+  target.value = ""; // allows choosing the same files again
   bring(files);
 });
 for (const kind of ["dragenter", "dragover"])

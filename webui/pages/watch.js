@@ -1,5 +1,5 @@
-// Says so where the looks have ended for good: once Gradio has lost the server it does nothing more, and leaves the page
-// as it was until it is loaded anew, which it does by itself unless the person wants to keep what is typed.
+// Reports that the looks have ended for good: once Gradio has lost the server, it leaves the page as it is until a
+// reload. It reloads by itself unless the person wants to keep what is typed.
 {
   const say = SAY;
   const lost = document.createElement("p");

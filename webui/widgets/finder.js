@@ -1,5 +1,5 @@
-// Which settings of a form are in sight: those that mean something beside the others, that a search finds, or that a
-// person has changed. All of it happens here: no field is written, and the server is not asked.
+// Shows the settings of a form that apply beside the others, that a search finds, or that a person has changed. It all
+// happens here: no field is written, and the server is not asked.
 {
   const say = SAY;
   const language = navigator.language.slice(0, 2);
@@ -12,8 +12,8 @@
   search.placeholder = search.ariaLabel = say("Find a setting");
   tick.after(` ${say("Only what I changed")}`);
   let values = Object.fromEntries(names.map((name) => [name, settings[name].default]));
-  const begun = { ...values }; // before a person changes them: the defaults, or a preset's
-  const opened = new Set(); // folds that were opened here, and are closed again
+  const begun = { ...values }; // values before a person's changes: defaults, or a preset's
+  const opened = new Set(); // folds that were opened here and will be closed again
 
   const { components = [], i18n_translations: dictionaries } = window.gradio_config ?? {};
   const props = new Map(components.map((one) => [one.props?.elem_id, one.props]));
@@ -56,9 +56,9 @@
     const refused = new Set([...root.querySelectorAll("[data-refused]")].flatMap((one) => one.dataset.refused.split(" ")));
     const isFound = (name) =>
       asked.every((word) => searched[name].includes(word)) && (!tick.checked || !isSame(values[name], begun[name]));
-    // What is not at its default is sent, so it is never out of sight unless a person looks for something else.
+    // A changed value is sent, so its field stays visible unless the person searches for something else.
     const isInPlace = (name) => applies(name) || !isSame(values[name], settings[name].default);
-    const held = document.activeElement?.closest(`[id^="${prefix}-"]`)?.id; // nothing goes from under a person's hands
+    const held = document.activeElement?.closest(`[id^="${prefix}-"]`)?.id; // the focused field never disappears
     const isNeeded = (id) => id === held || refused.has(id);
     const inSight = names.filter((name) => isNeeded(`${prefix}-${name}`) || (isFiltered ? isFound(name) : isInPlace(name)));
     const hidden = names.filter((name) => !inSight.includes(name)).map((name) => `${prefix}-${name}`);
@@ -83,7 +83,7 @@
       }
   };
 
-  // Fields that have not been on the screen yet are in no element: Gradio itself is asked for what all of them hold.
+  // Fields that have not been on screen yet have no element: Gradio itself is asked for all values.
   (window.sdxlLoraFinders ??= {})[prefix] = {
     ask: () => trigger("values"),
     begin: (some, held) => {

@@ -18,7 +18,7 @@ dialog.querySelector("[data-size]").textContent = say("Full size");
   dialog.querySelectorAll("[data-go]")[at].setAttribute("aria-label", name));
 let [rows, row, column] = [[], 0, 0];
 
-// All images around one, by row: those in sight, and in a table of a run's samples also those of all other steps.
+// Returns all images around one, by row: the visible ones, and in a run's samples also those of all other steps.
 const rowsAround = (button) => {
   const shown = (one) => ({ path: one.dataset.path, words: one.dataset.words });
   const all = (part) => [...part.querySelectorAll("button.image")].filter((one) => one.offsetParent).map(shown);
@@ -40,7 +40,7 @@ const show = async () => {
     body: JSON.stringify({ data: [wanted.path] }),
   }).catch(() => ({ ok: false }));
   const [file] = answer.ok ? (await answer.json()).data : [""];
-  if (wanted !== rows[row][column]) return; // turned meanwhile
+  if (wanted !== rows[row][column]) return; // another image is shown meanwhile
   image.hidden = save.hidden = !file;
   if (!file) {
     about.textContent = `${wanted.words}: ${say("This image cannot be shown: it may have been deleted.")}`;

@@ -1,4 +1,4 @@
-// Tells those who do not see the frames which fields are refused, and leads to each.
+// Marks refused fields as invalid for screen readers, and goes to the field of a clicked complaint.
 {
   const root = element.closest(".sdxl-lora");
   let before = "";

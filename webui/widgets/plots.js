@@ -1,15 +1,15 @@
-// Draws the numbers of runs over their steps with uPlot, wherever the page holds a `.charts[data-runs]`; asks for what is
-// new whenever the page has changed, and keeps the zoom.
+// Plots the numbers of runs over their steps with uPlot in every `.charts[data-runs]` of the page; asks for new numbers
+// whenever the page has changed, and keeps the zoom.
 {
   const say = SAY;
   const root = element.closest(".sdxl-lora");
   const COLORS = ["#0f8f80", "#c2571a", "#6d5bd0", "#b8860b", "#2f6fd0", "#b03a7a", "#5a7d1f", "#7a5a45"];
   const BY_TIMESTEP = /^loss_timesteps_(\d+)_(\d+)$/;
-  const known = new Map(); // by run: what the server has told of it
+  const known = new Map(); // by run: the server's data
   const state = { smoothing: 0.9, log: false };
   let [underway, again] = [false, null];
 
-  // What each plot shows of a run: names of numbers, and whether they are smoothed. Several runs show fewer.
+  // The numbers in each plot of a run, and whether they are smoothed. Several runs show fewer.
   const named = (run, pattern) =>
     Object.keys(run.rows).filter((name) => pattern.test(name)).sort((a, b) => a.match(pattern)[1] - b.match(pattern)[1]);
   const PLOTS = [
@@ -19,7 +19,7 @@
     { title: say("Learning rate"), of: () => ["learning_rate"] },
   ];
 
-  // An average over the last steps, whose beginning is unbiased, as TensorBoard draws it.
+  // A moving average with an unbiased beginning, as TensorBoard draws it.
   const smoothed = (values) => {
     let [average, weight] = [0, 0];
     return values.map((value) => {
@@ -61,7 +61,7 @@
     return lines;
   };
 
-  // All lines over one axis of steps, as uPlot wants them.
+  // All lines over one axis of steps, in uPlot's format.
   const table = (lines) => {
     const steps = [...new Set(lines.flatMap((line) => line.steps))].sort((a, b) => a - b);
     const place = new Map(steps.map((step, at) => [step, at]));
@@ -73,7 +73,7 @@
     return [steps, ...columns];
   };
 
-  // From the least to the greatest in sight but for the outermost hundredth, with some room.
+  // The range of the visible values without the outermost hundredth, with some margin.
   const range = (chart) => {
     const [from, to] = [chart.scales.x.min ?? -Infinity, chart.scales.x.max ?? Infinity];
     const inSight = chart.data[0].map((step) => step >= from && step <= to);
@@ -187,15 +187,15 @@
       all.filter((charts) => charts.isConnected).forEach(draw);
       look.version = version;
     } catch {
-      again = setTimeout(() => ((again = null), look()), 2000); // the server does not answer: asked again, once
+      again = setTimeout(() => ((again = null), look()), 2000); // the server does not answer: one retry
       return;
     } finally {
       underway = false;
     }
-    look(); // what has changed meanwhile
+    look(); // for changes in the meantime
   };
 
-  // Gradio writes another version into the element that is there.
+  // Gradio writes new versions into the existing element.
   new MutationObserver(look).observe(root, { subtree: true, childList: true, attributeFilter: ["data-runs", "data-version"] });
   look();
 }
