@@ -20,7 +20,7 @@ class BulkBox:
     """Bulk changes, applied only after a preview; the hidden box `planned` holds the change that was previewed."""
 
     def __init__(self, undo: gr.Button):
-        """Args: undo: a button outside the box, since it undoes more than the changes made here."""
+        """Make the box. `undo` is a button outside it, since it undoes more than the changes made here."""
         with gr.Accordion(T("Tags and bulk edits"), open=False, elem_id="bulk"):
             self.tags = gr.HTML(elem_id="bulk-tags", padding=False)
             with gr.Row(equal_height=True):

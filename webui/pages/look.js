@@ -1,5 +1,5 @@
-// Asks the server once a second for changes, and passes only these to Gradio. This is no event of Gradio's: each of those
-// makes its browser side look up every widget that ever took part in one, four times over, whatever the answer.
+// Asks the server once a second for changes, and passes only these to Gradio. This is no event of Gradio's: each of
+// those makes its browser side look up every widget that ever took part in one, four times over, whatever the answer.
 async (session, view, ...chosen) => {
   const looks = (window.sdxlLoraLooks ??= { underway: false, seen: "", later: {}, unsaved: [], news: [] });
   looks.at = Date.now(); // see watch.js

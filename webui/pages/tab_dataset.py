@@ -90,7 +90,7 @@ class DatasetTab:
                 self.pressed.append((saved, button, delete))
 
     def listen(self, training: Form) -> None:
-        """Args: training: its form, whose settings define tags and kept tags."""
+        """Connect the tab to the form of the training, whose settings define tags and kept tags."""
         held = [part for _, _, text, key in self.cards for part in (key, text)]
         reading = [training.widgets[name] for name in READING]
         self.inputs = [self.chosen, self.view, self.words, self.which, *reading, *held]

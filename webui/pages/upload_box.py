@@ -70,7 +70,7 @@ class UploadBox:
         facts.change(as_json(self.take), [facts, piece], [answer], api_name="sdxl_lora_upload", **SETTINGS)
 
     def listen(self, form: Form) -> None:
-        """Args: form: its folder is set to the upload's; the contents of that folder and their plan are shown below."""
+        """Connect the box to the form: an upload sets its folder, whose contents and plan are shown below."""
         self.form = form
         input_dir, output_dir, leave_out = (form.widgets[name] for name in ("input_dir", "output_dir", "leave_out"))
         seen = [self.count, *form.inputs]

@@ -76,7 +76,7 @@ def select_job(run: Path, similarity_model: str, clip_model: str) -> Job:
 
 
 def new_job(kind: str, target: str | Path, *words: str, after: Job | None = None) -> Job:
-    """Args: words: behind `python -m`."""
+    """Return a new job that runs `python -m` with these words."""
     command = [sys.executable, "-m", *words]
     return Job(new_id(), kind, str(target), command, time.time(), after.id if after else None)
 

@@ -1,5 +1,6 @@
-// Paints a mask over an image of a dataset: painted areas are not learned. The mask is a canvas of the image's own size,
-// red where it hides; as a file it is black there and white elsewhere. All strokes are kept, so that each can be undone.
+// Paints a mask over an image of a dataset: painted areas are not learned. The mask is a canvas of the image's own
+// size, red where it hides; as a file it is black there and white elsewhere. All strokes are kept, so that each can be
+// undone.
 const say = SAY;
 const root = element.closest(".sdxl-lora");
 const dialog = document.createElement("dialog");
