@@ -40,6 +40,7 @@ PREPROCESS_FLOORS = [
 ]
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 MOST_MODULES, MOST_METHODS = 15, 15
+NO_OPENINGS = {"What", "How", "Of", "Where", "When", "Whether", "Who", "Why", "Which", "As", "So", "If", "In"}
 LONG_FILES: set[str] = set()  # with the reason beside each
 
 
@@ -132,3 +133,11 @@ def test_functions_are_short_and_classes_have_few_methods():
             elif isinstance(node, ast.ClassDef):
                 methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
                 assert len(methods) <= MOST_METHODS, f"{path}: {node.name} has {len(methods)} methods"
+
+
+def test_docstrings_open_with_a_verb_or_a_noun():
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, documented) and (text := ast.get_docstring(node)):
+                assert text.split()[0] not in NO_OPENINGS, f"{path}: {text.splitlines()[0]}"
