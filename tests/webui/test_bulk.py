@@ -193,4 +193,4 @@ def test_what_is_shown_of_tags_and_changes_is_text_and_says_what_is_kept(folder)
     assert "None of the 4" in templates.datasets.change(bulk.planned(folder, Edit("remove", "none"), None, PLAIN))
     reading = Reading(",", 1)
     html = templates.datasets.tags(tag_counts(TEXTS, reading), reading, dataset.trigger_word)
-    assert "front of each caption: 1." in html and "trigger word, kept" in html and "<dog>" not in html
+    assert "start of each caption: 1." in html and "trigger word, kept" in html and "<dog>" not in html
