@@ -58,7 +58,7 @@ def test_a_sentence_says_how_long_it_takes_and_what_is_drawn_at_the_end(tmp_path
     assert re.match(r"Step 201 of 1,200: about 2 min 1\d s to go, including samples and saving\. The last 8 ", words)
     assert "Les 8 dernières images" in french(show.sentence, RunState("training", 201, ""), history)
     log.write("started", total_steps=1200, draws=0)
-    assert show.sentence(RunState("training", 201, ""), history.read()).endswith("saving included.")
+    assert show.sentence(RunState("training", 201, ""), history.read()).endswith("including samples and saving.")
 
 
 def test_smoothing_of_equal_values_is_that_value_from_the_first_step_on():

@@ -252,7 +252,7 @@ def test_a_folder_shows_what_is_cut_off_what_is_too_small_and_what_a_person_took
     assert list(figures) == ["b.png", "out.png", "small.png"] and "Show 1 more" in html
     assert "128x128 → 64x64, 0% cut off" in figures["b.png"] and "Not this one: b.png" in figures["b.png"]
     assert "left out by you" in figures["out.png"] and "Use it after all: out.png" in figures["out.png"]
-    assert "smaller than its 64x64 target: pass “Enlarge small”" in figures["small.png"]
+    assert "smaller than its 64x64 target: pass “Enlarge small images”" in figures["small.png"]
     assert "<b>2</b>images" in html and "<b>2</b>files not used" in html
     html = images_html(find_images(tmp_path), True, 9, config)
     assert "400x200 → 64x64, 50% cut off" in html and "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in html
@@ -263,5 +263,5 @@ def test_a_folder_of_very_many_files_is_not_walked_while_a_person_waits(box, tmp
     monkeypatch.setattr("webui.pages.upload_box.find_images", lambda folder: pytest.fail("walked"))
     for number in range(4):
         (tmp_path / "photos" / str(number)).mkdir(parents=True)
-    assert "are looked at when you prepare them" in box.described(f'"{tmp_path}"')
+    assert "are checked when you prepare them" in box.described(f'"{tmp_path}"')
     assert box.described(str(tmp_path / "none")) == box.described(None) == ""
