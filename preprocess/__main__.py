@@ -21,7 +21,7 @@ from sdxl_lora.packages import explain_failed_imports
 if TYPE_CHECKING:
     from preprocess.output.rows import Built
 
-STOPPED = "stopped: what is done is kept, and the same command goes on from there"
+STOPPED = "stopped: what is done is kept, and the same command continues from there"
 OUT_OF_MEMORY = 7  # the exit code; see sdxl_lora/errors.py
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"error: the captioner does not fit the GPU even with one picture: {error}", file=sys.stderr)
+        print(f"error: the captioner does not fit on the GPU even with one image: {error}", file=sys.stderr)
         return OUT_OF_MEMORY
     return 0
 
@@ -62,7 +62,7 @@ def disk_message(error: OSError, output_dir: str) -> str:
     free = shutil.disk_usage(existing).free
     return (
         f"cannot write {error.filename or output_dir}: {error.strerror}; {free / 1e6:.1f} MB are free there. "
-        "What is done is kept, and the same command goes on from there"
+        "What is done is kept, and the same command continues from there"
     )
 
 
@@ -100,7 +100,7 @@ def run(config: PreprocessConfig) -> None:
         built = build(found, config, team, part, lambda built: report.update(write_report(built, config)))
         if team.rank == 0 and part:
             done = f"{built.new_crops} crops and {built.new_captions} captions are new"
-            print(f"part {config.job.part} is done: {done}; without --part the same command puts all together")
+            print(f"part {config.job.part} is done: {done}; run the same command without --part to join the parts")
         elif team.rank == 0:
             hand_out(config, repository)
     if team.rank == 0 and not part:

@@ -22,7 +22,7 @@ from sdxl_lora.startup import quiet_libraries
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.came_along",
-        description="What a LoRA draws that no prompt has asked for, in words and percent.",
+        description="What a LoRA draws that no prompt asked for, in words and percent.",
     )
     parser.add_argument("run_dir", type=lambda text: Path(pasted_path(text)), help="a run that select has drawn from")
     parser.add_argument(
@@ -49,7 +49,7 @@ def look(arguments: argparse.Namespace) -> None:
     config = config_of(arguments.run_dir)
     Drawn(config, arguments.step, arguments.strength)  # before a model is loaded
     if arguments.caption_model == "none":
-        raise ConfigError("caption_model is none: without a captioner or a tagger there are no words")
+        raise ConfigError("caption_model is none, it must be a captioner or a tagger: the words come from it")
     captioner = OneCaptioner(CaptionerConfig(caption_model=(pasted_path(arguments.caption_model),)), TaggerConfig())
     captioner.check()
     words_of = words_of_tags if captioner.is_tagger else words_of_caption

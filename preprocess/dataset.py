@@ -194,7 +194,7 @@ def mask_of(entry: Entry, number: int, memory: Memory) -> str | None:
     if file is not None and (old["file_name"] == crop.file_name or is_of_same_part(file, old, crop)):
         return mask
     if mask:
-        why = "is of another crop and is kept, but not used: paint it anew" if file else "is not there any more"
+        why = "is for another crop, so it is kept but not used: paint it again" if file else "no longer exists"
         note = f"its mask painted by hand, {mask}, {why}"
         entry.warnings += [note] if note not in entry.warnings else []
     return crop.mask_file_name

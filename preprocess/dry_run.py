@@ -37,7 +37,7 @@ def plan_lines(found: Found, config: PreprocessConfig) -> str:
     who = "the captioner" if plan.captioners else "the fallback caption"
     return "\n".join(
         [
-            f"{len(found.sources)} pictures{with_repeats}, {len(left_out)} would be left out:",
+            f"{len(found.sources)} images{with_repeats}, {len(left_out)} would be left out:",
             *(f"  {printable(f'{name}: {reason}')}" for name, reason in sorted(left_out.items())),
             *listing("folders", [printable(f"{name}: {note}") for name, note in sorted(found.notes.items())]),
             *listing("other files", [printable(f"{name}: {reason}") for name, reason in other_files(found)]),
@@ -47,7 +47,7 @@ def plan_lines(found: Found, config: PreprocessConfig) -> str:
             "sizes:",
             *(f"  {w}x{h}: {count}" for (w, h), count in sorted(sizes.items())),
             f"captions: {len(found.sources) - without} from files, {without} from {who}",
-            "nothing was written: a dry run reads headers only, and damaged pictures show when they are decoded",
+            "nothing was written: a dry run reads only headers, and damaged images are found when they are decoded",
         ]
     )
 
@@ -68,5 +68,5 @@ def size_of(source: Source, max_megapixels: float) -> tuple[int, int]:
                 raise ValueError(f"its mask {source.mask.name}: {error.reason}") from None
             if mask_size != size:
                 name = source.mask.name
-                raise ValueError(f"its mask {name} has {mask_size} px, it must have {size} like the picture")
+                raise ValueError(f"its mask {name} has {mask_size} px, it must have {size} like the image")
     return size

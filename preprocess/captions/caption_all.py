@@ -86,7 +86,7 @@ def warn_of_text(entries: list[Entry], reader: CaptionPlan, output: Path, team: 
     texts, _ = machine_captions(entries, reader.captioners[0], reader.recaption, output, team)
     for entry, (text, reason) in zip(entries, texts, strict=True):
         if text or reason:
-            entry.warnings.append(f"text in the picture: {text[:80]!r}" if text else f"not read for text: {reason}")
+            entry.warnings.append(f"text in the image: {text[:80]!r}" if text else f"text not read: {reason}")
 
 
 def edited_by_hand(entry: Entry, memory: Memory) -> bool:
@@ -117,7 +117,7 @@ def machine_captions(
             texts[key] = record, ""
     for key, entry in zip(keys, entries, strict=True):
         if {key, old[key]} & shelf.damaged:
-            entry.warnings.append("its kept caption was damaged: captioned anew")
+            entry.warnings.append("its stored caption was damaged: captioned again")
     missing = [(key, entry) for key, entry in dict(zip(keys, entries, strict=True)).items() if key not in texts]
     team.wait()  # every process has read the shelf before any changes it
     if team.rank == 0:
@@ -145,7 +145,7 @@ def text_of(record: Any) -> str:
     """
     text = record["text"] if isinstance(record, dict) else record
     if not isinstance(text, str):
-        raise TypeError(f"a caption is kept as a text, this is {record!r}")
+        raise TypeError(f"a stored caption is {record!r}, it must be text")
     return CutOff(text) if isinstance(record, dict) else text
 
 
@@ -178,7 +178,7 @@ def caption_alone(caption: Caption, image: Image.Image) -> tuple[str, str]:
         if is_out_of_memory(error):
             raise
         return "", f"the captioner failed twice ({type(error).__name__}: {error})"
-    return (text, "") if text or caption.may_be_empty else ("", "the captioner gave no words, twice")
+    return (text, "") if text or caption.may_be_empty else ("", "the captioner returned no text, twice")
 
 
 def is_out_of_memory(error: Exception) -> bool:

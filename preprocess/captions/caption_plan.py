@@ -70,7 +70,7 @@ class OneCaptioner:
             ConfigError: the captioner cannot be loaded.
         """
         if not self.is_tagger:
-            said = "{} has no effect, as no caption_model is a tagger: leave it out"
+            said = "{} has no effect, since no caption_model is a tagger: leave it out"
             return check_captioner(self.config) | {name: said.format(name) for name in changed(self.tags)}
         if self.config.caption_task == "<OCR>":
             raise ConfigError(f"--ocr needs Florence-2; caption_model {self.config.model} is a tagger")
@@ -79,7 +79,7 @@ class OneCaptioner:
             "caption_task": self.config.caption_task != USUAL,
             "caption_prompt": bool(self.config.caption_prompt),
         }
-        said = "{} has no effect on a tagger, which is asked nothing: leave it out"
+        said = "{} has no effect on a tagger, which takes no prompt: leave it out"
         return {setting: said.format(setting) for setting, is_set in asked.items() if is_set}
 
 

@@ -12,7 +12,7 @@ NOT_CAPTIONS = {
     "<OD>": "boxes", "<DENSE_REGION_CAPTION>": "boxes", "<REGION_PROPOSAL>": "boxes", "<OCR_WITH_REGION>": "boxes",
     "<CAPTION_TO_PHRASE_GROUNDING>": "boxes for a phrase", "<REFERRING_EXPRESSION_SEGMENTATION>": "polygons",
     "<REGION_TO_SEGMENTATION>": "polygons", "<OPEN_VOCABULARY_DETECTION>": "boxes", "<REGION_TO_CATEGORY>": "a class",
-    "<REGION_TO_DESCRIPTION>": "words about a region", "<REGION_TO_OCR>": "a region's text",
+    "<REGION_TO_DESCRIPTION>": "a description of a region", "<REGION_TO_OCR>": "a region's text",
 }  # fmt: skip
 USUAL = "<DETAILED_CAPTION>"
 
@@ -31,17 +31,17 @@ def check_task(task: str, prompt: str | None, model_type: str, takes_prompt: boo
         _check_florence2_task(task)
         if prompt:
             unused["caption_prompt"] = (
-                "caption_prompt has no effect on Florence-2, which is asked by caption_task: leave it out"
+                "caption_prompt has no effect on Florence-2, which takes caption_task instead: leave it out"
             )
         return unused
     if task not in (USUAL, "<OCR>"):
-        instead = ", and ask by caption_prompt" if takes_prompt else ""
+        instead = ", and use caption_prompt" if takes_prompt else ""
         unused["caption_task"] = (
             f"caption_task {task} has no effect on a {model_type}, only on Florence-2: leave it out{instead}"
         )
     if prompt and not takes_prompt:
         unused["caption_prompt"] = (
-            f"caption_prompt has no effect on this {model_type}, which takes pictures alone: leave it out"
+            f"caption_prompt has no effect on this {model_type}, which takes only images: leave it out"
         )
     return unused
 
@@ -71,8 +71,8 @@ def _check_florence2_task(task: str) -> None:
         raise ConfigError(f"caption_task {task} is unknown, did you mean {near[0]}?")
     if not re.match(r"<\w+>", task):
         raise ConfigError(
-            f"caption_task {task} is not a task of Florence-2, which stands in angle brackets: use <CAPTION>, "
-            f"<DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a task of the fine-tune you load, {meant} perhaps"
+            f"caption_task {task} is not a Florence-2 task, which is written in angle brackets: use <CAPTION>, "
+            f"<DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, or a task of the fine-tune you load, perhaps {meant}"
         )
 
 

@@ -137,13 +137,13 @@ def loading(config: CaptionerConfig) -> Iterator[None]:
             raise ConfigError(
                 f"caption_model {config.model} has no model.safetensors, and pickles like pytorch_model.bin "
                 "are not loaded, since they can run code: load one that has it, such as "
-                "florence-community/Florence-2-base, or save this one anew with save_pretrained(FOLDER)"
+                "florence-community/Florence-2-base, or save this one again with save_pretrained(FOLDER)"
             ) from None
         model, lines = config.model, str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ConfigError(
             f"cannot load the captioner {model} ({kind}{textwrap.shorten(lines[0], 200)}): give a folder with "
-            "--caption_model FOLDER, or --caption_model none with .txt files or --fallback_caption"
+            "--caption_model FOLDER, or use --caption_model none with .txt files or --fallback_caption"
         ) from None
 
 

@@ -38,8 +38,8 @@ def check_layout(model: str, config: dict) -> None:
         raise ConfigError(old_florence2(model, text.get("d_model")))
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
         raise ConfigError(
-            f"caption_model {model} needs code of its own repository, which is never run here: load one of those that "
-            "transformers serves itself, such as florence-community/Florence-2-base"
+            f"caption_model {model} needs code from its own repository, which is never run here: load one that "
+            "transformers supports itself, such as florence-community/Florence-2-base"
         )
 
 
@@ -49,8 +49,8 @@ def old_florence2(model: str, width: int | None) -> str:
     size = "large" if width == 1024 or (width is None and "large" in name) else "base"
     instead = f"florence-community/Florence-2-{size}{'-ft' if name.endswith('-ft') else ''}"
     return (
-        f"caption_model {model} is Florence-2 in the layout that Microsoft published, which needs code of its "
-        f"repository: load {instead}, or a fine-tune in that layout (vision_config with embed_dim, not dim_embed)"
+        f"caption_model {model} is Florence-2 in the layout that Microsoft published, which needs code from its "
+        f"repository: load {instead}, or a fine-tune in its layout (vision_config with embed_dim, not dim_embed)"
     )
 
 
@@ -66,11 +66,11 @@ def check_weights(model: str, model_type: str, found: dict) -> None:
     unused = sorted(key for key in found["unexpected_keys"] if not BUFFERS.fullmatch(key))
     if model_type == "florence2" and missing and any(key.startswith("language_model.model.") for key in unused):
         raise ConfigError(old_florence2(model, None))
-    kinds = {"lacks": missing, "has of another shape": others, "has without a place in the model": unused}
-    if said := [f"{verb} {len(keys)}, such as {keys[0]}" for verb, keys in kinds.items() if keys]:
+    kinds = {"missing": missing, "with another shape": others, "not in the model": unused}
+    if said := [f"{what}: {len(keys)}, such as {keys[0]}" for what, keys in kinds.items() if keys]:
         raise ConfigError(
-            f"caption_model {model} does not hold the weights that its config.json asks for: of these it "
-            f"{', it '.join(said)}: download it again, or save it with save_pretrained (an adapter merged first)"
+            f"caption_model {model} does not hold the weights that its config.json asks for ("
+            f"{'; '.join(said)}): download it again, or save it with save_pretrained (an adapter merged first)"
         )
 
 

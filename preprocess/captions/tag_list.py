@@ -53,8 +53,8 @@ def read_tag_list(path: Path) -> TagList:
         name, category = (row["name"] or "").strip(), (row["category"] or "").strip()
         if not name or category not in map(str, KINDS):
             raise ConfigError(
-                f"the tag list {path}: row {number} must be a tag of category 0 (general), 4 (character) or "
-                f"9 (rating), it is {name!r} of category {category!r}: download it again, or use a WD tagger"
+                f"the tag list {path}: row {number} is {name!r} of category {category!r}, it must be a tag "
+                "of category 0 (general), 4 (character) or 9 (rating): download it again, or use a WD tagger"
             )
         names.append(name)
         categories.append(int(category))
@@ -68,7 +68,7 @@ def check_blacklist(blacklist: Sequence[str], tags: TagList) -> None:
         if plain(tag) not in known:
             near = difflib.get_close_matches(plain(tag), known, n=1)
             meant = f", did you mean {near[0]}?" if near else ": leave it out of the list"
-            raise ConfigError(f"tag_blacklist has {tag!r}, which is none of the tagger's {len(known)} tags{meant}")
+            raise ConfigError(f"tag_blacklist has {tag!r}, which is not one of the tagger's {len(known)} tags{meant}")
 
 
 def plain(tag: str) -> str:

@@ -27,8 +27,8 @@ MODEL, TAGS, WEIGHTS = "model.onnx", "selected_tags.csv", "model.safetensors"
 CUDA, DIRECTML, CPU = "CUDAExecutionProvider", "DmlExecutionProvider", "CPUExecutionProvider"
 WHITE = (255, 255, 255)
 INSTALL = (
-    "it is run by onnxruntime, which is not installed: pip install onnxruntime-gpu (NVIDIA on Linux and Windows), "
-    "onnxruntime-directml (any GPU on Windows) or onnxruntime (no GPU), one of them alone"
+    "it runs on onnxruntime, which is not installed: pip install onnxruntime-gpu (NVIDIA on Linux and Windows), "
+    "onnxruntime-directml (any GPU on Windows) or onnxruntime (no GPU), but only one of them"
 )
 
 
@@ -169,7 +169,7 @@ class Tagger:
         if not (np.isfinite(rows).all() and (rows >= 0).all() and (rows <= 1).all()):
             raise ConfigError(
                 f"caption_model {self.model}: {MODEL} gives numbers from {rows.min():g} to {rows.max():g}, they must "
-                "be probabilities from 0 to 1 as WD taggers give them: download it again, or use one of these"
+                "be probabilities from 0 to 1 as from a WD tagger: download it again, or use a WD tagger"
             )
         return rows
 
@@ -196,8 +196,8 @@ def input_of(model: str, session) -> tuple[str, int, int | None]:
     if not is_square or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise ConfigError(
-            f"caption_model {model}: {MODEL} takes {found}; a WD tagger takes one float input of the shape "
-            "[images, 448, 448, 3]: use one of these"
+            f"caption_model {model}: {MODEL} takes {found}, it must take one float input of shape "
+            "[images, 448, 448, 3]: use a WD tagger"
         )
     return inputs[0].name, shape[1], shape[0] if isinstance(shape[0], int) else None
 

@@ -39,7 +39,7 @@ def load_tokenizer(name: str | None) -> tuple[Tokenize, bool]:
 
     # transformers 5 makes up a tokenizer for a folder without one
     if Path(name).is_dir() and not any(Path(name).rglob("vocab.json")) and not any(Path(name).rglob("tokenizer.json")):
-        raise ConfigError(f"tokenizer {name} holds no vocab.json and no tokenizer.json")
+        raise ConfigError(f"tokenizer {name} holds neither vocab.json nor tokenizer.json")
     is_base = not Path(name).is_dir() or (Path(name) / "tokenizer").is_dir()
     try:
         tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer" if is_base else "")

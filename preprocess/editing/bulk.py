@@ -114,7 +114,7 @@ def take_out(folder: Path, at: Place, seen: str) -> None:
         alike = {place: index for index, (place, row) in enumerate(placed(rows)) if place and place[0] == at[0]}
         alike = {place: index for place, index in alike.items() if text_of(rows[index]).split() == seen.split()}
         if at not in alike and len(alike) != 1:
-            raise ConfigError(f"{at[0]} is no longer in the dataset as it was: load it again")
+            raise ConfigError(f"{at[0]} was changed or removed in the meantime: load it again")
         index = alike[at] if at in alike else next(iter(alike.values()))
         row, rest = rows[index], [*rows[:index], *rows[index + 1 :]]
         named = {str(other.get(key)) for other in rest for key in ("file_name", "mask_file_name")}

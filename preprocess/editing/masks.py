@@ -39,7 +39,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
     if mask.size != size:
         raise ConfigError(f"the mask has {mask.size} px, it must have {size} like the image")
     if mask.getextrema()[1] == 0:
-        raise ConfigError("all of the image is painted over, and nothing of it would be learned: leave some of it free")
+        raise ConfigError("the whole image is painted over, so nothing of it would be learned: leave part of it free")
     return mask
 
 

@@ -77,7 +77,7 @@ class Dataset:
             ConfigError: there is no report, or its settings cannot be read.
         """
         if not self.settings:
-            raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it once more")
+            raise ConfigError(f"{self.folder} has no preprocess_report.json: prepare it again")
         known = {name: value for name, value in self.settings.items() if name in flat_fields(PreprocessConfig)}
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         try:
@@ -215,7 +215,7 @@ def held(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".preprocess" / "lock")
         lock.acquire(timeout=SECONDS_TO_WAIT)
     except Timeout:
-        raise ConfigError(f"{folder.name} is being prepared: wait until that is done") from None
+        raise ConfigError(f"{folder.name} is being prepared: wait until it is done") from None
     except OSError as error:
         raise DiskError(f"cannot write into {folder}: {error.strerror}") from None
     try:

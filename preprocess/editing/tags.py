@@ -75,7 +75,7 @@ class Edit:
         if not named:
             raise ConfigError("tag is empty, it must be some text")
         if self.action == "replace" and not reading.tags(self.by):
-            raise ConfigError("the tag to put in its place is empty: give one, or choose to remove")
+            raise ConfigError("the replacement tag is empty: give one, or choose to remove the tag")
         if self.action in ("remove", "replace") and trigger_word and same(trigger_word) in map(same, named):
             raise ConfigError(f"{trigger_word} is the trigger word, which every caption keeps")
 

@@ -32,7 +32,7 @@ def note_on_square(config: SizeConfig) -> str | None:
     if width == height == config.resolution:
         return None
     return (
-        f"resolution {config.resolution} is no multiple of bucket_step {config.bucket_step}: square pictures get "
+        f"resolution {config.resolution} is not a multiple of bucket_step {config.bucket_step}: square images get "
         f"{width}x{height}; --resolution {config.resolution // config.bucket_step * config.bucket_step} gives squares"
     )
 

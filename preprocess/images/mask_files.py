@@ -13,7 +13,7 @@ from sdxl_lora.images.decode import ImageError, decode_image, image_header, turn
 
 VERSION = 2  # raise it when the same file gives another mask, so that crops with masks from files are made again
 BLACK = (0, 0, 0)
-PAINT = "paint white what counts"
+PAINT = "paint what counts in white"
 
 
 def mask_of(
@@ -46,10 +46,10 @@ def mask_of(
     elif stored.has_transparency_data:
         mask, name = turned_by_exif(stored).convert("RGBA").getchannel("A"), "its transparency, taken as a mask,"
     else:
-        notes.append("no transparency for a mask: it counts everywhere")
+        notes.append("it has no transparency to use as a mask: all of it counts")
         return white
     if mask.size != image.size:
-        raise ValueError(f"{name} has {mask.size} px, it must have {image.size} like the picture")
+        raise ValueError(f"{name} has {mask.size} px, it must have {image.size} like the image")
     lowest, highest = mask.getextrema()
     if highest == 0:
         raise ValueError(f"{name} is black everywhere: {PAINT}")
@@ -78,4 +78,4 @@ def check_masks_of_crops(masks: Iterable[Image.Image | None]) -> None:
     """Raise ValueError if a crop has nothing that counts: the trainer could not learn from it."""
     for number, mask in enumerate(masks, start=1):
         if mask is not None and mask.getextrema()[1] == 0:
-            raise ValueError(f"its mask is black all over crop {number}: {PAINT}, or choose another --crop")
+            raise ValueError(f"its mask is black everywhere in crop {number}: {PAINT}, or choose another --crop")

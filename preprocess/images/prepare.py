@@ -122,7 +122,7 @@ def prepared_or_refused(job: Job) -> list[Prepared] | Refused:
     if isinstance(result, Refused):
         return result
     shelf.put(key, [dataclasses.asdict(crop) for crop in result])
-    said = ["what an earlier run wrote down of it was damaged: prepared anew"] if shelf.damaged else []
+    said = ["what an earlier run stored about it was damaged: prepared again"] if shelf.damaged else []
     return [dataclasses.replace(crop, warnings=crop.warnings + said) for crop in result]
 
 

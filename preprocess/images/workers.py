@@ -31,7 +31,7 @@ def prepare_all(jobs: list[Job], num_workers: int) -> dict[str, Result]:
     """
     results = run_in_pool(jobs, num_workers) if num_workers and len(jobs) > 1 else map(prepared_or_refused, jobs)
     names = (job.name for job in jobs)
-    return dict(zip(names, tqdm(results, total=len(jobs), desc="pictures", unit="img"), strict=True))
+    return dict(zip(names, tqdm(results, total=len(jobs), desc="images", unit="img"), strict=True))
 
 
 def workers_of(config: JobConfig, processes: int) -> int:
@@ -55,7 +55,7 @@ def run_in_pool(jobs: list[Job], num_workers: int) -> Iterator[Result]:
             sorted(note.read_text(encoding="utf-8") for note in under_way(jobs[0]).glob(f"{socket.gethostname()}-*"))
         )
         raise DataError(
-            f"a worker process was killed, for lack of memory as a rule, while it prepared {names or 'a picture'}: "
+            f"a worker process was killed, usually for lack of memory, while it prepared {names or 'an image'}: "
             "start again with --num_workers 1; what is done is kept"
         ) from None
     finally:

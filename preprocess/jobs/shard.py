@@ -63,4 +63,4 @@ def check_all_done(output: Path) -> None:
             RunLock(folder).release()
         except ConfigError:
             name = folder.name.replace("-of-", "/")
-            raise ConfigError(f"a job is still at work on part {name} of {output}: wait for it, or end it") from None
+            raise ConfigError(f"a job is still working on part {name} of {output}: wait for it, or end it") from None

@@ -189,7 +189,7 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], sync: bool = T
         free = shutil.disk_usage(path.parent).free
         raise DiskError(
             f"cannot write {path} ({size / 1e6:.2f} MB): {error.strerror}; {free / 1e6:.2f} MB are free there. "
-            "What is done is kept, and the same command goes on from there"
+            "What is done is kept, and the same command continues from there"
         ) from None
 
 
@@ -233,7 +233,7 @@ def acquired(output: Path) -> FileLock:
     pid = pid_file.read_text(encoding="utf-8", errors="replace") if pid_file.exists() else "unknown"
     if why is None or (pid.isdigit() and is_alive(int(pid))):
         raise ConfigError(f"another preprocess (pid {pid}) is writing {output}: wait for it, or end it")
-    say_once(output, "cannot lock", "only the pid of a run keeps a second one of this machine out of it", why)
+    say_once(output, "cannot lock", "only the pid of a run keeps a second one out, and only on this machine", why)
     return lock
 
 

@@ -27,19 +27,19 @@ def dataset_card(rows: list[dict], trigger_word: str, name: str, caption_models:
         "tags": ["sdxl", "lora"],
         "pretty_name": name,
     }
-    several = ", and `captions`, of which each use takes one" if any(row.get("captions") for row in rows) else ""
+    several = ", and `captions`, one of which is taken at each use" if any(row.get("captions") for row in rows) else ""
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         f"# {name}",
         "",
-        f"{len(rows)} captioned pictures for a LoRA of Stable Diffusion XL.",
+        f"{len(rows)} captioned images for a LoRA of Stable Diffusion XL.",
         "",
         f"- Trigger word: {f'`{trigger_word}`' if trigger_word else 'none'}",
         f"- Captioner: {' and '.join(caption_models) or 'none'}",
         "- Columns: `file_name` (in `datasets`: `image`), `text`, `original_size` [height, width] before any resize,",
-        f"  `crop_top_left` [y, x] in pixels of the resized picture, `source`, `sha256` of the source file{several}.",
+        f"  `crop_top_left` [y, x] in pixels of the resized image, `source`, `sha256` of the source file{several}.",
         "",
         "Captions may be edited in `metadata.jsonl`: preprocess keeps what a person wrote there.",
         "",

@@ -57,7 +57,7 @@ def page(report: dict, output: Path, paths: Mapping[str, Path]) -> Iterator[str]
     left_out = report["left_out"]
     yield head(report, output.resolve().name)
     for message, count in common.items():
-        yield f'<p class="problem">{count} pictures: {escape(message)}</p>'
+        yield f'<p class="problem">{count} images: {escape(message)}</p>'
     for name, messages in problems.items():
         for message in messages if name not in names else ():
             yield f'<p class="problem">{escape(name)}: {escape(message)}</p>'
@@ -86,7 +86,7 @@ def head(report: dict, name: str) -> str:
     pieces = report["trigger_word_tokens"]
     trigger_label = f"trigger word, {len(pieces)} token{'s' * (len(pieces) != 1)}" if trigger else "trigger word"
     facts = [
-        (counts["used"], f"of {counts['found']} pictures used", ""),
+        (counts["used"], f"of {counts['found']} images used", ""),
         (counts["left_out"], "left out", "bad" if counts["left_out"] else ""),
         (len(report["buckets"]), "sizes", ""),
         (counts["rows"], "rows", ""),
@@ -98,8 +98,8 @@ def head(report: dict, name: str) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(name)}: dataset report</title><style>{STYLE}</style>"
-        f'<h1>{escape(name)}</h1><div class="note">Prepared for training. Each picture is shown whole; what training '
-        f'sees of it is inside the white frame.</div><div class="facts">{boxes}</div>'
+        f'<h1>{escape(name)}</h1><div class="note">Prepared for training. Each image is shown whole; training sees '
+        f'what is inside the white frame.</div><div class="facts">{boxes}</div>'
     )
 
 
@@ -109,7 +109,7 @@ def section(title: str, total: int, shown: list[dict], card_of: Callable[[dict],
         return
     yield f"<h2>{escape(title)}: {total}</h2>"
     if len(shown) < total:
-        yield f'<p class="note">{len(shown)} of {total} shown; preprocess_report.json has all.</p>'
+        yield f'<p class="note">{len(shown)} of {total} shown; preprocess_report.json lists all.</p>'
     yield "<div class='cards'>"
     yield from map(card_of, shown)
     yield "</div>"
@@ -123,7 +123,7 @@ def name_list(title: str, items: list[tuple[str, str]]) -> Iterator[str]:
     yield from (f"<li><b>{escape(name)}</b>: {escape(words)}</li>" for name, words in items[:MOST_NAMES])
     yield "</ul>"
     if len(items) > MOST_NAMES:
-        yield f'<p class="note">{MOST_NAMES} of {len(items)} shown; preprocess_report.json has all.</p>'
+        yield f'<p class="note">{MOST_NAMES} of {len(items)} shown; preprocess_report.json lists all.</p>'
 
 
 def left_out_card(entry: dict, paths: Mapping[str, Path]) -> str:
@@ -163,7 +163,7 @@ def card(row: dict, problems: Mapping[str, list[str]], output: Path) -> str:
     facts = f"{w}x{h} → {row['bucket'][0]}x{row['bucket'][1]}, {row['cut_off']:.0%} cut off, {row['tokens']} tokens"
     return (
         f'<div class="card"><div class="frame">{image}{frame}</div>{said}<p>{words}</p>'
-        f'<p class="name">{escape(row["source"])}<br>{facts}<br>words: {escape(row["text_from"])}</p></div>'
+        f'<p class="name">{escape(row["source"])}<br>{facts}<br>caption from {escape(row["text_from"])}</p></div>'
     )
 
 

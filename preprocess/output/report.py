@@ -52,7 +52,7 @@ def report_of(built: Built, settings: dict, tokenize: Tokenize = least_tokens, e
         "other_files": [{"source": name, "reason": reason} for name, reason in other_files(built.found)],
         "folders": [{"source": name, "message": note} for name, note in sorted(built.found.notes.items())],
         "buckets": bucket_table(built),
-        "tokens": {"counted_by": "CLIP's tokenizer" if exact else "words and signs, a lower bound", "limit": CHUNK},
+        "tokens": {"counted_by": "CLIP's tokenizer" if exact else "words and symbols, a lower bound", "limit": CHUNK},
         "trigger_word_tokens": tokenize(settings["trigger_word"]),
         "repeated_texts": [{"text": text, "rows": n} for text, n in texts.most_common(SHOWN) if n > 1],
         "rows": [row_facts(row, count) for row, count in zip(built.rows, tokens, strict=True)],
@@ -104,7 +104,7 @@ def bucket_table(built: Built) -> list[dict]:
 def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
     """Return the summary that the console shows at the end of a run."""
     counts = report["counts"]
-    lines = ["", "bucket        pictures  cut off (mean, most)"]
+    lines = ["", "bucket          images  cut off (mean, most)"]
     for bucket in report["buckets"]:
         width, height = bucket["size"]
         few = f"  fewer than a batch of {batch_size}" if bucket["pictures"] < batch_size else ""
@@ -115,7 +115,7 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
     shared = Counter(entry["message"] for entry in report["warnings"])
     lines += listing(
         "warnings",
-        [f"{count} pictures: {message}" for message, count in shared.items() if count > 3]
+        [f"{count} images: {message}" for message, count in shared.items() if count > 3]
         + [f"{e['source']}: {e['message']}" for e in report["warnings"] if shared[e["message"]] <= 3],
     )
     lines += listing("folders", [f"{entry['source']}: {entry['message']}" for entry in report["folders"]])
@@ -125,7 +125,7 @@ def console_lines(report: dict, output: str, batch_size: int = 1) -> str:
     reasons = f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})" if kinds else ""
     lines += [
         "",
-        f"{counts['used']} of {counts['found']} pictures used, {counts['left_out']} left out{reasons}; "
+        f"{counts['used']} of {counts['found']} images used, {counts['left_out']} left out{reasons}; "
         f"{counts['new_crops']} crops and {counts['new_captions']} captions were new",
         "captions: " + ", ".join(f"{count} from {name}" for name, count in text_kinds(counts["text_from"]).items()),
         f"dataset: {output}",

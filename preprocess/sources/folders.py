@@ -24,13 +24,13 @@ def check_folders(sources: list[Path], output: Path) -> None:
     for folder in sources:
         if out == folder.resolve() or folder.resolve() in out.parents:
             raise ConfigError(
-                f"output_dir {output} lies in {folder} and would overwrite source images: choose a folder outside"
+                f"output_dir {output} is inside {folder} and would overwrite source images: choose a folder outside it"
             )
         if out in folder.resolve().parents:
-            raise ConfigError(f"{folder} lies in output_dir {output}: choose another output_dir")
+            raise ConfigError(f"{folder} is inside output_dir {output}: choose another output_dir")
     for first, second in itertools.permutations(sources, 2):
         if first.resolve() in [second.resolve(), *second.resolve().parents]:
-            raise ConfigError(f"{second} lies in {first}: pictures would be of the concept and of its class at once")
+            raise ConfigError(f"{second} is inside {first}: its images would be of both the concept and its class")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output_dir {output} is a file, it must be a folder")
     ours = (output / ".preprocess").exists() or (output / "metadata.jsonl").exists()
@@ -74,7 +74,7 @@ def leave_out_named(found: Found, names: Collection[str]) -> None:
     if out and not wanted:
         raise DataError(no_usable(found.folder, {**found.left_out, **out}))
     for name in sorted({*names} - {*out} - {*found.left_out} - {*found.other_files}):
-        found.warn(name, "--leave_out names it, but there is no such picture")
+        found.warn(name, "--leave_out names it, but there is no such image")
     found.sources, found.other_files = wanted, {**found.other_files, **out}
     found.warnings = {name: said for name, said in found.warnings.items() if name not in out}
 

@@ -28,8 +28,8 @@ class Memory:
         self.damaged: dict[str, str] = {}  # our damaged files, and the consequences
         if self.written.is_damaged:
             self.damaged[".preprocess/written.json"] = (
-                "was damaged and is made anew: texts of metadata.jsonl count as edited by hand, and lines that were "
-                "deleted there come back"
+                "was damaged and is written again: texts in metadata.jsonl count as edited by hand, and lines that "
+                "were deleted there come back"
             )
         self.removed = self.read_removed(removed) if removed.exists() else []
         self.exists = path.exists()
@@ -59,7 +59,7 @@ class Memory:
                 rows.append(row)
             elif row is not None:
                 self.damaged[".preprocess/removed.jsonl"] = (
-                    "was damaged: captions of pictures that left the source folder may be lost; it is kept as "
+                    "was damaged: captions of images removed from the source folder may be lost; it is kept as "
                     "removed.damaged.jsonl"
                 )
         if ".preprocess/removed.jsonl" in self.damaged:

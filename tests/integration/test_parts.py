@@ -46,7 +46,7 @@ def test_a_part_has_one_job_and_the_whole_waits_for_it(nine_images, tmp_path, ca
         assert "at work" in capsys.readouterr().err
         assert preprocess(nine_images, tmp_path / "out", "--part", "1/3") == 0
         assert preprocess(nine_images, tmp_path / "out") == 2
-        assert "a job is still at work on part 2/3" in capsys.readouterr().err
+        assert "a job is still working on part 2/3" in capsys.readouterr().err
     assert preprocess(nine_images, tmp_path / "out") == 0
 
 

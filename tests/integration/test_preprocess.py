@@ -97,7 +97,7 @@ def test_errors_come_as_one_message_with_their_code(tmp_path, capsys):
         ((raw, tmp_path / "out"), 3, "no usable images in"),
         ((raw, raw), 2, "would overwrite source images"),
         ((raw, raw / "inside"), 2, "would overwrite source images"),
-        ((raw, tmp_path), 2, "lies in output_dir"),
+        ((raw, tmp_path), 2, "is inside output_dir"),
     ]
     for (source, target), code, message in cases:
         assert preprocess(source, target) == code

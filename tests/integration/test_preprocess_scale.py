@@ -56,7 +56,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(nine_images, tmp_path, 
     assert preprocess(nine_images, tmp_path / "out", "--dry_run") == 0
     printed = capsys.readouterr().out
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
-    assert "11 pictures, 3 would be left out" in printed and "captions: 1 from files, 10 from the fallback" in printed
+    assert "11 images, 3 would be left out" in printed and "captions: 1 from files, 10 from the fallback" in printed
     assert preprocess(nine_images, tmp_path / "out") == 0
     for bucket in report_of(tmp_path / "out")["buckets"]:
         assert "{}x{}: ".format(*bucket["size"]) in printed

@@ -45,8 +45,8 @@ def test_images_that_a_person_does_not_want_are_named_everywhere_and_come_back(r
     out, flags = tmp_path / "out", ["--strict", "--leave_out", "b.png", "gone.png"]
     assert preprocess(raw, out, *flags, "--dry_run") == 0
     plan = capsys.readouterr().out
-    assert plan.startswith("2 pictures, 0 would be left out") and "b.png: not wanted: --leave_out names it" in plan
-    assert "gone.png: --leave_out names it, but there is no such picture" in plan
+    assert plan.startswith("2 images, 0 would be left out") and "b.png: not wanted: --leave_out names it" in plan
+    assert "gone.png: --leave_out names it, but there is no such image" in plan
     assert preprocess(raw, out, *flags) == 0
     assert "b.png: not wanted: --leave_out names it" in capsys.readouterr().out
     assert [row["source"] for row in rows_of(out)] == ["a.png", "c.png"] and (raw / "b.png").exists()
@@ -213,12 +213,12 @@ def test_a_mask_that_leaves_nothing_leaves_its_picture_out_and_one_without_effec
     assert preprocess(raw, tmp_path / "out", "--masks", "folder", "--buckets", "off") == 0
     report, said = report_of(tmp_path / "out"), capsys.readouterr().out
     reasons = {entry["source"]: entry["reason"] for entry in report["left_out"]}
-    assert "is black everywhere: paint white" in reasons["black.png"] and "over crop 1" in reasons["corner.png"]
+    assert "is black everywhere: paint what" in reasons["black.png"] and "in crop 1" in reasons["corner.png"]
     messages = {(entry["source"], entry["message"]) for entry in report["warnings"]}
     assert ("white.png", "its mask is white everywhere: all of it counts") in messages
     assert ("none.png", "no mask: it counts everywhere") in messages and "no mask" in said
     assert preprocess(raw, tmp_path / "alpha", "--masks", "alpha") == 0
-    assert "no transparency for a mask" in capsys.readouterr().out
+    assert "no transparency to use as a mask" in capsys.readouterr().out
 
 
 def test_a_damaged_mask_is_named_as_the_mask(raw, tmp_path):
@@ -246,7 +246,7 @@ def test_folders_other_files_and_orphans_are_named_on_console_report_and_page(ra
     names = ("3_sks cat/", "3 times per epoch", "2023 is a year", "orphan.txt", "film.mp4")
     for text in (plan, console, page):
         assert all(name in text for name in names)
-    assert "2 pictures, 4 with repeats" in plan and len(rows_of(tmp_path / "out")) == 4
+    assert "2 images, 4 with repeats" in plan and len(rows_of(tmp_path / "out")) == 4
     report = report_of(tmp_path / "out")
     reasons = {entry["source"]: entry["reason"] for entry in report["other_files"]}
     assert reasons == {"orphan.txt": "a caption, but no picture has this name", "film.mp4": "not a picture"}

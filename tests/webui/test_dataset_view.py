@@ -141,7 +141,7 @@ def test_what_is_no_dataset_is_said_to_be_none(tmp_path, folder):
     (folder / "preprocess_report.json").unlink()
     dataset = datasets.read_dataset(folder)
     assert len(dataset.images) == 5 and dataset.left_out == []
-    with pytest.raises(ConfigError, match="prepare it once more"):
+    with pytest.raises(ConfigError, match="prepare it again"):
         dataset.config()
     (folder / "metadata.jsonl").write_text("{half\n")
     with pytest.raises((ConfigError, DataError)):

@@ -30,7 +30,7 @@ from webui.widgets import html as show
 from webui.widgets.scripts import script, texts_in
 from webui.widgets.templates import ENVIRONMENT, STATES
 
-PNG, KEPT = png_header(9, 9), "is of another crop and is kept, but not used: paint it anew"
+PNG, KEPT = png_header(9, 9), "is for another crop, so it is kept but not used: paint it again"
 CONFIGS = (PreprocessConfig, TrainConfig)
 UI = ROOT / "webui"
 
@@ -222,7 +222,7 @@ def test_what_is_said_of_images_and_masks_is_told_in_french_and_a_reason_in_it_t
         *caption_problems("x " * 200, "sks", str.split)[1],
     ]
     said += [*caption_problems(" ", "", str.split)[1], NO_CAPTION, *duplicates("abc", "112", ["0" * 16] * 3).values()]
-    said += [f"its mask painted by hand, images/a.png, {why}" for why in ("is not there any more", KEPT)]
+    said += [f"its mask painted by hand, images/a.png, {why}" for why in ("no longer exists", KEPT)]
     for data in (b"", b"words", b"GIF89a", PNG[:-30], PNG[:20] + b"x" * 40, png_header(2000, 2000), b"BM" + bytes(40)):
         with pytest.raises(ImageError) as caught:
             decode_image(data, "mask.png", 1.0)

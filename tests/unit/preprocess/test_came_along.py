@@ -60,7 +60,7 @@ def test_what_cannot_be_described_is_one_line_and_an_exit_code(run, tmp_path, ca
     assert main([str(tmp_path / "nothing")]) == 2
     assert "holds no config.yaml" in capsys.readouterr().err
     assert main([str(run), "--caption_model", "none"]) == 2
-    assert "without a captioner or a tagger there are no words" in capsys.readouterr().err
+    assert "caption_model is none, it must be a captioner or a tagger" in capsys.readouterr().err
     assert main([str(run), "--strength", "0.5"]) == 2
     assert "checkpoint-8 at strength 0.5 was not drawn" in capsys.readouterr().err
     drawn = run / "select" / "select.json"

@@ -39,7 +39,7 @@ def test_one_picture_that_the_captioner_fails_on_costs_the_others_nothing():
     caption.may_be_empty = False
     images = [Image.new("RGB", (width, 8)) for width in (5, 7, 13)]
     texts = caption_batch(caption, images)
-    assert texts[0] == ("width 5", "") and texts[1] == ("", "the captioner gave no words, twice")
+    assert texts[0] == ("width 5", "") and texts[1] == ("", "the captioner returned no text, twice")
     assert texts[2][0] == "" and "failed twice (RuntimeError: no)" in texts[2][1]
     assert calls == [3, 1, 1, 1]
 
@@ -73,7 +73,7 @@ def test_writing_in_pictures_is_warned_of(tiny_florence2, tmp_path, monkeypatch)
     flags = ["--caption_model", tiny_florence2, "--ocr"]
     assert run_preprocess(raw, tmp_path / "out", *flags) == run_preprocess(raw, tmp_path / "out", *flags) == 0
     said = [(w["source"], w["message"]) for w in report_of(tmp_path / "out")["warnings"] if "text in" in w["message"]]
-    assert said == [("a.png", "text in the picture: 'STOCK'")] and asked == ["<OCR>"] * 2  # nothing is read twice
+    assert said == [("a.png", "text in the image: 'STOCK'")] and asked == ["<OCR>"] * 2  # nothing is read twice
     with pytest.raises(SystemExit):
         run_preprocess(raw, tmp_path / "out", "--ocr")
 

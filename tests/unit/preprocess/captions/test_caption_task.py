@@ -32,8 +32,8 @@ def test_tasks_of_florence_and_of_its_fine_tunes_are_taken(task):
         ("ocr", "did you mean <OCR>"),
         ("od", "gives boxes, not a caption"),
         ("<OD>", "gives boxes, not a caption"),
-        ("generate tags", "<GENERATE_TAGS> perhaps"),
-        ("", "stands in angle brackets"),
+        ("generate tags", "perhaps <GENERATE_TAGS>"),
+        ("", "written in angle brackets"),
     ],
 )
 def test_a_task_in_another_spelling_is_refused_with_the_nearest(task, said):

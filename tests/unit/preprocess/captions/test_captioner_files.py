@@ -42,12 +42,12 @@ def test_weights_missing_left_over_or_of_another_shape_are_refused_before_any_pi
     good = load_file(model / "model.safetensors")
     first = next(iter(good))
     broken = {
-        "lacks": {f"base_model.model.{name}": tensor for name, tensor in good.items()},
-        "lacks 144, such as model.vision_tower": {n: t for n, t in good.items() if "vision_tower" not in n},
-        "has without a place in the model 1, such as q_proj.lora_A.weight": {
+        "missing: ": {f"base_model.model.{name}": tensor for name, tensor in good.items()},
+        "missing: 144, such as model.vision_tower": {n: t for n, t in good.items() if "vision_tower" not in n},
+        "not in the model: 1, such as q_proj.lora_A.weight": {
             **good, "q_proj.lora_A.weight": torch.ones(2, 2),
         },
-        "has of another shape 1": {**good, first: good[first][:1]},
+        "with another shape: 1": {**good, first: good[first][:1]},
     }  # fmt: skip
     for said, weights in broken.items():
         saved(model, weights)
@@ -132,7 +132,7 @@ def test_what_to_load_instead_is_of_the_same_size():
         config = {"model_type": "florence2", "vision_config": vision, "text_config": {"d_model": width}}
         with pytest.raises(ConfigError, match=f"load florence-community/{instead}"):
             check_layout(name, config)
-    with pytest.raises(ConfigError, match="needs code of its own repository"):
+    with pytest.raises(ConfigError, match="needs code from its own repository"):
         check_layout("x", {"model_type": "moondream1", "auto_map": {"AutoConfig": "a.B"}})
 
 

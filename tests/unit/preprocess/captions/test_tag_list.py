@@ -52,9 +52,9 @@ def test_underscores_are_spaces_but_in_faces_and_parentheses_as_asked_for():
     [
         ("tag_id,name,count\n0,1girl,9\n", "has no column category"),
         ("", "has no column name and no category"),
-        ("tag_id,name,category,count\n0,1girl,0,9\n1,someone,1,9\n", r"row 3 must be .*'someone' of category '1'"),
-        ("tag_id,name,category,count\n0,,0,9\n", "row 2 must be"),
-        ("tag_id,name,category,count\n0\n", "row 2 must be"),
+        ("tag_id,name,category,count\n0,1girl,0,9\n1,someone,1,9\n", "row 3 is 'someone' of category '1', it must be"),
+        ("tag_id,name,category,count\n0,,0,9\n", "row 2 is .*, it must be"),
+        ("tag_id,name,category,count\n0\n", "row 2 is .*, it must be"),
         ('tag_id,name,category\n0,"1girl,0\n', "cannot be read"),
         ("tag_id,name,category\n0,caf\udce9,0\n", "cannot be read"),
     ],

@@ -164,7 +164,7 @@ def test_settings_without_effect_are_refused(model, tiny_florence2, raw, tmp_pat
     for models, flags, said in (
         ([model], ["--caption_prompt", "what"], "caption_prompt has no effect on a tagger"),
         ([model], ["--caption_task", "<CAPTION>"], "caption_task has no effect on a tagger"),
-        ([tiny_florence2], ["--tag_ratings"], "tag_ratings has no effect, as no caption_model is a tagger"),
+        ([tiny_florence2], ["--tag_ratings"], "tag_ratings has no effect, since no caption_model is a tagger"),
         ([model], ["--tag_blacklist", "1gril"], "did you mean 1girl"),
         ([model], ["--ocr"], "ocr needs Florence-2"),
     ):

@@ -83,7 +83,7 @@ def test_formats_are_lossless_as_documented(image_format, tmp_path):
     assert difference.max() == 0 if image_format != "jpg" else 0 < difference.mean() < 3
 
 
-@pytest.mark.parametrize(("resolution", "said"), [(1000, "square pictures get"), (1024, None), (64, None)])
+@pytest.mark.parametrize(("resolution", "said"), [(1000, "square images get"), (1024, None), (64, None)])
 def test_a_resolution_without_a_square_bucket_is_said(resolution, said):
     note = note_on_square(SizeConfig(resolution=resolution))
     assert (note is None) if said is None else (said in note and "--resolution 960 gives squares" in note)
