@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     explain_failed_imports()
     parser = argparse.ArgumentParser(prog="python -m webui", description="The web page of the LoRA trainer.")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than loopback need a password"
+        "--host", default="127.0.0.1", help="address to listen on; any other than loopback needs a password"
     )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(

@@ -41,7 +41,7 @@ class SdxlLoraTrainer:
     ):
         methods = [getattr(model_manager, name) for name in UNLOADING if callable(getattr(model_manager, name, None))]
         if model_manager is not None and not methods:
-            raise ConfigError(f"the model manager has none of the methods {' and '.join(UNLOADING)}: give it one")
+            raise ConfigError(f"the model manager has neither of the methods {' and '.join(UNLOADING)}: add one")
         self.unload = methods[0] if methods else nothing
         given = {name: value for name in NAMES if (value := (global_config or {}).get(name))}
         self.places = load_workspace(environment={**os.environ, **given})

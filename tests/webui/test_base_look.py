@@ -178,7 +178,7 @@ def test_the_look_is_a_process_of_its_own_whose_answer_is_kept_until_a_file_chan
     monkeypatch.setattr(base_look.subprocess, "run", ended)
     assert "is a LoRA" in complaint(tmp_path, path) and commands == []
     single_file(path, **{"another": torch.zeros(3)})
-    assert "cannot be looked at: ImportError: no torch" in complaint(tmp_path, path)
+    assert "cannot be inspected: ImportError: no torch" in complaint(tmp_path, path)
     assert commands == [(str(path), "1")]
 
 

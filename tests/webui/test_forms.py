@@ -147,7 +147,7 @@ def test_places_come_from_the_file_and_the_environment_wins(tmp_path):
     assert (places.projects, places.loras) == (tmp_path / "q", tmp_path / "l")
     assert places.default_base == str(tmp_path / "models" / "base") and places.bases() == [places.default_base]
     file.write_text("LORAS_DIRR: x\n")
-    with pytest.raises(ConfigError, match="unknown LORAS_DIRR; known are"):
+    with pytest.raises(ConfigError, match="unknown LORAS_DIRR: it may set"):
         load_workspace(file, {})
     file.write_text("- x\n")
     with pytest.raises(ConfigError, match="no lines of"):

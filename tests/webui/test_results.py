@@ -60,7 +60,7 @@ def test_two_projects_do_not_overwrite_each_others_lora(tmp_path, loras):
     assert copy_lora_to(loras, second, "final") == loras / "dog-run-1.safetensors"
     assert copy_lora_to(loras, first, "final") == loras / "run-1.safetensors"
     (loras / "a-run-1.safetensors").write_text("of someone else")
-    with pytest.raises(ConfigError, match=r"run-1\.safetensors and a-run-1\.safetensors in .* are of another run"):
+    with pytest.raises(ConfigError, match=r"run-1\.safetensors and a-run-1\.safetensors in .* belong to another run"):
         copy_lora_to(loras, third, "final")
     assert [(loras / f"{name}.safetensors").read_text() for name in ("run-1", "dog-run-1", "a-run-1")] == [
         "cat/run-1 end", "dog/run-1 end", "of someone else",
@@ -75,7 +75,7 @@ def test_a_training_that_copies_its_lora_has_a_name_that_no_other_has(tmp_path, 
     assert train_config(places, "cat", {"train_data_dir": "d", "output_dir": "run-1"}).lora_name == "cat-run-1"
     assert train_config(places, "cat", {**entered, "output_dir": "mine"}).lora_name == "mine"
     (loras / "mine.safetensors").write_text("of another run")
-    with pytest.raises(ConfigError, match=r"output_name: mine\.safetensors of another run is in"):
+    with pytest.raises(ConfigError, match=r"output_name: mine\.safetensors of another run is already in"):
         train_config(places, "dog", {**entered, "output_dir": "mine"})
     given = train_config(places, "dog", {**entered, "output_dir": "mine", "output_name": "better"})
     assert given.lora_name == "better"

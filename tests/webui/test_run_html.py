@@ -161,7 +161,7 @@ def test_no_file_but_an_image_of_the_projects_is_handed_out(tmp_path, monkeypatc
     (projects / "config.yaml").write_text("a: 1")
     (projects / "page.svg").write_text("<svg/>")
     for name in ("link.png", "../other.png", "config.yaml", "page.svg", "none.png", ""):
-        with pytest.raises(ConfigError, match="is not there any more, or no image"):
+        with pytest.raises(ConfigError, match="no longer exists, or is not an image"):
             publish_image(projects / name, projects)
     assert not (tmp_path / "served").exists()
     (projects / "broken.png").write_bytes(b"not an image")

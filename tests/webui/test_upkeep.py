@@ -107,7 +107,7 @@ def test_a_run_at_work_or_a_bad_name_is_refused_and_nothing_has_changed(context)
     (other / "status.json").write_text(json.dumps({"state": "training", "step": 2, "pid": os.getpid()}))
     for busy in (run, other):
         for do in (lambda at: rename_run(context, at, "new"), lambda at: set_aside(context, at)):
-            with pytest.raises(ConfigError, match="is at work, or waits"):
+            with pytest.raises(ConfigError, match="is running or queued"):
                 do(busy)
     assert run.is_dir() and other.is_dir() and note_of(run) == ""
     with pytest.raises(ConfigError, match="no folder yet"):

@@ -79,7 +79,7 @@ def test_what_broke_off_is_kept_a_week_for_whoever_goes_on_and_then_removed_by_n
     left = {path.stem for path in (tmp_path / ".uploading").iterdir()}
     assert left == {Incoming(name, len(data), 1).key for name in ("mine.png", "new.png")}
     (said,) = caplog.messages
-    assert Incoming("old.png", len(data), 1).key in said and "1.0 MB of an upload that broke off on 2001-09-0" in said
+    assert Incoming("old.png", len(data), 1).key in said and "1.0 MB of an upload interrupted on 2001-09-0" in said
 
 
 def test_what_is_there_is_done_where_it_is_the_same_and_is_never_replaced(captioned_photographs, tmp_path):
@@ -89,7 +89,7 @@ def test_what_is_there_is_done_where_it_is_the_same_and_is_never_replaced(captio
     middle = len(data) // 2
     for other in (data[:-1] + b"x", data[:middle] + b"xxxx" + data[middle + 4 :], data[1:], data + b"x"):
         for answer in (sent(tmp_path, "a.png", other), hashed(tmp_path, "a.png", other)):
-            assert answer.state == "refused" and "there already, and stays" in answer.why
+            assert answer.state == "refused" and "already there, and stays" in answer.why
     assert hashed(tmp_path, "a.png", data).state == "done" and hashed(tmp_path, "b.png", data).state == "new"
     assert sent(tmp_path, "a.txt", b"cat").state == "done" and sent(tmp_path, "a.txt", b"dog").state == "refused"
     assert (tmp_path / "a.png").read_bytes() == data and (tmp_path / "a.txt").read_bytes() == b"cat"
@@ -147,7 +147,7 @@ def test_no_name_leads_out_of_the_folder_or_cannot_be_a_file_s(tmp_path):
 def test_a_piece_that_is_none_is_refused(tmp_path):
     file = Incoming("a.png", 10)
     for at, data in [(0, b""), (-1, b"a"), (8, b"abc"), (0, bytes(PIECE_BYTES + 1))]:
-        with pytest.raises(ConfigError, match="are no piece"):
+        with pytest.raises(ConfigError, match="are not a piece"):
             put(tmp_path, file, at, data)
     assert list(tmp_path.iterdir()) == []
 
@@ -220,7 +220,7 @@ def test_a_browser_is_answered_in_words_whatever_it_asks(box, places, monkeypatc
         assert "error" in json.loads(as_json(box.take)(*odd))
     (places.projects / "dog" / "dataset").mkdir()
     (places.projects / "dog" / "dataset" / "metadata.jsonl").touch()
-    assert "a dataset that was prepared" in asked(box, folder="dataset", begin=[])["error"]
+    assert "is a prepared dataset" in asked(box, folder="dataset", begin=[])["error"]
     assert [path.name for path in folder.iterdir()] == ["a.png"]
     monkeypatch.setattr(uploads, "remove_abandoned", lambda *asked: os.stat(places.projects / "none"))
     assert "No such file" in asked(box, begin=[["b.png", 3, 0]])["error"]

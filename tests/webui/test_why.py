@@ -59,12 +59,12 @@ def test_the_reason_is_the_programs_own_sentence_and_not_another_line_with_the_w
     assert told(jobs, traceback.format("more")) == "torch.OutOfMemoryError: no more"
     boxed = "\u256d\u2500 Parsing error \u2500\u256e\n\u2502 rank: invalid \u2502\n\u2502 choice  \u2502\n"
     assert told(jobs, boxed, 2) == "Parsing error rank: invalid choice"
-    assert told(jobs, "a last word\n") == "a last word" and told(jobs, "") == "it ended without a word"
+    assert told(jobs, "a last word\n") == "a last word" and told(jobs, "") == "it ended without a message"
 
 
 def test_what_was_killed_is_said_to_have_been_and_by_what(tmp_path):
-    jobs, bar = Jobs(tmp_path), "pictures:  40%|####      | 4/10\n"
-    assert "no memory" in told(jobs, bar, -signal.SIGKILL)
+    jobs, bar = Jobs(tmp_path), "images:  40%|####      | 4/10\n"
+    assert "out of memory" in told(jobs, bar, -signal.SIGKILL)
     assert told(jobs, bar, -signal.SIGSEGV) == "ended by signal 11 (SIGSEGV)"
     assert "SIGKILL" in told(jobs, bar + LAUNCHER.format("died with <Signals.SIGKILL: 9>"))
 

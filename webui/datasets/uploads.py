@@ -84,7 +84,7 @@ def upload_folder(places: Workspace, project: str, name: str) -> Path:
     """
     folder = places.dataset_folder(project, name)
     if (folder / "metadata.jsonl").exists() or (folder / ".preprocess").exists():
-        raise ConfigError(f"{name} is a dataset that was prepared: choose another folder for your images")
+        raise ConfigError(f"{name} is a prepared dataset: choose another folder for your images")
     return folder
 
 
@@ -102,11 +102,11 @@ def clean_name(path: str) -> PurePosixPath:
         part = f"_{part}" if is_reserved_name(part) else part
         parts.append(part)
     if not parts or not parts[-1]:
-        raise ConfigError(f"{path[:80]!r} is no name of a file")
+        raise ConfigError(f"{path[:80]!r} is not a file name")
     if len(parts) > MOST_FOLDERS + 1:
-        raise ConfigError(f"it lies in more than {MOST_FOLDERS} folders, one in another")
+        raise ConfigError(f"it is nested more than {MOST_FOLDERS} folders deep")
     if any(len(part.encode()) > LONGEST for part in parts):
-        raise ConfigError(f"its name has more than {LONGEST} bytes")
+        raise ConfigError(f"its name is longer than {LONGEST} bytes")
     return PurePosixPath(*parts)
 
 
@@ -134,7 +134,7 @@ def begin(folder: Path, files: Sequence[Incoming], now: float | None = None) -> 
         DiskError: they do not fit on the disk.
     """
     if len(files) > MOST_FILES:
-        raise ConfigError(f"{len(files)} files are more than {MOST_FILES}: send them in several folders")
+        raise ConfigError(f"{len(files)} files are more than the limit of {MOST_FILES}: send them in several folders")
     remove_abandoned(folder, {file.key for file in files}, time.time() if now is None else now)
     answers, taken = [], set()
     for file in files:
@@ -160,11 +160,11 @@ def remove_abandoned(folder: Path, wanted: set[str], now: float) -> None:
             if part.stem not in wanted and now - status.st_mtime > DAYS_KEPT * 86400:
                 remove(part)
                 when, size = time.strftime("%Y-%m-%d", time.localtime(status.st_mtime)), status.st_size / 1e6
-                LOG.warning("removed %s: %.1f MB of an upload that broke off on %s", part, size, when)
+                LOG.warning("removed %s: %.1f MB of an upload interrupted on %s", part, size, when)
         except FileNotFoundError:
             continue  # another tab has removed or finished it
         except OSError as error:
-            LOG.warning("%s of an upload that broke off stays, as it cannot be removed: %s", part, error.strerror)
+            LOG.warning("%s of an interrupted upload cannot be removed: %s", part, error.strerror)
 
 
 def standing(folder: Path, file: Incoming) -> Answer:
@@ -185,7 +185,7 @@ def standing(folder: Path, file: Incoming) -> Answer:
     return Answer("new", min(part.stat().st_size, file.size - 1) if part.is_file() else 0, name=str(name))
 
 
-TAKEN = "another file of this name is there already, and stays: choose another folder, or rename one of them"
+TAKEN = "a different file with this name is already there, and stays: choose another folder, or rename one of them"
 
 
 def compared(folder: Path, file: Incoming, sha256: str) -> Answer:
@@ -202,7 +202,7 @@ def beside(folder: Path, now: Answer, file: Incoming, end: int, is_same: Callabl
         if not is_same(folder / now.name):
             return Answer("refused", why=TAKEN, name=now.name)
     except OSError as error:
-        why = f"another file of this name is there already, and cannot be read: {error.strerror}"
+        why = f"a file with this name is already there, and cannot be read: {error.strerror}"
         return Answer("refused", why=why, name=now.name)
     return Answer("done" if end == file.size else "there", end, name=now.name)
 
@@ -226,7 +226,7 @@ def put(folder: Path, file: Incoming, at: int, data: bytes) -> Answer:
         DiskError: it cannot be written; the bytes before it stay.
     """
     if len(data) > PIECE_BYTES or at < 0 or at + len(data) > file.size or not data:
-        raise ConfigError(f"bytes {at} to {at + len(data)} are no piece of {file.path[:80]!r}")
+        raise ConfigError(f"bytes {at} to {at + len(data)} are not a piece of {file.path[:80]!r}")
     with _writing:
         now = standing(folder, file)
         if now.state == "refused":

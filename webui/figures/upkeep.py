@@ -48,7 +48,7 @@ def check_at_rest(context: Context, run: Path) -> None:
         ConfigError: something does, or waits to.
     """
     if state_of(run, context.jobs).is_active or any(not job.is_over for job in context.jobs.of(run)):
-        raise ConfigError(f"{run_name(run)} is at work, or waits for its turn: stop or cancel it first")
+        raise ConfigError(f"{run_name(run)} is running or queued: stop or cancel it first")
 
 
 def rename_run(context: Context, run: Path, name: str) -> Path:

@@ -138,7 +138,7 @@ def part(count: int, make: Callable[[], list]) -> list:
         words = f"{type(error).__name__}: {error}"
         if words not in _told:
             _told.add(words)
-            LOG.exception("a part of the page cannot be shown")
+            LOG.exception("part of the page cannot be shown")
         return [templates.parts.failure(words), *[gr.skip()] * (count - 1)]
 
 

@@ -89,6 +89,6 @@ def tool_words(tool: str, lora: Path, folder: Path, base: str, rank: float | Non
     if weight is None or not -4 <= weight <= 4:
         raise ConfigError(f"weight is {weight}, it must be a number from -4 to 4")
     if not Path(base).exists():
-        raise ConfigError(f"the base {base} is not on this machine, and a merge needs a local one")
+        raise ConfigError(f"the base {base} is not on this machine, but merging needs a local one")
     to = folder / f"{lora.stem}-merged{Path(base).suffix if Path(base).is_file() else ''}"
     return ["merge", str(lora), base, str(to), f"--weight={weight:g}", "--overwrite"]

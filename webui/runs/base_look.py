@@ -58,7 +58,7 @@ def _asked(names: Names, stamps: tuple) -> str | None:
         return None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"the base {names[0]} cannot be looked at: {last.removeprefix('error: ')}"
+        return f"the base {names[0]} cannot be inspected: {last.removeprefix('error: ')}"
     return done.stdout.strip() or None
 
 

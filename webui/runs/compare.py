@@ -33,7 +33,7 @@ def draw(request: dict, folder: Path) -> None:
     there = stages(run)
     loras = {stage: Candidate(0, lora_files(there[stage_of(run, stage)])[0], "") for stage in request["stages"]}
     if config.adapter.use_dora:
-        print("a DoRA is drawn as the LoRA near it that ComfyUI and A1111 read", flush=True)
+        print("the DoRA is drawn as ComfyUI and A1111 read it: as a LoRA close to it", flush=True)
     prompts = request["prompts"]
     asked = {name: request[name] for name in ("height", "width", "seed", "steps", "guidance_scale")}
     logging = replace(config.logging, report_to="none")

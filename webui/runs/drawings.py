@@ -30,7 +30,7 @@ def drawing_request(
     if not lines:
         problems.append("prompts is empty, it must be some text")
     if not chosen or not set(chosen) <= set(there):
-        problems.append("stages: choose at least one of the run's")
+        problems.append("stages: choose at least one stage of this run")
     numbers = [0.0]
     try:
         numbers = [float(word.replace(",", ".")) for word in numbers_in(weights or "")]
@@ -39,7 +39,7 @@ def drawing_request(
     except ValueError:
         problems.append(f"weights is {weights!r}, it must be numbers from -4 to 4")
     if not is_whole(seed, 0, 2**32 - 1):
-        problems.append(f"seed is {seed}, it must be a whole number from 0 on")
+        problems.append(f"seed is {seed}, it must be a whole number from 0 to {2**32 - 1}")
     if not is_whole(steps, 1, 200):
         problems.append(f"steps is {steps}, it must be a whole number from 1 to 200")
     if guidance is None or not 0 <= guidance <= 50:
@@ -47,7 +47,7 @@ def drawing_request(
     if not is_whole(side, 8, 4096) or side % 8:
         problems.append(f"side is {side}, it must be a multiple of 8 up to 4096")
     if len(lines) * (1 + len(chosen or ()) * len(numbers)) > MOST_IMAGES:
-        problems.append(f"these are more than {MOST_IMAGES} images: ask for fewer")
+        problems.append(f"that is more than {MOST_IMAGES} images: ask for fewer")
     if problems:
         raise ConfigError("; ".join(problems), problems)
     return {

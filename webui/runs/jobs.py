@@ -186,7 +186,7 @@ class Jobs:
                 if job.kind in ("prepare", "train"):
                     name = Path(job.target).name
                     raise ConfigError(
-                        f"{name} waits or runs already, with other settings: stop it or choose another name"
+                        f"{name} is already running or queued with other settings: stop it or choose another name"
                     )
             self.write(job)
             self.queue.write([*(waiting.id for waiting in self.waiting()), job.id])

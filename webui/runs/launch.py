@@ -97,7 +97,7 @@ def write_config(config: Any, folder: Path) -> Path:
     path = folder / "config.yaml"
     replace_text(path, to_yaml(config))
     if read_config(type(config), path) != config:
-        raise ConfigError(f"the settings do not survive the file {path}; this is a fault of the page")
+        raise ConfigError(f"the settings change when written to {path}: this is a bug in the page")
     return path
 
 

@@ -122,7 +122,7 @@ def last_error(jobs: Jobs, job: Job) -> str:
     said = [line for line in lines if line.startswith("error: ")]
     raised = [line for line in lines if EXCEPTION.fullmatch(line) and not OF_LAUNCHERS.fullmatch(line)]
     boxed = boxed_words(lines)
-    rest = lines[-1:] or ["it ended without a word"]
+    rest = lines[-1:] or ["it ended without a message"]
     return (said[-1:] or raised[-1:] or boxed or rest)[-1]
 
 
@@ -142,7 +142,7 @@ def without_launchers(lines: list[str]) -> list[str]:
 def signal_words(number: int) -> str:
     name = signal.Signals(number).name if number in list(signal.Signals) else "unknown"
     if name == "SIGKILL":
-        return "killed by signal 9 (SIGKILL): as a rule the machine had no memory left"
+        return "killed by signal 9 (SIGKILL): usually the machine was out of memory"
     return f"ended by signal {number} ({name})"
 
 

@@ -42,7 +42,7 @@ def copy_lora_to(folder: Path, run: Path, stage: str) -> Path:
     names = [f"{before}{loras[0].stem}{step}.safetensors" for before in ("", f"{run.parent.parent.name}-")]
     free = next((folder / name for name in names if is_ours(folder / name, run)), None)
     if free is None:
-        raise ConfigError(f"{names[0]} and {names[1]} in {folder} are of another run: rename one of them first")
+        raise ConfigError(f"{names[0]} and {names[1]} in {folder} belong to another run: rename one of them first")
     part = folder / f".{free.name}.part"
     try:
         shutil.copyfile(loras[0], part)

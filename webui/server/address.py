@@ -34,9 +34,9 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
 def why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken by another program, or by this page: stop that one, or choose another by --port"
+        return f"port {port} is taken by another program, or by this page: stop that one, or choose another with --port"
     if error.errno == errno.EACCES:
-        return f"port {port} is the system's own: choose one from 1024 on by --port"
+        return f"port {port} is reserved for the system: choose one from 1024 up with --port"
     return f"cannot listen on --host {host} --port {port}: {error.strerror or error}"
 
 
@@ -62,5 +62,5 @@ def checked_root_path(root_path: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise ConfigError(f"--root_path is {root_path!r}, it must be as /lora or https://example.com/lora")
+        raise ConfigError(f"--root_path is {root_path!r}, it must be like /lora or https://example.com/lora")
     return root_path

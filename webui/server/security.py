@@ -62,7 +62,7 @@ def password_for(host: str, environment: dict[str, str] | os._Environ = os.envir
     if password is None and not is_loopback(host):
         raise ConfigError(f"--host {host} opens the page to others: set a password in {PASSWORD_VARIABLE} first")
     if password is not None and len(password) < LEAST_PASSWORD_LENGTH:
-        raise ConfigError(f"the password in {PASSWORD_VARIABLE} must have {LEAST_PASSWORD_LENGTH} characters or more")
+        raise ConfigError(f"the password in {PASSWORD_VARIABLE} must have at least {LEAST_PASSWORD_LENGTH} characters")
     return password
 
 
@@ -88,7 +88,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if any(is_odd(headers.get(name, "")) for name in ADDRESSES):
-            return await refuse(scope, send, 400, "Host, Origin or X-Forwarded-Host is no address")
+            return await refuse(scope, send, 400, "Host, Origin or X-Forwarded-Host is not an address")
         path = path_of(scope["path"], self.root_path)
         refused = self.refusal(scope.get("method", "GET"), path, headers, (scope.get("client") or ("unknown",))[0])
         if refused is not None:
@@ -129,8 +129,8 @@ class Guard:
         host = headers.get("host", "")
         if self.password is None and not is_loopback(host_name(host)):
             return 403, (
-                f"the page answers to the name of this machine alone, not to Host {host!r}: open it as 127.0.0.1, or "
-                f"behind a proxy set a password in {PASSWORD_VARIABLE}"
+                f"the page answers only to the name of this machine, not to Host {host!r}: open it as 127.0.0.1, or "
+                f"behind a proxy, set a password in {PASSWORD_VARIABLE}"
             )
         if self.is_of_another_site(method, headers):
             return 403, other_site_words(headers)
@@ -206,8 +206,9 @@ def origin_of(address: str) -> tuple[str, str, int | None]:
 def other_site_words(headers: dict[str, str]) -> str:
     asked, host = headers.get("origin") or "another site", headers.get("host", "")
     return (
-        f"refused: the request comes from {asked[:200]}, and the page is {host[:200]}. Behind a proxy set a password, "
-        "and let the proxy pass its name on (Host or X-Forwarded-Host), or give the address to the page by --root_path"
+        f"refused: the request comes from {asked[:200]}, but the page is at {host[:200]}. Behind a proxy, set a "
+        "password and let the proxy pass on its name (Host or X-Forwarded-Host), or give the page its address with "
+        "--root_path"
     )
 
 

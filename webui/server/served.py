@@ -52,7 +52,7 @@ def publish_image(path: Path, folder: Path) -> str:
         ConfigError: it is not published, or is gone.
     """
     if path.suffix.lower() not in IMAGES or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise ConfigError(f"{path.name} is not there any more, or no image that can be shown")
+        raise ConfigError(f"{path.name} no longer exists, or is not an image that can be shown")
     to = served_image(path, path.stat().st_mtime_ns, path.suffix.lower())
     return str(to if to.exists() else linked(path, to))
 

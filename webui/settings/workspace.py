@@ -85,7 +85,7 @@ def load_workspace(file: Path | None = None, environment: Mapping[str, str] = os
             what = (
                 f"unknown {', '.join(map(str, unknown))}" if isinstance(values, dict) else "no lines of `name: value`"
             )
-            raise ConfigError(f"{path} has {what}; known are {', '.join(NAMES)}")
+            raise ConfigError(f"{path} has {what}: it may set {', '.join(NAMES)}")
     given = (environment.get(name) or values.get(name) for name in NAMES)
     projects, loras, of_models, base, images = (pasted_path(str(value)) if value else None for value in given)
     models = Path(of_models) if of_models else None
@@ -118,7 +118,7 @@ def check_folder_name(name: str | None, what: str) -> str:
             "with a letter or digit"
         )
     if is_reserved_name(name):
-        raise ConfigError(f"{what} {name!r} is a device's on Windows: choose another")
+        raise ConfigError(f"{what} {name!r} is a device name on Windows: choose another")
     return name
 
 

@@ -50,7 +50,7 @@ def as_json(handler: Callable) -> Callable:
         except (ConfigError, DataError, DiskError) as error:
             return json.dumps({"error": say_problem(str(error))})
         except (KeyError, TypeError, ValueError, OSError) as error:  # an invalid request, or our mistake
-            LOG.exception("a request of the page's own scripts failed")
+            LOG.exception("a request from the page's own scripts failed")
             return json.dumps({"error": f"{type(error).__name__}: {error}"})
 
     return wrapped

@@ -152,7 +152,7 @@ def train_config(places: Workspace, project: str, entered: dict[str, Any]) -> Tr
     copy = Path(config.output.loras_dir) / f"{config.lora_name}.safetensors"
     if copy.exists():
         problem = (
-            f"output_name: {copy.name} of another run is in {config.output.loras_dir} already: choose another name"
+            f"output_name: {copy.name} of another run is already in {config.output.loras_dir}: choose another name"
         )
         raise ConfigError(problem)
     return config
