@@ -65,7 +65,7 @@ def main(argv=None) -> None:
             began, worked = time.perf_counter(), time.process_time()
             fill()
             spent, worked = time.perf_counter() - began, time.process_time() - worked
-            print(f"{name}: {args.pictures / spent:.2f} pictures/s", flush=True)
+            print(f"{name}: {args.pictures / spent:.2f} images/s", flush=True)
             if number:
                 seconds.setdefault(name, []).append(spent)
                 cpu_seconds.setdefault(name, []).append(worked)
@@ -115,10 +115,10 @@ def table(args, result: dict) -> str:
     rates, cpu = result["pictures_per_second"], result["cpu_seconds_per_picture"]
     first = rates.get(REFERENCE, next(iter(rates.values())))
     lines = [
-        f"{args.size}, {args.pictures} pictures of {args.resolution} px, median of {args.rounds} rounds. "
+        f"{args.size}, {args.pictures} images of {args.resolution} px, median of {args.rounds} rounds. "
         f"{result['machine']}, torch {result['torch']}.",
         "",
-        "| | pictures/s | to the first | CPU s/picture |",
+        "| | images/s | relative to the first | CPU s/image |",
         "|---|---|---|---|",
     ]
     lines += [f"| {name} | {rate:.2f} | {rate / first:.2f} | {cpu[name]:.3f} |" for name, rate in rates.items()]

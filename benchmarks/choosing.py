@@ -53,7 +53,7 @@ def main(argv=None):
     path = args.output_dir / "choosing.json"
     results = json.loads(path.read_text()) if path.exists() else {"settings": settings(args), "runs": []}
     if results["settings"] != settings(args):
-        sys.exit(f"{path} was measured with other settings: move it away, or give those")
+        sys.exit(f"{path} was measured with other settings: move it away, or use the same settings")
     if "base" not in results:
         results["base"] = lora_quality(None, args.asked, known=args.known, steps=args.inference_steps)
     if not (args.judge / "preprocessor_config.json").exists():
@@ -161,8 +161,8 @@ def report(results):
     lines = [
         f"The object concept of the shapes base, {results['settings']['steps']} steps, {IMAGES} x {REPEATS} images of "
         f"the concept. Truth: {asked} prompts with the trigger word, {asked} without, {known} for known shapes; one "
-        f"prompt is {100 / asked:.1f} points. Loss: what the choice falls short of the best cell of its run, in "
-        "points.",
+        f"prompt is {100 / asked:.1f} points. Loss: by how much the choice falls short of the best cell of "
+        "its run, in points.",
         "",
         f"Within {100 * CLOSE:.0f} points of the best: the recommendation in {close} of {len(rows)} runs, the last "
         f"checkpoint at strength 1 in {close_last}. Mean loss: {mean(rows, 'loss')} and {mean(rows, 'loss_of_last')}.",

@@ -138,11 +138,12 @@ def rises(dose, middle, steep):
 
 def report(rows, runs):
     lines = [
-        f"{runs} simulated runs a row, {len(CHECKPOINTS)} checkpoints x {len(STRENGTHS)} strengths; losses in points. "
-        "Prompts are of each kind: with the trigger word, the same without it, and known shapes. Drawings of the "
-        "shapes world stand for what LoRAs draw.",
+        f"{runs} simulated runs per row, {len(CHECKPOINTS)} checkpoints x {len(STRENGTHS)} strengths; losses in "
+        "points. Prompts are counted for each kind: with the trigger word, the same without it, and known shapes. "
+        "Drawings of the shapes world stand in for what LoRAs draw.",
         "",
-        "| prompts | images each | images a cell | within 2 points of the best | within 10 | mean loss | worst tenth |",
+        "| prompts | images each | images per cell | within 2 points of the best | within 10 | mean loss "
+        "| worst tenth |",
         "|---|---|---|---|---|---|---|",
     ]
     for prompts, images, losses in rows:

@@ -189,7 +189,7 @@ def begin_like(unet, first_weights):
 def index_of(pixels, loaded):
     """Return the index of our image that the peer read, by its pixels."""
     found = [row for row, image in enumerate(loaded) if torch.allclose(image["pixels"], pixels, atol=1e-5)]
-    assert found, "the peer read a picture that is none of ours"
+    assert found, "the peer read an image that is not one of ours"
     return found[0]
 
 
@@ -198,9 +198,9 @@ def write_results(args, results):
     (args.output_dir / "equal_losses.json").write_text(json.dumps(results, indent=1) + "\n")
     shown = sorted({0, 1, 2, args.steps // 2, args.steps - 1})
     lines = [
-        f"{args.steps} steps of {args.batch} pictures, rank {RANK}, AdamW at {LEARNING_RATE}, float32 on the CPU.",
-        "Given are the pictures, VAE draws, noise, timesteps and the LoRA's first weights; captions, embeddings, size",
-        "conditioning, loss and step are each trainer's own. The last column is with our LoRA standing still.",
+        f"{args.steps} steps of {args.batch} images, rank {RANK}, AdamW at {LEARNING_RATE}, float32 on the CPU.",
+        "Both get the same images, VAE draws, noise, timesteps and first LoRA weights; captions, embeddings, size",
+        "conditioning, loss and step are each trainer's own. In the last column, our LoRA does not change.",
         "",
         f"| | | {' | '.join(f'step {step + 1}' for step in shown)} | largest difference | without steps |",
         f"|---|---|{'---|' * len(shown)}---|---|",

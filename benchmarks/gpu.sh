@@ -28,7 +28,7 @@ fi
 peer=()
 if [ -n "${2:-}" ]; then
     if [ ! -f "$2" ]; then
-        echo "$2 is no file: give the path of diffusers' train_text_to_image_lora_sdxl.py, or none"
+        echo "$2 is not a file: give the path of diffusers' train_text_to_image_lora_sdxl.py, or none"
         exit 2
     fi
     peer=(--peer "$2" --peer_variant "diffusers, its best flags=--allow_tf32 --dataloader_num_workers 4")
@@ -67,7 +67,7 @@ train recomputed_nf4 4.0 --gradient_checkpointing --base_precision nf4 --optimiz
 train streamed_nf4 3.0 --gradient_checkpointing --base_precision nf4 --optimizer adamw8bit --stream_base
 train streamed 3.0 --gradient_checkpointing --optimizer adamw8bit --stream_base
 
-within "pictures into the cache" \
+within "images into the cache" \
     python -m benchmarks.caching_speed "${common[@]}" --resolution "$side" "${encoding[@]}"
 for pixels in "${sizes[@]}"; do
     for batch in 1 4; do

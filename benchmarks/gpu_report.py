@@ -31,9 +31,9 @@ def report(folder: Path) -> str:
         if "peak_rss_gib" in json.loads(path.read_text(encoding="utf-8"))
     }
     lines = [
-        "## Trainings within a limit of memory",
+        "## Trainings within a memory limit",
         "",
-        "| | limit GiB | reserved GiB | host's GiB | steps | pictures/s | exit code | |",
+        "| | limit GiB | reserved GiB | host GiB | steps | images/s | exit code | |",
         "|---|---|---|---|---|---|---|---|",
         *(row(run) for run in sorted(runs, key=ended)),
     ]

@@ -84,7 +84,7 @@ def former_results(args):
     path = args.output_dir / "learning.json"
     results = json.loads(path.read_text()) if path.exists() else {"settings": settings(args), "records": []}
     if results["settings"] != settings(args):
-        sys.exit(f"{path} was measured with other settings: move it away, or give those")
+        sys.exit(f"{path} was measured with other settings: move it away, or use the same settings")
     return results
 
 
@@ -194,13 +194,13 @@ def write_results(args, results):
 def table(args, records, base):
     """Return means over the seeds, with the lowest and the highest in brackets, as Markdown."""
     lines = [
-        f"Means over the seeds (lowest to highest): {args.steps} steps of {args.batch} pictures, rank "
+        f"Means over the seeds (lowest to highest): {args.steps} steps of {args.batch} images, rank "
         f"{args.rank}, learning rate {args.learning_rate:g} falling as a cosine, min-SNR {args.snr_gamma:g}, both text "
-        f"encoders trained, {IMAGES} x {REPEATS} pictures of the concept and {args.class_pictures} class pictures; "
+        f"encoders trained, {IMAGES} x {REPEATS} images of the concept and {args.class_pictures} class images; "
         f"{args.asked} prompts with the trigger word, {args.asked} without, {args.known} for known shapes."
-        + (" Seconds are of CPU." if args.clock == "cpu" else ""),
-        f'"ours" and "{PEER}" train attention, all that the peer can; "ours, defaults" attention and feed-forward '
-        'layers, "ours, all layers" all linear layers and convolutions.',
+        + (" Seconds are CPU time." if args.clock == "cpu" else ""),
+        f'"ours" and "{PEER}" train attention, which is all the peer can train; "ours, defaults" attention and '
+        'feed-forward layers, "ours, all layers" all linear layers and convolutions.',
         "",
         f"| | seeds | step | images | seconds | {' | '.join(SCORES.values())} |",
         "|---|---|---|---|---|---|---|---|",
@@ -242,7 +242,7 @@ def plot(args, records, base, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), sharey=True)
-    units = {"step": "steps", "seconds": "seconds of CPU" if args.clock == "cpu" else "seconds"}
+    units = {"step": "steps", "seconds": "CPU seconds" if args.clock == "cpu" else "seconds"}
     for row, (across, xlabel) in enumerate(units.items()):
         for axis, (score, title) in zip(axes[row], SCORES.items(), strict=True):
             axis.axhline(100 * base[score], color="grey", linestyle=":", label="base alone")
@@ -256,7 +256,7 @@ def plot(args, records, base, path):
                     axis.plot([0, x], [100 * base[score], 100 * y], "o-", color=colour, linewidth=2.5, label=trainer)
             axis.set(title=title if row == 0 else None, xlabel=xlabel, ylim=(-3, 103))
             axis.set_xlim(left=0)
-        axes[row][0].set_ylabel("% of the pictures")
+        axes[row][0].set_ylabel("% of the images")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=4)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=80)

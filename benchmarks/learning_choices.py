@@ -110,9 +110,9 @@ def table(args, records, base):
     """Return means over the seeds, with the lowest and the highest in brackets, as Markdown."""
     lines = [
         f"Means over {len({record['seed'] for record in records})} seeds (lowest to highest), at step {args.steps}, "
-        f"and at equal seconds of CPU: {args.batch} pictures a step, rank {args.rank}, learning rate "
-        f"{args.learning_rate:g} falling as a cosine, min-SNR 1, {IMAGES} x {REPEATS} pictures of the concept and, but "
-        f"where the row says otherwise, {args.class_pictures} class pictures; {args.asked} prompts with the trigger "
+        f"and at equal CPU seconds: {args.batch} images a step, rank {args.rank}, learning rate "
+        f"{args.learning_rate:g} falling as a cosine, min-SNR 1, {IMAGES} x {REPEATS} images of the concept and, "
+        f"unless the row says otherwise, {args.class_pictures} class images; {args.asked} prompts with the trigger "
         f"word, {args.asked} without, {args.known} for known shapes.",
         "",
         f"| | step | seconds | {' | '.join(SCORES.values())} |",

@@ -26,9 +26,10 @@ def table(args, result: dict) -> str:
         "",
         f"A step is {result['flops'] / 1e9:.1f} GFLOP, {floor * 1e3:.1f} ms at the "
         f"{result['peak']['flops_per_second'] / 1e12:.3g} TFLOP/s of the best matrix product here. Losses and "
-        f"gradients: relative difference to {REFERENCE}, first step.",
+        f"gradients: difference relative to {REFERENCE}, first step.",
         "",
-        "| | ms/step | to ours | MFU | GiB beyond weights | first step s | loss differs | gradient differs |",
+        "| | ms/step | relative to ours | MFU | GiB beyond weights | first step s | loss difference "
+        "| gradient difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, way in ways.items():

@@ -53,14 +53,14 @@ def parse(argv=None):
     parser.add_argument("--steps", type=int, default=20, help="timed steps after the warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--memory_limit_gib", type=float, help="torch may reserve no more than this on the GPU")
-    parser.add_argument("--growth", action="store_true", help="also ours over pixels, batch, pictures and processes")
+    parser.add_argument("--growth", action="store_true", help="also ours over pixels, batch, images and processes")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/train_speed"))
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--name", default="train_speed")
     args = parser.parse_args(argv)
     args.resolution = args.resolution or RESOLUTION[args.size]
     if args.peer and not args.peer.is_file():
-        parser.error(f"--peer: {args.peer} is no file")
+        parser.error(f"--peer: {args.peer} is not a file")
     return args
 
 
@@ -68,7 +68,7 @@ def main(argv=None) -> None:
     """Run the benchmark, writing results as they come. A failed training is listed with its reason; others go on."""
     args = parse(argv)
     if args.peer is None:
-        print("left out: diffusers' script, whose path was not given by --peer", flush=True)
+        print("left out: diffusers' script, since --peer gives no path", flush=True)
     base = save_base(args.size, args.work_dir)
     data = write_images(args.work_dir, args.pictures, args.resolution)
     trainers = trainers_of(args)

@@ -38,7 +38,7 @@ def table(args, result: dict) -> str:
         f"{result['peak']['bytes_per_second'] / 1e9:.1f} GB/s: floors of {floor['flop_floor_seconds']:.4f} s by FLOPs "
         f"and {floor['byte_floor_seconds']:.4f} s by bytes.",
         "",
-        "| | s/step | quartiles | to ours | MFU | times the floor | CPU s/step | peak GiB | start s | cache s "
+        "| | s/step | quartiles | relative to ours | MFU | times the floor | CPU s/step | peak GiB | start s | cache s "
         "| all steps s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -49,7 +49,7 @@ def test_the_script_for_a_gpu_names_what_it_lacks(tmp_path):
     ended = gpu_script(tmp_path, CUDA_VISIBLE_DEVICES="")
     assert ended.returncode == 2 and "torch sees no NVIDIA GPU here" in ended.stdout
     ended = gpu_script(tmp_path, tmp_path / "nowhere.py", TOY="1")
-    assert ended.returncode == 2 and "nowhere.py is no file: give the path of diffusers'" in ended.stdout
+    assert ended.returncode == 2 and "nowhere.py is not a file: give the path of diffusers'" in ended.stdout
     assert not (tmp_path / "out").exists()
 
 

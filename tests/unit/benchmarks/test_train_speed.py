@@ -45,7 +45,7 @@ def test_a_training_that_fails_is_listed_and_stops_no_other(measure, tmp_path):
     assert code == "failed: a"
     assert "| ours | 0.5000 | 0.5000-0.5000 | 1.00 |" in table and "| b | 0.2500 | 0.2500-0.2500 | 0.50 |" in table
     assert "| a | failed: error: no room |" in table
-    assert said.count("left out: diffusers' script, whose path was not given by --peer") == 1
+    assert said.count("left out: diffusers' script, since --peer gives no path") == 1
     result = json.loads((tmp_path / "out" / "train_speed.json").read_text())
     assert len(result["records"]) == 4 and (tmp_path / "out" / "train_speed.png").is_file()
 
@@ -62,4 +62,4 @@ def test_the_others_are_shown_where_ours_fails(measure, tmp_path):
 def test_a_peer_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit):
         train_speed.parse(["--peer", "nowhere.py"])
-    assert "--peer: nowhere.py is no file" in capsys.readouterr().err
+    assert "--peer: nowhere.py is not a file" in capsys.readouterr().err
