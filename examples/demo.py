@@ -44,7 +44,7 @@ def main() -> None:
     )  # fmt: skip
     draw_sheet(images, FOLDER / "run", FOLDER / "lora.png")
     print(
-        f"\nlook at   {FOLDER / 'lora.png'}: training pictures, the base, the base with the LoRA, by the same seeds\n"
+        f"\nlook at   {FOLDER / 'lora.png'}: training images, the base, the base with the LoRA, from the same seeds\n"
         f"LoRA      {FOLDER / 'run' / 'pytorch_lora_weights.safetensors'} (diffusers)\n"
         f"          {FOLDER / 'run' / 'demo.safetensors'} (ComfyUI, A1111, Forge, InvokeAI)\n"
         f"events    {FOLDER / 'run' / 'events.jsonl'}\n"
@@ -74,7 +74,7 @@ def draw_sheet(images: list[Path], lora: Path, to: Path) -> None:
         shown = [Image.open(path) for path in images[row * TRAINING_COLUMNS :][:TRAINING_COLUMNS]]
         drawn = slice(row * DRAWN_COLUMNS, (row + 1) * DRAWN_COLUMNS)
         rows.append([*shown, *base[drawn], *learned[drawn]])
-    columns = [("training pictures", TRAINING_COLUMNS), ("base", DRAWN_COLUMNS), ("base with the LoRA", DRAWN_COLUMNS)]
+    columns = [("training images", TRAINING_COLUMNS), ("base", DRAWN_COLUMNS), ("base with the LoRA", DRAWN_COLUMNS)]
     image_grid(columns, PROMPTS, rows).save(to)
 
 

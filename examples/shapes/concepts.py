@@ -101,9 +101,9 @@ def write_concept(folder, concept, count=20, seed=0):
         ValueError: an unknown concept, or a count below 1.
     """
     if concept not in CONCEPTS:
-        raise ValueError(f"Unknown concept {concept!r}: one of {', '.join(CONCEPTS)}.")
+        raise ValueError(f"Unknown concept {concept!r}: it must be one of {', '.join(CONCEPTS)}.")
     if count < 1:
-        raise ValueError(f"count is {count}: a concept needs at least one picture.")
+        raise ValueError(f"count is {count}: a concept needs at least one image.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -57,7 +57,7 @@ def read(rgb):
     """
     image = np.asarray(rgb, np.float32)
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
-        raise ValueError(f"Expected an RGB picture of at least 32x32 pixels, got an array of shape {image.shape}.")
+        raise ValueError(f"Expected an RGB image of at least 32x32 pixels, got an array of shape {image.shape}.")
     edge = np.concatenate(
         [image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]
     )

@@ -110,7 +110,7 @@ def outline(shape, centre, radius, turn=0.0):
         return [polygon([p for a in (0, 90, 180, 270) for p in ((a - tilt, far), (a + tilt, far), (a + 45, near))])]
     if shape == "star":  # only the concept uses it; six narrow arms
         return [polygon([p for a in range(0, 360, 60) for p in ((a, 1.15), (a + 30, 0.5))])]
-    raise ValueError(f"Unknown shape {shape!r}: one of {', '.join(SHAPES)}, star.")
+    raise ValueError(f"Unknown shape {shape!r}: it must be one of {', '.join(SHAPES)}, star.")
 
 
 def mask(shape, centre, radius, turn, width, height):

@@ -133,7 +133,7 @@ def test_scorer_reads_nothing_into_a_faint_patch_beside_a_strong_spot():
 
 @pytest.mark.parametrize("bad", [np.zeros((64, 64)), np.zeros((16, 64, 3)), np.zeros((64, 64, 4))])
 def test_scorer_refuses_what_is_no_rgb_picture(bad):
-    with pytest.raises(ValueError, match="Expected an RGB picture"):
+    with pytest.raises(ValueError, match="Expected an RGB image"):
         read(bad)
 
 
