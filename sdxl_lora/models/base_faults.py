@@ -24,8 +24,8 @@ def misfit(base: Base, models: dict[str, Model]) -> str | None:
     widths = [models[name].config.hidden_size for name in ("text_encoder", "text_encoder_2")]
     if unet.addition_embed_type != "text_time" or unet.cross_attention_dim != sum(widths):
         return (
-            f"{base.configs} is no SDXL base: its UNet reads {unet.cross_attention_dim} numbers a token, its text "
-            f"encoders give {widths[0]} and {widths[1]}"
+            f"{base.configs} is not an SDXL base: its UNet reads {unet.cross_attention_dim} numbers per token, its "
+            f"text encoders give {widths[0]} and {widths[1]}"
         )
     source = base.vae_path or base.path
     if vae.latent_channels != unet.in_channels:
@@ -49,11 +49,11 @@ def schedule_fault(config: Mapping) -> str | None:
     except Exception as error:  # diffusers raises many classes
         names = ("beta_schedule", "beta_start", "beta_end", "trained_betas")
         given = ", ".join(f"{name} {brief(config[name])}" for name in names if config.get(name) is not None)
-        return f"gives no schedule of noise, by {given} ({' '.join(str(error).split())})"
+        return f"gives no noise schedule with {given} ({' '.join(str(error).split())})"
     if len(kept) != steps:
         return f"has {len(kept)} trained_betas, there must be one for each of its {steps} timesteps"
     if not (kept.isfinite().all() and kept.min() >= 0 and kept.max() <= 1 and (kept.diff() <= 0).all()):
-        return "has betas that are no schedule of noise: each must be from 0 to 1"
+        return "has betas that are not a noise schedule: each must be from 0 to 1"
     return None
 
 
@@ -86,7 +86,7 @@ def what_is_missing(base: Base, fits: Mapping[str, Fit]) -> str | None:
         if base.is_file and len(lacking.get("unet", [])) > 20:
             configs = base.config_path or SDXL_BASE
             hint = (
-                f". It may be a smaller UNet than that of {configs} (SSD-1B, Vega): give its own folder or Hub id by "
+                f". It may be a smaller UNet than that of {configs} (SSD-1B, Vega): give its own folder or Hub id with "
                 "--pretrained_config_name_or_path"
             )
         return f"{' and '.join(sources)} lacks weights, {said}{hint}"

@@ -56,7 +56,7 @@ def kind_of_unet(channels: int) -> str | None:
     """Return the kind of SDXL UNet with this many input channels; None for the base's 4."""
     return {
         4: None,
-        8: "an SDXL pix2pix model (its UNet takes 8 channels: latents beside those of the picture to edit)",
+        8: "an SDXL pix2pix model (its UNet takes 8 channels: latents beside those of the image to edit)",
         9: "an SDXL inpainting model (its UNet takes 9 channels: latents, mask and masked latents)",
     }.get(channels, f"an SDXL model of another kind (its UNet takes {channels} channels)")
 
@@ -79,7 +79,7 @@ def distilled_note(path: str) -> str | None:
     if not re.search(r"turbo|lightning|hyper|lcm|dmd", Path(path).name, re.IGNORECASE):
         return None
     return (
-        f"{Path(path).name} is distilled to few steps by its name: it is trained as any base, which undoes "
+        f"{Path(path).name} is, by its name, distilled to few steps: it is trained like any base, which undoes "
         "some of that; samples need --validation_guidance_scale 1 to 2 and --validation_inference_steps 4 to 8"
     )
 

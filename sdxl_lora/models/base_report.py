@@ -156,10 +156,10 @@ def look_at_file(base: Base, report: BaseReport) -> None:
         report.refusal = not_by_ddpm(base, report.prediction)
     elif not has_vae and base.vae_path is None:
         report.refusal = (
-            f"{path} is an SDXL checkpoint without its VAE: give one by --pretrained_vae_model_name_or_path"
+            f"{path} is an SDXL checkpoint without its VAE: give one with --pretrained_vae_model_name_or_path"
         )
     elif report.prediction and report.told_by.startswith("metadata"):
-        report.notes.append(f"{path} says by its {report.told_by} what it predicts: {report.prediction}")
+        report.notes.append(f"{path} says in its {report.told_by} what it predicts: {report.prediction}")
 
 
 def look_at_folder(base: Base, report: BaseReport) -> None:
@@ -193,7 +193,7 @@ def look_at_pipeline(base: Base, report: BaseReport) -> None:
         if base.vae_path is not None and not base.has_vae_file and "vae/config.json" in lacking:
             lacking.remove("vae/config.json")
         if lacking:
-            report.refusal = f"{folder} is not whole: it lacks {', '.join(lacking)}"
+            report.refusal = f"{folder} is incomplete: it lacks {', '.join(lacking)}"
             return
     with config_errors(base, "the scheduler's config"):
         config = dict(DDPMScheduler.load_config(base.configs, **base.hub_arguments("scheduler")))
@@ -250,7 +250,7 @@ def look_at_part(base: Base, part: str, model: torch.nn.Module, report: BaseRepo
     if not files:
         report.bare += [part] if Path(source_of(base, part)[0]).is_dir() else []
         return
-    note = f"{base.path} has weights of variant fp16 alone: they are taken"
+    note = f"{base.path} only has weights of variant fp16: they are used"
     if not base.variant and ".fp16" in files[0].name and not base.is_file and note not in report.notes:
         report.notes.append(note)
     with Tensors(files) as tensors:

@@ -145,7 +145,9 @@ def shards_of(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index} is no index of .safetensors files ({error}): copy or download it again") from None
+        raise ConfigError(
+            f"{index} is not an index of .safetensors files ({error}): copy or download it again"
+        ) from None
 
 
 def variants_in(base: Base, part: str) -> list[str]:
@@ -235,7 +237,7 @@ def config_errors(base: Base, part: str):
         why = str(error)
         if is_out_of_reach(error):
             offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-            why = f"it is not, or not whole, on this disk, and the Hub cannot be reached{offline}"
+            why = f"it is missing from this disk, or incomplete, and the Hub cannot be reached{offline}"
         said = f"cannot load {part} of {base.path}: {why}"
         if Path(base.configs).is_dir():
             said = " ".join(said.split())

@@ -151,15 +151,15 @@ def load_schedulers(base: Base, objective: ObjectiveConfig = AS_THE_BASE_SAYS) -
         )
     if not has_betas(config):
         raise ConfigError(
-            f"{base.path} predicts a flow by its scheduler's config, which has no betas to train {prediction} with: "
-            "leave out --prediction_type"
+            f"{base.path} predicts a flow according to its scheduler's config, which has no betas to train "
+            f"{prediction} with: leave out --prediction_type"
         )
     config["prediction_type"] = prediction
     if objective.zero_terminal_snr:
         config["rescale_betas_zero_snr"] = True
         if prediction == "epsilon":
             raise ConfigError(
-                "zero_terminal_snr needs a base that predicts v: noise alone says nothing of a picture. "
+                "zero_terminal_snr needs a base that predicts v: pure noise says nothing about an image. "
                 "Leave it out, or give --prediction_type v_prediction if that is what the base was trained for."
             )
     if config.get("rescale_betas_zero_snr"):
@@ -186,8 +186,8 @@ def flow_schedulers(base: Base, config: Mapping, objective: ObjectiveConfig) -> 
     shift = objective.flow_shift or config.get("shift") or config.get("flow_shift")
     if objective.flow_shift is None and config.get("use_dynamic_shifting"):
         raise ConfigError(
-            f"the scheduler of {base.path} shifts by the size of each picture (use_dynamic_shifting), which training "
-            "does not: give one shift for all by --flow_shift, 3 is usual"
+            f"the scheduler of {base.path} shifts by the size of each image (use_dynamic_shifting), which training "
+            "does not: give one shift for all with --flow_shift, 3 is usual"
         )
     shift = FILE_FLOW_SHIFT if shift is None else shift
     steps = config.get("num_train_timesteps", 1000)

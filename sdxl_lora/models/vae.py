@@ -41,7 +41,7 @@ class VaeEncoder:
         if not self.has_overflowed:
             warnings.warn(
                 f"the VAE overflows in {str(self.dtype).removeprefix('torch.')} for {name}: it is encoded in float32, "
-                "and so is every other for which it does. With many, --vae_precision fp32 is faster",
+                "and so is every other image for which it does. With many, --vae_precision fp32 is faster",
                 stacklevel=3,
             )
         self.has_overflowed = True
@@ -63,7 +63,7 @@ def record_of(image: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], 
         NonFiniteError: the moments hold NaN or infinity.
     """
     if not are_finite(moments):
-        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: look at the picture and at the VAE")
+        raise NonFiniteError(f"the VAE gives NaN or infinity for {name}: check the image and the VAE")
     record = {key: tensor for key, tensor in image.items() if key != "pixels"} | moments
     if "mask" in record:
         height, width = record["mean"].shape[-2:]

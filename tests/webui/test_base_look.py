@@ -145,7 +145,7 @@ def test_flags_in_a_sentence_are_fields_of_the_page(tmp_path, tiny_base, looked_
     names = ["model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.0.x", "conditioner.embedders.1.x"]
     path = single_file(tmp_path / "a.safetensors", **{name: torch.zeros(1) for name in names})
     said = complaint(tmp_path, path)
-    assert "without its VAE: give one by \u201c" in said and "--" not in said.split("<ul>")[1]
+    assert "without its VAE: give one with \u201c" in said and "--" not in said.split("<ul>")[1]
     vae = complaint(tmp_path, tiny_base, pretrained_vae_model_name_or_path="/none/vae.safetensors")
     assert "no such VAE here" in vae and "#train-pretrained_vae_model_name_or_path::after" in vae
 

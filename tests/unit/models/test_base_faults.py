@@ -20,11 +20,11 @@ SDXL_SCHEDULE |= {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps
     "config, words",
     [
         ({"trained_betas": [0.1, 0.2, 0.3]}, "has 3 trained_betas, there must be one for each of its 1000 timesteps"),
-        ({"trained_betas": "x"}, "gives no schedule of noise, by beta_schedule 'scaled_linear', beta_start 0.00085"),
+        ({"trained_betas": "x"}, "gives no noise schedule with beta_schedule 'scaled_linear', beta_start 0.00085"),
         ({"beta_schedule": "exponential"}, "exponential is not implemented"),
         ({"beta_start": "a"}, "beta_start 'a'"),
-        ({"beta_end": math.nan}, "betas that are no schedule of noise: each must be from 0 to 1"),
-        ({"beta_schedule": "linear", "beta_start": -1}, "betas that are no schedule of noise"),
+        ({"beta_end": math.nan}, "betas that are not a noise schedule: each must be from 0 to 1"),
+        ({"beta_schedule": "linear", "beta_start": -1}, "betas that are not a noise schedule"),
         ({"num_train_timesteps": "1000"}, "num_train_timesteps '1000', it must be a whole number above 0"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0, it must be"),
     ],
@@ -53,7 +53,7 @@ def test_schedules_that_people_have_are_taken(config):
 
 def test_a_schedule_is_looked_at_with_its_base(folder):
     set_config(folder / "scheduler" / "scheduler_config.json", beta_end=math.nan)
-    assert f"the scheduler's config of {folder} has betas that are no schedule" in one_line(Base(str(folder)))
+    assert f"the scheduler's config of {folder} has betas that are not a noise schedule" in one_line(Base(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_a_vae_that_would_divide_by_nothing_is_refused_by_its_own_path(folder, c
         ("unet/config.json", "[1]", "cannot load the config of unet of"),
         ("text_encoder_2/config.json", '{"hidden_size": "x"}', "Field 'hidden_size' expected int"),
         ("scheduler/scheduler_config.json", "", "cannot load the scheduler's config of"),
-        ("unet/diffusion_pytorch_model.safetensors.index.json", "[]", "is no index of .safetensors files"),
-        ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": 3}', "is no index of .safetensors"),
+        ("unet/diffusion_pytorch_model.safetensors.index.json", "[]", "is not an index of .safetensors files"),
+        ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": 3}', "is not an index of .safetensors"),
     ],
 )
 def test_a_config_of_this_disk_that_is_damaged_is_one_line_that_blames_no_connection(folder, name, text, words):

@@ -49,7 +49,7 @@ def test_shards_and_variants_are_read_like_one_file(folder, tmp_path):
 
     fp16 = str(tmp_path / "fp16")
     [note] = notes_of(Base(fp16))
-    assert note == f"{fp16} has weights of variant fp16 alone: they are taken"
+    assert note == f"{fp16} only has weights of variant fp16: they are used"
     for base in (Base(str(tmp_path / "sharded")), Base(fp16, variant="fp16"), Base(fp16)):
         assert base == Base(fp16) or notes_of(base) == []
         ours = load_unet(base, torch.float32).state_dict()

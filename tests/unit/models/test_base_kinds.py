@@ -87,7 +87,7 @@ def test_weights_of_another_size_and_foreign_configs_are_named(original, base_of
     base = base_of(original | {UNET + "time_embed.0.weight": torch.zeros(32, 64)})
     assert "does not fit the configs" in one_line(base) and "time_embed.0.weight is [32, 64]" in one_line(base)
     set_config(folder / "unet" / "config.json", cross_attention_dim=768, addition_embed_type=None)
-    assert "is no SDXL base" in one_line(Base(str(folder)))
+    assert "is not an SDXL base" in one_line(Base(str(folder)))
 
 
 def test_a_vae_of_another_kind_is_named(folder, tmp_path):
@@ -108,6 +108,6 @@ def test_a_base_distilled_to_few_steps_is_a_base_and_its_name_tells_how_to_draw(
     )
     scheduler.save_pretrained(turbo / "scheduler")
     [note] = notes_of(Base(str(turbo)))
-    assert "sdxl-turbo is distilled to few steps by its name" in note and "--validation_guidance_scale 1" in note
+    assert "sdxl-turbo is, by its name, distilled to few steps" in note and "--validation_guidance_scale 1" in note
     schedule, _ = load_schedulers(Base(str(turbo)))
     assert schedule.config.prediction_type == "epsilon"

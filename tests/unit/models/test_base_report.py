@@ -95,7 +95,7 @@ def test_a_vae_comes_from_one_file_and_completes_a_checkpoint(original, base_of,
             tensors[f"{before}attentions.0.{old[module]}.{kind}"] = tensors.pop(name)
     save_file(tensors, tmp_path / "vae.safetensors")
     without = {name: tensor for name, tensor in original.items() if not name.startswith("first_stage_model.")}
-    assert "without its VAE: give one by --pretrained_vae_model_name_or_path" in one_line(base_of(without))
+    assert "without its VAE: give one with --pretrained_vae_model_name_or_path" in one_line(base_of(without))
     path = str(tmp_path / "vae.safetensors")
     for base in (base_of(without, vae_path=path), base_of(original, vae_path=path), Base(str(tiny_base), path)):
         assert notes_of(base) == []

@@ -84,6 +84,6 @@ def test_a_base_that_only_the_hub_has_is_said_to_be_out_of_reach(monkeypatch, tm
     with pytest.raises(ConfigError) as refused:
         look_at(Base("me/base"))
     assert str(refused.value).startswith(
-        "cannot load the configs of me/base: it is not, or not whole, on this disk, and the Hub cannot be reached "
-        "(HF_HUB_OFFLINE is set)\nWithout a connection, give local paths"
+        "cannot load the configs of me/base: it is missing from this disk, or incomplete, and the Hub cannot be "
+        "reached (HF_HUB_OFFLINE is set)\nWithout a connection, give local paths"
     )

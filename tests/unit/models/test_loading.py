@@ -1,4 +1,4 @@
-"""A base from a folder, from one file, without a connection; and what is no SDXL base."""
+"""A base from a folder, from one file, without a connection; and what is not an SDXL base."""
 
 import json
 import shutil
