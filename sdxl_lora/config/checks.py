@@ -29,7 +29,7 @@ def part_problems(name: str, part: str | None) -> list[str]:
     """Return a sentence if `part` is not a valid part of a whole, such as 1/4."""
     if part is None or ((found := re.fullmatch(r"(\d+)/(\d+)", part)) and 1 <= int(found[1]) <= int(found[2])):
         return []
-    return [f"{name} is {part!r}, it must be a part of a whole like 1/4 or 4/4"]
+    return [f"{name} is {part!r}, it must be a part of the whole, such as 1/4 or 4/4"]
 
 
 def keyword_argument(text: str) -> tuple[str, Any]:
@@ -41,7 +41,7 @@ def keyword_argument(text: str) -> tuple[str, Any]:
         return name.strip(), ast.literal_eval(value.strip())
     except (ValueError, SyntaxError):
         raise ConfigError(
-            f"optimizer_args has {text!r}, it must be name=value with Python's values: 0.1, True, (0.9, 0.99), 'text'"
+            f"optimizer_args has {text!r}, it must be name=value with a Python value: 0.1, True, (0.9, 0.99), 'text'"
         ) from None
 
 

@@ -96,7 +96,7 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
             near = difflib.get_close_matches(name, fields, n=1)
             problems.append(f"{where}: unknown key {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         elif name in seen:
-            problems.append(f"{where}: {name!r} stands here a second time")
+            problems.append(f"{where}: {name!r} is given a second time")
         elif isinstance(value, yaml.MappingNode) and fields[name].type == tuple[str, ...] and is_flat(value):
             flags += [f"--{name}", *(f"{key.value}={item.value}" for key, item in value.value)]
         elif name == "datasets" and isinstance(value, yaml.SequenceNode) and all(map(is_flat, value.value)):
@@ -104,7 +104,7 @@ def flags_of_yaml(config_class: type, path: Path) -> list[str]:
         elif not (isinstance(value, yaml.ScalarNode) or (isinstance(value, yaml.SequenceNode) and is_flat(value))):
             problems.append(f"{where}: {name!r} must be a value or a list of values")
         elif isinstance(value, yaml.SequenceNode) and any(v.value.startswith("-") for v in value.value[1:]):
-            problems.append(f"{where}: an item of {name!r} begins with a dash, which would read as a flag")
+            problems.append(f"{where}: an item of {name!r} begins with a dash and would be read as a flag")
         else:
             is_bool = fields[name].type is bool or is_switch(fields[name].type)
             flags += flags_of_entry(name, value, is_bool, fields[name].type is str)

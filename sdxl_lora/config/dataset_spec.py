@@ -87,7 +87,7 @@ def checked(values: dict, text: str) -> DatasetEntry:
                 raise ConfigError(f"{name} in {text!r} must be true or false")
             values[name] = TRUTHS[str(value).lower()]
         elif not isinstance(value, str):
-            raise ConfigError(f"{name} in {text!r} must be one text")
+            raise ConfigError(f"{name} in {text!r} must be a single string")
     for name in ("train_data_dir", "dataset_name"):
         if name in values:
             values[name] = pasted_path(values[name])
@@ -95,9 +95,9 @@ def checked(values: dict, text: str) -> DatasetEntry:
         values["trigger_word"] = values["trigger_word"].strip()
     entry = DatasetEntry(**values)
     if (entry.train_data_dir is None) == (entry.dataset_name is None):
-        raise ConfigError(f"{text!r} must have one of train_data_dir and dataset_name")
+        raise ConfigError(f"{text!r} must have either train_data_dir or dataset_name")
     if entry.weight is not None and "repeats" in values:
-        raise ConfigError(f"{text!r} has repeats and a weight: give one of them")
+        raise ConfigError(f"{text!r} has both repeats and a weight: give only one of them")
     return entry
 
 
@@ -106,7 +106,7 @@ def parse_entries(texts: Sequence[str]) -> list[DatasetEntry]:
     entries = [parse_entry(text) for text in texts]
     unweighted = [entry.name for entry in entries if entry.weight is None]
     if unweighted and len(unweighted) < len(entries):
-        raise ConfigError(f"give every dataset a weight, or none: {', '.join(unweighted)} has none")
+        raise ConfigError(f"give every dataset a weight, or none of them: {', '.join(unweighted)} has none")
     return entries
 
 

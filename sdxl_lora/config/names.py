@@ -21,9 +21,9 @@ def check_name(name: str) -> None:
             "starting with a letter or digit."
         )
     if is_reserved_name(name):
-        raise ValueError(f"the output name {name!r} is a device's on Windows: choose another.")
+        raise ValueError(f"the output name {name!r} is a device name on Windows: choose another.")
     if f"{name}.safetensors" == DIFFUSERS_NAME:
-        raise ValueError(f"the output name {name!r} is the diffusers file's own: choose another.")
+        raise ValueError(f"the output name {name!r} is that of the diffusers file: choose another.")
 
 
 def name_from(folder: str) -> str:

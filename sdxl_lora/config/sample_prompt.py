@@ -60,7 +60,7 @@ def parse_prompt(line: str) -> SamplePrompt:
         assert found, "it was split where a letter follows"
         letter, value = found.groups()
         if letter not in OPTIONS:
-            raise ConfigError(f"the prompt {line!r} has an unknown option --{letter}; there are {KNOWN}")
+            raise ConfigError(f"the prompt {line!r} has an unknown option --{letter}; the options are {KNOWN}")
         name, kind = OPTIONS[letter]
         if name in values:
             raise ConfigError(f"the prompt {line!r} has --{letter} twice")
@@ -98,7 +98,7 @@ def read_prompts_file(path: str) -> list[str]:
         raise ConfigError(f"cannot read validation_prompts_file {path}: {error}") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise ConfigError(f"validation_prompts_file {path} holds no prompt: write one a line")
+        raise ConfigError(f"validation_prompts_file {path} holds no prompts: write one per line")
     return prompts
 
 
@@ -121,7 +121,7 @@ def with_partners(prompts: Sequence[SamplePrompt], trigger_words: Sequence[str])
     pairs = [(prompt, without_trigger_words(prompt.text, trigger_words)) for prompt in prompts]
     if all(text == prompt.text for prompt, text in pairs):
         words = " or ".join(map(repr, trigger_words))
-        raise ConfigError(f"validation_without_trigger: no validation prompt has the trigger word {words}")
+        raise ConfigError(f"validation_without_trigger: no validation prompt contains the trigger word {words}")
     return [
         one
         for prompt, text in pairs

@@ -19,4 +19,6 @@ def check_source(text: str, setting: str, what: str) -> None:
     try:
         validate_repo_id(text)
     except HFValidationError:
-        raise ConfigError(f"{setting} {text!r}: no such {what} here, and no Hub id (owner/name) either") from None
+        raise ConfigError(
+            f"{setting} {text!r}: no such {what} here, and it is not a Hub id (owner/name) either"
+        ) from None

@@ -78,8 +78,8 @@ class TrainConfig:
         if self.output.output_name or self.lora_name == self._folder_name:
             return []
         return [
-            f"the LoRA files are called {self.lora_name}, since {printable(self._folder_name)!r} cannot be a file's "
-            "name everywhere; --output_name chooses another"
+            f"the LoRA files are called {self.lora_name}, since {printable(self._folder_name)!r} cannot be a file "
+            "name everywhere; choose another with --output_name"
         ]
 
     def same_on_resume(self) -> dict:
@@ -125,7 +125,7 @@ class TrainConfig:
         if self.objective.output_preservation is not None and self.adapter.changes_the_base:
             problems.append(
                 f"output_preservation does not go with init_lora_weights {self.adapter.init_lora_weights}, which takes "
-                "a part out of the base that is to be kept: use kaiming"
+                "out part of the base that must be kept: use kaiming"
             )
         if self.data.dataset_streaming:
             problems += self._streaming_problems()
@@ -137,7 +137,7 @@ class TrainConfig:
         if not adapter.train_text_encoder:
             return ["train_unet is off, and so is train_text_encoder: nothing would train, turn one of them on"]
         problems = [
-            f"{name} is for the UNet: leave it out where train_unet is off"
+            f"{name} is for the UNet: leave it out when train_unet is off"
             for name, value in {
                 "block_ranks": adapter.block_ranks,
                 "block_lr_factors": optimizer.block_lr_factors,
@@ -145,9 +145,9 @@ class TrainConfig:
             if value
         ]
         if optimizer.stop_text_encoder_training is not None:
-            problems.append("stop_text_encoder_training leaves nothing to train where train_unet is off: leave it out")
+            problems.append("stop_text_encoder_training leaves nothing to train when train_unet is off: leave it out")
         if optimizer.text_encoder_lr == 0 and optimizer.text_encoder_2_lr in (None, 0):
-            problems.append("text_encoder_lr 0 leaves nothing to train where train_unet is off: give a rate above 0")
+            problems.append("text_encoder_lr 0 leaves nothing to train when train_unet is off: give a rate above 0")
         return problems
 
     def _memory_problems(self) -> list[str]:
@@ -175,7 +175,7 @@ class TrainConfig:
         """Return a sentence for each setting that conflicts with CUDA graphs."""
         adapter, problems = self.adapter, []
         if self.compute.stream_base:
-            problems.append("cuda_graphs does not go with stream_base, whose weights come anew in each step")
+            problems.append("cuda_graphs does not go with stream_base, whose weights are loaded again in each step")
         if adapter.train_text_encoder and self.compute.gradient_checkpointing:
             problems.append(
                 "cuda_graphs does not go with train_text_encoder and gradient_checkpointing: transformers keeps the "
@@ -183,7 +183,7 @@ class TrainConfig:
             )
         if self.compute.gradient_checkpointing and adapter.has_dropout:
             problems.append(
-                "cuda_graphs does not go with gradient_checkpointing and dropout: a graph cannot draw it again"
+                "cuda_graphs does not go with gradient_checkpointing and dropout: a graph cannot repeat the dropout"
             )
         # PEFT drops such layers by a branch, and a graph would replay the same branch forever.
         if adapter.module_dropout and adapter.adapter != "lora":
@@ -203,12 +203,12 @@ class TrainConfig:
             "checkpointing_epochs": self.checkpoint.checkpointing_epochs is not None,
         }
         problems = [
-            f"dataset_streaming does not go with {name}: nobody knows which pictures will come"
+            f"dataset_streaming does not go with {name}: it is not known which images will come"
             for name, is_set in does_not_go.items()
             if is_set
         ]
         if self.batch.train_batch_size == "auto":
             problems.append("train_batch_size auto does not go with dataset_streaming: give a number")
         if self.batch.max_train_steps is None:
-            problems.append("dataset_streaming needs max_train_steps: nobody knows how long an epoch is")
+            problems.append("dataset_streaming needs max_train_steps: it is not known how long an epoch is")
         return problems

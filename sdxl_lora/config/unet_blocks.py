@@ -44,7 +44,7 @@ def parse_blocks(texts: Sequence[str], number: Callable[[str], Number]) -> dict[
         if not NAME.fullmatch(name):
             raise ValueError(f"{text!r} must be block=number, and a block is {NAMES}")
         if name in values:
-            raise ValueError(f"{name} stands there twice")
+            raise ValueError(f"{name} is given twice")
         try:
             values[name] = number(value)
         except ValueError:
@@ -60,6 +60,6 @@ def check_blocks(values: Mapping[str, object], modules: Iterable[str]) -> None:
     names = {name[:end] for name in present for end in (*(i for i, sign in enumerate(name) if sign == "."), len(name))}
     if missing := [name for name in values if name not in names]:
         raise ValueError(
-            f"{', '.join(missing)}: no module that trains lies there. These blocks have some: "
-            f"{', '.join(sorted(names))}. Other target_modules reach others."
+            f"{', '.join(missing)}: no module is trained there. Blocks with trained modules: "
+            f"{', '.join(sorted(names))}. Other target_modules reach other blocks."
         )

@@ -21,9 +21,9 @@ def test_parts_share_out_all():
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
 def test_what_is_no_part_is_refused(part):
-    with pytest.raises(ConfigError, match="it must be a part of a whole like 1/4"):
+    with pytest.raises(ConfigError, match="it must be a part of the whole, such as 1/4"):
         flat_preprocess_config("raw", "out", part=part)
-    with pytest.raises(ConfigError, match="it must be a part of a whole like 1/4"):
+    with pytest.raises(ConfigError, match="it must be a part of the whole, such as 1/4"):
         flat_train_config("run", train_data_dir="data", cache_part=part)
 
 

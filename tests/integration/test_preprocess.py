@@ -110,7 +110,7 @@ def test_errors_come_as_one_message_with_their_code(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--resolution", "1023"], "1016, 1024"),
-        (["--no_upscale", "--enlarge_small"], "exclude each other"),
+        (["--no_upscale", "--enlarge_small"], "cannot be used together"),
         (["--max_aspect", "nan", "--caption_batch_size", "0"], "caption_batch_size is 0"),
         (["--bucket_step", "20"], "multiple of 8"),
         (["--background", "0", "0", "300"], "0 to 255"),

@@ -219,7 +219,7 @@ def test_signals_that_a_system_lacks_are_none():
 def test_the_names_of_windows_devices_are_no_files(name):
     assert is_reserved_name(name)
     if re.fullmatch(r"[\w.]+", name, re.ASCII):
-        with pytest.raises(ValueError, match="is a device's on Windows"):
+        with pytest.raises(ValueError, match="is a device name on Windows"):
             check_name(name)
 
 

@@ -55,5 +55,5 @@ class CaptionConfig:
         problems = [f"{name} is empty, it must be some text" for name, value in values.items() if value == ""]
         if not all(share > 0 and math.isfinite(share) for share in self.caption_shares):
             shares = " ".join(f"{share:g}" for share in self.caption_shares)
-            problems.append(f"caption_shares is {shares}, it must be numbers above 0, as many as captions")
+            problems.append(f"caption_shares is {shares}, it must be numbers above 0, one for each caption")
         return problems

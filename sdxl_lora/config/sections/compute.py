@@ -39,7 +39,7 @@ class BatchConfig:
             return [] if is_number else [f"train_batch_size is {batch!r}, it must be a whole number above 0, or auto"]
         if self.gradient_accumulation_steps == 1:
             return [
-                "train_batch_size auto takes as many of a step's gradient_accumulation_steps pictures at once as fit: "
+                "train_batch_size auto takes as many of a step's gradient_accumulation_steps images at once as fit: "
                 "say how many a step has, e.g. --gradient_accumulation_steps 8"
             ]
         return []
@@ -100,9 +100,9 @@ class ComputeConfig:
                 f"base_products {self.base_products} needs base_precision int8 or fp8, not {self.base_precision}"
             )
         if self.base_products and self.memory_budget is not None:
-            problems.append("base_products does not go with memory_budget, which may pack the base otherwise")
+            problems.append("base_products does not go with memory_budget, which may pack the base in another way")
         if self.stream_base and self.compile == "on":
-            problems.append("stream_base does not go with compile, which needs the weights where they are")
+            problems.append("stream_base does not go with compile, which needs the weights to stay in place")
         budget = self.memory_budget
         if budget is not None and not re.fullmatch(r"\s*\d*\.?\d+\s*(G|GB|GiB)?\s*", budget, re.IGNORECASE):
             problems.append(f"memory_budget is {budget!r}, it must be gibibytes such as 8GB")

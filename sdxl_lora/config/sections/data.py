@@ -56,7 +56,7 @@ class DataConfig:
             problems.append(multiple_of_8_problem(self.resolution))
         if [self.train_data_dir is None, self.dataset_name is None, not self.datasets].count(False) != 1:
             problems.append(
-                "give one of train_data_dir (a folder), dataset_name (the Hub, or save_to_disk) and datasets (several)"
+                "give one of train_data_dir (a folder), dataset_name (the Hub, or save_to_disk) or datasets (several)"
             )
         try:
             parse_entries(self.datasets)

@@ -72,8 +72,8 @@ class EvaluationConfig:
         if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
             one = " ".join(prompts)
             warnings.warn(
-                f"validation_prompt has {len(prompts)} prompts of one word each, and each is drawn: if they are one, "
-                f'put it in quotes, --validation_prompt "{one}"',
+                f"validation_prompt has {len(prompts)} prompts of one word each, each drawn separately: if they "
+                f'are one, put it in quotes, --validation_prompt "{one}"',
                 stacklevel=2,
             )
 
@@ -95,10 +95,10 @@ class EvaluationConfig:
         if self.by_similarity and self.similarity_model is None:
             problems.append("best_by similarity needs a similarity_model, e.g. facebook/dinov2-base")
         if self.best_by == "loss" and not self.validation_split:
-            problems.append("best_by loss needs a validation_split: pictures whose loss is measured")
+            problems.append("best_by loss needs a validation_split: images whose loss is measured")
         if self.early_stopping_patience is not None and not (self.validation_split or self.by_similarity):
             problems.append(
-                "early_stopping_patience needs a validation_split: pictures whose loss tells when to stop; or best_by "
+                "early_stopping_patience needs a validation_split: images whose loss tells when to stop; or best_by "
                 "similarity"
             )
         if self.validation_guidance_rescale is not None and self.validation_guidance_rescale > 1:

@@ -54,7 +54,7 @@ class ObjectiveConfig:
         """Return a sentence for each pair of conflicting settings."""
         problems = []
         if self.snr_gamma is not None and self.debiased_estimation:
-            problems.append("snr_gamma and debiased_estimation exclude each other: choose one")
+            problems.append("snr_gamma and debiased_estimation cannot be used together: choose one")
         if self.preservation_class is not None and self.output_preservation is None:
             problems.append(
                 "preservation_class needs output_preservation: the share of the steps that use it, e.g. 0.3"
@@ -81,14 +81,14 @@ def flow_problems(objective: ObjectiveConfig, noise: NoiseConfig) -> list[str]:
     """Return a sentence for each setting without meaning for a base that predicts a flow."""
     with_flow = "does not go with a base that predicts a flow"
     problems = [
-        f"{name} {with_flow}, whose timesteps weigh as often as they are drawn: use timestep_sampling instead"
+        f"{name} {with_flow}, whose timesteps count as often as they are drawn: use timestep_sampling instead"
         for name in ("snr_gamma", "debiased_estimation")
         if getattr(objective, name)
     ]
     if objective.zero_terminal_snr:
-        problems.append(f"zero_terminal_snr {with_flow}: its last timestep is noise alone without it")
+        problems.append(f"zero_terminal_snr {with_flow}: its last timestep is pure noise anyway")
     problems += [
-        f"{name} {with_flow}, which learns dark and bright pictures from plain noise: leave it out"
+        f"{name} {with_flow}, which learns dark and bright images from pure noise: leave it out"
         for name in ("noise_offset", "multires_noise_iterations")
         if getattr(noise, name)
     ]

@@ -117,7 +117,7 @@ class OptimizerConfig:
         if self.name in OPTIMIZERS and not (self.name == "adafactor" and finds_its_own):
             problems.append(
                 "learning_rate is None, it must be a number; None is for adafactor with --optimizer_args "
-                "relative_step=True, and for an optimizer by module.Class that has a rate of its own"
+                "relative_step=True, and for a module.Class optimizer that has its own rate"
             )
         of_rate = {
             "lr_scheduler": self.lr_scheduler != "constant",

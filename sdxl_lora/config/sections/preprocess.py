@@ -47,9 +47,9 @@ class SizeConfig:
         if not 1 <= self.max_aspect <= 8:
             problems.append(f"max_aspect is {self.max_aspect}, it must be from 1 to 8")
         if self.no_upscale and self.enlarge_small:
-            problems.append("no_upscale and enlarge_small exclude each other: choose one")
+            problems.append("no_upscale and enlarge_small cannot be used together: choose one")
         if self.no_upscale and self.buckets == "off":
-            problems.append("no_upscale needs buckets: without them small pictures are left out or enlarged")
+            problems.append("no_upscale needs buckets: without them small images are left out or enlarged")
         return problems
 
 
@@ -141,7 +141,7 @@ class CaptionerConfig:
         if not self.caption_model:
             problems.append("caption_model is empty, it must be some text")
         if len(set(self.caption_model)) < len(self.caption_model) or (self.models and "none" in self.caption_model):
-            problems.append("caption_model names a captioner twice, or none beside one: name each once")
+            problems.append("caption_model names a captioner twice, or none together with one: name each once")
         if self.ocr and not self.models:
             problems.append("ocr needs a caption_model, Florence-2 or a fine-tune of it")
         if self.caption_join != "one" and len(self.models) < 2:

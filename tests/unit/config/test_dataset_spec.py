@@ -76,19 +76,19 @@ def test_an_empty_trigger_word_is_none_and_no_comma_in_front_of_captions(nothing
         (("{train_data_dir: a, repeats: often}",), "repeats in .* must be a number"),
         (("{train_data_dir: a, weight: .inf}",), "must be above 0"),
         (("{train_data_dir: a, repeat: 2}",), "unknown key 'repeat', did you mean repeats"),
-        (("{train_data_dir: a, dataset_name: b}",), "one of train_data_dir and dataset_name"),
-        (("{repeats: 2}",), "one of train_data_dir and dataset_name"),
+        (("{train_data_dir: a, dataset_name: b}",), "either train_data_dir or dataset_name"),
+        (("{repeats: 2}",), "either train_data_dir or dataset_name"),
         (("{train_data_dir: a, weight: 1, repeats: 1}",), "repeats and a weight"),
         (("{train_data_dir: a, is_class_images: 3}",), "true or false"),
-        (("{train_data_dir: [a, b]}",), "train_data_dir in .* must be one text"),
+        (("{train_data_dir: [a, b]}",), "train_data_dir in .* must be a single string"),
         (("{train_data_dir: [",), "not a mapping in YAML"),
-        (("a", "{train_data_dir: b, weight: 1}"), "every dataset a weight, or none: a has none"),
+        (("a", "{train_data_dir: b, weight: 1}"), "every dataset a weight, or none of them: a has none"),
     ],
 )
 def test_a_dataset_that_cannot_be_is_refused_by_the_config(datasets, words):
     with pytest.raises(ConfigError, match=f"datasets: .*{words}"):
         flat_train_config(output_dir="x", datasets=datasets)
-    with pytest.raises(ConfigError, match=r"give one of train_data_dir .* and datasets"):
+    with pytest.raises(ConfigError, match=r"give one of train_data_dir .* or datasets"):
         flat_train_config(output_dir="x", datasets=("a",), train_data_dir="b")
 
 
@@ -123,7 +123,7 @@ def two_folders(tmp_path):
     return tmp_path / "red", tmp_path / "blue"
 
 
-@pytest.mark.filterwarnings("ignore:1 of 2 pictures have an empty caption")
+@pytest.mark.filterwarnings("ignore:1 of 2 images have an empty caption")
 def test_joined_pictures_are_those_of_the_folders_with_their_own_words(two_folders):
     red, blue = (ImageDataset(open_dataset(str(folder)), resolution=64) for folder in two_folders)
     entries = [DatasetEntry("red", repeats=2), DatasetEntry("blue", trigger_word="sks", is_class_images=True)]
@@ -139,7 +139,7 @@ def test_joined_pictures_are_those_of_the_folders_with_their_own_words(two_folde
     assert dataset_key(joined.examples) != dataset_key(other.examples)
 
 
-@pytest.mark.filterwarnings("ignore:1 of 2 pictures have an empty caption")
+@pytest.mark.filterwarnings("ignore:1 of 2 images have an empty caption")
 def test_a_run_of_two_datasets_sees_each_by_its_repeats_and_resumes_exactly(train, train_config, two_folders, tmp_path):
     red, blue = map(str, two_folders)
     (two_folders[0] / "README.md").write_text("---\ntrigger_word: rrr\n---\n")

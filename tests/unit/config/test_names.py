@@ -31,7 +31,9 @@ def test_the_nearest_name_that_can_be_a_files_everywhere(folder, name):
 def test_another_name_than_the_folders_is_said(tmp_path):
     config = flat_train_config(str(tmp_path / "my cat"), train_data_dir="data")
     assert config.lora_name == "my-cat"
-    assert config.notes_on_name()[0].startswith("the LoRA files are called my-cat, since 'my cat' cannot be a file's")
+    assert config.notes_on_name()[0].startswith(
+        "the LoRA files are called my-cat, since 'my cat' cannot be a file name"
+    )
     assert flat_train_config(str(tmp_path / "cat"), train_data_dir="data").notes_on_name() == []
     named = flat_train_config(str(tmp_path / "my cat"), train_data_dir="data", output_name="tom")
     assert (named.lora_name, named.notes_on_name()) == ("tom", [])

@@ -37,7 +37,7 @@ def test_prompts_are_read_as_in_kohyas_files(line, wanted):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("a cat --x 3", "unknown option --x; there are --w width"),
+        ("a cat --x 3", "unknown option --x; the options are --w width"),
         ("a cat --width 64", "unknown option --width"),
         ("a cat --w 60", "a width of 60, it must be a multiple of 8 above 0"),
         ("a cat --h 0", "a height of 0"),
@@ -60,7 +60,7 @@ def test_a_file_of_prompts(tmp_path):
     path.write_text("# comment\n\n a cat --d 1 \n#another\na dog\n", encoding="utf-8-sig")
     assert read_prompts_file(str(path)) == ["a cat --d 1", "a dog"]
     path.write_text("# nothing\n")
-    with pytest.raises(ConfigError, match=r"prompts.txt holds no prompt: write one a line"):
+    with pytest.raises(ConfigError, match=r"prompts.txt holds no prompts: write one per line"):
         read_prompts_file(str(path))
     path.write_bytes(b"caf\xe9")
     for wrong in (path, tmp_path / "nowhere.txt", tmp_path):
@@ -93,7 +93,7 @@ def test_each_prompt_with_the_trigger_word_gets_a_partner_that_differs_in_it_alo
     first, other = SamplePrompt("sks, a cat", "dark", 64, 64, 3, 5.0, 4), SamplePrompt("a dog", seed=1)
     pair = SamplePrompt("a cat", "dark", 64, 64, 3, 5.0, 4, is_without_trigger=True)
     assert with_partners([first, other], ["xyz", "sks"]) == [first, pair, other]
-    with pytest.raises(ConfigError, match="no validation prompt has the trigger word 'xyz'"):
+    with pytest.raises(ConfigError, match="no validation prompt contains the trigger word 'xyz'"):
         with_partners([first, other], ["xyz"])
     with pytest.raises(ConfigError, match="needs a trigger word, which `python -m preprocess"):
         with_partners([first, other], [])

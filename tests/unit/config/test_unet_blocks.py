@@ -124,6 +124,6 @@ def test_blocks_learn_at_their_own_rate_and_rank_and_the_file_says_so(train):
 
 def test_an_empty_block_ends_the_run_before_it_trains(train, tmp_path):
     for name in ("block_ranks", "block_lr_factors"):
-        with pytest.raises(ConfigError, match=r"up\.2: no module that trains lies there"):
+        with pytest.raises(ConfigError, match=r"up\.2: no module is trained there"):
             train(**{name: ("up.2=1",)})
     assert not list((tmp_path / "run").glob("checkpoint-*"))

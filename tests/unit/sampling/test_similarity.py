@@ -151,7 +151,7 @@ def test_what_cannot_measure_is_refused_before_any_work(train, models, tmp_path)
     for model in (models / "bert", pickled, foreign, "no/such-model"):
         with pytest.raises(ConfigError, match=r"similarity_model .* cannot be used: .*vision model of transformers"):
             train(**settings, similarity_model=str(model))
-    with pytest.raises(ConfigError, match=r"similarity_model .*nowhere': no such folder here, and no Hub id"):
+    with pytest.raises(ConfigError, match=r"similarity_model .*nowhere': no such folder here, and it is not a Hub id"):
         train(**settings, similarity_model=str(tmp_path / "nowhere"))
     assert not (tmp_path / "ran").exists() and nothing_is_cached(tmp_path)
     with pytest.raises(ConfigError, match="similarity_model needs a validation_prompt"):
