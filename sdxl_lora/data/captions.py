@@ -49,8 +49,8 @@ class Preservation:
         """Raise ConfigError if no caption has a trigger word, which leaves nothing to tell apart."""
         if self.share and not any(has_trigger_word(caption, word) for caption in captions for word in self.words):
             raise ConfigError(
-                f"output_preservation needs captions with the trigger word, but none has {', '.join(self.words)}: "
-                "prepare the pictures with --trigger_word, or leave it out"
+                f"output_preservation needs captions with the trigger word, but none contains {', '.join(self.words)}: "
+                "prepare the images with --trigger_word, or leave it out"
             )
 
 
@@ -68,7 +68,7 @@ def preservation_of(objective: ObjectiveConfig, data: DataConfig) -> Preservatio
     words = sorted(trigger_words_of(data), key=len, reverse=True)
     if not words:
         raise ConfigError(
-            "output_preservation needs a trigger word, and none is known: prepare the pictures with --trigger_word, or "
+            "output_preservation needs a trigger word, and none is known: prepare the images with --trigger_word, or "
             'say it with --datasets "{train_data_dir: FOLDER, trigger_word: WORD}"'
         )
     return Preservation(objective.output_preservation, tuple(words), objective.preservation_class or "")
@@ -102,13 +102,15 @@ def choose_one(captions: Captions, shares: Sequence[float], rng: random.Random) 
     An image with fewer captions than shares uses the first shares.
     """
     if shares and len(shares) < len(captions):
-        raise DataError(too_few_shares(f"a picture with {captions[0][:60]!r}", len(captions), shares))
+        raise DataError(too_few_shares(f"an image with {captions[0][:60]!r}", len(captions), shares))
     return rng.choices(captions, shares[: len(captions)] or None)[0]
 
 
 def too_few_shares(name: str, captions: int, shares: Sequence[float]) -> str:
     """Return the message for an image with more captions than shares."""
-    return f"{name} has {captions} captions, caption_shares are {len(shares)}: give as many, or none for equal ones"
+    return (
+        f"{name} has {captions} captions but caption_shares has {len(shares)}: give as many, or none for equal shares"
+    )
 
 
 def check_shares(images: Iterable[tuple[str, Captions]], shares: Sequence[float]) -> None:
@@ -124,7 +126,7 @@ def check_shares(images: Iterable[tuple[str, Captions]], shares: Sequence[float]
     if most > len(shares):
         raise ConfigError(too_few_shares(name, most, shares))
     if most < 2:
-        raise ConfigError("caption_shares has no effect: no picture has several captions, leave it out")
+        raise ConfigError("caption_shares has no effect: no image has several captions, leave it out")
 
 
 def choose_wildcards(caption: str, rng: random.Random) -> str:

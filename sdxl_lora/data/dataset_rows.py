@@ -31,7 +31,7 @@ def left_encoded(dataset: datasets.Dataset, columns: Collection[str]) -> dataset
         if hasattr(feature, "decode"):
             dataset = dataset.cast_column(name, replace(feature, decode=False))
         elif require_decoding(feature):
-            raise DataError(f"the column {name} holds lists of pictures or sounds, which cannot be used there")
+            raise DataError(f"the column {name} holds lists of images or sounds, which cannot be used")
     return dataset
 
 
@@ -104,5 +104,5 @@ def mask_of(data: bytes | None, name: str, size: tuple[int, int]) -> Image.Image
         return Image.new("L", size, 255)
     mask = upright_rgb(decode_image(data, f"the mask of {name}"), BLACK).convert("L")
     if mask.size != size:
-        raise DataError(f"the mask of {name} has {mask.size} px, it must have {size} like the picture")
+        raise DataError(f"the mask of {name} has {mask.size} px, it must have {size} like the image")
     return mask

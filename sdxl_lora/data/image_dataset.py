@@ -125,7 +125,7 @@ class ImageDataset:
             self.dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         except UNREADABLE as error:
             raise DataError(
-                f"the column {image_column} holds no pictures ({error}): choose with --image_column"
+                f"the column {image_column} holds no images ({error}): choose another with --image_column"
             ) from None
         self.image_column, self.seed, self.center_crop = image_column, seed, center_crop
         self.resolution, self.masked, self.captions_per_line = resolution, masked, captions_per_line
@@ -142,10 +142,10 @@ class ImageDataset:
     def _example(self, index: int, row: dict, caption_column: str, memo: FileMemo) -> Example:
         image = row[self.image_column]
         if not image or (image["bytes"] is None and not image["path"]):
-            raise DataError(f"row {index} of the dataset has no picture: take it out")
+            raise DataError(f"row {index} of the dataset has no image: remove the row")
         self.files.append(facts_of_files(row, self.image_columns))
         path = image["path"]
-        name = printable(path or f"picture {index}")
+        name = printable(path or f"image {index}")
         caption, *others = captions_in(row, caption_column, self.captions_per_line, name)
         if others and is_left_out(row[caption_column], [caption, *others], self.captions_per_line):
             self.unused_texts.append(name)
@@ -236,16 +236,16 @@ class ImageDataset:
         if mask is not None:
             record["mask"] = torch.from_numpy(np.array(mask))[None].float() / 255
             if not record["mask"].any():
-                raise DataError(f"the mask of {name} is black where the picture is trained: paint white what counts")
+                raise DataError(f"the mask of {name} is black where the image is trained: paint what counts white")
         return record
 
     def _warn_of_captions(self, caption_column: str) -> None:
         empty = [e.name for e in self.examples if not all(caption.strip() for caption in e.captions)]
-        unused = f"have a {caption_column} that is none of their {CAPTIONS} and is not used: put it among them"
+        unused = f"have a {caption_column} that is not among their {CAPTIONS} and is not used: add it to them"
         for names, what in ((empty, "have an empty caption"), (self.unused_texts, unused)):
             if names:
                 shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-                warnings.warn(f"{len(names)} of {len(self)} pictures {what}: {shown}", stacklevel=3)
+                warnings.warn(f"{len(names)} of {len(self)} images {what}: {shown}", stacklevel=3)
 
 
 def check_class_images(examples: Iterable[Example], prior_loss_weight: float, preserves: bool = False) -> None:
@@ -256,8 +256,8 @@ def check_class_images(examples: Iterable[Example], prior_loss_weight: float, pr
     """
     if prior_loss_weight != 1 and not preserves and not any(example.is_class_image for example in examples):
         raise ConfigError(
-            f"prior_loss_weight is {prior_loss_weight}, but no picture is marked in a column {CLASS_COLUMN}: "
-            "`python -m preprocess --class_images FOLDER` adds some, --output_preservation does without"
+            f"prior_loss_weight is {prior_loss_weight}, but no image is marked in a column {CLASS_COLUMN}: "
+            "`python -m preprocess --class_images FOLDER` adds some, --output_preservation works without them"
         )
 
 

@@ -57,7 +57,7 @@ def open_saved_splits(folder: Path) -> datasets.Dataset:
     splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     chosen = "train" if "train" in splits or len(splits) != 1 else splits[0]
     if chosen not in splits:
-        raise DataError(f"{folder} has the splits {', '.join(splits)} and no train: name the folder of one of them")
+        raise DataError(f"{folder} has the splits {', '.join(splits)} but no train: give the folder of one of them")
     say(folder, "other splits, which are not used", [name for name in splits if name != chosen])
     return datasets.load_from_disk(str(folder / chosen))
 
@@ -97,8 +97,10 @@ def open_shards(folder: Path, shards: list[Path]) -> datasets.Dataset:
         try:
             pyarrow.parquet.read_schema(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no Parquet file, or damaged ({error}): fetch it anew or take it away") from None
-    say_others(folder, shards, "beside Parquet files of pictures")
+            raise DataError(
+                f"{path} is not a Parquet file, or is damaged ({error}): download it again or remove it"
+            ) from None
+    say_others(folder, shards, "beside Parquet files of images")
     return datasets.load_dataset("parquet", data_files={"train": literal(files)}, split="train")
 
 
@@ -115,7 +117,7 @@ def training_files(folder: Path, shards: list[Path]) -> list[Path]:
     if "train" not in split.values():
         return shards
     others = [path for path in shards if split[path] not in ("train", None)]
-    say(folder, "of other splits than train, and not used", [shown(path, folder) for path in others])
+    say(folder, "not used, of splits other than train", [shown(path, folder) for path in others])
     return [path for path in shards if path not in others]
 
 
@@ -142,10 +144,10 @@ def captioned_images(folder: Path) -> datasets.Dataset:
     say_all(found)
     say_splits(found)
     if found.missing:
-        raise DataError(f"{folder}: {listed(found.missing)}: there is no such picture that can be used")
+        raise DataError(f"{folder}: {listed(found.missing)}: there is no usable image of this name")
     if not found.sources:
         hint = ": --dataset_streaming reads its .tar files" if files_below(folder, ".tar") else ""
-        raise DataError(f"no pictures ({', '.join(SUFFIXES)}) in {folder}{hint}")
+        raise DataError(f"no images ({', '.join(SUFFIXES)}) in {folder}{hint}")
     named = {source.name for source, *_ in found.lines}
     others = sorted((source for source in found.sources if source.name not in named), key=lambda source: source.path)
     rows = [row_of_line(*line) for line in found.lines] + [row_of(source) for source in others]
@@ -182,7 +184,7 @@ def leave_out_undecodable(found: Found) -> None:
     """Drop images whose names are not UTF-8, which no column can hold."""
     for source in found.sources:
         if as_text(str(source.path)) != str(source.path):
-            found.left_out[source.name] = "its name or its folder's is no UTF-8: rename it"
+            found.left_out[source.name] = "its name or its folder's is not UTF-8: rename it"
     found.sources = [source for source in found.sources if source.name not in found.left_out]
     found.lines = [line for line in found.lines if line[0].name not in found.left_out]
 
@@ -209,7 +211,7 @@ def say_splits(found: Found) -> None:
     folders = {source.name.split("/")[0] for source in found.sources if "/" in source.name}
     if any(SPLITS.get(name.lower()) == "train" for name in folders):
         others = sorted(name for name in folders if SPLITS.get(name.lower()) not in ("train", None))
-        say(found.folder, "used too, as all folders are: name the one with train to leave others out", others)
+        say(found.folder, "used too, like all folders: give the one with train to leave the others out", others)
 
 
 def say(folder: Path, what: str, names: list[str]) -> None:

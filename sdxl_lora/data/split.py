@@ -20,6 +20,6 @@ def held_out(examples: Sequence[Example], share: float, seed: int) -> list[int]:
     order = sorted(sources - in_both, key=lambda source: keyed_seed(seed, "validation", source))
     count = max(1, round(share * len(order)))
     if count >= len(order):
-        raise ConfigError(f"validation_split {share} leaves nothing to train on: there are {len(order)} pictures")
+        raise ConfigError(f"validation_split {share} leaves nothing to train on: there are {len(order)} images")
     chosen = set(order[:count])
     return [index for index, example in enumerate(examples) if example.source in chosen]

@@ -145,7 +145,7 @@ class StreamSampler:
     def key(self) -> str:
         """Return the facts about the stream that a resumed run must share."""
         read = f"a stream of {self.files} files, read by {self.world_size} processes"
-        return f"{read}, {self.block_size} pictures shuffled at a time"
+        return f"{read}, {self.block_size} images shuffled at a time"
 
     def passes(self, step: int) -> float:
         return 0.0

@@ -67,14 +67,14 @@ def folder_stream(folder: Path) -> datasets.IterableDataset:
         say_others(folder, tars, "beside .tar files")
         return tar_stream(list(map(str, tars)))
     if shards := shards_in(folder):
-        say_others(folder, shards, "beside Parquet files of pictures")
+        say_others(folder, shards, "beside Parquet files of images")
         kind, files = "parquet", training_files(folder, shards)
     elif files := [path for name in OF_DATASETS for path in files_below(folder, name) if path.name == name]:
         kind, found = "imagefolder", find_images(folder)
         named = {source.name for source, *_ in found.lines}
         say_all(found)
         others = [source.name for source in found.sources if source.name not in named]
-        say(folder, "not used, metadata do not name them, and a stream is of metadata alone", others)
+        say(folder, "not used, the metadata does not name them, and a stream reads only what it names", others)
     else:
         raise DataError(f"no .tar and no .parquet files in {folder}, which dataset_streaming needs")
     data_files = {"train": literal(files)}
@@ -133,9 +133,11 @@ def stored_rows(
                 if number % block_size == 0:
                     begin = replace(begin, block=begin.block + 1, stream=stream.state_dict())
         except UNREADABLE as error:
-            raise DataError(f"cannot read on in the stream: {error}") from error
+            raise DataError(f"cannot read any further in the stream: {error}") from error
         if not number and not begin.stream:
-            raise DataError("no pictures in the part of the stream that this process reads: too few for all, or none")
+            raise DataError(
+                "no images in the part of the stream that this process reads: too few for all processes, or none"
+            )
         begin = Place(begin.epoch + 1)
 
 

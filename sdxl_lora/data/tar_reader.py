@@ -43,11 +43,11 @@ def samples(paths: list[str]) -> Iterator[dict[str, Any]]:
                 else:
                     without.append(sample["__key__"])
         except (tarfile.TarError, EOFError) as error:
-            raise DataError(f"{path} is damaged or cut ({error}): make or fetch it anew") from None
+            raise DataError(f"{path} is damaged or cut short ({error}): make or download it again") from None
         if not found:
-            raise DataError(f"{path} holds no pictures ({', '.join(IMAGES)})")
+            raise DataError(f"{path} holds no images ({', '.join(IMAGES)})")
         if without:
-            said = f"{path}: {len(without)} samples without a picture are not used, the first is {without[0]}"
+            said = f"{path}: {len(without)} samples without an image are not used, the first is {without[0]}"
             warnings.warn(printable(said), stacklevel=2)
 
 
@@ -80,4 +80,4 @@ def content_of(suffix: str, data: bytes, name: str) -> Any:
         text = data.decode("utf-8-sig")
         return json.loads(text) if suffix == "json" else text
     except ValueError as error:
-        raise DataError(f"{name} is no {'JSON' if suffix == 'json' else 'UTF-8'} ({error})") from None
+        raise DataError(f"{name} is not {'JSON' if suffix == 'json' else 'UTF-8'} ({error})") from None

@@ -37,7 +37,7 @@ def test_a_resumed_run_on_a_stream_equals_an_uninterrupted_one(train, shards, tm
     assert all(torch.equal(tensor, weights_of(parts, 6)[name]) for name, tensor in weights_of(whole, 6).items())
     losses = [[step["loss"] for step in read_events(run / "events.jsonl", "step")] for run in (whole, parts)]
     assert losses[0] == losses[1] and len(set(losses[0])) == 6
-    with pytest.raises(CheckpointError, match="6 pictures shuffled at a time"):
+    with pytest.raises(CheckpointError, match="6 images shuffled at a time"):
         train(**{**settings, "shuffle_buffer_size": 7}, output_dir=str(parts))
     with pytest.raises(CheckpointError, match="dataset_streaming"):
         train(train_data_dir=str(shards), train_batch_size=2, random_flip=True, output_dir=str(parts))
@@ -81,13 +81,13 @@ def test_a_private_dataset_on_the_hub_trains_as_its_files_do_and_goes_on_exactly
 def test_a_hub_that_does_not_answer_is_named_at_the_start_and_on_the_way(hub, monkeypatch):
     batches = batches_of(None, batch_size=1, dataset_name="me/cat")
     hub.refuse = "/resolve/"
-    with pytest.raises(DataError, match=r"cannot read on in the stream: .*(403|permission)"):
+    with pytest.raises(DataError, match=r"cannot read any further in the stream: .*(403|permission)"):
         steps_of(batches, 0, 8)
     hub.refuse = ""
     batches = batches_of(None, batch_size=1, dataset_name="me/cat")
     hub.close()
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts, half a minute in all
-    with pytest.raises(DataError, match="cannot read on in the stream: "):
+    with pytest.raises(DataError, match="cannot read any further in the stream: "):
         steps_of(batches, 0, 8)
     with pytest.raises(DataError, match="cannot open the stream me/cat: "):
         open_stream(None, "me/cat")

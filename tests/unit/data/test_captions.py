@@ -99,7 +99,7 @@ def test_each_sample_takes_one_of_several_captions_by_their_shares():
     assert fewer["a cat"] == pytest.approx(1500, abs=100) and fewer["1girl, solo"] == 2000 - fewer["a cat"]
     both = found(CaptionConfig(enable_wildcard=True, proportion_empty_prompts=0.5))
     assert set(both) == {"a cat", "1girl, solo", "red", "blue", ""}
-    with pytest.raises(DataError, match="has 3 captions, caption_shares are 2"):
+    with pytest.raises(DataError, match="has 3 captions but caption_shares has 2"):
         found(CaptionConfig(caption_shares=(1, 1)))
 
 
@@ -126,9 +126,9 @@ def test_of_several_captions_those_that_will_occur_are_listed():
 def test_shares_that_do_not_fit_the_images_are_refused():
     check_shares([("a.png", ("a",))], ())
     check_shares([("a.png", ("a",)), ("b.png", ("a", "b"))], (1, 2, 3))
-    with pytest.raises(ConfigError, match="no picture has several captions"):
+    with pytest.raises(ConfigError, match="no image has several captions"):
         check_shares([("a.png", ("a",))], (1, 2))
-    with pytest.raises(ConfigError, match=r"b.png has 3 captions, caption_shares are 2"):
+    with pytest.raises(ConfigError, match=r"b.png has 3 captions but caption_shares has 2"):
         check_shares([("a.png", ("a",)), ("b.png", ("a", "b", "c"))], (1, 2))
     for shares in ((1, 0), (-1, 2), (float("nan"), 1)):
         with pytest.raises(ConfigError, match=r"caption_shares is .* it must be numbers above 0"):
@@ -186,7 +186,7 @@ def test_preservation_without_a_trigger_word_is_refused(tmp_path):
     preservation = preservation_of(config.objective, config.data)
     assert preservation == Preservation(0.3, ("sks cat", "sks"), "cat"), "the longest first"
     preservation.check(["a dog", "SKS on a sofa"])
-    with pytest.raises(ConfigError, match="needs captions with the trigger word, but none has sks cat, sks"):
+    with pytest.raises(ConfigError, match="needs captions with the trigger word, but none contains sks cat, sks"):
         preservation.check(["a dog", ""])
     with pytest.raises(ConfigError, match="preservation_class needs output_preservation"):
         flat_train_config(**folder, preservation_class="cat")

@@ -111,7 +111,7 @@ def test_trigger_word_is_read_from_the_datasets_card(tmp_path):
 def test_missing_and_empty_folders_are_data_errors(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_dataset(str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         open_dataset(str(tmp_path))
 
 
@@ -139,7 +139,7 @@ def test_caption_file_in_another_encoding_is_named_and_a_byte_order_mark_is_not_
 
 def test_empty_captions_are_counted(ramps):
     (ramps / "1.txt").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures have an empty caption: .*1\.png"):
+    with pytest.warns(UserWarning, match=r"1 of 3 images have an empty caption: .*1\.png"):
         ImageDataset(open_dataset(str(ramps)), resolution=64)
 
 
@@ -194,7 +194,7 @@ def test_masks_change_the_key_only_where_they_count(masked, ramps):
 def test_masks_that_cannot_be_used_are_named(masked, ramps):
     with pytest.raises(DataError, match=r"masked_loss needs a dataset with a column mask.*--masks alpha"):
         ImageDataset(masked.remove_columns("mask"), masked=True)
-    for size, colour, words in [((10, 10), 255, "must have .200, 100. like the picture"), ((200, 100), 0, "is black")]:
+    for size, colour, words in [((10, 10), 255, "must have .200, 100. like the image"), ((200, 100), 0, "is black")]:
         Image.new("L", size, colour).save(ramps / "masks" / "0.png")
         with pytest.raises(DataError, match=words):
             ImageDataset(masked, resolution=64, masked=True).load(0)
@@ -204,7 +204,7 @@ def test_a_weight_for_class_images_needs_some(masked):
     examples = ImageDataset(masked, resolution=64, masked=True).examples
     check_class_images(examples, 0.5)
     check_class_images(examples[:1], 1.0)
-    with pytest.raises(ConfigError, match=r"prior_loss_weight is 0\.5, but no picture is marked"):
+    with pytest.raises(ConfigError, match=r"prior_loss_weight is 0\.5, but no image is marked"):
         check_class_images(examples[:1], 0.5)
     assert dataset_key(examples) != dataset_key([examples[0], replace(examples[1], is_class_image=False)])
 
@@ -221,7 +221,7 @@ def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
     images = [{"bytes": stream.getvalue(), "path": None} for stream in (tiff, png)]
     columns = {"image": images, "text": ["a", "b"], "original_size": [[64, 64]] * 2, "crop_top_left": [[0, 0]] * 2}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-    with pytest.raises(DataError, match="picture 0: unsupported format TIFF"):
+    with pytest.raises(DataError, match="image 0: unsupported format TIFF"):
         ImageDataset(dataset, resolution=64)
     beside = datasets.Dataset.from_dict({"image": images[1:], "text": ["b"], "other": images[:1]})
     for name in ("image", "other"):
@@ -229,7 +229,7 @@ def test_no_decoder_but_ours_opens_what_a_dataset_holds(monkeypatch):
     assert ImageDataset(beside, resolution=64).load(0)["pixels"].shape == (3, 64, 64)
     lists = datasets.Dataset.from_dict({"image": images[1:], "text": [[png.getvalue()]]})
     lists = lists.cast(datasets.Features(image=datasets.Image(), text=datasets.List(datasets.Image())))
-    with pytest.raises(DataError, match="the column text holds lists of pictures"):
+    with pytest.raises(DataError, match="the column text holds lists of images"):
         ImageDataset(lists, resolution=64)
     assert reached == []
 
@@ -256,7 +256,7 @@ def test_captions_with_a_nul_and_rows_without_a_picture_are_named(ramps):
     with pytest.raises(DataError, match=r"caption of .*0\.png has a NUL at position 1"):
         ImageDataset(plain.map(lambda row: {"text": "a\0b"}))
     rows = datasets.Dataset.from_list([{"image": None, "text": "a"}], features=plain.features)
-    with pytest.raises(DataError, match="row 0 of the dataset has no picture"):
+    with pytest.raises(DataError, match="row 0 of the dataset has no image"):
         ImageDataset(rows)
     (ramps / "1.txt").write_bytes("ramp".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"1\.txt is not UTF-8 text: NUL at position 1"):

@@ -53,7 +53,7 @@ def test_a_list_of_captions_alone_will_do_and_an_edited_text_beside_it_is_named(
     (ramps / "metadata.jsonl").write_text(json.dumps(rows[0] | {"text": "edited"}) + "\n")
     for number in (1, 2):
         (ramps / f"{number}.png").unlink()
-    with pytest.warns(UserWarning, match="1 of 1 pictures have a text that is none of their captions.*0.png"):
+    with pytest.warns(UserWarning, match="1 of 1 images have a text that is not among their captions.*0.png"):
         ImageDataset(open_dataset(str(ramps)), resolution=64)
     del rows[0]["text"]
     (ramps / "metadata.jsonl").write_text(json.dumps(rows[0]) + "\n")

@@ -202,9 +202,9 @@ STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())
 @pytest.mark.parametrize(
     "columns, words",
     [
-        ({"image": pyarrow.array([None], STRUCT)}, "row 0 of the dataset has no picture"),
-        ({"image": pyarrow.array([{"bytes": None, "path": None}], STRUCT)}, "row 0 of the dataset has no picture"),
-        ({"image": [1]}, "column image holds no pictures"),
+        ({"image": pyarrow.array([None], STRUCT)}, "row 0 of the dataset has no image"),
+        ({"image": pyarrow.array([{"bytes": None, "path": None}], STRUCT)}, "row 0 of the dataset has no image"),
+        ({"image": [1]}, "column image holds no images"),
         ({"image": pyarrow.array([{"bytes": b"x", "path": None}], STRUCT), "original_size": [[0, 0]],
           "crop_top_left": [[0, 0]]}, "sizes above 0"),
         ({"image": pyarrow.array([{"bytes": b"x", "path": "x.png"}], STRUCT), "original_size": [[64, 64]],
@@ -219,7 +219,7 @@ def test_odd_rows_of_parquet_are_named(columns, words, tmp_path):
 
 def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"a\.parquet is no Parquet file, or damaged"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file, or is damaged"):
         open_dataset(str(tmp_path))
 
 
@@ -232,7 +232,7 @@ def test_saved_splits_are_opened_at_train_and_others_named(tmp_path):
     datasets.DatasetDict({"pets": one}).save_to_disk(tmp_path / "one")
     assert len(open_dataset(str(tmp_path / "one"))) == 1
     datasets.DatasetDict({"cats": one, "dogs": one}).save_to_disk(tmp_path / "pets")
-    with pytest.raises(DataError, match="has the splits cats, dogs and no train"):
+    with pytest.raises(DataError, match="has the splits cats, dogs but no train"):
         open_dataset(str(tmp_path / "pets"))
 
 
@@ -263,7 +263,7 @@ def test_notes_that_are_no_card_are_named(content, tmp_path):
 
 def test_a_trigger_word_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("---\ntrigger_word: [a, b]\n---\n")
-    with pytest.raises(DataError, match="must be one text, it is"):
+    with pytest.raises(DataError, match="must be a single string, it is"):
         trigger_word_of(str(tmp_path))
 
 

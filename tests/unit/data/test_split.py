@@ -40,7 +40,7 @@ def test_a_new_picture_moves_few_others():
 
 
 def test_a_split_that_leaves_nothing_is_refused():
-    with pytest.raises(ConfigError, match="leaves nothing to train on: there are 1 pictures"):
+    with pytest.raises(ConfigError, match="leaves nothing to train on: there are 1 images"):
         held_out(examples_of(["a", "a"]), 0.1, 0)
     with pytest.raises(ConfigError, match="leaves nothing to train on"):
         held_out(examples_of(["a", "b"]), 0.9, 0)

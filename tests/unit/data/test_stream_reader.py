@@ -70,7 +70,7 @@ def test_what_is_no_stream_is_refused(tmp_path, shards, captioned_photographs):
     (tmp_path / "0.parquet").write_bytes((shards / "shard-0.parquet").read_bytes())
     batches = batches_of(tmp_path)
     batches.stream = batches.stream.take(0)
-    with pytest.raises(DataError, match="no pictures in the part of the stream that this process reads"):
+    with pytest.raises(DataError, match="no images in the part of the stream that this process reads"):
         next(batches.from_step(0))
 
 
@@ -79,7 +79,7 @@ def test_a_stream_that_breaks_off_ends_with_a_word(shards, tmp_path):
         data = (shards / f"shard-{number}.parquet").read_bytes()
         (tmp_path / f"{number}.parquet").write_bytes(data if number == 0 else data[:-100])
     batches = batches_of(tmp_path, batch_size=1)
-    with pytest.raises(DataError, match="cannot read on in the stream: "):
+    with pytest.raises(DataError, match="cannot read any further in the stream: "):
         steps_of(batches, 0, 8)
 
 

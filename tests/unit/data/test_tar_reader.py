@@ -40,18 +40,18 @@ def test_samples_without_a_picture_are_counted_and_named(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, data in {"a.txt": b"alone", "b.png": png(64, 64, 0), "b.txt": b"a picture", "c.tif": b"II*"}.items():
             add_to_tar(tar, name, data)
-    with pytest.warns(UserWarning, match=r"0\.tar: 2 samples without a picture are not used, the first is a$"):
+    with pytest.warns(UserWarning, match=r"0\.tar: 2 samples without an image are not used, the first is a$"):
         assert [row["__key__"] for row in samples([str(tmp_path / "0.tar")])] == ["b"]
 
 
-@pytest.mark.parametrize("kind", ["cut", "no pictures", "JSON", "UTF-8"])
+@pytest.mark.parametrize("kind", ["cut", "no images", "JSON", "UTF-8"])
 def test_a_tar_that_cannot_be_read_is_named(kind, tars, tmp_path):
     whole = (tars / "shard-0.tar").read_bytes()
     (tmp_path / "bad.tar").write_bytes(whole[: len(whole) // 2])
     if kind != "cut":
         with tarfile.open(tmp_path / "bad.tar", "w") as tar:
-            if kind != "no pictures":
+            if kind != "no images":
                 add_to_tar(tar, "a.png", png(64, 64, 0))
-            add_to_tar(tar, "a.json" if kind == "JSON" else "a.txt", b"caf" if kind == "no pictures" else b"caf\xe9")
+            add_to_tar(tar, "a.json" if kind == "JSON" else "a.txt", b"caf" if kind == "no images" else b"caf\xe9")
     with pytest.raises(DataError, match=rf"bad\.tar.*({kind}|damaged)"):
         steps_of(batches_of(tmp_path, batch_size=1), 0, 20)
