@@ -69,7 +69,7 @@ def density_of(config: TimestepConfig, num_train_timesteps: int) -> TimestepDens
     first, end = config.min_timestep, config.max_timestep or num_train_timesteps
     if not first < end <= num_train_timesteps:
         raise ConfigError(
-            f"min_timestep {first} and max_timestep {end} must lie in order among the base's {num_train_timesteps}"
+            f"min_timestep {first} and max_timestep {end} must be in order, from 0 to {num_train_timesteps}"
         )
     density = TimestepDensity(
         config.timestep_sampling,

@@ -80,7 +80,7 @@ def test_draws_are_of_the_density_and_uniform_ones_are_as_they_always_were():
         ),
         ({"logit_std": 0.0}, "logit_std is 0.0, it must be above 0"),
         ({"logit_mean": math.nan}, "logit_mean is nan"),
-        ({"snr_gamma": 5.0, "debiased_estimation": True}, "exclude each other"),
+        ({"snr_gamma": 5.0, "debiased_estimation": True}, "cannot be used together"),
         ({"huber_c": 0.0}, "huber_c is 0.0"),
     ],
 )
