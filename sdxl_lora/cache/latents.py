@@ -32,7 +32,7 @@ def wait_for_start(pool) -> None:
         pool.apply_async(int).get(START_TIMEOUT_SECONDS)
     except multiprocessing.TimeoutError:
         raise DataError(
-            f"the processes that decode pictures have not started within {START_TIMEOUT_SECONDS} s: "
+            f"the processes that decode images have not started within {START_TIMEOUT_SECONDS} s: "
             "use --dataloader_num_workers 0"
         ) from None
 
@@ -78,7 +78,7 @@ class LatentCache:
         except DataError:
             if self.load_vae is None:
                 raise
-            warnings.warn(f"{self.path(index, flip)} is damaged and is made again", stacklevel=2)
+            warnings.warn(f"{self.path(index, flip)} is damaged and will be made again", stacklevel=2)
             write_record(self.path(index, flip), self._encoded(VaeEncoder(self.load_vae()), index, flip))
             return read_record(self.path(index, flip))
 
@@ -164,7 +164,7 @@ class LatentCache:
             if not moments:  # not in the handler, where the traceback still holds the batch's tensors
                 self.at_once = len(part) // 2
                 warnings.warn(
-                    f"out of memory with {len(part)} pictures in the VAE at once: going on with {self.at_once}",
+                    f"out of memory with {len(part)} images in the VAE at once: going on with {self.at_once}",
                     stacklevel=2,
                 )
                 free_memory()
@@ -203,8 +203,8 @@ class LatentCache:
                         picture = result.get(WORKER_TIMEOUT_SECONDS)
                     except multiprocessing.TimeoutError:
                         raise DataError(
-                            f"the process that decodes {self._name(asked)} died or hangs: no answer "
-                            f"for {WORKER_TIMEOUT_SECONDS} s. Look at the picture, or use --dataloader_num_workers 0."
+                            f"the process that decodes {self._name(asked)} died or is hanging: no answer "
+                            f"for {WORKER_TIMEOUT_SECONDS} s. Check the image, or use --dataloader_num_workers 0."
                         ) from None
                     if isinstance(picture, str):
                         yield DataError(picture)

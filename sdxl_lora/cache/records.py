@@ -112,4 +112,4 @@ def compare_checksum(metadata: dict[str, str] | None, file: bytes | mmap.mmap) -
     """Raise SafetensorError if a record's bytes have changed since it was written."""
     checksum = (metadata or {}).get("crc32")
     if checksum is not None and zlib.crc32(data_of(file)) != int(checksum, 16):
-        raise SafetensorError("its checksum does not fit")
+        raise SafetensorError("its checksum does not match")

@@ -46,7 +46,7 @@ class TextCache:
         except DataError:
             if self.load_parts is None:
                 raise
-            warnings.warn(f"{self.path(prompt)} is damaged and is made again", stacklevel=2)
+            warnings.warn(f"{self.path(prompt)} is damaged and will be made again", stacklevel=2)
             write_record(self.path(prompt), self.encode(prompt, *self.load_parts()))
             return read_record(self.path(prompt))
 
@@ -75,7 +75,7 @@ def warn_of_long_prompts(prompts: Iterable[str], tokenizer, chunks: int) -> None
     if long:
         longest = max(counts.values())
         warnings.warn(
-            f"{len(long)} prompts are longer than {CHUNK * chunks} tokens and are cut there, like {min(long)[:60]!r}; "
-            f"--max_caption_chunks {-(-longest // CHUNK)} reads them whole",
+            f"{len(long)} prompts are longer than {CHUNK * chunks} tokens and are cut off there, such as "
+            f"{min(long)[:60]!r}; --max_caption_chunks {-(-longest // CHUNK)} reads them in full",
             stacklevel=3,
         )

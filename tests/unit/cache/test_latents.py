@@ -100,7 +100,7 @@ def test_batches_have_one_size_and_come_in_the_order_of_their_first():
 def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path, tiny_base, five):
     encode = Watched(tiny_base, room=2)
     cache = LatentCache(tmp_path, five, "key", batch_size=6)
-    with pytest.warns(UserWarning, match=r"out of memory with \d pictures in the VAE at once: going on with") as said:
+    with pytest.warns(UserWarning, match=r"out of memory with \d images in the VAE at once: going on with") as said:
         cache.fill(encode, BOTH, 0, Workers())
     assert [str(one.message).rpartition(" ")[2] for one in said] == ["3", "1"], "once for all that follow"
     assert len(content(cache)) == 10 and encode.batches[2:] == [(1, 64)] * 6 + [(1, 96)] * 4
@@ -111,7 +111,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path, tiny_base, five):
 def test_a_stop_leaves_the_parts_of_a_batch_that_are_there(tmp_path, tiny_base, five):
     """It is asked for before each part, where memory suffices for two of four."""
     stops, cache = iter([False, True]), LatentCache(tmp_path, five, "key", batch_size=4)
-    with pytest.warns(UserWarning, match="out of memory with 4 pictures"):
+    with pytest.warns(UserWarning, match="out of memory with 4 images"):
         cache.fill(Watched(tiny_base, room=2), BOTH, 0, Workers(should_stop=lambda: next(stops)))
     assert len(records(tmp_path)) == 2 and not list(stops)
 
@@ -204,7 +204,7 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(
             yield picture
 
     monkeypatch.setattr(latents, "_decoded", lose_patience_at_the_third)
-    with pytest.raises(DataError, match=r"decodes .*coffee\.png died or hangs: no answer for 1 s"):
+    with pytest.raises(DataError, match=r"decodes .*coffee\.png died or is hanging: no answer for 1 s"):
         latents.fill(Watched(tiny_base), (False,), 1, Workers())
     assert len(records(tmp_path)) == 2, "what was encoded before is kept"
 

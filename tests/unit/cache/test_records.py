@@ -24,7 +24,7 @@ def test_a_damaged_record_is_found_and_made_again(tmp_path, tiny_base, images, d
         if damage in spoilt:
             path.write_bytes(spoilt[damage])
         if damage != "missing":
-            with pytest.warns(UserWarning, match=f"{path.name} is damaged and is made again"):
+            with pytest.warns(UserWarning, match=f"{path.name} is damaged and will be made again"):
                 after = read()
         else:
             fill(tmp_path, tiny_base, images)
