@@ -90,7 +90,7 @@ def check_named_device() -> None:
     except Exception as error:  # torch raises many kinds
         why = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"ACCELERATE_TORCH_DEVICE is {name!r} in the environment, which is no device here ({why}): unset it"
+            f"ACCELERATE_TORCH_DEVICE is {name!r} in the environment, which is not a device here ({why}): unset it"
         ) from error
 
 
@@ -121,7 +121,7 @@ def send_only_what_trains(accelerator, model: torch.nn.Module) -> None:
     of_all = gather_object([hashlib.sha256(str(sums).encode()).hexdigest()])
     if len(set(of_all)) > 1:
         odd = [rank for rank, of_rank in enumerate(of_all) if of_rank != of_all[0]]
-        raise ConfigError(f"ranks {odd} have read another base than rank 0: give every machine the same files")
+        raise ConfigError(f"ranks {odd} have read a different base from rank 0: give every machine the same files")
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(frozen))
 
 

@@ -52,7 +52,7 @@ def patient_barrier(accelerator):
         try:
             return asking.submit(store.add, key, number).result(limit)
         except NoAnswer:
-            raise RuntimeError(f"Timed out waiting {limit:.0f} s for an answer of the main process") from None
+            raise RuntimeError(f"Timed out waiting {limit:.0f} s for an answer from the main process") from None
 
     try:
         ask("done", 1)
@@ -62,7 +62,7 @@ def patient_barrier(accelerator):
             if signs != before:
                 since = time.monotonic()
             elif time.monotonic() - since > limit:
-                raise RuntimeError(f"Timed out waiting {limit:.0f} s for a sign of life of another process")
+                raise RuntimeError(f"Timed out waiting {limit:.0f} s for a sign of life from another process")
             time.sleep(pause)
             pause = min(2 * pause, 1)
     finally:

@@ -27,7 +27,7 @@ OF_MPI = {  # torch's name: those of Intel MPI and MPICH, of OpenMPI and of MVAP
     "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
     "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
 }
-HOW_TO = "start it by `accelerate launch` or `torchrun`, which set all of them, or unset them"
+HOW_TO = "start it with `accelerate launch` or `torchrun`, which set all of them, or unset them"
 
 
 def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro_steps: int) -> list[str]:
@@ -46,13 +46,13 @@ def set_aside(environment: MutableMapping[str, str], mixed_precision: str, micro
         said.append(f"TorchDynamo ({backend}) is not used: --compile compiles the UNet's blocks")
     asked = environment.pop("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", mixed_precision):
-        said.append(f"mixed_precision {asked} is not used: --mixed_precision {mixed_precision} counts")
+        said.append(f"mixed_precision {asked} is not used: --mixed_precision {mixed_precision} applies")
     for name in [name for name in environment if name.startswith("ACCELERATE_FP8_")]:
         del environment[name]
     asked = environment.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if asked not in ("1", str(micro_steps)):
         said.append(
-            f"gradient_accumulation_steps {asked} is not used: --gradient_accumulation_steps {micro_steps} counts"
+            f"gradient_accumulation_steps {asked} is not used: --gradient_accumulation_steps {micro_steps} applies"
         )
     said = [f"accelerate's config or the environment asks for more than is done here: {text}" for text in said]
     return said + settle_processes(environment)
@@ -89,7 +89,7 @@ def settle_processes(environment: MutableMapping[str, str]) -> list[str]:
     world_size = numbers.get("WORLD_SIZE", 1)
     if world_size < 1 or ("WORLD_SIZE" in numbers and not 0 <= numbers.get("RANK", 0) < world_size):
         of_rank = f", RANK {numbers['RANK']}" if "RANK" in numbers else ""
-        raise ConfigError(f"WORLD_SIZE is {world_size}{of_rank} in the environment, which cannot be: {HOW_TO}")
+        raise ConfigError(f"WORLD_SIZE is {world_size}{of_rank} in the environment, which is impossible: {HOW_TO}")
     ranks = [name for name in ("RANK", "LOCAL_RANK") if name in numbers]
     lacking = [
         name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment

@@ -41,13 +41,13 @@ def living_only(store: Store, rank: int, world_size: int) -> Store:
             try:
                 theirs = store.get(f"{own}/{other}").decode()
             except RuntimeError as error:
-                raise LostProcessError(f"rank {other} has not come within {seconds:.0f} s ({error})") from error
+                raise LostProcessError(f"rank {other} did not arrive within {seconds:.0f} s ({error})") from error
             store.set(f"{own}/{theirs}", "welcome")
         return PrefixStore(own, store)
     since, start = time.monotonic(), ""
     while not (start and store.check([f"{start}/{own}"])):
         if time.monotonic() - since > seconds:
-            raise LostProcessError(f"the main process has not come within {seconds:.0f} s")
+            raise LostProcessError(f"the main process did not arrive within {seconds:.0f} s")
         if store.check(["start"]):
             start = store.get("start").decode()
             store.set(f"{start}/{rank}", own)

@@ -95,7 +95,7 @@ def test_processes_with_different_bases_are_refused(train_config, tmp_path):
     config = train_config(stream_base=True)  # else its weights are there all the while
     codes, printed = launch(config, tmp_path / "log", world_size=2, first=change_the_base_on_rank_1)
     assert codes == [2, 2]
-    assert printed.count("error: ranks [1] have read another base than rank 0") == 2
+    assert printed.count("error: ranks [1] have read a different base from rank 0") == 2
 
 
 def test_the_frozen_base_does_not_cross_the_network(train_config, tiny_base, tmp_path):

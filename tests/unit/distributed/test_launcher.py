@@ -32,9 +32,9 @@ def said(environment, mixed_precision="bf16", micro_steps=2):
         ({"LOCAL_RANK": "0"}, "has LOCAL_RANK=0 but not WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT: this process"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism config is not used"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "TorchDynamo (INDUCTOR) is not used: --compile"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision fp8 is not used: --mixed_precision bf16 counts"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision fp8 is not used: --mixed_precision bf16 applies"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto"}, "gradient_accumulation_steps auto is not used"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2 counts"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--gradient_accumulation_steps 2 applies"),
         ({"RANK": "0"}, "has RANK=0 but not WORLD_SIZE"),
         ({"LOCAL_RANK": "0", "RANK": "0"}, "this process trains alone"),
         (
@@ -74,7 +74,7 @@ def test_what_a_launcher_always_sets_says_nothing():
         ({"RANK": "0", "WORLD_SIZE": "2"}, "but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"LOCAL_RANK": "3"}, "has LOCAL_RANK=3 but not WORLD_SIZE, RANK"),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "but not MASTER_PORT"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment, which cannot be"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment, which is impossible"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "WORLD_SIZE is 2, RANK 2"),
         ({"MASTER_PORT": "auto", "RANK": "0"}, "MASTER_PORT is 'auto'"),
         ({"RANK": "zero"}, "RANK is 'zero' in the environment, it must be a whole number"),
@@ -118,7 +118,7 @@ def test_accelerates_flags_are_yes_or_no(monkeypatch):
 def test_a_device_that_is_not_here_is_named(monkeypatch, name):
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", name)
     with pytest.raises(
-        ConfigError, match=f"ACCELERATE_TORCH_DEVICE is '{name}' in the environment, which is no device"
+        ConfigError, match=f"ACCELERATE_TORCH_DEVICE is '{name}' in the environment, which is not a device"
     ):
         check_named_device()
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")

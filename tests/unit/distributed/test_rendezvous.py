@@ -71,7 +71,9 @@ def test_who_answered_a_main_process_that_died_answers_the_next(client):
     assert not PrefixStore("dead", client()).check(["address of 0"])
 
 
-@pytest.mark.parametrize("rank, words", [(0, "rank 1 has not come within 1 s"), (1, "the main process has not come")])
+@pytest.mark.parametrize(
+    "rank, words", [(0, "rank 1 did not arrive within 1 s"), (1, "the main process did not arrive")]
+)
 def test_who_waits_in_vain_ends_and_says_for_whom(client, rank, words):
     with pytest.raises(LostProcessError, match=words):
         living_only(client(seconds=1), rank, 2)
