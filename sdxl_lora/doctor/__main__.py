@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         found.append(finding)
         print("\n".join(finding.lines()), flush=True)
     stopping, noted = sum(one.stops for one in found), sum(bool(one.remedy) and not one.stops for one in found)
-    print(f"would stop a training: {stopping}; to know of: {noted}")
+    print(f"would stop a training: {stopping}; worth knowing: {noted}")
     return 2 if stopping else 0
 
 

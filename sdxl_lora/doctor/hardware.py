@@ -42,7 +42,7 @@ def look_at_card(torch, number: int, driver: str) -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(number)
         kernels = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[:3] == "sm_" and name[3:].isdigit()]
     except RuntimeError as error:
-        remedy = "look at `nvidia-smi`; restart the machine after a driver's update"
+        remedy = "check `nvidia-smi`; restart the machine after a driver update"
         yield Finding("GPU", f"{number} does not answer: {str(error).splitlines()[0]}", remedy, stops=True)
         return
     text = f"{number}: {card.name}, {total / GIB:.1f} GiB, {free / GIB:.1f} free{f', driver {driver}' * bool(driver)}"
@@ -61,7 +61,7 @@ def look_at_bfloat16(device) -> Iterator[Finding]:
     from sdxl_lora.performance.compute import native_bfloat16
 
     if native_bfloat16(device):
-        yield Finding("precision", "bf16 is native, --mixed_precision auto takes it")
+        yield Finding("precision", "bf16 is native, --mixed_precision auto uses it")
     else:
         remedy = "leave --mixed_precision at auto, or give fp16; bf16 would be emulated and slow"
-        yield Finding("precision", "bf16 is not native, --mixed_precision auto takes fp16", remedy)
+        yield Finding("precision", "bf16 is not native, --mixed_precision auto uses fp16", remedy)

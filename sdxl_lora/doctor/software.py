@@ -51,7 +51,7 @@ def look_at_packages(requirements: Path = REQUIREMENTS) -> Iterator[Finding]:
     try:
         wanted = requirements_here(requirements)
     except ImportError:
-        yield Finding("packages", "packaging is missing, as others may be", INSTALL, stops=True)
+        yield Finding("packages", "packaging is missing, and others may be too", INSTALL, stops=True)
         return
     except OSError as error:
         yield Finding("packages", f"cannot read {requirements}: {error.strerror}", "run it in a checkout of the code")
@@ -68,7 +68,7 @@ def package_problem(requirement) -> list[Finding]:
         return [Finding("packages", text, INSTALL, stops=lost is None)]
     if requirement.specifier.contains(here, prereleases=True):
         return []
-    return [Finding("packages", f"{name} is {here}, requirements.txt has {requirement.specifier}", INSTALL)]
+    return [Finding("packages", f"{name} is {here}, requirements.txt asks for {requirement.specifier}", INSTALL)]
 
 
 def look_at_neighbours() -> Iterator[Finding]:

@@ -34,11 +34,11 @@ def look_at_folder(topic: str, folder: Path, setting: str, room: int, stops: boo
             free = shutil.disk_usage(there).free
     except OSError as error:
         text = f"cannot write to {there}: {error.strerror}"
-        yield Finding(topic, text, f"choose another folder by {setting}, or mend its rights", stops=True)
+        yield Finding(topic, text, f"choose another folder with {setting}, or fix its permissions", stops=True)
         return
     text = f"{folder}, {free / GB:.0f} GB free"
     if free < room * GB:
-        remedy = f"make room, or choose another disk by {setting}: about {room} GB are needed"
+        remedy = f"make room, or choose another disk with {setting}: about {room} GB are needed"
         yield Finding(topic, text, remedy, stops)
     else:
         yield Finding(topic, text)
@@ -51,7 +51,7 @@ def look_at_environment() -> Iterator[Finding]:
         yield Finding("environment", "ACCELERATE_USE_CPU asks for the CPU", "unset it to train on a GPU")
     try:
         for text in set_aside(environment, "auto", 1):
-            yield Finding("environment", text, "unset it, or pass over it")
+            yield Finding("environment", text, "unset it, or ignore this")
     except ConfigError as error:
         yield Finding("environment", str(error), "unset them in this terminal", stops=True)
 
@@ -74,7 +74,7 @@ def look_at_accelerate() -> Iterator[Finding]:
     except Exception as error:
         yield Finding("accelerate", f"cannot read {path}: {error}", "remove it, or run `accelerate config` again")
         return
-    away = f"start by `python train_sdxl_lora.py`, which passes over it, or remove {path}"
+    away = f"start with `python train_sdxl_lora.py`, which ignores it, or remove {path}"
     said = [text.split(": ", 1)[1] for text in set_aside(variables_of(config), "auto", 1)]
     if config.get("use_cpu") or config.get("distributed_type") == "MULTI_CPU":
         said.insert(0, "use_cpu: every `accelerate launch` trains on the CPU")
@@ -115,7 +115,7 @@ def look_at_base(path: str, variant: str | None = None) -> Iterator[Finding]:
         yield Finding("base", first, " ".join(more) or "see docs/base_models.md", stops=True)
         return
     except Exception as error:  # a package is missing or incompatible
-        yield Finding("base", f"{path} cannot be looked at: {error}", "mend what stands above first", stops=True)
+        yield Finding("base", f"{path} cannot be looked at: {error}", "fix what is listed above first", stops=True)
         return
     problem = report.refusal or (f"weights of {', '.join(report.bare)} are missing" if report.bare else "")
     if problem:

@@ -115,7 +115,7 @@ STOPPING = {
     "a card that this torch has no kernels for": (
         lambda m, p: card(p, "NVIDIA GeForce GTX 1080", 6, 1), "no kernels for its generation (sm_61)", "older CUDA"),
     "a full disk": (
-        lambda m, p: room(p, 1), "runs, 1 GB free", "choose another disk by --output_dir"),
+        lambda m, p: room(p, 1), "runs, 1 GB free", "choose another disk with --output_dir"),
     "a file where Hugging Face's folder is": (
         lambda m, p: (m / "hf").write_text(""), "cannot write to", "the variable HF_HOME"),
     "a torchvision that does not fit": (
@@ -137,19 +137,19 @@ NOTED = {
     "bitsandbytes without a library": (
         lambda m, p: without_library(p), "no 8-bit optimizers, base_precision nf4", "--no-deps bitsandbytes=="),
     "a package of another version": (
-        lambda m, p: p.setattr(packages, "version", other_version), "peft is 0.1, requirements.txt has ==", "pip"),
+        lambda m, p: p.setattr(packages, "version", other_version), "peft is 0.1, requirements.txt asks for ==", "pip"),
     "a missing package that is not always needed": (
         lambda m, p: without(p, "wandb"), "wandb is missing: no report_to wandb", "pip"),
     "no native bf16": (
-        lambda m, p: card(p, "NVIDIA GeForce RTX 2080", 7, 5), "auto takes fp16", "emulated"),
+        lambda m, p: card(p, "NVIDIA GeForce RTX 2080", 7, 5), "auto uses fp16", "emulated"),
     "memory that others hold": (
         lambda m, p: p.setattr(torch.cuda, "mem_get_info", lambda _: (5 * GIB, 24 * GIB)), "5.0 free", "close them"),
     "little room for a base": (
         lambda m, p: room(p, 5), "5 GB free", "about 14 GB"),
     "DeepSpeed in accelerate's config": (
-        lambda m, p: accelerate_config(m, "distributed_type: DEEPSPEED\n"), "DeepSpeed is not used", "start by"),
+        lambda m, p: accelerate_config(m, "distributed_type: DEEPSPEED\n"), "DeepSpeed is not used", "start with"),
     "the CPU in accelerate's config": (
-        lambda m, p: accelerate_config(m, "use_cpu: true\n"), "trains on the CPU", "start by"),
+        lambda m, p: accelerate_config(m, "use_cpu: true\n"), "trains on the CPU", "start with"),
     "a broken config of accelerate's": (
         lambda m, p: accelerate_config(m, "a: [\n"), "cannot read", "accelerate config"),
     "the CPU in the environment": (

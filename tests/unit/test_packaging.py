@@ -92,7 +92,7 @@ def test_all_say_the_same_pythons():
 def test_without_a_checkout_the_installed_package_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(packages, "requires", lambda name: ["peft==0.0.1", 'pillow-heif==1; extra == "heic"'])
     [finding] = software.look_at_packages(tmp_path / "requirements.txt")
-    assert finding.text == f"peft is {metadata.version('peft')}, requirements.txt has ==0.0.1"
+    assert finding.text == f"peft is {metadata.version('peft')}, requirements.txt asks for ==0.0.1"
 
     def missing(name):
         raise metadata.PackageNotFoundError(name)
