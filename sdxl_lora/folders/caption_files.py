@@ -68,7 +68,7 @@ def read_caption(path: Path) -> str | None:
     try:
         return caption_in(json.loads(text), with_tags=True)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}): mend it or take it away") from None
+        raise DataError(f"{path} is not JSON ({error}): fix it or remove it") from None
 
 
 def caption_in(value: Any, with_tags: bool = False) -> str | None:

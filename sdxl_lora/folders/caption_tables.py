@@ -146,7 +146,7 @@ def read_json(path: Path) -> list[Line]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise NoTable(f"is no JSON ({error})") from None
+        raise NoTable(f"is not JSON ({error})") from None
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         files = [next((str(row[key]) for key in FILE_KEYS if isinstance(row.get(key), str)), None) for row in content]
         if all(files):
@@ -155,7 +155,7 @@ def read_json(path: Path) -> list[Line]:
         lines = [Line(str(name), caption_in(value, with_tags=True)) for name, value in content.items()]
         if any(line.text is not None for line in lines):
             return lines
-    raise NoTable("holds no captions by file names")
+    raise NoTable("holds no captions by file name")
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -168,8 +168,8 @@ def read_csv(path: Path) -> list[dict]:
         raise DataError(f"{path} is a damaged table: {error}") from None
     if any(None in row or None in row.values() for row in rows):
         number = next(number for number, row in enumerate(rows, start=2) if None in row or None in row.values())
-        raise DataError(f"{path}: row {number} has not as many columns as the header; put texts with {separator!r} in "
-                        'them in "quotes"')  # fmt: skip
+        raise DataError(f"{path}: row {number} does not have as many columns as the header; put texts with "
+                        f'{separator!r} in them in "quotes"')  # fmt: skip
     return [{key.strip(): csv_value(key.strip().lower(), value) for key, value in row.items()} for row in rows]
 
 

@@ -31,5 +31,5 @@ def trigger_word_in(card: Path) -> str:
     if word is None:
         return ""
     if not isinstance(word, str):
-        raise DataError(f"trigger_word in {card} must be one text, it is {word!r}")
+        raise DataError(f"trigger_word in {card} must be a single string, it is {word!r}")
     return " ".join(word.split())

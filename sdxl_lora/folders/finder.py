@@ -76,7 +76,7 @@ def walk(found: Found) -> Iterator[tuple[Path, list[str]]]:
             elif reason := why_passed_over(name):
                 found.other_files[found.shown(directory / name) + "/"] = reason
             elif is_image_name(name):
-                reason = "a directory, not a file: rename it to use the pictures inside"
+                reason = "a directory, not a file: rename it to use the images inside"
                 found.left_out[found.shown(directory / name) + "/"] = reason
             else:
                 if is_caption_file(name) or may_be_table(name):
@@ -131,7 +131,7 @@ def give_mask(found: Found, mask: Path, owners: list[Source], masks: bool) -> No
         return
     whose = " and ".join(source.name for source in owners)
     if not owners:
-        reason = "a mask, but no picture has this name"
+        reason = "a mask, but no image has this name"
     elif masks and (first := owners[0].mask):
         reason = f"another mask of {whose}, which has {found.shown(first)}"
     else:
@@ -181,7 +181,7 @@ def usable_images(found: Found, directory: Path, files: list[str]) -> list[Path]
             elif OF_SAMPLES.fullmatch(file):
                 found.other_files[name] = "a sample that a training drew"
             elif is_condition(file):
-                found.other_files[name] = "a picture to go by, which this training does not use"
+                found.other_files[name] = "a conditioning image, which this training does not use"
             else:
                 images.append(path)
         elif file.startswith(".") and suffix not in UNSUPPORTED_SUFFIXES:
@@ -189,11 +189,11 @@ def usable_images(found: Found, directory: Path, files: list[str]) -> list[Path]
         elif suffix in CAPTION_SUFFIXES or may_be_table(file):
             pass  # read later
         elif looks_like_image(path):  # not used: a.jpg.bak and a.jpg_original are copies of an image
-            found.left_out[name] = f"a picture with the ending {suffix}; rename it to use it: {', '.join(SUFFIXES)}"
+            found.left_out[name] = f"an image with the ending {suffix}; rename it to use it: {', '.join(SUFFIXES)}"
         elif suffix in UNSUPPORTED_SUFFIXES:
             found.left_out[name] = f"unsupported format {suffix[1:].upper()}; use {', '.join(SUFFIXES)}"
         else:
-            found.other_files[name] = "an archive: unpack it" if suffix in ARCHIVES else "not a picture"
+            found.other_files[name] = "an archive: unpack it" if suffix in ARCHIVES else "not an image"
     return images
 
 
@@ -210,6 +210,6 @@ def check_repeats(found: Found) -> None:
     if rows > max(MOST_ROWS, len(found.sources)):
         most = max(found.sources, key=lambda source: source.repeats)
         found.problems.append(
-            f"{found.folder}: {len(found.sources)} pictures are {rows} by the repeats that their folders ask for, as "
-            f"{most.path.parent.name} does for {most.repeats}; {MOST_ROWS} at most can be: give them smaller numbers"
+            f"{found.folder}: {len(found.sources)} images become {rows} by the repeats that their folders ask for, "
+            f"such as {most.repeats} by {most.path.parent.name}; the most is {MOST_ROWS}: give them smaller numbers"
         )

@@ -11,7 +11,7 @@ CAMERA = re.compile(r"[1-9]\d\d[A-Z0-9_]{5}")  # a camera's folder by the DCF st
 REST_OF_DATE = re.compile(r"\d{1,2}[-_. ]\d{2,4}(?!\d)")  # 24_12_31 party
 DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y", "%m%d%y", "%Y%m")
 
-RECYCLE_BIN, OF_THE_SYSTEM = "a recycle bin", "of the system, not a person's pictures"
+RECYCLE_BIN, OF_THE_SYSTEM = "a recycle bin", "of the system, not a person's images"
 NOT_A_PERSONS = {
     "__macosx": "what a Mac adds to archives",
     "@eadir": "a NAS's thumbnails",
@@ -62,27 +62,25 @@ def read_folder_name(name: str) -> FolderName:
     number, rest = match[1], match[2].strip()
     kind = other_number(name, number, rest)
     if kind:
-        return FolderName(note=f"{number} is {kind}, not repeats: its pictures are used once")
+        return FolderName(note=f"{number} is {kind}, not repeats: its images are used once")
     if int(number) > MOST_REPEATS:
         return FolderName(
-            problem=f"asks for {number} repeats, {MOST_REPEATS} at most can be: call it {rest!r} to use its pictures "
-            f"once, or begin its name with fewer repeats, as 10_{rest}"
+            problem=f"asks for {number} repeats, the most is {MOST_REPEATS}: call it {rest!r} to use its images "
+            f"once, or begin its name with fewer repeats, such as 10_{rest}"
         )
     times = "once" if int(number) == 1 else f"{int(number)} times"
-    return FolderName(
-        int(number), rest, f"repeats: its pictures {times} per epoch, {rest!r} where they have no caption"
-    )
+    return FolderName(int(number), rest, f"repeats: its images {times} per epoch, {rest!r} where they have no caption")
 
 
 def other_number(name: str, number: str, rest: str) -> str | None:
     """Return the meaning of a number that is not repeats; None if it may be repeats."""
     if CAMERA.fullmatch(name):
-        return "a camera's number of the folder"
+        return "a camera's folder number"
     if len(number) == 4 and 1900 <= int(number) <= 2099:
         return "a year"
     if any(is_date(number, form) for form in DATES) or (len(number) <= 2 and REST_OF_DATE.match(rest)):
         return "a date"
-    return "a number in a row" if len(number) > 1 and number[0] == "0" else None
+    return "a running number" if len(number) > 1 and number[0] == "0" else None
 
 
 def is_date(number: str, form: str) -> bool:

@@ -76,7 +76,7 @@ def give_captions(found: Found, paths: list[Path], sources: list[Source], left_o
         elif names := images_of(path.name, others):
             found.other_files[found.shown(path)] = f"a caption of {names[0]}, which is left out"
         else:
-            found.other_files[found.shown(path)] = "a caption, but no picture has this name"
+            found.other_files[found.shown(path)] = "a caption, but no image has this name"
     for source, files in of_image.values():
         give_caption(found, source, sorted(files, key=lambda path: preference(path, source)))
 
@@ -111,7 +111,7 @@ def checked(found: Found, caption: str, path: Path, source: Source) -> str:
     try:
         caption.encode()
     except UnicodeEncodeError:
-        found.problems.append(f"{path}: the caption of {source.name} holds half of a character: write it anew")
+        found.problems.append(f"{path}: the caption of {source.name} holds half a character: write it again")
     return caption
 
 
@@ -152,11 +152,11 @@ def add_table(found: Found, table: Table, index: Index) -> list[Source]:
         elif source.caption_from != name and text.split() != source.caption.split():
             unused.append(source.name)
     if not named and not table.is_metadata:
-        found.other_files[name] = "names no picture here"
+        found.other_files[name] = "names no image here"
         return named
     say_missing(found, table, missing)
     if unused:
-        found.warn(name, f"its captions of {listed(unused)} are not used: files beside the pictures say otherwise")
+        found.warn(name, f"its captions of {listed(unused)} are not used: files beside the images take precedence")
     return named
 
 

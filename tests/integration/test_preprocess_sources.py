@@ -249,7 +249,7 @@ def test_folders_other_files_and_orphans_are_named_on_console_report_and_page(ra
     assert "2 images, 4 with repeats" in plan and len(rows_of(tmp_path / "out")) == 4
     report = report_of(tmp_path / "out")
     reasons = {entry["source"]: entry["reason"] for entry in report["other_files"]}
-    assert reasons == {"orphan.txt": "a caption, but no picture has this name", "film.mp4": "not a picture"}
+    assert reasons == {"orphan.txt": "a caption, but no image has this name", "film.mp4": "not an image"}
 
 
 def test_several_lines_of_metadata_for_one_picture_are_named(raw, tmp_path):

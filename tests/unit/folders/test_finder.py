@@ -74,7 +74,7 @@ def test_repeats_beyond_reason_are_refused_with_a_remedy(name, tmp_path):
 def test_repeats_of_many_pictures_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("sdxl_lora.folders.finder.MOST_ROWS", 100)
     folder_of(tmp_path, *(f"60_x/{number}.png" for number in range(2)))
-    with pytest.raises(DataError, match=r"2 pictures are 120 by the repeats.*60_x"):
+    with pytest.raises(DataError, match=r"2 images become 120 by the repeats.*60_x"):
         find_images(tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_pictures_by_other_endings_are_used_or_named(tmp_path):
         "a.jfif": "one", "b.JPE": None, "c.jpg_large": None, "d": "four",
     }  # fmt: skip
     assert all("rename it" in found.left_out[name] for name in ("e.jpg.bak", "f.ppm"))
-    assert "unsupported format PPM" in found.left_out["g.ppm"] and found.other_files["h"] == "not a picture"
+    assert "unsupported format PPM" in found.left_out["g.ppm"] and found.other_files["h"] == "not an image"
 
 
 def test_a_second_caption_of_a_picture_is_named(tmp_path):
