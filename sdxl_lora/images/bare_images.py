@@ -108,7 +108,7 @@ def shown(name: bytes) -> str:
 
 
 def warn_of(name: bytes) -> None:
-    warnings.warn(f"its chunk {shown(name)} is damaged and was left out of account", ImageWarning, stacklevel=3)
+    warnings.warn(f"its chunk {shown(name)} is damaged and was ignored", ImageWarning, stacklevel=3)
 
 
 def read_png_fact(name: bytes, data: bytes, facts: Info) -> None:
@@ -159,7 +159,7 @@ def check_png_pixels(data: bytes) -> None:
             size += len(inflater.decompress(packed, INFLATE_BYTES * 16))
             packed = inflater.unconsumed_tail
             if size > 2 * wanted + INFLATE_BYTES:
-                raise ValueError("more pixels are in it than it has")
+                raise ValueError("it has more pixel data than its size needs")
     if size < wanted or not inflater.eof:
         raise EOFError("the image is truncated")
 
@@ -191,7 +191,7 @@ def bare_jpeg(stream: BinaryIO, header: bool = False) -> Bare:
             if marker == kind[0] and data.startswith(kind[1]) and left[kind]:
                 left[kind], wanted = left[kind] - 1, True
         if wanted and (room := room - length) < 0:
-            raise ValueError("more than 32 MB stand before its pixels")
+            raise ValueError("more than 32 MB precede the pixel data")
         kept += [bytes([0xFF, marker]), size, data] if wanted else []
         is_progressive |= marker == 0xC2
         if marker == 0xDA:
@@ -214,7 +214,7 @@ def next_marker(stream: BinaryIO) -> int:
             if byte not in (b"", b"\0"):
                 return byte[0]
         byte = stream.read(1)
-    raise EOFError("it ends before its pixels")
+    raise EOFError("it ends before the pixel data")
 
 
 def bare_gif(stream: BinaryIO, header: bool = False) -> Bare:

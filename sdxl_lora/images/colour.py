@@ -46,7 +46,7 @@ def to_srgb(image: Image.Image, info: Info) -> Image.Image:
             if transform:
                 return transform.apply(image if image.mode == mode else image.convert(mode))
     except (ValueError, ImageCms.PyCMSError, OSError) as error:
-        warnings.warn(f"its colour profile cannot be used ({error}); taken as sRGB", ImageWarning, stacklevel=3)
+        warnings.warn(f"its colour profile cannot be used ({error}); treated as sRGB", ImageWarning, stacklevel=3)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy an RGB image
 
 
@@ -78,7 +78,7 @@ def coded(primaries: int, curve: int, full_range: bool = True) -> bytes | None:
     profile = coded_profile(primaries, curve, full_range)
     if profile is None and primaries != UNSPECIFIED:
         warnings.warn(
-            f"its colours have codes without a meaning here ({primaries}, {curve})", ImageWarning, stacklevel=3
+            f"its colours have codes that are not known here ({primaries}, {curve})", ImageWarning, stacklevel=3
         )
     return profile
 

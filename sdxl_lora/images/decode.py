@@ -167,7 +167,7 @@ def open_own_png(path: Path) -> PngImageFile:
     data = read_image(path)
     kind = supported_format(data[:HEAD_BYTES], path)
     if kind != "PNG":
-        raise ImageError(path, f"no PNG, but {kind}")
+        raise ImageError(path, f"not a PNG but {kind}")
     try:
         image = open_with(kind, data)
         image.load()
@@ -247,7 +247,7 @@ def turned_by_exif(image: Image.Image) -> Image.Image:
     try:
         orientation = orientation_of(image.info)
     except ValueError as error:
-        warnings.warn(f"its EXIF data is damaged ({error}); used without turning", ImageWarning, stacklevel=3)
+        warnings.warn(f"its EXIF data is damaged ({error}); used without rotating", ImageWarning, stacklevel=3)
         return image
     if orientation == 1:
         return image

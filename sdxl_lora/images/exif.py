@@ -60,7 +60,7 @@ def bytes_of(value: Any) -> bytes:
 def byte_order(exif: bytes) -> str:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
-        raise ValueError("it does not begin as TIFF does")
+        raise ValueError("it does not begin like TIFF")
     return order
 
 
@@ -73,7 +73,7 @@ def directory(exif: bytes, start: int) -> dict[int, bytes]:
     count = unpacked(byte_order(exif) + "H", exif, start)
     entries = [exif[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12)]
     if entries and len(entries[-1]) < 12:
-        raise ValueError("it ends in the middle")
+        raise ValueError("it ends too early")
     return {unpacked(byte_order(exif) + "H", entry, 0): entry for entry in entries}
 
 
@@ -89,4 +89,4 @@ def unpacked(form: str, data: bytes, start: int) -> int:
     try:
         return struct.unpack_from(form, data, start)[0]
     except struct.error:
-        raise ValueError("it ends in the middle") from None
+        raise ValueError("it ends too early") from None

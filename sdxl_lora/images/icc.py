@@ -122,7 +122,7 @@ def profile(primaries: tuple[tuple[float, float], ...], white: tuple[float, floa
 def colorants(primaries: tuple[tuple[float, float], ...], white: tuple[float, float]) -> np.ndarray:
     """Return XYZ of red, green and blue as rows, adapted to a white of D50."""
     if min(y for _, y in (*primaries, white)) <= 0:
-        raise ValueError("chromaticities that are no colours")
+        raise ValueError("chromaticities that are not colours")
     columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
     white_xyz = np.array([white[0] / white[1], 1, (1 - sum(white)) / white[1]])
     if abs(np.linalg.det(columns)) < 1e-3:
@@ -131,7 +131,7 @@ def colorants(primaries: tuple[tuple[float, float], ...], white: tuple[float, fl
     scale = np.diag((BRADFORD @ D50) / (BRADFORD @ white_xyz))
     rows = (np.linalg.inv(BRADFORD) @ scale @ BRADFORD @ columns).T
     if not np.isfinite(rows).all() or np.abs(rows).max() > 4:
-        raise ValueError("chromaticities that are no colours")
+        raise ValueError("chromaticities that are not colours")
     return rows
 
 
