@@ -62,8 +62,8 @@ def remedy_for(error: Exception) -> str:
     hidden = re.search(r"\(os error (\d+)\)", str(error))  # Rust's format
     number = int(hidden[1]) if hidden else getattr(error, "errno", None)
     if number == errno.EROFS:
-        return "Have it mounted for writing too, or choose another folder,"
-    return "See whether the disk and the connection to it are well," if number in UNWELL else "Make room"
+        return "Mount it for writing too, or choose another folder,"
+    return "Check the disk and the connection to it," if number in UNWELL else "Make room"
 
 
 def flush_to_disk(path: Path) -> None:
@@ -109,7 +109,7 @@ def replace(source: Path, target: Path, last: str = "") -> None:
             if pause is None:
                 raise DiskError(
                     f"cannot rename {source} to {target} ({error.strerror}): "
-                    "close the programs that have it open, or see who may write there"
+                    "close the programs that have it open, or check who may write there"
                 ) from error
             time.sleep(pause)
     if source.is_dir():

@@ -95,8 +95,8 @@ def check_room(downloads: Collection[Download]) -> None:
         folder = folder.parent
     if needed and (free := shutil.disk_usage(folder).free) < needed:
         raise ConfigError(
-            f"{size_in_words(needed)} are to be downloaded into {constants.HF_HUB_CACHE}, and its disk has "
-            f"{size_in_words(free)} free: make room, or let the environment variable HF_HOME name a folder elsewhere"
+            f"{size_in_words(needed)} must be downloaded into {constants.HF_HUB_CACHE}, but its disk has "
+            f"{size_in_words(free)} free: make room, or set the environment variable HF_HOME to a folder elsewhere"
         )
 
 

@@ -30,7 +30,7 @@ class FileMemo:
         if isinstance(found, dict):
             self.results = found
         else:
-            warnings.warn(f"{path} is damaged and is made anew", stacklevel=2)
+            warnings.warn(f"{path} is damaged and will be made again", stacklevel=2)
 
     def get_or_compute(
         self, facts: Iterable, make: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True

@@ -52,9 +52,9 @@ def open_regular(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def unreadable(path: Path | str, error: OSError) -> FileError:
-    more = "copy it here again; a file of a cloud drive has to be kept on this device first"
+    more = "copy it here again; a file on a cloud drive has to be kept on this device first"
     if error.errno in (errno.EACCES, errno.EPERM):
-        more = "it must be readable by who runs this"
+        more = "it must be readable by whoever runs this"
     return FileError(path, f"cannot be read ({error.strerror or error}): {more}")
 
 
@@ -83,7 +83,7 @@ def read_regular(path: Path | str, most_bytes: int = MOST_BYTES) -> bytes:
 
 def check_size(path: Path | str, size: int, most_bytes: int = MOST_BYTES) -> None:
     if size > most_bytes:
-        raise FileError(path, f"{size / 1e6:,.1f} MB, it must have at most {most_bytes / 1e6:,.1f} MB")
+        raise FileError(path, f"{size / 1e6:,.1f} MB, it must be at most {most_bytes / 1e6:,.1f} MB")
 
 
 def check_readable_by_datasets(folder: Path) -> None:

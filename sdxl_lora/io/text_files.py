@@ -72,7 +72,7 @@ def text_problem(value: Any) -> str | None:
         return next(filter(None, map(text_problem, value)), None)
     if isinstance(value, str) and (half := LONE_SURROGATE.search(value)):
         code = f"\\u{ord(half[0]):04x}"
-        return f"{code} is half a character, as of an emoji that was cut: write the whole character, or none"
+        return f"{code} is half a character, such as of an emoji that was cut: write the whole character, or none"
     if isinstance(value, str) and "\0" in value:
         return f"a NUL at position {value.index(chr(0))} of {value[:40]!r}: take it out"
     return None

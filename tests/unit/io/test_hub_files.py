@@ -66,5 +66,5 @@ def test_a_disk_without_room_is_said_before_the_download(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "there"))
     monkeypatch.setattr(hub_files.shutil, "disk_usage", lambda folder: type("", (), {"free": 3_000_000_000}))
     announce([Download("me/base", "unet.safetensors", 2_000_000_000)])
-    with pytest.raises(ConfigError, match=r"5\.1 GB are to be downloaded into .*3\.0 GB free: make room, or .*HF_HOME"):
+    with pytest.raises(ConfigError, match=r"5\.1 GB must be downloaded into .*3\.0 GB free: make room, or .*HF_HOME"):
         announce([Download("me/base", "unet.safetensors", 5_000_000_000)])

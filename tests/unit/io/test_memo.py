@@ -8,7 +8,7 @@ from sdxl_lora.io.memo import FileMemo
 @pytest.mark.parametrize("content", ["[1]", "5", "{half", '"text"'])
 def test_a_damaged_memo_is_made_anew_and_named(content, tmp_path):
     (tmp_path / "memo.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"memo\.json is damaged and is made anew"):
+    with pytest.warns(UserWarning, match=r"memo\.json is damaged and will be made again"):
         memo = FileMemo(tmp_path / "memo.json")
     assert memo.get_or_compute(["facts"], lambda: "made") == "made"
     memo.save()

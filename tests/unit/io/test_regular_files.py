@@ -37,7 +37,7 @@ def endless(folder):
         "nowhere": "dangling link",
         "ring": "cannot be read (Too many levels of symbolic links)",
         "directory": "a directory, not a file",
-        "sparse": "1,099,511.6 MB, it must have at most",
+        "sparse": "1,099,511.6 MB, it must be at most",
         "a\0b": "no such file",
     }
 
@@ -79,7 +79,7 @@ def test_the_trainer_opens_no_pipe_and_misses_no_caption_in_silence(name, kind, 
         ("\ufeffa red cat".encode("utf-16-be"), "is UTF-16, not UTF-8"),
         (b"a cat\0", "NUL at position 5"),
         ("caf\u00e9".encode("cp1252"), "not UTF-8: byte 0xe9 at position 3"),
-        (b"x" * 1_000_001, r"1\.0 MB, it must have at most 1\.0 MB"),
+        (b"x" * 1_000_001, r"1\.0 MB, it must be at most 1\.0 MB"),
     ],
 )
 def test_a_caption_that_is_no_utf8_text_is_named_with_the_place(data, words, tmp_path):
