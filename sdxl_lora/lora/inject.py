@@ -58,7 +58,7 @@ def add_lora(
             f"{module_dropout}: need rank >= 1, alpha > 0, 0 <= dropout < 1."
         )
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError(f"this {type(model).__name__} has an adapter already: load the base model anew.")
+        raise ValueError(f"this {type(model).__name__} has an adapter already: load the base model again.")
     names = target_modules(model, targets)
     _check_start(model, names, init, use_dora)
     patterns = {"rank_pattern": rank_pattern or {}, "alpha_pattern": alpha_pattern or {}}

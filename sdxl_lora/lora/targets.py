@@ -26,7 +26,7 @@ def target_modules(model: nn.Module, targets: str) -> list[str]:
         pattern = re.compile(targets)
     except re.error as error:
         raise ValueError(
-            f"targets {targets!r} is none of {', '.join(TARGETS)} and not a regular expression ({error})."
+            f"targets {targets!r} is neither one of {', '.join(TARGETS)} nor a regular expression ({error})."
         ) from None
     names = [name for name in layers if pattern.search(name)]
     example = next((name for name in layers if is_target(name, "attention", True)), "")

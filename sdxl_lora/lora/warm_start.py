@@ -47,7 +47,7 @@ def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> W
         to_lora = "make it a LoRA first, python -m sdxl_lora.tools convert --to diffusers --rank N"
         advice = flags.get(kinds.pop(), to_lora) if len(kinds) == 1 else to_lora
         found = " and ".join(sorted({adapter.kind for adapter in file.adapters.values()}))
-        raise ValueError(f"{path} is a {found}, but a {kind} is to train: {advice}.")
+        raise ValueError(f"{path} is a {found}, but a {kind} is to be trained: {advice}.")
     start: dict[str, dict[str, Adapter]] = {}
     components = list(components)
     for (component, name), adapter in file.adapters.items():
@@ -58,12 +58,12 @@ def read_warm_start(path: str | Path, kind: str, components: Iterable[str]) -> W
             ranks = sorted({adapter.rank or 0 for adapter in start[component].values()})
             notes.append(f"{component}: {len(start[component])} modules of init_lora, rank {spell(ranks)}")
         else:
-            notes.append(f"{component}: nothing in init_lora, it begins anew by the settings")
+            notes.append(f"{component}: nothing in init_lora, it starts afresh from the settings")
     flag = "--train_text_encoder" if "unet" in components else "--train_unet"
     if left_out := sorted(set(start) - set(components)):
         notes.append(
-            f"WARNING: init_lora also holds {' and '.join(left_out)}, which do not train and will be missing in the "
-            f"new LoRA: {flag} takes them along"
+            f"WARNING: init_lora also holds {' and '.join(left_out)}, which are not trained and will be missing from "
+            f"the new LoRA: {flag} keeps them"
         )
     start = {component: start[component] for component in components if component in start}
     if not start:

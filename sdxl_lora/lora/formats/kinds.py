@@ -16,7 +16,7 @@ REFUSED = {
     r"lora_controlnet|.+\.reshape_weight": "a Control-LoRA, which guides by an image,",
     r"(.+\.)?(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale|comfy_quant)(\..+)?": "in scaled float8",
 }
-REMEDY = {"in scaled float8": "save it anew in fp16 or bf16 with the tool that made it"}
+REMEDY = {"in scaled float8": "save it again in fp16 or bf16 with the tool that made it"}
 TRANSFORMER = "a transformer in place of the UNet, such as Flux"
 OTHER_MODELS = {  # by part of a key
     r"double_blocks|single_blocks|single_transformer_blocks": "Flux or a model of its kind",
@@ -43,9 +43,9 @@ def what_else(keys: Iterable[str]) -> str:
     for pattern, kind in REFUSED.items():
         if found := next((key for key in keys if re.fullmatch(pattern, key)), None):
             advice = REMEDY.get(kind, "merge it into a base with the tool that made it, or give a LoRA")
-            return f"is {kind} ({found}), which is not read here: {advice}."
+            return f"is {kind} ({found}), which is not supported: {advice}."
     if keys and set(keys) <= {"clip_l", "clip_g", "emb_params"}:
-        return f"is an embedding ({keys[0]}), not a LoRA: clients read it from their folder of embeddings."
+        return f"is an embedding ({keys[0]}), not a LoRA: clients read it from their embeddings folder."
     return ""
 
 
@@ -78,12 +78,10 @@ def notes_of(kinds: dict[str, str], read: Callable[[str], Tensor]) -> tuple[str,
             matches = [re.fullmatch(LEFT_OUT[kind], key) for key in keys]
             names = dict.fromkeys(match["name"] for match in matches if match)
             spelled = f"{len(names)} {kind}" if len(names) == 1 else f"{len(names)} {kind.replace('ing b', 'ings b')}"
-            notes.append(
-                f"left out: {spelled} ({', '.join(names)}); prompts with its word need it as a file of its own"
-            )
+            notes.append(f"left out: {spelled} ({', '.join(names)}); prompts with its word need it as a separate file")
             continue
         changes = any(read(key).float().any() for key in keys)
-        cost = COSTS if changes else "they are zero, and nothing is lost"
+        cost = COSTS if changes else "they are zero, so nothing is lost"
         few = f"{len(keys)} tensors, such as {keys[0]}" if len(keys) > 1 else keys[0]
         notes.append(f"left out: {kind} ({few}); {cost}")
     return tuple(notes)

@@ -102,13 +102,11 @@ def _sorted_out(file: TensorFile) -> tuple[dict[Key, dict[str, Tensor]], dict[st
         tensors = modules.setdefault(module, {})
         if tensor_name in tensors:
             spelled = ", ".join(str(name) for name in names if name)
-            why = f"it holds several adapters ({spelled})" if len(names) > 1 else "another key names the same"
-            raise ValueError(
-                f"{file.path}: {key} says a second time what {' '.join(module)} is, {why}: save one alone."
-            )
+            why = f"it holds several adapters ({spelled})" if len(names) > 1 else "another key is for the same"
+            raise ValueError(f"{file.path}: {key} gives {' '.join(module)} a second time, {why}: save only one.")
         tensors[tensor_name] = _read(file, key, tensor_name)
     if len(names) > 1 and None not in names:
-        raise ValueError(f"{file.path} holds several adapters ({', '.join(map(str, names))}): save one of them alone.")
+        raise ValueError(f"{file.path} holds several adapters ({', '.join(map(str, names))}): save only one of them.")
     return modules, layouts, left_out
 
 
@@ -119,7 +117,7 @@ def _is_alone(stem: str, file: TensorFile, left_out: dict[str, str]) -> bool:
 def _read(file: TensorFile, key: str, tensor_name: str) -> Tensor:
     tensor = file.read(key)
     if not tensor.is_floating_point() and tensor_name != "alpha":
-        raise ValueError(f"{file.path} holds integers ({key}), it is quantized: save it anew in fp16 or bf16.")
+        raise ValueError(f"{file.path} holds integers ({key}), so it is quantized: save it again in fp16 or bf16.")
     return tensor.half() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
@@ -205,7 +203,7 @@ def _adapter(key: Key, tensors: dict[str, Tensor], config: dict, path: Path) -> 
     kinds = {name.split("_")[0] for name in tensors} - {"magnitude", "dora"}
     if len(kinds) > 1:
         raise ValueError(
-            f"{path}: {component} {name} is changed by {' and '.join(sorted(kinds))} at once: save one alone."
+            f"{path}: {component} {name} is changed by {' and '.join(sorted(kinds))} at once: save only one."
         )
     if missing := _missing(tensors):
         raise ValueError(f"{path}: {component} {name} lacks {', '.join(missing)}: the file is damaged.")

@@ -78,7 +78,7 @@ def save_kohya(
         ValueError: a DoRA, which the clients of this container draw wrong; see `to_precision` for others.
     """
     if any(adapter.kind == "dora" for adapter in adapters.values()):
-        raise ValueError("DoRA in kohya's container is drawn wrong by its clients: make it a LoRA (needs the base).")
+        raise ValueError("DoRA in kohya's container is drawn wrongly by its clients: make it a LoRA (needs the base).")
     lora = all(adapter.kind == "lora" for adapter in adapters.values())
     adapters = one_rank(adapters) if lora else adapters
     tensors, alphas = {}, {}

@@ -111,7 +111,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
     [
         ({"targets": "attn3"}, "matches no linear or convolution layer"),
         ({"targets": "conv"}, "matches conv_in, conv_out: LoRA files with these layers fail"),
-        ({"targets": "attn1("}, "not a regular expression"),
+        ({"targets": "attn1("}, "nor a regular expression"),
         ({"rank": 0}, "rank >= 1"),
         ({"alpha": 0}, "alpha > 0"),
         ({"dropout": 1.0}, "dropout < 1"),

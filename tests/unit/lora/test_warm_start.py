@@ -116,7 +116,7 @@ def test_text_encoders_go_on_where_they_train_and_are_missed_where_they_do_not(t
     assert "4 modules of the last layer, which SDXL does not read, are left out" in capsys.readouterr().err
     run = train(**STAND, init_lora=str(file), output_dir=str(tmp_path / "unet"))
     assert {component for component, _ in read_lora(run / "unet.safetensors").adapters} == {"unet"}
-    assert "also holds text_encoder and text_encoder_2, which do not train" in capsys.readouterr().err
+    assert "also holds text_encoder and text_encoder_2, which are not trained" in capsys.readouterr().err
 
 
 def test_a_continued_training_resumes_and_refuses_another_file(train, tmp_path):
@@ -146,8 +146,8 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
     save_file({f"{name}.lora_down.weight": torch.ones(4, 999), f"{name}.lora_up.weight": torch.ones(32, 4)}, larger)
     texts = kohya_file(tmp_path / "texts", tiny_with_lora(4, 3, components=("text_encoder_2",))[1])
     refusals = [
-        (lora, "dora", "is a lora, but a dora is to train: leave out"),
-        (dora, "lora", "is a dora, but a lora is to train: add --use_dora"),
+        (lora, "dora", "is a lora, but a dora is to be trained: leave out"),
+        (dora, "lora", "is a dora, but a lora is to be trained: add --use_dora"),
         (lora, "lokr", "is a lora, but a lokr"),
         (old, "lora", "a LoRA for another model, SD 1.5 perhaps"),
         (larger, "lora", r"changes 32x999, this base's weight is 32x32"),
@@ -164,7 +164,7 @@ def test_a_file_that_cannot_go_on_is_refused_in_words(train, tmp_path, tiny_base
         train(**STAND, init_lora=str(larger))
     assert nothing_is_cached(tmp_path), "that is known before anything is cached"
     start = read_warm_start(texts, "lora", ["unet", "text_encoder_2"])
-    assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it begins anew" in start.notes[0]
+    assert list(start.adapters) == ["text_encoder_2"] and "unet: nothing in init_lora, it starts" in start.notes[0]
     for settings in ({"block_ranks": ("up=2",)}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}):
         with pytest.raises(ConfigError, match=f"leave out {next(iter(settings))}"):
             flat_train_config(output_dir="x", train_data_dir="y", init_lora="z", **settings)

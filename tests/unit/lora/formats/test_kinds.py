@@ -108,7 +108,7 @@ def test_several_adapters_in_one_file_are_refused_by_name(lora):
         read_lora(
             lora({f"{DOTTED}.lora_{f}.{n}.weight": t for n in ("cat", "dog") for f, t in (("A", DOWN), ("B", UP))})
         )
-    with pytest.raises(ValueError, match="says a second time what unet down_blocks"):
+    with pytest.raises(ValueError, match="gives unet down_blocks"):
         read_lora(lora({**PLAIN, f"{DOTTED}.lora_A.weight": DOWN, f"{DOTTED}.lora_B.weight": UP}))
 
 
@@ -131,7 +131,7 @@ def test_what_is_known_is_read_and_the_rest_named_with_what_it_costs(lora, tmp_p
     said = "\n".join(read.left_out)
     assert "1 embedding bundled in it (sks); prompts with its word need it" in said
     assert "trained norms (2 tensors, such as lora_unet_input_blocks_4_0_in_layers_0" in said
-    assert "they are zero, and nothing is lost" in said
+    assert "they are zero, so nothing is lost" in said
     assert f"trained biases ({STEM}.diff_b); images differ" in said and "layers trained as a whole" in said
     assert "token embeddings" in said
     for command in (["show"], ["check"], ["convert", tmp_path / "a.safetensors"],
