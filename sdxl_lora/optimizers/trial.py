@@ -68,9 +68,11 @@ def reason(error: Exception) -> str:
     """Return a message that names the optimizer's unmet need."""
     said = COLOURS.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])
     if "closure" in said:
-        return f"it needs a closure that computes the loss again, which a training of many pictures has not ({said})"
+        return (
+            f"it needs a closure that computes the loss again, which a training on many images does not have ({said})"
+        )
     if "sparse" in said or "dense" in said:
         return f"it is for sparse gradients, a LoRA's are dense ({said})"
     if "pickle" in said or "Weights only load" in said:
         return f"its state holds more than tensors and plain values, which a checkpoint cannot keep ({said[:80]})"
-    return f"{said} (tried on parameters of two, with convolutions of four, with DoRA of one dimension)"
+    return f"{said} (tried on parameters of two dimensions, with convolutions four, with DoRA one)"

@@ -210,8 +210,8 @@ def test_a_learning_rate_far_below_prodigys_is_warned_of():
         ({"optimizer": "prodigy_plus_schedule_free", "ema_decay": 0.9}, "keeps an average of its own"),
         ({"optimizer": "prodigy_plus_schedule_free", "block_lr_factors": ("up=2",)}, "factors may be 0 or 1"),
         ({"lora_plus_ratio": 0.0}, "lora_plus_ratio is 0.0, it must be above 0"),
-        ({"optimizer_args": ("amsgrad=yes",)}, "it must be name=value with Python's values"),
-        ({"optimizer_args": ("amsgrad",)}, "it must be name=value with Python's values"),
+        ({"optimizer_args": ("amsgrad=yes",)}, "it must be name=value with a Python value"),
+        ({"optimizer_args": ("amsgrad",)}, "it must be name=value with a Python value"),
         ({"optimizer_args": ("lr=1.0",)}, "may not set lr: use learning_rate"),
     ],
 )
