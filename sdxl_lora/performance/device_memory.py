@@ -58,9 +58,9 @@ def spill(device: torch.device) -> str | None:
     if used < FULL * total:
         return None
     return (
-        f"slow: the GPU's memory is full, {used / GIB:.1f} of {total / GIB:.1f} GiB, and Windows takes the far slower "
-        "RAM for more. Close other programs, or train with less: --memory_budget, --gradient_checkpointing, a smaller "
-        "--train_batch_size"
+        f"slow: the GPU's memory is full, {used / GIB:.1f} of {total / GIB:.1f} GiB, and Windows uses the far slower "
+        "RAM for the rest. Close other programs, or train with less: --memory_budget, --gradient_checkpointing, a "
+        "smaller --train_batch_size"
     )
 
 

@@ -210,7 +210,7 @@ def choose(
         if needed <= budget:
             return level, needed
     raise ConfigError(
-        f"memory_budget {budget / GIB:.1f} GiB is too small: the least is {needed / GIB:.1f} GiB, with "
+        f"memory_budget {budget / GIB:.1f} GiB is too small: the minimum is {needed / GIB:.1f} GiB, with "
         f"{level.flags()}. Lower --train_batch_size, --resolution or --rank."
     )
 

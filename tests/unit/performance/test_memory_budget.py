@@ -157,7 +157,7 @@ def test_a_run_takes_the_highest_rung_that_fits_and_says_so(train, tmp_path, mon
     train(max_train_steps=1, memory_budget="1GB", output_dir=str(tmp_path / "large"))
     said = [event["text"] for event in read_events(tmp_path / "large" / "events.jsonl", "message")]
     assert "memory_budget 1GB: --optimizer adamw; expects 0.0 GiB" in said
-    with pytest.raises(ConfigError, match=r"memory_budget 0\.0 GiB is too small: the least is 0\.0 GiB"):
+    with pytest.raises(ConfigError, match=r"memory_budget 0\.0 GiB is too small: the minimum is 0\.0 GiB"):
         train(max_train_steps=1, memory_budget="0.0001", output_dir=str(tmp_path / "small"))
     with pytest.raises(ConfigError, match="memory_budget is 'much'"):
         train(memory_budget="much")
