@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Upload what a finished training left to the Hub.")
     parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
     parser.add_argument("repository", help="user/name")
-    parser.add_argument("--public", action="store_true", help="if it is to be created, create it for all to see")
+    parser.add_argument("--public", action="store_true", help="if it has to be created, make it public")
     arguments = parser.parse_args(argv)
     try:
         if not any(name.endswith(".safetensors") for name in published_files(arguments.run_dir)):

@@ -76,7 +76,7 @@ def test_an_upload_that_fails_loses_nothing_and_says_how_to_try_again(train, hub
     hub.refuse = "/api/"
     train(**SETTINGS)
     said = capsys.readouterr().err
-    assert "Going on; the upload is tried at the end" in said, "a run that goes on is not kept from it"
+    assert "Going on; the upload is tried again at the end" in said, "a run that goes on is not kept from it"
     assert "could not upload to cat: " in said and f"try again with: python -m sdxl_lora.publish.hub {run} cat" in said
     status = read_status(run)
     assert (status["state"], status["exit_code"]) == ("done", 0) and (run / "cat.safetensors").exists()
