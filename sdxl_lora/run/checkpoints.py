@@ -59,7 +59,7 @@ def publish(temporary: Path, final: Path, about: dict) -> None:
     elif os.path.lexists(final):  # a user's file, or a broken link
         away = free_name(final)
         replace(final, away)
-        warnings.warn(f"{final} was no checkpoint: it is now {away.name}", stacklevel=2)
+        warnings.warn(f"{final} was not a checkpoint: it is now {away.name}", stacklevel=2)
     fault_point("checkpoint_file")
     replace(temporary, final, last=MANIFEST)
     fault_point("checkpoint_file")
@@ -201,7 +201,7 @@ def choose_checkpoint(
             report(f"{path.name} cannot be used: {problem}")
         if chosen is None:
             if there:
-                raise CheckpointError(f"no checkpoint in {run_dir} is whole; move them away to start anew")
+                raise CheckpointError(f"no checkpoint in {run_dir} is intact; move them away to start afresh")
             return None
     else:
         chosen = run_dir / wanted if (run_dir / wanted).is_dir() else Path(wanted)
@@ -230,7 +230,7 @@ def describe(checkpoint: Path, best: str | None) -> str:
     """Return a line with name, size, condition, and a mark if it is the best."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     mark = ", the best" if checkpoint.name == best else ""
-    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'whole'}{mark}"
+    return f"{checkpoint.name:20} {size / 2**20:9.1f} MiB  {problem_with(checkpoint) or 'intact'}{mark}"
 
 
 def export(run_dir: Path, name: str | None, to: Path) -> Path:
@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="List a run's checkpoints, or take a LoRA file out of one.")
     parser.add_argument("run_dir", type=Path, help="the output_dir of a training")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the LoRA file of a checkpoint here")
-    parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest that is whole")
+    parser.add_argument("--step", type=int, help="the checkpoint to export; default: the newest intact one")
     parser.add_argument("--best", action="store_true", help="export the best one, see --best_by of the training")
     arguments = parser.parse_args(argv)
     best = read_status(arguments.run_dir).get("best_checkpoint")

@@ -31,7 +31,7 @@ def settle_targets(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         return replace_flat(config, target_modules=DEFAULT_TARGETS), []
     facts = facts_before(config)
     before = None if facts.get("init_lora") else facts.get("target_modules")  # then the modules were that file's
-    targets, why = (before, "as in the run that goes on") if before else (DEFAULT_TARGETS, "the default")
+    targets, why = (before, "as in the run being resumed") if before else (DEFAULT_TARGETS, "the default")
     return replace_flat(config, target_modules=targets), [f"target_modules auto: {targets}, {why}"]
 
 
@@ -42,7 +42,7 @@ def settle_length(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     before = settings_before(config) or {}
     for name in LENGTHS:
         if isinstance(before.get(name), int):
-            said = f"length: {name} {before[name]}, as in the run that goes on; another can be given"
+            said = f"length: {name} {before[name]}, as in the run being resumed; another can be given"
             return replace_flat(config, **{name: before[name]}), [said]
     return config, []
 
@@ -58,7 +58,7 @@ def settle_variant(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if base.is_file:
         return replace_flat(config, variant=None), []
     if before := variant_before(config):
-        variant, why = before[0], "as in the run that goes on"
+        variant, why = before[0], "as in the run being resumed"
     elif "fp32" in (compute.base_precision, {"no": "fp32"}.get(compute.mixed_precision)):
         variant, why = None, "as the UNet is kept in float32"
     else:

@@ -157,18 +157,20 @@ class Pace:
         seconds = sum(report.seconds for report in self._reports)
         data, device = (sum(getattr(report, what) for report in self._reports) / seconds for what in ("data", "device"))
         if data >= MUCH_WAITING:
-            causes["data"] = f"slow: {data:.0%} of a step's time it waits for its pictures. {self._data_advice}"
+            causes["data"] = f"slow: {data:.0%} of a step's time is spent waiting for its images. {self._data_advice}"
         elif self._tells_host and device <= NO_WAITING:
             causes["host"] = (
-                "slow: the GPU is done before it gets more to do, this machine's processor is the slower one. "
-                "--cuda_graphs where it is off, --compile or a larger --train_batch_size give it more at once"
+                "slow: the GPU finishes before it gets more to do, this machine's processor is the slower one. "
+                "--cuda_graphs if it is off, --compile or a larger --train_batch_size give it more at once"
             )
         parts, left = self._parts(), self.seconds_left()
         shares = {what: parts["evaluation"][0] * self._aside.get(what, 0.0) for what in EVALUATING}
         shares["saving"] = parts["checkpoint"][0] * self._aside.get("saving", 0.0)
         for what, share in shares.items():
             if left >= SECONDS_TO_TELL and share / left >= MUCH_ASIDE:
-                causes[what] = f"slow: {share / left:.0%} of the time to go is for {what}. Less by: {ADVICE[what]}"
+                causes[what] = (
+                    f"slow: {share / left:.0%} of the remaining time is for {what}. To reduce it: {ADVICE[what]}"
+                )
         return causes
 
 

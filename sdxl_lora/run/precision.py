@@ -36,7 +36,9 @@ def planned_precision(config: TrainConfig, is_for_a_gpu: bool) -> tuple[TrainCon
     if config.compute.mixed_precision != "auto":
         return config, []
     device = device_here()
-    of_device = ("bf16", "as on a GPU that has it") if is_for_a_gpu and device.type == "cpu" else precision_of(device)
+    of_device = (
+        ("bf16", "as on a GPU that supports it") if is_for_a_gpu and device.type == "cpu" else precision_of(device)
+    )
     return settled(config, *(precision_given(config) or of_device))
 
 
@@ -47,7 +49,7 @@ def settled(config: TrainConfig, precision: str, why: str) -> tuple[TrainConfig,
 def precision_given(config: TrainConfig) -> tuple[str, str] | None:
     """Return the precision of the former run or of base_precision, and the reason; None without either."""
     if before := precision_before(config):
-        return before, "as in the run that goes on"
+        return before, "as in the run being resumed"
     asked = config.compute.base_precision
     return (asked, "as base_precision") if asked in ("bf16", "fp16") else None
 

@@ -31,7 +31,7 @@ def check_wandb(environment: Mapping[str, str]) -> None:
             wandb.Settings().update_from_env_vars({name: environment[name]})
         except (ValueError, wandb.errors.Error) as error:  # pydantic's has its sentences in a list
             said = getattr(error, "errors")()[0]["msg"] if hasattr(error, "errors") else str(error)  # noqa: B009
-            problems.append(f"W&B does not take what {name} is in the environment: {said}; set it anew, or unset it")
+            problems.append(f"W&B does not accept {name} in the environment: {said}; correct it, or unset it")
     raise_all(problems)
 
 

@@ -78,7 +78,7 @@ def test_a_damaged_one_is_rejected_by_name_and_reason_and_the_next_older_taken(r
 def test_with_none_whole_nothing_is_started_anew(run):
     for path in checkpoints(run.folder):
         flip_a_bit(path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact"):
         run.choose()
 
 
@@ -131,7 +131,9 @@ def test_what_is_no_folder_is_no_checkpoint_and_in_nobodys_way(run):
     assert (run.folder / "checkpoint-300").read_text(encoding="utf-8") == "mine"
     assert [path.name for path in remove_leftovers(run.folder)] == [".tmp-checkpoint-7"]
     for step in (300, 400):
-        with pytest.warns(UserWarning, match=f"checkpoint-{step} was no checkpoint: it is now checkpoint-{step}-moved"):
+        with pytest.warns(
+            UserWarning, match=f"checkpoint-{step} was not a checkpoint: it is now checkpoint-{step}-moved"
+        ):
             assert problem_with(make(run.folder, step)) is None
     assert (run.folder / "checkpoint-300-moved-away").read_text(encoding="utf-8") == "mine"
     assert (run.folder / "checkpoint-400-moved-away").is_symlink()
@@ -181,13 +183,13 @@ def test_a_full_disk_is_known_by_whatever_words_a_library_has_for_it(tmp_path, e
     [
         (
             OSError(errno.EROFS, "Read-only file system"),
-            "Have it mounted for writing too, or choose another folder, and",
+            "Mount it for writing too, or choose another folder, and",
         ),
-        (Exception("Error while serializing: I/O error: x (os error 30)"), "Have it mounted for writing"),
-        (OSError(errno.EIO, "Input/output error"), "See whether the disk and the connection to it are well, and run"),
-        (Exception("Error while serializing: I/O error: x (os error 5)"), "See whether the disk"),
-        (OSError(errno.ESTALE, "Stale file handle", "/run/status.json"), "See whether the disk and the connection"),
-        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/run/x"), "See whether the disk and the conn"),
+        (Exception("Error while serializing: I/O error: x (os error 30)"), "Mount it for writing"),
+        (OSError(errno.EIO, "Input/output error"), "Check the disk and the connection to it, and run"),
+        (Exception("Error while serializing: I/O error: x (os error 5)"), "Check the disk"),
+        (OSError(errno.ESTALE, "Stale file handle", "/run/status.json"), "Check the disk and the connection"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/run/x"), "Check the disk and the conn"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make room and run"),
     ],
     ids=str,
@@ -216,7 +218,7 @@ def test_the_command_lists_what_is_whole_and_exports_from_it(run, capsys):
     assert main([str(run.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
-    assert [line.split("MiB")[1].strip() for line in lines] == ["whole", "weights.safetensors is missing", "whole"]
+    assert [line.split("MiB")[1].strip() for line in lines] == ["intact", "weights.safetensors is missing", "intact"]
     target = run.folder / "exported.safetensors"
     assert main([str(run.folder), "--export", str(target), "--step", "5"]) == 0
     assert target.read_bytes() == (run.folder / "checkpoint-5" / "weights.safetensors").read_bytes()

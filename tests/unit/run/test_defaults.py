@@ -44,8 +44,8 @@ def test_a_run_of_another_default_goes_on_as_it_began(tmp_path):
     assert (config.adapter.target_modules, config.batch.num_train_epochs) == ("attention", 10)
     assert config.batch.max_train_steps is None
     assert said == [
-        "target_modules auto: attention, as in the run that goes on",
-        "length: num_train_epochs 10, as in the run that goes on; another can be given",
+        "target_modules auto: attention, as in the run being resumed",
+        "length: num_train_epochs 10, as in the run being resumed; another can be given",
     ]
     given = config_of(tmp_path, max_train_steps=7, target_modules="all-linear")
     assert settle_defaults(given) == (given, []), "what is given counts, and a checkpoint that differs refuses it"
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_keeps_its_variant(monkeypatch, tmp_path, recorded, e
         (tmp_path / "config.yaml").write_text(recorded)
     config = flat_train_config(str(tmp_path), train_data_dir="data", mixed_precision="bf16")
     settled, lines = settle_variant(config)
-    assert settled.model.variant == expected and lines[0].endswith(", as in the run that goes on")
+    assert settled.model.variant == expected and lines[0].endswith(", as in the run being resumed")
 
 
 def test_a_training_reads_the_fp16_files_says_so_and_goes_on_with_them(train, tiny_base, tmp_path):

@@ -81,9 +81,9 @@ def test_slow_steps_are_told_within_the_first_minute(clock):
 @pytest.mark.parametrize(
     ("waits", "tells_host", "cause"),
     [
-        ({"data": 0.5, "device": 1.0}, True, "slow: 25% of a step's time it waits for its pictures. Cache them."),
+        ({"data": 0.5, "device": 1.0}, True, "slow: 25% of a step's time is spent waiting for its images. Cache them."),
         ({"data": 0.1, "device": 1.0}, True, None),
-        ({"device": 0.02}, True, "slow: the GPU is done before it gets more to do"),
+        ({"device": 0.02}, True, "slow: the GPU finishes before it gets more to do"),
         ({"device": 0.02}, False, None),
     ],
 )
@@ -97,9 +97,21 @@ def test_what_steps_wait_for_is_said_once(clock, waits, tells_host, cause):
 @pytest.mark.parametrize(
     ("what", "times", "words"),
     [
-        ("samples", {"evaluations": 9}, "slow: 73% of the time to go is for samples. Less by: fewer --num_validation"),
-        ("validation", {"evaluations": 9}, "slow: 73% of the time to go is for validation. Less by: a smaller"),
-        ("saving", {"checkpoints": 9}, "slow: 73% of the time to go is for saving. Less by: a larger --checkpointing"),
+        (
+            "samples",
+            {"evaluations": 9},
+            "slow: 73% of the remaining time is for samples. To reduce it: fewer --num_validation",
+        ),
+        (
+            "validation",
+            {"evaluations": 9},
+            "slow: 73% of the remaining time is for validation. To reduce it: a smaller",
+        ),
+        (
+            "saving",
+            {"checkpoints": 9},
+            "slow: 73% of the remaining time is for saving. To reduce it: a larger --checkpointing",
+        ),
     ],
 )
 def test_what_eats_the_run_is_said_with_the_remedy(clock, what, times, words):

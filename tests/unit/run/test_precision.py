@@ -61,7 +61,7 @@ def test_a_run_keeps_its_precision_where_auto_goes_on_with_it(train, tmp_path):
     assert yaml.safe_load((train(**settings, mixed_precision="bf16") / "config.yaml").read_text())
     run = train(**settings | {"max_train_steps": 2}, mixed_precision="auto")
     assert yaml.safe_load((run / "config.yaml").read_text())["mixed_precision"] == "bf16"
-    assert "mixed_precision auto: bf16, as in the run that goes on" in (run / "events.jsonl").read_text()
+    assert "mixed_precision auto: bf16, as in the run being resumed" in (run / "events.jsonl").read_text()
     with pytest.raises(CheckpointError, match=r"mixed_precision +bf16 +no"):
         train(**settings, mixed_precision="no")
     fresh = train(mixed_precision="auto", max_train_steps=1, output_dir=str(tmp_path / "fresh"))
@@ -103,6 +103,6 @@ def test_the_dry_run_of_a_full_base_warns_and_counts_as_on_a_gpu(train_config, f
     for module in (precision, planning):
         monkeypatch.setattr(module, "device_here", lambda: torch.device("cpu"))
     said = planning.dry_run(train_config(pretrained_model_name_or_path=str(full_configs), mixed_precision="auto"))
-    assert "mixed_precision auto: bf16, as on a GPU that has it" in said and "--allow_cpu" in said
+    assert "mixed_precision auto: bf16, as on a GPU that supports it" in said and "--allow_cpu" in said
     here = planning.dry_run(train_config(mixed_precision="auto"))
     assert "mixed_precision auto: no, as this machine computes on its CPU" in here and "--allow_cpu" not in here

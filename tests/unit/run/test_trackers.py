@@ -23,7 +23,7 @@ def test_a_variable_that_w_and_b_does_not_take_is_named(name, value, words):
     with pytest.raises(ConfigError) as raised:
         check_wandb({name: value, "HOME": "/", "WANDB_API_KEY": "secret"})
     [problem] = raised.value.problems
-    assert f"{name} is in the environment" in problem and words in problem
+    assert f"does not accept {name} in the environment" in problem and words in problem
     assert "\n" not in problem and "secret" not in problem and "x" * 30 not in problem
 
 
