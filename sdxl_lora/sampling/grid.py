@@ -19,7 +19,7 @@ def image_grid(columns, labels, rows, side=192):
     """
     wanted = sum(count for _, count in columns)
     if any(len(row) != wanted for row in rows) or len(rows) != len(labels):
-        raise ValueError(f"Expected {len(labels)} rows of {wanted} pictures, got rows of {[len(row) for row in rows]}.")
+        raise ValueError(f"Expected {len(labels)} rows of {wanted} images, got rows of {[len(row) for row in rows]}.")
     rows = [[image and fitted(image, side) for image in row] for row in rows]
     heights = [max((image.height for image in row if image), default=side) for row in rows]
     width = max((image.width for row in rows for image in row if image), default=side)

@@ -132,7 +132,7 @@ DAMAGE = {
     "truncated PNG": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "not an image": lambda path: path.write_bytes(b"\0" * 500),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
-    "no PNG": lambda path: Image.new("RGB", (64, 64)).save(path, format="JPEG"),
+    "not a PNG": lambda path: Image.new("RGB", (64, 64)).save(path, format="JPEG"),
 }
 
 
@@ -159,7 +159,7 @@ def test_a_grid_of_many_steps_shows_some_of_them():
 
 
 def test_a_sheet_with_a_row_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="Expected 1 rows of 2 pictures"):
+    with pytest.raises(ValueError, match="Expected 1 rows of 2 images"):
         image_grid([("a", 2)], ["one"], [[None]])
 
 
