@@ -49,18 +49,18 @@ class Drawn:
         strength = strength if strength is not None else recommended and recommended["strength"]
         there = ", ".join(map(str, (cell for cell in cells if cell != BASE)))
         if step is None or strength is None:
-            raise ConfigError(f"{path} recommends nothing: give --step and --strength; drawn are {there}")
+            raise ConfigError(f"{path} recommends nothing: give --step and --strength; these were drawn: {there}")
         self.cell = Cell(strength, step)
         if self.cell not in cells or self.cell == BASE:
-            raise ConfigError(f"{self.cell} was not drawn; drawn are {there}")
+            raise ConfigError(f"{self.cell} was not drawn; these were: {there}")
         trigger_words = trigger_words_of(config.data)
         self.with_trigger, self.without = split_prompts(self.prompts, trigger_words)
         self.called = "with the trigger word" if trigger_words else "with the LoRA"
         self.count = len(self.with_trigger) * self.images
         if self.count < FEWEST:
             raise ConfigError(
-                f"there are {self.count} images {self.called}, too few to tell anything from chance: draw at least "
-                f"{FEWEST} with `python -m sdxl_lora.select`, by more prompts or a larger --images"
+                f"there are {self.count} images {self.called}, too few to tell anything apart from chance: draw at "
+                f"least {FEWEST} with `python -m sdxl_lora.select`, with more prompts or a larger --images"
             )
 
     def described(self, cell: Cell, prompts: Sequence[int], describe: Describe) -> dict[str, Shown]:

@@ -143,7 +143,7 @@ def find_candidates(
         lora = lora_file_of(path)
         candidates.append(Candidate(step, lora, read_manifest(path)["files"][lora.name]["sha256"]))
     if not candidates:
-        raise CheckpointError(f"no checkpoint in {run_dir} is whole: {'; '.join(left_out)}")
+        raise CheckpointError(f"no checkpoint in {run_dir} is intact: {'; '.join(left_out)}")
     return candidates, left_out
 
 

@@ -28,7 +28,7 @@ class PromptMatcher:
         self.images = Similarity(model, "clip_model")
         if not hasattr(self.images.model, "get_text_features"):
             raise ConfigError(
-                f"clip_model {model} reads no texts: it must be a CLIP of transformers with both halves, "
+                f"clip_model {model} does not read texts: it must be a CLIP of transformers with both halves, "
                 "e.g. openai/clip-vit-large-patch14"
             )
         try:

@@ -25,7 +25,7 @@ def keep_recommended(
     trigger_word = ", ".join(choice.trigger_words)
     if cell is None:
         if lora.exists():
-            info(f"{lora} is of an earlier choice, which this one does not repeat")
+            info(f"{lora} is from an earlier choice, which this one does not repeat")
     else:
         source = next(one.lora for one in choice.candidates if one.step == cell.step)
         copy_lora(source, run_dir, lora.name, strength_metadata(cell.strength))

@@ -120,8 +120,8 @@ class Scale:
         end = likeness.mean().item()
         if self.among - end < LEAST_SPAN:
             self.left_out.append(
-                f"{share}: to this similarity model the base's images are as like the training images ({end:.3f}) as "
-                f"these among themselves ({self.among:.3f})"
+                f"{share}: to this similarity model the base's images are as similar to the training images "
+                f"({end:.3f}) as these to each other ({self.among:.3f})"
             )
             return None
         return end
@@ -132,8 +132,8 @@ class Scale:
             self.left_out.append("prompt lost: there is only one prompt")
         elif own - others < LEAST_SPAN:
             self.left_out.append(
-                f"prompt lost: to this CLIP the base's images match their prompts ({own:.3f}) no better than others "
-                f"({others:.3f})"
+                f"prompt lost: to this CLIP model the base's images match their prompts ({own:.3f}) no better than "
+                f"others ({others:.3f})"
             )
         else:
             self.match_of_base, self.match_of_others = own, others
@@ -232,7 +232,7 @@ def recommend(scores: Mapping[Cell, Score]) -> Recommendation:
     totals = {cell: score.total for cell, score in scores.items() if cell != BASE}
     known = {cell: total for cell, total in totals.items() if total is not None}
     if not known:
-        return Recommendation(None, "nothing is recommended: it could not be measured what was learned")
+        return Recommendation(None, "nothing is recommended: what was learned could not be measured")
     best = max(sorted(known), key=lambda cell: known[cell])
     if known[best] <= 0:
         return Recommendation(

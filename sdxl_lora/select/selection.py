@@ -94,7 +94,7 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         missing, total = missing_drawings(choice, folder), len(choice.drawings())
         info(
             f"{len(candidates)} checkpoints x {len(strengths)} strengths and the base, {len(prompts)} prompts, "
-            f"{request.images} images each: {total} images, {total - len(missing)} of them are there"
+            f"{request.images} images each: {total} images, {total - len(missing)} of them are already there"
         )
         on_main.append((judges, references))
         return choice, missing
@@ -130,9 +130,9 @@ def load_judges(config: TrainConfig, request: Request) -> Judges:
     similarity = request.similarity_model or config.evaluation.similarity_model
     if similarity is None:
         raise ConfigError(
-            "the run was given no similarity_model, and without one nobody can tell how like the training images an "
-            "image is: give --similarity_model, e.g. facebook/dinov2-base; or --similarity_model none to have the "
-            "images drawn and nothing recommended"
+            "the run was given no similarity_model, and without one nobody can tell how similar to the training "
+            "images an image is: give --similarity_model, e.g. facebook/dinov2-base; or --similarity_model none to "
+            "have the images drawn and nothing recommended"
         )
     return Judges(
         None if similarity == NONE else Similarity(similarity),

@@ -152,7 +152,7 @@ def table(found: Iterable[CameAlong], images: int) -> str:
         shares = (one.with_trigger, one.base, one.without_trigger, one.base_without, one.training)
         rows.append([one.word, *("-" if value is None else f"{100 * value:.0f} %" for value in shares)])
     if len(rows) == 1:
-        return f"nothing has come along that {images} images could show\n"
+        return f"no word has come along that {images} images could show\n"
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return "\n".join(lines) + "\n"

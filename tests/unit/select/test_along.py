@@ -89,9 +89,13 @@ def test_what_cannot_be_looked_at_is_refused_with_what_to_do(run, train_config):
     with pytest.raises(ConfigError, match=r"there is no .*select.json: run `python -m sdxl_lora.select"):
         Drawn(train_config())
     config = run(recommended=False)
-    with pytest.raises(ConfigError, match="recommends nothing: give --step and --strength; drawn are checkpoint-8 at"):
+    with pytest.raises(
+        ConfigError, match="recommends nothing: give --step and --strength; these were drawn: checkpoint-8 at"
+    ):
         report_on(config, described)
-    with pytest.raises(ConfigError, match=r"checkpoint-8 at strength 0\.5 was not drawn; drawn are checkpoint-8 at st"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoint-8 at strength 0\.5 was not drawn; these were: checkpoint-8 at st"
+    ):
         report_on(config, described, 8, 0.5)
     with pytest.raises(ConfigError, match="the base alone was not drawn"):
         report_on(config, described, 0, 0.0)

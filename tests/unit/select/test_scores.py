@@ -109,8 +109,8 @@ def test_thumbnails_know_a_picture_again_and_tell_others_apart(photographs):
     [
         (two_images_of_a_prompt(False), "learned: no prompt has the trigger word"),
         (two_images_of_a_prompt(True), "leak: no prompt is without a trigger word"),
-        (images_of(0, 10, 90, 90), "learned: to this similarity model the base's images are as like"),
-        (images_of(90, 90, 90, 90, match=torch.full((4, 2), 0.2)), "prompt lost: to this CLIP the base's images match"),
+        (images_of(0, 10, 90, 90), "learned: to this similarity model the base's images are as similar"),
+        (images_of(90, 90, 90, 90, match=torch.full((4, 2), 0.2)), "prompt lost: to this CLIP model the base's"),
         (
             Measured(at(90), torch.ones(1, 1), torch.zeros(1, 3), (0,), (True,)),
             "prompt lost: there is only one prompt",
@@ -158,4 +158,4 @@ def test_nothing_is_recommended_where_nothing_is_better_than_the_base_or_nothing
     found = recommend({BASE: Score(BASE, 0.0), worse: Score(worse, 0.2, 0.3)})
     assert found.cell is None and "even the best, checkpoint-500 at strength 1, loses as much" in found.reason
     unknown = recommend({BASE: Score(BASE), worse: Score(worse, None, 0.3)})
-    assert unknown.cell is None and "could not be measured what was learned" in unknown.reason
+    assert unknown.cell is None and "what was learned could not be measured" in unknown.reason

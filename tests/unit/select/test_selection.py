@@ -127,7 +127,7 @@ def test_without_a_similarity_model_it_says_so_and_draws_on_request_alone(run, c
     assert not (run / "select").exists(), "refused before anything is drawn"
     select(run, "--similarity_model", "none", "--steps", "4", "--strengths", "1")
     said = capsys.readouterr().out
-    assert "nothing is recommended: it could not be measured what was learned" in said
+    assert "nothing is recommended: what was learned could not be measured" in said
     assert "not measured: learned, leak, likeness and variety: no similarity model was given" in said
     found = json.loads((run / "select" / "select.json").read_text())
     assert found["recommended"] is None and all(cell["score"] is None for cell in found["cells"])
@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_named(run, clip, capsys):
         select(run, "--similarity_model", clip, "--clip_model", "a/b/c")
     CLIPModel.from_pretrained(clip).vision_model.save_pretrained(run / "vision")
     shutil.copy(f"{clip}/preprocessor_config.json", run / "vision")
-    with pytest.raises(ConfigError, match=r"clip_model .* reads no texts: it must be a CLIP"):
+    with pytest.raises(ConfigError, match=r"clip_model .* does not read texts: it must be a CLIP"):
         select(run, "--similarity_model", clip, "--clip_model", str(run / "vision"))
     select(run, "--similarity_model", clip, "--strengths", "1")
     assert "checkpoint-2 is left out: " in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_what_cannot_be_compared_is_named(run, clip, capsys):
     assert [cell["step"] for cell in found["cells"]] == [0, 4] and "checkpoint-2" in found["left_out"][0]
 
     (run / "checkpoint-4" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: checkpoint-2 .*; checkpoint-4 "):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is intact: checkpoint-2 .*; checkpoint-4 "):
         select(run, "--similarity_model", clip)
 
 

@@ -71,4 +71,4 @@ def test_chance_counts_every_way_to_deal_the_hits():
 def test_nothing_is_said_where_nothing_came_along():
     same = [shown("a cat on a sofa")] * 10
     assert came_along(same, same) == []
-    assert table([], 10) == "nothing has come along that 10 images could show\n"
+    assert table([], 10) == "no word has come along that 10 images could show\n"
