@@ -155,7 +155,7 @@ def check(file: LoraFile) -> tuple[list[str], list[str]]:
             if broken:
                 errors.append(f"{component} {name}: {', '.join(broken)} holds NaN or infinity")
             elif adapter.rank is not None and not (0 < abs(adapter.alpha) < float("inf")):
-                effect = "leaves it without effect" if adapter.alpha == 0 else "is no strength"
+                effect = "leaves it without effect" if adapter.alpha == 0 else "is not a strength"
                 errors.append(f"{component} {name}: alpha {adapter.alpha:g} {effect}")
             else:
                 sizes[name] = norm(adapter)

@@ -106,7 +106,7 @@ def resize(lora: Path, output: Path, rank: int | None, energy: float | None, pre
         ValueError: neither rank nor energy, values out of range, no plain LoRA, or the output exists.
     """
     if (rank is None) == (energy is None):
-        raise ValueError("give --rank or --energy, one of them.")
+        raise ValueError("give either --rank or --energy.")
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy < 1):
         raise ValueError(f"rank {rank}, energy {energy}: need rank >= 1, or an energy between 0 and 1.")
     file = plain_file(lora)
