@@ -64,7 +64,7 @@ class BatchShape:
             torch.OutOfMemoryError: there is none.
         """
         if self.micro_batch == 1:
-            raise torch.OutOfMemoryError("not even one picture at once fits")
+            raise torch.OutOfMemoryError("not even one image at a time fits")
         return BatchShape.of(batch, next_smaller(batch.images_per_process, self.micro_batch))
 
 
@@ -179,9 +179,9 @@ def settle_compiling(
     """
     millions = f"{pixels / 1e6:,.0f} of {PIXELS_TO_COMPILE / 1e6:,.0f} million pixels"
     if config.compute.stream_base:
-        choice, why = "off", "stream_base brings weights that a compiler needs where they are"
+        choice, why = "off", "stream_base moves weights that a compiler needs in place"
     elif before is not None:
-        choice, why = "on" if before else "off", "as in the run that goes on"
+        choice, why = "on" if before else "off", "as in the run being resumed"
     elif device_type != "cuda" or torch.version.hip:
         choice, why = "off", f"not tried on {'ROCm' if torch.version.hip else device_type}"
     elif not has_compiler:
@@ -189,9 +189,9 @@ def settle_compiling(
     elif config.compute.deterministic:
         choice, why = "off", "a compiler may choose other kernels at each start, and deterministic is on"
     elif pixels < PIXELS_TO_COMPILE:
-        choice, why = "off", f"too short a training to win back the time of compiling: {millions}"
+        choice, why = "off", f"too short a training to win back the time compiling takes: {millions}"
     else:
-        choice, why = "on", f"a training long enough to win back the time of compiling: {millions}"
+        choice, why = "on", f"a training long enough to win back the time compiling takes: {millions}"
     if device_type != "cpu":
         info(f"compile auto: {choice}, {why}")
     return replace_flat(config, compile=choice)

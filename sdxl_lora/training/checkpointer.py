@@ -123,7 +123,7 @@ class Checkpointer:
             chosen = choose_checkpoint(folder, self.config.resume_from_checkpoint, self.fingerprint, info)
             for path in named_as_checkpoints(folder):
                 if not path.is_dir():
-                    info(f"{path.name} is no folder, so no checkpoint: it is passed over")
+                    info(f"{path.name} is not a folder, so not a checkpoint: it is ignored")
             for leftover in remove_leftovers(folder):
                 info(f"removed {leftover.name}, left by an interrupted save")
             return chosen

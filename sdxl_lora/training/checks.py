@@ -107,7 +107,7 @@ def check_device(config: TrainConfig, processes: int, device_type: str) -> None:
     if config.compute.cuda_graphs == "on" and device_type != "cuda":
         raise ConfigError(f"cuda_graphs is for CUDA GPUs, this process is on {device_type}: leave it out")
     if device_type == "mps" and config.compute.base_precision == "fp8":
-        raise ConfigError("base_precision fp8 cannot be used on Apple's GPUs, which have no such numbers: use int8")
+        raise ConfigError("base_precision fp8 cannot be used on Apple's GPUs, which do not support it: use int8")
     # PEFT skips dropped LoHa and LoKr layers by a branch. They then have no gradient, and other processes would wait.
     if adapter.module_dropout and adapter.adapter != "lora" and processes > 1:
         raise ConfigError(
@@ -135,7 +135,7 @@ def check_names(config: TrainConfig, base: Base, needs_weights: bool = True) -> 
     except ValueError as error:
         raise ConfigError(f"{error} Choose it with --output_name.") from None
     if config.logging.report_to == "trackio" and importlib.util.find_spec("trackio") is None:
-        raise ConfigError("report_to trackio needs a library that is not here: pip install trackio==0.43.0")
+        raise ConfigError("report_to trackio needs a library that is not installed: pip install trackio==0.43.0")
     if config.logging.report_to in ("wandb", "all"):
         check_wandb(os.environ)
     if config.output.loras_dir is not None and not Path(config.output.loras_dir).is_dir():
@@ -148,8 +148,8 @@ def warn_of_contradiction(wanted: str | None, base: Base) -> None:
     told, _, by = what_it_says(base)
     if wanted and told and wanted != told:
         warnings.warn(
-            f"{base.path} says by its {by} that it predicts {told}, prediction_type says {wanted}: it is trained as "
-            f"{wanted}; leave out --prediction_type to train it as the file says",
+            f"{base.path} says in its {by} that it predicts {told}, but prediction_type says {wanted}: it is trained "
+            f"as {wanted}; leave out --prediction_type to train it as the file says",
             stacklevel=2,
         )
 
@@ -171,7 +171,7 @@ def confirm_prediction(
     if what_it_says(base)[2].startswith("tensor"):
         return
     if data.stream:
-        info("what the base predicts is not tried: the images are a stream")
+        info("what the base predicts is not tested: the images are a stream")
         return
 
     def decide() -> None:
@@ -180,22 +180,22 @@ def confirm_prediction(
         errors = memo.get_or_compute(facts_of_trial(weights), lambda: try_base(config, model, data, accelerator))
         memo.save()
         if errors is None:
-            info("out of memory while trying what the base predicts, going on")
+            info("out of memory while testing what the base predicts, going on")
             return
         schedule = model.scheduler.config
         found, listed = winner(errors["readings"]), ", ".join(f"{n} {e:.3g}" for n, e in errors["readings"].items())
         if found is None:
-            info(f"what the base predicts does not show by trying it ({listed}): trained as {schedule.prediction_type}")
+            info(f"a test does not show what the base predicts ({listed}): trained as {schedule.prediction_type}")
         elif found == schedule.prediction_type:
-            info(f"tried on {IMAGES} images, the base predicts {found} (errors: {listed})")
+            info(f"tested on {IMAGES} images, the base predicts {found} (errors: {listed})")
             if found == V:
                 compare_schedules(errors["schedules"], bool(schedule.rescale_betas_zero_snr), base.path)
         else:
             wrong, remedy = schedule.prediction_type, f"give --prediction_type {found}"
-            said = f"{base.path} predicts {found}, tried on {IMAGES} images (errors: {listed}), not {wrong}"
+            said = f"{base.path} predicts {found}, tested on {IMAGES} images (errors: {listed}), not {wrong}"
             if config.objective.prediction_type is None and not checkpoints(run.folder):
-                raise ConfigError(f"{said}: {remedy}, or --prediction_type {wrong} to train it so all the same")
-            warnings.warn(f"{said}, as which it is trained: {remedy}", stacklevel=2)
+                raise ConfigError(f"{said}: {remedy}, or --prediction_type {wrong} to train it as that all the same")
+            warnings.warn(f"{said}, but it is trained as {wrong}: {remedy}", stacklevel=2)
 
     on_main_and_broadcast(accelerator, decide)
 
@@ -210,7 +210,7 @@ def compare_schedules(errors: dict[str, float], is_zero_snr: bool, name: str) ->
         said, remedy = "without zero terminal SNR", "leave it out of the settings and the scheduler's config"
     else:
         said, remedy = "with zero terminal SNR", "give --zero_terminal_snr"
-    warnings.warn(f"{name} was trained {said}, as tried on {IMAGES_FOR_V} images ({listed}): {remedy}", stacklevel=2)
+    warnings.warn(f"{name} was trained {said}, as tested on {IMAGES_FOR_V} images ({listed}): {remedy}", stacklevel=2)
 
 
 def try_base(config: TrainConfig, model: LoraModel, data, accelerator) -> dict[str, dict[str, float]] | None:
@@ -292,7 +292,7 @@ def claim_hub_repository(config: TrainConfig, accelerator, run: Run, info: Calla
         except ConfigError as error:
             if not checkpoints(run.folder):
                 raise
-            info(f"{error}. Going on; the upload is tried at the end")
+            info(f"{error}. Going on; the upload is tried again at the end")
             return publish.hub_model_id or config.lora_name
 
     return on_main_and_broadcast(accelerator, claim)

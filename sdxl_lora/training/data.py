@@ -226,7 +226,7 @@ def prepare_stream(config: TrainConfig, base: Base, accelerator, logger: RunLogg
     encoders = [encoder.to(accelerator.device) for encoder in encoders]
     encoders_key = "".join(map(weights_key, encoders))
     text = TextCache(config.cache_folder, encoders_key, config.captions.max_caption_chunks, (tokenizers, encoders))
-    logger.info("the pictures are a stream: they and their captions are encoded live")
+    logger.info("the images are a stream: they and their captions are encoded live")
     steps = config.batch.max_train_steps
     assert steps is not None, "a stream has no epochs, and the config asks for max_train_steps"
     return TrainingData(config, accelerator, base, None, latents, latents, text, sampler, steps, [], prompts)

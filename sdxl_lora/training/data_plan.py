@@ -95,7 +95,7 @@ def steps_that_suffice(trained: Sequence[Example], sampler: BucketSampler) -> tu
     wanted = math.ceil(epochs * float(sampler.samples_per_epoch) / sampler.images_per_step)
     steps = max(FEWEST_STEPS, min(wanted, MOST_STEPS), wanted * LEAST_TIMES // TIMES)
     return steps, (
-        f"length: {steps} steps, in which each picture is used about {TIMES * steps / wanted:.0f} times; "
+        f"length: {steps} steps, in which each image is used about {TIMES * steps / wanted:.0f} times; "
         "--max_train_steps or --num_train_epochs choose another"
     )
 
@@ -106,7 +106,7 @@ def notes_on_resolution(resolution: int, images: Images) -> list[str]:
     if not images.is_prepared or not areas or SMALL * resolution**2 <= max(areas) <= resolution**2:
         return []
     return [
-        f"resolution {resolution} does not change images that are prepared, which were so for about "
+        f"resolution {resolution} does not change images that are already prepared, at about "
         f"{round(max(areas) ** 0.5)}: to change their size, prepare them again"
     ]
 

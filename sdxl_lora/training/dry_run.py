@@ -58,7 +58,7 @@ def dry_run(config: TrainConfig) -> str:
 
 
 def described(plan: "TrainingPlan", warned: list[str]) -> str:
-    rows = [("pictures", plan.of_images()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
+    rows = [("images", plan.of_images()), ("steps", plan.of_steps()), ("trains", plan.of_parameters())]
     rows += [("would cache", plan.of_caches()), ("GPU memory", plan.of_memory()), ("time", plan.of_time())]
     rows += [("download", described_downloads(downloads_of(base_of(plan.config.model)))), ("output", plan.of_output())]
     rows += [("notes", list(dict.fromkeys(plan.notes))), ("warnings", warned)]
@@ -109,7 +109,7 @@ def memory_budget(config: TrainConfig, notes: list[str]) -> int | None:
         return None
     if (device := device_here()).type != "cpu":
         return usable_bytes(device)
-    notes.append("train_batch_size auto is settled where there is a GPU: counted with one picture at once")
+    notes.append("train_batch_size auto is settled where there is a GPU: counted with one image at a time")
     return None
 
 
@@ -153,7 +153,7 @@ class TrainingPlan:
         per_epoch = float(self.data.sampler.samples_per_epoch / self.data.images_per_step)
         epochs = self.data.sampler.passes(self.data.total_steps)
         lines = [
-            f"{self.data.total_steps} of {self.data.images_per_step} pictures ({self.shape.micro_batch} x "
+            f"{self.data.total_steps} of {self.data.images_per_step} images ({self.shape.micro_batch} x "
             f"{self.shape.micro_steps} micro-steps x {self.world_size} processes); "
             f"{per_epoch:g} per epoch, {epochs:g} epochs"
         ]
@@ -170,7 +170,7 @@ class TrainingPlan:
             if sum(map(len, rows.values())) < self.data.images_per_step
         ]
         if small:
-            lines.append(f"{len(small)} sizes have fewer pictures than a step: they wait for the next epoch to fill it")
+            lines.append(f"{len(small)} sizes have fewer images than a step: they wait for the next epoch to fill it")
         return lines
 
     def of_parameters(self) -> list[str]:
@@ -214,10 +214,10 @@ class TrainingPlan:
     def of_caches(self) -> list[str]:
         images, prompts, latents, texts = self.cached_bytes()
         folder = self.config.cache_folder
-        live = "" if self.config.cache.cache_latents else "; pictures are encoded live"
+        live = "" if self.config.cache.cache_latents else "; images are encoded live"
         live += "" if self.data.captions is not None else "; captions are encoded live"
         return [
-            f"{images} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
+            f"{images} images, {latents:,} bytes; {prompts} prompts, {texts:,} bytes{live}",
             f"into {folder}, but for what is there already" if folder.is_dir() else f"into {folder}",
         ]
 
@@ -228,7 +228,7 @@ class TrainingPlan:
         listed = ", ".join(f"{name} {amount / GIB:.2f}" for name, amount in parts.items() if amount)
         return [
             f"about {sum(parts.values()) / GIB:.1f} GiB while training ({listed})",
-            f"about {caching / GIB:.1f} GiB while pictures are encoded",
+            f"about {caching / GIB:.1f} GiB while images are encoded",
         ]
 
     @cached_property

@@ -139,7 +139,7 @@ def check_finite(numbers: StepNumbers, run: Run) -> None:
     names = ", ".join(sorted(numbers.names[numbers.finite_steps]))
     raise NonFiniteError(
         f"step {step}: loss {numbers.loss}, gradient norm {numbers.grad_norm}; the weights were not changed. "
-        f"Pictures of this step: {names}. Lower the learning rate, or look at these pictures; "
+        f"Images of this step: {names}. Lower the learning rate, or check these images; "
         f"the newest checkpoint is {run.status['last_checkpoint'] or 'none yet'}."
     )
 

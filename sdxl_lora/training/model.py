@@ -177,7 +177,7 @@ def add_adapters(
             model.to(device)  # a GPU decomposes weights a hundred times faster
             if model.dtype != torch.float32:
                 rounded = f"{name}: what {init} leaves of the base is rounded to {model.dtype}"
-                info(f"{rounded}, which no file tells: 0.2 % of its weights; none in float32")
+                info(f"{rounded}, which no file records: 0.2 % of its weights; none in float32")
         try:
             add_lora(
                 model,
@@ -226,7 +226,9 @@ def load_base_unet(compute: ComputeConfig, base: Base, device: torch.device, inf
         count = quantize_linears(unet, compute.base_precision, device, in_8_bits, home)
         info(f"base in {compute.base_precision}: {count} linear layers are packed{', products too' * in_8_bits}")
         if compute.base_products and not in_8_bits:
-            info(f"base_products {compute.base_products}: not on this device, which multiplies as without it")
+            info(
+                f"base_products {compute.base_products} is not supported on this device: products are computed as usual"
+            )
     return unet
 
 
@@ -257,7 +259,7 @@ def set_computation(
         raise ConfigError(str(error)) from error
     stream = stream_weights(unet, device) if compute.stream_base else None
     if stream is not None:
-        info(f"stream_base: the weights of {len(stream.blocks)} blocks stay in RAM, each is brought for its use")
+        info(f"stream_base: the weights of {len(stream.blocks)} blocks stay in RAM, each is loaded when used")
     if compiles:
         compile_blocks(unet, info)
     return stream

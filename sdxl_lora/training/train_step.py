@@ -171,7 +171,7 @@ class TrainStep:
         while largest and not all(gather_object([self.fits(data, largest)])):
             before = self.shape.micro_batch
             self.set_batch_shape(self.shape.smaller(self.config.batch))
-            self.logger.info(f"out of memory with {before} pictures at once: going on with {self.shape.micro_batch}")
+            self.logger.info(f"out of memory with {before} images at once: going on with {self.shape.micro_batch}")
         self.logger.pace.begin_steps()
 
     def fits(self, data: TrainingData, sample) -> bool:

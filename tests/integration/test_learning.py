@@ -144,7 +144,7 @@ def test_so_does_one_on_a_base_that_predicts_something_else(learn, retrained, ob
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*zero terminal SNR.*")  # of the two schedules of v the other one
         shares = learn(base=base, debiased_estimation=False)
-    [text] = [text for text in learn.texts if "tried on" in text]
+    [text] = [text for text in learn.texts if "tested on" in text]
     print(objective, text, shares, before)
     assert f"the base predicts {predicts} " in text
     assert has_learned(shares, before, least=0.7, forgotten=0.1), (shares, before)

@@ -32,7 +32,7 @@ def test_a_base_that_clearly_predicts_something_else_is_not_trained_in_silence(
     write_class_images(tmp_path / "shapes", 4)
     settings = {"train_data_dir": str(tmp_path / "shapes"), "max_train_steps": 1, "checkpointing_steps": 1}
     wrong = {**settings, "pretrained_model_name_or_path": str(said_to_predict_v)}
-    with pytest.raises(ConfigError, match=r"predicts epsilon, tried on 2 images.*give --prediction_type epsilon, or"):
+    with pytest.raises(ConfigError, match=r"predicts epsilon, tested on 2 images.*give --prediction_type epsilon, or"):
         train(**wrong)
     kept = json.loads((tmp_path / "cache" / "memo.json").read_text())
     assert len([key for key in kept if key.startswith("prediction|")]) == 1
@@ -41,13 +41,13 @@ def test_a_base_that_clearly_predicts_something_else_is_not_trained_in_silence(
         raise AssertionError("once for a base is enough")
 
     monkeypatch.setattr("sdxl_lora.training.checks.try_readings", never)
-    with pytest.warns(UserWarning, match="predicts epsilon, tried on 2 images.*as which it is trained"):
+    with pytest.warns(UserWarning, match="predicts epsilon, tested on 2 images.*but it is trained as"):
         run = train(**wrong, prediction_type="v_prediction")
     assert list(read_events(run / "events.jsonl", "step"))
     with monkeypatch.context() as as_before:
         as_before.setattr("sdxl_lora.training.checks.winner", lambda *_: None)
         train(**wrong, output_dir=str(tmp_path / "before"))
-    with pytest.warns(UserWarning, match="as which it is trained"):  # a run that began before this was found out
+    with pytest.warns(UserWarning, match="but it is trained as"):  # a run that began before this was found out
         train(**{**wrong, "max_train_steps": 2}, output_dir=str(tmp_path / "before"))
     assert (tmp_path / "before" / "checkpoint-2").is_dir()
     right = train(**wrong, prediction_type="epsilon", output_dir=str(tmp_path / "right"))
@@ -69,7 +69,7 @@ def untried(tmp_path):
 
 def test_a_base_of_which_nothing_shows_is_trained_as_it_says_and_that_is_said(train, untried):
     run = train(max_train_steps=1)
-    [text] = [text for text in texts_of(run) if "does not show by trying it" in text]
+    [text] = [text for text in texts_of(run) if "a test does not show" in text]
     assert "epsilon" in text and "trained as epsilon" in text
 
 
@@ -78,7 +78,7 @@ def test_a_try_that_does_not_fit_into_memory_is_left_out_and_that_is_said(train,
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("sdxl_lora.training.checks.try_readings", full)
-    assert "out of memory while trying what the base predicts, going on" in texts_of(train(max_train_steps=1))
+    assert "out of memory while testing what the base predicts, going on" in texts_of(train(max_train_steps=1))
 
 
 def test_a_tensor_that_names_the_prediction_is_believed_and_a_setting_against_it_warned_of(
@@ -87,10 +87,10 @@ def test_a_tensor_that_names_the_prediction_is_believed_and_a_setting_against_it
     base = base_of(original | {"v_pred": torch.zeros(0)})
     settings = {"pretrained_model_name_or_path": base.path, "pretrained_config_name_or_path": str(tiny_base)}
     with pytest.warns(
-        UserWarning, match="by its tensor v_pred that it predicts v_prediction, prediction_type says eps"
+        UserWarning, match="in its tensor v_pred that it predicts v_prediction, but prediction_type says eps"
     ):
         run = train(**settings, max_train_steps=1, prediction_type="epsilon")
-    assert not any("trying it" in text for text in texts_of(run))
+    assert not any("a test does not show" in text for text in texts_of(run))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*prediction_type says")
         train(**settings, max_train_steps=1, output_dir=str(run) + "-2")

@@ -61,7 +61,7 @@ def test_where_the_count_errs_fewer_are_taken_and_nothing_is_lost(train, tmp_pat
 
     monkeypatch.setattr("sdxl_lora.training.train_step.fault_point", out_of_memory_at_four)
     run = train(**{**halves, **FOUR}, max_train_steps=2)
-    assert "out of memory with 4 pictures at once: going on with 2" in messages(run) and len(tried) == 2
+    assert "out of memory with 4 images at once: going on with 2" in messages(run) and len(tried) == 2
     assert_equal_weights(weights_of(run, 2), weights_of(plain, 2))
     again = train(**halves, max_train_steps=3)
     assert column(again, "step") == [1, 2, 3], "the split may be another one on resume"
@@ -73,7 +73,7 @@ def test_processes_take_what_fits_on_all_of_them(train, train_config, tmp_path):
     config = train_config(**settings, train_batch_size="auto", gradient_accumulation_steps=2)
     codes, printed = launch(config, tmp_path / "log", world_size=2, TRAINER_FAULT="oom@rehearsal=1,rank=1")
     assert codes == [0, 0], printed
-    assert "out of memory with 2 pictures at once: going on with 1" in printed
+    assert "out of memory with 2 images at once: going on with 1" in printed
     assert_learned_the_same(tmp_path / "run", plain)
 
 
@@ -151,15 +151,15 @@ def test_auto_compiles_where_it_pays_and_says_why(train_config, monkeypatch):
         return settle_compiling(config, device, has_compiler, pixels, before, said.append).compute.compile, said
 
     assert settled() == ("on", [
-        "compile auto: on, a training long enough to win back the time of compiling: 20,972 of 10,000 million pixels"
+        "compile auto: on, a training long enough to win back the time compiling takes: 20,972 of 10,000 million pixels"
     ])  # fmt: skip
     assert settled(images=1500) == ("off", [
-        "compile auto: off, too short a training to win back the time of compiling: 1,573 of 10,000 million pixels"
+        "compile auto: off, too short a training to win back the time compiling takes: 1,573 of 10,000 million pixels"
     ])  # fmt: skip
-    assert settled(images=1500, before=True) == ("on", ["compile auto: on, as in the run that goes on"])
-    assert settled(before=False) == ("off", ["compile auto: off, as in the run that goes on"])
+    assert settled(images=1500, before=True) == ("on", ["compile auto: on, as in the run being resumed"])
+    assert settled(before=False) == ("off", ["compile auto: off, as in the run being resumed"])
     choice, (said,) = settled(before=True, stream_base=True)
-    assert choice == "off" and "stream_base brings weights" in said
+    assert choice == "off" and "stream_base moves weights" in said
     assert settled(has_compiler=False) == ("off", ["compile auto: off, Triton, which compiles, is not installed"])
     assert settled("xpu") == ("off", ["compile auto: off, not tried on xpu"])
     assert settled("cpu") == ("off", [])

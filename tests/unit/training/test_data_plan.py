@@ -25,7 +25,10 @@ def test_a_resolution_that_changes_nothing_is_said(resolution, sizes, is_prepare
     notes = notes_on_resolution(resolution, SimpleNamespace(examples=examples, is_prepared=is_prepared))
     assert bool(notes) is is_said
     if notes:
-        assert f"resolution {resolution} does not change images that are prepared" in notes[0] and "1024" in notes[0]
+        assert (
+            f"resolution {resolution} does not change images that are already prepared" in notes[0]
+            and "1024" in notes[0]
+        )
 
 
 def example(repeats=1, is_class_image=False):
@@ -52,7 +55,7 @@ def test_a_length_that_nobody_gives_uses_each_image_of_the_subject_often_enough(
     sampler = BucketSampler([0] * len(examples), images_per_step, 0, None, [e.repeats for e in examples])
     found, said = steps_that_suffice(examples, sampler)
     assert found == steps
-    assert said.startswith(f"length: {steps} steps, in which each picture is used about {times} times;")
+    assert said.startswith(f"length: {steps} steps, in which each image is used about {times} times;")
 
 
 def test_epochs_and_steps_that_are_given_mean_what_they_say(train_config):

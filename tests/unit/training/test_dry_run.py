@@ -58,7 +58,7 @@ def test_numbers_are_those_of_the_run(train, train_config, tmp_path, case):
     for folder, records, size in (("latents", images, latents), ("text", prompts, texts)):
         files = [path.stat().st_size for path in (tmp_path / "cache" / folder).rglob("*.safetensors")]
         assert (len(files), sum(files)) == (records, size), folder
-    assert f"{images} pictures, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
+    assert f"{images} images, {latents:,} bytes; {prompts} prompts, {texts:,} bytes" in said
     assert "holds checkpoint-" in plan.of_output()[0] and "but for what is there already" in plan.of_caches()[1]
 
 
@@ -71,7 +71,7 @@ def test_the_full_model_is_planned_without_its_weights(train_config, full_config
     assert "23,224,320 parameters" in said and "4 of 1024x1024" in said
     assert "UNet 4.78" in said and "adapter and optimizer 0.35" in said and "activations 0.54" in said
     assert re.search(r"about 6\.5 GiB while training", said), said
-    assert "about 3.6 GiB while pictures are encoded" in said
+    assert "about 3.6 GiB while images are encoded" in said
     assert plan.work().training == pytest.approx(1000 * 19.7e12, rel=0.02), "benchmarks count as much"
     assert re.search(r"at least 13 min \d\d s on an RTX 3060, 2 min 0\d s on an RTX 4090, by .* TFLOP of", said), said
     assert "no GPU is here to measure" in said
@@ -129,10 +129,10 @@ def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photo
     ))  # fmt: skip
     for words in (
         "1 prompts are longer than 75 tokens",
-        "1 of 2 pictures have an empty caption: ",
+        "1 of 2 images have an empty caption: ",
         "modules of init_lora, rank 3",
         "4 of them 2 times per epoch",
-        "1 sizes have fewer pictures than a step",
+        "1 sizes have fewer images than a step",
     ):
         assert words in said, words
 
@@ -140,7 +140,7 @@ def test_warnings_and_what_is_taken_along_are_said(train_config, captioned_photo
 def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypatch):
     with pytest.raises(DataError, match="no such folder"):
         dry_run(train_config(train_data_dir="nowhere"))
-    with pytest.raises(ConfigError, match="no module that trains lies there"):
+    with pytest.raises(ConfigError, match="no module is trained there"):
         dry_run(train_config(block_lr_factors=("up.2=1",)))
     with pytest.raises(ConfigError, match="no such base model"):
         dry_run(train_config(pretrained_model_name_or_path="nowhere.safetensors"))
@@ -148,7 +148,7 @@ def test_what_would_end_the_run_ends_the_dry_run(train_config, capsys, monkeypat
         check_device(train_config(base_precision="fp8"), 1, "mps")
     for settings, words in (
         ({"zero_terminal_snr": True}, "needs a base that predicts v"),
-        ({"max_timestep": 2000}, "must lie in order"),
+        ({"max_timestep": 2000}, "must be in order"),
         ({"adapter": "loha", "lora_plus_ratio": 4.0}, "lora_plus_ratio is for LoRA"),
         ({"optimizer_args": ("momentun=0.9",)}, "does not take"),
         ({"gradient_checkpointing": True, "gradient_checkpointing_blocks": ("up_blocks.7",)}, "has up_blocks.7"),
@@ -176,6 +176,6 @@ def test_a_card_that_no_lora_file_could_be_written_with_ends_the_run_before_any_
     """It is read for each LoRA file, the first of which may come hours later."""
     folder = shutil.copytree(captioned_photographs, tmp_path / "data")
     (folder / "README.md").write_text("---\ntrigger_word: {a: b}\n---\n")
-    with pytest.raises(DataError, match=r"trigger_word in .* must be one text"):
+    with pytest.raises(DataError, match=r"trigger_word in .* must be a single string"):
         train(train_data_dir=str(folder))
     assert nothing_is_cached(tmp_path)
