@@ -44,7 +44,7 @@ def main() -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: {name!r} is no command{hint}\n\n{usage()}" if name else usage(), file=sys.stderr)
+        print(f"error: {name!r} is not a command{hint}\n\n{usage()}" if name else usage(), file=sys.stderr)
         return 2
     sys.argv = [f"sdxl-lora {name}", *arguments]
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)

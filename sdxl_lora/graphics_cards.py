@@ -53,7 +53,7 @@ def why_no_gpu(torch: ModuleType) -> tuple[str, str]:
             what = f"{card}, but its driver {driver} is too old for CUDA {build.cuda} of this torch"
             return what, f"install NVIDIA's driver {needed_driver(build.cuda)} or newer, or a torch for an older CUDA"
         what = f"{card}, but torch {torch.__version__} with CUDA {build.cuda} cannot use it"
-        return what, "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; restart the machine after a driver's update"
+        return what, "check `nvidia-smi` and CUDA_VISIBLE_DEVICES; restart the machine after a driver update"
     if AMD_DRIVER.exists() and not build.hip:
         what = f"an AMD card is here, but torch {torch.__version__} has no ROCm"
         return what, f"run `pip uninstall torch`, then the command for ROCm of {INSTALL}"
