@@ -4,7 +4,8 @@ A score has three shares, each on a scale set by the run itself (docs/choosing.m
 
     learned      position of images with the trigger word between the base's likeness to the training images (0) and
                  the likeness of training images among themselves (1); a copy of a training image counts as 0
-    leak         position of images without the trigger word on the same kind of scale
+    leak         position of images without the trigger word on the same kind of scale: that of prompts whose trigger
+                 word was removed, plus that of all other prompts
     prompt lost  position of images between the base's match with their own prompts (0) and with other prompts (1)
 
 The score is learned - leak - prompt lost.
@@ -93,7 +94,7 @@ class Scale:
         self.left_out: list[str] = []
         self.among: float | None = None  # the mean cosine of the training images among themselves
         self.of_base: float | None = None
-        self.of_base_without: float | None = None
+        self.of_base_without: list[float | None] = []  # see `groups_without`
         self.match_of_base: float | None = None
         self.match_of_others: float | None = None
         if training is None:
@@ -109,7 +110,10 @@ class Scale:
         likeness, called = self._likeness(self.base), torch.tensor(self.base.calls_up, dtype=torch.bool)
         self.among = mean_between(training)
         self.of_base = self._end("learned", likeness[called], "no prompt has the trigger word")
-        self.of_base_without = self._end("leak", likeness[~called], "no prompt is without a trigger word")
+        groups = groups_without(self.base) or [~called]
+        self.of_base_without = [
+            self._end("leak", likeness[group], "no prompt is without a trigger word") for group in groups
+        ]
 
     def _end(self, share: str, likeness: Tensor, lacking: str) -> float | None:
         """Return the base's end of a scale of likeness; None, with a note in `left_out`, if the scale is too short."""
@@ -172,9 +176,23 @@ class Scale:
             credited = torch.where(copied, torch.full_like(likeness, self.of_base), likeness)[called].mean().item()
             # exceeding the likeness of training images among themselves is no merit
             score.learned = min((credited - self.of_base) / (self.among - self.of_base), 1.0)
-        if self.of_base_without is not None and score.likeness_without_trigger is not None:
-            gain = score.likeness_without_trigger - self.of_base_without
-            score.leak = max(gain / (self.among - self.of_base_without), 0.0)
+        leaks = [
+            max((likeness[group].mean().item() - end) / (self.among - end), 0.0)
+            for group, end in zip(groups_without(measured), self.of_base_without, strict=False)
+            if end is not None
+        ]
+        score.leak = sum(leaks) if leaks else None
+
+
+def groups_without(measured: Measured) -> list[Tensor]:
+    """Return masks (N,) of images without the trigger word: of prompts that had it, and of all others; none is empty.
+
+    Apart, since a leak shows in the first, and many prompts for other subjects would hide it.
+    """
+    called = torch.tensor(measured.calls_up, dtype=torch.bool)
+    had_it = {prompt for prompt, calls_up in zip(measured.prompts, measured.calls_up, strict=True) if calls_up}
+    partner = torch.tensor([prompt in had_it for prompt in measured.prompts], dtype=torch.bool)
+    return [group for group in (~called & partner, ~called & ~partner) if group.any()]
 
 
 def mean_between(features: Tensor) -> float:

@@ -60,6 +60,26 @@ def test_the_base_scores_nothing_and_being_more_alike_than_the_training_images_i
     assert scale.score(Cell(1.0, 500), images_of(5, 5, 120, 120)).leak == 0.0, "less alike is no leak"
 
 
+def test_prompts_for_other_subjects_do_not_hide_a_leak():
+    """The leak of prompts without their trigger word counts in full, and that of other subjects on top of it."""
+    prompts, calls_up = (0, 0, 1, 2, 3), (True, False, False, False, False)
+
+    def drawn(*degrees):
+        return Measured(at(*degrees), None, torch.zeros(5, 3), prompts, calls_up)
+
+    scale = Scale(TRAINING, THUMBNAILS, drawn(90, 95, 100, 100, 100))
+
+    def share(now, before):
+        ends = [(cosine(angle) + cosine(angle - 10)) / 2 for angle in (now, before)]
+        return (ends[0] - ends[1]) / (cosine(10) - ends[1])
+
+    alone = scale.score(Cell(1.0, 1), drawn(40, 60, 100, 100, 100))
+    assert alone.leak == pytest.approx(share(60, 95))
+    both = scale.score(Cell(1.0, 1), drawn(40, 60, 90, 90, 90))
+    assert both.leak == pytest.approx(share(60, 95) + share(90, 100))
+    assert scale.score(Cell(1.0, 1), drawn(40, 60, 110, 110, 110)).leak == pytest.approx(alone.leak)
+
+
 def test_variety_is_between_the_seeds_of_a_prompt_with_the_trigger_word():
     scale = Scale(TRAINING, THUMBNAILS, images_of(90, 90, 95, 95))
     assert scale.score(Cell(1.0, 1), images_of(10, 40, 0, 90)).variety == pytest.approx(1 - cosine(30))
