@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def main(argv=None):
     args = parse(argv)
     path = args.output_dir / "t_lora.json"
     settings = {name: getattr(args, name) for name in ("steps", "rank", "class_images", "asked", "known")}
-    results = json.loads(path.read_text()) if path.exists() else {"settings": settings, "records": []}
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"settings": settings, "records": []}
     if results["settings"] != settings:
         sys.exit(f"{path} was measured with other settings: move it away, or give those")
     done = {(one["images"], one["seed"], one["kind"]) for one in results["records"]}
@@ -136,12 +137,12 @@ class RankMask:
 
 def train(kind: str, flags: list[str]) -> int:
     """Run the trainer with a mask on the UNet's LoRA; return its exit code."""
-    import sdxl_lora.training.model as model_of_training
+    import sdxl_lora.training.model
     from sdxl_lora.config.cli import load_config
     from sdxl_lora.config.train import TrainConfig
     from train_sdxl_lora import main as trainer
 
-    config = load_config(TrainConfig, flags)
+    config, model_of_training = load_config(TrainConfig, flags), sdxl_lora.training.model
     add_lora = model_of_training.add_lora
 
     def add_masked(unet, **how):
@@ -153,7 +154,7 @@ def train(kind: str, flags: list[str]) -> int:
         return parameters
 
     if kind != PLAIN:
-        model_of_training.add_lora = add_masked
+        setattr(model_of_training, "add_lora", add_masked)  # noqa: B010 - mypy holds an assignment to the signature
     return trainer(config)
 
 
