@@ -5,6 +5,7 @@
     captions/       the captioner's texts, by crop and captioner
     captioner_files.json    digests of the captioner's files, by path, size and time of change
     removed.jsonl   rows whose images left the source folder, kept for their captions and masks
+    before_recaption.jsonl  rows as they were before their captions were made anew, oldest first
     taken_out/      files of images removed on the page, and painted masks that fit no crop any more
     written.json    texts that earlier runs wrote into metadata.jsonl: any other text there is a person's
     lock, pid       of the run at work
