@@ -77,6 +77,12 @@ class Server:
     def is_up(self) -> bool:
         return (self.process.poll() if self.of_its_own else self.process.exitcode) is None
 
+    def ended_by(self, number: int) -> int | None:
+        """Send a signal and return the exit code, None where the page still runs after a minute."""
+        os.kill(self.process.pid, number)
+        (self.process.wait if self.of_its_own else self.process.join)(60)
+        return self.process.returncode if self.of_its_own else self.process.exitcode
+
     def kill(self) -> None:
         self.process.kill()
         (self.process.wait if self.of_its_own else self.process.join)()

@@ -11,6 +11,7 @@ from sdxl_lora.run.checkpoints import checkpoints
 from sdxl_lora.run.events import read_events
 from tests.helpers.fault_runs import STEPS, assert_all_valid, assert_ends_as_uninterrupted, wait_for_step, weights
 from tests.helpers.launch import Launched, launch
+from tests.helpers.marks import slow
 from tests.helpers.recorded_batches import met, note_what_is_met
 
 
@@ -26,7 +27,7 @@ def test_killed_between_steps_the_same_command_goes_on(config, tmp_path, uninter
 POINTS_IN_A_SAVE = 12  # the adapter, before and after each of five files, the manifest, the rename, the rotation
 
 
-@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["in a row", "one by one"])
+@pytest.mark.parametrize("goes_on", [False, *slow(True)], ids=["in a row", "one by one"])
 def test_killed_anywhere_in_a_save_an_older_checkpoint_stands(config, tmp_path, uninterrupted, goes_on):
     """Every point of the third save, which also rotates the first checkpoint away.
 
@@ -113,7 +114,7 @@ def test_two_runs_in_one_directory_the_second_is_refused(config, tmp_path):
     assert first.wait() == [0]
 
 
-@pytest.mark.parametrize("worlds", [(2, 1, 2), pytest.param((1, 2, 1), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("worlds", [(2, 1, 2), *slow(((1, 2, 1),))], ids=str)
 def test_more_and_fewer_processes_on_resume_see_the_same(config, tmp_path, worlds):
     """The same pictures, noise, timesteps and rate, to the last bit; losses and weights to rounding."""
     settings = {"adam_epsilon": 1e-4, "random_flip": True, "lr_scheduler": "cosine", "proportion_empty_prompts": 0.3}
@@ -150,7 +151,7 @@ def run_until_killed_no_more(config, folder, name, chance):
         kills += 1
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, *slow(200)])
 def test_random_kills_end_where_the_uninterrupted_run_does(config, tmp_path, kills):
     """With one process and two, between steps and inside saves; the last run is killed until it ends."""
     assert launch(config("whole", adam_epsilon=1e-4), tmp_path / "log")[0] == [0]

@@ -15,6 +15,7 @@ from sdxl_lora.run.checkpoints import checkpoints, problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.status import read_status
 from tests.helpers.launch import free_port
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 
 SRUN = """#!/bin/bash
@@ -149,7 +150,7 @@ def test_killed_processes_of_one_machine_start_again_by_themselves(train_config,
 LAUNCHER = ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
 
 
-@pytest.mark.parametrize("launcher", [[], pytest.param(LAUNCHER, marks=pytest.mark.slow)], ids=["alone", "launched"])
+@pytest.mark.parametrize("launcher", [[], *slow(LAUNCHER)], ids=["alone", "launched"])
 def test_our_line_is_the_last_and_nothing_is_left_of_a_refused_command(tmp_path, captioned_photographs, launcher):
     run = tmp_path / "run"
     command = [sys.executable, *launcher, "train_sdxl_lora.py", "--train_data_dir", captioned_photographs]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from sdxl_lora.errors import CheckpointError, ConfigError, DataError
 from sdxl_lora.run.events import read_events
+from tests.helpers.marks import slow
 from tests.helpers.runs import assert_equal_weights, assert_resumes_exactly, weights_of
 
 
@@ -113,7 +114,7 @@ def test_a_run_that_preserves_the_base_resumes_exactly_and_reports_its_loss_apar
     assert not list((tmp_path / "refused").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("mid_block_type", ["UNetMidBlock2D", None])
+@pytest.mark.parametrize("mid_block_type", [*slow("UNetMidBlock2D"), None])
 def test_a_smaller_unet_trains_and_diffusers_loads_its_file(train, tmp_path, tiny_base, mid_block_type):
     """As SSD-1B's and Vega's: fewer transformers in each place, less in the middle or nothing."""
     base = shutil.copytree(tiny_base, tmp_path / "small")
@@ -152,7 +153,7 @@ def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path)
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimizer": "schedule_free_adamw", "lora_plus_ratio": 4.0, "optimizer_args": ("r=0.5",)},
+        *slow({"optimizer": "schedule_free_adamw", "lora_plus_ratio": 4.0, "optimizer_args": ("r=0.5",)}),
         {
             "optimizer": "prodigy",
             "learning_rate": 1.0,
@@ -160,7 +161,7 @@ def test_an_objective_that_cannot_be_is_refused_before_training(train, tmp_path)
             "ema_decay": 0.9,
             "train_text_encoder": True,
         },
-        {"optimizer": "prodigy_plus_schedule_free", "learning_rate": 1.0, "max_grad_norm": 0.0},
+        *slow({"optimizer": "prodigy_plus_schedule_free", "learning_rate": 1.0, "max_grad_norm": 0.0}),
     ],
 )
 def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settings):
@@ -177,7 +178,7 @@ def test_a_run_with_an_unusual_optimizer_resumes_exactly(train, tmp_path, settin
             assert_equal_weights(load_file(path), other)
 
 
-@pytest.mark.parametrize("optimizer", ["came", "adopt", "muon"])
+@pytest.mark.parametrize("optimizer", [*slow("came", "adopt"), "muon"])
 def test_a_run_with_a_newer_optimizer_resumes_exactly(train, tmp_path, optimizer):
     run = assert_resumes_exactly(train, tmp_path, optimizer=optimizer)
     assert weights_of(run, 3) and all(tensor.isfinite().all() for tensor in weights_of(run, 3).values())

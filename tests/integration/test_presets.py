@@ -10,6 +10,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
 from sdxl_lora.training.dry_run import plan_training
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 
 PRESETS = sorted(path for path in (ROOT / "examples").glob("*.yaml") if path.stem != "demo")
@@ -26,7 +27,7 @@ def preset(path):
     return load_config(TrainConfig, ["--config", str(path)])
 
 
-OTHERS = [pytest.param(path, marks=pytest.mark.slow) for path in PRESETS if path.stem not in ("anime", "vram_6gb")]
+OTHERS = slow(*(path for path in PRESETS if path.stem not in ("anime", "vram_6gb")))
 
 
 @pytest.mark.parametrize(

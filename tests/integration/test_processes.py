@@ -15,6 +15,7 @@ from sdxl_lora.run.checkpoints import problem_with
 from sdxl_lora.run.events import read_events
 from sdxl_lora.run.session import read_status
 from tests.helpers.launch import free_port, launch
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 
 
@@ -79,7 +80,7 @@ def test_an_error_on_one_process_ends_both_with_its_words(train_config, tmp_path
     assert "error: no such folder: nowhere" in printed
 
 
-@pytest.mark.parametrize("launch_file", ["cpu.yaml", pytest.param("cpu_two_processes.yaml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launch_file", ["cpu.yaml", *slow("cpu_two_processes.yaml")])
 def test_a_launcher_that_is_ended_leaves_a_saved_run_and_nothing_running(train_config, tmp_path, launch_file):
     """accelerate's launcher for one process dies of SIGTERM without a word to its worker; that for several tells."""
     run = tmp_path / "run"

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from sdxl_lora.run.events import read_events
 from tests.helpers.launch import Launched, launch
+from tests.helpers.marks import slow
 
 CANARIES = {
     "HF_TOKEN": "hf_canaryCanaryCanaryCanaryCanary01",
@@ -34,7 +35,7 @@ def test_no_byte_that_a_run_writes_holds_a_token(train_config, tmp_path):
             assert canary.encode() not in data, f"{path.relative_to(tmp_path)} holds {canary}"
 
 
-@pytest.mark.parametrize("service", ["its own", "of before"])
+@pytest.mark.parametrize("service", ["its own", *slow("of before")])
 def test_wandb_that_is_not_reachable_costs_a_line_and_not_the_run(train_config, tmp_path, service):
     """The discard port of this machine in place of the server."""
     if service == "of before":  # as under a sweep
@@ -60,7 +61,7 @@ def test_nothing_private_is_in_the_lora_file(train_config, tmp_path):
             assert private not in metadata
 
 
-@pytest.mark.parametrize("steps", [120, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [120, *slow(2000)])
 def test_memory_files_and_threads_do_not_grow(train_config, tmp_path, steps):
     """Between a quarter of the steps and their end, measured from outside."""
     config = train_config(

@@ -14,6 +14,7 @@ from sdxl_lora.errors import CheckpointError, ConfigError, NonFiniteError
 from sdxl_lora.lora.state import lora_state
 from sdxl_lora.run.session import read_status
 from sdxl_lora.training.train_step import TrainStep
+from tests.helpers.marks import slow
 from tests.helpers.runs import (
     assert_equal_weights,
     assert_resumes_exactly,
@@ -98,7 +99,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(train, tmp_path):
     assert column(saving, "loss") == pytest.approx(column(plain, "loss"), rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw8bit", "lion", "lion8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "lion", *slow("lion8bit")])
 def test_other_optimizers_train_and_resume_exactly(train, tmp_path, optimizer):
     assert_resumes_exactly(train, tmp_path, optimizer=optimizer, rank=64, learning_rate=1e-4)
 

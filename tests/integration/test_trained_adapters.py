@@ -8,6 +8,7 @@ from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.state import lora_state
 from tests.helpers.adapters import kohya_file, tiny_with_lora
+from tests.helpers.marks import slow
 from tests.helpers.runs import assert_equal_weights, column, first_batch, weights_of
 
 
@@ -22,7 +23,7 @@ def test_only_adapter_weights_move(train, tiny_base):
     assert {parameter.dtype for parameter in train.trained.train_step.parameters} == {torch.float32}
 
 
-@pytest.mark.parametrize("alpha", [None, 1.0, 9.0])
+@pytest.mark.parametrize("alpha", [*slow(None, 1.0), 9.0])
 def test_the_lora_file_gives_the_trained_unets_outputs(train, two_layers, alpha):
     run = train(pretrained_model_name_or_path=str(two_layers), max_train_steps=3, learning_rate=1e-2, lora_alpha=alpha)
     batch = first_batch(train.trained)
@@ -130,7 +131,7 @@ def test_untrained_text_encoders_give_what_the_cache_gives(train, tmp_path):
 @pytest.mark.parametrize(
     "settings, whole_file",
     [
-        ({"use_rslora": True, "lora_alpha": 2.0}, "run.safetensors"),
+        *slow(({"use_rslora": True, "lora_alpha": 2.0}, "run.safetensors")),
         ({"use_dora": True}, "pytorch_lora_weights.safetensors"),
         ({"adapter": "lokr"}, "pytorch_lora_weights.safetensors"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 
 from sdxl_lora.packages import requirement_of
+from tests.helpers.marks import slow
 from tests.helpers.planted import plant_package, run_beside
 
 TORCHVISION = ("torchvision", "0.20.0", "raise RuntimeError('operator torchvision::nms does not exist')")
@@ -70,7 +71,7 @@ def test_ctrl_c_during_an_import_blames_no_package(tmp_path):
 @pytest.mark.parametrize(
     "program, package",
     [
-        (("train_sdxl_lora.py", "--train_data_dir", "pictures", "--output_dir", "{folder}/run"), "torchvision"),
+        *slow((("train_sdxl_lora.py", "--train_data_dir", "pictures", "--output_dir", "{folder}/run"), "torchvision")),
         (("-m", "preprocess", "--input_dir", "{folder}", "--output_dir", "{folder}/data"), "imagehash"),
         (("-m", "webui", "--port", "0", "--settings", "{folder}/ui.yaml"), "gradio"),
         (("-m", "sdxl_lora.tools", "show", "{folder}/ui.yaml"), "torch"),

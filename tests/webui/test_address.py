@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from sdxl_lora.errors import ConfigError
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, free_port
 from webui.server.address import address_of, bound, checked_root_path
@@ -68,9 +69,11 @@ def test_a_taken_port_is_an_error_of_its_own_before_anything_is_printed(tmp_path
     assert done.stderr.startswith(f"error: port {port} is taken") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_ends_the_page_with_a_tab_open_and_nothing_is_left(tmp_path, number):
-    server = Server(tmp_path, of_its_own=True)
+@pytest.mark.parametrize(
+    "number, of_its_own", [(signal.SIGTERM, False), *slow((signal.SIGTERM, True), (signal.SIGINT, True))]
+)
+def test_a_signal_ends_the_page_with_a_tab_open_and_nothing_is_left(tmp_path, number, of_its_own):
+    server = Server(tmp_path, of_its_own=of_its_own)
     assert server.log.read_text() == f"{server.url}\n"
     listening = threading.Event()
 
@@ -82,8 +85,7 @@ def test_a_signal_ends_the_page_with_a_tab_open_and_nothing_is_left(tmp_path, nu
     thread = threading.Thread(target=tab, daemon=True)
     thread.start()
     assert listening.wait(60) and list(server.temporary.iterdir())
-    server.process.send_signal(number)
-    assert server.process.wait(60) == 0
+    assert server.ended_by(number) == 0
     assert list(server.temporary.iterdir()) == [] and server.log.read_text() == f"{server.url}\n"
 
 

@@ -165,6 +165,7 @@ def test_nothing_is_queued_for_a_base_that_cannot_be_trained(tmp_path, looked_at
     assert started == [] and jobs.all() == []
 
 
+@pytest.mark.slow  # the story in test_browser.py looks in a process too
 def test_the_look_is_a_process_of_its_own_whose_answer_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     path = single_file(tmp_path / "a.safetensors", **{"lora_unet_x.alpha": torch.zeros(1)})

@@ -1,6 +1,6 @@
 """The page in a real browser, from photographs to a LoRA. The tests are one story, told in order.
 
-Screenshots of every state, at desktop and phone width, are kept in screenshots/.
+With KEEP_SCREENSHOTS=1, screenshots of every state, at desktop and phone width, are kept in screenshots/.
 """
 
 import json
@@ -189,6 +189,7 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_death_of_the_page(story):
     assert "resuming" not in page.locator("#run-log").inner_text()
 
 
+@pytest.mark.slow
 def test_the_page_speaks_french_where_the_browser_does(story):
     page = story.open(locale="fr-FR", dark=True)
     english = [text for text in (*LOCALES["fr"].texts, *dictionaries()["fr"]) if "{" not in text and " " in text]

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.helpers.forking import CONTEXT, settle
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 from tests.helpers.ui_server import Server, answers, free_port
 from tests.helpers.waiting import until
@@ -97,7 +98,7 @@ def be_host(code: str, arguments: list[str], log: Path, environment: dict[str, s
     exec(code, {})
 
 
-@pytest.mark.parametrize("start", [LAUNCHED, MOUNTED, WITHIN_ANOTHER])
+@pytest.mark.parametrize("start", [LAUNCHED, *slow(MOUNTED, WITHIN_ANOTHER)])
 def test_nor_does_a_tab_of_another_app_however_it_is_started(tmp_path, secret, start):
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", tmp_path / "log"

@@ -8,6 +8,7 @@ from sdxl_lora.config.train import TrainConfig
 from sdxl_lora.errors import ConfigError, DataError
 from tests.helpers.configs import flat_train_config
 from tests.helpers.french import french
+from tests.helpers.marks import slow
 from webui.figures.plan import plan_of, planned
 from webui.pages.tab_train import plan_html, preset_values
 from webui.settings.fields import config_of
@@ -52,8 +53,9 @@ def test_a_card_gets_the_preset_that_fits_and_prompts_the_datasets_word():
     assert all(prompt.startswith("ohwx, ") for prompt in prompts_of("style", "ohwx"))
 
 
-def test_a_plan_counts_what_the_training_would_do(train_config):
-    plan = plan_of(train_config(max_train_steps=6, gradient_accumulation_steps=2, validation_prompt=("a cat",)))
+@pytest.mark.parametrize("make_plan", [planned, *slow(plan_of)])
+def test_a_plan_counts_what_the_training_would_do(train_config, make_plan):
+    plan = make_plan(train_config(max_train_steps=6, gradient_accumulation_steps=2, validation_prompt=("a cat",)))
     assert (plan.steps, plan.images_per_step, plan.images, plan.uses) == (6, 2, 4, 3.0)
     assert 0 < plan.gib < 2 and plan.drawings > 0 and all(seconds > 0 for seconds in plan.seconds.values())
     assert "6 steps of 2 images, each of the 4 images 3.0 times." in plan_html(plan, None)

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from tests.helpers.marks import slow
 from tests.helpers.ui_proxy import proxy
 from tests.helpers.ui_server import Server, free_port
 from webui.server.security import PASSWORD_VARIABLE
@@ -50,11 +51,11 @@ def server_below(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, below, strips, headers",
     [
-        ("localhost", "", False, {}),  # nginx' defaults; as behind TLS, the browser says where a request comes from
-        pytest.param("localhost", "/lora", True, {}, marks=pytest.mark.slow),
-        pytest.param("localhost", "/lora", False, {}, marks=pytest.mark.slow),
-        pytest.param(
-            "lora.example.com", "", False, {"x_forwarded_host": "lora.example.com:{port}"}, marks=pytest.mark.slow
+        *slow(
+            ("localhost", "", False, {}),  # nginx' defaults; as behind TLS, the browser says where a request comes from
+            ("localhost", "/lora", True, {}),
+            ("localhost", "/lora", False, {}),
+            ("lora.example.com", "", False, {"x_forwarded_host": "lora.example.com:{port}"}),
         ),
         ("lora.example.com", "/lora", True, {"host": "lora.example.com:{port}"}),
     ],

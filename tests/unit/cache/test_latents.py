@@ -13,6 +13,7 @@ from sdxl_lora.models.loading import Base, load_vae
 from sdxl_lora.models.vae import VaeEncoder
 from tests.helpers.caches import fill, records
 from tests.helpers.dying_worker import FaultyImages
+from tests.helpers.marks import slow
 from tests.helpers.paths import ROOT
 
 BOTH = (False, True)
@@ -190,7 +191,7 @@ def test_a_damaged_picture_ends_the_filling_with_its_name_when_the_rest_of_its_b
     assert there == ["chelsea" not in example.name for example in images.examples] and there.count(True) == 3
 
 
-@pytest.mark.parametrize(("fault", "batch_size"), [("die", 4), ("hang", 1)])
+@pytest.mark.parametrize(("fault", "batch_size"), [*slow(("die", 4)), ("hang", 1)])
 def test_a_worker_that_dies_or_hangs_is_reported_with_its_picture(
     tmp_path, images, tiny_base, monkeypatch, fault, batch_size
 ):

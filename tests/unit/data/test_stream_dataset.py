@@ -8,6 +8,7 @@ import pytest
 
 from sdxl_lora.data.image_dataset import ImageDataset
 from sdxl_lora.data.stream_dataset import StreamDataset
+from tests.helpers.marks import slow
 from tests.helpers.streams import IMAGES, batches_of, png, steps_of
 
 
@@ -18,7 +19,7 @@ def test_every_picture_comes_once_in_each_pass_in_micro_batches_of_one_size(shar
     assert sum(epoch == 0 for _, epoch in seen) == IMAGES and set(seen.values()) == {1}
 
 
-@pytest.mark.parametrize("kind, block_size", [("shards", 1), ("shards", 6), ("shards", 256), ("tars", 6)])
+@pytest.mark.parametrize("kind, block_size", [*slow(("shards", 1), ("shards", 256)), ("shards", 6), ("tars", 6)])
 def test_reading_goes_on_exactly_from_any_step_also_with_steps_read_ahead(request, tmp_path, kind, block_size):
     source = request.getfixturevalue(kind)
     whole = steps_of(batches_of(source, block_size=block_size), 0, 45)

@@ -20,6 +20,7 @@ from examples.shapes.scorer import read
 from examples.shapes.world import BACKGROUNDS, COLOURS, SHAPES, caption, combinations, draw, random_scene
 from sdxl_lora.diffusion.flow import FlowSampler
 from sdxl_lora.models.loading import Base, load_schedulers
+from tests.helpers.marks import slow
 
 SOFT = {
     "drawn": lambda image, rng: image,
@@ -82,7 +83,7 @@ def test_a_crop_of_a_conditioned_scene_starts_inside_the_resized_picture():
         assert scale > 0.35 and 0 <= y <= 16 and 0 <= x <= 16
 
 
-@pytest.mark.parametrize("kind", SOFT)
+@pytest.mark.parametrize("kind", ["noisy", *slow(*SOFT)])
 def test_scorer_reads_known_shapes(kind):
     rng = random.Random(f"known {kind}")
     right = []
@@ -95,7 +96,7 @@ def test_scorer_reads_known_shapes(kind):
     assert np.mean(right) >= 0.99
 
 
-@pytest.mark.parametrize("kind", SOFT)
+@pytest.mark.parametrize("kind", ["noisy", *slow(*SOFT)])
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_scorer_reads_concepts(concept, kind):
     rng = random.Random(f"{concept} {kind}")

@@ -10,9 +10,10 @@ from sdxl_lora.run.events import read_events
 from sdxl_lora.training.checks import check_device
 from tests.helpers.adapters import tiny_with_lora
 from tests.helpers.configs import flat_train_config
+from tests.helpers.marks import slow
 
 
-@pytest.mark.parametrize("targets", ["attention", "all-linear+conv"])
+@pytest.mark.parametrize("targets", [*slow("attention"), "all-linear+conv"])
 def test_dropped_ranks_and_modules_by_hand(targets):
     """With half of the ranks dropped a layer gives twice the sum over the others, for each picture its own."""
     unet = tiny_with_lora(4, 4, targets, ("unet",), rank_dropout=0.5)[1]["unet"].train()
@@ -41,7 +42,7 @@ def test_dropped_ranks_and_modules_by_hand(targets):
     assert abs(sum(dropped) / len(dropped) - 0.3) < 4 * (0.21 / len(dropped)) ** 0.5
 
 
-@pytest.mark.parametrize("settings", [{"adapter": "lokr"}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("settings", [*slow({"adapter": "lokr"}), {"gradient_checkpointing": True}], ids=str)
 def test_a_run_that_drops_resumes_exactly(train, tmp_path, settings):
     settings |= {"rank_dropout": 0.2, "module_dropout": 0.2, "train_batch_size": 2}
     whole = train(**settings, max_train_steps=2, output_dir=str(tmp_path / "whole"))

@@ -19,6 +19,7 @@ from sdxl_lora.lora.formats.metadata import lora_metadata
 from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.inject import add_lora
 from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
+from tests.helpers.marks import slow
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def base():
 @pytest.mark.parametrize(
     ("targets", "alpha", "options"),
     [
-        *((targets, 6, {}) for targets in TARGETS),
-        ("attention", 4, {}),
+        *slow(*((targets, 6, {}) for targets in TARGETS)),
+        *slow(("attention", 4, {})),
         ("attention", 8, {"components": ("unet",)}),
-        ("all-linear+conv", 3, {"use_rslora": True}),
+        *slow(("all-linear+conv", 3, {"use_rslora": True})),
         (
             "all-linear+conv",
             3,
@@ -99,7 +100,7 @@ def test_half_precision_keeps_outputs_close(tmp_path, base):
         pipeline.unload_lora_weights()
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"kind": "loha"}, {"kind": "lokr"}], ids=str)
+@pytest.mark.parametrize("options", [{"use_dora": True}, *slow({"kind": "loha"}, {"kind": "lokr"})], ids=str)
 def test_dora_loha_and_lokr_are_also_saved_as_the_lora_that_other_clients_need(tmp_path, base, caplog, options):
     pipeline, _ = base
     trained, models = tiny_with_lora(2, 3, "all-linear+conv", **options)

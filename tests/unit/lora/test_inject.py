@@ -15,6 +15,7 @@ from sdxl_lora.lora.warm_start import WarmStart
 from sdxl_lora.training.model import add_adapters
 from tests.helpers.adapters import COMPONENTS, largest_difference, model_adapters, outputs, tiny_with_lora
 from tests.helpers.configs import flat_train_config
+from tests.helpers.marks import slow
 
 ATTENTION = {"to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"}
 FEED_FORWARD = {"ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2"}
@@ -139,7 +140,7 @@ def test_a_second_adapter_and_a_missing_one_are_refused():
 
 @pytest.mark.parametrize(
     "init, options",
-    [("pissa", {}), ("pissa_niter_4", {"rank_pattern": {"to_k": 3}}), ("olora", {"use_rslora": True})],
+    [*slow(("pissa", {})), ("pissa_niter_4", {"rank_pattern": {"to_k": 3}}), *slow(("olora", {"use_rslora": True}))],
 )
 def test_what_began_as_a_part_of_the_base_is_saved_as_a_change_of_the_whole_base(tmp_path, init, options):
     untrained = outputs(tiny_sdxl())
@@ -163,7 +164,7 @@ def test_what_began_as_a_part_of_the_base_is_saved_as_a_change_of_the_whole_base
         pipeline.unload_lora_weights()
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", ["pissa", *slow("olora")])
 def test_in_half_precision_the_change_is_right_to_the_rounding_of_the_base(init):
     unet = tiny_sdxl().unet.to(torch.bfloat16)
     base = {name: tensor.clone().float() for name, tensor in unet.state_dict().items()}

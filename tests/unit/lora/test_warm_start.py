@@ -16,6 +16,7 @@ from sdxl_lora.lora.warm_start import layers_of, load_adapters, lokr_factor, rea
 from tests.helpers.adapters import kohya_file, largest_difference, model_adapters, outputs, tiny_with_lora
 from tests.helpers.caches import nothing_is_cached
 from tests.helpers.configs import flat_train_config
+from tests.helpers.marks import slow
 
 STAND = {"max_train_steps": 1, "learning_rate": 0.0}  # the whole loop, and no weight moves
 PATTERNS = {"rank_pattern": {"to_q": 7}, "alpha_pattern": {"to_k": 9}}
@@ -81,7 +82,7 @@ def test_an_adapter_begins_as_the_files_change_of_the_weights(tmp_path, write):
 
 @pytest.mark.parametrize(
     "options",
-    [{"use_dora": True}, {"kind": "loha"}, {"kind": "lokr"}, {"kind": "lokr", "lokr_factor": 4}],
+    [{"use_dora": True}, *slow({"kind": "loha"}, {"kind": "lokr"}), {"kind": "lokr", "lokr_factor": 4}],
     ids=["dora", "loha", "lokr", "lokr of factor 4"],
 )
 def test_other_kinds_begin_as_their_files_too(tmp_path, options):

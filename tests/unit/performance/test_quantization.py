@@ -13,6 +13,7 @@ from sdxl_lora.performance.quantization import KINDS, PackedWeight, QuantizedLin
 from sdxl_lora.run.events import read_events
 from sdxl_lora.tools.__main__ import main
 from tests.helpers.adapters import model_adapters
+from tests.helpers.marks import slow
 from tests.helpers.runs import assert_resumes_exactly, column, first_batch, weights_of
 
 # Of normal weights: mean error relative to mean size. A uniform step d errs by d / 4 on average, hence int8's.
@@ -66,7 +67,7 @@ def test_only_the_transformers_linear_layers_are_packed(tiny_base, kind):
     assert PackedWeight(dense[names[0]], None, "dense").dense((1, 1), torch.float32) is dense[names[0]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int8", *slow("fp8", "nf4")])
 def test_a_run_trains_draws_saves_and_resumes_on_a_packed_base(train, tmp_path, kind):
     settings = {
         "base_precision": kind, "validation_prompt": ("a cat",), "num_validation_images": 1,
@@ -83,7 +84,7 @@ def test_a_run_trains_draws_saves_and_resumes_on_a_packed_base(train, tmp_path, 
 MERGE_ERROR = {"int8": 0.005, "fp8": 0.03, "nf4": 0.1}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nf4", *slow("int8", "fp8")])
 def test_a_lora_of_a_packed_base_merges_into_the_dense_one(train, two_layers, tmp_path, kind):
     """The file holds the adapter bit for bit; merged, it differs from what trained by what packing the base changes."""
     settings = {"max_train_steps": 4, "learning_rate": 3e-2, "base_precision": kind, "lora_alpha": 8.0}

@@ -15,6 +15,7 @@ from examples.tiny_sdxl import tiny_sdxl
 from sdxl_lora.lora.formats.adapter import plain
 from sdxl_lora.lora.formats.writer import save_kohya
 from tests.helpers.adapters import largest_difference, outputs
+from tests.helpers.marks import slow
 from tests.helpers.tools import assert_close, changes, run
 
 
@@ -25,7 +26,7 @@ def tiny_base(two_layers):
 
 
 @pytest.mark.parametrize("base", ["folder", "single"])
-@pytest.mark.parametrize("name", ["cat", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("name", ["cat", "dora", *slow("loha", "lokr")])
 def test_merge_gives_the_model_that_was_trained(loras, bases, tmp_path, name, base):
     pipeline, kohya, diffusers = loras[name]
     lora = diffusers if name == "dora" else kohya  # the file that holds the adapter itself

@@ -35,6 +35,7 @@ CASES = {
 MORE = {
     "flips, epochs, a split and samples",
     "varied captions in two chunks, all layers",
+    "text encoders",
     "text encoders alone",
     "lokr",
 }

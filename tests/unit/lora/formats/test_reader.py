@@ -17,6 +17,7 @@ from sdxl_lora.lora.formats.reader import read_lora
 from sdxl_lora.lora.formats.writer import save_diffusers, save_kohya, save_peft
 from tests.helpers.adapters import model_adapters, tiny_with_lora
 from tests.helpers.key_map import KEY_MAP
+from tests.helpers.marks import slow
 
 TEXT_LAYERS = r".*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 CASES = {
@@ -38,7 +39,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["rsLoRA with a rank per block", *slow("conv alpha and encoders' own")])
 def trained(request):
     """({key: Adapter}, {key: (up, down) of PEFT's own layers, strength multiplied into up}) at full size."""
     generator = torch.Generator().manual_seed(3)
@@ -85,7 +86,7 @@ def kohya_key(component, name, sgm=True):
     return {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component] + name.replace(".", "_")
 
 
-@pytest.mark.parametrize("sgm", [True, False])
+@pytest.mark.parametrize("sgm", [True, *slow(False)])
 def test_kohyas_container_gives_peft_s_change_for_every_module(tmp_path, trained, sgm):
     adapters, expected = trained
     path = tmp_path / "x.safetensors"
