@@ -14,10 +14,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 from pathlib import Path
 
 import pytest
-import torch
 
-from sdxl_lora.models.base_weights import base_sha256
-from sdxl_lora.models.prediction import facts_of_trial
 from tests.helpers.building import build, forget_accelerators  # noqa: F401
 from tests.helpers.fixtures import (  # noqa: F401
     five_of_two_sizes,
@@ -78,6 +75,7 @@ def captioned_photographs(photographs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def full_configs(tmp_path_factory):
     """A folder with configs and tokenizers of the full SDXL, and no weights."""
+    import torch
     from diffusers import AutoencoderKL, EulerDiscreteScheduler
 
     from examples.full_sdxl import full_sdxl
@@ -105,6 +103,9 @@ def full_configs(tmp_path_factory):
 def tried_base(tiny_base):
     """What a run on the tiny base keeps in memo.json of what it predicts: nothing shows. To try costs a fifth of a
     short run."""
+    from sdxl_lora.models.base_weights import base_sha256
+    from sdxl_lora.models.prediction import facts_of_trial
+
     return {"|".join(facts_of_trial(base_sha256(str(tiny_base)))): {"readings": {}, "schedules": {}}}
 
 
@@ -161,9 +162,12 @@ def train(train_config):
 
 def pytest_collection_finish():
     gc.freeze()  # what the imports have made stays: no collection looks at it again
+    gc.set_threshold(50_000, 20, 50)  # models are made and dropped all the time; collections took a twentieth of it
 
 
 def pytest_collection_modifyitems(items):
+    import torch  # here: the process that shares out the tests collects none, and needs no torch
+
     items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
     if not torch.cuda.is_available():
         for item in items:
