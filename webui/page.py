@@ -71,8 +71,7 @@ def create_tab(
 
     Args:
         before_training: called when a job of the page that may need the GPU is about to start, so that the host can
-            free
-            its own model. An exception from it fails that job and is its reason.
+            free its own model. An exception from it fails that job and is its reason.
         places: default: the settings file and the environment.
         after_training: called when that job is over, however it ended.
     """

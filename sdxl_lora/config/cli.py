@@ -36,11 +36,18 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
         raise SystemExit(2) from None
     return tyro.cli(
         config_class,
+        prog=program(sys.argv[0]),
         args=spelled_out(config_class, [*file_flags, *flags]),
         description=f"{config_class.__doc__} --config FILE.yaml reads any of these from a file; a flag wins over it.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def program(path: str) -> str:
+    """Return the name of the running program as it is typed."""
+    name = Path(path).name
+    return f"python -m {Path(path).parent.name}" if name == "__main__.py" else name
 
 
 def spelled_out(config_class: type, flags: Sequence[str]) -> list[str]:

@@ -3,10 +3,11 @@
 import random
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
-from sdxl_lora.config.cli import load_config, to_yaml
+from sdxl_lora.config.cli import load_config, program, to_yaml
 from sdxl_lora.config.preprocess import PreprocessConfig
 from sdxl_lora.config.train import TrainConfig
 from tests.helpers.configs import flat_train_config
@@ -112,6 +113,24 @@ def test_help_and_a_typo_are_answered_without_the_slow_imports(command, flag):
         line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
     }
     assert "tyro" in imported and not imported & {"torch", "numpy", "PIL", "transformers", "diffusers", "datasets"}
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, PreprocessConfig])
+def test_help_fills_every_line_of_a_narrow_terminal(capsys, monkeypatch, config_class):
+    """No help text keeps the line breaks of the source."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        load_config(config_class, ["--help"])
+    texts = [line.strip("│").rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, texts)) < 150, "the description alone is left to the terminal"
+    for text, following in pairwise(texts):
+        if text.startswith(" " * 7) and following.startswith(" " * 7):
+            assert len(text) + len(f" {following.split()[0]}") > 77, f"{text!r} has room for {following!r}"
+
+
+def test_the_program_is_named_as_it_is_typed():
+    assert program("/home/me/trainer/preprocess/__main__.py") == "python -m preprocess"
+    assert program("./train_sdxl_lora.py") == "train_sdxl_lora.py"
 
 
 RUBBISH = ["", "\0", "\t", ": ", "- ", "{", "]", "é", "&a", "!!", "'", "\n"]
