@@ -40,6 +40,7 @@ def parse(argv=None):
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.6, 0.8, 1.0, 1.2])
     parser.add_argument("--prompts", type=int, default=8, help="with the trigger word, without it, and of known shapes")
     parser.add_argument("--images", type=int, default=2, help="images for each prompt that is chosen by")
+    parser.add_argument("--final_images", type=int, default=8, help="of the four best in the second round")
     parser.add_argument("--asked", type=int, default=28, help="prompts of the truth with the trigger word")
     parser.add_argument("--known", type=int, default=14, help="prompts of the truth for known shapes")
     parser.add_argument("--inference_steps", type=int, default=10, help="of every image")
@@ -78,7 +79,7 @@ def one_run(args, kind, seed, base):
     began = time.time()
     run = args.work_dir / f"{kind.replace(' ', '-')}-{seed}"
     train(args, kind, seed, run)
-    flags = ["--similarity_model", args.judge, "--images", args.images]
+    flags = ["--similarity_model", args.judge, "--images", args.images, "--final_images", args.final_images]
     flags += ["--strengths", *args.strengths, "--prompt", *prompts(args.prompts)]
     subprocess.run([sys.executable, "-m", "sdxl_lora.select", run, *map(str, flags)], check=True)
     chosen = json.loads((run / "select" / "select.json").read_text())

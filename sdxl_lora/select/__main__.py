@@ -36,6 +36,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=2, help="images for each prompt, by different seeds; default: 2")
     parser.add_argument(
+        "--final_images",
+        type=int,
+        default=8,
+        help="images for each prompt of the four best, which are then compared anew; 0 to compare once; default: 8",
+    )
+    parser.add_argument(
         "--similarity_model",
         help="vision model of transformers that says how alike images are; default: the run's; none to only draw",
     )
@@ -60,6 +66,8 @@ def choose(arguments: argparse.Namespace) -> None:
     config = config_of(arguments.run_dir)
     if arguments.images < 1:
         raise ConfigError(f"--images is {arguments.images}, it must be at least 1")
+    if arguments.final_images < 0:
+        raise ConfigError(f"--final_images is {arguments.final_images}, it must be at least 0")
     quiet_libraries()
     from sdxl_lora.distributed.accelerator import make_accelerator
     from sdxl_lora.run.precision import settle_precision
@@ -80,6 +88,7 @@ def choose(arguments: argparse.Namespace) -> None:
         arguments.steps,
         arguments.prompt,
         arguments.images,
+        arguments.final_images,
         arguments.similarity_model,
         arguments.clip_model,
     )

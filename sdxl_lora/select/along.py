@@ -40,8 +40,12 @@ class Drawn:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.prompts = [SamplePrompt(**prompt) for prompt in content["prompts"]]
-            self.images = int(content["images_per_prompt"])
-            cells = [Cell(float(cell["strength"]), int(cell["step"])) for cell in content["cells"]]
+            of_first_round = content["images_per_prompt"]
+            numbers = {
+                Cell(float(cell["strength"]), int(cell["step"])): int(cell.get("images_per_prompt", of_first_round))
+                for cell in content["cells"]
+            }
+            cells = list(numbers)
             recommended = content["recommended"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read ({error}): run `python -m sdxl_lora.select` again") from error
@@ -53,6 +57,7 @@ class Drawn:
         self.cell = Cell(strength, step)
         if self.cell not in cells or self.cell == BASE:
             raise ConfigError(f"{self.cell} was not drawn; these were: {there}")
+        self.images = min(numbers[self.cell], numbers[BASE])
         trigger_words = trigger_words_of(config.data)
         self.with_trigger, self.without = split_prompts(self.prompts, trigger_words)
         self.called = "with the trigger word" if trigger_words else "with the LoRA"

@@ -59,6 +59,8 @@ class Choice:
         trigger_words: words by which a prompt evokes the subject; empty where the dataset names none.
         images_per_prompt: each with another seed.
         left_out: a sentence for each checkpoint that cannot be used.
+        finalists: the best of the first round; empty before the second.
+        final_images: per prompt, of the finalists and the base.
     """
 
     candidates: tuple[Candidate, ...]
@@ -67,6 +69,8 @@ class Choice:
     trigger_words: tuple[str, ...]
     images_per_prompt: int
     left_out: tuple[str, ...] = ()
+    finalists: tuple[Cell, ...] = ()
+    final_images: int = 0
 
     @property
     def cells(self) -> list[Cell]:
@@ -79,8 +83,13 @@ class Choice:
 
     def drawings_of(self, cell: Cell) -> list[Drawing]:
         """Return the images of one cell, prompt by prompt."""
-        numbers = range(self.images_per_prompt)
+        numbers = range(self.images_of(cell))
         return [Drawing(cell, prompt, repeat) for prompt in range(len(self.prompts)) for repeat in numbers]
+
+    def images_of(self, cell: Cell) -> int:
+        """Return the number of a cell's images per prompt."""
+        is_final = self.finalists and cell in (BASE, *self.finalists)
+        return self.final_images if is_final else self.images_per_prompt
 
     def parameters(self, drawing: Drawing) -> str:
         """Return the image's parameters in A1111's format; another text means another image."""

@@ -31,11 +31,13 @@ def table(
 ) -> str:
     """Return all numbers in aligned columns; `*` marks the recommended row, `-` a number that was not measured.
 
+    Cells with fewer images than others were left behind in the first round.
+
     Args:
         left_out: the numbers that are missing, with reasons.
         training_names: names of the training images, to list those that were copied.
     """
-    head = ["", "checkpoint", "strength", "score", *SHARES.values(), *NUMBERS.values(), "nearest", "copies"]
+    head = ["", "checkpoint", "strength", "images", "score", *SHARES.values(), *NUMBERS.values(), "nearest", "copies"]
     rows = [head]
     for cell, score in scores.items():
         rows.append(
@@ -43,6 +45,7 @@ def table(
                 "*" if cell == recommendation.cell else "",
                 "base" if cell == BASE else str(cell.step),
                 f"{cell.strength:g}",
+                str(len(choice.drawings_of(cell))),
                 percent(None if cell == BASE else score.total),
                 *(percent(None if cell == BASE else getattr(score, name)) for name in SHARES),
                 *(number(getattr(score, name)) for name in NUMBERS),
@@ -99,6 +102,7 @@ def as_json(
         {
             "step": cell.step,
             "strength": cell.strength,
+            "images_per_prompt": choice.images_of(cell),
             "score": score.total,
             **{name: getattr(score, name) for name in (*SHARES, *NUMBERS)},
             "nearest": score.nearest and nearest(cell, score.nearest),

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sdxl_lora.select.choice import BASE, Cell
 
-TIE = 0.01  # scores this close to the best are as good
+TIE = 0.005  # scores this close to the best are as good
+FINALISTS = 4
 LEAST_SPAN = 0.01  # of cosines between the two ends of a scale; a shorter one distinguishes nothing
 COPY = 0.95  # correlation of thumbnails above which an image is called a copy
 USUAL = 0.95  # share of the pairs of training images that a copy's correlation must exceed
@@ -243,6 +244,12 @@ class Recommendation:
 
     cell: Cell | None
     reason: str
+
+
+def finalists(scores: Mapping[Cell, Score]) -> tuple[Cell, ...]:
+    """Return the FINALISTS cells with the highest scores, the best first; fewer if fewer are known."""
+    totals = {cell: score.total for cell, score in scores.items() if cell != BASE and score.total is not None}
+    return tuple(sorted(totals, key=lambda cell: -totals[cell])[:FINALISTS])
 
 
 def recommend(scores: Mapping[Cell, Score]) -> Recommendation:

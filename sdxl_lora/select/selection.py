@@ -1,7 +1,7 @@
-"""Steps of a choice: plan, draw, measure, recommend."""
+"""Steps of a choice: plan, draw, measure, draw more of the best and measure those again, recommend."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from sdxl_lora.select.images import PromptMatcher, thumbnails
 from sdxl_lora.select.keep import keep_recommended
 from sdxl_lora.select.models import Painter
 from sdxl_lora.select.report import as_json, grid, table, write_report
-from sdxl_lora.select.scores import Measured, Recommendation, Scale, Score, recommend
+from sdxl_lora.select.scores import Measured, Recommendation, Scale, Score, finalists, recommend
 from sdxl_lora.training.data import open_images
 from sdxl_lora.training.data_plan import most_common_size
 from sdxl_lora.training.samples import SIMILARITY_REFERENCES
@@ -44,12 +44,14 @@ class Request:
 
     steps: of the checkpoints to compare.
     prompts: in the form of --validation_prompt.
+    images, final_images: per prompt, of all cells and of the finalists; no second round unless it has more.
     """
 
     strengths: Sequence[float]
     steps: Sequence[int] = ()
     prompts: Sequence[str] = ()
     images: int = 2
+    final_images: int = 8
     similarity_model: str | None = None
     clip_model: str | None = None
 
@@ -81,13 +83,15 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
     config, said = on_main_and_broadcast(accelerator, lambda: settle_variant(config))
     for line in said:
         info(line)
-    folder, base = config.run_dir / FOLDER / "images", base_of(config.model)
+    folder = config.run_dir / FOLDER / "images"
     on_main: list[tuple[Judges, References]] = []
+
+    # --- the first round ---
 
     def prepare() -> tuple[Choice, list[Drawing]]:
         candidates, left_out = find_candidates(config.run_dir, request.steps, info)
         strengths = usable_strengths(request.strengths)
-        check_base(base)
+        check_base(base_of(config.model))
         judges = load_judges(config, request)
         references, prompts, words = look_at_dataset(config, request)
         choice = Choice(tuple(candidates), strengths, prompts, words, request.images, tuple(left_out))
@@ -100,6 +104,37 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         return choice, missing
 
     choice, missing = on_main_and_broadcast(accelerator, prepare)
+    draw_together(config, choice, missing, accelerator, info)
+
+    # --- the second round ---
+
+    def find_finalists() -> tuple[Choice, list[Drawing]]:
+        judges, references = on_main[0]
+        if judges.similarity is None or request.final_images <= request.images:
+            return choice, []
+        best = finalists(scored(choice, judges, references, folder, accelerator.device)[1])
+        if len(best) < 2:
+            return choice, []
+        final = replace(choice, finalists=best, final_images=request.final_images)
+        missing, more = missing_drawings(final, folder), len(final.drawings()) - len(choice.drawings())
+        info(
+            f"the {len(best)} best, {', '.join(map(str, best))}, and the base get {request.final_images} images for "
+            f"each prompt: {more} more, {more - len(missing)} of them are already there"
+        )
+        return final, missing
+
+    choice, missing = on_main_and_broadcast(accelerator, find_finalists)
+    draw_together(config, choice, missing, accelerator, info)
+    with disk_errors(config.run_dir):
+        return on_main_and_broadcast(
+            accelerator, lambda: conclude(config, request, choice, *on_main[0], accelerator.device, info)
+        )
+
+
+def draw_together(
+    config: TrainConfig, choice: Choice, missing: Sequence[Drawing], accelerator, info: Callable[[str], None]
+) -> None:
+    """Draw the missing images, each process its share."""
     texts = {text for prompt in choice.prompts for text in (prompt.text, prompt.negative)}
     advice = ["smaller images: --prompt 'a cat --w 768 --h 768'"]
     with (
@@ -110,14 +145,10 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         draw_missing(
             choice,
             missing,
-            folder,
-            lambda: Painter(config, base, choice.candidates[0], texts, accelerator, info),
+            config.run_dir / FOLDER / "images",
+            lambda: Painter(config, base_of(config.model), choice.candidates[0], texts, accelerator, info),
             accelerator.process_index,
             accelerator.num_processes,
-        )
-    with disk_errors(config.run_dir):
-        return on_main_and_broadcast(
-            accelerator, lambda: conclude(config, request, choice, *on_main[0], accelerator.device, info)
         )
 
 
@@ -187,13 +218,8 @@ def conclude(
 ) -> Recommendation:
     """Measure the images, and write the report and the recommendation."""
     folder = config.run_dir / FOLDER
-    training = judges.similarity.embed(references.images, device) if judges.similarity else None
-    scale = Scale(training, thumbnails(references.images), measure(choice, BASE, folder / "images", judges, device))
-    scores: dict[Cell, Score] = {
-        cell: scale.score(cell, measure(choice, cell, folder / "images", judges, device))
-        for cell in tqdm(choice.cells, desc="measuring", unit="cell")
-    }
-    recommendation = recommend(scores)
+    scale, scores = scored(choice, judges, references, folder / "images", device)
+    recommendation = recommend({cell: scores[cell] for cell in choice.finalists or choice.cells})
     about = {
         "similarity_model": request.similarity_model or config.evaluation.similarity_model,
         "clip_model": request.clip_model,
@@ -206,6 +232,16 @@ def conclude(
         info(f"wrote {path}")
     keep_recommended(config, choice, recommendation, info)
     return recommendation
+
+
+def scored(
+    choice: Choice, judges: Judges, references: References, folder: Path, device: torch.device
+) -> tuple[Scale, dict[Cell, Score]]:
+    """Measure the images of every cell, and return their scores and the scale."""
+    training = judges.similarity.embed(references.images, device) if judges.similarity else None
+    scale = Scale(training, thumbnails(references.images), measure(choice, BASE, folder, judges, device))
+    cells = tqdm(choice.cells, desc="measuring", unit="cell")
+    return scale, {cell: scale.score(cell, measure(choice, cell, folder, judges, device)) for cell in cells}
 
 
 def measure(choice: Choice, cell: Cell, folder: Path, judges: Judges, device: torch.device) -> Measured:

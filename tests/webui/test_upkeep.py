@@ -175,6 +175,12 @@ def test_a_recommendation_is_shown_with_its_reason(context):
     words = reason(found)
     assert "step 100 at strength 0.8" in words and "Step 200 at strength 1 scores 50.5" in words and "mildest" in words
     html = templates.runs.found(found, words, run)
+    told = json.loads((run / "select" / "select.json").read_text())
+    told["cells"][1] |= {"images_per_prompt": 8}
+    told["cells"][2] |= {"images_per_prompt": 2}
+    (run / "select" / "select.json").write_text(json.dumps(told))
+    os.utime(run / "select" / "select.json", ns=(0, time.time_ns()))
+    assert recommendation_of(run).best.step == 100, "a score of fewer images is of the first round"
     assert html.count('class="chosen"') == 1 and "leak: &lt;b&gt;" in html and "Recommandé" in french(reason, found)
     selected(run, None, *cells)
     assert "loses as much as it learns" in reason(recommendation_of(run))

@@ -23,6 +23,7 @@ class Cell:
     leak: float | None
     prompt_lost: float | None
     copies: int
+    images: int  # per prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Recommendation:
 
     @property
     def best(self) -> Cell | None:
-        """Return the cell with the highest score; None if none has one."""
-        scored = [cell for cell in self.cells if cell.score is not None]
+        """Return the cell with the highest score of those with the most images; None if none has one."""
+        most = max((cell.images for cell in self.cells), default=0)
+        scored = [cell for cell in self.cells if cell.score is not None and cell.images == most]
         return max(scored, key=lambda cell: cell.score or 0.0) if scored else None
 
 
@@ -70,4 +72,5 @@ def _read(path: Path, changed: int) -> Recommendation | None:
 
 def cell_of(told: dict[str, Any]) -> Cell:
     shares = {name: finite(told[name]) for name in ("score", *SHARES)}
-    return Cell(int(told["step"]), float(told["strength"]), copies=len(told["copies"]), **shares)
+    copies, images = len(told["copies"]), int(told.get("images_per_prompt", 0))
+    return Cell(int(told["step"]), float(told["strength"]), copies=copies, images=images, **shares)

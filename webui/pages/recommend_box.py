@@ -25,7 +25,7 @@ class RecommendBox:
     def __init__(self, context: Context, chosen: gr.Dropdown):
         self.context = context
         with gr.Accordion(T("Which checkpoint, at which strength?"), open=False, elem_id="result-recommend-box"):
-            gr.Markdown(T("Draws every checkpoint at four strengths, measures the images and recommends one."))
+            gr.Markdown(T("Draws every checkpoint at four strengths, then more of the four best, and recommends one."))
             with gr.Row(elem_classes="actions"):
                 self.similarity = gr.Dropdown(
                     ["facebook/dinov2-base", "facebook/dinov2-large", "openai/clip-vit-large-patch14", "none"],
@@ -72,7 +72,7 @@ def reason(found: Recommendation) -> str:
     if chosen != best:
         facts = {"step": best.step, "strength": f"{best.strength:g}", "score": templates.percent(best.score)}
         words += " " + say(
-            "Step {step} at strength {strength} scores {score}; the mildest one within a point of it is recommended.",
+            "Step {step} at strength {strength} scores {score}; the mildest within half a point of it is recommended.",
             **facts,
         )
     return words

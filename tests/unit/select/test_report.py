@@ -1,6 +1,7 @@
 """The table, the JSON and the grid say the same, and the recommended cell is marked in each."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageColor
@@ -30,17 +31,26 @@ def choice(tmp_path):
 
 def test_the_table_marks_the_recommended_row_and_says_what_is_missing(choice):
     lines = table(choice, SCORES, FOUND, ["prompt lost: no CLIP model was given"], NAMES).splitlines()
-    heads = "checkpoint strength score learned leak prompt lost likeness without CLIP variety nearest copies"
+    heads = "checkpoint strength images score learned leak prompt lost likeness without CLIP variety nearest copies"
     assert " ".join(lines[0].split()) == heads
-    assert lines[1].split()[:2] == ["base", "0"] and "0.310" in lines[1]
-    assert lines[2].split()[:4] == ["*", "500", "0.5", "50.0"] and " 10.0 % " in lines[2] and " - " in lines[2]
-    assert lines[3].split()[:3] == ["500", "1", "40.0"] and lines[3].endswith("1")
+    assert lines[1].split()[:3] == ["base", "0", "2"] and "0.310" in lines[1]
+    assert lines[2].split()[:5] == ["*", "500", "0.5", "2", "50.0"] and " 10.0 % " in lines[2] and " - " in lines[2]
+    assert lines[3].split()[:4] == ["500", "1", "2", "40.0"] and lines[3].endswith("1")
     assert lines[5:] == [
         f"recommended: {FOUND.reason}",
         "not measured: prompt lost: no CLIP model was given",
         "checkpoint-9 is left out",
         "a copy: step-000500-strength-1-prompt-1-image-0.png is 00.png (correlation 0.990)",
     ]
+
+
+def test_finalists_and_the_base_have_more_images(choice):
+    final = replace(choice, finalists=(STRONG,), final_images=3)
+    assert {cell: len(final.drawings_of(cell)) for cell in final.cells} == {BASE: 6, MILD: 2, STRONG: 6}
+    columns = [line.replace("*", "").split()[2] for line in table(final, SCORES, FOUND, [], NAMES).splitlines()[1:4]]
+    assert columns == ["6", "2", "6"]
+    told = json.loads(as_json(final, SCORES, FOUND, [], NAMES, {}))
+    assert [cell["images_per_prompt"] for cell in told["cells"]] == [3, 1, 3] and told["images_per_prompt"] == 1
 
 
 def test_the_json_has_the_same_numbers_and_no_path_of_this_machine(choice):

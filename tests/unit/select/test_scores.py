@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sdxl_lora.select.choice import BASE, Cell
 from sdxl_lora.select.images import thumbnails
-from sdxl_lora.select.scores import Measured, Scale, Score, recommend
+from sdxl_lora.select.scores import Measured, Scale, Score, finalists, recommend
 
 CALLS_UP = (True, True, False, False)
 PROMPTS = (0, 0, 1, 1)
@@ -156,11 +156,17 @@ def scored(**totals):
 
 
 def test_of_those_that_are_as_good_the_mildest_is_recommended():
-    found = recommend(scored(s10_500=0.80, s8_500=0.795, s8_1000=0.799, s6_1000=0.7))
+    found = recommend(scored(s10_500=0.80, s8_500=0.796, s8_1000=0.799, s6_1000=0.7))
     assert found.cell == Cell(0.8, 500)
-    assert "checkpoint-500 at strength 1 has 80 points" in found.reason and "within 1 point" in found.reason
+    assert "checkpoint-500 at strength 1 has 80 points" in found.reason and "within 0.5 points" in found.reason
     assert recommend(scored(s10_500=0.80, s8_500=0.78)).cell == Cell(1.0, 500)
     assert recommend(scored(s10_1000=0.8, s10_500=0.8)).cell == Cell(1.0, 500)
+
+
+def test_finalists_are_the_best_that_are_known():
+    scores = scored(s6_500=0.1, s8_500=0.5, s10_500=0.7, s12_500=0.2, s6_1000=0.6, s8_1000=None)
+    assert finalists(scores) == (Cell(1.0, 500), Cell(0.6, 1000), Cell(0.8, 500), Cell(1.2, 500))
+    assert finalists(scored(s6_500=None, s8_500=0.5)) == (Cell(0.8, 500),)
 
 
 def test_leak_and_lost_prompts_count_against_what_was_learned():

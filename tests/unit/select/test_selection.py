@@ -13,7 +13,7 @@ import train_sdxl_lora
 from examples.tiny_sdxl import tiny_tokenizer
 from sdxl_lora.errors import CheckpointError, ConfigError
 from sdxl_lora.lora.formats.reader import read_lora
-from sdxl_lora.select import draw
+from sdxl_lora.select import draw, scores
 from sdxl_lora.select.__main__ import choose, config_of, main, parse
 from tests.helpers.building import forget_accelerators
 from tests.helpers.configs import flat_train_config
@@ -21,7 +21,7 @@ from tests.helpers.configs import flat_train_config
 SETTINGS = {"max_train_steps": 4, "checkpointing_steps": 2, "learning_rate": 3e-2, "num_validation_images": 1}
 SETTINGS |= {"resolution": 64, "rank": 4, "mixed_precision": "no", "report_to": "none", "save_precision": "fp32"}
 SETTINGS |= {"validation_prompt": ("sks, a cat", "a dog"), "validation_inference_steps": 2, "lora_dropout": 0.1}
-HOW = ["--strengths", "0.5", "1", "--images", "1"]
+HOW = ["--strengths", "0.5", "1", "--images", "1", "--final_images", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,36 @@ def test_a_run_is_drawn_measured_and_one_of_its_checkpoints_is_recommended(run, 
     select(run, "--similarity_model", clip)
     assert len(drawn) == 2, "another way to measure draws nothing"
     assert "not measured: prompt lost: no CLIP model was given" in capsys.readouterr().out
+
+
+def test_the_best_are_drawn_again_with_more_images_and_alone_recommended(run, clip, monkeypatch, capsys):
+    monkeypatch.setattr(scores, "FINALISTS", 2)
+    monkeypatch.setattr(scores, "LEAST_SPAN", -1.0)  # to a random CLIP all images are as similar
+    flags = ("--similarity_model", clip, "--final_images", "3")
+    select(run, *flags)
+    assert "the 2 best, checkpoint-" in capsys.readouterr().err
+    found = json.loads((run / "select" / "select.json").read_text())
+    finalists = [cell for cell in found["cells"] if cell["images_per_prompt"] == 3 and cell["step"]]
+    others = [cell for cell in found["cells"] if cell["images_per_prompt"] == 1]
+    assert (len(finalists), len(others), found["cells"][0]["images_per_prompt"]) == (2, 2, 3)
+    images = sorted((run / "select" / "images").glob("*.png"))
+    assert len(images) == 5 * 3 + (2 + 1) * 2 * 3
+    best = max(finalists, key=lambda cell: cell["score"])
+    chosen = found["recommended"]
+    assert chosen is None or (chosen["step"], chosen["strength"]) in [(c["step"], c["strength"]) for c in finalists]
+    assert (chosen is None) == (best["score"] <= 0)
+
+    # Broken off in the second round, the same command draws what is missing, and that alone.
+    lost, drawn = [path for path in images if path.stem.endswith("image-2")][::4], []
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    monkeypatch.setattr(draw, "write_whole", lambda path, data: (drawn.append(path), path.write_bytes(data)))
+    select(run, *flags)
+    assert sorted(drawn) == lost and [path.read_bytes() for path in lost] == before
+    assert json.loads((run / "select" / "select.json").read_text()) == found
+    with pytest.raises(ConfigError, match="--final_images is -1, it must be at least 0"):
+        select(run, *flags[:2], "--final_images", "-1")
 
 
 def test_the_recommended_strength_is_in_the_file_and_on_the_card(run, clip, monkeypatch):
