@@ -6,8 +6,9 @@ No LoRA is trained and nothing is generated: drawings of the shapes world stand 
 something else in the right colours, in known shares. Each simulated run has 4 checkpoints at 4 strengths. With the
 dose, steps times strength, the concept comes, then it leaks, then known shapes are lost, each at random doses; a lost
 known shape shows the concept. The model of benchmarks.choosing_judge sees the drawings, there is no CLIP; the scale,
-the score and the recommendation are the command's own. So this measures the rule and its sample size, but not how
-faithful a similarity model is to generated images; for that see benchmarks.choosing. Writes choosing_rule.md.
+the score, the two rounds and the recommendation are the command's own. So this measures the rule and its sample size,
+but not how faithful a similarity model is to generated images; for that see benchmarks.choosing. Writes
+choosing_rule.md.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from examples.shapes.world import SHAPES, colour_pairs, combinations, draw, rand
 from sdxl_lora.sampling.similarity import Similarity
 from sdxl_lora.select.choice import BASE, Cell
 from sdxl_lora.select.images import thumbnails
-from sdxl_lora.select.scores import Measured, Scale, recommend
+from sdxl_lora.select.scores import FINALISTS, Measured, Scale, finalists, recommend
 from sdxl_lora.startup import quiet_libraries
 
 CHECKPOINTS, STRENGTHS = (250, 500, 750, 1000), (0.6, 0.8, 1.0, 1.2)
@@ -45,10 +46,10 @@ def main(argv=None):
         make_judge(args.judge)
     bank = Bank(args.judge)
     rows = []
-    for prompts, images in ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (8, 4)):
-        losses = [one_run(bank, random.Random(f"run {number}"), prompts, images) for number in range(args.runs)]
-        rows.append((prompts, images, losses))
-        print(prompts, images, sum(loss <= CLOSE for loss, *_ in losses) / args.runs, flush=True)
+    for counts in ((4, 2, 0), (8, 2, 0), (8, 4, 0), (8, 8, 0), (4, 2, 8), (8, 2, 8), (8, 2, 16), (8, 4, 16)):
+        losses = [one_run(bank, random.Random(f"run {number}"), *counts) for number in range(args.runs)]
+        rows.append((*counts, losses))
+        print(*counts, sum(loss <= CLOSE for loss, *_ in losses) / args.runs, flush=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "choosing_rule.md").write_text(report(rows, args.runs))
 
@@ -113,21 +114,30 @@ def nameless(rng, pair):
     return draw(scene) if rng.random() < 0.5 else other_star(scene, rng.choice(ARMS), rng)
 
 
-def one_run(bank, rng, prompts, images):
-    """Return the distances from the best of the recommendation, and of the last checkpoint at strength 1."""
+def one_run(bank, rng, prompts, images, final_images):
+    """Return the distances from the best of the recommendation, and of the last checkpoint at strength 1.
+
+    Args:
+        final_images: per prompt, of the finalists; 0 for one round.
+    """
     comes, leaks, loses = rng.uniform(0.2, 0.7), rng.uniform(0.6, 1.6), rng.uniform(0.7, 1.6)
     steep, most = rng.uniform(6, 16), rng.uniform(0.7, 1.0)
-    truth, seeds = {}, rng.random()
-    scale = Scale(bank.training, bank.training_thumbnails, bank.measured(seeds, prompts, images, 0, 0, 1))
-    scores = {}
+    truth, shares, seeds = {}, {}, rng.random()
     for step in CHECKPOINTS:
         for strength in STRENGTHS:
             dose, cell = step / CHECKPOINTS[-1] * strength, Cell(strength, step)
             learned, leak = most * rises(dose, comes, steep), 0.7 * rises(dose, leaks, steep)
             known = 1 - 0.7 * rises(dose, loses, steep)
             truth[cell] = learned - leak - (1 - known)
-            shares = (learned, leak, known)
-            scores[cell] = scale.score(cell, bank.measured(seeds, prompts, images, *shares))
+            shares[cell] = (learned, leak, known)
+
+    def scored(cells, images):
+        scale = Scale(bank.training, bank.training_thumbnails, bank.measured(seeds, prompts, images, 0, 0, 1))
+        return {cell: scale.score(cell, bank.measured(seeds, prompts, images, *shares[cell])) for cell in cells}
+
+    scores = scored(shares, images)
+    if final_images:
+        scores = scored(finalists(scores), final_images)
     found, best = recommend(scores).cell, max(truth.values())
     return best - (truth[found] if found not in (None, BASE) else 0.0), best - truth[Cell(1.0, CHECKPOINTS[-1])]
 
@@ -142,20 +152,24 @@ def report(rows, runs):
         "points. Prompts are counted for each kind: with the trigger word, the same without it, and known shapes. "
         "Drawings of the shapes world stand in for what LoRAs draw.",
         "",
-        "| prompts | images each | images per cell | within 2 points of the best | within 10 | mean loss "
-        "| worst tenth |",
-        "|---|---|---|---|---|---|---|",
+        "| prompts | images each | of the four best | images in all | within 2 points of the best | within 10 "
+        "| mean loss | worst tenth |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for prompts, images, losses in rows:
+    cells = len(CHECKPOINTS) * len(STRENGTHS)
+    for prompts, images, final_images, losses in rows:
         own = sorted(loss for loss, _ in losses)
         shares = [f"{100 * sum(loss <= limit for loss in own) / runs:.0f} %" for limit in (CLOSE, 0.1)]
         mean, worst = 100 * sum(own) / runs, 100 * own[-max(1, runs // 10)]
-        cell = f"| {prompts} | {images} | {3 * prompts * images} "
-        lines.append(f"{cell}| {' | '.join(shares)} | {mean:.1f} | {worst:.1f} or more |")
-    last = sorted(loss for _, loss in rows[0][2])
+        total = 3 * prompts * (cells * images + FINALISTS * max(0, final_images - images))
+        counts = f"| {prompts} | {images} | {final_images or 'one round'} | {total} "
+        lines.append(f"{counts}| {' | '.join(shares)} | {mean:.1f} | {worst:.1f} or more |")
+    last = sorted(loss for _, loss in rows[0][3])
     shares = [f"{100 * sum(loss <= limit for loss in last) / runs:.0f} %" for limit in (CLOSE, 0.1)]
     mean, worst = 100 * sum(last) / runs, 100 * last[-max(1, runs // 10)]
-    lines.append(f"| the last checkpoint at strength 1 | | | {' | '.join(shares)} | {mean:.1f} | {worst:.1f} or more |")
+    lines.append(
+        f"| the last checkpoint at strength 1 | | | | {' | '.join(shares)} | {mean:.1f} | {worst:.1f} or more |"
+    )
     return "\n".join(lines) + "\n"
 
 
