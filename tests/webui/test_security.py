@@ -41,7 +41,7 @@ def server(tmp_path_factory):
     for name in ("config.yaml", "status.json", "one.safetensors", "pytorch_lora_weights.safetensors"):
         (run / name).write_text("{}")
     (run / "leak.safetensors").symlink_to("/etc/passwd")
-    server = Server(folder, of_its_own=True)
+    server = Server(folder)
     yield server
     server.kill()
 
