@@ -29,7 +29,7 @@ from sdxl_lora.select.images import PromptMatcher, thumbnails
 from sdxl_lora.select.keep import keep_recommended
 from sdxl_lora.select.models import Painter
 from sdxl_lora.select.report import as_json, grid, table, write_report
-from sdxl_lora.select.scores import Measured, Recommendation, Scale, Score, finalists, recommend
+from sdxl_lora.select.scores import FINALISTS, Measured, Recommendation, Scale, Score, finalists, recommend
 from sdxl_lora.training.data import open_images
 from sdxl_lora.training.data_plan import most_common_size
 from sdxl_lora.training.samples import SIMILARITY_REFERENCES
@@ -99,6 +99,7 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         info(
             f"{len(candidates)} checkpoints x {len(strengths)} strengths and the base, {len(prompts)} prompts, "
             f"{request.images} images each: {total} images, {total - len(missing)} of them are already there"
+            + (f"; then more of the {FINALISTS} best" if request.final_images > request.images else "")
         )
         on_main.append((judges, references))
         return choice, missing
