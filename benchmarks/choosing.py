@@ -35,6 +35,7 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--judge", type=Path, required=True, help="model by benchmarks.choosing_judge; made if missing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--kinds", nargs="+", choices=list(CLASS_IMAGES), default=list(CLASS_IMAGES))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.6, 0.8, 1.0, 1.2])
@@ -61,7 +62,7 @@ def main(argv=None):
         make_judge(args.judge)
     done = {(run["kind"], run["seed"]) for run in results["runs"]}
     for seed in args.seeds:
-        for kind in CLASS_IMAGES:
+        for kind in args.kinds:
             if (kind, seed) not in done:
                 results["runs"].append(one_run(args, kind, seed, results["base"]))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def main(argv=None):
 
 
 def settings(args):
-    places = ("judge", "seeds", "work_dir", "output_dir")
+    places = ("judge", "seeds", "kinds", "work_dir", "output_dir")
     return {name: value for name, value in vars(args).items() if name not in places}
 
 

@@ -1,18 +1,20 @@
 """Parse the command line and YAML files into a config, and write a config as YAML."""
 
 import argparse
+import dataclasses
 import difflib
 import itertools
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
 
-from sdxl_lora.config.fields import flat_fields, flat_values
+from sdxl_lora.config.fields import field_docs, flat_fields, flat_values
 from sdxl_lora.config.paths import pasted_path
 from sdxl_lora.errors import ConfigError
 
@@ -34,6 +36,7 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    join_help_lines(config_class)
     return tyro.cli(
         config_class,
         prog=program(sys.argv[0]),
@@ -42,6 +45,17 @@ def load_config(config_class: type[Config], argv: Sequence[str]) -> Config:
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def join_help_lines(config_class: type) -> None:
+    """Store every help text as one line where tyro looks first; of a docstring it keeps the line breaks."""
+    for owner in (config_class, *get_type_hints(config_class).values()):
+        if not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):
+            continue
+        helps = field_docs(owner)
+        for field in dataclasses.fields(owner):
+            if field.name in helps:
+                field.metadata = MappingProxyType({**field.metadata, "help": helps[field.name]})
 
 
 def program(path: str) -> str:

@@ -14,7 +14,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
@@ -125,8 +124,6 @@ def _fields_of_section(section_class: type, section: str | None, title: str, onl
         if only in (None, field.name):
             hint = hints[field.name]
             kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-            # tyro takes this for --help; of a docstring it would keep the line breaks
-            field.metadata = MappingProxyType({**field.metadata, "help": helps[field.name]})
             yield field.name, Field(field.name, section, title, kind, field.default, helps[field.name], tuple(rules))
 
 

@@ -40,7 +40,7 @@ class Drawn:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.prompts = [SamplePrompt(**prompt) for prompt in content["prompts"]]
-            of_first_round = content["images_per_prompt"]
+            of_first_round = content["images_per_prompt"]  # earlier versions had no other round
             numbers = {
                 Cell(float(cell["strength"]), int(cell["step"])): int(cell.get("images_per_prompt", of_first_round))
                 for cell in content["cells"]

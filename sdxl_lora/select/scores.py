@@ -20,7 +20,7 @@ from torch import Tensor
 from sdxl_lora.select.choice import BASE, Cell
 
 TIE = 0.005  # scores this close to the best are as good
-FINALISTS = 4
+FINALISTS = 4  # cells of the second round
 LEAST_SPAN = 0.01  # of cosines between the two ends of a scale; a shorter one distinguishes nothing
 COPY = 0.95  # correlation of thumbnails above which an image is called a copy
 USUAL = 0.95  # share of the pairs of training images that a copy's correlation must exceed

@@ -78,9 +78,9 @@ class Server:
         return (self.process.poll() if self.of_its_own else self.process.exitcode) is None
 
     def ended_by(self, number: int) -> int | None:
-        """Send a signal and return the exit code, None where the page still runs after a minute."""
+        """Send a signal, wait up to a minute for the page's end, and return its exit code."""
         os.kill(self.process.pid, number)
-        (self.process.wait if self.of_its_own else self.process.join)(60)
+        until(lambda: not self.is_up(), seconds=60)
         return self.process.returncode if self.of_its_own else self.process.exitcode
 
     def kill(self) -> None:

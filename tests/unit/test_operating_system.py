@@ -2,8 +2,11 @@
 
 import ast
 import contextlib
+import importlib
 import os
+import pkgutil
 import re
+import signal
 import sys
 
 import psutil
@@ -34,25 +37,9 @@ from tests.helpers.paths import ROOT
 
 SOURCES = [*ROOT.glob("sdxl_lora/**/*.py"), *ROOT.glob("preprocess/**/*.py"), ROOT / "train_sdxl_lora.py"]
 
-WITHOUT = """
-import importlib, os, pkgutil, signal, sys
-for name in ("SIGKILL", "SIGSTOP", "SIGCONT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGQUIT"):
-    delattr(signal, name)
-for name in ("fork", "killpg", "getpgid", "setsid", "getuid", "geteuid", "uname", "sched_getaffinity", "mkfifo"):
-    delattr(os, name)
-for name in ("fcntl", "resource", "pwd", "grp", "termios"):
-    sys.modules[name] = None
-import preprocess, sdxl_lora, train_sdxl_lora
-names = [module.name for package in (sdxl_lora, preprocess)
-         for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
-for name in names:
-    importlib.import_module(name)
-from pathlib import Path
-from sdxl_lora.run.session import Run, StopRequest
-with Run(run_folder), StopRequest(run_folder) as stop:
-    signal.raise_signal(signal.SIGINT)
-    print(len(names), stop.reason())
-"""
+OURS = ("preprocess", "sdxl_lora", "train_sdxl_lora")
+NO_SIGNALS = ("SIGKILL", "SIGSTOP", "SIGCONT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGQUIT")
+NO_CALLS = ("fork", "killpg", "getpgid", "setsid", "getuid", "geteuid", "uname", "sched_getaffinity", "mkfifo")
 
 
 def test_every_module_can_be_imported_without_what_windows_lacks(tmp_path):
@@ -66,13 +53,26 @@ def test_every_module_can_be_imported_without_what_windows_lacks(tmp_path):
     assert int(number) > 100 and reason == "SIGINT"
 
 
-def import_anew(log, run):
+def import_anew(log, run_folder):
     """In a process that has all libraries: import our own modules again without what Windows lacks."""
     settle(log, {})
-    for name in [name for name in sys.modules if name.split(".")[0] in ("preprocess", "sdxl_lora", "train_sdxl_lora")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
         del sys.modules[name]
     sys.modules["torch.distributed.rendezvous"]._rendezvous_handlers.pop("living")  # ours registers it, once
-    exec(WITHOUT, {"run_folder": run})
+    for owner, names in ((signal, NO_SIGNALS), (os, NO_CALLS)):
+        for name in names:
+            delattr(owner, name)
+    sys.modules |= dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios"))
+    packages = [importlib.import_module(name) for name in OURS[:2]]
+    names = [
+        one.name for package in packages for one in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    for name in (*names, "train_sdxl_lora"):
+        importlib.import_module(name)
+    session = sys.modules["sdxl_lora.run.session"]
+    with session.Run(run_folder), session.StopRequest(run_folder) as stop:
+        signal.raise_signal(signal.SIGINT)
+        print(len(names), stop.reason())
     leave(lambda: 0)
 
 

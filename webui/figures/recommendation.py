@@ -23,7 +23,7 @@ class Cell:
     leak: float | None
     prompt_lost: float | None
     copies: int
-    images: int  # per prompt
+    images: int  # per prompt; 0 in files of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
