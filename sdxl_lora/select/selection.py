@@ -99,7 +99,7 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         info(
             f"{len(candidates)} checkpoints x {len(strengths)} strengths and the base, {len(prompts)} prompts, "
             f"{request.images} images each: {total} images, {total - len(missing)} of them are already there"
-            + (f"; then more of the {FINALISTS} best" if request.final_images > request.images else "")
+            + (f"; then more of the {FINALISTS} best" if has_second_round(request, judges) else "")
         )
         on_main.append((judges, references))
         return choice, missing
@@ -111,7 +111,7 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
 
     def find_finalists() -> tuple[Choice, list[Drawing]]:
         judges, references = on_main[0]
-        if judges.similarity is None or request.final_images <= request.images:
+        if not has_second_round(request, judges):
             return choice, []
         best = finalists(scored(choice, judges, references, folder, accelerator.device)[1])
         if len(best) < 2:
@@ -130,6 +130,11 @@ def select(config: TrainConfig, request: Request, accelerator, info: Callable[[s
         return on_main_and_broadcast(
             accelerator, lambda: conclude(config, request, choice, *on_main[0], accelerator.device, info)
         )
+
+
+def has_second_round(request: Request, judges: Judges) -> bool:
+    """Return whether the best are drawn again: there is a model to tell them, and more images are asked for."""
+    return judges.similarity is not None and request.final_images > request.images
 
 
 def draw_together(

@@ -155,8 +155,10 @@ def test_without_a_similarity_model_it_says_so_and_draws_on_request_alone(run, c
     with pytest.raises(ConfigError, match=r"given no similarity_model.*--similarity_model none"):
         select(run)
     assert not (run / "select").exists(), "refused before anything is drawn"
-    select(run, "--similarity_model", "none", "--steps", "4", "--strengths", "1")
-    said = capsys.readouterr().out
+    select(run, "--similarity_model", "none", "--steps", "4", "--strengths", "1", "--final_images", "8")
+    out = capsys.readouterr()
+    assert "best" not in out.err and len(list((run / "select" / "images").iterdir())) == 2 * 3, "one round"
+    said = out.out
     assert "nothing is recommended: what was learned could not be measured" in said
     assert "not measured: learned, leak, likeness and variety: no similarity model was given" in said
     found = json.loads((run / "select" / "select.json").read_text())
